@@ -1,0 +1,449 @@
+//! The state machine of one thread: scheduler events in, intervals out.
+//!
+//! A thread is *on* a CPU between a switch-in and a switch-out and *off* it otherwise. What an off interval consists of
+//! depends on how it began:
+//!
+//! ```text
+//!   slept:      out ───── blocked ─────┬── run queue ──┬ in        still runnable:  out ──── run queue ────┬ in
+//!                                      waking          │                                                   │
+//!                                      └─ wake to run ─┘
+//!
+//!   raced:      ── on ── waking ── out ───── run queue ─────┬ in   (blocked = 0)
+//!                        └──────────── wake to run ─────────┘
+//!
+//!   new thread: fork · · · wakeup_new ──── run queue ───────┬ in   (no off-CPU interval: it has never been on a CPU)
+//! ```
+//!
+//! The *end of a sleep* is the first waking after the switch-out. Where there is none, the wakeup raced with going to
+//! sleep: `try_to_wake_up()` may find the thread between setting its state and reaching `schedule()`, so the waking event
+//! comes up to tens of microseconds before the switch-out. Then the last waking since the thread came on the CPU ended the
+//! sleep, nothing was spent blocked, and the wait for a CPU starts at the switch-out. Where there is neither, the end is
+//! unknown and said to be.
+//!
+//! **No time is invented.** A thread is [`Phase::Unknown`] until its first switch; an event that contradicts the phase (a
+//! switch-in while on a CPU, a switch-out while off it) means that one was lost, so the open interval is dropped, not
+//! guessed.
+//!
+//! **Concurrency.** In the kernel a clock is changed by the CPU that switches the thread, under that CPU's run-queue lock,
+//! with one exception: a waking may come from any CPU at any moment. It writes only the two `wake_*` fields, each a single
+//! aligned 64-bit store, so the worst a race can do is to put a waking on the wrong side of a switch-out that happens in
+//! the same nanoseconds; [`Clock::switch_in`] reads both and orders them by their time stamps. The fields a waking writes
+//! are cleared at the switch-in, when the thread cannot be woken, never at the switch-out, when it can.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Where a thread is. Stored as a `u32` because the clock lies in kernel memory, where zeroes mean [`Phase::Unknown`].
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing has been seen of it yet.
+    Unknown = 0,
+    /// On a CPU since [`Clock::since_ns`].
+    On = 1,
+    /// Off the CPU since [`Clock::since_ns`], asleep when it left.
+    Slept = 2,
+    /// Off the CPU since [`Clock::since_ns`], still runnable when it left (preempted or yielded).
+    Runnable = 3,
+    /// Created, and not yet on any CPU.
+    New = 4,
+    /// Switched out for the last time.
+    Dead = 5,
+}
+
+/// How a thread left the CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// It sleeps until somebody wakes it (`!preempt` and `prev_state` ≠ 0).
+    Slept,
+    /// It could go on at once.
+    Runnable,
+    /// It never comes back (`TASK_DEAD`).
+    Dead,
+}
+
+/// The clock of one thread; see the module's text. All times are `CLOCK_MONOTONIC` nanoseconds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Clock {
+    /// When the current phase began; meaningless in [`Phase::Unknown`] and [`Phase::New`].
+    pub since_ns: u64,
+    /// First waking since the thread left the CPU; 0 if there was none.
+    pub wake_off_ns: u64,
+    /// Last waking since the thread came on the CPU; 0 if there was none.
+    pub wake_on_ns: u64,
+    phase: u32,
+    reserved: u32,
+}
+
+const _: () = assert!(size_of::<Clock>() == 32);
+
+/// What a switch-out ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// On-CPU time, if its beginning was seen.
+    pub on_cpu_ns: Option<u64>,
+    /// The thread was thought to be off the CPU: a switch-in was lost, and with it the off interval that it ended.
+    pub missed_switch_in: bool,
+}
+
+/// What a switch-in ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Entered {
+    /// Switch-out to switch-in.
+    pub off_cpu_ns: Option<u64>,
+    /// Switch-out to the end of the sleep; `None` also where the thread did not sleep.
+    pub blocked_ns: Option<u64>,
+    /// End of the sleep, or the switch-out of a runnable thread, to switch-in.
+    pub run_queue_ns: Option<u64>,
+    /// The waking that ended the sleep to switch-in; longer than `run_queue_ns` where the two raced.
+    pub wake_to_run_ns: Option<u64>,
+    /// The thread slept (or is new), yet no waking of it was seen.
+    pub wake_unknown: bool,
+    /// The thread was thought to be on a CPU: a switch-out was lost, and with it the on interval that it ended.
+    pub missed_switch_out: bool,
+}
+
+impl Clock {
+    /// The clock of a thread of which nothing has been seen.
+    pub const UNKNOWN: Self = Self {
+        phase: Phase::Unknown as u32,
+        ..Self::NEW
+    };
+
+    /// The clock of a thread that has just been created: its first wait ends the first time it gets a CPU.
+    pub const NEW: Self = Self {
+        since_ns: 0,
+        wake_off_ns: 0,
+        wake_on_ns: 0,
+        phase: Phase::New as u32,
+        reserved: 0,
+    };
+
+    /// Where the thread is.
+    #[inline(always)]
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match self.phase {
+            1 => Phase::On,
+            2 => Phase::Slept,
+            3 => Phase::Runnable,
+            4 => Phase::New,
+            5 => Phase::Dead,
+            _ => Phase::Unknown,
+        }
+    }
+
+    /// Whether an off-CPU interval is open: begun with a switch-out and not ended (for a dead thread, never to be).
+    #[inline(always)]
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        matches!(self.phase(), Phase::Slept | Phase::Runnable | Phase::Dead)
+    }
+
+    /// The thread leaves its CPU.
+    #[inline(always)]
+    pub fn switch_out(&mut self, now_ns: u64, leave: Leave) -> Left {
+        let mut left = Left::default();
+        match self.phase() {
+            Phase::On => left.on_cpu_ns = Some(now_ns.saturating_sub(self.since_ns)),
+            Phase::Slept | Phase::Runnable | Phase::New => {
+                left.missed_switch_in = true;
+                // These wakings ended the interval that was lost; they say nothing about the one that begins.
+                self.forget_wakings();
+            }
+            Phase::Unknown | Phase::Dead => {}
+        }
+        self.since_ns = now_ns;
+        self.phase = match leave {
+            Leave::Slept => Phase::Slept,
+            Leave::Runnable => Phase::Runnable,
+            Leave::Dead => Phase::Dead,
+        } as u32;
+        left
+    }
+
+    /// The thread comes onto a CPU.
+    #[inline(always)]
+    pub fn switch_in(&mut self, now_ns: u64) -> Entered {
+        let mut entered = Entered::default();
+        match self.phase() {
+            Phase::Slept => {
+                entered.off_cpu_ns = Some(now_ns.saturating_sub(self.since_ns));
+                let woken_ns = if self.wake_off_ns != 0 {
+                    self.wake_off_ns
+                } else {
+                    self.wake_on_ns
+                };
+                if woken_ns == 0 {
+                    entered.wake_unknown = true;
+                } else {
+                    let sleep_end_ns = if woken_ns > self.since_ns {
+                        woken_ns
+                    } else {
+                        self.since_ns
+                    };
+                    entered.blocked_ns = Some(sleep_end_ns.saturating_sub(self.since_ns));
+                    entered.run_queue_ns = Some(now_ns.saturating_sub(sleep_end_ns));
+                    entered.wake_to_run_ns = Some(now_ns.saturating_sub(woken_ns));
+                }
+            }
+            Phase::Runnable => {
+                entered.off_cpu_ns = Some(now_ns.saturating_sub(self.since_ns));
+                entered.run_queue_ns = entered.off_cpu_ns;
+            }
+            Phase::New => {
+                if self.wake_off_ns == 0 {
+                    entered.wake_unknown = true;
+                } else {
+                    entered.run_queue_ns = Some(now_ns.saturating_sub(self.wake_off_ns));
+                    entered.wake_to_run_ns = entered.run_queue_ns;
+                }
+            }
+            Phase::On => entered.missed_switch_out = true,
+            Phase::Unknown | Phase::Dead => {}
+        }
+        self.forget_wakings();
+        self.since_ns = now_ns;
+        self.phase = Phase::On as u32;
+        entered
+    }
+
+    /// Somebody wakes the thread (`sched_waking`, or `sched_wakeup_new` for a new one). May run on any CPU.
+    #[inline(always)]
+    pub fn waking(&mut self, now_ns: u64) {
+        match self.phase() {
+            Phase::On => self.wake_on_ns = now_ns,
+            Phase::Slept | Phase::Runnable | Phase::New => {
+                if self.wake_off_ns == 0 {
+                    self.wake_off_ns = now_ns;
+                }
+            }
+            Phase::Unknown | Phase::Dead => {}
+        }
+    }
+
+    #[inline(always)]
+    fn forget_wakings(&mut self) {
+        self.wake_off_ns = 0;
+        self.wake_on_ns = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::vec::Vec;
+
+    /// Plays a timeline drawn as text and returns what each switch-in and switch-out ended.
+    ///
+    /// One character is 10 ns: `[` switch-in, `z` switch-out asleep, `r` switch-out still runnable, `x` last switch-out,
+    /// `!` waking; every other character only passes the time.
+    fn play(mut clock: Clock, timeline: &str) -> (Vec<Left>, Vec<Entered>, Clock) {
+        let (mut lefts, mut entereds) = (Vec::new(), Vec::new());
+        for (column, event) in timeline.chars().enumerate() {
+            let now_ns = 10 * (column as u64 + 1);
+            match event {
+                '[' => entereds.push(clock.switch_in(now_ns)),
+                'z' => lefts.push(clock.switch_out(now_ns, Leave::Slept)),
+                'r' => lefts.push(clock.switch_out(now_ns, Leave::Runnable)),
+                'x' => lefts.push(clock.switch_out(now_ns, Leave::Dead)),
+                '!' => clock.waking(now_ns),
+                _ => {}
+            }
+        }
+        (lefts, entereds, clock)
+    }
+
+    #[test]
+    fn a_sleep_is_split_at_its_waking() {
+        let (lefts, entereds, _) = play(Clock::UNKNOWN, "[---z...!..[");
+        assert_eq!(lefts[0].on_cpu_ns, Some(40));
+        assert_eq!(
+            entereds[1],
+            Entered {
+                off_cpu_ns: Some(70),
+                blocked_ns: Some(40),
+                run_queue_ns: Some(30),
+                wake_to_run_ns: Some(30),
+                ..Entered::default()
+            }
+        );
+    }
+
+    #[test]
+    fn only_the_first_waking_after_the_switch_out_ends_the_sleep() {
+        let (_, entereds, _) = play(Clock::UNKNOWN, "[z..!..!.[");
+        assert_eq!(entereds[1].blocked_ns, Some(30));
+        assert_eq!(entereds[1].wake_to_run_ns, Some(50));
+    }
+
+    #[test]
+    fn a_wakeup_that_raced_with_going_to_sleep_leaves_nothing_blocked() {
+        let (_, entereds, _) = play(Clock::UNKNOWN, "[-!--z....[");
+        assert_eq!(
+            entereds[1],
+            Entered {
+                off_cpu_ns: Some(50),
+                blocked_ns: Some(0),
+                run_queue_ns: Some(50),
+                wake_to_run_ns: Some(80),
+                ..Entered::default()
+            }
+        );
+    }
+
+    #[test]
+    fn of_several_early_wakings_the_last_one_raced() {
+        let (_, entereds, _) = play(Clock::UNKNOWN, "[!-!z..[");
+        assert_eq!(entereds[1].wake_to_run_ns, Some(40));
+    }
+
+    #[test]
+    fn a_waking_after_the_switch_out_beats_an_early_one() {
+        let (_, entereds, _) = play(Clock::UNKNOWN, "[!-z..!.[");
+        assert_eq!(entereds[1].blocked_ns, Some(30));
+        assert_eq!(entereds[1].wake_to_run_ns, Some(20));
+    }
+
+    #[test]
+    fn an_early_waking_does_not_outlive_its_switch_in() {
+        // The waking belongs to the first sleep; the second has none and must say so.
+        let (_, entereds, _) = play(Clock::UNKNOWN, "[!z..[--z..[");
+        assert_eq!(entereds[1].wake_to_run_ns, Some(40));
+        assert!(entereds[2].wake_unknown);
+        assert_eq!(entereds[2].blocked_ns, None);
+        assert_eq!(entereds[2].run_queue_ns, None);
+        assert_eq!(entereds[2].off_cpu_ns, Some(30));
+    }
+
+    #[test]
+    fn a_runnable_thread_waits_for_a_cpu_from_its_switch_out() {
+        let (_, entereds, _) = play(Clock::UNKNOWN, "[--r...[");
+        assert_eq!(
+            entereds[1],
+            Entered {
+                off_cpu_ns: Some(40),
+                run_queue_ns: Some(40),
+                ..Entered::default()
+            }
+        );
+    }
+
+    #[test]
+    fn a_waking_of_a_preempted_thread_ends_no_sleep() {
+        // Preempted between setting its state and schedule(): it is woken, yet it never slept.
+        let (_, entereds, _) = play(Clock::UNKNOWN, "[--r.!.[--z.[");
+        assert_eq!(entereds[1].blocked_ns, None);
+        assert_eq!(entereds[1].run_queue_ns, Some(40));
+        assert!(entereds[2].wake_unknown, "the waking must not leak into the next sleep");
+    }
+
+    #[test]
+    fn a_new_thread_waits_from_its_wakeup_and_was_never_off_cpu() {
+        let (lefts, entereds, _) = play(Clock::NEW, "..!...[-z");
+        assert_eq!(
+            entereds[0],
+            Entered {
+                run_queue_ns: Some(40),
+                wake_to_run_ns: Some(40),
+                ..Entered::default()
+            }
+        );
+        assert_eq!(lefts[0].on_cpu_ns, Some(20));
+    }
+
+    #[test]
+    fn a_new_thread_without_its_wakeup_is_said_to_lack_it() {
+        let (_, entereds, _) = play(Clock::NEW, "...[");
+        assert!(entereds[0].wake_unknown);
+        assert_eq!(entereds[0].run_queue_ns, None);
+    }
+
+    #[test]
+    fn a_thread_first_seen_in_the_middle_invents_no_time() {
+        let (lefts, entereds, _) = play(Clock::UNKNOWN, "--z..!.[");
+        assert_eq!(lefts[0], Left::default(), "on since when? unknown");
+        assert_eq!(entereds[0].off_cpu_ns, Some(50));
+        let (_, entereds, _) = play(Clock::UNKNOWN, "..!..[");
+        assert_eq!(entereds[0], Entered::default(), "off since when? unknown");
+    }
+
+    #[test]
+    fn a_lost_switch_out_drops_the_on_interval() {
+        let (lefts, entereds, _) = play(Clock::UNKNOWN, "[--[---z");
+        assert!(entereds[1].missed_switch_out);
+        assert_eq!(entereds[1].off_cpu_ns, None);
+        assert_eq!(lefts[0].on_cpu_ns, Some(40), "counted from the switch-in that was seen");
+    }
+
+    #[test]
+    fn a_lost_switch_in_drops_the_off_interval_and_its_waking() {
+        let (lefts, entereds, _) = play(Clock::UNKNOWN, "[-z.!..z...[");
+        assert!(lefts[1].missed_switch_in);
+        assert_eq!(lefts[1].on_cpu_ns, None);
+        assert_eq!(
+            entereds[1].off_cpu_ns,
+            Some(40),
+            "counted from the switch-out that was seen"
+        );
+        assert!(entereds[1].wake_unknown, "the waking ended the interval that was lost");
+    }
+
+    #[test]
+    fn a_waking_stamped_before_a_switch_out_it_was_stored_after_counts_as_raced() {
+        // Another CPU took its time stamp first and stored it last.
+        let mut clock = Clock::UNKNOWN;
+        clock.switch_in(10);
+        clock.switch_out(50, Leave::Slept);
+        clock.waking(48);
+        let entered = clock.switch_in(90);
+        assert_eq!(entered.blocked_ns, Some(0));
+        assert_eq!(entered.run_queue_ns, Some(40));
+        assert_eq!(entered.wake_to_run_ns, Some(42));
+    }
+
+    #[test]
+    fn a_waking_stamped_after_a_switch_out_it_was_stored_before_ends_the_sleep_there() {
+        let mut clock = Clock::UNKNOWN;
+        clock.switch_in(10);
+        clock.waking(52);
+        clock.switch_out(50, Leave::Slept);
+        let entered = clock.switch_in(90);
+        assert_eq!(entered.blocked_ns, Some(2));
+        assert_eq!(entered.run_queue_ns, Some(38));
+    }
+
+    #[test]
+    fn an_exit_leaves_the_interval_open_for_ever() {
+        let (lefts, _, clock) = play(Clock::UNKNOWN, "[--x");
+        assert_eq!(lefts[0].on_cpu_ns, Some(30));
+        assert_eq!(clock.phase(), Phase::Dead);
+        assert!(clock.is_off());
+    }
+
+    #[test]
+    fn whatever_the_order_of_events_no_time_is_invented() {
+        // All sequences of eight events out of five kinds: the parts never exceed the wall clock they lie in.
+        const EVENTS: [char; 5] = ['[', 'z', 'r', '!', '.'];
+        for mut code in 0..5_usize.pow(8) {
+            let mut timeline = std::string::String::new();
+            for _ in 0..8 {
+                timeline.push(EVENTS[code % 5]);
+                code /= 5;
+            }
+            let (lefts, entereds, _) = play(Clock::UNKNOWN, &timeline);
+            let on: u64 = lefts.iter().filter_map(|left| left.on_cpu_ns).sum();
+            let off: u64 = entereds.iter().filter_map(|entered| entered.off_cpu_ns).sum();
+            assert!(on + off <= 70, "{timeline}: {on} on + {off} off in 70 ns");
+            for entered in &entereds {
+                if let (Some(off), Some(blocked), Some(run_queue)) =
+                    (entered.off_cpu_ns, entered.blocked_ns, entered.run_queue_ns)
+                {
+                    assert_eq!(off, blocked + run_queue, "{timeline}");
+                }
+                assert!(!(entered.wake_unknown && entered.blocked_ns.is_some()), "{timeline}");
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Totals and losses, one set per CPU.
+
+use bytemuck::{Pod, Zeroable};
+
+/// What one CPU counted. User space adds the CPUs up. Every loss has a cause of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Counters {
+    /// Switch-outs of target threads: one for each run of the `sched_switch` program whose `prev` is one.
+    pub switches: u64,
+    /// Wakings of target threads.
+    pub wakings: u64,
+    /// Switch-outs that the kernel's own counters prove and no program run saw (`lost.events`).
+    pub lost_events: u64,
+    /// Off-CPU intervals dropped because the event that ended or began them was lost (`lost.intervals`).
+    pub lost_intervals: u64,
+    /// Sleeps whose end nobody saw (`lost.wakeups`).
+    pub lost_wakeups: u64,
+    /// Switch-outs whose kernel or user stack did not fit the stack table (`lost.stacks`).
+    pub lost_stacks: u64,
+    /// Switch-outs in which the user stack could not be read though the thread was not exiting (`lost.user_stacks`).
+    pub lost_user_stacks: u64,
+    /// Switch-outs whose stack pair did not fit the table of sums (`lost.stack_sums`).
+    pub lost_stack_sums: u64,
+    /// Threads that did not fit the thread table (`lost.threads`), counted once a try.
+    pub lost_threads: u64,
+    /// Exited threads whose record did not fit the ring (`lost.thread_records`).
+    pub lost_records: u64,
+    /// Kernel switches of those threads: they are in `switches` but in no thread's record.
+    pub lost_record_switches: u64,
+    /// Runs of the `sched_switch` program that were dropped on purpose, by the fault injection of the tests.
+    pub dropped_on_purpose: u64,
+}
+
+const _: () = assert!(size_of::<Counters>() == 12 * 8);
+
+impl Counters {
+    /// Adds another CPU's counts to these.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            switches,
+            wakings,
+            lost_events,
+            lost_intervals,
+            lost_wakeups,
+            lost_stacks,
+            lost_user_stacks,
+            lost_stack_sums,
+            lost_threads,
+            lost_records,
+            lost_record_switches,
+            dropped_on_purpose,
+        } = other;
+        self.switches += switches;
+        self.wakings += wakings;
+        self.lost_events += lost_events;
+        self.lost_intervals += lost_intervals;
+        self.lost_wakeups += lost_wakeups;
+        self.lost_stacks += lost_stacks;
+        self.lost_user_stacks += lost_user_stacks;
+        self.lost_stack_sums += lost_stack_sums;
+        self.lost_threads += lost_threads;
+        self.lost_records += lost_records;
+        self.lost_record_switches += lost_record_switches;
+        self.dropped_on_purpose += dropped_on_purpose;
+    }
+}

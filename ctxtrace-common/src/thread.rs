@@ -1,0 +1,182 @@
+//! Everything known of one thread.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::clock::Clock;
+use crate::stack::StackKey;
+
+/// The thread runs the last part of `do_exit()` (`sched_process_exit` has come): its memory may be gone.
+pub const EXITING: u32 = 1;
+/// `pending` holds a switch-out that is not in the table of sums yet.
+pub const PENDING_SUM: u32 = 2;
+
+/// The kernel's own count of a thread's switches (`task_struct.nvcsw` and `nivcsw`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct KernelCount {
+    /// Voluntary switches.
+    pub voluntary: u64,
+    /// Involuntary switches.
+    pub involuntary: u64,
+}
+
+impl KernelCount {
+    /// Both together.
+    #[inline(always)]
+    #[must_use]
+    pub fn total(self) -> u64 {
+        self.voluntary.wrapping_add(self.involuntary)
+    }
+}
+
+/// Value of the thread table, and the record an exiting thread leaves in the ring.
+///
+/// The table's key is the address of the kernel's `task_struct`: it stays the same when an `execve` gives the thread its
+/// leader's id, it cannot be reused before the thread's last switch, and a lookup needs no field of the thread. User space
+/// never shows it; the identity people see is (tid, start time).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Thread {
+    /// The state machine.
+    pub clock: Clock,
+    /// The kernel's count when tracing of the thread began: 0 for one that was born while its process was traced.
+    pub base: KernelCount,
+    /// The kernel's count at the thread's last event.
+    pub kernel: KernelCount,
+    /// Program runs that saw the thread switched out while the kernel's voluntary count rose.
+    pub traced_voluntary: u64,
+    /// The same for the involuntary count.
+    pub traced_involuntary: u64,
+    /// Sum of the off-CPU intervals that ended.
+    pub off_cpu_ns: u64,
+    /// Sum of the on-CPU intervals whose beginning and end were seen.
+    pub on_cpu_ns: u64,
+    /// Sum of the run-queue times.
+    pub run_queue_ns: u64,
+    /// Switch-ins on another CPU than the last one.
+    pub migrations: u64,
+    /// `task_struct.start_boottime`, nanoseconds of `CLOCK_BOOTTIME`.
+    pub start_boottime_ns: u64,
+    /// The last switch-out, in the terms it is summed by.
+    pub pending: StackKey,
+    /// Name, padded with zeroes; brought up to date at `execve` and at the last switch.
+    pub comm: [u8; 16],
+    /// Thread id in the initial pid namespace.
+    pub tid: u32,
+    /// Process id in the initial pid namespace.
+    pub tgid: u32,
+    /// How many times the process had called `execve` since it was first seen.
+    pub image: u32,
+    /// CPU of the last switch-in plus one; 0 before the first.
+    pub last_cpu_plus_one: u32,
+    /// [`EXITING`], [`PENDING_SUM`].
+    pub flags: u32,
+    reserved: u32,
+}
+
+const _: () = assert!(size_of::<Thread>() == 32 + 32 + 56 + 48 + 16 + 24);
+
+impl Thread {
+    /// A record with nothing in it: to be filled in with what is known at a thread's first event.
+    pub const EMPTY: Self = Self {
+        clock: Clock::UNKNOWN,
+        base: KernelCount {
+            voluntary: 0,
+            involuntary: 0,
+        },
+        kernel: KernelCount {
+            voluntary: 0,
+            involuntary: 0,
+        },
+        traced_voluntary: 0,
+        traced_involuntary: 0,
+        off_cpu_ns: 0,
+        on_cpu_ns: 0,
+        run_queue_ns: 0,
+        migrations: 0,
+        start_boottime_ns: 0,
+        pending: StackKey::EMPTY,
+        comm: [0; 16],
+        tid: 0,
+        tgid: 0,
+        image: 0,
+        last_cpu_plus_one: 0,
+        flags: 0,
+        reserved: 0,
+    };
+
+    /// Program runs that saw the thread switched out.
+    #[inline(always)]
+    #[must_use]
+    pub fn traced(&self) -> u64 {
+        self.traced_voluntary + self.traced_involuntary
+    }
+
+    /// What the kernel counted over the same span.
+    #[inline(always)]
+    #[must_use]
+    pub fn counted_by_kernel(&self) -> u64 {
+        self.kernel.total().wrapping_sub(self.base.total())
+    }
+
+    /// Counts one switch-out, given the kernel's counters as they are at that moment.
+    ///
+    /// `slept` tells what kind it was where both counters moved, which happens only if events were lost. Returns how many
+    /// were: the two counters rise together by exactly one a switch.
+    #[inline(always)]
+    pub fn count_switch(&mut self, kernel: KernelCount, slept: bool) -> u64 {
+        let voluntary_moved = kernel.voluntary != self.kernel.voluntary;
+        let involuntary_moved = kernel.involuntary != self.kernel.involuntary;
+        let voluntary = if voluntary_moved && involuntary_moved {
+            slept
+        } else {
+            voluntary_moved
+        };
+        if voluntary {
+            self.traced_voluntary += 1;
+        } else {
+            self.traced_involuntary += 1;
+        }
+        let risen = kernel.total().wrapping_sub(self.kernel.total());
+        self.kernel = kernel;
+        risen.saturating_sub(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(voluntary: u64, involuntary: u64) -> KernelCount {
+        KernelCount { voluntary, involuntary }
+    }
+
+    #[test]
+    fn the_counter_that_moved_decides_what_kind_of_switch_it_was() {
+        let mut thread = Thread::EMPTY;
+        assert_eq!(thread.count_switch(count(1, 0), true), 0);
+        assert_eq!(thread.count_switch(count(1, 1), true), 0);
+        // A signal was pending: the thread did not sleep, and the kernel counts it as voluntary all the same.
+        assert_eq!(thread.count_switch(count(2, 1), false), 0);
+        assert_eq!((thread.traced_voluntary, thread.traced_involuntary), (2, 1));
+        assert_eq!(thread.traced(), thread.counted_by_kernel());
+    }
+
+    #[test]
+    fn a_gap_in_the_kernels_count_is_the_number_of_lost_events() {
+        let mut thread = Thread::EMPTY;
+        assert_eq!(thread.count_switch(count(3, 0), true), 2);
+        assert_eq!(thread.count_switch(count(4, 2), true), 2);
+        assert_eq!((thread.traced(), thread.counted_by_kernel()), (2, 6));
+        assert_eq!(thread.traced_voluntary, 2);
+    }
+
+    #[test]
+    fn what_was_counted_before_tracing_began_is_not_counted() {
+        let mut thread = Thread::EMPTY;
+        thread.base = count(100, 7);
+        thread.kernel = thread.base;
+        assert_eq!(thread.count_switch(count(101, 7), true), 0);
+        assert_eq!(thread.counted_by_kernel(), 1);
+    }
+}

@@ -1,0 +1,63 @@
+//! `sched_process_fork(parent, child)`, `sched_process_exec(p, old_pid, bprm)`, `sched_process_exit(p)`: who belongs to the
+//! target, from when and until when.
+
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use ctxtrace_common::clock::Clock;
+use ctxtrace_common::thread::{EXITING, KernelCount};
+
+use crate::target::{FirstSeen, begin, find, follow_process};
+use crate::task::Task;
+
+/// A target's child, thread or process, is a target. The child has not run yet (kernel: `kernel/fork.c`,
+/// `kernel_clone()`), and its counters are 0 (`copy_mm()`).
+#[btf_tracepoint(function = "sched_process_fork")]
+pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
+    let parent = Task::from_arg(ctx.arg(0));
+    let child = Task::from_arg(ctx.arg(1));
+    let Some(thread) = find(parent, parent.tid(), FirstSeen::Otherwise) else {
+        return 0;
+    };
+    let image = thread.image;
+    let (tid, tgid) = (child.tid(), child.tgid());
+    if tgid != thread.tgid {
+        follow_process(tgid, child.start_boottime_ns());
+    }
+    begin(
+        child,
+        tid,
+        tgid,
+        image,
+        Clock::NEW,
+        KernelCount {
+            voluntary: 0,
+            involuntary: 0,
+        },
+    );
+    0
+}
+
+/// A new program in the process: a new name and a new address space. If the caller was not the group's leader it has
+/// become it, and has the leader's id now; its record, kept by address, is the same.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub(crate) fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
+    let task = Task::from_arg(ctx.arg(0));
+    let tid = task.tid();
+    if let Some(thread) = find(task, tid, FirstSeen::Otherwise) {
+        thread.tid = tid;
+        thread.image += 1;
+        thread.comm = task.comm();
+    }
+    0
+}
+
+/// The thread is about to end. It will be switched a few more times, the last one with `TASK_DEAD`, so its record stays;
+/// but its memory is gone, or soon will be.
+#[btf_tracepoint(function = "sched_process_exit")]
+pub(crate) fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
+    let task = Task::from_arg(ctx.arg(0));
+    if let Some(thread) = find(task, task.tid(), FirstSeen::Otherwise) {
+        thread.flags |= EXITING;
+    }
+    0
+}

@@ -1,0 +1,45 @@
+//! ctxtrace's BPF programs: what runs in the kernel at every switch.
+//!
+//! One file a hook:
+//!
+//! * [`switch`]: `sched_switch`. The thread that leaves is counted and its stacks are taken; the thread that comes gets its
+//!   off-CPU interval closed.
+//! * [`wakeup`]: `sched_waking`, `sched_wakeup_new`. Ends of sleeps.
+//! * [`lifecycle`]: `sched_process_fork`, `_exec`, `_exit`. Who belongs to the target.
+//!
+//! and what they share: [`maps`] (every map, and every constant the loader sets), [`task`] (reading the kernel's
+//! `task_struct` with offsets from the running kernel's BTF), [`target`] (from a `task_struct` to our record of the thread).
+//!
+//! All are `tp_btf` programs: they get typed pointers and read through them directly, no helper call for each field.
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
+
+#[cfg(target_arch = "bpf")]
+mod atomic;
+#[cfg(target_arch = "bpf")]
+mod lifecycle;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod switch;
+#[cfg(target_arch = "bpf")]
+mod target;
+#[cfg(target_arch = "bpf")]
+mod task;
+#[cfg(target_arch = "bpf")]
+mod wakeup;
+
+/// The licence the kernel checks before it lets a program call GPL-only helpers (stack walks, user memory reads).
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier rejects a program from which this loop could be reached.
+    loop {}
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

@@ -1,0 +1,136 @@
+//! From a `task_struct` to the record of the thread: who is a target.
+//!
+//! A thread is one if it is in the thread table, or if its process is in the process table: then it is adopted at this,
+//! its first event. Threads of a process that is followed from its start come in at their fork; adoption is for the first
+//! thread of all (user space knows its process id only) and for threads that no fork announces, like `io_uring` workers.
+
+use ctxtrace_common::clock::Clock;
+use ctxtrace_common::process::Process;
+use ctxtrace_common::thread::{KernelCount, Thread};
+
+use crate::atomic;
+use crate::maps::{PROCESSES, THREADS, count};
+use crate::task::Task;
+
+/// What an unknown thread is doing in the event it is first seen in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FirstSeen {
+    /// It is being switched out, and the kernel has counted that already.
+    LeavingCpu,
+    /// Anything else.
+    Otherwise,
+    /// It has just been created.
+    Newborn,
+}
+
+/// The record of a target thread, or `None` for everybody else's. `adopt` tells how to begin a record.
+#[inline(always)]
+pub(crate) fn find(task: Task, tid: u32, first_seen: FirstSeen) -> Option<&'static mut Thread> {
+    // Pid 0 is the idle task of each CPU: nobody's thread.
+    if tid == 0 {
+        return None;
+    }
+    let key = task.address();
+    let thread = match THREADS.get_ptr_mut(&key) {
+        Some(thread) => thread,
+        None => {
+            if !adopt(task, tid, first_seen) {
+                return None;
+            }
+            THREADS.get_ptr_mut(&key)?
+        }
+    };
+    // SAFETY: the pointer is to a live element of a preallocated map. The element is changed only by the CPU that switches
+    // the thread and by wakings, whose fields are apart (see `ctxtrace_common::clock`, "Concurrency").
+    Some(unsafe { &mut *thread })
+}
+
+/// Begins the record of a thread of a followed process. Kept out of line: it runs once a thread, and otherwise only to say
+/// no to threads of others.
+#[inline(never)]
+fn adopt(task: Task, tid: u32, first_seen: FirstSeen) -> bool {
+    let tgid = task.tgid();
+    let Some(process) = PROCESSES.get_ptr_mut(&tgid) else {
+        return false;
+    };
+    // SAFETY: a live element; the fields are changed with single aligned stores or atomic adds.
+    let process = unsafe { &mut *process };
+    let leader_start_ns = task.group_leader().start_boottime_ns();
+    if process.start_boottime_ns == 0 {
+        process.start_boottime_ns = leader_start_ns;
+    } else if process.start_boottime_ns != leader_start_ns {
+        // The id was given to another process while we still had it down for ours.
+        return false;
+    }
+    let clock = if first_seen == FirstSeen::Newborn {
+        Clock::NEW
+    } else {
+        Clock::UNKNOWN
+    };
+    let mut base = task.kernel_count();
+    if first_seen == FirstSeen::LeavingCpu {
+        // The counter was raised for this switch just before the tracepoint. Which of the two is not known here; the sum
+        // is all that is compared, so either serves.
+        if base.voluntary > 0 {
+            base.voluntary -= 1;
+        } else {
+            base.involuntary -= 1;
+        }
+    }
+    begin(task, tid, tgid, 0, clock, base)
+}
+
+/// Puts a new record into the thread table and counts the thread as alive.
+#[inline(always)]
+pub(crate) fn begin(task: Task, tid: u32, tgid: u32, image: u32, clock: Clock, base: KernelCount) -> bool {
+    let mut thread = Thread::EMPTY;
+    thread.clock = clock;
+    thread.base = base;
+    thread.kernel = base;
+    thread.comm = task.comm();
+    thread.start_boottime_ns = task.start_boottime_ns();
+    thread.tid = tid;
+    thread.tgid = tgid;
+    thread.image = image;
+    if THREADS.insert(&task.address(), &thread, 0).is_err() {
+        count(|counters| &mut counters.lost_threads);
+        return false;
+    }
+    thread_began(tgid);
+    true
+}
+
+/// Begins to follow a process that a target has forked.
+#[inline(always)]
+pub(crate) fn follow_process(tgid: u32, start_boottime_ns: u64) {
+    if PROCESSES.insert(&tgid, &Process::new(start_boottime_ns, 0), 0).is_err() {
+        count(|counters| &mut counters.lost_threads);
+    }
+}
+
+/// Counts a new thread of a process.
+#[inline(always)]
+pub(crate) fn thread_began(tgid: u32) {
+    if let Some(process) = PROCESSES.get_ptr_mut(&tgid) {
+        // SAFETY: a live element, and `live_threads` is changed only by atomic additions.
+        unsafe { atomic::add(&raw mut (*process).live_threads, 1) };
+    }
+}
+
+/// Takes a thread off a process's count and forgets the process with its last one.
+#[inline(always)]
+pub(crate) fn thread_ended(tgid: u32) {
+    let Some(process) = PROCESSES.get_ptr_mut(&tgid) else {
+        return;
+    };
+    // SAFETY: as in `thread_began`; the read is volatile because other CPUs add to it.
+    let live_threads = unsafe {
+        let live_threads = &raw mut (*process).live_threads;
+        atomic::add(live_threads, u64::MAX);
+        live_threads.read_volatile()
+    };
+    // Whoever brings it to 0 sees 0 here; should two see it, the second removal finds nothing.
+    if live_threads == 0 {
+        let _ = PROCESSES.remove(&tgid);
+    }
+}

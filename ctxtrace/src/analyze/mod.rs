@@ -1,0 +1,9 @@
+//! From captures to one result: pure functions.
+//!
+//! * [`percentile`]: figures out of log-linear histograms.
+//! * [`result`]: the result itself, [`result::Report`]; its JSON form is the contract.
+//! * [`summarize`]: makes it out of one or several runs.
+
+pub mod percentile;
+pub mod result;
+pub mod summarize;

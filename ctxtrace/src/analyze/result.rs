@@ -1,0 +1,322 @@
+//! The result of a command. Its JSON form is a contract: `ctxtrace.report/1`, described by the JSON Schema in
+//! `docs/schema`, which is made from these types.
+//!
+//! What could not be had is `null`, and [`Report::unavailable`] says why, one entry for each. "No signal" is never 0.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::trace::Level;
+use crate::workload::pin::Pin;
+use crate::workload::{Mode, Root};
+
+/// Name and version of the format.
+pub const SCHEMA: &str = "ctxtrace.report/1";
+
+/// Everything a command found out.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Report {
+    /// `ctxtrace.report/1`.
+    pub schema: String,
+    /// Version of the program that made it.
+    pub ctxtrace_version: String,
+    /// The machine.
+    pub host: Host,
+    /// How much was recorded.
+    pub level: Level,
+    /// Whether the workload ran to its end.
+    pub complete: bool,
+    /// Why it did not; only present where it did not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cut_short: Option<String>,
+    /// The built-in workload.
+    pub workload: Option<Workload>,
+    /// Kernel switches of the median run.
+    pub kernel_switches: KernelSwitches,
+    /// The traced count against the kernel's own, for the median run.
+    pub reconciliation: Reconciliation,
+    /// Distributions of all runs together.
+    pub latency: Latency,
+    /// The threads of the median run.
+    pub threads: Vec<Thread>,
+    /// Switch-ins on another CPU than the thread's last one, in the median run.
+    pub migrations: u64,
+    /// What was lost, in all runs together.
+    pub lost: Lost,
+    /// What tracing itself cost, in the median run.
+    pub overhead: Overhead,
+    /// One entry for every null.
+    pub unavailable: Vec<Unavailable>,
+}
+
+/// The machine.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Host {
+    /// `uname -r`.
+    pub kernel: String,
+    /// CPUs this process could use.
+    pub cpus: u64,
+}
+
+/// The built-in workload and its speed.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Workload {
+    /// Which case.
+    pub mode: Mode,
+    /// Messages a channel holds beyond one per sender.
+    pub buffer: Option<u64>,
+    /// Messages asked for.
+    pub iterations: u64,
+    /// Worker threads.
+    pub workers: Option<u64>,
+    /// On which CPUs.
+    pub pin: Pin,
+    /// Where the receiver ran.
+    pub root: Option<Root>,
+    /// From before the first message to after the last, by the workload's clock, in the median run.
+    pub elapsed_ns: Option<u64>,
+    /// `elapsed_ns` by messages.
+    pub ns_per_message: Option<f64>,
+    /// Messages by `elapsed_ns`.
+    pub messages_per_second: Option<f64>,
+    /// Messages done; in a partial run the number last heard of, which may be up to 1,024 too low.
+    pub messages: u64,
+    /// Every run, in order.
+    pub runs: Vec<Run>,
+}
+
+/// One of the runs.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Run {
+    /// As in `workload`.
+    pub elapsed_ns: Option<u64>,
+    /// As in `workload`.
+    pub ns_per_message: Option<f64>,
+    /// Kernel switches traced.
+    pub kernel_switches: u64,
+    /// Traced minus kernel.
+    pub difference: i64,
+    /// Whether the headline figures are this run's.
+    pub median: bool,
+}
+
+/// Kernel switches: how often a thread of the target was taken off a CPU.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct KernelSwitches {
+    /// Those that the kernel's `nvcsw` counted.
+    pub voluntary: u64,
+    /// Those that the kernel's `nivcsw` counted.
+    pub involuntary: u64,
+    /// Both.
+    pub total: u64,
+    /// By messages.
+    pub per_message: Option<f64>,
+    /// The workload's elapsed time by kernel switches; `process` and `thread` only, where a message is made of switches.
+    pub ns_per_switch: Option<f64>,
+}
+
+/// The traced count against the kernel's own.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Reconciliation {
+    /// Program runs that saw a target thread switched out.
+    pub traced: u64,
+    /// By how much the kernel's own counters rose.
+    pub kernel: u64,
+    /// Traced minus kernel.
+    pub difference: i64,
+    /// Thread by thread.
+    pub threads: Vec<ThreadReconciliation>,
+    /// `wait4`'s count, and the bounds it must lie in.
+    pub rusage: Option<Rusage>,
+}
+
+/// One thread's two counts.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct ThreadReconciliation {
+    /// Thread id.
+    pub tid: u32,
+    /// Thread name.
+    pub name: String,
+    /// Program runs.
+    pub traced: u64,
+    /// The kernel's count.
+    pub kernel: u64,
+    /// Traced minus kernel.
+    pub difference: i64,
+}
+
+/// `wait4`'s count of switches.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Rusage {
+    /// What it says.
+    pub switches: u64,
+    /// The least that agrees with the traced count.
+    pub lower: u64,
+    /// The most that agrees with the traced count.
+    pub upper: u64,
+    /// Whether it lies between.
+    pub agrees: bool,
+}
+
+/// The distributions.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Latency {
+    /// Switch-out to switch-in.
+    pub off_cpu: Distribution,
+    /// Switch-out to the end of the sleep.
+    pub blocked: Distribution,
+    /// End of the sleep, or switch-out of a runnable thread, to switch-in.
+    pub run_queue: Distribution,
+    /// Switch-in to switch-out.
+    pub on_cpu: Distribution,
+    /// The waking that ended the sleep to switch-in.
+    pub wake_to_run: Distribution,
+}
+
+/// One distribution, nanoseconds. Count, extremes and sum are exact, percentiles within 3.2 %.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Distribution {
+    /// Intervals that ended.
+    pub count: u64,
+    /// Intervals that had begun and not ended when the capture did, counted with no time; a thread's last switch-out
+    /// begins one that never ends. Null for distributions that cannot have any.
+    pub open_intervals: Option<u64>,
+    /// Shortest.
+    pub min_ns: Option<u64>,
+    /// Half of them are at most this long.
+    pub p50_ns: Option<u64>,
+    /// 90 %.
+    pub p90_ns: Option<u64>,
+    /// 99 %.
+    pub p99_ns: Option<u64>,
+    /// 99.9 %.
+    pub p999_ns: Option<u64>,
+    /// Longest.
+    pub max_ns: Option<u64>,
+    /// All of them together.
+    pub sum_ns: u64,
+}
+
+/// One thread.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Thread {
+    /// Thread id.
+    pub tid: u32,
+    /// Process id.
+    pub pid: u32,
+    /// Thread name.
+    pub name: String,
+    /// Kernel switches, voluntary.
+    pub voluntary: u64,
+    /// Kernel switches, involuntary.
+    pub involuntary: u64,
+    /// Sum of its on-CPU intervals.
+    pub on_cpu_ns: u64,
+    /// Sum of its off-CPU intervals that ended.
+    pub off_cpu_ns: u64,
+    /// Sum of its run-queue times, that of its very first wait included.
+    pub run_queue_ns: u64,
+    /// Switch-ins on another CPU than the last one.
+    pub migrations: u64,
+}
+
+/// What was lost, by cause. All zero is what one wants to see.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Lost {
+    /// Kernel switches that the kernel's counters prove and nobody saw.
+    pub events: u64,
+    /// Off-CPU intervals dropped because an event that bounds them was lost.
+    pub intervals: u64,
+    /// Sleeps whose end nobody saw: their time is in `off_cpu` only.
+    pub wakeups: u64,
+    /// Switch-outs a stack of which did not fit the stack table.
+    pub stacks: u64,
+    /// Switch-outs whose user stack could not be read.
+    pub user_stacks: u64,
+    /// Switch-outs whose stack pair did not fit the table of sums.
+    pub stack_sums: u64,
+    /// Attempts to follow a thread that did not fit the thread table.
+    pub threads: u64,
+    /// Exited threads whose record did not fit the ring.
+    pub thread_records: u64,
+    /// Reports of memory mappings that the kernel could not deliver; frames in them have no name.
+    pub mappings: u64,
+    /// Program runs the kernel skipped because one was already running on that CPU.
+    pub recursion: u64,
+}
+
+impl Lost {
+    /// Every cause with its count, in the order they are told in.
+    #[must_use]
+    pub fn causes(&self) -> [(&'static str, u64); 10] {
+        [
+            ("events", self.events),
+            ("intervals", self.intervals),
+            ("wakeups", self.wakeups),
+            ("stacks", self.stacks),
+            ("user stacks", self.user_stacks),
+            ("stack sums", self.stack_sums),
+            ("threads", self.threads),
+            ("thread records", self.thread_records),
+            ("mappings", self.mappings),
+            ("program runs (recursion)", self.recursion),
+        ]
+    }
+
+    /// Adds another run's losses.
+    pub fn add(&mut self, other: &Self) {
+        self.events += other.events;
+        self.intervals += other.intervals;
+        self.wakeups += other.wakeups;
+        self.stacks += other.stacks;
+        self.user_stacks += other.user_stacks;
+        self.stack_sums += other.stack_sums;
+        self.threads += other.threads;
+        self.thread_records += other.thread_records;
+        self.mappings += other.mappings;
+        self.recursion += other.recursion;
+    }
+
+    /// What was lost, in words: `3 events, 1 wakeup`; `None` if nothing was.
+    #[must_use]
+    pub fn in_words(&self) -> Option<String> {
+        let causes = self.causes();
+        let lost: Vec<String> = causes
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(cause, count)| format!("{} {cause}", crate::units::thousands(*count)))
+            .collect();
+        (!lost.is_empty()).then(|| lost.join(", "))
+    }
+}
+
+/// What tracing itself cost.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Overhead {
+    /// How it was measured.
+    pub method: String,
+    /// Each of our BPF programs.
+    pub programs: Vec<ProgramOverhead>,
+    /// CPU time the tracer's own process used while the workload ran, start and end included.
+    pub tracer_cpu_ns: u64,
+}
+
+/// One BPF program.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct ProgramOverhead {
+    /// Its tracepoint.
+    pub name: String,
+    /// Runs the kernel timed; runs for threads of others, which end at once, are among them.
+    pub timed_runs: u64,
+    /// Mean of those, nanoseconds.
+    pub ns_per_run: Option<f64>,
+}
+
+/// Why a null is one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Unavailable {
+    /// Where the null is, as `latency.blocked.p50_ns`; `*` stands for all its fields.
+    pub path: String,
+    /// Why.
+    pub reason: String,
+}

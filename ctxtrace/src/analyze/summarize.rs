@@ -1,0 +1,494 @@
+//! Runs in, one result out.
+//!
+//! With `--repeat` the headline figures are those of the *median run* by time per message, a run that really happened and
+//! whose figures therefore agree with each other; latencies and losses are those of all runs.
+
+use ctxtrace_common::histogram::{Histogram, Latency as Kind};
+
+use super::percentile::percentile;
+use super::result::{
+    Distribution, Host, KernelSwitches, Latency, Lost, Overhead, ProgramOverhead, Reconciliation, Report, Run, Rusage,
+    SCHEMA, Thread, ThreadReconciliation, Unavailable, Workload,
+};
+use crate::correlate::reconcile::{self, Launched, name_of, reconcile};
+use crate::trace::{Aggregates, Fate, Latencies, TracerCost};
+use crate::workload::{Outcome, Spec};
+
+/// One run: what was traced, and what the workload said.
+#[derive(Clone, Debug)]
+pub struct TracedRun {
+    /// The capture.
+    pub aggregates: Aggregates,
+    /// The process that was launched.
+    pub launched: Launched,
+    /// What the workload said at its end; `None` if it did not get there.
+    pub outcome: Option<Outcome>,
+    /// Messages the workload was last heard to have done.
+    pub messages_seen: u64,
+    /// Why the run was cut short; `None` if it was not.
+    pub cut_short: Option<String>,
+}
+
+impl TracedRun {
+    fn ns_per_message(&self) -> Option<f64> {
+        let outcome = self.outcome?;
+        Some(outcome.elapsed_ns as f64 / outcome.messages as f64)
+    }
+
+    fn reconciled(&self) -> reconcile::Reconciliation {
+        reconcile(&self.aggregates.threads, &self.launched)
+    }
+
+    fn switches(&self) -> u64 {
+        self.aggregates
+            .threads
+            .iter()
+            .map(|record| record.thread.traced())
+            .sum()
+    }
+}
+
+/// Collects nulls and their reasons while the result is put together.
+#[derive(Default)]
+struct Nulls(Vec<Unavailable>);
+
+impl Nulls {
+    fn note(&mut self, path: &str, reason: &str) {
+        self.0.push(Unavailable {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// Passes a value on, and notes the reason where there is none.
+    fn or<T>(&mut self, value: Option<T>, path: &str, reason: &str) -> Option<T> {
+        if value.is_none() {
+            self.note(path, reason);
+        }
+        value
+    }
+}
+
+/// Makes the result of one or several runs of a built-in workload. `runs` must not be empty.
+#[must_use]
+pub fn summarize(spec: &Spec, host: Host, runs: &[TracedRun]) -> Report {
+    let median = median_index(runs);
+    let run = &runs[median];
+    let mut nulls = Nulls::default();
+
+    let cut_short = runs.iter().find_map(|run| run.cut_short.clone());
+    let workload = workload(spec, runs, median, &mut nulls);
+    let kernel_switches = kernel_switches(spec, run, &mut nulls);
+    let reconciliation = reconciliation(run, &mut nulls);
+    let mut latencies = Latencies::default();
+    let mut lost = Lost::default();
+    for run in runs {
+        latencies.merge(&run.aggregates.latencies);
+        lost.add(&lost_in(&run.aggregates));
+    }
+    let open_intervals = runs.iter().map(|run| open_off_intervals(&run.aggregates)).sum();
+    let threads: Vec<Thread> = run
+        .aggregates
+        .threads
+        .iter()
+        .map(|record| thread(&record.thread))
+        .collect();
+
+    Report {
+        schema: SCHEMA.to_owned(),
+        ctxtrace_version: env!("CARGO_PKG_VERSION").to_owned(),
+        host,
+        level: run.aggregates.level,
+        complete: cut_short.is_none(),
+        cut_short,
+        workload: Some(workload),
+        kernel_switches,
+        reconciliation,
+        latency: latency(&latencies, open_intervals, &mut nulls),
+        migrations: threads.iter().map(|thread| thread.migrations).sum(),
+        threads,
+        lost,
+        overhead: overhead(&run.aggregates.cost, &mut nulls),
+        unavailable: nulls.0,
+    }
+}
+
+/// The median run by time per message (of an even number the faster of the two in the middle); a run that was cut short
+/// counts only where there is no other.
+fn median_index(runs: &[TracedRun]) -> usize {
+    let mut finished: Vec<(usize, f64)> = runs
+        .iter()
+        .enumerate()
+        .filter_map(|(index, run)| Some((index, run.ns_per_message()?)))
+        .collect();
+    finished.sort_by(|a, b| a.1.total_cmp(&b.1));
+    match finished.len() {
+        0 => runs.len() - 1,
+        count => finished[(count - 1) / 2].0,
+    }
+}
+
+fn workload(spec: &Spec, runs: &[TracedRun], median: usize, nulls: &mut Nulls) -> Workload {
+    const UNFINISHED: &str = "the workload did not finish";
+    let run = &runs[median];
+    let elapsed_ns = run.outcome.map(|outcome| outcome.elapsed_ns);
+    let ns_per_message = run.ns_per_message();
+    let mut each = Vec::new();
+    for (index, run) in runs.iter().enumerate() {
+        let path = |field: &str| format!("workload.runs[{index}].{field}");
+        each.push(Run {
+            elapsed_ns: nulls.or(
+                run.outcome.map(|outcome| outcome.elapsed_ns),
+                &path("elapsed_ns"),
+                UNFINISHED,
+            ),
+            ns_per_message: nulls.or(run.ns_per_message(), &path("ns_per_message"), UNFINISHED),
+            kernel_switches: run.switches(),
+            difference: difference(&run.reconciled()),
+            median: index == median,
+        });
+    }
+    Workload {
+        mode: spec.mode,
+        buffer: nulls.or(
+            spec.buffer.map(|buffer| buffer as u64),
+            "workload.buffer",
+            "this mode has no channel",
+        ),
+        iterations: spec.iterations,
+        workers: nulls.or(
+            spec.workers.map(|workers| workers as u64),
+            "workload.workers",
+            "this mode has no pool of workers",
+        ),
+        pin: spec.pin,
+        root: nulls.or(spec.root, "workload.root", "this mode has no runtime"),
+        elapsed_ns: nulls.or(elapsed_ns, "workload.elapsed_ns", UNFINISHED),
+        ns_per_message: nulls.or(ns_per_message, "workload.ns_per_message", UNFINISHED),
+        messages_per_second: nulls.or(
+            ns_per_message.map(|ns| 1e9 / ns),
+            "workload.messages_per_second",
+            UNFINISHED,
+        ),
+        messages: run.outcome.map_or(run.messages_seen, |outcome| outcome.messages),
+        runs: each,
+    }
+}
+
+fn kernel_switches(spec: &Spec, run: &TracedRun, nulls: &mut Nulls) -> KernelSwitches {
+    let threads = || run.aggregates.threads.iter().map(|record| &record.thread);
+    let total = run.switches();
+    let per_message = run.outcome.map(|outcome| total as f64 / outcome.messages as f64);
+    let ns_per_switch = if spec.mode.is_tasks() {
+        nulls.note(
+            "kernel_switches.ns_per_switch",
+            "a message between tasks is not made of kernel switches, so dividing by them would give no cost",
+        );
+        None
+    } else {
+        let value = run
+            .outcome
+            .filter(|_| total > 0)
+            .map(|outcome| outcome.elapsed_ns as f64 / total as f64);
+        nulls.or(value, "kernel_switches.ns_per_switch", "the workload did not finish")
+    };
+    KernelSwitches {
+        voluntary: threads().map(|thread| thread.traced_voluntary).sum(),
+        involuntary: threads().map(|thread| thread.traced_involuntary).sum(),
+        total,
+        per_message: nulls.or(
+            per_message,
+            "kernel_switches.per_message",
+            "the workload did not finish",
+        ),
+        ns_per_switch,
+    }
+}
+
+/// Traced minus kernel; where threads differ in both directions, so that the sums hide it, the sum of what is amiss, as a
+/// loss.
+fn difference(reconciled: &reconcile::Reconciliation) -> i64 {
+    let sum: i64 = reconciled.threads.iter().map(reconcile::ThreadCounts::difference).sum();
+    if sum == 0 && !reconciled.holds() {
+        return -reconciled
+            .threads
+            .iter()
+            .map(|thread| thread.difference().abs())
+            .sum::<i64>();
+    }
+    sum
+}
+
+fn reconciliation(run: &TracedRun, nulls: &mut Nulls) -> Reconciliation {
+    let reconciled = run.reconciled();
+    let rusage = reconciled.rusage.map(|rusage| Rusage {
+        switches: rusage.switches,
+        lower: rusage.lower,
+        upper: rusage.upper,
+        agrees: rusage.agrees(),
+    });
+    Reconciliation {
+        traced: reconciled.traced(),
+        kernel: reconciled.kernel(),
+        difference: difference(&reconciled),
+        threads: reconciled
+            .threads
+            .iter()
+            .map(|thread| ThreadReconciliation {
+                tid: thread.tid,
+                name: thread.name.clone(),
+                traced: thread.traced,
+                kernel: thread.kernel,
+                difference: thread.difference(),
+            })
+            .collect(),
+        rusage: nulls.or(rusage, "reconciliation.rusage", "the target was not waited for"),
+    }
+}
+
+/// Off-CPU intervals that have begun and not ended: the last switch-out of ended threads, and of others that are off.
+fn open_off_intervals(aggregates: &Aggregates) -> u64 {
+    let open = |record: &&crate::trace::ThreadRecord| match record.fate {
+        Fate::Ended => true,
+        Fate::Vanished | Fate::Alive => record.thread.clock.is_off(),
+    };
+    aggregates.threads.iter().filter(open).count() as u64
+}
+
+fn latency(latencies: &Latencies, open_off: u64, nulls: &mut Nulls) -> Latency {
+    const CLOSED_WITH_OFF_CPU: &str = "open intervals are counted in off_cpu, of which this is a part";
+    let mut distribution = |kind, name: &str, open: Option<u64>| {
+        let path = format!("latency.{name}");
+        if open.is_none() {
+            nulls.note(&format!("{path}.open_intervals"), CLOSED_WITH_OFF_CPU);
+        }
+        distribution(latencies.get(kind), open, &path, nulls)
+    };
+    Latency {
+        off_cpu: distribution(Kind::OffCpu, "off_cpu", Some(open_off)),
+        blocked: distribution(Kind::Blocked, "blocked", None),
+        run_queue: distribution(Kind::RunQueue, "run_queue", None),
+        on_cpu: distribution(Kind::OnCpu, "on_cpu", None),
+        wake_to_run: distribution(Kind::WakeToRun, "wake_to_run", None),
+    }
+}
+
+fn distribution(histogram: &Histogram, open_intervals: Option<u64>, path: &str, nulls: &mut Nulls) -> Distribution {
+    let any = histogram.count > 0;
+    if !any {
+        for field in ["min_ns", "p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns"] {
+            nulls.note(&format!("{path}.{field}"), "there was no such interval");
+        }
+    }
+    Distribution {
+        count: histogram.count,
+        open_intervals,
+        min_ns: any.then(|| histogram.min_plus_one_ns - 1),
+        p50_ns: percentile(histogram, 0.5),
+        p90_ns: percentile(histogram, 0.9),
+        p99_ns: percentile(histogram, 0.99),
+        p999_ns: percentile(histogram, 0.999),
+        max_ns: any.then_some(histogram.max_ns),
+        sum_ns: histogram.sum_ns,
+    }
+}
+
+fn thread(thread: &ctxtrace_common::thread::Thread) -> Thread {
+    Thread {
+        tid: thread.tid,
+        pid: thread.tgid,
+        name: name_of(&thread.comm),
+        voluntary: thread.traced_voluntary,
+        involuntary: thread.traced_involuntary,
+        on_cpu_ns: thread.on_cpu_ns,
+        off_cpu_ns: thread.off_cpu_ns,
+        run_queue_ns: thread.run_queue_ns,
+        migrations: thread.migrations,
+    }
+}
+
+fn lost_in(aggregates: &Aggregates) -> Lost {
+    let vanished = aggregates
+        .threads
+        .iter()
+        .filter(|record| record.fate == Fate::Vanished)
+        .count() as u64;
+    let counters = &aggregates.counters;
+    Lost {
+        events: counters.lost_events + vanished,
+        intervals: counters.lost_intervals,
+        wakeups: counters.lost_wakeups,
+        stacks: counters.lost_stacks,
+        user_stacks: counters.lost_user_stacks,
+        stack_sums: counters.lost_stack_sums,
+        threads: counters.lost_threads,
+        thread_records: counters.lost_records,
+        mappings: aggregates.mappings.lost,
+        recursion: aggregates.recursion_misses,
+    }
+}
+
+fn overhead(cost: &TracerCost, nulls: &mut Nulls) -> Overhead {
+    let mut programs = Vec::new();
+    for (index, program) in cost.programs.iter().enumerate() {
+        let mean = (program.timed_runs > 0).then(|| program.timed_ns as f64 / program.timed_runs as f64);
+        programs.push(ProgramOverhead {
+            name: program.name.clone(),
+            timed_runs: program.timed_runs,
+            ns_per_run: nulls.or(
+                mean,
+                &format!("overhead.programs[{index}].ns_per_run"),
+                "it did not run while the kernel's statistics were on",
+            ),
+        });
+    }
+    Overhead {
+        method:
+            "the kernel's own run-time statistics, switched on for the first 50 ms and then 50 ms of every second; \
+                 entering the tracepoint is not included"
+                .to_owned(),
+        programs,
+        tracer_cpu_ns: cost.tracer_cpu_ns,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::trace::build;
+    use crate::workload::pin::Pin;
+    use crate::workload::{Mode, Root};
+    use ctxtrace_common::thread::KernelCount;
+
+    pub(crate) fn spec(mode: Mode) -> Spec {
+        Spec {
+            mode,
+            iterations: 1_000,
+            pin: Pin::None,
+            buffer: mode.is_tasks().then_some(0),
+            workers: (mode == Mode::TaskPool).then_some(2),
+            root: mode.is_tasks().then_some(Root::Spawned),
+        }
+    }
+
+    pub(crate) fn host() -> Host {
+        Host {
+            kernel: "6.18.0".to_owned(),
+            cpus: 2,
+        }
+    }
+
+    /// A run that took `elapsed_ns` for 1,000 messages and made 5 kernel switches.
+    pub(crate) fn run(elapsed_ns: u64) -> TracedRun {
+        let mut aggregates = build::aggregates(vec![build::thread(101, "tokio-rt-worker", 4, 1)]);
+        for ns in [1_000, 2_000, 4_000, 8_000] {
+            aggregates.latencies.get_mut(Kind::OffCpu).record(ns);
+        }
+        TracedRun {
+            aggregates,
+            launched: Launched {
+                pid: 100,
+                before: KernelCount::default(),
+                rusage: Some(KernelCount {
+                    voluntary: 4,
+                    involuntary: 1,
+                }),
+            },
+            outcome: Some(Outcome {
+                elapsed_ns,
+                messages: 1_000,
+            }),
+            messages_seen: 1_000,
+            cut_short: None,
+        }
+    }
+
+    #[test]
+    fn the_headline_is_the_median_runs() {
+        let report = summarize(&spec(Mode::Task), host(), &[run(900_000), run(100_000), run(500_000)]);
+        let workload = report.workload.expect("a built-in one");
+        assert_eq!(workload.elapsed_ns, Some(500_000));
+        assert_eq!(workload.ns_per_message, Some(500.0));
+        assert_eq!(workload.messages_per_second, Some(2_000_000.0));
+        let medians: Vec<bool> = workload.runs.iter().map(|run| run.median).collect();
+        assert_eq!(medians, [false, false, true]);
+        assert_eq!(report.latency.off_cpu.count, 12, "latencies are of all runs");
+        assert_eq!(report.kernel_switches.total, 5, "counts are of one");
+        assert_eq!(report.kernel_switches.per_message, Some(0.005));
+    }
+
+    #[test]
+    fn every_null_has_its_reason_and_every_reason_its_null() {
+        for mode in [Mode::Process, Mode::TaskPool] {
+            for outcome in [None, run(1).outcome] {
+                let mut run = run(500_000);
+                run.outcome = outcome;
+                run.aggregates.cost.programs.push(crate::trace::ProgramCost::default());
+                let report = summarize(&spec(mode), host(), &[run]);
+                let json = serde_json::to_value(&report).expect("JSON");
+                let mut nulls = Vec::new();
+                collect_nulls(&json, "", &mut nulls);
+                let mut told: Vec<&str> = report.unavailable.iter().map(|entry| entry.path.as_str()).collect();
+                nulls.sort();
+                told.sort_unstable();
+                assert_eq!(told, nulls);
+            }
+        }
+    }
+
+    fn collect_nulls(value: &serde_json::Value, path: &str, nulls: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Null => nulls.push(path.to_owned()),
+            serde_json::Value::Object(fields) => {
+                for (name, field) in fields {
+                    let dot = if path.is_empty() { "" } else { "." };
+                    collect_nulls(field, &format!("{path}{dot}{name}"), nulls);
+                }
+            }
+            serde_json::Value::Array(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    collect_nulls(item, &format!("{path}[{index}]"), nulls);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn a_run_cut_short_says_so_and_has_no_speed() {
+        let mut cut = run(1);
+        cut.outcome = None;
+        cut.messages_seen = 384;
+        cut.cut_short = Some("interrupted".to_owned());
+        let report = summarize(&spec(Mode::Process), host(), &[cut]);
+        assert_eq!(report.cut_short.as_deref(), Some("interrupted"));
+        let workload = report.workload.expect("a built-in one");
+        assert_eq!((workload.messages, workload.ns_per_message), (384, None));
+        assert_eq!(report.kernel_switches.per_message, None);
+        assert_eq!(report.kernel_switches.total, 5);
+    }
+
+    #[test]
+    fn differences_that_cancel_out_are_told_all_the_same() {
+        let mut run = run(500_000);
+        run.aggregates.threads.push(build::thread(102, "b", 10, 0));
+        run.aggregates.threads[0].thread.traced_voluntary += 2;
+        run.aggregates.threads[1].thread.traced_voluntary -= 2;
+        let report = summarize(&spec(Mode::Task), host(), &[run]);
+        assert_eq!(report.reconciliation.difference, -4);
+    }
+
+    #[test]
+    fn losses_of_every_run_are_added_up() {
+        let (mut a, mut b) = (run(1), run(2));
+        a.aggregates.counters.lost_wakeups = 1;
+        b.aggregates.counters.lost_wakeups = 2;
+        b.aggregates.recursion_misses = 4;
+        let report = summarize(&spec(Mode::Task), host(), &[a, b]);
+        assert_eq!((report.lost.wakeups, report.lost.recursion), (3, 4));
+        assert_eq!(
+            report.lost.in_words().as_deref(),
+            Some("3 wakeups, 4 program runs (recursion)")
+        );
+    }
+}

@@ -1,0 +1,129 @@
+//! What can go wrong, each with one sentence that says what to do, and the exit status it ends in.
+
+use std::io;
+use std::path::PathBuf;
+
+/// The exit statuses of the contract.
+pub mod status {
+    /// Something failed.
+    pub const FAILURE: u8 = 1;
+    /// The command line makes no sense.
+    pub const USAGE: u8 = 2;
+    /// What was traced differs from what the kernel counted.
+    pub const MISMATCH: u8 = 4;
+    /// Ctrl-C.
+    pub const INTERRUPTED: u8 = 130;
+}
+
+/// Everything that ends a command early.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line makes no sense; the text says why and what would.
+    #[error("{0}")]
+    Usage(String),
+
+    /// The process may not load BPF programs.
+    #[error("loading BPF programs needs root (or CAP_BPF and CAP_PERFMON): run\n  {command}")]
+    NotRoot {
+        /// The very command that works.
+        command: String,
+    },
+
+    /// The kernel does not describe its types.
+    #[error(
+        "this kernel has no BTF ({path} cannot be read: {source}): ctxtrace needs a kernel built with CONFIG_DEBUG_INFO_BTF=y, \
+         as the distributions' kernels since 2020 are"
+    )]
+    NoBtf {
+        /// Where it would be.
+        path: &'static str,
+        /// Why it could not be read.
+        source: io::Error,
+    },
+
+    /// BTF is there, yet something wanted is not in it.
+    #[error("this kernel's BTF lacks {what}: ctxtrace supports Linux 5.10 and later on x86-64")]
+    BtfLacks {
+        /// The type or field.
+        what: String,
+    },
+
+    /// `bpf()` said no although the process seems to be privileged.
+    #[error(
+        "the kernel refused to {action}: {reason}\n  If this is a container or a user namespace, run ctxtrace on the host or give \
+         the container CAP_BPF and CAP_PERFMON; if /sys/kernel/security/lockdown says [confidentiality], boot without lockdown"
+    )]
+    Refused {
+        /// What was tried.
+        action: String,
+        /// What the kernel, or its verifier, said.
+        reason: String,
+    },
+
+    /// An output cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Output {
+        /// The path given.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+
+    /// The program to be traced could not be started.
+    #[error("cannot start {}: {source}", program.display())]
+    Launch {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+
+    /// A system call failed that nothing in the user's hand makes fail.
+    #[error("{action} failed: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+
+    /// The workload said what went wrong with it.
+    #[error("{0}")]
+    Workload(String),
+
+    /// A report could not be rendered.
+    #[error("cannot make the {what}: {reason}")]
+    Render {
+        /// The output.
+        what: &'static str,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// A failed system call.
+    pub fn system(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { action, source }
+    }
+
+    /// A failed system call made through `nix`.
+    pub fn errno(action: &'static str) -> impl FnOnce(nix::errno::Errno) -> Self {
+        move |errno| Self::System {
+            action,
+            source: errno.into(),
+        }
+    }
+
+    /// The exit status it ends in.
+    #[must_use]
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Usage(_) => status::USAGE,
+            _ => status::FAILURE,
+        }
+    }
+}
+
+/// Result of anything in this crate.
+pub type Result<T> = std::result::Result<T, Error>;

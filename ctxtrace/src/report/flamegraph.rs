@@ -1,0 +1,152 @@
+//! The picture: an off-CPU flamegraph, drawn by inferno.
+//!
+//! Width is off-CPU time, or the number of kernel switches. Colours tell the kinds of frames apart: the thread at the root
+//! grey, the program's functions in blues, inlined ones in teals, the kernel's in oranges, reasons in light grey. Within a
+//! kind the shade depends on the name, so that neighbours are told apart and a function looks the same in every picture.
+
+use inferno::flamegraph::color::{BackgroundColor, Color, PaletteMap};
+use inferno::flamegraph::{self, Options};
+
+use super::{Weight, folded, printable};
+use crate::error::{Error, Result};
+use crate::symbolize::{FrameKind, Resolved};
+
+/// Text around the picture.
+pub struct Labels {
+    /// What was run.
+    pub workload: String,
+    /// What was lost, if anything.
+    pub lost: Option<String>,
+}
+
+/// Draws it.
+///
+/// # Errors
+///
+/// If there is nothing to draw.
+pub fn render(resolved: &Resolved, weight: Weight, labels: &Labels) -> Result<Vec<u8>> {
+    let lines = folded::render(&resolved.stacks, weight);
+    let mut palette = palette(resolved);
+    let mut options = Options::default();
+    options.title = match weight {
+        Weight::Time => "Off-CPU time by stack".to_owned(),
+        Weight::Count => "Kernel switches by stack".to_owned(),
+    };
+    options.subtitle = Some(printable(&subtitle(resolved, labels)));
+    options.count_name = match weight {
+        Weight::Time => "ns".to_owned(),
+        Weight::Count => "switches".to_owned(),
+    };
+    options.palette_map = Some(&mut palette);
+    options.bgcolors = Some(BackgroundColor::Flat(Color {
+        r: 0xfc,
+        g: 0xfc,
+        b: 0xfa,
+    }));
+    options.font_type = "monospace".to_owned();
+    options.image_width = Some(1_400);
+    let mut svg = Vec::new();
+    flamegraph::from_lines(&mut options, lines.lines(), &mut svg).map_err(|error| Error::Render {
+        what: "flamegraph",
+        reason: format!("{error} (the capture has no stacks)"),
+    })?;
+    Ok(svg)
+}
+
+fn subtitle(resolved: &Resolved, labels: &Labels) -> String {
+    let mut parts = vec![labels.workload.clone()];
+    if resolved.broken > 0 {
+        let share = 100.0 * resolved.broken as f64 / resolved.with_user_stack as f64;
+        parts.push(format!("{share:.1} % of user stacks broken (no frame pointers)"));
+    }
+    parts.push(match &labels.lost {
+        Some(lost) => format!("LOST: {lost}"),
+        None => "nothing lost".to_owned(),
+    });
+    parts.join(" · ")
+}
+
+fn palette(resolved: &Resolved) -> PaletteMap {
+    let mut palette = PaletteMap::default();
+    for frame in resolved.stacks.iter().flat_map(|stack| &stack.frames) {
+        let name = folded::name(frame);
+        let color = color(frame.kind, &name);
+        palette.insert(name, color);
+    }
+    palette
+}
+
+fn color(kind: FrameKind, name: &str) -> Color {
+    // FNV-1a: the same shade for the same name in every picture.
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    let shade = (hash >> 24) as u8 / 6;
+    let (r, g, b) = match kind {
+        FrameKind::Thread => (186, 186, 186),
+        FrameKind::User => (110 + shade, 160 + shade, 215 + shade / 2),
+        FrameKind::Inlined => (130 + shade, 200 + shade / 2, 190 + shade),
+        FrameKind::Kernel => (235 + shade / 3, 140 + shade, 60 + shade),
+        FrameKind::Reason => (222, 222, 222),
+    };
+    Color { r, g, b }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::symbolize::{Frame, ResolvedStack};
+
+    fn resolved() -> Resolved {
+        let frame = |kind, name: &str| Frame {
+            kind,
+            name: name.to_owned(),
+        };
+        Resolved {
+            stacks: vec![ResolvedStack {
+                frames: vec![
+                    frame(FrameKind::Thread, "worker"),
+                    frame(FrameKind::User, "park<T>"),
+                    frame(FrameKind::Kernel, "__schedule"),
+                ],
+                count: 2,
+                off_cpu_ns: 900,
+            }],
+            with_user_stack: 8,
+            broken: 2,
+        }
+    }
+
+    fn labels(lost: Option<&str>) -> Labels {
+        Labels {
+            workload: "task-pool".to_owned(),
+            lost: lost.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn the_picture_says_what_it_shows_and_what_was_lost() {
+        let svg = render(&resolved(), Weight::Time, &labels(Some("3 events"))).expect("drawn");
+        let svg = String::from_utf8(svg).expect("text");
+        for text in [
+            "Off-CPU time by stack",
+            "task-pool",
+            "LOST: 3 events",
+            "25.0 % of user stacks broken",
+            "park&lt;T&gt;",
+        ] {
+            assert!(svg.contains(text), "{text} is missing");
+        }
+    }
+
+    #[test]
+    fn the_same_result_makes_the_same_picture() {
+        let draw = || render(&resolved(), Weight::Count, &labels(None)).expect("drawn");
+        assert_eq!(draw(), draw());
+    }
+
+    #[test]
+    fn nothing_to_draw_is_an_error_and_not_an_empty_picture() {
+        assert!(render(&Resolved::default(), Weight::Count, &labels(None)).is_err());
+    }
+}

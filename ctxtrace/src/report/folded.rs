@@ -1,0 +1,71 @@
+//! Stacks as lines, `thread;outer;…;inner value`: the format Brendan Gregg's tools, inferno and speedscope read.
+//!
+//! Kernel functions end in `_[k]` and inlined ones in `_[i]`, the field's convention.
+
+use std::fmt::Write;
+
+use super::{Weight, printable};
+use crate::symbolize::{Frame, FrameKind, ResolvedStack};
+
+/// The stacks as lines, each ended by a newline. Nanoseconds for [`Weight::Time`], switches for [`Weight::Count`].
+#[must_use]
+pub fn render(stacks: &[ResolvedStack], weight: Weight) -> String {
+    let mut lines = String::new();
+    for stack in stacks {
+        for (index, frame) in stack.frames.iter().enumerate() {
+            if index > 0 {
+                lines.push(';');
+            }
+            lines.push_str(&name(frame));
+        }
+        let value = match weight {
+            Weight::Time => stack.off_cpu_ns,
+            Weight::Count => stack.count,
+        };
+        // Writing to a string does not fail.
+        let _ = writeln!(lines, " {value}");
+    }
+    lines
+}
+
+/// A frame as it is written: with its kind's suffix, without the separator.
+#[must_use]
+pub fn name(frame: &Frame) -> String {
+    let suffix = match frame.kind {
+        FrameKind::Kernel => "_[k]",
+        FrameKind::Inlined => "_[i]",
+        FrameKind::Thread | FrameKind::User | FrameKind::Reason => "",
+    };
+    // A semicolon, as in the type `[u8; 4]`, would end the frame.
+    let mut name = printable(&frame.name).replace(';', ":");
+    if name.is_empty() {
+        name.push_str("[no name]");
+    }
+    name + suffix
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_holds_the_kinds_and_escapes_the_separator() {
+        let frame = |kind, name: &str| Frame {
+            kind,
+            name: name.to_owned(),
+        };
+        let stacks = [ResolvedStack {
+            frames: vec![
+                frame(FrameKind::Thread, "worker\n"),
+                frame(FrameKind::User, "<[u8; 4] as Read>::read"),
+                frame(FrameKind::Inlined, "park"),
+                frame(FrameKind::Kernel, "__schedule"),
+            ],
+            count: 3,
+            off_cpu_ns: 4_500,
+        }];
+        let line = "worker\u{fffd};<[u8: 4] as Read>::read;park_[i];__schedule_[k]";
+        assert_eq!(render(&stacks, Weight::Time), format!("{line} 4500\n"));
+        assert_eq!(render(&stacks, Weight::Count), format!("{line} 3\n"));
+    }
+}

@@ -1,0 +1,43 @@
+//! One result in, bytes out: a file a format, none of which knows how the result came about.
+//!
+//! * [`table`]: for people, on a terminal.
+//! * [`json`]: for programs; the contract.
+//! * [`folded`]: stacks as lines, which every flamegraph tool reads.
+//! * [`flamegraph`]: the picture (inferno).
+//! * [`output`]: where the bytes go; every target is opened before the run, and written whole or not at all.
+
+pub mod flamegraph;
+pub mod folded;
+pub mod json;
+pub mod output;
+pub mod table;
+
+/// What a flamegraph's widths mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Weight {
+    /// Off-CPU time
+    Time,
+    /// Kernel switches
+    Count,
+}
+
+/// Text that comes from outside (thread names, symbols) with everything a terminal or a parser could act on replaced.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    // Bidirectional controls are no control characters to Unicode, and can reorder what is shown.
+    let harmless = |c: char| {
+        !c.is_control() && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if harmless(c) { c } else { '\u{fffd}' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_a_terminal_acts_on_gets_through() {
+        assert_eq!(printable("a\x1b[31mb\nc\u{202e}d"), "a\u{fffd}[31mb\u{fffd}c\u{fffd}d");
+        assert_eq!(printable("tokio-rt-worker"), "tokio-rt-worker");
+    }
+}

@@ -1,0 +1,207 @@
+//! Where the bytes go.
+//!
+//! A target is *opened before the run*, so that a path that cannot be written fails before anything is started, and
+//! *committed after it*: a file is written beside its place and renamed into it whole, so that whatever happens there is
+//! the old file or the new one and never half of one. Under `sudo` the files are the invoking user's.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{Mode, umask};
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, Result};
+use crate::target::user::Invoker;
+
+/// What a path on the command line means: `-` is standard output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Standard output.
+    Stdout,
+    /// A file.
+    File(PathBuf),
+}
+
+impl From<PathBuf> for Destination {
+    fn from(path: PathBuf) -> Self {
+        if path.as_os_str() == "-" {
+            Self::Stdout
+        } else {
+            Self::File(path)
+        }
+    }
+}
+
+/// A target that is known to be writable.
+#[derive(Debug)]
+pub enum Output {
+    /// Standard output.
+    Stdout,
+    /// A regular file, to appear at its path when it is complete.
+    File {
+        /// Beside its place until then.
+        temporary: NamedTempFile,
+        /// Its place.
+        path: PathBuf,
+    },
+    /// A device or a pipe, which cannot be renamed into place.
+    Stream {
+        /// Open for writing.
+        file: File,
+        /// For messages.
+        path: PathBuf,
+    },
+}
+
+impl Output {
+    /// Opens a target.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written.
+    pub fn open(destination: &Destination, user: Option<&Invoker>) -> Result<Self> {
+        match destination {
+            Destination::Stdout => Ok(Self::Stdout),
+            Destination::File(path) => open_file(path, user).map_err(|source| Error::Output {
+                path: path.clone(),
+                source,
+            }),
+        }
+    }
+
+    /// The path of the file it makes, if it makes one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::File { path, .. } => Some(path),
+            Self::Stdout | Self::Stream { .. } => None,
+        }
+    }
+
+    /// Writes everything.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written after all (a full disk); the file that was there before, if any, is untouched.
+    pub fn commit(self, bytes: &[u8]) -> Result<()> {
+        match self {
+            Self::Stdout => {
+                let mut stdout = io::stdout().lock();
+                stdout
+                    .write_all(bytes)
+                    .and_then(|()| stdout.flush())
+                    .map_err(|source| Error::Output {
+                        path: "standard output".into(),
+                        source,
+                    })
+            }
+            Self::Stream { mut file, path } => file.write_all(bytes).map_err(|source| Error::Output { path, source }),
+            Self::File { mut temporary, path } => temporary
+                .write_all(bytes)
+                .and_then(|()| temporary.persist(&path).map_err(|error| error.error))
+                .map(drop)
+                .map_err(|source| Error::Output { path, source }),
+        }
+    }
+}
+
+fn open_file(path: &Path, user: Option<&Invoker>) -> io::Result<Output> {
+    let existing = fs::metadata(path).ok();
+    if existing.as_ref().is_some_and(fs::Metadata::is_dir) {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory"));
+    }
+    if existing.is_some_and(|metadata| !metadata.is_file()) {
+        return Ok(Output::Stream {
+            file: File::options().write(true).open(path)?,
+            path: path.to_owned(),
+        });
+    }
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if path.file_name().is_none() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it names no file"));
+    }
+    let temporary = tempfile::Builder::new().prefix(".ctxtrace-").tempfile_in(folder)?;
+    temporary
+        .as_file()
+        .set_permissions(Permissions::from_mode(0o666 & !current_umask()))?;
+    if let Some(user) = user {
+        fchown(temporary.as_file(), Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+    }
+    Ok(Output::File {
+        temporary,
+        path: path.to_owned(),
+    })
+}
+
+/// The mask new files get; reading it means setting it, which is safe while there is one thread.
+fn current_umask() -> u32 {
+    let mask = umask(Mode::from_bits_truncate(0o022));
+    umask(mask);
+    mask.bits()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &Path) -> Destination {
+        Destination::File(path.to_owned())
+    }
+
+    #[test]
+    fn a_file_appears_when_it_is_complete_and_not_before() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("out.json");
+        let output = Output::open(&file(&path), None).expect("writable");
+        assert!(!path.exists());
+        output.commit(b"all of it").expect("written");
+        assert_eq!(fs::read(&path).expect("there"), b"all of it");
+        assert_eq!(
+            fs::read_dir(folder.path()).expect("a folder").count(),
+            1,
+            "nothing is left beside it"
+        );
+    }
+
+    #[test]
+    fn an_output_that_is_given_up_leaves_the_old_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("out.json");
+        fs::write(&path, "old").expect("written");
+        drop(Output::open(&file(&path), None).expect("writable"));
+        assert_eq!(fs::read(&path).expect("there"), b"old");
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+    }
+
+    #[test]
+    fn paths_that_cannot_be_written_are_found_at_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for path in [
+            folder.path().to_owned(),
+            folder.path().join("missing/out.json"),
+            PathBuf::from("/"),
+        ] {
+            let error = Output::open(&file(&path), None).expect_err("not writable");
+            assert!(error.to_string().starts_with("cannot write "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_device_is_written_to_and_stays() {
+        let output = Output::open(&file(Path::new("/dev/null")), None).expect("writable");
+        assert!(output.path().is_none());
+        output.commit(b"gone").expect("written");
+        assert!(Path::new("/dev/null").exists());
+    }
+
+    #[test]
+    fn a_dash_is_standard_output() {
+        assert_eq!(Destination::from(PathBuf::from("-")), Destination::Stdout);
+        assert_eq!(Destination::from(PathBuf::from("./-")), file(Path::new("./-")));
+    }
+}

@@ -1,0 +1,385 @@
+//! The result for people: the answer first, then where it comes from, then what is wrong with it.
+
+use std::fmt::Write;
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::printable;
+use crate::analyze::result::{Distribution, Report, Workload};
+use crate::trace::Level;
+use crate::units::{duration, signed_thousands, significant, thousands};
+
+/// Threads shown one by one; the rest is summed up.
+const THREADS_SHOWN: usize = 12;
+
+/// Whether to colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Style {
+    /// ANSI escapes for bold, dim and red.
+    pub color: bool,
+}
+
+impl Style {
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.color {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+
+    fn bold(self, text: &str) -> String {
+        self.paint("1", text)
+    }
+
+    fn dim(self, text: &str) -> String {
+        self.paint("2", text)
+    }
+
+    fn red(self, text: &str) -> String {
+        self.paint("1;31", text)
+    }
+}
+
+/// The whole table, ended by a newline.
+#[must_use]
+pub fn render(report: &Report, style: Style) -> String {
+    let mut sections = Vec::new();
+    if let Some(reason) = &report.cut_short {
+        sections.push(style.red(&format!("PARTIAL: {reason}. What was seen up to then:")));
+    }
+    if let Some(workload) = &report.workload {
+        sections.push(headline(report, workload, style));
+    }
+    sections.push(counts(report, style));
+    sections.push(latencies(report));
+    sections.push(threads(report));
+    sections.push(footer(report, style));
+    sections.join("\n\n") + "\n"
+}
+
+/// One line that says what was run: `task-pool, buffer 0, 2 workers, 2,000,000 messages`.
+#[must_use]
+pub fn workload_in_words(workload: &Workload) -> String {
+    let mut words = vec![workload.mode.name().to_owned()];
+    if let Some(buffer) = workload.buffer {
+        words.push(format!("buffer {}", thousands(buffer)));
+    }
+    if let Some(workers) = workload.workers {
+        words.push(format!("{workers} worker{}", plural(workers)));
+    }
+    words.push(match workload.pin {
+        crate::workload::pin::Pin::None => "not pinned".to_owned(),
+        pin => format!("pinned: {}", pin.name()),
+    });
+    if workload.root == Some(crate::workload::Root::BlockOn) {
+        words.push("receiver is the block_on root".to_owned());
+    }
+    words.push(format!("{} messages", thousands(workload.messages)));
+    words.join(", ")
+}
+
+fn headline(report: &Report, workload: &Workload, style: Style) -> String {
+    let mut text = workload_in_words(workload);
+    let speed = match (
+        workload.messages_per_second,
+        workload.ns_per_message,
+        report.kernel_switches.per_message,
+    ) {
+        (Some(rate), Some(ns), Some(switches)) => format!(
+            "{} messages/s    {} ns/message    {} kernel switches/message",
+            significant(rate),
+            significant(ns),
+            significant(switches)
+        ),
+        _ => "no speed: the workload did not finish".to_owned(),
+    };
+    let _ = write!(text, "\n\n  {}", style.bold(&speed));
+    if let Some(ns) = report.kernel_switches.ns_per_switch {
+        let _ = write!(text, "\n  {} ns per measured kernel switch", significant(ns));
+    }
+    if workload.runs.len() > 1 {
+        let mut speeds: Vec<f64> = workload.runs.iter().filter_map(|run| run.ns_per_message).collect();
+        speeds.sort_by(f64::total_cmp);
+        if let (Some(&fastest), Some(&slowest)) = (speeds.first(), speeds.last()) {
+            let _ = write!(
+                text,
+                "\n  the median of {} runs, which took {} to {} ns/message",
+                workload.runs.len(),
+                significant(fastest),
+                significant(slowest)
+            );
+        }
+    }
+    text
+}
+
+fn counts(report: &Report, style: Style) -> String {
+    let switches = &report.kernel_switches;
+    let reconciliation = &report.reconciliation;
+    let mut text = format!(
+        "Kernel switches   {} = {} voluntary + {} involuntary; {} thread{}, {} migration{}",
+        thousands(switches.total),
+        thousands(switches.voluntary),
+        thousands(switches.involuntary),
+        report.threads.len(),
+        plural(report.threads.len() as u64),
+        thousands(report.migrations),
+        plural(report.migrations),
+    );
+    let rusage = reconciliation.rusage.as_ref().map_or(String::new(), |rusage| {
+        let bounds = format!(
+            "rusage {}, expected {} to {}",
+            thousands(rusage.switches),
+            thousands(rusage.lower),
+            thousands(rusage.upper)
+        );
+        if rusage.agrees {
+            format!(" ({bounds})")
+        } else {
+            format!(" ({})", style.red(&bounds))
+        }
+    });
+    let counted = format!(
+        "traced {}, the kernel counted {}: difference {}",
+        thousands(reconciliation.traced),
+        thousands(reconciliation.kernel),
+        signed_thousands(reconciliation.difference)
+    );
+    if agrees(report) {
+        let _ = write!(text, "\nReconciliation    {counted}{rusage}");
+    } else {
+        let _ = write!(text, "\nReconciliation    {}{rusage}", style.red(&counted));
+        for thread in reconciliation.threads.iter().filter(|thread| thread.difference != 0) {
+            let line = format!(
+                "thread {} ({}): traced {}, the kernel counted {}: {}",
+                thread.tid,
+                printable(&thread.name),
+                thousands(thread.traced),
+                thousands(thread.kernel),
+                signed_thousands(thread.difference)
+            );
+            let _ = write!(text, "\n                  {}", style.red(&line));
+        }
+        if let Some(workload) = &report.workload {
+            for (index, run) in workload
+                .runs
+                .iter()
+                .enumerate()
+                .filter(|(_, run)| run.difference != 0 && !run.median)
+            {
+                let line = format!("run {}: difference {}", index + 1, signed_thousands(run.difference));
+                let _ = write!(text, "\n                  {}", style.red(&line));
+            }
+        }
+    }
+    text
+}
+
+/// Whether every run's counts agree with the kernel's.
+#[must_use]
+pub fn agrees(report: &Report) -> bool {
+    let runs_agree = report
+        .workload
+        .as_ref()
+        .is_none_or(|workload| workload.runs.iter().all(|run| run.difference == 0));
+    runs_agree && report.reconciliation.difference == 0
+}
+
+fn latencies(report: &Report) -> String {
+    let mut table = plain_table(&["Intervals", "count", "p50", "p90", "p99", "p99.9", "max", "sum"]);
+    let latency = &report.latency;
+    for (name, distribution) in [
+        ("off-CPU", &latency.off_cpu),
+        ("  blocked", &latency.blocked),
+        ("  run queue", &latency.run_queue),
+        ("on-CPU", &latency.on_cpu),
+        ("wake to run", &latency.wake_to_run),
+    ] {
+        table.add_row(distribution_row(name, distribution));
+    }
+    table.to_string()
+}
+
+fn distribution_row(name: &str, distribution: &Distribution) -> Vec<String> {
+    let time = |ns: Option<u64>| ns.map_or_else(|| "–".to_owned(), duration);
+    vec![
+        name.to_owned(),
+        thousands(distribution.count),
+        time(distribution.p50_ns),
+        time(distribution.p90_ns),
+        time(distribution.p99_ns),
+        time(distribution.p999_ns),
+        time(distribution.max_ns),
+        time((distribution.count > 0).then_some(distribution.sum_ns)),
+    ]
+}
+
+fn threads(report: &Report) -> String {
+    let mut table = plain_table(&[
+        "Threads",
+        "tid",
+        "voluntary",
+        "involuntary",
+        "on-CPU",
+        "run queue",
+        "off-CPU",
+    ]);
+    let mut busiest: Vec<_> = report.threads.iter().collect();
+    busiest.sort_by_key(|thread| (std::cmp::Reverse(thread.voluntary + thread.involuntary), thread.tid));
+    let (shown, rest) = busiest.split_at(busiest.len().min(THREADS_SHOWN));
+    for thread in shown {
+        table.add_row([
+            printable(&thread.name),
+            thread.tid.to_string(),
+            thousands(thread.voluntary),
+            thousands(thread.involuntary),
+            duration(thread.on_cpu_ns),
+            duration(thread.run_queue_ns),
+            duration(thread.off_cpu_ns),
+        ]);
+    }
+    if !rest.is_empty() {
+        let sum =
+            |field: fn(&crate::analyze::result::Thread) -> u64| rest.iter().map(|thread| field(thread)).sum::<u64>();
+        table.add_row([
+            format!("{} more", thousands(rest.len() as u64)),
+            String::new(),
+            thousands(sum(|thread| thread.voluntary)),
+            thousands(sum(|thread| thread.involuntary)),
+            duration(sum(|thread| thread.on_cpu_ns)),
+            duration(sum(|thread| thread.run_queue_ns)),
+            duration(sum(|thread| thread.off_cpu_ns)),
+        ]);
+    }
+    table.to_string()
+}
+
+fn footer(report: &Report, style: Style) -> String {
+    let lost = match report.lost.in_words() {
+        None => "nothing".to_owned(),
+        Some(lost) => style.red(&lost),
+    };
+    let cost: Vec<String> = report
+        .overhead
+        .programs
+        .iter()
+        .filter(|program| matches!(program.name.as_str(), "sched_switch" | "sched_waking"))
+        .filter_map(|program| Some(format!("{} ns a {}", significant(program.ns_per_run?), program.name)))
+        .collect();
+    let cost = if cost.is_empty() {
+        "not measured".to_owned()
+    } else {
+        cost.join(", ")
+    };
+    let level = match report.level {
+        Level::Counts => "counts",
+        Level::Stacks => "stacks",
+    };
+    let tracing = format!(
+        "Tracing           {cost}; ctxtrace itself used {} of CPU time (level {level})",
+        duration(report.overhead.tracer_cpu_ns)
+    );
+    format!("Lost              {lost}\n{}", style.dim(&tracing))
+}
+
+fn plain_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header.to_vec());
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if index > 0 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analyze::summarize::summarize;
+    use crate::analyze::summarize::tests::{host, run, spec};
+    use crate::workload::Mode;
+
+    const PLAIN: Style = Style { color: false };
+    const COLOR: Style = Style { color: true };
+
+    #[test]
+    fn the_answer_comes_first() {
+        let report = summarize(&spec(Mode::TaskPool), host(), &[run(670_000)]);
+        let text = render(&report, PLAIN);
+        let mut lines = text.lines();
+        assert_eq!(
+            lines.next(),
+            Some("task-pool, buffer 0, 2 workers, not pinned, 1,000 messages")
+        );
+        assert_eq!(
+            lines.nth(1),
+            Some("  1,492,537 messages/s    670 ns/message    0.00500 kernel switches/message")
+        );
+        assert!(
+            text.contains("traced 5, the kernel counted 5: difference 0 (rusage 5, expected 4 to 5)"),
+            "{text}"
+        );
+        assert!(text.contains("Lost              nothing"));
+    }
+
+    #[test]
+    fn it_fits_eighty_columns() {
+        let report = summarize(&spec(Mode::Process), host(), &[run(670_000_000)]);
+        let text = render(&report, PLAIN);
+        for line in text
+            .lines()
+            .filter(|line| !line.starts_with("Reconciliation") && !line.starts_with("Tracing"))
+        {
+            assert!(line.trim_end().chars().count() <= 80, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_difference_is_red_and_names_its_thread() {
+        let mut run = run(670_000);
+        run.aggregates.threads[0].thread.traced_voluntary -= 2;
+        let report = summarize(&spec(Mode::Task), host(), &[run]);
+        assert!(!agrees(&report));
+        let text = render(&report, COLOR);
+        assert!(
+            text.contains("\x1b[1;31mthread 101 (tokio-rt-worker): traced 3, the kernel counted 5: -2\x1b[0m"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn losses_are_red() {
+        let mut run = run(670_000);
+        run.aggregates.counters.lost_wakeups = 7;
+        let text = render(&summarize(&spec(Mode::Task), host(), &[run]), COLOR);
+        assert!(text.contains("Lost              \x1b[1;31m7 wakeups\x1b[0m"), "{text}");
+    }
+
+    #[test]
+    fn without_colour_there_is_no_escape() {
+        let mut run = run(670_000);
+        run.cut_short = Some("interrupted".to_owned());
+        run.aggregates.threads[0].thread.comm[..5].copy_from_slice(b"\x1b[31m");
+        let text = render(&summarize(&spec(Mode::Task), host(), &[run]), PLAIN);
+        assert!(!text.contains('\x1b'));
+        assert!(text.starts_with("PARTIAL: interrupted. What was seen up to then:\n"));
+    }
+
+    #[test]
+    fn many_threads_are_summed_up() {
+        let mut run = run(670_000);
+        for tid in 200..300 {
+            run.aggregates.threads.push(crate::trace::build::thread(tid, "x", 1, 0));
+        }
+        let text = render(&summarize(&spec(Mode::Task), host(), &[run]), PLAIN);
+        assert!(text.contains("89 more"), "{text}");
+    }
+}

@@ -1,0 +1,64 @@
+//! The progress bar: on a terminal, and only once a run has lasted long enough to want one.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::units::thousands;
+
+/// A run that is over sooner needs no bar.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+/// A bar that may not be there yet.
+pub(super) struct Bar {
+    started: Instant,
+    bar: Option<ProgressBar>,
+    length: u64,
+    run: String,
+    terminal: bool,
+}
+
+impl Bar {
+    /// For run `number` of `of`, each of `length` messages.
+    pub(super) fn new(length: u64, number: u64, of: u64) -> Self {
+        Self {
+            started: Instant::now(),
+            bar: None,
+            length,
+            run: if of > 1 {
+                format!("run {number}/{of} ")
+            } else {
+                String::new()
+            },
+            terminal: std::io::stderr().is_terminal(),
+        }
+    }
+
+    /// Whether there is anything to update.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.terminal && self.started.elapsed() >= PATIENCE
+    }
+
+    /// Shows how far it has got.
+    pub(super) fn update(&mut self, messages: u64, kernel_switches: u64) {
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::new(self.length);
+            if let Ok(style) = ProgressStyle::with_template("{prefix}[{bar:30}] {percent}%  {msg}  {eta} left") {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            bar.set_prefix(self.run.clone());
+            bar
+        });
+        bar.set_message(format!("{} kernel switches", thousands(kernel_switches)));
+        bar.set_position(messages);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

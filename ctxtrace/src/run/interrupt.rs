@@ -1,0 +1,57 @@
+//! Ctrl-C and its kin, taken as events instead of as death: a run that is interrupted still reports what it has seen.
+
+use std::cell::Cell;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::error::{Error, Result};
+
+/// The signals that end a run early.
+const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// Catches the signals for as long as it lives.
+pub(super) struct Interrupts {
+    fd: SignalFd,
+    seen: Cell<Option<Signal>>,
+}
+
+impl Interrupts {
+    /// Begins to catch. To be called while there is one thread.
+    pub(super) fn catch() -> Result<Self> {
+        let signals: SigSet = SIGNALS.into_iter().collect();
+        signals.thread_block().map_err(Error::errno("blocking signals"))?;
+        let fd = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+            .map_err(Error::errno("signalfd"))?;
+        Ok(Self {
+            fd,
+            seen: Cell::new(None),
+        })
+    }
+
+    /// Becomes readable when a signal has come.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The signal that has come since it was last asked.
+    pub(super) fn take(&self) -> Option<Signal> {
+        let info = self.fd.read_signal().ok().flatten()?;
+        let signal = Signal::try_from(info.ssi_signo as i32).ok();
+        self.seen.set(signal.or(self.seen.get()));
+        signal
+    }
+
+    /// Whether one has ever come.
+    pub(super) fn any_seen(&self) -> bool {
+        self.seen.get().is_some()
+    }
+}
+
+impl Drop for Interrupts {
+    fn drop(&mut self) {
+        let signals: SigSet = SIGNALS.into_iter().collect();
+        let _ = signals.thread_unblock();
+    }
+}

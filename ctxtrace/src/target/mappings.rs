@@ -1,0 +1,336 @@
+//! Which file lies where in a process's memory, for as long as the report needs to know: longer than the process lives.
+//!
+//! `/proc/PID/maps` is gone with the process, and a short process is gone before anybody has read it. So the kernel is
+//! asked to tell: a `perf` event that counts nothing (`PERF_COUNT_SW_DUMMY`) on each CPU reports every executable mapping
+//! (`PERF_RECORD_MMAP2`), every `execve` (`PERF_RECORD_COMM`) and every fork while they happen. Opened for a CPU and not
+//! for a process, it costs nothing at a context switch.
+//!
+//! The records of several CPUs are put in order by their `CLOCK_MONOTONIC` time stamps before they are applied, and what is
+//! younger than the moment reading began waits for the next reading: an older record may still be on its way.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::time::{ClockId, clock_gettime};
+use perf_event::data::Record;
+use perf_event::events::Software;
+use perf_event::{Builder, SampleFlag, Sampler};
+use procfs::process::{MMPermissions, MMapPath, Process};
+
+/// Space for records on each CPU: some 5,000 mappings between two readings.
+const RING_BYTES: usize = 512 << 10;
+/// `PERF_RECORD_MISC_COMM_EXEC` (kernel: `include/uapi/linux/perf_event.h`): the name changed by an `execve`.
+const MISC_COMM_EXEC: u16 = 1 << 13;
+
+/// A process's memory between two calls of `execve`: the same pair stands in a stack sum's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Image {
+    /// Process id.
+    pub tgid: u32,
+    /// Calls of `execve` since the process was first seen.
+    pub number: u32,
+}
+
+/// One executable mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// Where in the file it begins, bytes.
+    pub file_offset: u64,
+    /// The file, or what the kernel shows in its place, as `[vdso]` or `//anon`.
+    pub path: PathBuf,
+}
+
+/// Every mapping seen, by image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mappings {
+    by_image: HashMap<Image, Vec<Mapping>>,
+    /// Number of the image each process is running.
+    current: HashMap<u32, u32>,
+    /// Records that the kernel could not deliver.
+    pub lost: u64,
+}
+
+impl Mappings {
+    /// Begins with a process as `/proc` shows it now.
+    pub fn add_process(&mut self, tgid: u32) {
+        let maps = Process::new(tgid as i32).and_then(|process| process.maps());
+        let mappings = maps
+            .into_iter()
+            .flatten()
+            .filter(|map| map.perms.contains(MMPermissions::EXECUTE))
+            .map(|map| Mapping {
+                start: map.address.0,
+                end: map.address.1,
+                file_offset: map.offset,
+                path: match map.pathname {
+                    MMapPath::Path(path) => path,
+                    MMapPath::Vdso => PathBuf::from("[vdso]"),
+                    _ => PathBuf::from("//anon"),
+                },
+            });
+        self.by_image.insert(Image { tgid, number: 0 }, mappings.collect());
+        self.current.insert(tgid, 0);
+    }
+
+    /// The mapping an address of a process lies in.
+    #[must_use]
+    pub fn find(&self, image: Image, address: u64) -> Option<&Mapping> {
+        // The latest one wins: a later mapping may have taken an earlier one's place.
+        let mappings = self.by_image.get(&image)?;
+        mappings
+            .iter()
+            .rev()
+            .find(|mapping| (mapping.start..mapping.end).contains(&address))
+    }
+
+    /// Whether anything is known of this image.
+    #[must_use]
+    pub fn knows(&self, image: Image) -> bool {
+        self.by_image.contains_key(&image)
+    }
+
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::Mapped { tgid, mapping } => {
+                if let Some(&number) = self.current.get(&tgid) {
+                    self.by_image.entry(Image { tgid, number }).or_default().push(mapping);
+                }
+            }
+            Change::Executed { tgid } => {
+                if let Some(number) = self.current.get_mut(&tgid) {
+                    *number += 1;
+                    self.by_image.insert(Image { tgid, number: *number }, Vec::new());
+                }
+            }
+            Change::Forked { parent, child } => {
+                if let Some(&number) = self.current.get(&parent) {
+                    let inherited = self.by_image.get(&Image { tgid: parent, number }).cloned();
+                    let image = Image { tgid: child, number };
+                    self.by_image.insert(image, inherited.unwrap_or_default());
+                    self.current.insert(child, number);
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Mapped { tgid: u32, mapping: Mapping },
+    Executed { tgid: u32 },
+    Forked { parent: u32, child: u32 },
+}
+
+/// Follows the mappings of processes while they run.
+pub struct Tracker {
+    samplers: Vec<Sampler>,
+    /// Read but younger than the last horizon, with their times.
+    held_back: Vec<(u64, Change)>,
+    mappings: Mappings,
+}
+
+impl Tracker {
+    /// Begins to listen on every CPU.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses `perf_event_open` (it needs `CAP_PERFMON` or `perf_event_paranoid` ≤ 0).
+    pub fn start() -> io::Result<Self> {
+        let samplers = online_cpus()?.into_iter().map(listen_on).collect::<io::Result<_>>()?;
+        Ok(Self {
+            samplers,
+            held_back: Vec::new(),
+            mappings: Mappings::default(),
+        })
+    }
+
+    /// Follows a process, and from now on its children too.
+    pub fn follow(&mut self, tgid: u32) {
+        self.mappings.add_process(tgid);
+    }
+
+    /// Reads what has come in.
+    pub fn tick(&mut self) {
+        self.read_until(now_ns());
+    }
+
+    /// Reads what is left and ends.
+    #[must_use]
+    pub fn finish(mut self) -> Mappings {
+        self.read_until(u64::MAX);
+        self.mappings
+    }
+
+    fn read_until(&mut self, horizon_ns: u64) {
+        let mut changes = std::mem::take(&mut self.held_back);
+        for sampler in &mut self.samplers {
+            while let Some(record) = sampler.next_record() {
+                // With `sample_id_all` and nothing but TIME, each record but MMAP's ends in its time stamp.
+                let bytes = record.to_contiguous();
+                let time_ns = bytes.last_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+                match record.parse_record() {
+                    Ok(Record::Lost(lost)) => self.mappings.lost += lost.lost,
+                    Ok(parsed) => changes.extend(change_of(&parsed, record.misc()).map(|change| (time_ns, change))),
+                    Err(_) => self.mappings.lost += 1,
+                }
+            }
+        }
+        changes.sort_by_key(|&(time_ns, _)| time_ns);
+        for (time_ns, change) in changes {
+            if time_ns <= horizon_ns {
+                self.mappings.apply(change);
+            } else {
+                self.held_back.push((time_ns, change));
+            }
+        }
+    }
+}
+
+fn online_cpus() -> io::Result<Vec<usize>> {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/online")?;
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's list of CPUs cannot be read");
+    let mut cpus = Vec::new();
+    for range in text.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let first: usize = first.parse().map_err(|_| bad())?;
+        let last: usize = last.parse().map_err(|_| bad())?;
+        cpus.extend(first..=last);
+    }
+    Ok(cpus)
+}
+
+fn listen_on(cpu: usize) -> io::Result<Sampler> {
+    Builder::new(Software::DUMMY)
+        .any_pid()
+        .one_cpu(cpu)
+        .enabled(true)
+        .mmap(true)
+        .mmap2(true)
+        .comm(true)
+        .comm_exec(true)
+        .task(true)
+        .sample(SampleFlag::TIME)
+        .sample_id_all(true)
+        .clockid(Some(perf_event::Clock::MONOTONIC))
+        .build()?
+        .sampled(RING_BYTES)
+}
+
+fn now_ns() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(u64::MAX, |now| {
+        now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+    })
+}
+
+fn change_of(record: &Record<'_>, misc: u16) -> Option<Change> {
+    match record {
+        Record::Mmap2(mmap) => Some(Change::Mapped {
+            tgid: mmap.pid,
+            mapping: Mapping {
+                start: mmap.addr,
+                end: mmap.addr.saturating_add(mmap.len),
+                file_offset: mmap.pgoff,
+                path: Path::new(mmap.filename_os()).to_owned(),
+            },
+        }),
+        Record::Comm(comm) if misc & MISC_COMM_EXEC != 0 => Some(Change::Executed { tgid: comm.pid }),
+        Record::Fork(fork) if fork.pid != fork.ppid => Some(Change::Forked {
+            parent: fork.ppid,
+            child: fork.pid,
+        }),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(start: u64, path: &str) -> Mapping {
+        Mapping {
+            start,
+            end: start + 0x1000,
+            file_offset: 0,
+            path: path.into(),
+        }
+    }
+
+    fn mappings(changes: &[Change]) -> Mappings {
+        let mut mappings = Mappings::default();
+        mappings.current.insert(7, 0);
+        for change in changes {
+            mappings.apply(change.clone());
+        }
+        mappings
+    }
+
+    fn path(mappings: &Mappings, tgid: u32, number: u32, address: u64) -> Option<&str> {
+        mappings.find(Image { tgid, number }, address)?.path.to_str()
+    }
+
+    #[test]
+    fn an_execve_begins_a_new_image_and_keeps_the_old_one() {
+        let old = mapping(0x1000, "old");
+        let new = mapping(0x1000, "new");
+        let mappings = mappings(&[
+            Change::Mapped { tgid: 7, mapping: old },
+            Change::Executed { tgid: 7 },
+            Change::Mapped { tgid: 7, mapping: new },
+        ]);
+        assert_eq!(path(&mappings, 7, 0, 0x1800), Some("old"));
+        assert_eq!(path(&mappings, 7, 1, 0x1800), Some("new"));
+        assert_eq!(path(&mappings, 7, 1, 0x2000), None);
+    }
+
+    #[test]
+    fn a_forked_child_has_its_parents_memory_and_then_its_own() {
+        let mappings = mappings(&[
+            Change::Executed { tgid: 7 },
+            Change::Mapped {
+                tgid: 7,
+                mapping: mapping(0x1000, "before"),
+            },
+            Change::Forked { parent: 7, child: 8 },
+            Change::Mapped {
+                tgid: 7,
+                mapping: mapping(0x5000, "after"),
+            },
+        ]);
+        assert_eq!(path(&mappings, 8, 1, 0x1000), Some("before"));
+        assert_eq!(path(&mappings, 8, 1, 0x5000), None);
+    }
+
+    #[test]
+    fn of_two_mappings_in_one_place_the_later_one_counts() {
+        let mappings = mappings(&[
+            Change::Mapped {
+                tgid: 7,
+                mapping: mapping(0x1000, "first"),
+            },
+            Change::Mapped {
+                tgid: 7,
+                mapping: mapping(0x1000, "second"),
+            },
+        ]);
+        assert_eq!(path(&mappings, 7, 0, 0x1000), Some("second"));
+    }
+
+    #[test]
+    fn processes_nobody_follows_leave_nothing_behind() {
+        let mappings = mappings(&[
+            Change::Mapped {
+                tgid: 99,
+                mapping: mapping(0x1000, "foreign"),
+            },
+            Change::Forked { parent: 99, child: 100 },
+            Change::Executed { tgid: 100 },
+        ]);
+        assert!(!mappings.knows(Image { tgid: 99, number: 0 }));
+        assert!(mappings.by_image.is_empty());
+    }
+}

@@ -1,0 +1,11 @@
+//! The program that is traced: how it is started, whom it runs as, and what its memory looks like.
+//!
+//! * [`launch`]: starts it suspended before its first instruction, so that nothing it does goes untraced.
+//! * [`user`]: the user who called `sudo`; the workload and the output files are theirs.
+//! * [`procfs`]: what `/proc` says of a thread.
+//! * [`mappings`]: which file lies where in which process, kept after the process has gone.
+
+pub mod launch;
+pub mod mappings;
+pub mod procfs;
+pub mod user;

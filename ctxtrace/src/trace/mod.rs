@@ -1,0 +1,217 @@
+//! What was seen, decoded and not interpreted: the boundary between capturing and understanding.
+//!
+//! [`Aggregates`] is what the kernel had summed up when a run was over. It knows nothing of BPF maps, and everything behind
+//! it is a pure function of it.
+
+use std::collections::HashMap;
+
+use ctxtrace_common::counters::Counters;
+use ctxtrace_common::histogram::{Histogram, Latency};
+use ctxtrace_common::stack::{StackKey, StackSum};
+use ctxtrace_common::thread::Thread;
+use serde::{Deserialize, Serialize};
+
+use crate::target::mappings::Mappings;
+
+/// How much is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// Counts and latencies
+    Counts,
+    /// Also the kernel and user stack of every switch-out
+    Stacks,
+}
+
+impl Level {
+    /// The name used on the command line and in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Counts => "counts",
+            Self::Stacks => "stacks",
+        }
+    }
+}
+
+/// The five distributions, all CPUs added up.
+#[derive(Clone, Debug)]
+pub struct Latencies(Vec<Histogram>);
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self(vec![Histogram::EMPTY; Latency::COUNT as usize])
+    }
+}
+
+impl Latencies {
+    /// One of them.
+    #[must_use]
+    pub fn get(&self, latency: Latency) -> &Histogram {
+        &self.0[latency as usize]
+    }
+
+    /// One of them, to add to.
+    pub fn get_mut(&mut self, latency: Latency) -> &mut Histogram {
+        &mut self.0[latency as usize]
+    }
+
+    /// Adds another capture's, or another CPU's.
+    pub fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(&other.0) {
+            merge(mine, theirs);
+        }
+    }
+}
+
+/// Adds one distribution to another.
+pub fn merge(into: &mut Histogram, from: &Histogram) {
+    if from.count == 0 {
+        return;
+    }
+    into.min_plus_one_ns = match into.count {
+        0 => from.min_plus_one_ns,
+        _ => into.min_plus_one_ns.min(from.min_plus_one_ns),
+    };
+    into.max_ns = into.max_ns.max(from.max_ns);
+    into.count += from.count;
+    into.sum_ns += from.sum_ns;
+    for (mine, theirs) in into.buckets.iter_mut().zip(&from.buckets) {
+        *mine += theirs;
+    }
+}
+
+/// What had become of a thread when the capture ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Its last switch was seen.
+    Ended,
+    /// It is gone, so it has made its last switch, and nobody saw it.
+    Vanished,
+    /// It lives on.
+    Alive,
+}
+
+/// A thread's record and the thread's fate.
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadRecord {
+    /// The record.
+    pub thread: Thread,
+    /// What had become of it.
+    pub fate: Fate,
+}
+
+/// What one program of ours cost, measured by the kernel while its statistics were switched on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ProgramCost {
+    /// Name of the program: that of its tracepoint.
+    pub name: String,
+    /// Runs that were timed.
+    pub timed_runs: u64,
+    /// Time spent in them.
+    pub timed_ns: u64,
+}
+
+/// What tracing itself cost.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TracerCost {
+    /// Per BPF program.
+    pub programs: Vec<ProgramCost>,
+    /// CPU time the tracer's own process used while the target ran.
+    pub tracer_cpu_ns: u64,
+}
+
+/// Everything the kernel had summed up when a run was over.
+#[derive(Clone, Debug)]
+pub struct Aggregates {
+    /// How much was recorded.
+    pub level: Level,
+    /// One record a thread, in the order of their last switches; threads that have not ended come last.
+    pub threads: Vec<ThreadRecord>,
+    /// Totals and losses.
+    pub counters: Counters,
+    /// The distributions.
+    pub latencies: Latencies,
+    /// Distinct stacks by key, innermost frame first.
+    pub stacks: HashMap<u64, Vec<u64>>,
+    /// Switch-outs by stack pair, those of intervals still open included.
+    pub stack_sums: Vec<(StackKey, StackSum)>,
+    /// Memory layouts, to resolve user addresses with.
+    pub mappings: Mappings,
+    /// Program runs the kernel skipped because one was already running on that CPU.
+    pub recursion_misses: u64,
+    /// What tracing cost.
+    pub cost: TracerCost,
+    /// One in this many `sched_switch` runs was dropped on purpose; 0 but in tests.
+    pub drop_one_in: u32,
+}
+
+#[cfg(test)]
+pub(crate) mod build {
+    //! Makes captures for tests, so that everything behind this boundary is tested without root.
+
+    use super::*;
+    use ctxtrace_common::thread::KernelCount;
+
+    /// A thread that was switched `voluntary` + `involuntary` times, all of them seen, and has ended.
+    pub(crate) fn thread(tid: u32, name: &str, voluntary: u64, involuntary: u64) -> ThreadRecord {
+        let mut thread = Thread::EMPTY;
+        thread.tid = tid;
+        thread.tgid = 100;
+        thread.comm[..name.len()].copy_from_slice(name.as_bytes());
+        thread.traced_voluntary = voluntary;
+        thread.traced_involuntary = involuntary;
+        thread.kernel = KernelCount { voluntary, involuntary };
+        ThreadRecord {
+            thread,
+            fate: Fate::Ended,
+        }
+    }
+
+    /// A capture of these threads, with nothing lost.
+    pub(crate) fn aggregates(threads: Vec<ThreadRecord>) -> Aggregates {
+        let counters = Counters {
+            switches: threads.iter().map(|record| record.thread.traced()).sum(),
+            ..Counters::default()
+        };
+        Aggregates {
+            level: Level::Counts,
+            threads,
+            counters,
+            latencies: Latencies::default(),
+            stacks: HashMap::new(),
+            stack_sums: Vec::new(),
+            mappings: Mappings::default(),
+            recursion_misses: 0,
+            cost: TracerCost::default(),
+            drop_one_in: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merging_keeps_what_is_exact_exact() {
+        let mut a = Histogram::EMPTY;
+        let mut b = Histogram::EMPTY;
+        let mut both = Histogram::EMPTY;
+        for ns in [5, 7_000] {
+            a.record(ns);
+            both.record(ns);
+        }
+        for ns in [3, 900_000, 12] {
+            b.record(ns);
+            both.record(ns);
+        }
+        merge(&mut a, &b);
+        assert_eq!(bytemuck::bytes_of(&a), bytemuck::bytes_of(&both));
+        merge(&mut a, &Histogram::EMPTY);
+        assert_eq!(bytemuck::bytes_of(&a), bytemuck::bytes_of(&both));
+        let mut empty = Histogram::EMPTY;
+        merge(&mut empty, &both);
+        assert_eq!(bytemuck::bytes_of(&empty), bytemuck::bytes_of(&both));
+    }
+}

@@ -1,0 +1,106 @@
+//! Numbers as people read them. Machines get plain nanoseconds.
+
+/// An integer with its thousands set apart: `2,000,000`.
+#[must_use]
+pub fn thousands(value: u64) -> String {
+    let digits = value.to_string();
+    let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+/// A signed integer with its sign and its thousands set apart; 0 has no sign.
+#[must_use]
+pub fn signed_thousands(value: i64) -> String {
+    let sign = match value {
+        0 => "",
+        1.. => "+",
+        _ => "-",
+    };
+    format!("{sign}{}", thousands(value.unsigned_abs()))
+}
+
+/// A duration with three significant digits and the unit that suits it: `1.37 µs`, `512 ns`, `2.05 s`.
+#[must_use]
+pub fn duration(ns: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "µs")];
+    for (unit_ns, name) in UNITS {
+        // From 999.5 of a unit on, rounding would show 1000 of it: the next larger one takes over.
+        if ns as f64 >= unit_ns as f64 * 0.9995 {
+            return format!("{} {name}", significant(ns as f64 / unit_ns as f64));
+        }
+    }
+    format!("{ns} ns")
+}
+
+/// A rate or ratio with three significant digits: `0.0369`, `1.99`, `104`; whole numbers from 1,000 on are grouped.
+#[must_use]
+pub fn significant(value: f64) -> String {
+    if !value.is_finite() {
+        return "–".to_owned();
+    }
+    if value == 0.0 {
+        return "0".to_owned();
+    }
+    let magnitude = value.abs();
+    if magnitude >= 999.5 {
+        return thousands(value.round() as u64);
+    }
+    // Decimals so that three digits remain from the first that is not 0.
+    let leading = magnitude.log10().floor() as i32;
+    let decimals = usize::try_from(2 - leading).unwrap_or(0).min(9);
+    format!("{value:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_set_apart() {
+        assert_eq!(thousands(0), "0");
+        assert_eq!(thousands(999), "999");
+        assert_eq!(thousands(1_000), "1,000");
+        assert_eq!(thousands(2_000_000), "2,000,000");
+        assert_eq!(thousands(u64::MAX), "18,446,744,073,709,551,615");
+        assert_eq!(signed_thousands(-1_234), "-1,234");
+        assert_eq!(signed_thousands(5), "+5");
+        assert_eq!(signed_thousands(0), "0");
+    }
+
+    #[test]
+    fn durations_take_the_unit_that_suits_them() {
+        for (ns, text) in [
+            (0, "0 ns"),
+            (999, "999 ns"),
+            (1_000, "1.00 µs"),
+            (1_370, "1.37 µs"),
+            (999_400, "999 µs"),
+            (999_900, "1.00 ms"),
+            (5_060_000, "5.06 ms"),
+            (2_050_000_000, "2.05 s"),
+            (3_600_000_000_000, "3,600 s"),
+        ] {
+            assert_eq!(duration(ns), text);
+        }
+    }
+
+    #[test]
+    fn three_digits_are_enough() {
+        for (value, text) in [
+            (0.0, "0"),
+            (0.036_91, "0.0369"),
+            (1.99, "1.99"),
+            (104.2, "104"),
+            (0.000_012_3, "0.0000123"),
+        ] {
+            assert_eq!(significant(value), text);
+        }
+        assert_eq!(significant(1_234.5), "1,235");
+    }
+}

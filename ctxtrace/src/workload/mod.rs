@@ -1,0 +1,139 @@
+//! The programs under test: the article's four ping-pongs.
+//!
+//! A workload runs in a process of its own: the same executable, started again with a hidden subcommand, so that what is
+//! traced contains nothing of the tracer. It gets a [`Spec`], does its work, and reports an [`Outcome`] over a pipe.
+//!
+//! Each is as faithful to the article as today's libraries allow, and nothing is added on the path of a message except one
+//! branch, and one store every 1,024 messages, that tell the tracer how far it has got ([`progress`]).
+//!
+//! | mode | who plays | a message is |
+//! |---|---|---|
+//! | `process` | two processes, two pipes | one round trip of four bytes |
+//! | `thread` | two threads, two pipes | one round trip of four bytes |
+//! | `task` | three tokio tasks on one thread, two `futures` channels | one `"joe0"` from sender over repeater to receiver |
+//! | `task-pool` | the same three tasks on a pool of worker threads | the same |
+
+pub mod pin;
+mod pipe;
+pub mod progress;
+mod task;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use pin::Pin;
+use progress::Progress;
+
+/// What is sent, and what every receiver checks for, in every workload.
+pub const MESSAGE: &str = "joe0";
+
+/// Which of the article's cases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Two processes over two pipes
+    Process,
+    /// Two threads over two pipes
+    Thread,
+    /// Three tokio tasks on the current_thread runtime
+    Task,
+    /// Three tokio tasks on the multi-thread runtime
+    TaskPool,
+}
+
+impl Mode {
+    /// The name used on the command line and in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Thread => "thread",
+            Self::Task => "task",
+            Self::TaskPool => "task-pool",
+        }
+    }
+
+    /// Whether the players are tokio tasks (and not threads that the kernel switches).
+    #[must_use]
+    pub fn is_tasks(self) -> bool {
+        matches!(self, Self::Task | Self::TaskPool)
+    }
+
+    /// Messages sent unless `--iterations` says otherwise: what the article used for tasks, a tenth for the rest.
+    #[must_use]
+    pub fn default_iterations(self) -> u64 {
+        if self.is_tasks() { 2_000_000 } else { 200_000 }
+    }
+
+    /// Processes and threads share one CPU unless told otherwise, as the textbook's exercise asks for.
+    #[must_use]
+    pub fn default_pin(self) -> Pin {
+        if self.is_tasks() { Pin::None } else { Pin::SameCpu }
+    }
+}
+
+/// Where the receiver runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Root {
+    /// As a task of the runtime, like the other two (what tokio 0.1 did with the future given to `block_on`)
+    Spawned,
+    /// As the future given to `block_on`, on the thread that calls it (what tokio 1 does)
+    BlockOn,
+}
+
+impl Root {
+    /// The name used on the command line and in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Spawned => "spawned",
+            Self::BlockOn => "block-on",
+        }
+    }
+}
+
+/// One workload, every option resolved. What has no meaning for the mode is `None`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// The case.
+    pub mode: Mode,
+    /// Messages to send, at least 1.
+    pub iterations: u64,
+    /// On which CPUs.
+    pub pin: Pin,
+    /// Messages a channel holds beyond one per sender; tasks only.
+    pub buffer: Option<usize>,
+    /// Worker threads; `task-pool` only.
+    pub workers: Option<usize>,
+    /// Where the receiver runs; tasks only.
+    pub root: Option<Root>,
+}
+
+/// What a workload says when it has ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// From before the first message to after the last, by the workload's own monotonic clock.
+    pub elapsed_ns: u64,
+    /// Messages sent, received and checked.
+    pub messages: u64,
+}
+
+/// Runs a workload in this process, to its end.
+///
+/// # Errors
+///
+/// If the machine lacks what the spec asks for (CPUs, threads, pipes), or if a message arrives altered or not at all.
+pub fn run(spec: &Spec, progress: &Progress) -> Result<Outcome> {
+    match spec.mode {
+        Mode::Process => pipe::between_processes(spec, progress),
+        Mode::Thread => pipe::between_threads(spec, progress),
+        Mode::Task => task::on_one_thread(spec, progress),
+        Mode::TaskPool => task::on_a_pool(spec, progress),
+    }
+}
+
+/// The error of a message that is not what was sent.
+fn altered(index: u64) -> Error {
+    Error::Workload(format!("message {index} did not arrive as it was sent (\"{MESSAGE}\")"))
+}

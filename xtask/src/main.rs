@@ -1,0 +1,61 @@
+//! Every chore of this repository, as `cargo xtask CHORE`.
+//!
+//! One file a chore. What they share: [`toolchain`] (a compiler and linker for BPF), [`ebpf`] (calling them),
+//! [`process`] (running commands) and [`stamp`] (what the committed BPF object was built from).
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod build_ebpf;
+mod clippy_ebpf;
+mod ebpf;
+mod process;
+mod run;
+mod setup;
+#[path = "../../ctxtrace/build/stamp.rs"]
+mod stamp;
+mod strip;
+mod test;
+mod toolchain;
+
+/// The chores of ctxtrace's repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+/// One chore.
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Build the BPF object that is committed in ctxtrace/bpf, and its stamp
+    BuildEbpf(build_ebpf::Args),
+    /// Lint the BPF programs, as the machine they are for
+    ClippyEbpf,
+    /// Install what `build-ebpf` and `clippy-ebpf` need
+    Setup,
+    /// Build ctxtrace and run it as root
+    Run(run::Args),
+    /// Run every test, the privileged ones as root
+    Test(test::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Args::parse().chore {
+        Chore::BuildEbpf(args) => build_ebpf::main(&args),
+        Chore::ClippyEbpf => clippy_ebpf::main(),
+        Chore::Setup => setup::main(),
+        Chore::Run(args) => run::main(&args),
+        Chore::Test(args) => test::main(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

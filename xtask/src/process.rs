@@ -1,0 +1,155 @@
+//! Running other programs: loudly, and without what cargo put into our own environment.
+
+use std::env;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use cargo_metadata::{Metadata, MetadataCommand};
+use nix::unistd::Uid;
+
+/// Variables that choose a toolchain or change what it builds. `cargo xtask` sets some of them for itself, and they would
+/// make another toolchain misbehave: rustup's choice, its libraries, the flags of another build.
+const TOOLCHAIN_VARIABLES: [&str; 11] = [
+    "CARGO",
+    "CARGO_BUILD_RUSTFLAGS",
+    "CARGO_ENCODED_RUSTFLAGS",
+    "CARGO_INCREMENTAL",
+    "LD_LIBRARY_PATH",
+    "RUSTC",
+    "RUSTC_WORKSPACE_WRAPPER",
+    "RUSTC_WRAPPER",
+    "RUSTDOC",
+    "RUSTFLAGS",
+    "RUSTUP_TOOLCHAIN",
+];
+
+/// Prefixes of the variables that describe the package cargo is running, or alter a profile.
+const PACKAGE_PREFIXES: [&str; 3] = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_PROFILE_"];
+
+/// A command that sees nothing of the toolchain that built and runs xtask.
+pub(crate) fn clean(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in env::vars_os().filter(|(name, _)| is_toolchain_variable(name)) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Whether a variable belongs to a toolchain or to the package it is building.
+fn is_toolchain_variable(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    let has_prefix = |prefix: &&str| name.starts_with(prefix);
+    TOOLCHAIN_VARIABLES.contains(&name.as_ref()) || PACKAGE_PREFIXES.iter().any(has_prefix)
+}
+
+/// The cargo that runs xtask: the one the user chose.
+pub(crate) fn cargo() -> Command {
+    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Where cargo keeps what it downloads and installs.
+pub(crate) fn cargo_home() -> Option<PathBuf> {
+    let default = || env::home_dir().map(|home| home.join(".cargo"));
+    env::var_os("CARGO_HOME").map(PathBuf::from).or_else(default)
+}
+
+/// What cargo knows of this workspace, its dependencies left out.
+pub(crate) fn workspace() -> Result<Metadata> {
+    let metadata = MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .no_deps()
+        .exec();
+    metadata.context("cargo cannot read the workspace")
+}
+
+/// The workspace's folder. Cargo's variable comes first: it is right even when the folder was moved after the build.
+pub(crate) fn root() -> PathBuf {
+    let crate_folder =
+        env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    crate_folder.parent().map_or_else(PathBuf::new, Path::to_owned)
+}
+
+/// Whether we are root.
+pub(crate) fn is_root() -> bool {
+    Uid::effective().is_root()
+}
+
+/// `program` as root: directly if we are, else through sudo.
+pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Command {
+    if is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.arg("--").arg(program);
+    command
+}
+
+/// Shows a command, as it could be typed.
+pub(crate) fn announce(command: &Command) {
+    let words: Vec<_> = [command.get_program()]
+        .into_iter()
+        .chain(command.get_args())
+        .map(OsStr::to_string_lossy)
+        .collect();
+    eprintln!("+ {}", words.join(" "));
+}
+
+/// Shows a command, runs it, and fails if it does.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    announce(command);
+    let status = command.status().with_context(|| failed_to_start(command))?;
+    if !status.success() {
+        bail!("{} failed: {status}", name(command));
+    }
+    Ok(())
+}
+
+/// What a command prints. Quiet: this is for questions, not for chores.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| failed_to_start(command))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("{} failed: {}\n{stderr}", name(command), output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("{} printed no text", name(command)))
+}
+
+/// Every file called `name` on `PATH`, then in cargo's own folder of programs.
+pub(crate) fn programs(name: &str) -> Vec<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(cargo_home().map(|home| home.join("bin")))
+        .map(|folder| folder.join(name))
+        .filter(|program| program.is_file())
+        .collect()
+}
+
+/// The sentence for a program that could not even be started.
+fn failed_to_start(command: &Command) -> String {
+    format!("cannot run {}", name(command))
+}
+
+/// A command's program, to name it in a message.
+fn name(command: &Command) -> String {
+    command.get_program().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clean_command_keeps_where_cargo_stores_things() {
+        for kept in ["CARGO_HOME", "CARGO_TARGET_DIR", "PATH", "HTTPS_PROXY"] {
+            assert!(!is_toolchain_variable(OsStr::new(kept)), "{kept}");
+        }
+        for dropped in ["CARGO_PKG_NAME", "RUSTUP_TOOLCHAIN", "RUSTFLAGS"] {
+            assert!(is_toolchain_variable(OsStr::new(dropped)), "{dropped}");
+        }
+    }
+}

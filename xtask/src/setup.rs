@@ -1,0 +1,52 @@
+//! `cargo xtask setup`: installs what building and linting the BPF programs needs, and skips what is there.
+
+use anyhow::Result;
+
+use crate::process;
+use crate::toolchain::{self, Compiler, DEBIAN_PACKAGES, LINKER_VERSION, NIGHTLY, Toolchain};
+
+/// Installs, then looks whether that did it.
+pub(crate) fn main() -> Result<()> {
+    if let Ok(compiler) = Compiler::find()
+        && compiler.has_clippy()
+    {
+        eprintln!("a compiler for BPF is there: {compiler}");
+    } else {
+        install_compiler()?;
+    }
+    match toolchain::find_linker() {
+        Ok(linker) => eprintln!("the linker for BPF is there: {}", linker.display()),
+        Err(_) => install_linker()?,
+    }
+    Toolchain::find().map(|toolchain| eprintln!("ready: {}", toolchain.compiler))
+}
+
+/// From Debian's archive where it has one, else from rustup.
+fn install_compiler() -> Result<()> {
+    if process::programs("apt-get").is_empty() {
+        return install_nightly();
+    }
+    process::run(process::as_root("apt-get").arg("update"))?;
+    // Debian's derivatives and its older releases have apt-get but not these packages.
+    let known = process::output(process::clean("apt-cache").arg("show").args(DEBIAN_PACKAGES));
+    if known.is_err() {
+        return install_nightly();
+    }
+    let mut install = process::as_root("apt-get");
+    install.args(["install", "-y", "--no-install-recommends"]);
+    process::run(install.args(DEBIAN_PACKAGES))
+}
+
+/// rustup's nightly, with the sources of `core`.
+fn install_nightly() -> Result<()> {
+    let mut install = process::clean("rustup");
+    install.args(["toolchain", "install", NIGHTLY, "--profile", "minimal"]);
+    process::run(install.args(["--component", "rust-src,clippy"]))
+}
+
+/// bpf-linker, built by the user's own cargo.
+fn install_linker() -> Result<()> {
+    let mut install = process::cargo();
+    install.args(["install", "bpf-linker", "--version", LINKER_VERSION]);
+    process::run(install.arg("--locked"))
+}
