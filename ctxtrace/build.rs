@@ -1,7 +1,6 @@
 //! Refuses to build with a BPF object that does not belong to the sources beside it.
 //!
 //! The object is committed, so that a user needs no BPF toolchain; see `build/stamp.rs` for how it is kept honest.
-#![expect(clippy::print_stdout, reason = "a build script talks to cargo through its stdout")]
 
 use std::env;
 use std::fs;

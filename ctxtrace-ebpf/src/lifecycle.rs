@@ -6,7 +6,7 @@ use aya_ebpf::programs::BtfTracePointContext;
 use ctxtrace_common::clock::Clock;
 use ctxtrace_common::thread::{EXITING, KernelCount};
 
-use crate::target::{FirstSeen, begin, find, follow_process};
+use crate::target::{Begin, FirstSeen, begin, find, follow_process};
 use crate::task::Task;
 
 /// A target's child, thread or process, is a target. The child has not run yet (kernel: `kernel/fork.c`,
@@ -23,17 +23,11 @@ pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     if tgid != thread.tgid {
         follow_process(tgid, child.start_boottime_ns());
     }
-    begin(
-        child,
-        tid,
-        tgid,
-        image,
-        Clock::NEW,
-        KernelCount {
-            voluntary: 0,
-            involuntary: 0,
-        },
-    );
+    let never_switched = KernelCount {
+        voluntary: 0,
+        involuntary: 0,
+    };
+    begin(child, tid, tgid, image, Clock::NEW, never_switched, Begin::Anew);
     0
 }
 

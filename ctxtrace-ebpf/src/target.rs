@@ -77,12 +77,24 @@ fn adopt(task: Task, tid: u32, first_seen: FirstSeen) -> bool {
             base.involuntary -= 1;
         }
     }
-    begin(task, tid, tgid, 0, clock, base)
+    begin(task, tid, tgid, 0, clock, base, Begin::IfUnknown)
 }
 
-/// Puts a new record into the thread table and counts the thread as alive.
+/// What to do with a record that is there already. The values are flags of `bpf_map_update_elem`.
+#[derive(Clone, Copy)]
+pub(crate) enum Begin {
+    /// Replace it: it is left over from a thread whose last switch was missed, and which lay at the same address.
+    Anew = 0,
+    /// Keep it: another CPU has just begun it (`BPF_NOEXIST`).
+    IfUnknown = 1,
+}
+
+/// The error of an element that is there already.
+const EEXIST: i32 = -17;
+
+/// Puts a new record into the thread table and counts the thread as alive. Tells whether there is a record now.
 #[inline(always)]
-pub(crate) fn begin(task: Task, tid: u32, tgid: u32, image: u32, clock: Clock, base: KernelCount) -> bool {
+pub(crate) fn begin(task: Task, tid: u32, tgid: u32, image: u32, clock: Clock, base: KernelCount, how: Begin) -> bool {
     let mut thread = Thread::EMPTY;
     thread.clock = clock;
     thread.base = base;
@@ -92,12 +104,17 @@ pub(crate) fn begin(task: Task, tid: u32, tgid: u32, image: u32, clock: Clock, b
     thread.tid = tid;
     thread.tgid = tgid;
     thread.image = image;
-    if THREADS.insert(&task.address(), &thread, 0).is_err() {
-        count(|counters| &mut counters.lost_threads);
-        return false;
+    match THREADS.insert(&task.address(), &thread, how as u64) {
+        Ok(()) => {
+            thread_began(tgid);
+            true
+        }
+        Err(EEXIST) => true,
+        Err(_) => {
+            count(|counters| &mut counters.lost_threads);
+            false
+        }
     }
-    thread_began(tgid);
-    true
 }
 
 /// Begins to follow a process that a target has forked.

@@ -51,10 +51,16 @@ pub fn significant(value: f64) -> String {
     if magnitude >= 999.5 {
         return thousands(value.round() as u64);
     }
-    // Decimals so that three digits remain from the first that is not 0.
-    let leading = magnitude.log10().floor() as i32;
-    let decimals = usize::try_from(2 - leading).unwrap_or(0).min(9);
+    let decimals = decimals_for(magnitude);
+    // 0.9996 is 1.00, not 1.000: what rounding has carried over a power of ten needs a decimal less.
+    let unit = 10_f64.powi(decimals);
+    let decimals = decimals_for((magnitude * unit).round() / unit) as usize;
     format!("{value:.decimals$}")
+}
+
+/// Decimals that leave three digits, counted from the first that is not 0.
+fn decimals_for(magnitude: f64) -> i32 {
+    (2 - magnitude.log10().floor() as i32).clamp(0, 9)
 }
 
 #[cfg(test)]

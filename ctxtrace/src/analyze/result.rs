@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::trace::Level;
+use crate::units::thousands;
 use crate::workload::pin::Pin;
 use crate::workload::{Mode, Root};
 
@@ -246,20 +247,20 @@ pub struct Lost {
 }
 
 impl Lost {
-    /// Every cause with its count, in the order they are told in.
+    /// Every cause with its count, named in the singular and in the plural.
     #[must_use]
-    pub fn causes(&self) -> [(&'static str, u64); 10] {
+    pub fn causes(&self) -> [(&'static str, &'static str, u64); 10] {
         [
-            ("events", self.events),
-            ("intervals", self.intervals),
-            ("wakeups", self.wakeups),
-            ("stacks", self.stacks),
-            ("user stacks", self.user_stacks),
-            ("stack sums", self.stack_sums),
-            ("threads", self.threads),
-            ("thread records", self.thread_records),
-            ("mappings", self.mappings),
-            ("program runs (recursion)", self.recursion),
+            ("kernel switch", "kernel switches", self.events),
+            ("off-CPU interval", "off-CPU intervals", self.intervals),
+            ("wakeup", "wakeups", self.wakeups),
+            ("stack", "stacks", self.stacks),
+            ("user stack", "user stacks", self.user_stacks),
+            ("stack sum", "stack sums", self.stack_sums),
+            ("thread", "threads", self.threads),
+            ("thread record", "thread records", self.thread_records),
+            ("mapping", "mappings", self.mappings),
+            ("program run (recursion)", "program runs (recursion)", self.recursion),
         ]
     }
 
@@ -277,14 +278,14 @@ impl Lost {
         self.recursion += other.recursion;
     }
 
-    /// What was lost, in words: `3 events, 1 wakeup`; `None` if nothing was.
+    /// What was lost, in words: `3 kernel switches, 1 wakeup`; `None` if nothing was.
     #[must_use]
     pub fn in_words(&self) -> Option<String> {
         let causes = self.causes();
         let lost: Vec<String> = causes
             .iter()
-            .filter(|(_, count)| *count > 0)
-            .map(|(cause, count)| format!("{} {cause}", crate::units::thousands(*count)))
+            .filter(|(_, _, count)| *count > 0)
+            .map(|(one, many, count)| format!("{} {}", thousands(*count), if *count == 1 { one } else { many }))
             .collect();
         (!lost.is_empty()).then(|| lost.join(", "))
     }

@@ -198,7 +198,7 @@ fn latencies(report: &Report) -> String {
     ] {
         table.add_row(distribution_row(name, distribution));
     }
-    table.to_string()
+    without_trailing_spaces(&table)
 }
 
 fn distribution_row(name: &str, distribution: &Distribution) -> Vec<String> {
@@ -252,7 +252,7 @@ fn threads(report: &Report) -> String {
             duration(sum(|thread| thread.off_cpu_ns)),
         ]);
     }
-    table.to_string()
+    without_trailing_spaces(&table)
 }
 
 fn footer(report: &Report, style: Style) -> String {
@@ -281,6 +281,12 @@ fn footer(report: &Report, style: Style) -> String {
         duration(report.overhead.tracer_cpu_ns)
     );
     format!("Lost              {lost}\n{}", style.dim(&tracing))
+}
+
+fn without_trailing_spaces(table: &Table) -> String {
+    let text = table.to_string();
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    lines.join("\n")
 }
 
 fn plain_table(header: &[&str]) -> Table {

@@ -12,14 +12,18 @@ use crate::error::{Error, Result};
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 /// Catches the signals for as long as it lives.
-pub(super) struct Interrupts {
+pub struct Interrupts {
     fd: SignalFd,
     seen: Cell<Option<Signal>>,
 }
 
 impl Interrupts {
     /// Begins to catch. To be called while there is one thread.
-    pub(super) fn catch() -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn catch() -> Result<Self> {
         let signals: SigSet = SIGNALS.into_iter().collect();
         signals.thread_block().map_err(Error::errno("blocking signals"))?;
         let fd = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
@@ -31,12 +35,14 @@ impl Interrupts {
     }
 
     /// Becomes readable when a signal has come.
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
     /// The signal that has come since it was last asked.
-    pub(super) fn take(&self) -> Option<Signal> {
+    #[must_use]
+    pub fn take(&self) -> Option<Signal> {
         let info = self.fd.read_signal().ok().flatten()?;
         let signal = Signal::try_from(info.ssi_signo as i32).ok();
         self.seen.set(signal.or(self.seen.get()));
@@ -44,7 +50,8 @@ impl Interrupts {
     }
 
     /// Whether one has ever come.
-    pub(super) fn any_seen(&self) -> bool {
+    #[must_use]
+    pub fn any_seen(&self) -> bool {
         self.seen.get().is_some()
     }
 }

@@ -8,8 +8,9 @@
 
 mod bar;
 pub mod child;
-mod interrupt;
-mod watch;
+pub mod interrupt;
+pub mod watch;
+mod workload;
 
 use std::io::{self, IsTerminal, Write};
 
@@ -42,7 +43,7 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
 
     let mut runs: Vec<TracedRun> = Vec::new();
     for number in 1..=settings.repeat {
-        let run = watch::traced(settings, &kernel, &interrupts, user.as_ref(), number)?;
+        let run = workload::traced(settings, &kernel, &interrupts, user.as_ref(), number)?;
         let cut_short = run.cut_short.is_some();
         runs.push(run);
         if cut_short {
