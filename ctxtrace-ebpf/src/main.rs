@@ -12,6 +12,17 @@
 //!
 //! All are `tp_btf` programs: they get typed pointers and read through them directly, no helper call for each field.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        clippy::needless_pass_by_value,
+        reason = "aya's macros hand the context over by value"
+    ),
+    expect(
+        clippy::needless_borrows_for_generic_args,
+        reason = "a key passed by value is copied onto the BPF stack, which has 512 bytes"
+    )
+)]
 
 #[cfg(target_arch = "bpf")]
 mod atomic;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build_ebpf;
 mod clippy_ebpf;
 mod ebpf;
@@ -41,6 +42,8 @@ enum Chore {
     Run(run::Args),
     /// Run every test, the privileged ones as root
     Test(test::Args),
+    /// Measure
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Chore::Setup => setup::main(),
         Chore::Run(args) => run::main(&args),
         Chore::Test(args) => test::main(&args),
+        Chore::Bench(args) => bench::main(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -58,7 +58,7 @@ impl CostMeter {
 
     pub(super) fn tick(&mut self) {
         self.ticks += 1;
-        if self.ticks % TICKS_A_CYCLE == 0 {
+        if self.ticks.is_multiple_of(TICKS_A_CYCLE) {
             self.statistics = enable_stats(Stats::RunTime).ok();
         } else {
             self.statistics = None;

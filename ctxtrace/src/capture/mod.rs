@@ -5,7 +5,7 @@
 //! 1. [`preflight`]: may this process trace at all, and what to do if not.
 //! 2. [`offsets`]: where the fields of the running kernel's `task_struct` lie.
 //! 3. [`Session`]: one run's programs and maps, from load to the last count.
-//! 4. [`cost`]: what the programs cost, as measured by the kernel.
+//! 4. `cost`: what the programs cost, as measured by the kernel.
 //!
 //! Everything is attached through file descriptors of this process, so nothing can stay behind: when the process ends, even
 //! by `kill -9`, the kernel detaches and frees it all.

@@ -84,7 +84,7 @@ pub struct RunArgs {
     #[arg(long, value_enum)]
     pub weight: Option<Weight>,
 
-    /// Fault injection for the tests: lose one sched_switch event in this many
+    /// Fault injection for the tests: lose one switch event in this many
     #[arg(long, value_name = "N", hide = true, default_value_t = 0)]
     pub drop_one_in: u32,
 }

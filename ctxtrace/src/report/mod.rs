@@ -8,6 +8,8 @@
 
 pub mod flamegraph;
 pub mod folded;
+#[cfg(test)]
+mod golden;
 pub mod json;
 pub mod output;
 pub mod table;

@@ -145,13 +145,12 @@ impl Command<'_> {
             if libc::setpgid(0, 0) != 0 {
                 return *libc::__errno_location();
             }
-            if let Some(user) = self.user {
-                if libc::setgroups(groups.len(), groups.as_ptr()) != 0
+            if let Some(user) = self.user
+                && (libc::setgroups(groups.len(), groups.as_ptr()) != 0
                     || libc::setgid(user.gid.as_raw()) != 0
-                    || libc::setuid(user.uid.as_raw()) != 0
-                {
-                    return *libc::__errno_location();
-                }
+                    || libc::setuid(user.uid.as_raw()) != 0)
+            {
+                return *libc::__errno_location();
             }
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                 return *libc::__errno_location();

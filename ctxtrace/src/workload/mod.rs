@@ -35,9 +35,9 @@ pub enum Mode {
     Process,
     /// Two threads over two pipes
     Thread,
-    /// Three tokio tasks on the current_thread runtime
+    /// Three tokio tasks on one thread
     Task,
-    /// Three tokio tasks on the multi-thread runtime
+    /// Three tokio tasks on a pool of threads
     TaskPool,
 }
 

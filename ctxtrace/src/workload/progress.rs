@@ -72,7 +72,7 @@ impl Progress {
     /// Says that `messages` are done; cheap enough to be called for each.
     #[inline(always)]
     pub fn reached(&self, messages: u64) {
-        if messages % STEP == 0 {
+        if messages.is_multiple_of(STEP) {
             self.counter().store(messages, Ordering::Relaxed);
         }
     }

@@ -1,0 +1,165 @@
+//! Golden outputs: one drawn result in every format, compared with what is in `tests/golden`.
+//!
+//! After a change that is meant, look at the difference and make the files anew: `CTXTRACE_BLESS=1 cargo test golden`.
+
+use std::path::{Path, PathBuf};
+
+use super::flamegraph::Labels;
+use super::table::Style;
+use super::{Weight, flamegraph, folded, json, table};
+use crate::analyze::result::Report;
+use crate::analyze::summarize::tests::{host, run, spec};
+use crate::analyze::summarize::{TracedRun, summarize};
+use crate::symbolize::{Frame, FrameKind, Resolved, ResolvedStack};
+use crate::trace::ProgramCost;
+use crate::workload::Mode;
+use ctxtrace_common::histogram::Latency;
+
+fn manifest() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Compares with a file, or writes it if `CTXTRACE_BLESS` is set.
+fn compare(path: &Path, actual: &[u8]) {
+    if std::env::var_os("CTXTRACE_BLESS").is_some() {
+        std::fs::write(path, actual).expect("blessed");
+        return;
+    }
+    let expected = std::fs::read(path).unwrap_or_default();
+    assert!(
+        expected == actual,
+        "{} differs; if that is meant, run CTXTRACE_BLESS=1 cargo test golden\n{}",
+        path.display(),
+        String::from_utf8_lossy(actual)
+    );
+}
+
+fn golden(name: &str, actual: impl AsRef<[u8]>) {
+    let path: PathBuf = manifest().join("tests/golden").join(name);
+    compare(&path, actual.as_ref());
+}
+
+/// A run with something in every part of the report.
+fn full_run() -> TracedRun {
+    let mut run = run(670_000);
+    let latencies = &mut run.aggregates.latencies;
+    for i in 1..=1_000_u64 {
+        latencies.get_mut(Latency::OffCpu).record(i * i * 7);
+        latencies.get_mut(Latency::RunQueue).record(i * 11);
+        latencies.get_mut(Latency::OnCpu).record(1_370 + i);
+    }
+    run.aggregates.cost.programs = vec![
+        ProgramCost {
+            name: "sched_waking".to_owned(),
+            timed_runs: 100,
+            timed_ns: 17_300,
+        },
+        ProgramCost {
+            name: "sched_switch".to_owned(),
+            timed_runs: 0,
+            timed_ns: 0,
+        },
+    ];
+    run.aggregates.cost.tracer_cpu_ns = 2_770_000;
+    run
+}
+
+fn report(mode: Mode, runs: &[TracedRun]) -> Report {
+    let mut report = summarize(&spec(mode), host(), runs);
+    report.ctxtrace_version = "0.0.0".to_owned();
+    report
+}
+
+fn resolved() -> Resolved {
+    let frame = |kind, name: &str| Frame {
+        kind,
+        name: name.to_owned(),
+    };
+    let stack = |frames: Vec<Frame>, count, off_cpu_ns| ResolvedStack {
+        frames,
+        count,
+        off_cpu_ns,
+    };
+    Resolved {
+        stacks: vec![
+            stack(
+                vec![
+                    frame(FrameKind::Thread, "tokio-rt-worker"),
+                    frame(FrameKind::User, "start_thread"),
+                    frame(FrameKind::User, "tokio::runtime::park::Inner::park"),
+                    frame(FrameKind::Inlined, "<[u8; 4] as Clone>::clone"),
+                    frame(FrameKind::Kernel, "do_futex"),
+                    frame(FrameKind::Kernel, "__schedule"),
+                ],
+                40,
+                73_000,
+            ),
+            stack(
+                vec![
+                    frame(FrameKind::Thread, "<b>&\u{1b}[31m"),
+                    frame(FrameKind::Reason, "[no user stack: the thread is exiting]"),
+                    frame(FrameKind::Kernel, "__schedule"),
+                ],
+                1,
+                27_000,
+            ),
+        ],
+        with_user_stack: 40,
+        broken: 4,
+    }
+}
+
+#[test]
+fn golden_tables() {
+    golden(
+        "task-pool.table",
+        table::render(&report(Mode::TaskPool, &[full_run()]), Style { color: false }),
+    );
+    let mut bad = full_run();
+    bad.aggregates.threads[0].thread.traced_involuntary -= 1;
+    bad.aggregates.counters.lost_events = 1;
+    bad.outcome = None;
+    bad.messages_seen = 384;
+    bad.cut_short = Some("the workload was killed by SIGKILL".to_owned());
+    let bad = report(Mode::Process, &[full_run(), bad]);
+    golden("partial-with-losses.table", table::render(&bad, Style { color: true }));
+}
+
+#[test]
+fn golden_json() {
+    let json = json::render(&report(Mode::TaskPool, &[full_run()])).expect("JSON");
+    golden("task-pool.json", &json);
+}
+
+#[test]
+fn golden_stacks() {
+    golden("stacks.time.folded", folded::render(&resolved().stacks, Weight::Time));
+    golden("stacks.count.folded", folded::render(&resolved().stacks, Weight::Count));
+    let labels = Labels {
+        workload: "task-pool, buffer 0".to_owned(),
+        lost: Some("3 kernel switches".to_owned()),
+    };
+    golden(
+        "stacks.svg",
+        flamegraph::render(&resolved(), Weight::Time, &labels).expect("drawn"),
+    );
+}
+
+/// The schema in the documentation is the one of the types, and the golden JSON follows it.
+#[test]
+fn golden_schema() {
+    let schema = json::schema().expect("JSON");
+    compare(
+        &manifest().join("../docs/schema/ctxtrace.report-1.schema.json"),
+        &schema,
+    );
+    let schema = serde_json::from_slice(&schema).expect("JSON");
+    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    let report = serde_json::to_value(report(Mode::Process, &[full_run()])).expect("JSON");
+    let errors: Vec<String> = validator.iter_errors(&report).map(|error| error.to_string()).collect();
+    assert!(errors.is_empty(), "{errors:?}");
+    // The schema can say no.
+    let mut wrong = report;
+    wrong["kernel_switches"]["total"] = serde_json::Value::from("many");
+    assert!(!validator.is_valid(&wrong));
+}

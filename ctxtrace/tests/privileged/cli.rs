@@ -1,0 +1,208 @@
+//! What a person types, and what comes of it.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use crate::support::{CTXTRACE, command, ctxtrace, number, run_json, stderr, stdout};
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    ("the_table_goes_to_standard_output", the_table_goes_to_standard_output),
+    (
+        "json_on_standard_output_is_nothing_but_json",
+        json_on_standard_output_is_nothing_but_json,
+    ),
+    ("every_output_follows_the_schema", every_output_follows_the_schema),
+    ("files_are_written_whole", files_are_written_whole),
+    ("the_flamegraph_names_functions", the_flamegraph_names_functions),
+    (
+        "under_sudo_everything_is_the_invoking_users",
+        under_sudo_everything_is_the_invoking_users,
+    ),
+    (
+        "the_headline_is_the_median_of_the_repeats",
+        the_headline_is_the_median_of_the_repeats,
+    ),
+    (
+        "a_split_over_more_cpus_than_there_are_says_so",
+        a_split_over_more_cpus_than_there_are_says_so,
+    ),
+];
+
+fn the_table_goes_to_standard_output() {
+    let output = ctxtrace("run --mode thread --iterations 2000");
+    assert_eq!(output.status.code(), Some(0));
+    let table = stdout(&output);
+    for text in [
+        "messages/s",
+        "ns/message",
+        "kernel switches/message",
+        "difference 0",
+        "wake to run",
+        "Lost",
+    ] {
+        assert!(table.contains(text), "{text} is missing in\n{table}");
+    }
+    assert!(!table.contains('\x1b'), "no colour in a pipe");
+    assert_eq!(stderr(&output), "", "and no progress bar");
+}
+
+fn json_on_standard_output_is_nothing_but_json() {
+    let output = ctxtrace("run --mode thread --iterations 2000 --json -");
+    assert_eq!(output.status.code(), Some(0));
+    serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON");
+    assert!(stderr(&output).contains("messages/s"), "the table is on standard error");
+}
+
+fn every_output_follows_the_schema() {
+    let schema = include_str!("../../../docs/schema/ctxtrace.report-1.schema.json");
+    let validator = jsonschema::validator_for(&serde_json::from_str(schema).expect("JSON")).expect("a schema");
+    for line in [
+        "--mode process --iterations 1000",
+        "--mode thread --iterations 1000 --level counts",
+        "--mode task --iterations 1000 --repeat 3",
+        "--mode task-pool --iterations 1000 --buffer 64",
+    ] {
+        let json = run_json(line);
+        let errors: Vec<String> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{line}: {errors:?}");
+    }
+}
+
+fn files_are_written_whole() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("old.json"), "old").expect("written");
+    let line = format!(
+        "run --mode thread --iterations 2000 --json {} --flamegraph {} --folded {} --weight count",
+        path("old.json"),
+        path("x.svg"),
+        path("x.folded")
+    );
+    let output = ctxtrace(&line);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path("old.json")).expect("there")).expect("replaced by JSON");
+    let folded = std::fs::read_to_string(path("x.folded")).expect("there");
+    let values = folded.lines().map(|line| {
+        line.rsplit(' ')
+            .next()
+            .expect("a value")
+            .parse::<i64>()
+            .expect("a number")
+    });
+    assert_eq!(
+        values.sum::<i64>(),
+        number(&json, "/kernel_switches/total"),
+        "every switch is in the stacks"
+    );
+    assert!(
+        std::fs::read_to_string(path("x.svg"))
+            .expect("there")
+            .trim_end()
+            .ends_with("</svg>")
+    );
+    assert_eq!(
+        std::fs::read_dir(folder.path()).expect("a folder").count(),
+        3,
+        "nothing is left beside them"
+    );
+    for name in ["old.json", "x.svg", "x.folded"] {
+        assert!(stderr(&output).contains(&format!("wrote {}", path(name))));
+    }
+}
+
+fn the_flamegraph_names_functions() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("x.folded");
+    let output = ctxtrace(&format!(
+        "run --mode task-pool --iterations 100000 --folded {}",
+        path.display()
+    ));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let folded = std::fs::read_to_string(path).expect("there");
+    let parked: Vec<&str> = folded
+        .lines()
+        .filter(|line| line.starts_with("tokio-rt-worker;") && line.contains("__schedule_[k]"))
+        .collect();
+    let find = |text: &str| parked.iter().any(|line| line.contains(text));
+    for text in [
+        // The thread's beginning, tokio's own function with its path, the system call, the kernel's futex code.
+        "start_thread;",
+        "tokio::runtime::scheduler::multi_thread::",
+        "park",
+        "do_syscall_64_[k]",
+        "futex",
+    ] {
+        assert!(find(text), "{text} is in none of\n{}", parked.join("\n"));
+    }
+    assert!(folded.contains("_[i]"), "inlined functions are told");
+}
+
+fn under_sudo_everything_is_the_invoking_users() {
+    const NOBODY: u32 = 65_534;
+    // Where that user can reach the program, and write.
+    let folder = tempfile::tempdir_in("/tmp").expect("a folder");
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("allowed");
+    let program = folder.path().join("ctxtrace");
+    std::fs::copy(CTXTRACE, &program).expect("copied");
+    let json = folder.path().join("x.json");
+    let mut child = std::process::Command::new(&program)
+        .args(["run", "--mode", "process", "--iterations", "100000", "--json"])
+        .arg(&json)
+        .env("SUDO_UID", NOBODY.to_string())
+        .env("SUDO_GID", NOBODY.to_string())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("started");
+    let mut owners = Vec::new();
+    crate::support::wait_until("the workload runs", || {
+        owners = workloads_of(child.id());
+        !owners.is_empty()
+    });
+    assert!(owners.iter().all(|&owner| owner == NOBODY), "{owners:?}");
+    let status = child.wait().expect("ended");
+    assert!(status.success());
+    let metadata = std::fs::metadata(&json).expect("there");
+    assert_eq!((metadata.uid(), metadata.gid()), (NOBODY, NOBODY));
+}
+
+/// Owners of the processes that descend directly from `parent` and have become a workload.
+fn workloads_of(parent: u32) -> Vec<u32> {
+    procfs::process::all_processes()
+        .expect("/proc")
+        .filter_map(Result::ok)
+        .filter(|process| process.stat().is_ok_and(|stat| stat.ppid == parent as i32))
+        .filter(|process| {
+            process
+                .cmdline()
+                .is_ok_and(|line| line.get(1).is_some_and(|word| word == "workload"))
+        })
+        .filter_map(|process| process.uid().ok())
+        .collect()
+}
+
+fn the_headline_is_the_median_of_the_repeats() {
+    let json = run_json("--mode thread --iterations 2000 --repeat 5");
+    let runs = json["workload"]["runs"].as_array().expect("runs");
+    assert_eq!(runs.len(), 5);
+    let mut elapsed: Vec<i64> = runs.iter().map(|run| number(run, "/elapsed_ns")).collect();
+    elapsed.sort_unstable();
+    assert_eq!(number(&json, "/workload/elapsed_ns"), elapsed[2]);
+    let intervals = number(&json, "/latency/off_cpu/count");
+    assert!(
+        intervals > 4 * number(&json, "/kernel_switches/total"),
+        "latencies are of all runs"
+    );
+}
+
+fn a_split_over_more_cpus_than_there_are_says_so() {
+    let output = command("run --mode task-pool --workers 1000 --pin split-cpus --iterations 10")
+        .output()
+        .expect("started");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("--pin split-cpus wants 1000 CPUs"),
+        "{}",
+        stderr(&output)
+    );
+}

@@ -1,0 +1,252 @@
+//! Do the figures tell the truth?
+
+use ctxtrace::correlate::reconcile::name_of;
+use ctxtrace_common::histogram::{Latency, lower_bound};
+use ctxtrace_common::thread::Thread;
+use serde_json::Value;
+
+use crate::programs;
+use crate::support::{number, reconciled, run_json, trace_program};
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    ("every_mode_reconciles_every_time", every_mode_reconciles_every_time),
+    (
+        "pinned_round_trips_make_two_switches_each",
+        pinned_round_trips_make_two_switches_each,
+    ),
+    ("the_parts_of_a_run_add_up", the_parts_of_a_run_add_up),
+    ("a_sleeper_shows_its_sleeps", a_sleeper_shows_its_sleeps),
+    (
+        "a_yielder_shows_involuntary_switches",
+        a_yielder_shows_involuntary_switches,
+    ),
+    (
+        "threads_that_live_for_an_instant_are_all_there",
+        threads_that_live_for_an_instant_are_all_there,
+    ),
+    (
+        "processes_that_live_for_an_instant_are_all_there",
+        processes_that_live_for_an_instant_are_all_there,
+    ),
+    (
+        "a_thread_that_executes_a_program_keeps_its_count",
+        a_thread_that_executes_a_program_keeps_its_count,
+    ),
+    ("stack_sums_hold_every_switch_once", stack_sums_hold_every_switch_once),
+    (
+        "two_tracers_at_once_see_their_own_target_only",
+        two_tracers_at_once_see_their_own_target_only,
+    ),
+];
+
+/// A thread of a traced program by its name.
+fn thread_named<'a>(threads: impl Iterator<Item = &'a Thread>, name: &str) -> &'a Thread {
+    let mut found: Vec<_> = threads.filter(|thread| name_of(&thread.comm) == name).collect();
+    assert_eq!(found.len(), 1, "threads named {name}");
+    found.remove(0)
+}
+
+fn every_mode_reconciles_every_time() {
+    for line in [
+        "--mode process --iterations 5000",
+        "--mode process --iterations 5000 --pin split-cpus",
+        "--mode thread --iterations 5000",
+        "--mode thread --iterations 5000 --pin none",
+        "--mode task --iterations 100000",
+        "--mode task --iterations 100000 --buffer 4096 --root block-on",
+        "--mode task-pool --iterations 100000",
+        "--mode task-pool --iterations 100000 --buffer 4096 --level counts",
+        "--mode task-pool --iterations 50000 --pin same-cpu",
+        "--mode task-pool --iterations 50000 --pin split-cpus",
+        "--mode task-pool --iterations 50000 --workers 8 --root block-on",
+        "--mode process --iterations 1",
+    ] {
+        // The repeats are runs of their own: one difference among them would be exit status 4.
+        let json = run_json(&format!("{line} --repeat 3"));
+        assert_eq!(number(&json, "/reconciliation/difference"), 0, "{line}");
+        assert_eq!(number(&json, "/lost/events"), 0, "{line}");
+        for run in json["workload"]["runs"].as_array().expect("runs") {
+            assert_eq!(number(run, "/difference"), 0, "{line}");
+            assert!(number(run, "/kernel_switches") > 0, "{line}");
+        }
+        assert_eq!(
+            json["reconciliation"]["rusage"]["agrees"],
+            Value::Bool(true),
+            "{line}: {json:#}"
+        );
+    }
+}
+
+fn pinned_round_trips_make_two_switches_each() {
+    for mode in ["process", "thread"] {
+        let json = run_json(&format!("--mode {mode} --iterations 10000"));
+        let total = number(&json, "/kernel_switches/total");
+        // Each side must be switched out once a round trip: there is one CPU, and it waits for the other. How many of
+        // them are voluntary is the scheduler's affair (a wakeup may preempt the waker before it goes to sleep).
+        assert!(total >= 20_000, "{mode}: {total}");
+        let parts = number(&json, "/kernel_switches/voluntary") + number(&json, "/kernel_switches/involuntary");
+        assert_eq!(parts, total);
+        // Other programs interrupt now and then, start and end add a few dozen: nothing else may.
+        assert!(total < 22_000, "{mode}: {total}");
+    }
+}
+
+fn the_parts_of_a_run_add_up() {
+    let json = run_json("--mode task-pool --iterations 200000");
+    let total = number(&json, "/kernel_switches/total");
+    let threads = json["threads"].as_array().expect("threads");
+    let sum = |field: &str| threads.iter().map(|thread| number(thread, field)).sum::<i64>();
+    assert_eq!(sum("/voluntary") + sum("/involuntary"), total);
+    assert_eq!(sum("/off_cpu_ns"), number(&json, "/latency/off_cpu/sum_ns"));
+    assert_eq!(sum("/on_cpu_ns"), number(&json, "/latency/on_cpu/sum_ns"));
+    assert_eq!(sum("/run_queue_ns"), number(&json, "/latency/run_queue/sum_ns"));
+    assert_eq!(sum("/migrations"), number(&json, "/migrations"));
+    // Every switch-out begins an off-CPU interval that ends, stays open, or was dropped and said to be.
+    let intervals = number(&json, "/latency/off_cpu/count")
+        + number(&json, "/latency/off_cpu/open_intervals")
+        + number(&json, "/lost/intervals");
+    assert_eq!(intervals, total);
+    for distribution in ["off_cpu", "blocked", "run_queue", "on_cpu", "wake_to_run"] {
+        let field = |name: &str| number(&json, &format!("/latency/{distribution}/{name}"));
+        let ascending = ["min_ns", "p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns"].map(field);
+        assert!(ascending.is_sorted(), "{distribution}: {ascending:?}");
+    }
+}
+
+fn a_sleeper_shows_its_sleeps() {
+    let traced = trace_program("sleeper");
+    reconciled(&traced);
+    let sleeper = thread_named(traced.aggregates.threads.iter().map(|record| &record.thread), "sleeper");
+    // It may also be switched out for a page fault, or preempted; the sleeps are those of 4.9 ms and more. The timer is
+    // started before the switch-out, so a blocked interval is a little shorter than the sleep.
+    let blocked = traced.aggregates.latencies.get(Latency::Blocked);
+    let long: u64 = blocked
+        .buckets
+        .iter()
+        .enumerate()
+        .filter(|&(bucket, _)| lower_bound(bucket) >= 4_700_000 && lower_bound(bucket) < 100_000_000)
+        .map(|(_, &count)| count)
+        .sum();
+    assert!(
+        (programs::SLEEPS..=programs::SLEEPS + 2).contains(&long),
+        "{long} long sleeps"
+    );
+    assert!(sleeper.traced_voluntary >= programs::SLEEPS);
+    assert!(
+        sleeper.off_cpu_ns >= programs::SLEEPS * 4_900_000,
+        "{} ns",
+        sleeper.off_cpu_ns
+    );
+    assert!(
+        sleeper.off_cpu_ns - sleeper.run_queue_ns >= programs::SLEEPS * 4_900_000,
+        "not blocked, but waiting for a CPU"
+    );
+    assert_eq!(traced.aggregates.counters.lost_events, 0);
+}
+
+fn a_yielder_shows_involuntary_switches() {
+    let traced = trace_program("yielder");
+    reconciled(&traced);
+    let yielder = thread_named(traced.aggregates.threads.iter().map(|record| &record.thread), "yielder");
+    // The scheduler may let a yielding thread go on if its peer has had more; half of them switching is far from that.
+    assert!(
+        yielder.traced_involuntary >= programs::YIELDS / 2,
+        "{} of {} yields",
+        yielder.traced_involuntary,
+        programs::YIELDS
+    );
+    assert!(
+        yielder.traced_voluntary < 100,
+        "a yield is no sleep: {}",
+        yielder.traced_voluntary
+    );
+    // Still runnable: the time off the CPU is time in the run queue.
+    assert!(yielder.run_queue_ns >= yielder.off_cpu_ns / 2);
+}
+
+fn threads_that_live_for_an_instant_are_all_there() {
+    let traced = trace_program("thread-storm");
+    let reconciliation = reconciled(&traced);
+    assert_eq!(reconciliation.threads.len() as u64, programs::THREADS + 1);
+    assert_eq!(traced.aggregates.counters.lost_threads, 0);
+    assert_eq!(traced.aggregates.counters.lost_records, 0);
+}
+
+fn processes_that_live_for_an_instant_are_all_there() {
+    let traced = trace_program("fork-storm");
+    let reconciliation = reconciled(&traced);
+    assert_eq!(reconciliation.threads.len() as u64, programs::FORKS + 1);
+    let children = reconciliation
+        .threads
+        .iter()
+        .filter(|thread| thread.name == "true")
+        .count();
+    assert_eq!(children as u64, programs::FORKS, "named after what they executed");
+}
+
+fn a_thread_that_executes_a_program_keeps_its_count() {
+    let traced = trace_program("exec-by-thread");
+    let threads = &traced.aggregates.threads;
+    // Reconciliation holds thread by thread; the launched id has gone from the first thread to the second.
+    assert_eq!(threads.len(), 2);
+    let sleep = thread_named(threads.iter().map(|record| &record.thread), "sleep");
+    assert_eq!(sleep.tid, traced.launched.pid, "it has its leader's id now");
+    assert_eq!(sleep.traced(), sleep.counted_by_kernel());
+    let total: u64 = threads.iter().map(|record| record.thread.traced()).sum();
+    assert_eq!(total, traced.aggregates.counters.switches);
+}
+
+fn stack_sums_hold_every_switch_once() {
+    let traced = trace_program("yielder");
+    let counters = &traced.aggregates.counters;
+    let sums = traced.aggregates.stack_sums.iter().map(|(_, sum)| sum);
+    let (count, off_cpu_ns) = sums.fold((0, 0), |(count, ns), sum| (count + sum.count, ns + sum.off_cpu_ns));
+    assert_eq!(count + counters.lost_stack_sums, counters.switches);
+    assert_eq!(off_cpu_ns, traced.aggregates.latencies.get(Latency::OffCpu).sum_ns);
+    assert_eq!(counters.lost_stacks, 0);
+    let resolved = ctxtrace::symbolize::resolve(&traced.aggregates);
+    let names = |stack: &ctxtrace::symbolize::ResolvedStack| {
+        stack.frames.iter().map(|frame| frame.name.clone()).collect::<Vec<_>>()
+    };
+    let yielding: u64 = resolved
+        .stacks
+        .iter()
+        .filter(|stack| {
+            let names = names(stack);
+            names.first().is_some_and(|name| name == "yielder")
+                && names.iter().any(|name| name.contains("sched_yield"))
+                && names
+                    .iter()
+                    .any(|name| name.contains("std::thread::lifecycle::spawn_unchecked"))
+                && names.last().is_some_and(|name| name == "__schedule")
+        })
+        .map(|stack| stack.count)
+        .sum();
+    // From the thread's beginning through the C library and the system call to the scheduler, all by name.
+    assert!(
+        yielding >= programs::YIELDS / 2,
+        "{yielding} in {:#?}",
+        resolved.stacks.iter().map(names).collect::<Vec<_>>()
+    );
+}
+
+fn two_tracers_at_once_see_their_own_target_only() {
+    let start = |mode: &str| {
+        crate::support::command(&format!("run --mode {mode} --iterations 20000 --level counts --json -"))
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("started")
+    };
+    let (process, thread) = (start("process"), start("thread"));
+    for (child, names) in [(process, ["process"].as_slice()), (thread, &["thread", "pong"])] {
+        let output = child.wait_with_output().expect("ended");
+        assert_eq!(output.status.code(), Some(0), "{}", crate::support::stderr(&output));
+        let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let threads = json["threads"].as_array().expect("threads");
+        assert_eq!(threads.len(), 2);
+        for thread in threads {
+            assert!(names.contains(&thread["name"].as_str().expect("a name")), "{thread}");
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Tests on the real kernel, with truths known in advance. They need root.
+//!
+//! Without root they are skipped, loudly; with `CTXTRACE_REQUIRE_PRIVILEGED` set they fail instead. They measure the
+//! scheduler, so they run one at a time (`--test-threads=1`), which `cargo xtask test` sees to.
+//!
+//! Some trace a program written for the purpose ([`programs`]): this very executable, started again with
+//! `CTXTRACE_TEST_PROGRAM` set, in which case it is that program and nothing else.
+
+#![expect(clippy::print_stdout, reason = "a test runner speaks on standard output")]
+
+mod cli;
+mod counts;
+mod faults;
+mod programs;
+mod support;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+type Test = fn();
+
+fn main() -> ExitCode {
+    if let Some(program) = std::env::var_os(programs::VARIABLE) {
+        return programs::run(&program);
+    }
+    let mut arguments = Arguments::from_args();
+    // Two tests at once would be each other's noise, and each other's competitors for the CPU.
+    arguments.test_threads = Some(1);
+    let tests: Vec<(&str, Test)> = [counts::TESTS, cli::TESTS, faults::TESTS].concat();
+    let root = nix::unistd::geteuid().is_root();
+    let required = std::env::var_os("CTXTRACE_REQUIRE_PRIVILEGED").is_some();
+    if !root && !arguments.list {
+        println!(
+            "SKIPPED (not root): {} privileged tests; run them with `cargo xtask test`",
+            tests.len()
+        );
+        return ExitCode::from(u8::from(required));
+    }
+    let trials = tests
+        .into_iter()
+        .map(|(name, test)| Trial::test(name, move || run(test)))
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn run(test: Test) -> Result<(), Failed> {
+    std::panic::catch_unwind(test).map_err(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied());
+        Failed::from(text.unwrap_or("the test panicked"))
+    })
+}

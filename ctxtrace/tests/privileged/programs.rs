@@ -1,0 +1,97 @@
+//! Programs whose switches are known in advance.
+
+use std::ffi::OsStr;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ctxtrace::workload::pin::{Pin, Pinning};
+
+/// Set to the name of a program, this executable is that program.
+pub(crate) const VARIABLE: &str = "CTXTRACE_TEST_PROGRAM";
+
+/// Sleeps of `sleeper`.
+pub(crate) const SLEEPS: u64 = 100;
+/// How long each is at least.
+pub(crate) const SLEEP: Duration = Duration::from_millis(5);
+/// Yields of `yielder`.
+pub(crate) const YIELDS: u64 = 5_000;
+/// Threads of `thread-storm`.
+pub(crate) const THREADS: u64 = 200;
+/// Processes of `fork-storm`.
+pub(crate) const FORKS: u64 = 50;
+
+pub(crate) fn run(name: &OsStr) -> ExitCode {
+    match name.to_str() {
+        Some("sleeper") => sleeper(),
+        Some("yielder") => yielder(),
+        Some("thread-storm") => thread_storm(),
+        Some("fork-storm") => fork_storm(),
+        Some("exec-by-thread") => exec_by_thread(),
+        _ => return ExitCode::FAILURE,
+    }
+    ExitCode::SUCCESS
+}
+
+/// A thread that sleeps a hundred times and does nothing else, beside a main thread that waits for it.
+fn sleeper() {
+    let sleeper = std::thread::Builder::new().name("sleeper".to_owned()).spawn(|| {
+        for _ in 0..SLEEPS {
+            std::thread::sleep(SLEEP);
+        }
+    });
+    sleeper.expect("started").join().expect("ended");
+}
+
+/// A thread that yields in a loop, beside one that is always busy on the same CPU.
+fn yielder() {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    Pinning::new(Pin::SameCpu, 2)
+        .and_then(|pinning| pinning.apply(0))
+        .expect("pinned");
+    let busy = std::thread::Builder::new().name("busy".to_owned()).spawn(|| {
+        while !DONE.load(Ordering::Relaxed) {
+            // Gives way as well, or the yielder would wait for whole time slices.
+            std::thread::yield_now();
+        }
+    });
+    let yielder = std::thread::Builder::new().name("yielder".to_owned()).spawn(|| {
+        for _ in 0..YIELDS {
+            std::thread::yield_now();
+        }
+    });
+    yielder.expect("started").join().expect("ended");
+    DONE.store(true, Ordering::Relaxed);
+    busy.expect("started").join().expect("ended");
+}
+
+/// Many threads that live for an instant.
+fn thread_storm() {
+    for _ in 0..THREADS / 4 {
+        let batch: Vec<_> = (0..4)
+            .map(|_| std::thread::spawn(|| std::hint::black_box(Instant::now())))
+            .collect();
+        for thread in batch {
+            thread.join().expect("ended");
+        }
+    }
+}
+
+/// Many processes that live for an instant; each executes a program.
+fn fork_storm() {
+    for _ in 0..FORKS {
+        let status = std::process::Command::new("/bin/true").status().expect("started");
+        assert!(status.success());
+    }
+}
+
+/// A thread that is not the first one executes a program: it takes over the process, and the process's id.
+fn exec_by_thread() {
+    use std::os::unix::process::CommandExt;
+    let thread = std::thread::spawn(|| {
+        let error = std::process::Command::new("/bin/sleep").arg("0.01").exec();
+        panic!("could not execute: {error}");
+    });
+    // Never returns: the process is sleep(1) now.
+    thread.join().expect("ended");
+}

@@ -1,0 +1,123 @@
+//! What the tests share: running the command, tracing a program of ours, looking at what is left.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use ctxtrace::capture::{Kernel, Settings};
+use ctxtrace::correlate::reconcile::{Reconciliation, reconcile};
+use ctxtrace::run::watch::{Traced, trace_command};
+use ctxtrace::target::launch;
+use ctxtrace::trace::Level;
+use serde_json::Value;
+
+/// The command under test.
+pub(crate) const CTXTRACE: &str = env!("CARGO_BIN_EXE_ctxtrace");
+
+/// `ctxtrace` with these arguments, separated by spaces.
+pub(crate) fn command(line: &str) -> Command {
+    let mut command = Command::new(CTXTRACE);
+    command
+        .args(line.split_whitespace())
+        .stdin(Stdio::null())
+        .env_remove("SUDO_UID")
+        .env_remove("SUDO_GID")
+        .env_remove("CLICOLOR_FORCE");
+    command
+}
+
+/// Runs `ctxtrace` to its end.
+pub(crate) fn ctxtrace(line: &str) -> Output {
+    command(line).output().expect("the command starts")
+}
+
+/// Runs `ctxtrace run … --json -` and returns the JSON, having checked that all is well.
+pub(crate) fn run_json(line: &str) -> Value {
+    let output = ctxtrace(&format!("run {line} --json -"));
+    assert_eq!(output.status.code(), Some(0), "{line}: {}", stderr(&output));
+    serde_json::from_slice(&output.stdout).expect("nothing but JSON on standard output")
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+pub(crate) fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A number out of a JSON value: `number(&json, "/kernel_switches/total")`.
+pub(crate) fn number(json: &Value, pointer: &str) -> i64 {
+    json.pointer(pointer)
+        .and_then(Value::as_i64)
+        .unwrap_or_else(|| panic!("{pointer} is no number in {json:#}"))
+}
+
+/// Traces one of [`crate::programs`].
+pub(crate) fn trace_program(name: &str) -> Traced {
+    let executable = std::env::current_exe().expect("a path");
+    let assignment = format!("{}={name}", crate::programs::VARIABLE);
+    let args = [OsStr::new("env"), OsStr::new(&assignment), executable.as_os_str()];
+    let command = launch::Command {
+        program: Path::new("/usr/bin/env"),
+        args: &args,
+        inherit: &[],
+        user: None,
+    };
+    let kernel = Kernel::discover().expect("a kernel with BTF");
+    let settings = Settings {
+        level: Level::Stacks,
+        drop_one_in: 0,
+    };
+    let traced = trace_command(&command, &kernel, settings, None, |_| {}).expect("traced");
+    assert_eq!(traced.ended.exit_status, Some(0), "the program {name} failed");
+    traced
+}
+
+/// The reconciliation of a traced program, which must hold.
+pub(crate) fn reconciled(traced: &Traced) -> Reconciliation {
+    let reconciliation = reconcile(&traced.aggregates.threads, &traced.launched);
+    assert!(reconciliation.holds(), "{reconciliation:#?}");
+    let rusage = reconciliation.rusage.expect("waited for");
+    assert!(rusage.agrees(), "{rusage:?}");
+    reconciliation
+}
+
+/// Ids of all BPF programs of ours that are loaded now.
+pub(crate) fn loaded_programs() -> Vec<String> {
+    let output = Command::new("bpftool")
+        .args(["--json", "prog", "show"])
+        .output()
+        .expect("bpftool is installed (Debian package bpftool)");
+    let programs: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let names = programs.as_array().expect("a list").iter();
+    names
+        .filter_map(|program| program["name"].as_str())
+        .filter(|name| name.starts_with("sched_"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Processes whose command line contains `text`, but for this one.
+pub(crate) fn processes_with(text: &str) -> Vec<PathBuf> {
+    let this = PathBuf::from(format!("/proc/{}", std::process::id()));
+    std::fs::read_dir("/proc")
+        .expect("/proc")
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| *path != this)
+        .filter(|path| {
+            std::fs::read(path.join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(text))
+        })
+        .collect()
+}
+
+/// Waits until `condition` holds; fails the test if it does not within ten seconds.
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    for _ in 0..1_000 {
+        if condition() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("waited ten seconds in vain until {what}");
+}
