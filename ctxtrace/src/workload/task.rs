@@ -74,13 +74,13 @@ fn play(spec: &Spec, progress: &Progress, runtime: &Runtime) -> Result<Outcome> 
             let progress = progress.clone();
             runtime.block_on(async {
                 let players = [tokio::spawn(sender), tokio::spawn(repeater)];
-                let receiver = tokio::spawn(async move { receive(from_repeater, &progress).await });
+                let receiver = tokio::spawn(receive(from_repeater, progress));
                 finish(joined(receiver).await?, players).await
             })
         }
         Root::BlockOn => runtime.block_on(async {
             let players = [tokio::spawn(sender), tokio::spawn(repeater)];
-            finish(receive(from_repeater, progress).await, players).await
+            finish(receive(from_repeater, progress.clone()).await, players).await
         }),
     }?;
     let elapsed = start.elapsed();
@@ -105,9 +105,9 @@ struct Altered(u64);
 /// Counts the messages and checks each.
 fn receive(
     messages: mpsc::Receiver<&'static str>,
-    progress: &Progress,
+    progress: Progress,
 ) -> impl Future<Output = std::result::Result<u64, Altered>> {
-    messages.map(Ok).try_fold(0, |count, message| {
+    messages.map(Ok).try_fold(0, move |count, message| {
         ready(if message == MESSAGE {
             progress.reached(count + 1);
             Ok(count + 1)
@@ -172,7 +172,7 @@ mod tests {
         sender.try_send(MESSAGE).expect("room");
         sender.try_send("jim0").expect("room");
         drop(sender);
-        let received = futures::executor::block_on(receive(receiver, &progress));
+        let received = futures::executor::block_on(receive(receiver, progress));
         assert_eq!(received, Err(Altered(1)));
     }
 }
