@@ -70,10 +70,12 @@ pub enum Error {
     },
 
     /// The program to be traced could not be started.
-    #[error("cannot start {}: {source}", program.display())]
+    #[error("cannot start {}: {source}{}", program.display(), reach_hint(source, *user))]
     Launch {
         /// The program.
         program: PathBuf,
+        /// Whom it was to run as, if not the tracer's own user.
+        user: Option<u32>,
         /// Why.
         source: io::Error,
     },
@@ -99,6 +101,16 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+}
+
+/// What to do about a program that root can reach and the invoking user cannot.
+fn reach_hint(source: &io::Error, user: Option<u32>) -> String {
+    match user {
+        Some(uid) if source.kind() == io::ErrorKind::PermissionDenied => {
+            format!(" for user {uid}, whom sudo runs for: put it into a folder that this user can reach")
+        }
+        _ => String::new(),
+    }
 }
 
 impl Error {

@@ -45,6 +45,7 @@ pub struct Command<'a> {
 pub struct Suspended {
     child: Child,
     program: PathBuf,
+    user: Option<u32>,
     go: io::PipeWriter,
     status: io::PipeReader,
     /// The kernel's count of its switches so far, all of them before tracing.
@@ -122,6 +123,7 @@ impl Command<'_> {
                 Ok(Suspended {
                     child,
                     program: self.program.to_owned(),
+                    user: self.user.map(|user| user.uid.as_raw()),
                     go: go_write.into(),
                     status: status_read.into(),
                     switches_before,
@@ -222,6 +224,7 @@ impl Suspended {
             Err(_) => Ok(self.child),
             Ok(()) => Err(Error::Launch {
                 program: self.program,
+                user: self.user,
                 source: io::Error::from_raw_os_error(i32::from_ne_bytes(errno)),
             }),
         }

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use crate::support::{CTXTRACE, command, ctxtrace, number, run_json, stderr, stdout};
+use crate::support::{CTXTRACE, command, ctxtrace, number, run_json, stderr, stdout, wait_for_workload};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("the_table_goes_to_standard_output", the_table_goes_to_standard_output),
@@ -154,31 +154,12 @@ fn under_sudo_everything_is_the_invoking_users() {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .expect("started");
-    let mut owners = Vec::new();
-    crate::support::wait_until("the workload runs", || {
-        owners = workloads_of(child.id());
-        !owners.is_empty()
-    });
-    assert!(owners.iter().all(|&owner| owner == NOBODY), "{owners:?}");
+    let workload = wait_for_workload(&child);
+    assert_eq!(workload.uid().expect("alive"), NOBODY);
     let status = child.wait().expect("ended");
     assert!(status.success());
     let metadata = std::fs::metadata(&json).expect("there");
     assert_eq!((metadata.uid(), metadata.gid()), (NOBODY, NOBODY));
-}
-
-/// Owners of the processes that descend directly from `parent` and have become a workload.
-fn workloads_of(parent: u32) -> Vec<u32> {
-    procfs::process::all_processes()
-        .expect("/proc")
-        .filter_map(Result::ok)
-        .filter(|process| process.stat().is_ok_and(|stat| stat.ppid == parent as i32))
-        .filter(|process| {
-            process
-                .cmdline()
-                .is_ok_and(|line| line.get(1).is_some_and(|word| word == "workload"))
-        })
-        .filter_map(|process| process.uid().ok())
-        .collect()
 }
 
 fn the_headline_is_the_median_of_the_repeats() {

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::{
-    CTXTRACE, command, ctxtrace, loaded_programs, number, processes_with, stderr, stdout, wait_until,
+    CTXTRACE, command, ctxtrace, loaded_programs, number, processes_with, stderr, stdout, wait_for_workload, wait_until,
 };
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -32,6 +32,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     (
         "without_root_the_sudo_command_is_printed",
         without_root_the_sudo_command_is_printed,
+    ),
+    (
+        "a_program_out_of_the_users_reach_says_so",
+        a_program_out_of_the_users_reach_says_so,
     ),
     ("a_refused_bpf_call_says_so", a_refused_bpf_call_says_so),
     ("a_kernel_without_btf_says_so", a_kernel_without_btf_says_so),
@@ -80,27 +84,10 @@ fn long_run(extra: &str) -> (Child, Pid) {
         .stderr(Stdio::piped())
         .spawn()
         .expect("started");
-    let mut workload = None;
-    wait_until("the workload runs", || {
-        workload = workload_of(child.id());
-        workload.is_some()
-    });
+    let workload = wait_for_workload(&child);
     // Long enough for some messages.
     std::thread::sleep(std::time::Duration::from_millis(300));
-    (child, workload.expect("just seen"))
-}
-
-fn workload_of(parent: u32) -> Option<Pid> {
-    procfs::process::all_processes()
-        .ok()?
-        .filter_map(Result::ok)
-        .filter(|process| process.stat().is_ok_and(|stat| stat.ppid == parent as i32))
-        .find(|process| {
-            process
-                .cmdline()
-                .is_ok_and(|line| line.get(1).is_some_and(|word| word == "workload"))
-        })
-        .map(|process| Pid::from_raw(process.pid))
+    (child, Pid::from_raw(workload.pid))
 }
 
 fn pid(child: &Child) -> Pid {
@@ -189,6 +176,22 @@ fn without_root_the_sudo_command_is_printed() {
     assert_eq!(output.status.code(), Some(1));
     let wanted = format!("\n  sudo {} run --mode task-pool --buffer 4096\n", program.display());
     assert!(stderr(&output).ends_with(&wanted), "{}", stderr(&output));
+}
+
+fn a_program_out_of_the_users_reach_says_so() {
+    // A folder that only root may enter.
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = folder.path().join("ctxtrace");
+    std::fs::copy(CTXTRACE, &program).expect("copied");
+    let output = Command::new(&program)
+        .args(["run", "--mode", "task", "--iterations", "10"])
+        .envs([("SUDO_UID", "65534"), ("SUDO_GID", "65534")])
+        .output()
+        .expect("started");
+    assert_eq!(output.status.code(), Some(1));
+    let message = stderr(&output);
+    assert!(message.contains("for user 65534, whom sudo runs for"), "{message}");
+    assert_eq!(message.lines().count(), 1, "one sentence: {message}");
 }
 
 fn a_refused_bpf_call_says_so() {

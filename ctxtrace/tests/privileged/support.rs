@@ -2,13 +2,14 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use ctxtrace::capture::{Kernel, Settings};
 use ctxtrace::correlate::reconcile::{Reconciliation, reconcile};
 use ctxtrace::run::watch::{Traced, trace_command};
 use ctxtrace::target::launch;
 use ctxtrace::trace::Level;
+use procfs::process::Process;
 use serde_json::Value;
 
 /// The command under test.
@@ -120,4 +121,27 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     panic!("waited ten seconds in vain until {what}");
+}
+
+/// Waits until a `ctxtrace run` has started its workload, and returns the workload's process.
+pub(crate) fn wait_for_workload(tracer: &Child) -> Process {
+    let mut workload = None;
+    wait_until("the workload runs", || {
+        workload = workload_of(tracer.id());
+        workload.is_some()
+    });
+    workload.expect("just seen")
+}
+
+fn workload_of(tracer: u32) -> Option<Process> {
+    let is_child = |process: &Process| process.stat().is_ok_and(|stat| stat.ppid == tracer as i32);
+    // Before its `execve` the child has the tracer's command line.
+    let is_workload = |process: &Process| {
+        let line = process.cmdline().unwrap_or_default();
+        line.get(1).is_some_and(|word| word == "workload")
+    };
+    procfs::process::all_processes()
+        .ok()?
+        .filter_map(Result::ok)
+        .find(|process| is_child(process) && is_workload(process))
 }
