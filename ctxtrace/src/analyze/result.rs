@@ -298,6 +298,11 @@ pub struct Overhead {
     pub method: String,
     /// Each of our BPF programs.
     pub programs: Vec<ProgramOverhead>,
+    /// What the programs took in all: mean by number, for `sched_switch` and `sched_waking`. Runs that only brought a
+    /// thread back onto a CPU are not counted, so it is rather more.
+    pub programs_ns: Option<f64>,
+    /// `programs_ns` by the sum of the target's on-CPU intervals, in which it lies.
+    pub share_of_on_cpu: Option<f64>,
     /// CPU time the tracer's own process used while the workload ran, start and end included.
     pub tracer_cpu_ns: u64,
 }

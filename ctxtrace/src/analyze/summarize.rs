@@ -11,7 +11,7 @@ use super::result::{
     SCHEMA, Thread, ThreadReconciliation, Unavailable, Workload,
 };
 use crate::correlate::reconcile::{self, Launched, name_of, reconcile};
-use crate::trace::{Aggregates, Fate, Latencies, TracerCost};
+use crate::trace::{Aggregates, Fate, Latencies};
 use crate::workload::{Outcome, Spec};
 
 /// One run: what was traced, and what the workload said.
@@ -108,7 +108,7 @@ pub fn summarize(spec: &Spec, host: Host, runs: &[TracedRun]) -> Report {
         migrations: threads.iter().map(|thread| thread.migrations).sum(),
         threads,
         lost,
-        overhead: overhead(&run.aggregates.cost, &mut nulls),
+        overhead: overhead(&run.aggregates, &mut nulls),
         unavailable: nulls.0,
     }
 }
@@ -328,7 +328,8 @@ fn lost_in(aggregates: &Aggregates) -> Lost {
     }
 }
 
-fn overhead(cost: &TracerCost, nulls: &mut Nulls) -> Overhead {
+fn overhead(aggregates: &Aggregates, nulls: &mut Nulls) -> Overhead {
+    let cost = &aggregates.cost;
     let mut programs = Vec::new();
     for (index, program) in cost.programs.iter().enumerate() {
         let mean = (program.timed_runs > 0).then(|| program.timed_ns as f64 / program.timed_runs as f64);
@@ -342,7 +343,22 @@ fn overhead(cost: &TracerCost, nulls: &mut Nulls) -> Overhead {
             ),
         });
     }
+    let mean = |name: &str| {
+        let program = programs.iter().find(|program| program.name == name)?;
+        program.ns_per_run
+    };
+    let counters = &aggregates.counters;
+    let programs_ns = mean("sched_switch").map(|ns| {
+        // Wakings may be so few that none was timed; then they cost next to nothing.
+        let wakings_ns = mean("sched_waking").unwrap_or(0.0) * counters.wakings as f64;
+        ns * counters.switches as f64 + wakings_ns
+    });
+    let on_cpu_ns = aggregates.latencies.get(Kind::OnCpu).sum_ns;
+    let share = programs_ns.filter(|_| on_cpu_ns > 0).map(|ns| ns / on_cpu_ns as f64);
+    let untimed = "no run of sched_switch was timed";
     Overhead {
+        programs_ns: nulls.or(programs_ns, "overhead.programs_ns", untimed),
+        share_of_on_cpu: nulls.or(share, "overhead.share_of_on_cpu", untimed),
         method:
             "the kernel's own run-time statistics, switched on for the first 50 ms and then 50 ms of every second; \
                  entering the tracepoint is not included"
@@ -452,6 +468,23 @@ pub(crate) mod tests {
             }
             _ => {}
         }
+    }
+
+    #[test]
+    fn the_cost_of_tracing_is_set_against_the_targets_time() {
+        let mut run = run(500_000);
+        run.aggregates.counters.switches = 400;
+        run.aggregates.counters.wakings = 100;
+        run.aggregates.latencies.get_mut(Kind::OnCpu).record(1_000_000);
+        let cost = |name: &str, timed_ns| crate::trace::ProgramCost {
+            name: name.to_owned(),
+            timed_runs: 10,
+            timed_ns,
+        };
+        run.aggregates.cost.programs = vec![cost("sched_waking", 1_000), cost("sched_switch", 5_000)];
+        let overhead = summarize(&spec(Mode::Task), host(), &[run]).overhead;
+        assert_eq!(overhead.programs_ns, Some(400.0 * 500.0 + 100.0 * 100.0));
+        assert_eq!(overhead.share_of_on_cpu, Some(0.21));
     }
 
     #[test]

@@ -260,27 +260,41 @@ fn footer(report: &Report, style: Style) -> String {
         None => "nothing".to_owned(),
         Some(lost) => style.red(&lost),
     };
-    let cost: Vec<String> = report
-        .overhead
+    let tracing = tracing_cost(report);
+    format!("Lost              {lost}\n{}", style.dim(&tracing))
+}
+
+/// From this share of the target's time on, tracing is said to disturb it.
+const DISTURBING_SHARE: f64 = 0.05;
+
+/// What tracing cost, and what to do where that is much.
+fn tracing_cost(report: &Report) -> String {
+    let overhead = &report.overhead;
+    let each: Vec<String> = overhead
         .programs
         .iter()
         .filter(|program| matches!(program.name.as_str(), "sched_switch" | "sched_waking"))
         .filter_map(|program| Some(format!("{} ns a {}", significant(program.ns_per_run?), program.name)))
         .collect();
-    let cost = if cost.is_empty() {
-        "not measured".to_owned()
-    } else {
-        cost.join(", ")
+    let mut text = match (overhead.programs_ns, overhead.share_of_on_cpu) {
+        (Some(ns), Some(share)) => format!(
+            "Tracing           {} in the kernel, {} % of the time on the CPU ({})",
+            duration(ns as u64),
+            significant(100.0 * share),
+            each.join(", ")
+        ),
+        _ => "Tracing           its time in the kernel was not measured".to_owned(),
     };
-    let level = match report.level {
-        Level::Counts => "counts",
-        Level::Stacks => "stacks",
-    };
-    let tracing = format!(
-        "Tracing           {cost}; ctxtrace itself used {} of CPU time (level {level})",
-        duration(report.overhead.tracer_cpu_ns)
+    let _ = write!(
+        text,
+        "\n                  {} of CPU time in ctxtrace itself",
+        duration(overhead.tracer_cpu_ns)
     );
-    format!("Lost              {lost}\n{}", style.dim(&tracing))
+    let disturbs = overhead.share_of_on_cpu.is_some_and(|share| share >= DISTURBING_SHARE);
+    if disturbs && report.level == Level::Stacks {
+        text.push_str("\n                  The stacks make the run slower: --level counts for its true speed");
+    }
+    text
 }
 
 fn without_trailing_spaces(table: &Table) -> String {
