@@ -181,6 +181,7 @@ fn without_root_the_sudo_command_is_printed() {
 fn a_program_out_of_the_users_reach_says_so() {
     // A folder that only root may enter.
     let folder = tempfile::tempdir().expect("a folder");
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("allowed");
     let program = folder.path().join("ctxtrace");
     std::fs::copy(CTXTRACE, &program).expect("copied");
     let output = Command::new(&program)
