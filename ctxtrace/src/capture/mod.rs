@@ -211,7 +211,6 @@ impl Session {
             mappings: mappings.finish(),
             recursion_misses,
             cost,
-            drop_one_in: self.settings.drop_one_in,
         })
     }
 

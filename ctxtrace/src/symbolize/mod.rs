@@ -150,9 +150,7 @@ impl<'a> Resolver<'a> {
             number: key.image,
         };
         let mut frames = Vec::new();
-        for (depth, &address) in addresses.iter().enumerate().rev() {
-            // A return address points behind the call, which may be another line or function: look at the call itself.
-            let address = if depth == 0 { address } else { address.saturating_sub(1) };
+        for address in call_addresses(addresses).rev() {
             match self.mappings.find(image, address) {
                 Some(mapping) => {
                     let offset = address - mapping.start + mapping.file_offset;
@@ -167,25 +165,14 @@ impl<'a> Resolver<'a> {
 
     /// Outermost first.
     fn kernel_stack(&mut self, addresses: &[u64]) -> Vec<Frame> {
-        let innermost_first: Vec<&[Frame]> = {
-            for (depth, &address) in addresses.iter().enumerate() {
-                let address = if depth == 0 { address } else { address.saturating_sub(1) };
-                if !self.kernel.contains_key(&address) {
-                    let frames = kernel_function(&self.symbolizer, address);
-                    self.kernel.insert(address, frames);
-                }
+        let calls: Vec<u64> = call_addresses(addresses).collect();
+        for &address in &calls {
+            if !self.kernel.contains_key(&address) {
+                let frames = kernel_function(&self.symbolizer, address);
+                self.kernel.insert(address, frames);
             }
-            addresses
-                .iter()
-                .enumerate()
-                .map(
-                    |(depth, &address)| {
-                        if depth == 0 { address } else { address.saturating_sub(1) }
-                    },
-                )
-                .filter_map(|address| self.kernel.get(&address).map(Vec::as_slice))
-                .collect()
-        };
+        }
+        let innermost_first: Vec<&[Frame]> = calls.iter().map(|address| self.kernel[address].as_slice()).collect();
         let ours = innermost_first
             .iter()
             .position(|frames| frames.iter().any(|frame| frame.name == "__schedule"))
@@ -203,6 +190,14 @@ impl<'a> Resolver<'a> {
             .entry((path.to_owned(), offset))
             .or_insert_with(|| file_function(symbolizer, path, offset))
     }
+}
+
+/// A stack's addresses as they are looked up, innermost first. All but the innermost are return addresses, which point
+/// behind the call and maybe into another line or function: the call itself lies before them.
+fn call_addresses(addresses: &[u64]) -> impl DoubleEndedIterator<Item = u64> {
+    let (innermost, callers) = addresses.split_at(addresses.len().min(1));
+    let calls = callers.iter().map(|address| address.saturating_sub(1));
+    innermost.iter().copied().chain(calls)
 }
 
 fn kernel_function(symbolizer: &Symbolizer, address: u64) -> Vec<Frame> {
@@ -306,6 +301,12 @@ mod tests {
         ]));
         assert!(!is_complete(&[frame(FrameKind::User, "poll")]));
         assert!(!is_complete(&[]));
+    }
+
+    #[test]
+    fn callers_are_looked_up_where_they_call() {
+        assert_eq!(call_addresses(&[100, 200, 300]).collect::<Vec<_>>(), [100, 199, 299]);
+        assert_eq!(call_addresses(&[]).count(), 0);
     }
 
     #[test]

@@ -142,8 +142,6 @@ pub struct Aggregates {
     pub recursion_misses: u64,
     /// What tracing cost.
     pub cost: TracerCost,
-    /// One in this many `sched_switch` runs was dropped on purpose; 0 but in tests.
-    pub drop_one_in: u32,
 }
 
 #[cfg(test)]
@@ -184,7 +182,6 @@ pub(crate) mod build {
             mappings: Mappings::default(),
             recursion_misses: 0,
             cost: TracerCost::default(),
-            drop_one_in: 0,
         }
     }
 }
