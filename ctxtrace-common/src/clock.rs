@@ -86,6 +86,16 @@ pub struct Left {
     pub missed_switch_in: bool,
 }
 
+/// Which of a thread's two wakings: an index into what is kept beside the clock for each.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waking {
+    /// The first one since the thread left the CPU.
+    OffCpu = 0,
+    /// The last one since it came on the CPU.
+    OnCpu = 1,
+}
+
 /// What a switch-in ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entered {
@@ -97,6 +107,8 @@ pub struct Entered {
     pub run_queue_ns: Option<u64>,
     /// The waking that ended the sleep to switch-in; longer than `run_queue_ns` where the two raced.
     pub wake_to_run_ns: Option<u64>,
+    /// Which waking ended the sleep, or the wait of a new thread.
+    pub woken: Option<Waking>,
     /// The thread slept (or is new), yet no waking of it was seen.
     pub wake_unknown: bool,
     /// The thread was thought to be on a CPU: a switch-out was lost, and with it the on interval that it ended.
@@ -169,10 +181,10 @@ impl Clock {
         match self.phase() {
             Phase::Slept => {
                 entered.off_cpu_ns = Some(now_ns.saturating_sub(self.since_ns));
-                let woken_ns = if self.wake_off_ns != 0 {
-                    self.wake_off_ns
+                let (waking, woken_ns) = if self.wake_off_ns != 0 {
+                    (Waking::OffCpu, self.wake_off_ns)
                 } else {
-                    self.wake_on_ns
+                    (Waking::OnCpu, self.wake_on_ns)
                 };
                 if woken_ns == 0 {
                     entered.wake_unknown = true;
@@ -182,6 +194,7 @@ impl Clock {
                     } else {
                         self.since_ns
                     };
+                    entered.woken = Some(waking);
                     entered.blocked_ns = Some(sleep_end_ns.saturating_sub(self.since_ns));
                     entered.run_queue_ns = Some(now_ns.saturating_sub(sleep_end_ns));
                     entered.wake_to_run_ns = Some(now_ns.saturating_sub(woken_ns));
@@ -195,6 +208,7 @@ impl Clock {
                 if self.wake_off_ns == 0 {
                     entered.wake_unknown = true;
                 } else {
+                    entered.woken = Some(Waking::OffCpu);
                     entered.run_queue_ns = Some(now_ns.saturating_sub(self.wake_off_ns));
                     entered.wake_to_run_ns = entered.run_queue_ns;
                 }
@@ -208,17 +222,25 @@ impl Clock {
         entered
     }
 
-    /// Somebody wakes the thread (`sched_waking`, or `sched_wakeup_new` for a new one). May run on any CPU.
+    /// Which waking it would be if somebody woke the thread now; `None` if it would be of no consequence. What is noted
+    /// beside the clock about a waking is written between this and [`Clock::waking`].
     #[inline(always)]
-    pub fn waking(&mut self, now_ns: u64) {
+    #[must_use]
+    pub fn next_waking(&self) -> Option<Waking> {
         match self.phase() {
-            Phase::On => self.wake_on_ns = now_ns,
-            Phase::Slept | Phase::Runnable | Phase::New => {
-                if self.wake_off_ns == 0 {
-                    self.wake_off_ns = now_ns;
-                }
-            }
-            Phase::Unknown | Phase::Dead => {}
+            Phase::On => Some(Waking::OnCpu),
+            Phase::Slept | Phase::Runnable | Phase::New if self.wake_off_ns == 0 => Some(Waking::OffCpu),
+            Phase::Slept | Phase::Runnable | Phase::New | Phase::Unknown | Phase::Dead => None,
+        }
+    }
+
+    /// Somebody wakes the thread (`sched_waking`, or `sched_wakeup_new` for a new one), and it is this waking. May run on
+    /// any CPU, for one waking of a thread at a time (the kernel holds the thread's `pi_lock`).
+    #[inline(always)]
+    pub fn waking(&mut self, waking: Waking, now_ns: u64) {
+        match waking {
+            Waking::OnCpu => self.wake_on_ns = now_ns,
+            Waking::OffCpu => self.wake_off_ns = now_ns,
         }
     }
 
@@ -248,7 +270,11 @@ mod tests {
                 'z' => lefts.push(clock.switch_out(now_ns, Leave::Slept)),
                 'r' => lefts.push(clock.switch_out(now_ns, Leave::Runnable)),
                 'x' => lefts.push(clock.switch_out(now_ns, Leave::Dead)),
-                '!' => clock.waking(now_ns),
+                '!' => {
+                    if let Some(waking) = clock.next_waking() {
+                        clock.waking(waking, now_ns);
+                    }
+                }
                 _ => {}
             }
         }
@@ -266,6 +292,7 @@ mod tests {
                 blocked_ns: Some(40),
                 run_queue_ns: Some(30),
                 wake_to_run_ns: Some(30),
+                woken: Some(Waking::OffCpu),
                 ..Entered::default()
             }
         );
@@ -288,6 +315,7 @@ mod tests {
                 blocked_ns: Some(0),
                 run_queue_ns: Some(50),
                 wake_to_run_ns: Some(80),
+                woken: Some(Waking::OnCpu),
                 ..Entered::default()
             }
         );
@@ -347,6 +375,7 @@ mod tests {
             Entered {
                 run_queue_ns: Some(40),
                 wake_to_run_ns: Some(40),
+                woken: Some(Waking::OffCpu),
                 ..Entered::default()
             }
         );
@@ -396,7 +425,7 @@ mod tests {
         let mut clock = Clock::UNKNOWN;
         clock.switch_in(10);
         clock.switch_out(50, Leave::Slept);
-        clock.waking(48);
+        clock.waking(Waking::OffCpu, 48);
         let entered = clock.switch_in(90);
         assert_eq!(entered.blocked_ns, Some(0));
         assert_eq!(entered.run_queue_ns, Some(40));
@@ -407,7 +436,7 @@ mod tests {
     fn a_waking_stamped_after_a_switch_out_it_was_stored_before_ends_the_sleep_there() {
         let mut clock = Clock::UNKNOWN;
         clock.switch_in(10);
-        clock.waking(52);
+        clock.waking(Waking::OnCpu, 52);
         clock.switch_out(50, Leave::Slept);
         let entered = clock.switch_in(90);
         assert_eq!(entered.blocked_ns, Some(2));

@@ -26,13 +26,19 @@ pub struct Counters {
     pub lost_threads: u64,
     /// Exited threads whose record did not fit the ring (`lost.thread_records`).
     pub lost_records: u64,
-    /// Kernel switches of those threads: they are in `switches` but in no thread's record.
-    pub lost_record_switches: u64,
-    /// Runs of the `sched_switch` program that were dropped on purpose, by the fault injection of the tests.
-    pub dropped_on_purpose: u64,
+    /// Switch-outs and wakings whose task could not be read though the thread was not exiting (`lost.task_reads`).
+    pub lost_task_reads: u64,
+    /// Times a thread went over to a task that did not fit the table of tasks (`lost.tasks`).
+    pub lost_tasks: u64,
+    /// Wakeups whose edge, or whose stacks, did not fit their table (`lost.wakeup_edges`).
+    pub lost_wakeup_edges: u64,
+    /// Ended threads whose tables did not fit the ring, or could not be read (`lost.handovers`).
+    pub lost_handovers: u64,
+    /// Runs of the `sched_switch` program while the fault injection of the tests is on, the dropped ones included.
+    pub fault_injection_runs: u64,
 }
 
-const _: () = assert!(size_of::<Counters>() == 12 * 8);
+const _: () = assert!(size_of::<Counters>() == 15 * 8);
 
 impl Counters {
     /// Adds another CPU's counts to these.
@@ -48,8 +54,11 @@ impl Counters {
             lost_stack_sums,
             lost_threads,
             lost_records,
-            lost_record_switches,
-            dropped_on_purpose,
+            lost_task_reads,
+            lost_tasks,
+            lost_wakeup_edges,
+            lost_handovers,
+            fault_injection_runs,
         } = other;
         self.switches += switches;
         self.wakings += wakings;
@@ -61,7 +70,10 @@ impl Counters {
         self.lost_stack_sums += lost_stack_sums;
         self.lost_threads += lost_threads;
         self.lost_records += lost_records;
-        self.lost_record_switches += lost_record_switches;
-        self.dropped_on_purpose += dropped_on_purpose;
+        self.lost_task_reads += lost_task_reads;
+        self.lost_tasks += lost_tasks;
+        self.lost_wakeup_edges += lost_wakeup_edges;
+        self.lost_handovers += lost_handovers;
+        self.fault_injection_runs += fault_injection_runs;
     }
 }

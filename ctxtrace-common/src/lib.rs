@@ -4,16 +4,23 @@
 //! map values and ring-buffer records. Every such type stands here and nowhere else: `repr(C)`, free of padding
 //! (`bytemuck::Pod` refuses it) and with its size asserted, so that a change of layout fails the build instead of a run.
 //!
-//! The crate also holds the two algorithms that must be the same on both sides:
+//! The crate also holds the algorithms that run inside the kernel, so that their unit tests, which need no root, draw
+//! timelines against the very code that runs there:
 //!
-//! * [`clock`]: the state machine that turns scheduler events into intervals. It runs inside the kernel, and its unit
-//!   tests, which need no root, draw timelines against the very code that runs there.
-//! * [`histogram`]: the log-linear buckets latencies are counted in.
+//! * [`clock`]: the state machine that turns scheduler events into intervals.
+//! * [`locator`]: what a thread is doing, out of the bytes of its thread-locals.
+//! * [`polls`]: which task switches hit the kernel.
+//! * [`ledger`]: the class of every kernel switch.
 #![no_std]
 
 pub mod clock;
 pub mod counters;
+pub mod handover;
 pub mod histogram;
+pub mod ledger;
+pub mod locator;
+pub mod polls;
 pub mod process;
 pub mod stack;
 pub mod thread;
+pub mod wakeup;

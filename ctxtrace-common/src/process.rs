@@ -15,9 +15,11 @@ pub struct Process {
     pub start_boottime_ns: u64,
     /// Threads alive; the entry goes when the last one has made its last switch.
     pub live_threads: u64,
+    /// Of the tasks its program has created, those whose names have been brought home.
+    pub tasks_named: u64,
 }
 
-const _: () = assert!(size_of::<Process>() == 16);
+const _: () = assert!(size_of::<Process>() == 24);
 
 impl Process {
     /// A process of which `live_threads` threads are alive.
@@ -27,6 +29,29 @@ impl Process {
         Self {
             start_boottime_ns,
             live_threads,
+            tasks_named: 0,
         }
     }
 }
+
+/// A process's program: what it is until it calls `execve` again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct Image {
+    /// Process id.
+    pub tgid: u32,
+    /// How many times it had called `execve` since it was first seen.
+    pub number: u32,
+}
+
+/// A task of one program; key of the tables of tasks.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct TaskKey {
+    /// The task's id within the program.
+    pub task: u64,
+    /// The program.
+    pub image: Image,
+}
+
+const _: () = assert!(size_of::<Image>() == 8 && size_of::<TaskKey>() == 16);

@@ -1,4 +1,4 @@
-//! Stacks and the sums kept per pair of them.
+//! Stacks, and what switch-outs are summed by.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -53,35 +53,46 @@ pub enum UserStack {
 }
 
 /// What switch-outs are summed by; key of the table of sums.
+///
+/// Where no stacks are taken their fields, and the name, stay empty: then the sums are by class, task and process alone.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
-pub struct StackKey {
+pub struct SumKey {
     /// Key of the kernel stack in the stack table; 0 if there is none.
     pub kernel_stack: u64,
     /// Key of the user stack in the stack table; 0 if there is none, for the reason in `user_state`.
     pub user_stack: u64,
+    /// Id of the task that was polled; 0 if none was.
+    pub task: u64,
     /// Name of the thread, padded with zeroes.
     pub comm: [u8; 16],
-    /// The process: user addresses mean nothing without it.
+    /// The process: user addresses and task ids mean nothing without it.
     pub tgid: u32,
     /// How many times the process had called `execve` since it was first seen: each brings a new address space.
     pub image: u32,
     /// A [`UserStack`].
     pub user_state: u32,
-    reserved: u32,
+    /// The [`crate::ledger::Class`], as it is if the program proves to have no tasks: never `Unattributed`.
+    pub class: u8,
+    /// The [`crate::locator::Reason`] why it is unattributed, or 0.
+    pub reason: u8,
+    reserved: u16,
 }
 
-const _: () = assert!(size_of::<StackKey>() == 48);
+const _: () = assert!(size_of::<SumKey>() == 56);
 
-impl StackKey {
+impl SumKey {
     /// The key of a thread that has not been switched out yet.
     pub const EMPTY: Self = Self {
         kernel_stack: 0,
         user_stack: 0,
+        task: 0,
         comm: [0; 16],
         tgid: 0,
         image: 0,
         user_state: 0,
+        class: 0,
+        reason: 0,
         reserved: 0,
     };
 }
@@ -89,14 +100,14 @@ impl StackKey {
 /// What is summed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct StackSum {
+pub struct SwitchSum {
     /// Switch-outs.
     pub count: u64,
     /// Off-CPU time of those whose end was seen.
     pub off_cpu_ns: u64,
 }
 
-const _: () = assert!(size_of::<StackSum>() == 16);
+const _: () = assert!(size_of::<SwitchSum>() == 16);
 
 #[cfg(test)]
 mod tests {

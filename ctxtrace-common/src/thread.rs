@@ -3,12 +3,24 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::clock::Clock;
-use crate::stack::StackKey;
+use crate::polls::Polls;
+use crate::stack::SumKey;
+use crate::wakeup::Waker;
 
 /// The thread runs the last part of `do_exit()` (`sched_process_exit` has come): its memory may be gone.
 pub const EXITING: u32 = 1;
 /// `pending` holds a switch-out that is not in the table of sums yet.
 pub const PENDING_SUM: u32 = 2;
+/// A thread of the kernel's that works for the process (`io_uring`, vhost): it has no thread-locals of its own.
+pub const KERNEL_WORKER: u32 = 4;
+/// The first thread of a forked process, until it calls `execve`: its memory is its parent's, the parent's polls included.
+pub const INHERITED: u32 = 8;
+/// It was seen polling, or to be a runtime's thread.
+pub const RUNTIME: u32 = 16;
+/// It was woken out of a park, and has polled nothing since: should it park again, that wakeup was wasted.
+pub const WOKEN_FROM_PARK: u32 = 32;
+/// It was traced from its birth, with thread-locals of its own.
+pub const FROM_BIRTH: u32 = 64;
 
 /// The kernel's own count of a thread's switches (`task_struct.nvcsw` and `nivcsw`).
 #[repr(C)]
@@ -58,7 +70,26 @@ pub struct Thread {
     /// `task_struct.start_boottime`, nanoseconds of `CLOCK_BOOTTIME`.
     pub start_boottime_ns: u64,
     /// The last switch-out, in the terms it is summed by.
-    pub pending: StackKey,
+    pub pending: SumKey,
+    /// Its polls, where it has a probe.
+    pub polls: Polls,
+    /// Who made the wakings its clock has noted: the first one off the CPU, the last one on it.
+    pub wakers: [Waker; 2],
+    /// Who woke it out of its last park, with [`WOKEN_FROM_PARK`].
+    pub woken_by: Waker,
+    /// `on_cpu_ns` when that wakeup took effect.
+    pub woken_on_cpu_ns: u64,
+    /// `polls.last.polls` then.
+    pub polls_when_woken: u64,
+    /// The last task seen that has no place in a table of the program's own.
+    pub last_task: u64,
+    /// The task that launched it, if it is a worker of tokio's and was seen between polls.
+    pub launch_task: u64,
+    /// Address of the kernel's description of its user memory: another one, and the thread is in the middle of an `execve`.
+    pub memory: u64,
+    /// What `fsbase` held when it last called `execve`, until its first switch-out afterwards: the kernel has not saved the
+    /// register since, so the field still shows the old program's.
+    pub stale_thread_pointer: u64,
     /// Name, padded with zeroes; brought up to date at `execve` and at the last switch.
     pub comm: [u8; 16],
     /// Thread id in the initial pid namespace.
@@ -69,42 +100,15 @@ pub struct Thread {
     pub image: u32,
     /// CPU of the last switch-in plus one; 0 before the first.
     pub last_cpu_plus_one: u32,
-    /// [`EXITING`], [`PENDING_SUM`].
+    /// [`EXITING`], [`PENDING_SUM`] and the others.
     pub flags: u32,
-    reserved: u32,
+    /// Index of the program's locator; 0 while it is not known.
+    pub locator: u32,
 }
 
-const _: () = assert!(size_of::<Thread>() == 32 + 32 + 56 + 48 + 16 + 24);
+const _: () = assert!(size_of::<Thread>() == 32 + 32 + 56 + 56 + 120 + 3 * 40 + 48 + 16 + 24);
 
 impl Thread {
-    /// A record with nothing in it: to be filled in with what is known at a thread's first event.
-    pub const EMPTY: Self = Self {
-        clock: Clock::UNKNOWN,
-        base: KernelCount {
-            voluntary: 0,
-            involuntary: 0,
-        },
-        kernel: KernelCount {
-            voluntary: 0,
-            involuntary: 0,
-        },
-        traced_voluntary: 0,
-        traced_involuntary: 0,
-        off_cpu_ns: 0,
-        on_cpu_ns: 0,
-        run_queue_ns: 0,
-        migrations: 0,
-        start_boottime_ns: 0,
-        pending: StackKey::EMPTY,
-        comm: [0; 16],
-        tid: 0,
-        tgid: 0,
-        image: 0,
-        last_cpu_plus_one: 0,
-        flags: 0,
-        reserved: 0,
-    };
-
     /// Program runs that saw the thread switched out.
     #[inline(always)]
     #[must_use]
@@ -153,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_counter_that_moved_decides_what_kind_of_switch_it_was() {
-        let mut thread = Thread::EMPTY;
+        let mut thread = Thread::zeroed();
         assert_eq!(thread.count_switch(count(1, 0), true), 0);
         assert_eq!(thread.count_switch(count(1, 1), true), 0);
         // A signal was pending: the thread did not sleep, and the kernel counts it as voluntary all the same.
@@ -164,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_gap_in_the_kernels_count_is_the_number_of_lost_events() {
-        let mut thread = Thread::EMPTY;
+        let mut thread = Thread::zeroed();
         assert_eq!(thread.count_switch(count(3, 0), true), 2);
         assert_eq!(thread.count_switch(count(4, 2), true), 2);
         assert_eq!((thread.traced(), thread.counted_by_kernel()), (2, 6));
@@ -173,7 +177,7 @@ mod tests {
 
     #[test]
     fn what_was_counted_before_tracing_began_is_not_counted() {
-        let mut thread = Thread::EMPTY;
+        let mut thread = Thread::zeroed();
         thread.base = count(100, 7);
         thread.kernel = thread.base;
         assert_eq!(thread.count_switch(count(101, 7), true), 0);

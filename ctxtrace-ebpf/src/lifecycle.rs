@@ -4,9 +4,12 @@
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use ctxtrace_common::clock::Clock;
-use ctxtrace_common::thread::{EXITING, KernelCount};
+use ctxtrace_common::process::Image;
+use ctxtrace_common::thread::{EXITING, FROM_BIRTH, INHERITED, KernelCount, RUNTIME};
 
-use crate::target::{Begin, FirstSeen, begin, find, follow_process};
+use crate::handover::final_numbers;
+use crate::maps::{EXECUTED, Lane};
+use crate::target::{Begin, First, FirstSeen, begin, find, follow_process, program_replaced};
 use crate::task::Task;
 
 /// A target's child, thread or process, is a target. The child has not run yet (kernel: `kernel/fork.c`,
@@ -15,19 +18,33 @@ use crate::task::Task;
 pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     let parent = Task::from_arg(ctx.arg(0));
     let child = Task::from_arg(ctx.arg(1));
-    let Some(thread) = find(parent, parent.tid(), FirstSeen::Otherwise) else {
+    let Some(thread) = find(parent, parent.tid(), FirstSeen::Otherwise, Lane::Lifecycle) else {
         return 0;
     };
     let image = thread.image;
     let (tid, tgid) = (child.tid(), child.tgid());
-    if tgid != thread.tgid {
-        follow_process(tgid, child.start_boottime_ns());
-    }
-    let never_switched = KernelCount {
-        voluntary: 0,
-        involuntary: 0,
+    let flags = if tgid == thread.tgid {
+        FROM_BIRTH
+    } else {
+        let parent = Image {
+            tgid: thread.tgid,
+            number: image,
+        };
+        follow_process(parent, tgid, child.start_boottime_ns());
+        INHERITED
     };
-    begin(child, tid, tgid, image, Clock::NEW, never_switched, Begin::Anew);
+    let first = First {
+        tid,
+        tgid,
+        image,
+        flags,
+        clock: Clock::NEW,
+        base: KernelCount {
+            voluntary: 0,
+            involuntary: 0,
+        },
+    };
+    begin(child, &first, Begin::Anew, Lane::Lifecycle);
     0
 }
 
@@ -37,10 +54,24 @@ pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
 pub(crate) fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     let task = Task::from_arg(ctx.arg(0));
     let tid = task.tid();
-    if let Some(thread) = find(task, tid, FirstSeen::Otherwise) {
+    if let Some(thread) = find(task, tid, FirstSeen::Otherwise, Lane::Lifecycle) {
         thread.tid = tid;
         thread.image += 1;
         thread.comm = task.comm();
+        thread.locator = 0;
+        thread.last_task = 0;
+        thread.launch_task = 0;
+        thread.memory = task.memory();
+        thread.stale_thread_pointer = task.thread_pointer();
+        thread.flags = (thread.flags & !(INHERITED | RUNTIME)) | FROM_BIRTH;
+        thread.polls.start_anew();
+        program_replaced(thread.tgid);
+        let image = Image {
+            tgid: thread.tgid,
+            number: thread.image,
+        };
+        // Should there be no room, user space finds it at its next tick.
+        let _ = EXECUTED.output::<Image>(&image, 0);
     }
     0
 }
@@ -50,7 +81,10 @@ pub(crate) fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exit")]
 pub(crate) fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let task = Task::from_arg(ctx.arg(0));
-    if let Some(thread) = find(task, task.tid(), FirstSeen::Otherwise) {
+    if let Some(thread) = find(task, task.tid(), FirstSeen::Otherwise, Lane::Lifecycle) {
+        if thread.flags & EXITING == 0 {
+            final_numbers(task, thread);
+        }
         thread.flags |= EXITING;
     }
     0

@@ -2,13 +2,15 @@
 //!
 //! One file a hook:
 //!
-//! * [`switch`]: `sched_switch`. The thread that leaves is counted and its stacks are taken; the thread that comes gets its
-//!   off-CPU interval closed.
-//! * [`wakeup`]: `sched_waking`, `sched_wakeup_new`. Ends of sleeps.
+//! * [`switch`]: `sched_switch`. The thread that leaves is counted, put in its class of the ledger, and its stacks are taken;
+//!   the thread that comes gets its off-CPU interval closed.
+//! * [`wakeup`]: `sched_waking`, `sched_wakeup_new`, `sys_exit`. Ends of sleeps, who ends them, and what that costs.
 //! * [`lifecycle`]: `sched_process_fork`, `_exec`, `_exit`. Who belongs to the target.
 //!
 //! and what they share: [`maps`] (every map, and every constant the loader sets), [`task`] (reading the kernel's
-//! `task_struct` with offsets from the running kernel's BTF), [`target`] (from a `task_struct` to our record of the thread).
+//! `task_struct` with offsets from the running kernel's BTF), [`target`] (from a `task_struct` to our record of the thread),
+//! [`locate`] (what the thread is doing), [`hits`] (its task switches), [`handover`] (its final numbers), [`waker`] (who makes a wakeup), [`stacks`] and
+//! [`sums`] (the tables things are added up in).
 //!
 //! All are `tp_btf` programs: they get typed pointers and read through them directly, no helper call for each field.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
@@ -27,15 +29,27 @@
 #[cfg(target_arch = "bpf")]
 mod atomic;
 #[cfg(target_arch = "bpf")]
+mod handover;
+#[cfg(target_arch = "bpf")]
+mod hits;
+#[cfg(target_arch = "bpf")]
 mod lifecycle;
 #[cfg(target_arch = "bpf")]
+mod locate;
+#[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod stacks;
+#[cfg(target_arch = "bpf")]
+mod sums;
 #[cfg(target_arch = "bpf")]
 mod switch;
 #[cfg(target_arch = "bpf")]
 mod target;
 #[cfg(target_arch = "bpf")]
 mod task;
+#[cfg(target_arch = "bpf")]
+mod waker;
 #[cfg(target_arch = "bpf")]
 mod wakeup;
 

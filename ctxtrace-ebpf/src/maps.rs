@@ -5,12 +5,16 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use ctxtrace_abi::Slot;
 use ctxtrace_common::counters::Counters;
 use ctxtrace_common::histogram::{Histogram, Latency};
-use ctxtrace_common::process::Process;
-use ctxtrace_common::stack::{Stack, StackKey, StackSum};
+use ctxtrace_common::ledger::Class;
+use ctxtrace_common::locator::{Locator, MAX_CONTEXT_BYTES};
+use ctxtrace_common::process::{Image, Process, TaskKey};
+use ctxtrace_common::stack::{Stack, SumKey, SwitchSum};
 use ctxtrace_common::thread::Thread;
+use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 
 /// Live target threads by the address of their `task_struct`.
 #[map]
@@ -36,17 +40,119 @@ pub(crate) static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entrie
 #[map]
 pub(crate) static STACKS: HashMap<u64, Stack> = HashMap::with_max_entries(16_384, 0);
 
-/// Switch-outs and off-CPU time by thread name and stack pair.
+/// Switch-outs and off-CPU time by class, task and, where stacks are taken, thread name and stack pair.
 #[map]
-pub(crate) static STACK_SUMS: HashMap<StackKey, StackSum> = HashMap::with_max_entries(16_384, 0);
+pub(crate) static SWITCH_SUMS: HashMap<SumKey, SwitchSum> = HashMap::with_max_entries(16_384, 0);
 
-/// Where a stack is put together before it is looked up: a BPF stack frame has only 512 bytes.
+/// The same by class alone, for what does not fit the table of sums: so the ledger adds up, whatever happens.
 #[map]
-pub(crate) static SCRATCH: PerCpuArray<Stack> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static OVERFLOW_SUMS: PerCpuArray<SwitchSum> = PerCpuArray::with_max_entries(Class::COUNT as u32, 0);
+
+/// How tasks are found, by the index that [`IMAGES`] gives. Index 0 is not used.
+#[map]
+pub(crate) static LOCATORS: Array<Locator> = Array::with_max_entries(64, 0);
+
+/// Index of the locator of each program that user space has looked at.
+#[map]
+pub(crate) static IMAGES: HashMap<Image, u32> = HashMap::with_max_entries(8_192, 0);
+
+/// Tasks seen that have no place in a table of their program's, so that their number is bounded.
+#[map]
+pub(crate) static TASKS: HashMap<TaskKey, u64> = HashMap::with_max_entries(4_096, 0);
+
+/// The probe's id of a task by tokio's, for tasks that were seen with both.
+#[map]
+pub(crate) static ALIASES: HashMap<TaskKey, u64> = HashMap::with_max_entries(4_096, 0);
+
+/// Task switches that hit the kernel, by the index of the task that was switched to.
+#[map]
+pub(crate) static HITS: HashMap<TaskKey, u64> = HashMap::with_max_entries(4_096, 0);
+
+/// Tables of ended threads, for user space to collect.
+#[map]
+pub(crate) static HANDOVERS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// Names of tasks, likewise.
+#[map]
+pub(crate) static NAMES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Programs that have been executed, for user space to look at: it is woken for each.
+#[map]
+pub(crate) static EXECUTED: RingBuf = RingBuf::with_byte_size(64 << 10, 0);
+
+/// Wakeups by who woke whom.
+#[map]
+pub(crate) static EDGES: HashMap<EdgeKey, Edge> = HashMap::with_max_entries(1_024, 0);
+
+/// Names of threads that are not the target's and have woken one of it, by thread id.
+#[map]
+pub(crate) static OUTSIDERS: HashMap<u32, [u8; 16]> = HashMap::with_max_entries(1_024, 0);
+
+/// Wakeups by the stacks of their makers, where those are taken.
+#[map]
+pub(crate) static WAKER_SUMS: HashMap<WakerStackKey, SwitchSum> = HashMap::with_max_entries(16_384, 0);
+
+/// The waking that the thread on each CPU is making, from `sched_waking` to the end of its system call.
+#[map]
+pub(crate) static WAKINGS: PerCpuArray<WakingNow> = PerCpuArray::with_max_entries(1, 0);
+
+/// Address of each CPU's preemption counter; 0 while it is not known.
+#[map]
+pub(crate) static PREEMPT_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where things are put together that are too large for a BPF stack frame, which has 512 bytes; one for each [`Lane`].
+#[map]
+pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(Lane::COUNT, 0);
+
+/// See [`SCRATCH`].
+#[repr(C)]
+pub(crate) struct Scratch {
+    pub(crate) slot: Slot,
+    pub(crate) context: [u8; MAX_CONTEXT_BYTES],
+    pub(crate) stack: Stack,
+    pub(crate) thread: Thread,
+    pub(crate) edge: Edge,
+}
+
+/// See [`WAKINGS`].
+#[repr(C)]
+pub(crate) struct WakingNow {
+    /// `task_struct` of the thread that makes it; 0 if none does.
+    pub(crate) waker: u64,
+    pub(crate) since_ns: u64,
+    pub(crate) edge: EdgeKey,
+}
+
+/// Which of a CPU's scratch spaces a program uses. A program that runs with interrupts enabled can be interrupted by one
+/// that does not, so they must not share.
+#[derive(Clone, Copy)]
+pub(crate) enum Lane {
+    /// `sched_switch`, `sched_waking`, `sched_wakeup_new`: the kernel runs them with interrupts disabled.
+    Scheduler = 0,
+    /// The birth, `execve` and end of threads.
+    Lifecycle = 1,
+}
+
+impl Lane {
+    const COUNT: u32 = 2;
+
+    /// This CPU's scratch space.
+    #[inline(always)]
+    pub(crate) fn scratch(self) -> Option<&'static mut Scratch> {
+        let scratch = SCRATCH.get_ptr_mut(self as u32)?;
+        // SAFETY: this CPU's own element, and nobody else on this CPU uses this lane meanwhile: programs run with
+        // preemption disabled, those of the first lane with interrupts disabled, and none of the second in an interrupt.
+        Some(unsafe { &mut *scratch })
+    }
+}
 
 /// Whether stacks are taken (`--level stacks`).
 #[unsafe(no_mangle)]
 pub(crate) static WITH_STACKS: Global<u32> = Global::new(0);
+
+/// Whether the stacks of wakers are taken (`--wakeups-flamegraph`).
+#[unsafe(no_mangle)]
+pub(crate) static WITH_WAKER_STACKS: Global<u32> = Global::new(0);
 
 /// Fault injection for the tests: drop one `sched_switch` run in this many; 0 for none.
 #[unsafe(no_mangle)]

@@ -4,25 +4,32 @@
 //! `current` is still `prev`, and its user memory is still mapped, so both its stacks can be walked.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::BPF_F_USER_STACK;
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_get_stack, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use ctxtrace_common::clock::Leave;
+use ctxtrace_abi::MAGIC;
+use ctxtrace_common::clock::{Entered, Leave, Waking};
 use ctxtrace_common::histogram::Latency;
-use ctxtrace_common::stack::{Stack, StackKey, StackSum, UserStack};
-use ctxtrace_common::thread::{EXITING, PENDING_SUM, Thread};
+use ctxtrace_common::ledger::{Class, STATE_STOPPED, Syscall, classify, known};
+use ctxtrace_common::locator::{Doing, Reason};
+use ctxtrace_common::polls::Gap;
+use ctxtrace_common::stack::UserStack;
+use ctxtrace_common::thread::{EXITING, INHERITED, PENDING_SUM, Thread, WOKEN_FROM_PARK};
+use ctxtrace_common::wakeup::{EdgeKey, WakerStackKey};
 
-use crate::atomic;
+use crate::hits::observe;
+use crate::locate::{locate, locator_of};
 use crate::maps::{
-    COUNTERS, DROP_ONE_IN, EXITED, HAS_PREV_STATE_ARG, SCRATCH, STACK_SUMS, STACKS, THREADS, WITH_STACKS, add, count,
-    record,
+    COUNTERS, DROP_ONE_IN, EDGES, EXITED, HAS_PREV_STATE_ARG, Lane, Scratch, THREADS, WAKINGS, WITH_STACKS,
+    WITH_WAKER_STACKS, add, count, record,
 };
+use crate::stacks::{Space, Walked, walk};
+use crate::sums::{add_switch, add_waker, edge};
 use crate::target::{FirstSeen, find, thread_ended};
 use crate::task::{TASK_DEAD, Task};
 
 /// Submit without waking the reader: it polls, and a wakeup here would be a scheduler event inside a scheduler event.
-const BPF_RB_NO_WAKEUP: u64 = 1;
+pub(crate) const BPF_RB_NO_WAKEUP: u64 = 1;
 
 /// Entry point.
 #[btf_tracepoint(function = "sched_switch")]
@@ -34,17 +41,20 @@ pub(crate) fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let next = Task::from_arg(ctx.arg(2));
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    if let Some(thread) = find(prev, prev.tid(), FirstSeen::LeavingCpu) {
-        switch_out(&ctx, prev, thread, now_ns);
+    let Some(scratch) = Lane::Scheduler.scratch() else {
+        return 0;
+    };
+    if let Some(thread) = find(prev, prev.tid(), FirstSeen::LeavingCpu, Lane::Scheduler) {
+        switch_out(&ctx, prev, thread, now_ns, scratch);
     }
-    if let Some(thread) = find(next, next.tid(), FirstSeen::Otherwise) {
-        switch_in(thread, now_ns);
+    if let Some(thread) = find(next, next.tid(), FirstSeen::Otherwise, Lane::Scheduler) {
+        switch_in(thread, now_ns, scratch);
     }
     0
 }
 
 #[inline(always)]
-fn switch_out(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, now_ns: u64) {
+fn switch_out(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, now_ns: u64, scratch: &mut Scratch) {
     let preempt: u64 = ctx.arg(0);
     let preempted = preempt as u8 != 0;
     let state = if HAS_PREV_STATE_ARG.load() != 0 {
@@ -60,6 +70,10 @@ fn switch_out(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, now_n
         Leave::Runnable
     };
 
+    if let Some(waking) = WAKINGS.get_ptr_mut(0) {
+        // SAFETY: this CPU's own element. What the thread is switched out in is no part of a waking's cost.
+        unsafe { (*waking).waker = 0 };
+    }
     count(|counters| &mut counters.switches);
     let lost = thread.count_switch(task.kernel_count(), leave != Leave::Runnable);
     if lost != 0 {
@@ -75,21 +89,102 @@ fn switch_out(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, now_n
         count(|counters| &mut counters.lost_intervals);
         // The switch-out before this one keeps its place in the sums, with no time.
         if thread.flags & PENDING_SUM != 0 {
-            sum(&thread.pending, 0);
+            add_switch(&thread.pending, 0);
         }
     }
 
-    if WITH_STACKS.load() != 0 {
-        take_stacks(ctx, task, thread);
-        thread.flags |= PENDING_SUM;
+    let doing = if task.memory() == thread.memory {
+        locate(thread, task.thread_pointer(), scratch)
+    } else {
+        // In the middle of an `execve`: the old program's memory is gone, and the new one has not begun.
+        scratch.slot.magic = 0;
+        Doing::Other
+    };
+    let class = enter_in_ledger(task, thread, leave, state, doing);
+    if scratch.slot.magic == MAGIC
+        && let Some(locator) = locator_of(thread)
+    {
+        let address = task.thread_pointer().wrapping_sub(locator.probe_below_tp);
+        observe(thread, &scratch.slot, address, gap(doing, class));
     }
+    judge_last_wakeup(thread, class);
+    if WITH_STACKS.load() != 0 {
+        take_stacks(ctx, task, thread, scratch);
+    }
+    thread.flags |= PENDING_SUM;
+    // What the kernel saves next, behind this tracepoint, is the register as it is.
+    thread.stale_thread_pointer = 0;
     if leave == Leave::Dead {
         end(task, thread);
     }
 }
 
+/// Decides the switch-out's class and notes what it is to be summed by.
 #[inline(always)]
-fn switch_in(thread: &mut Thread, now_ns: u64) {
+fn enter_in_ledger(task: Task, thread: &mut Thread, leave: Leave, state: u32, doing: Doing) -> Class {
+    let syscall = if leave == Leave::Dead {
+        Syscall::Other
+    } else {
+        task.syscall()
+    };
+    let stopped = state & STATE_STOPPED != 0;
+    let (class, reason) = classify(leave, stopped, doing, syscall);
+    let pending = &mut thread.pending;
+    pending.class = if reason == Reason::None {
+        class as u8
+    } else {
+        known(leave == Leave::Slept, doing, syscall) as u8
+    };
+    pending.reason = reason as u8;
+    pending.task = match doing {
+        Doing::Task(task) => task,
+        _ => 0,
+    };
+    pending.tgid = thread.tgid;
+    pending.image = thread.image;
+    class
+}
+
+/// Why a thread is switched out between polls; `None` if it is not between polls.
+#[inline(always)]
+fn gap(doing: Doing, class: Class) -> Option<Gap> {
+    if matches!(doing, Doing::Task(_) | Doing::Unknown(_)) {
+        return None;
+    }
+    Some(match class {
+        Class::WorkerParked => Gap::Parked,
+        Class::Yielded | Class::RuntimePreempted | Class::ThreadPreempted => Gap::Preempted,
+        _ => Gap::Blocked,
+    })
+}
+
+/// Tells whether the wakeup that ended the thread's last park was wasted: it parks again, and has polled nothing.
+#[inline(always)]
+fn judge_last_wakeup(thread: &mut Thread, class: Class) {
+    if thread.flags & WOKEN_FROM_PARK == 0 {
+        return;
+    }
+    let polled = thread.polls.last.polls != thread.polls_when_woken;
+    let parked = class as u32 == Class::WorkerParked as u32;
+    if !polled && !parked {
+        // Preempted, or held up by a lock: it has not come to a decision yet.
+        return;
+    }
+    thread.flags &= !WOKEN_FROM_PARK;
+    if polled {
+        return;
+    }
+    let key = EdgeKey::new(&thread.woken_by, thread.tid, thread.tgid);
+    if let Some(edge) = EDGES.get_ptr_mut(&key) {
+        // SAFETY: a live element; these fields are changed only by the CPU that switches this thread.
+        let edge = unsafe { &mut *edge };
+        edge.wasted += 1;
+        edge.wasted_on_cpu_ns += thread.on_cpu_ns.wrapping_sub(thread.woken_on_cpu_ns);
+    }
+}
+
+#[inline(always)]
+fn switch_in(thread: &mut Thread, now_ns: u64, scratch: &mut Scratch) {
     let entered = thread.clock.switch_in(now_ns);
     if let Some(ns) = entered.off_cpu_ns {
         thread.off_cpu_ns += ns;
@@ -108,9 +203,10 @@ fn switch_in(thread: &mut Thread, now_ns: u64) {
     if entered.wake_unknown {
         count(|counters| &mut counters.lost_wakeups);
     }
+    note_wakeup(thread, &entered, scratch);
     if thread.flags & PENDING_SUM != 0 {
         thread.flags &= !PENDING_SUM;
-        sum(&thread.pending, entered.off_cpu_ns.unwrap_or(0));
+        add_switch(&thread.pending, entered.off_cpu_ns.unwrap_or(0));
     }
     // SAFETY: the helper has no preconditions.
     let cpu_plus_one = unsafe { bpf_get_smp_processor_id() }.wrapping_add(1);
@@ -122,59 +218,75 @@ fn switch_in(thread: &mut Thread, now_ns: u64) {
     }
 }
 
+/// Adds the wakeup that ended the sleep to the edge it came along.
+#[inline(always)]
+fn note_wakeup(thread: &mut Thread, entered: &Entered, scratch: &mut Scratch) {
+    let (Some(waking), Some(wake_to_run_ns)) = (entered.woken, entered.wake_to_run_ns) else {
+        return;
+    };
+    // A constant index each, which needs no check of bounds: BPF has nowhere to panic to.
+    let waker = match waking {
+        Waking::OffCpu => thread.wakers[0],
+        Waking::OnCpu => thread.wakers[1],
+    };
+    let key = EdgeKey::new(&waker, thread.tid, thread.tgid);
+    if let Some(edge) = edge(&key, scratch) {
+        // SAFETY: a live element; `record` changes fields that only the CPU changes that switches the woken thread.
+        unsafe { &mut *edge }.record(wake_to_run_ns);
+    }
+    if thread.flags & PENDING_SUM == 0 {
+        // A new thread: nothing has been switched out.
+        return;
+    }
+    // Where nothing counts the polls it cannot be told whether any followed.
+    if thread.pending.class == Class::WorkerParked as u8 && polls_are_counted(thread) {
+        thread.flags |= WOKEN_FROM_PARK;
+        thread.woken_by = waker;
+        thread.woken_on_cpu_ns = thread.on_cpu_ns;
+        thread.polls_when_woken = thread.polls.last.polls;
+    }
+    if WITH_WAKER_STACKS.load() != 0 {
+        let key = WakerStackKey {
+            from: waker,
+            to_task: thread.pending.task,
+            to_tgid: thread.tgid,
+            to_image: thread.image,
+            to_class: u32::from(thread.pending.class),
+            to_tid: thread.tid,
+        };
+        add_waker(&key, entered.off_cpu_ns.unwrap_or(0));
+    }
+}
+
+/// Whether the thread's polls are counted.
+#[inline(always)]
+fn polls_are_counted(thread: &Thread) -> bool {
+    thread.flags & INHERITED == 0 && thread.polls.is_read()
+}
+
 /// The thread's last switch: its record goes to user space and out of the tables.
 #[inline(always)]
 fn end(task: Task, thread: &mut Thread) {
     thread.comm = task.comm();
     if thread.flags & PENDING_SUM != 0 {
         thread.flags &= !PENDING_SUM;
-        sum(&thread.pending, 0);
+        add_switch(&thread.pending, 0);
     }
     if EXITED.output::<Thread>(&*thread, BPF_RB_NO_WAKEUP).is_err() {
         count(|counters| &mut counters.lost_records);
-        add(|counters| &mut counters.lost_record_switches, thread.traced());
     }
     let tgid = thread.tgid;
     let _ = THREADS.remove(&task.address());
     thread_ended(tgid);
 }
 
-/// Adds one switch-out to the sums of its stack pair.
-#[inline(always)]
-fn sum(key: &StackKey, off_cpu_ns: u64) {
-    let known = match STACK_SUMS.get_ptr_mut(key) {
-        Some(known) => Some(known),
-        None => {
-            // Fails with EEXIST if another CPU was faster, which is as good.
-            let _ = STACK_SUMS.insert(
-                key,
-                &StackSum {
-                    count: 0,
-                    off_cpu_ns: 0,
-                },
-                1,
-            );
-            STACK_SUMS.get_ptr_mut(key)
-        }
-    };
-    let Some(known) = known else {
-        count(|counters| &mut counters.lost_stack_sums);
-        return;
-    };
-    // SAFETY: a live element that several CPUs add to; both fields are aligned and only ever added to atomically.
-    unsafe {
-        atomic::add(&raw mut (*known).count, 1);
-        atomic::add(&raw mut (*known).off_cpu_ns, off_cpu_ns);
-    }
-}
-
 /// Walks both stacks of the thread that leaves and notes what its switch-out is to be summed by.
 #[inline(always)]
-fn take_stacks(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread) {
+fn take_stacks(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, scratch: &mut Scratch) {
     let mut user_state = UserStack::Known;
     let mut lost = false;
 
-    let kernel_stack = match walk(ctx, 0) {
+    let kernel_stack = match walk(ctx.as_ptr(), Space::Kernel, scratch) {
         Walked::Stack(hash) => hash,
         Walked::Failed => 0,
         Walked::TableFull => {
@@ -186,7 +298,7 @@ fn take_stacks(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread) {
         user_state = UserStack::Exiting;
         0
     } else {
-        match walk(ctx, u64::from(BPF_F_USER_STACK)) {
+        match walk(ctx.as_ptr(), Space::User, scratch) {
             Walked::Stack(hash) => hash,
             Walked::Failed => {
                 user_state = UserStack::Failed;
@@ -207,44 +319,7 @@ fn take_stacks(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread) {
     pending.kernel_stack = kernel_stack;
     pending.user_stack = user_stack;
     pending.comm = task.comm();
-    pending.tgid = thread.tgid;
-    pending.image = thread.image;
     pending.user_state = user_state as u32;
-}
-
-enum Walked {
-    Stack(u64),
-    Failed,
-    TableFull,
-}
-
-/// Walks one stack and returns its key in the table, putting it there if it is new.
-#[inline(always)]
-fn walk(ctx: &BtfTracePointContext, flags: u64) -> Walked {
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
-        return Walked::Failed;
-    };
-    // SAFETY: `frames` is as large as the size given; the scratch element is this CPU's own, and `sched_switch` runs with
-    // interrupts and preemption disabled, so nobody else uses it meanwhile.
-    let bytes = unsafe {
-        bpf_get_stack(
-            ctx.as_ptr(),
-            (&raw mut (*scratch).frames).cast(),
-            size_of_val(&(*scratch).frames) as u32,
-            flags,
-        )
-    };
-    if bytes <= 0 {
-        return Walked::Failed;
-    }
-    // SAFETY: as above; nothing else refers to the element.
-    let stack: &mut Stack = unsafe { &mut *scratch };
-    stack.depth = bytes as u64 / 8;
-    let hash = stack.hash();
-    if STACKS.get_ptr(&hash).is_none() && STACKS.insert(&hash, &*stack, 0).is_err() {
-        return Walked::TableFull;
-    }
-    Walked::Stack(hash)
 }
 
 /// Fault injection: tells whether this run is one of those to be dropped.
@@ -257,9 +332,8 @@ fn dropped_on_purpose() -> bool {
     let Some(counters) = COUNTERS.get_ptr_mut(0) else {
         return false;
     };
-    // SAFETY: this CPU's own element; see `crate::maps::add`. `dropped_on_purpose` counts all runs here, and is divided by
-    // `one_in` when it is read.
-    let runs = unsafe { &mut (*counters).dropped_on_purpose };
+    // SAFETY: this CPU's own element; see `crate::maps::add`.
+    let runs = unsafe { &mut (*counters).fault_injection_runs };
     *runs += 1;
     *runs % u64::from(one_in) == 0
 }

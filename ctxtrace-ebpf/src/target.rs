@@ -5,11 +5,11 @@
 //! thread of all (user space knows its process id only) and for threads that no fork announces, like `io_uring` workers.
 
 use ctxtrace_common::clock::Clock;
-use ctxtrace_common::process::Process;
-use ctxtrace_common::thread::{KernelCount, Thread};
+use ctxtrace_common::process::{Image, Process};
+use ctxtrace_common::thread::{KERNEL_WORKER, KernelCount, Thread};
 
 use crate::atomic;
-use crate::maps::{PROCESSES, THREADS, count};
+use crate::maps::{IMAGES, Lane, PROCESSES, THREADS, count};
 use crate::task::Task;
 
 /// What an unknown thread is doing in the event it is first seen in.
@@ -25,7 +25,7 @@ pub(crate) enum FirstSeen {
 
 /// The record of a target thread, or `None` for everybody else's. `adopt` tells how to begin a record.
 #[inline(always)]
-pub(crate) fn find(task: Task, tid: u32, first_seen: FirstSeen) -> Option<&'static mut Thread> {
+pub(crate) fn find(task: Task, tid: u32, first_seen: FirstSeen, lane: Lane) -> Option<&'static mut Thread> {
     // Pid 0 is the idle task of each CPU: nobody's thread.
     if tid == 0 {
         return None;
@@ -34,7 +34,7 @@ pub(crate) fn find(task: Task, tid: u32, first_seen: FirstSeen) -> Option<&'stat
     let thread = match THREADS.get_ptr_mut(&key) {
         Some(thread) => thread,
         None => {
-            if !adopt(task, tid, first_seen) {
+            if !adopt(task, tid, first_seen, lane) {
                 return None;
             }
             THREADS.get_ptr_mut(&key)?
@@ -48,7 +48,7 @@ pub(crate) fn find(task: Task, tid: u32, first_seen: FirstSeen) -> Option<&'stat
 /// Begins the record of a thread of a followed process. Kept out of line: it runs once a thread, and otherwise only to say
 /// no to threads of others.
 #[inline(never)]
-fn adopt(task: Task, tid: u32, first_seen: FirstSeen) -> bool {
+fn adopt(task: Task, tid: u32, first_seen: FirstSeen, lane: Lane) -> bool {
     let tgid = task.tgid();
     let Some(process) = PROCESSES.get_ptr_mut(&tgid) else {
         return false;
@@ -77,7 +77,25 @@ fn adopt(task: Task, tid: u32, first_seen: FirstSeen) -> bool {
             base.involuntary -= 1;
         }
     }
-    begin(task, tid, tgid, 0, clock, base, Begin::IfUnknown)
+    let first = First {
+        tid,
+        tgid,
+        image: 0,
+        flags: 0,
+        clock,
+        base,
+    };
+    begin(task, &first, Begin::IfUnknown, lane)
+}
+
+/// What a record begins with, beside what the `task_struct` says.
+pub(crate) struct First {
+    pub(crate) tid: u32,
+    pub(crate) tgid: u32,
+    pub(crate) image: u32,
+    pub(crate) flags: u32,
+    pub(crate) clock: Clock,
+    pub(crate) base: KernelCount,
 }
 
 /// What to do with a record that is there already. The values are flags of `bpf_map_update_elem`.
@@ -94,19 +112,28 @@ const EEXIST: i32 = -17;
 
 /// Puts a new record into the thread table and counts the thread as alive. Tells whether there is a record now.
 #[inline(always)]
-pub(crate) fn begin(task: Task, tid: u32, tgid: u32, image: u32, clock: Clock, base: KernelCount, how: Begin) -> bool {
-    let mut thread = Thread::EMPTY;
-    thread.clock = clock;
-    thread.base = base;
-    thread.kernel = base;
+pub(crate) fn begin(task: Task, first: &First, how: Begin, lane: Lane) -> bool {
+    let Some(scratch) = lane.scratch() else {
+        return false;
+    };
+    let thread = &mut scratch.thread;
+    *thread = bytemuck::Zeroable::zeroed();
+    thread.clock = first.clock;
+    thread.base = first.base;
+    thread.kernel = first.base;
     thread.comm = task.comm();
     thread.start_boottime_ns = task.start_boottime_ns();
-    thread.tid = tid;
-    thread.tgid = tgid;
-    thread.image = image;
-    match THREADS.insert(&task.address(), &thread, how as u64) {
+    thread.memory = task.memory();
+    thread.tid = first.tid;
+    thread.tgid = first.tgid;
+    thread.image = first.image;
+    thread.flags = first.flags;
+    if task.is_kernel_worker() {
+        thread.flags |= KERNEL_WORKER;
+    }
+    match THREADS.insert(&task.address(), &*thread, how as u64) {
         Ok(()) => {
-            thread_began(tgid);
+            thread_began(first.tgid);
             true
         }
         Err(EEXIST) => true,
@@ -117,11 +144,28 @@ pub(crate) fn begin(task: Task, tid: u32, tgid: u32, image: u32, clock: Clock, b
     }
 }
 
-/// Begins to follow a process that a target has forked.
+/// Begins to follow a process that a target has forked: it runs its parent's program.
 #[inline(always)]
-pub(crate) fn follow_process(tgid: u32, start_boottime_ns: u64) {
+pub(crate) fn follow_process(parent: Image, tgid: u32, start_boottime_ns: u64) {
     if PROCESSES.insert(&tgid, &Process::new(start_boottime_ns, 0), 0).is_err() {
         count(|counters| &mut counters.lost_threads);
+    }
+    if let Some(locator) = IMAGES.get_ptr(&parent) {
+        let child = Image {
+            tgid,
+            number: parent.number,
+        };
+        // SAFETY: a live element. Should there be no room, the child's tasks are unattributed, for that reason.
+        let _ = IMAGES.insert(&child, unsafe { &*locator }, 0);
+    }
+}
+
+/// Another program in the process: what was brought home of the old one's names says nothing about the new one's.
+#[inline(always)]
+pub(crate) fn program_replaced(tgid: u32) {
+    if let Some(process) = PROCESSES.get_ptr_mut(&tgid) {
+        // SAFETY: a live element; one aligned store.
+        unsafe { (&raw mut (*process).tasks_named).write_volatile(0) };
     }
 }
 

@@ -6,6 +6,8 @@
 //! relocations, which rustc cannot emit.
 
 use aya_ebpf::Global;
+use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_task_pt_regs};
+use ctxtrace_common::ledger::Syscall;
 use ctxtrace_common::thread::KernelCount;
 
 macro_rules! offsets {
@@ -31,11 +33,28 @@ offsets! {
     OFFSET_START_BOOTTIME,
     /// Offset of `task_struct.group_leader`.
     OFFSET_GROUP_LEADER,
+    /// Offset of `task_struct.mm`.
+    OFFSET_MM,
+    /// Offset of `task_struct.flags`.
+    OFFSET_FLAGS,
+    /// Offset of `task_struct.thread.fsbase`.
+    OFFSET_FSBASE,
+    /// Offset of `task_struct.thread_info.status`.
+    OFFSET_THREAD_STATUS,
+    /// Offset of `pt_regs.orig_ax`.
+    OFFSET_ORIG_AX,
 }
 
 /// `TASK_DEAD`, set for the very last switch of a thread (kernel: `include/linux/sched.h`, `do_task_dead()`). The value has
 /// been 0x80 since Linux 4.14; being a macro it is not in BTF.
 pub(crate) const TASK_DEAD: u32 = 0x80;
+
+/// `PF_KTHREAD | PF_USER_WORKER | PF_IO_WORKER` (kernel: `include/linux/sched.h`). Such a thread never runs in user space;
+/// its `fsbase` is its creator's.
+const KERNEL_WORKER_FLAGS: u32 = 0x0020_0000 | 0x4000 | 0x10;
+
+/// `TS_COMPAT` (kernel: `arch/x86/include/asm/thread_info.h`): in a 32-bit system call.
+const TS_COMPAT: u32 = 0x2;
 
 /// A pointer to a `task_struct` that came out of a `tp_btf` argument.
 #[derive(Clone, Copy)]
@@ -105,4 +124,47 @@ impl Task {
     pub(crate) fn group_leader(self) -> Self {
         Self(self.load(&OFFSET_GROUP_LEADER))
     }
+
+    /// Whether the kernel made the thread to work for its process: it has no thread-locals of its own.
+    #[inline(always)]
+    pub(crate) fn is_kernel_worker(self) -> bool {
+        let flags: u32 = self.load(&OFFSET_FLAGS);
+        flags & KERNEL_WORKER_FLAGS != 0
+    }
+
+    /// Identity of the thread's user memory; 0 if it has none any more.
+    #[inline(always)]
+    pub(crate) fn memory(self) -> u64 {
+        self.load(&OFFSET_MM)
+    }
+
+    /// The thread pointer, as saved when the thread was last switched out or set it; 0 if it has none.
+    ///
+    /// The register itself can be written without the kernel (`wrfsbase`), but nobody does so to a thread that has
+    /// thread-locals in use.
+    #[inline(always)]
+    pub(crate) fn thread_pointer(self) -> u64 {
+        self.load(&OFFSET_FSBASE)
+    }
+
+    /// The system call the thread is in, by the number its entry into the kernel has saved.
+    ///
+    /// Interrupts and exceptions save -1 there (kernel: `arch/x86/entry/entry_64.S`).
+    #[inline(always)]
+    pub(crate) fn syscall(self) -> Syscall {
+        // SAFETY: the helper takes a task that came out of a `tp_btf` argument.
+        let registers = unsafe { bpf_task_pt_regs(self.0.cast_mut().cast()) } as *const u8;
+        // SAFETY: as in `load`, for a field of `struct pt_regs`, whose type the verifier knows from the helper.
+        let number: i64 = unsafe { *registers.add(OFFSET_ORIG_AX.load() as usize).cast() };
+        let status: u32 = self.load(&OFFSET_THREAD_STATUS);
+        Syscall::from_number(number, status & TS_COMPAT != 0)
+    }
+}
+
+/// The thread pointer of a task that is known by its address alone, as `current` is to the helper that names it.
+#[inline(always)]
+pub(crate) fn thread_pointer_of(task: u64) -> u64 {
+    let field = task.wrapping_add(u64::from(OFFSET_FSBASE.load())) as *const u64;
+    // SAFETY: a read that fails says so.
+    unsafe { bpf_probe_read_kernel(field) }.unwrap_or(0)
 }

@@ -1,35 +1,92 @@
-//! `sched_waking(p)` and `sched_wakeup_new(p)`: the ends of sleeps.
+//! `sched_waking(p)` and `sched_wakeup_new(p)`: the ends of sleeps, and who ends them.
 //!
 //! `sched_waking` is raised in the context of the waker, on its CPU, as soon as `try_to_wake_up()` has decided to wake `p`
 //! (kernel: `kernel/sched/core.c`); `sched_wakeup` would come only when `p` has reached a run queue, later by an
 //! inter-processor interrupt. `sched_wakeup_new` is the same moment for a thread that has never run.
+//!
+//! What a wakeup costs its maker is the rest of the system call it is made in, the end of which a third program sees.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
+use ctxtrace_common::wakeup::EdgeKey;
 
-use crate::maps::count;
+use crate::atomic;
+use crate::maps::{Lane, WAKINGS, count};
+use crate::sums::edge;
 use crate::target::{FirstSeen, find};
 use crate::task::Task;
+use crate::waker::waker;
 
 /// Entry point.
 #[btf_tracepoint(function = "sched_waking")]
 pub(crate) fn sched_waking(ctx: BtfTracePointContext) -> i32 {
-    waking(Task::from_arg(ctx.arg(0)), FirstSeen::Otherwise)
+    waking(&ctx, FirstSeen::Otherwise)
 }
 
 /// Entry point.
 #[btf_tracepoint(function = "sched_wakeup_new")]
 pub(crate) fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
-    waking(Task::from_arg(ctx.arg(0)), FirstSeen::Newborn)
+    waking(&ctx, FirstSeen::Newborn)
 }
 
 #[inline(always)]
-fn waking(task: Task, first_seen: FirstSeen) -> i32 {
-    if let Some(thread) = find(task, task.tid(), first_seen) {
+fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
+    let task = Task::from_arg(ctx.arg(0));
+    let Some(thread) = find(task, task.tid(), first_seen, Lane::Scheduler) else {
+        return 0;
+    };
+    count(|counters| &mut counters.wakings);
+    let Some(waking) = thread.clock.next_waking() else {
+        return 0;
+    };
+    let Some(scratch) = Lane::Scheduler.scratch() else {
+        return 0;
+    };
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let waker = waker(ctx.as_ptr(), scratch);
+    thread.wakers[waking as usize] = waker;
+    thread.clock.waking(waking, now_ns);
+    if waker.tgid != 0
+        && let Some(now) = WAKINGS.get_ptr_mut(0)
+    {
+        // SAFETY: this CPU's own element; a waking is made with interrupts disabled.
+        let now = unsafe { &mut *now };
         // SAFETY: the helper has no preconditions.
-        thread.clock.waking(unsafe { bpf_ktime_get_ns() });
-        count(|counters| &mut counters.wakings);
+        now.waker = unsafe { bpf_get_current_task() };
+        now.since_ns = now_ns;
+        now.edge = EdgeKey::new(&waker, thread.tid, thread.tgid);
+    }
+    0
+}
+
+/// Entry point, attached only now and then. The time since `sched_waking` is what the wakeup took its maker: choosing a CPU
+/// for the thread, queueing it there, the interrupt that tells that CPU, and the way back to user space.
+#[btf_tracepoint(function = "sys_exit")]
+pub(crate) fn sys_exit(_ctx: BtfTracePointContext) -> i32 {
+    let Some(now) = WAKINGS.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: this CPU's own element. An interrupt may make a waking in between; it is no thread's, and is not noted here.
+    let now = unsafe { &mut *now };
+    // SAFETY: the helper has no preconditions.
+    if now.waker == 0 || now.waker != unsafe { bpf_get_current_task() } {
+        return 0;
+    }
+    now.waker = 0;
+    // SAFETY: as above.
+    let waking_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(now.since_ns);
+    let Some(scratch) = Lane::Lifecycle.scratch() else {
+        return 0;
+    };
+    if let Some(edge) = edge(&now.edge, scratch) {
+        // SAFETY: a live element; these two fields are only ever added to atomically.
+        unsafe {
+            atomic::add(&raw mut (*edge).timed, 1);
+            atomic::add(&raw mut (*edge).waking_ns, waking_ns);
+        }
     }
     0
 }

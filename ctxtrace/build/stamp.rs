@@ -23,7 +23,9 @@ pub(crate) const OBJECT: &str = "bpf/ctxtrace.bpf.o";
 pub(crate) const STAMP: &str = "bpf/ctxtrace.bpf.stamp";
 
 /// The files and folders the object is compiled from, relative to the workspace.
-pub(crate) const SOURCES: [&str; 4] = [
+pub(crate) const SOURCES: [&str; 6] = [
+    "ctxtrace-abi/Cargo.toml",
+    "ctxtrace-abi/src",
     "ctxtrace-common/Cargo.toml",
     "ctxtrace-common/src",
     "ctxtrace-ebpf/Cargo.toml",

@@ -1,9 +1,11 @@
 //! From captures to one result: pure functions.
 //!
+//! * [`attribution`]: the part of the result that is about tasks.
 //! * [`percentile`]: figures out of log-linear histograms.
 //! * [`result`]: the result itself, [`result::Report`]; its JSON form is the contract.
 //! * [`summarize`]: makes it out of one or several runs.
 
+pub mod attribution;
 pub mod percentile;
 pub mod result;
 pub mod summarize;

@@ -8,17 +8,22 @@ use ctxtrace_common::histogram::{Histogram, lower_bound, upper_bound};
 /// The value below or at which a share `p` (0 to 1) of the values lies, in nanoseconds; `None` if there are no values.
 #[must_use]
 pub fn percentile(histogram: &Histogram, p: f64) -> Option<u64> {
-    let rank = ((p * histogram.count as f64).ceil() as u64).clamp(1, histogram.count.max(1));
+    let middle = of_buckets(&histogram.buckets, p)?;
+    Some(middle.clamp(histogram.min_plus_one_ns.saturating_sub(1), histogram.max_ns))
+}
+
+/// The same of log-linear buckets alone, of which the last one may hold everything beyond; a bucket's midpoint.
+#[must_use]
+pub fn of_buckets(buckets: &[u64], p: f64) -> Option<u64> {
+    let count: u64 = buckets.iter().sum();
+    let rank = ((p * count as f64).ceil() as u64).clamp(1, count.max(1));
     let mut seen = 0;
-    for (bucket, &count) in histogram.buckets.iter().enumerate() {
+    let bucket = buckets.iter().position(|&count| {
         seen += count;
-        if count > 0 && seen >= rank {
-            let (low, high) = (lower_bound(bucket), upper_bound(bucket));
-            let middle = low + (high - low) / 2;
-            return Some(middle.clamp(histogram.min_plus_one_ns.saturating_sub(1), histogram.max_ns));
-        }
-    }
-    None
+        count > 0 && seen >= rank
+    })?;
+    let low = lower_bound(bucket);
+    Some(low + (upper_bound(bucket) - low) / 2)
 }
 
 #[cfg(test)]

@@ -36,6 +36,20 @@ pub struct Report {
     pub kernel_switches: KernelSwitches,
     /// The traced count against the kernel's own, for the median run.
     pub reconciliation: Reconciliation,
+    /// Task switches of the median run.
+    pub task_switches: Option<TaskSwitches>,
+    /// Every kernel switch of the median run in exactly one class; the counts add up to `kernel_switches.total`.
+    pub ledger: Vec<LedgerRow>,
+    /// Whether the ledger adds up, in every run.
+    pub ledger_adds_up: bool,
+    /// The tasks of the median run, those with most kernel switches first.
+    pub tasks: Vec<Task>,
+    /// The tasks whose type is known, by type.
+    pub task_types: Vec<TaskType>,
+    /// Who woke whom in the median run, the busiest first.
+    pub wakeups: Vec<Wakeups>,
+    /// How the tasks of each program were found.
+    pub locators: Vec<Locator>,
     /// Distributions of all runs together.
     pub latency: Latency,
     /// The threads of the median run.
@@ -114,6 +128,239 @@ pub struct KernelSwitches {
     pub per_message: Option<f64>,
     /// The workload's elapsed time by kernel switches; `process` and `thread` only, where a message is made of switches.
     pub ns_per_switch: Option<f64>,
+}
+
+/// Task switches: how often a runtime's thread began to poll a task.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct TaskSwitches {
+    /// All of them: outermost polls.
+    pub total: u64,
+    /// Those of the same task as the thread's previous poll.
+    pub repolls: u64,
+    /// Polls within a poll; not in `total`.
+    pub nested_polls: u64,
+    /// Those between which and the poll before the thread was never switched out.
+    pub stayed_in_user: u64,
+    /// Those before which the thread was switched out, since its previous poll.
+    pub hit_kernel: u64,
+    /// Threads that were switched out after their last poll: no task switch followed.
+    pub unconfirmed: u64,
+    /// By messages.
+    pub per_message: Option<f64>,
+    /// Why the thread was switched out, for those that hit the kernel.
+    pub hits: Hits,
+    /// Messages handled in one poll, whatever the task.
+    pub messages_per_poll: Option<MessagesPerPoll>,
+}
+
+/// Task switches that hit the kernel, by why the thread was switched out. Of several reasons the first in this list counts.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Hits {
+    /// There was nothing to poll.
+    pub worker_parked: u64,
+    /// It slept in something else.
+    pub blocked: u64,
+    /// It was made to give way, or gave way itself.
+    pub preempted: u64,
+    /// Those of all three that are in no task's count: the thread polled so long without a switch that it is not known any
+    /// more which task came first.
+    pub of_unknown_task: u64,
+}
+
+/// A distribution of polls by the messages in them, percentiles within 3.2 %.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct MessagesPerPoll {
+    /// Polls of threads that have ended.
+    pub polls: u64,
+    /// Polls without a message.
+    pub without: u64,
+    /// Half of them handled at most this many.
+    pub p50: u64,
+    /// 90 %.
+    pub p90: u64,
+    /// 99 %.
+    pub p99: u64,
+    /// The most, to the precision of the percentiles.
+    pub max: u64,
+}
+
+/// A class of kernel switches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Class {
+    /// The thread's last one.
+    Exited,
+    /// Stopped by a signal or a debugger.
+    Stopped,
+    /// What the thread was doing is not known.
+    Unattributed,
+    /// Gave way by itself.
+    Yielded,
+    /// Slept while a task was polled.
+    TaskBlocked,
+    /// Made to give way while a task was polled.
+    TaskPreempted,
+    /// A runtime's thread with nothing to poll.
+    WorkerParked,
+    /// A pool's thread without blocking work.
+    PoolIdle,
+    /// A runtime's thread asleep between polls for another reason.
+    RuntimeBlocked,
+    /// A runtime's thread made to give way between polls.
+    RuntimePreempted,
+    /// Any other thread asleep.
+    ThreadBlocked,
+    /// Any other thread made to give way.
+    ThreadPreempted,
+}
+
+impl Class {
+    /// As in JSON, with a space for the hyphen.
+    #[must_use]
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Exited => "exited",
+            Self::Stopped => "stopped",
+            Self::Unattributed => "unattributed",
+            Self::Yielded => "yielded",
+            Self::TaskBlocked => "task blocked",
+            Self::TaskPreempted => "task preempted",
+            Self::WorkerParked => "worker parked",
+            Self::PoolIdle => "pool idle",
+            Self::RuntimeBlocked => "runtime blocked",
+            Self::RuntimePreempted => "runtime preempted",
+            Self::ThreadBlocked => "thread blocked",
+            Self::ThreadPreempted => "thread preempted",
+        }
+    }
+}
+
+/// Kernel switches of one class and, where there is one, task.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct LedgerRow {
+    /// The class.
+    pub class: Class,
+    /// Why, for what is unattributed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Name of the task that was polled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// The task's number; `root` and `other` have 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task_id: Option<u64>,
+    /// The task's process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Kernel switches.
+    pub count: u64,
+    /// Their off-CPU time, as far as its end was seen.
+    pub off_cpu_ns: u64,
+}
+
+/// One task.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Task {
+    /// Its number; `root` and `other` have 0.
+    pub id: u64,
+    /// What the program calls it; its number if it does not; `root` for the future given to `block_on`, `other` for all tasks
+    /// that did not fit the tables.
+    pub name: String,
+    /// Its process.
+    pub pid: u32,
+    /// The type of its future, or the `async fn` it comes from.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub future_type: Option<String>,
+    /// How often a thread began to poll it.
+    pub task_switches: Option<u64>,
+    /// Those that hit the kernel.
+    pub hit_kernel: Option<u64>,
+    /// Kernel switches while it was polled.
+    pub kernel_switches: u64,
+    /// Off-CPU time of those.
+    pub off_cpu_ns: u64,
+}
+
+/// All tasks of one type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct TaskType {
+    /// The type of the future, or the `async fn` it comes from.
+    #[serde(rename = "type")]
+    pub future_type: String,
+    /// Number of tasks seen at a kernel switch.
+    pub tasks: u64,
+    /// Kernel switches while they were polled.
+    pub kernel_switches: u64,
+    /// Off-CPU time of those.
+    pub off_cpu_ns: u64,
+}
+
+/// What made wakeups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum WakeupOrigin {
+    /// Not known.
+    Unknown,
+    /// A timer, a device: no thread.
+    Interrupt,
+    /// A thread that polled a task.
+    Task,
+    /// A runtime's thread between polls.
+    Runtime,
+    /// Another thread of the target.
+    Thread,
+    /// A thread of another program.
+    Outside,
+}
+
+/// Wakeups from one waker to one thread that ended a sleep.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Wakeups {
+    /// What made them.
+    pub origin: WakeupOrigin,
+    /// The task that made them, or `interrupt`; absent where no task was polled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_task: Option<String>,
+    /// The thread that made them, or `interrupt`.
+    pub from_thread: String,
+    /// Its id; absent for an interrupt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_tid: Option<u32>,
+    /// The thread that was woken.
+    pub to_thread: String,
+    /// Its id.
+    pub to_tid: u32,
+    /// How many.
+    pub count: u64,
+    /// Of them, those that led to nothing: a worker was woken out of a park, polled nothing and parked again.
+    pub wasted: Option<u64>,
+    /// On-CPU time of the woken thread after those.
+    pub wasted_on_cpu_ns: Option<u64>,
+    /// What making one such wakeup takes, on the CPU of its maker, on average; all wakings that were timed count.
+    pub waking_ns: Option<f64>,
+    /// Wake-to-run time of half of them at most.
+    pub p50_ns: u64,
+    /// Of 99 %.
+    pub p99_ns: u64,
+    /// The longest.
+    pub max_ns: u64,
+    /// Of all together.
+    pub sum_ns: u64,
+}
+
+/// How the tasks of one program were found.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Locator {
+    /// The executable.
+    pub program: String,
+    /// `probe`, `tokio`, `probe+tokio` or `none`.
+    pub locator: String,
+    /// The release of tokio in it, where it can be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokio_version: Option<String>,
+    /// Why its tasks cannot be found, and what would help; absent if they can, or if it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// The traced count against the kernel's own.
@@ -234,8 +481,16 @@ pub struct Lost {
     pub stacks: u64,
     /// Switch-outs whose user stack could not be read.
     pub user_stacks: u64,
-    /// Switch-outs whose stack pair did not fit the table of sums.
+    /// Switch-outs that did not fit the table of sums: they are in the ledger by their class alone.
     pub stack_sums: u64,
+    /// Readings of what a thread was doing that failed, though it was not exiting.
+    pub task_reads: u64,
+    /// Tasks that did not fit a table, and are summed as `other`; without a probe each time a thread went over to one.
+    pub tasks: u64,
+    /// Wakeups that did not fit the table of edges.
+    pub wakeup_edges: u64,
+    /// Ended threads whose count of polls by task could not be brought home.
+    pub handovers: u64,
     /// Attempts to follow a thread that did not fit the thread table.
     pub threads: u64,
     /// Exited threads whose record did not fit the ring.
@@ -249,7 +504,7 @@ pub struct Lost {
 impl Lost {
     /// Every cause with its count, named in the singular and in the plural.
     #[must_use]
-    pub fn causes(&self) -> [(&'static str, &'static str, u64); 10] {
+    pub fn causes(&self) -> [(&'static str, &'static str, u64); 14] {
         [
             ("kernel switch", "kernel switches", self.events),
             ("off-CPU interval", "off-CPU intervals", self.intervals),
@@ -257,6 +512,10 @@ impl Lost {
             ("stack", "stacks", self.stacks),
             ("user stack", "user stacks", self.user_stacks),
             ("stack sum", "stack sums", self.stack_sums),
+            ("task reading", "task readings", self.task_reads),
+            ("task", "tasks", self.tasks),
+            ("wakeup edge", "wakeup edges", self.wakeup_edges),
+            ("handover", "handovers", self.handovers),
             ("thread", "threads", self.threads),
             ("thread record", "thread records", self.thread_records),
             ("mapping", "mappings", self.mappings),
@@ -272,6 +531,10 @@ impl Lost {
         self.stacks += other.stacks;
         self.user_stacks += other.user_stacks;
         self.stack_sums += other.stack_sums;
+        self.task_reads += other.task_reads;
+        self.tasks += other.tasks;
+        self.wakeup_edges += other.wakeup_edges;
+        self.handovers += other.handovers;
         self.threads += other.threads;
         self.thread_records += other.thread_records;
         self.mappings += other.mappings;

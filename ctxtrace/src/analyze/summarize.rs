@@ -3,14 +3,20 @@
 //! With `--repeat` the headline figures are those of the *median run* by time per message, a run that really happened and
 //! whose figures therefore agree with each other; latencies and losses are those of all runs.
 
-use ctxtrace_common::histogram::{Histogram, Latency as Kind};
+use std::collections::HashMap;
 
+use ctxtrace_common::histogram::{Histogram, Latency as Kind};
+use ctxtrace_common::process::TaskKey;
+
+use super::attribution;
 use super::percentile::percentile;
 use super::result::{
     Distribution, Host, KernelSwitches, Latency, Lost, Overhead, ProgramOverhead, Reconciliation, Report, Run, Rusage,
     SCHEMA, Thread, ThreadReconciliation, Unavailable, Workload,
 };
+use crate::correlate::ledger::ledger;
 use crate::correlate::reconcile::{self, Launched, name_of, reconcile};
+use crate::correlate::tasks::beyond_the_tables;
 use crate::trace::{Aggregates, Fate, Latencies};
 use crate::workload::{Outcome, Spec};
 
@@ -27,6 +33,8 @@ pub struct TracedRun {
     pub messages_seen: u64,
     /// Why the run was cut short; `None` if it was not.
     pub cut_short: Option<String>,
+    /// Types of futures, where stacks have told them.
+    pub task_types: HashMap<TaskKey, String>,
 }
 
 impl TracedRun {
@@ -37,6 +45,11 @@ impl TracedRun {
 
     fn reconciled(&self) -> reconcile::Reconciliation {
         reconcile(&self.aggregates.threads, &self.launched)
+    }
+
+    /// Whether every kernel switch is in the ledger, once.
+    fn ledger_adds_up(&self) -> bool {
+        ledger(&self.aggregates).count() == self.switches()
     }
 
     fn switches(&self) -> u64 {
@@ -50,10 +63,10 @@ impl TracedRun {
 
 /// Collects nulls and their reasons while the result is put together.
 #[derive(Default)]
-struct Nulls(Vec<Unavailable>);
+pub(super) struct Nulls(Vec<Unavailable>);
 
 impl Nulls {
-    fn note(&mut self, path: &str, reason: &str) {
+    pub(super) fn note(&mut self, path: &str, reason: &str) {
         self.0.push(Unavailable {
             path: path.to_owned(),
             reason: reason.to_owned(),
@@ -61,7 +74,7 @@ impl Nulls {
     }
 
     /// Passes a value on, and notes the reason where there is none.
-    fn or<T>(&mut self, value: Option<T>, path: &str, reason: &str) -> Option<T> {
+    pub(super) fn or<T>(&mut self, value: Option<T>, path: &str, reason: &str) -> Option<T> {
         if value.is_none() {
             self.note(path, reason);
         }
@@ -80,6 +93,10 @@ pub fn summarize(spec: &Spec, host: Host, runs: &[TracedRun]) -> Report {
     let workload = workload(spec, runs, median, &mut nulls);
     let kernel_switches = kernel_switches(spec, run, &mut nulls);
     let reconciliation = reconciliation(run, &mut nulls);
+    let ledger = ledger(&run.aggregates);
+    let task_switches =
+        attribution::task_switches(&run.aggregates, run.outcome.map(|outcome| outcome.messages), &mut nulls);
+    let tasks = attribution::task_rows(&run.aggregates, &ledger, &run.task_types, &mut nulls);
     let mut latencies = Latencies::default();
     let mut lost = Lost::default();
     for run in runs {
@@ -104,6 +121,13 @@ pub fn summarize(spec: &Spec, host: Host, runs: &[TracedRun]) -> Report {
         workload: Some(workload),
         kernel_switches,
         reconciliation,
+        task_switches,
+        ledger: attribution::ledger_rows(&run.aggregates, &ledger),
+        ledger_adds_up: runs.iter().all(TracedRun::ledger_adds_up),
+        task_types: attribution::task_types(&tasks),
+        tasks,
+        wakeups: attribution::wakeups(&run.aggregates, &mut nulls),
+        locators: attribution::locators(&run.aggregates),
         latency: latency(&latencies, open_intervals, &mut nulls),
         migrations: threads.iter().map(|thread| thread.migrations).sum(),
         threads,
@@ -321,6 +345,10 @@ fn lost_in(aggregates: &Aggregates) -> Lost {
         stacks: counters.lost_stacks,
         user_stacks: counters.lost_user_stacks,
         stack_sums: counters.lost_stack_sums,
+        task_reads: counters.lost_task_reads,
+        tasks: counters.lost_tasks + beyond_the_tables(aggregates),
+        wakeup_edges: counters.lost_wakeup_edges,
+        handovers: counters.lost_handovers,
         threads: counters.lost_threads,
         thread_records: counters.lost_records,
         mappings: aggregates.mappings.lost,
@@ -416,6 +444,7 @@ pub(crate) mod tests {
             }),
             messages_seen: 1_000,
             cut_short: None,
+            task_types: HashMap::new(),
         }
     }
 

@@ -65,6 +65,11 @@ impl CostMeter {
         }
     }
 
+    /// Whether the statistics are on.
+    pub(super) fn is_measuring(&self) -> bool {
+        self.statistics.is_some()
+    }
+
     pub(super) fn stop(&mut self) -> TracerCost {
         self.statistics = None;
         let tracer_cpu = own_cpu_time().saturating_sub(self.cpu_at_start);

@@ -15,20 +15,29 @@ pub mod offsets;
 pub mod preflight;
 mod wire;
 
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap as BpfHashMap, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::BtfTracePoint;
+use aya::programs::tp_btf::BtfTracePointLinkId;
 use aya::{Btf, Ebpf, EbpfLoader};
 use ctxtrace_common::counters::Counters;
+use ctxtrace_common::handover::{Handover, Names};
 use ctxtrace_common::histogram::{Histogram, Latency};
-use ctxtrace_common::process::Process;
-use ctxtrace_common::stack::{Stack, StackKey, StackSum};
+use ctxtrace_common::ledger::Class;
+use ctxtrace_common::locator::Locator;
+use ctxtrace_common::process::{Image, Process, TaskKey};
+use ctxtrace_common::stack::{Stack, SumKey, SwitchSum};
 use ctxtrace_common::thread::{PENDING_SUM, Thread};
+use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 
 use crate::error::{Error, Result};
 use crate::target::mappings::Tracker;
 use crate::target::procfs;
+use crate::target::programs::{LocatorChoice, Programs};
 use crate::trace::{Aggregates, Fate, Latencies, Level, ThreadRecord, merge};
 use cost::CostMeter;
 use offsets::Offsets;
@@ -48,6 +57,10 @@ const PROGRAMS: [&str; 6] = [
     "sched_switch",
 ];
 
+/// The program that times the making of wakeups. It runs at the end of every system call of every program, so it is
+/// attached only now and then.
+const WAKING_TIMER: &str = "sys_exit";
+
 /// How long threads that have ended may take to make their last switch; it is microseconds after their process is reaped.
 const LAST_SWITCH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -56,6 +69,10 @@ const LAST_SWITCH_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Settings {
     /// How much.
     pub level: Level,
+    /// How tasks are found.
+    pub locator: LocatorChoice,
+    /// Whether to take the stacks of wakers; needs [`Level::Stacks`].
+    pub waker_stacks: bool,
     /// Fault injection: drop one `sched_switch` run in this many; 0 for none.
     pub drop_one_in: u32,
 }
@@ -86,10 +103,25 @@ impl Kernel {
 /// Dropping it detaches and frees everything.
 pub struct Session {
     ebpf: Ebpf,
-    exited_ring: RingBuf<MapData>,
+    rings: Rings,
     ended: Vec<ThreadRecord>,
+    handovers: Vec<Handover>,
+    names: HashMap<Image, Vec<String>>,
+    programs: Programs,
+    /// Those the kernel side has, in the order of their indices there.
+    locators: Vec<Locator>,
     settings: Settings,
     cost: CostMeter,
+    /// While the making of wakeups is timed.
+    waking_timer: Option<BtfTracePointLinkId>,
+}
+
+/// What the kernel side sends while the target runs.
+struct Rings {
+    exited: RingBuf<MapData>,
+    handovers: RingBuf<MapData>,
+    names: RingBuf<MapData>,
+    executed: RingBuf<MapData>,
 }
 
 impl Session {
@@ -100,6 +132,7 @@ impl Session {
     /// If the kernel refuses, with its reason.
     pub fn load(kernel: &Kernel, settings: Settings) -> Result<Self> {
         let with_stacks = u32::from(settings.level == Level::Stacks);
+        let waker_stacks = u32::from(settings.waker_stacks);
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&kernel.btf));
         for (name, value) in kernel.offsets.constants() {
@@ -107,25 +140,89 @@ impl Session {
         }
         loader.override_global("WITH_STACKS", &with_stacks, true);
         loader.override_global("DROP_ONE_IN", &settings.drop_one_in, true);
+        loader.override_global("WITH_WAKER_STACKS", &waker_stacks, true);
         if settings.level == Level::Counts {
-            // The stack tables are 17 MB of locked memory that would stay empty.
-            loader.map_max_entries("STACKS", 1).map_max_entries("STACK_SUMS", 1);
+            // The stack table is 17 MB of locked memory that would stay empty.
+            loader.map_max_entries("STACKS", 1);
+        }
+        if !settings.waker_stacks {
+            loader.map_max_entries("WAKER_SUMS", 1);
         }
         let mut ebpf = loader.load(OBJECT).map_err(refused("load the BPF maps"))?;
-        for name in PROGRAMS {
+        for name in PROGRAMS.into_iter().chain([WAKING_TIMER]) {
             program(&mut ebpf, name)?
                 .load(name, &kernel.btf)
-                .map_err(refused("load a BPF program"))?;
+                .map_err(refused_for("load", name))?;
         }
-        let ring = ebpf.take_map("EXITED").ok_or_else(|| missing("EXITED"))?;
-        let exited_ring = RingBuf::try_from(ring).map_err(refused("map the ring of exited threads"))?;
+        let mut ring = |name: &'static str| {
+            let map = ebpf.take_map(name).ok_or_else(|| missing(name))?;
+            RingBuf::try_from(map).map_err(refused("map a ring"))
+        };
+        let rings = Rings {
+            exited: ring("EXITED")?,
+            handovers: ring("HANDOVERS")?,
+            names: ring("NAMES")?,
+            executed: ring("EXECUTED")?,
+        };
         Ok(Self {
             cost: CostMeter::new(&ebpf, &PROGRAMS)?,
             ebpf,
-            exited_ring,
+            rings,
             ended: Vec::new(),
+            handovers: Vec::new(),
+            names: HashMap::new(),
+            programs: Programs::new(settings.locator),
+            locators: Vec::new(),
             settings,
+            waking_timer: None,
         })
+    }
+
+    /// Says which executable an image runs, so that its tasks are found from its first switch on. May be called before the
+    /// image exists.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn expect_program(&mut self, image: Image, executable: &Path) -> Result<()> {
+        let locator = self.programs.assign(image, executable);
+        self.install(image, locator)
+    }
+
+    /// Looks at the programs that have been executed and not been looked at.
+    fn examine_new_programs(&mut self, tracker: &Tracker) {
+        for (image, path) in self.programs.unassigned(tracker.mappings()) {
+            let locator = self.programs.assign(image, &path);
+            // Where there is no room the switches are unattributed, for that reason.
+            let _ = self.install(image, locator);
+        }
+    }
+
+    fn install(&mut self, image: Image, locator: Locator) -> Result<()> {
+        let index = match self.locators.iter().position(|known| *known == locator) {
+            Some(index) => index as u32 + 1,
+            None => {
+                let index = self.locators.len() as u32 + 1;
+                let map = self.ebpf.map_mut("LOCATORS").ok_or_else(|| missing("LOCATORS"))?;
+                let mut map = Array::<_, Wire<Locator>>::try_from(map).map_err(refused("open a BPF map"))?;
+                map.set(index, Wire(locator), 0)
+                    .map_err(refused("say how tasks are found"))?;
+                self.locators.push(locator);
+                index
+            }
+        };
+        let map = self.ebpf.map_mut("IMAGES").ok_or_else(|| missing("IMAGES"))?;
+        let mut images = BpfHashMap::<_, Wire<Image>, u32>::try_from(map).map_err(refused("open a BPF map"))?;
+        images
+            .insert(Wire(image), index, 0)
+            .map_err(refused("say how tasks are found"))
+    }
+
+    /// Becomes readable when the target has executed a program.
+    #[must_use]
+    pub fn executed_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring, and with it the descriptor, lives as long as `self`.
+        unsafe { BorrowedFd::borrow_raw(self.rings.executed.as_raw_fd()) }
     }
 
     /// Follows a process, and from then on its children too.
@@ -150,16 +247,39 @@ impl Session {
         for name in PROGRAMS {
             program(&mut self.ebpf, name)?
                 .attach()
-                .map_err(refused("attach a BPF program"))?;
+                .map_err(refused_for("attach", name))?;
         }
         self.cost.start();
+        self.time_wakings();
         Ok(())
     }
 
-    /// To be called now and then while the target runs: empties the ring and measures the programs' cost.
-    pub fn tick(&mut self) {
+    /// To be called now and then while the target runs: empties the rings and measures the programs' cost.
+    pub fn tick(&mut self, tracker: &Tracker) {
         self.drain();
+        self.examine_new_programs(tracker);
         self.cost.tick();
+        self.time_wakings();
+    }
+
+    /// Times the making of wakeups in the same spans in which the programs themselves are timed.
+    fn time_wakings(&mut self) {
+        let Ok(timer) = program(&mut self.ebpf, WAKING_TIMER) else {
+            return;
+        };
+        match (self.cost.is_measuring(), self.waking_timer.take()) {
+            // Should the kernel refuse, nothing is timed, and the report says so.
+            (true, None) => self.waking_timer = timer.attach().ok(),
+            (true, attached) => self.waking_timer = attached,
+            (false, Some(attached)) => drop(timer.detach(attached)),
+            (false, None) => {}
+        }
+    }
+
+    /// To be called when [`Session::executed_fd`] is readable.
+    pub fn programs_executed(&mut self, tracker: &Tracker) {
+        while self.rings.executed.next().is_some() {}
+        self.examine_new_programs(tracker);
     }
 
     /// Kernel switches of the target so far.
@@ -184,44 +304,72 @@ impl Session {
         let cost = self.cost.stop();
         let recursion_misses = self.cost.recursion_misses();
         // Unloading detaches; the maps stay for as long as they are open.
-        for name in PROGRAMS {
+        for name in PROGRAMS.into_iter().chain([WAKING_TIMER]) {
             program(&mut self.ebpf, name)?
                 .unload()
-                .map_err(refused("detach a BPF program"))?;
+                .map_err(refused_for("detach", name))?;
         }
         self.drain();
 
         let counters = self.counters()?;
         let latencies = self.latencies()?;
         let live = self.live_threads()?;
-        let stack_sums = self.stack_sums(&live)?;
+        let switch_sums = self.switch_sums(&live)?;
+        let overflow_sums = self.overflow_sums()?;
         let stacks = self.stacks()?;
+        let hits = self.sorted_entries::<TaskKey, u64>("HITS")?;
+        let edges = self.sorted_entries::<EdgeKey, Edge>("EDGES")?;
+        let outsiders = self.entries::<u32, [u8; 16]>("OUTSIDERS")?.into_iter().collect();
+        let waker_sums = self.sorted_entries::<WakerStackKey, SwitchSum>("WAKER_SUMS")?;
         let mut threads = self.ended;
         threads.extend(live.into_iter().map(|thread| ThreadRecord {
             thread,
             fate: fate_of(&thread),
         }));
+        let mappings = mappings.finish();
+        let mut programs = self.programs;
+        programs.complete(&mappings);
         Ok(Aggregates {
             level: self.settings.level,
             threads,
             counters,
             latencies,
             stacks,
-            stack_sums,
-            mappings: mappings.finish(),
+            switch_sums,
+            overflow_sums,
+            handovers: self.handovers,
+            names: self.names,
+            hits,
+            edges,
+            outsiders,
+            waker_sums,
+            programs,
+            mappings,
             recursion_misses,
             cost,
         })
     }
 
     fn drain(&mut self) {
-        while let Some(item) = self.exited_ring.next() {
-            // The kernel side writes whole records only.
+        // The kernel side writes whole records only.
+        while let Some(item) = self.rings.exited.next() {
             if let Ok(thread) = bytemuck::try_pod_read_unaligned::<Thread>(&item) {
                 self.ended.push(ThreadRecord {
                     thread,
                     fate: Fate::Ended,
                 });
+            }
+        }
+        while let Some(item) = self.rings.handovers.next() {
+            if let Ok(handover) = bytemuck::try_pod_read_unaligned::<Handover>(&item) {
+                self.handovers.push(handover);
+            }
+        }
+        while let Some(item) = self.rings.names.next() {
+            if let Ok(names) = bytemuck::try_pod_read_unaligned::<Names>(&item) {
+                let count = (names.count as usize).min(names.names.len());
+                self.names
+                    .insert(names.image, names.names[..count].iter().map(name_of).collect());
             }
         }
     }
@@ -266,25 +414,37 @@ impl Session {
     }
 
     /// The kernel's sums, and the switch-outs of threads that are off the CPU still, with no time.
-    fn stack_sums(&self, live: &[Thread]) -> Result<Vec<(StackKey, StackSum)>> {
-        let mut sums = self.entries::<StackKey, StackSum>("STACK_SUMS")?;
+    fn switch_sums(&self, live: &[Thread]) -> Result<Vec<(SumKey, SwitchSum)>> {
+        let mut sums: HashMap<SumKey, SwitchSum> = self.entries("SWITCH_SUMS")?.into_iter().collect();
         for thread in live.iter().filter(|thread| thread.flags & PENDING_SUM != 0) {
-            match sums.iter_mut().find(|(key, _)| *key == thread.pending) {
-                Some((_, sum)) => sum.count += 1,
-                None => sums.push((
-                    thread.pending,
-                    StackSum {
-                        count: 1,
-                        off_cpu_ns: 0,
-                    },
-                )),
-            }
+            sums.entry(thread.pending).or_default().count += 1;
         }
+        let mut sums: Vec<_> = sums.into_iter().collect();
         sums.sort_by_key(|&(key, _)| key);
         Ok(sums)
     }
 
-    fn stacks(&self) -> Result<std::collections::HashMap<u64, Vec<u64>>> {
+    fn overflow_sums(&self) -> Result<Vec<SwitchSum>> {
+        let map = self.ebpf.map("OVERFLOW_SUMS").ok_or_else(|| missing("OVERFLOW_SUMS"))?;
+        let map = PerCpuArray::<_, Wire<SwitchSum>>::try_from(map).map_err(refused("open a BPF map"))?;
+        let sum_of = |class: usize| {
+            let mut sum = SwitchSum::default();
+            for Wire(part) in map.get(&(class as u32), 0).map_err(refused("read a BPF map"))?.iter() {
+                sum.count += part.count;
+                sum.off_cpu_ns += part.off_cpu_ns;
+            }
+            Ok(sum)
+        };
+        (0..Class::COUNT).map(sum_of).collect()
+    }
+
+    fn sorted_entries<K: bytemuck::Pod + Ord, V: bytemuck::Pod>(&self, name: &'static str) -> Result<Vec<(K, V)>> {
+        let mut entries = self.entries::<K, V>(name)?;
+        entries.sort_by_key(|&(key, _)| key);
+        Ok(entries)
+    }
+
+    fn stacks(&self) -> Result<HashMap<u64, Vec<u64>>> {
         let stacks = self.entries::<u64, Stack>("STACKS")?;
         Ok(stacks
             .into_iter()
@@ -327,6 +487,12 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTrac
         .map_err(refused("use a BPF program"))
 }
 
+/// A task's name, padded with zeroes, as text.
+fn name_of(padded: &[u8; ctxtrace_abi::NAME_BYTES]) -> String {
+    let end = padded.iter().position(|&byte| byte == 0).unwrap_or(padded.len());
+    String::from_utf8_lossy(&padded[..end]).into_owned()
+}
+
 /// The committed object lacks something the loader asks for. The build checks that the object comes from these sources, so
 /// this is a bug and not a user's mistake.
 fn missing(name: &str) -> Error {
@@ -338,19 +504,29 @@ fn missing(name: &str) -> Error {
 
 /// Turns an error of aya's, with everything behind it, into one sentence.
 fn refused<E: std::error::Error>(action: &'static str) -> impl Fn(E) -> Error {
-    move |error| {
-        let mut reason = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let text = cause.to_string();
-            if !reason.contains(&text) {
-                reason = format!("{reason}: {text}");
-            }
-            source = cause.source();
-        }
-        Error::Refused {
-            action: action.to_owned(),
-            reason,
-        }
+    move |error| Error::Refused {
+        action: action.to_owned(),
+        reason: in_one_sentence(&error),
     }
+}
+
+/// The same for what was to be done to one of the programs.
+fn refused_for<E: std::error::Error>(action: &'static str, program: &'static str) -> impl Fn(E) -> Error {
+    move |error| Error::Refused {
+        action: format!("{action} the BPF program {program}"),
+        reason: in_one_sentence(&error),
+    }
+}
+
+fn in_one_sentence(error: &dyn std::error::Error) -> String {
+    let mut sentence = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !sentence.contains(&text) {
+            sentence = format!("{sentence}: {text}");
+        }
+        source = cause.source();
+    }
+    sentence
 }

@@ -1,4 +1,4 @@
-//! Where the fields of the running kernel's `task_struct` lie.
+//! Where the fields of the running kernel's structures lie, `task_struct` above all.
 //!
 //! The BPF programs read fields at offsets that are constants to the verifier and unknown to the compiler: they are looked
 //! up in the kernel's own type information (BTF) and written into the program's read-only data before it is loaded. A field
@@ -36,22 +36,42 @@ impl Offsets {
             what: format!("a readable type table ({error})"),
         })?;
         let task = struct_named(&btf, "task_struct")?;
-        let constants = vec![
-            ("OFFSET_PID", offset_of(task, &["pid"])?),
-            ("OFFSET_TGID", offset_of(task, &["tgid"])?),
+        let nested = |outer: &str, inner_struct: &str, inner: &[&str]| {
+            let inner = struct_named(&btf, inner_struct).and_then(|fields| offset_of(fields, inner_struct, inner));
+            Ok::<u32, Error>(offset_of(task, "task_struct", &[outer])? + inner?)
+        };
+        let registers = struct_named(&btf, "pt_regs")?;
+        let mut constants = vec![
+            ("OFFSET_PID", offset_of(task, "task_struct", &["pid"])?),
+            ("OFFSET_TGID", offset_of(task, "task_struct", &["tgid"])?),
             // Renamed in Linux 5.14, where `state` also became an `unsigned int`; the low half of the older `long` serves.
-            ("OFFSET_STATE", offset_of(task, &["__state", "state"])?),
-            ("OFFSET_NVCSW", offset_of(task, &["nvcsw"])?),
-            ("OFFSET_NIVCSW", offset_of(task, &["nivcsw"])?),
-            ("OFFSET_COMM", offset_of(task, &["comm"])?),
+            ("OFFSET_STATE", offset_of(task, "task_struct", &["__state", "state"])?),
+            ("OFFSET_NVCSW", offset_of(task, "task_struct", &["nvcsw"])?),
+            ("OFFSET_NIVCSW", offset_of(task, "task_struct", &["nivcsw"])?),
+            ("OFFSET_COMM", offset_of(task, "task_struct", &["comm"])?),
             // Renamed in Linux 5.5.
             (
                 "OFFSET_START_BOOTTIME",
-                offset_of(task, &["start_boottime", "real_start_time"])?,
+                offset_of(task, "task_struct", &["start_boottime", "real_start_time"])?,
             ),
-            ("OFFSET_GROUP_LEADER", offset_of(task, &["group_leader"])?),
+            (
+                "OFFSET_GROUP_LEADER",
+                offset_of(task, "task_struct", &["group_leader"])?,
+            ),
+            ("OFFSET_MM", offset_of(task, "task_struct", &["mm"])?),
+            ("OFFSET_FLAGS", offset_of(task, "task_struct", &["flags"])?),
+            ("OFFSET_FSBASE", nested("thread", "thread_struct", &["fsbase"])?),
+            (
+                "OFFSET_THREAD_STATUS",
+                nested("thread_info", "thread_info", &["status"])?,
+            ),
+            ("OFFSET_ORIG_AX", offset_of(registers, "pt_regs", &["orig_ax"])?),
             ("HAS_PREV_STATE_ARG", u32::from(switch_passes_prev_state(&btf)?)),
         ];
+        // A kernel without them is traced all the same; only the makers of wakeups are not known then.
+        if let Ok(per_cpu) = per_cpu(&btf, task) {
+            constants.extend(per_cpu);
+        }
         Ok(Self { constants })
     }
 
@@ -76,7 +96,7 @@ fn struct_named<'a>(btf: &'a Btf, name: &str) -> Result<&'a Struct> {
 }
 
 /// Offset in bytes of the first of `names` that the structure has.
-fn offset_of(fields: &Struct, names: &[&str]) -> Result<u32> {
+fn offset_of(fields: &Struct, structure: &str, names: &[&str]) -> Result<u32> {
     names
         .iter()
         .find_map(|&name| {
@@ -86,7 +106,48 @@ fn offset_of(fields: &Struct, names: &[&str]) -> Result<u32> {
                 .find(|member| member.name.as_deref() == Some(name))?;
             Some(member.offset / 8)
         })
-        .ok_or_else(|| lacks(format!("task_struct.{}", names.join(" or task_struct."))))
+        .ok_or_else(|| lacks(format!("{structure}.{}", names.join(" or "))))
+}
+
+/// The way from `current` to this CPU's preemption counter; see `waker.rs` on the BPF side.
+fn per_cpu(btf: &Btf, task: &Struct) -> Result<[(&'static str, u32); 6]> {
+    let entity = struct_named(btf, "sched_entity")?;
+    let cfs_rq = offset_of(task, "task_struct", &["se"])? + offset_of(entity, "sched_entity", &["cfs_rq"])?;
+    let rq = offset_of(struct_named(btf, "cfs_rq")?, "cfs_rq", &["rq"])?;
+    let variable = |name: &str| per_cpu_variable(btf, name);
+    // Linux 6.2 to 6.14 kept both in a structure of hot variables.
+    let hot = |member: &str| {
+        let fields = struct_named(btf, "pcpu_hot")?;
+        Ok::<u32, Error>(variable("pcpu_hot")? + offset_of(fields, "pcpu_hot", &[member])?)
+    };
+    let current = variable("current_task").or_else(|_| hot("current_task"))?;
+    let preempt_count = variable("__preempt_count").or_else(|_| hot("preempt_count"))?;
+    Ok([
+        ("OFFSET_CFS_RQ", cfs_rq),
+        ("OFFSET_RQ", rq),
+        ("PER_CPU_RUNQUEUES", variable("runqueues")?),
+        ("PER_CPU_CURRENT", current),
+        ("PER_CPU_PREEMPT_COUNT", preempt_count),
+        ("PER_CPU_KNOWN", 1),
+    ])
+}
+
+/// Offset in bytes of a per-CPU variable in the section of per-CPU variables.
+fn per_cpu_variable(btf: &Btf, name: &str) -> Result<u32> {
+    let is_wanted = |id| {
+        btf.get_type_by_id(id)
+            .is_ok_and(|variable| variable.name.as_deref() == Some(name))
+    };
+    btf.get_types()
+        .iter()
+        .filter_map(|ty| match &ty.base_type {
+            Type::DataSection(section) if ty.name.as_deref() == Some(".data..percpu") => Some(section),
+            _ => None,
+        })
+        .flat_map(|section| &section.vars)
+        .find(|variable| is_wanted(variable.type_id))
+        .map(|variable| variable.offset)
+        .ok_or_else(|| lacks(format!("the per-CPU variable {name}")))
 }
 
 /// Whether `sched_switch` hands over `prev_state`: its BTF prototype then has five parameters, the first one being the
@@ -124,13 +185,13 @@ mod tests {
     fn a_field_is_found_under_its_older_name() {
         let new = fields(&[("flags", 0), ("__state", 192)]);
         let old = fields(&[("state", 128)]);
-        assert_eq!(offset_of(&new, &["__state", "state"]).ok(), Some(24));
-        assert_eq!(offset_of(&old, &["__state", "state"]).ok(), Some(16));
+        assert_eq!(offset_of(&new, "task_struct", &["__state", "state"]).ok(), Some(24));
+        assert_eq!(offset_of(&old, "task_struct", &["__state", "state"]).ok(), Some(16));
     }
 
     #[test]
     fn a_missing_field_is_named() {
-        let error = offset_of(&fields(&[]), &["nvcsw"]).expect_err("missing");
+        let error = offset_of(&fields(&[]), "task_struct", &["nvcsw"]).expect_err("missing");
         assert!(error.to_string().contains("task_struct.nvcsw"), "{error}");
     }
 }

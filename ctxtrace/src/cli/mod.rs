@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::report::Weight;
+use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
 use crate::workload::pin::Pin;
 use crate::workload::{Mode, Root};
@@ -68,6 +69,10 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t = Level::Stacks)]
     pub level: Level,
 
+    /// How tasks are found
+    #[arg(long, value_enum, default_value_t = LocatorChoice::Auto)]
+    pub locator: LocatorChoice,
+
     /// Write the result as JSON ("-": standard output)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -75,6 +80,10 @@ pub struct RunArgs {
     /// Write an off-CPU flamegraph
     #[arg(long, value_name = "FILE.svg")]
     pub flamegraph: Option<PathBuf>,
+
+    /// Write a flamegraph of the makers of wakeups
+    #[arg(long, value_name = "FILE.svg")]
+    pub wakeups_flamegraph: Option<PathBuf>,
 
     /// Write the stacks as lines, for other flamegraph tools
     #[arg(long, value_name = "FILE")]

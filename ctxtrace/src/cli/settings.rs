@@ -6,6 +6,7 @@ use crate::cli::RunArgs;
 use crate::error::{Error, Result};
 use crate::report::Weight;
 use crate::report::output::Destination;
+use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
 use crate::workload::pin::Pin;
 use crate::workload::{Mode, Root, Spec};
@@ -19,12 +20,16 @@ pub struct RunSettings {
     pub repeat: u64,
     /// How much to record.
     pub level: Level,
+    /// How tasks are found.
+    pub locator: LocatorChoice,
     /// What widths mean.
     pub weight: Weight,
     /// Where the JSON goes.
     pub json: Option<Destination>,
     /// Where the flamegraph goes.
     pub flamegraph: Option<Destination>,
+    /// Where the flamegraph of wakers goes.
+    pub wakeups_flamegraph: Option<Destination>,
     /// Where the folded stacks go.
     pub folded: Option<Destination>,
     /// Fault injection.
@@ -43,6 +48,7 @@ impl RunSettings {
         [
             ("--json", &self.json),
             ("--flamegraph", &self.flamegraph),
+            ("--wakeups-flamegraph", &self.wakeups_flamegraph),
             ("--folded", &self.folded),
         ]
         .into_iter()
@@ -59,9 +65,11 @@ impl TryFrom<RunArgs> for RunSettings {
             spec,
             repeat: args.repeat,
             level: args.level,
+            locator: args.locator,
             weight: args.weight.unwrap_or(Weight::Time),
             json: args.json.map(Destination::from),
             flamegraph: args.flamegraph.map(Destination::from),
+            wakeups_flamegraph: args.wakeups_flamegraph.map(Destination::from),
             folded: args.folded.map(Destination::from),
             drop_one_in: args.drop_one_in,
         };
@@ -110,15 +118,16 @@ fn spec(args: &RunArgs) -> Result<Spec> {
 }
 
 fn check_outputs(settings: &RunSettings, weight_given: bool) -> Result<()> {
-    let wants_stacks = settings.flamegraph.is_some() || settings.folded.is_some();
+    let wants_stacks =
+        settings.flamegraph.is_some() || settings.wakeups_flamegraph.is_some() || settings.folded.is_some();
     if wants_stacks && settings.level == Level::Counts {
         return Err(Error::Usage(
-            "--flamegraph and --folded need stacks, and --level counts takes none: leave --level out".to_owned(),
+            "--flamegraph, --wakeups-flamegraph and --folded need stacks, and --level counts takes none: leave --level out".to_owned(),
         ));
     }
     if weight_given && !wants_stacks {
         return Err(Error::Usage(
-            "--weight says what the widths in a flamegraph mean: give --flamegraph or --folded too".to_owned(),
+            "--weight says what the widths in a flamegraph mean: give --flamegraph, --wakeups-flamegraph or --folded too".to_owned(),
         ));
     }
     let destinations: Vec<_> = settings.destinations().collect();
@@ -216,6 +225,7 @@ mod tests {
     fn outputs_that_do_not_go_together_are_errors() {
         for line in [
             "--mode task --level counts --flamegraph x.svg",
+            "--mode task --level counts --wakeups-flamegraph x.svg",
             "--mode task --weight count",
             "--mode task --json - --folded -",
             "--mode task --json x --folded x",

@@ -1,3 +1,11 @@
 //! Pure functions over a capture: no input, no output, no clock.
+//!
+//! * [`reconcile`]: traced switches against the kernel's own count.
+//! * [`ledger`]: every kernel switch in its class.
+//! * [`tasks`]: the tasks by name, and their switches.
+//! * [`wakeups`]: who woke whom.
 
+pub mod ledger;
 pub mod reconcile;
+pub mod tasks;
+pub mod wakeups;

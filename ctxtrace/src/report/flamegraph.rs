@@ -1,8 +1,11 @@
 //! The picture: an off-CPU flamegraph, drawn by inferno.
 //!
-//! Width is off-CPU time, or the number of kernel switches. Colours tell the kinds of frames apart: the thread at the root
-//! grey, the program's functions in blues, inlined ones in teals, the kernel's in oranges, reasons in light grey. Within a
-//! kind the shade depends on the name, so that neighbours are told apart and a function looks the same in every picture.
+//! Width is off-CPU time, or the number of kernel switches. Colours tell the kinds of frames apart: what the thread was
+//! doing, at the root, in purples, the thread grey, the program's functions in blues, inlined ones in teals, the kernel's in
+//! oranges, reasons in light grey. Within a kind the shade depends on the name, so that neighbours are told apart and a
+//! function looks the same in every picture.
+//!
+//! The second picture is of wakeups: over what a woken thread had been doing, the stacks of those who woke it.
 
 use inferno::flamegraph::color::{BackgroundColor, Color, PaletteMap};
 use inferno::flamegraph::{self, Options};
@@ -19,24 +22,46 @@ pub struct Labels {
     pub lost: Option<String>,
 }
 
+/// What the stacks are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Switch-outs.
+    Switches,
+    /// The makers of wakeups.
+    Wakeups,
+}
+
+impl Subject {
+    fn title(self, weight: Weight) -> &'static str {
+        match (self, weight) {
+            (Self::Switches, Weight::Time) => "Off-CPU time by stack",
+            (Self::Switches, Weight::Count) => "Kernel switches by stack",
+            (Self::Wakeups, Weight::Time) => "Off-CPU time by the stack that ended it",
+            (Self::Wakeups, Weight::Count) => "Wakeups by stack",
+        }
+    }
+
+    fn count_name(self, weight: Weight) -> &'static str {
+        match (self, weight) {
+            (_, Weight::Time) => "ns",
+            (Self::Switches, Weight::Count) => "switches",
+            (Self::Wakeups, Weight::Count) => "wakeups",
+        }
+    }
+}
+
 /// Draws it.
 ///
 /// # Errors
 ///
 /// If there is nothing to draw.
-pub fn render(resolved: &Resolved, weight: Weight, labels: &Labels) -> Result<Vec<u8>> {
+pub fn render(resolved: &Resolved, subject: Subject, weight: Weight, labels: &Labels) -> Result<Vec<u8>> {
     let lines = folded::render(&resolved.stacks, weight);
     let mut palette = palette(resolved);
     let mut options = Options::default();
-    options.title = match weight {
-        Weight::Time => "Off-CPU time by stack".to_owned(),
-        Weight::Count => "Kernel switches by stack".to_owned(),
-    };
+    options.title = subject.title(weight).to_owned();
     options.subtitle = Some(printable(&subtitle(resolved, labels)));
-    options.count_name = match weight {
-        Weight::Time => "ns".to_owned(),
-        Weight::Count => "switches".to_owned(),
-    };
+    options.count_name = subject.count_name(weight).to_owned();
     options.deterministic = true;
     options.palette_map = Some(&mut palette);
     options.bgcolors = Some(BackgroundColor::Flat(Color {
@@ -87,6 +112,7 @@ fn color(kind: FrameKind, name: &str) -> Color {
     });
     let shade = (hash >> 24) as u8 / 6;
     let (r, g, b) = match kind {
+        FrameKind::Doing => (170 + shade, 140 + shade, 210 + shade / 2),
         FrameKind::Thread => (186, 186, 186),
         FrameKind::User => (110 + shade, 160 + shade, 215 + shade / 2),
         FrameKind::Inlined => (130 + shade, 200 + shade / 2, 190 + shade),
@@ -130,7 +156,7 @@ mod tests {
 
     #[test]
     fn the_picture_says_what_it_shows_and_what_was_lost() {
-        let svg = render(&resolved(), Weight::Time, &labels(Some("3 events"))).expect("drawn");
+        let svg = render(&resolved(), Subject::Switches, Weight::Time, &labels(Some("3 events"))).expect("drawn");
         let svg = String::from_utf8(svg).expect("text");
         for text in [
             "Off-CPU time by stack",
@@ -145,12 +171,12 @@ mod tests {
 
     #[test]
     fn the_same_result_makes_the_same_picture() {
-        let draw = || render(&resolved(), Weight::Count, &labels(None)).expect("drawn");
+        let draw = || render(&resolved(), Subject::Switches, Weight::Count, &labels(None)).expect("drawn");
         assert!(draw() == draw());
     }
 
     #[test]
     fn nothing_to_draw_is_an_error_and_not_an_empty_picture() {
-        assert!(render(&Resolved::default(), Weight::Count, &labels(None)).is_err());
+        assert!(render(&Resolved::default(), Subject::Switches, Weight::Count, &labels(None)).is_err());
     }
 }

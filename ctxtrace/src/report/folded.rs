@@ -1,4 +1,4 @@
-//! Stacks as lines, `thread;outer;…;inner value`: the format Brendan Gregg's tools, inferno and speedscope read.
+//! Stacks as lines, `task: sender;preempted;thread;outer;…;inner value`: the format Brendan Gregg's tools, inferno and speedscope read.
 //!
 //! Kernel functions end in `_[k]` and inlined ones in `_[i]`, the field's convention.
 
@@ -34,7 +34,7 @@ pub fn name(frame: &Frame) -> String {
     let suffix = match frame.kind {
         FrameKind::Kernel => "_[k]",
         FrameKind::Inlined => "_[i]",
-        FrameKind::Thread | FrameKind::User | FrameKind::Reason => "",
+        FrameKind::Doing | FrameKind::Thread | FrameKind::User | FrameKind::Reason => "",
     };
     // A semicolon, as in the type `[u8; 4]`, would end the frame.
     let mut name = printable(&frame.name).replace(';', ":");

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::flamegraph::Labels;
+use super::flamegraph::{Labels, Subject};
 use super::table::Style;
 use super::{Weight, flamegraph, folded, json, table};
 use crate::analyze::result::Report;
@@ -12,8 +12,16 @@ use crate::analyze::summarize::tests::{host, run, spec};
 use crate::analyze::summarize::{TracedRun, summarize};
 use crate::symbolize::{Frame, FrameKind, Resolved, ResolvedStack};
 use crate::trace::ProgramCost;
+use crate::trace::build;
 use crate::workload::Mode;
+use ctxtrace_common::handover::Handover;
 use ctxtrace_common::histogram::Latency;
+use ctxtrace_common::ledger::Class;
+use ctxtrace_common::locator::Reason;
+use ctxtrace_common::polls::{Gap, PollCounts};
+use ctxtrace_common::process::{Image, TaskKey};
+use ctxtrace_common::stack::SwitchSum;
+use ctxtrace_common::wakeup::{Edge, EdgeKey, Origin, Waker};
 
 fn manifest() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -61,7 +69,57 @@ fn full_run() -> TracedRun {
         },
     ];
     run.aggregates.cost.tracer_cpu_ns = 2_770_000;
+    add_tasks(&mut run);
     run
+}
+
+/// Two tasks, one of them seen, 900 polls of which two hit the kernel, and a wakeup.
+fn add_tasks(run: &mut TracedRun) {
+    let aggregates = &mut run.aggregates;
+    let image = Image { tgid: 100, number: 0 };
+    aggregates.names.insert(
+        image,
+        vec![String::new(), "sender".to_owned(), "\u{1b}[31mred".to_owned()],
+    );
+    let sum = |count, off_cpu_ns| SwitchSum { count, off_cpu_ns };
+    let mut unattributed = build::sum_key(Class::ThreadBlocked, 0);
+    unattributed.reason = Reason::NoTypeInfo as u8;
+    aggregates.switch_sums = vec![
+        (build::sum_key(Class::Exited, 0), sum(1, 0)),
+        (build::sum_key(Class::TaskPreempted, 2), sum(1, 900)),
+        (build::sum_key(Class::WorkerParked, 0), sum(2, 70_000)),
+        (unattributed, sum(1, 5)),
+    ];
+    let mut handover: Handover = bytemuck::Zeroable::zeroed();
+    handover.image = image;
+    handover.tables.polls_by_task[1] = 600;
+    handover.tables.polls_by_task[2] = 300;
+    handover.tables.messages_per_poll[0] = 10;
+    handover.tables.messages_per_poll[1] = 880;
+    handover.tables.messages_per_poll[40] = 10;
+    aggregates.handovers = vec![handover];
+    aggregates.hits = vec![(TaskKey { task: 1, image }, 2)];
+    let polls = &mut aggregates.threads[0].thread.polls;
+    let counts = |polls, repolls| PollCounts {
+        polls,
+        repolls,
+        nested_polls: 7,
+    };
+    polls.observe(counts(0, 0), Some(Gap::Parked), true);
+    polls.observe(counts(400, 1), Some(Gap::Preempted), true);
+    polls.observe(counts(900, 2), Some(Gap::Parked), true);
+    let waker = Waker {
+        task: 1,
+        tid: 101,
+        tgid: 100,
+        origin: Origin::Task as u32,
+        ..Waker::default()
+    };
+    let mut edge = Edge::EMPTY;
+    edge.record(14_000);
+    edge.record(16_000);
+    (edge.wasted, edge.wasted_on_cpu_ns, edge.timed, edge.waking_ns) = (1, 3_000, 2, 9_000);
+    aggregates.edges = vec![(EdgeKey::new(&waker, 101, 100), edge)];
 }
 
 fn report(mode: Mode, runs: &[TracedRun]) -> Report {
@@ -84,6 +142,8 @@ fn resolved() -> Resolved {
         stacks: vec![
             stack(
                 vec![
+                    frame(FrameKind::Doing, "task: sender"),
+                    frame(FrameKind::Doing, "preempted"),
                     frame(FrameKind::Thread, "tokio-rt-worker"),
                     frame(FrameKind::User, "start_thread"),
                     frame(FrameKind::User, "tokio::runtime::park::Inner::park"),
@@ -96,6 +156,7 @@ fn resolved() -> Resolved {
             ),
             stack(
                 vec![
+                    frame(FrameKind::Doing, "exited"),
                     frame(FrameKind::Thread, "<b>&\u{1b}[31m"),
                     frame(FrameKind::Reason, "[no user stack: the thread is exiting]"),
                     frame(FrameKind::Kernel, "__schedule"),
@@ -141,7 +202,7 @@ fn golden_stacks() {
     };
     golden(
         "stacks.svg",
-        flamegraph::render(&resolved(), Weight::Time, &labels).expect("drawn"),
+        flamegraph::render(&resolved(), Subject::Switches, Weight::Time, &labels).expect("drawn"),
     );
 }
 

@@ -1,16 +1,21 @@
 //! The result for people: the answer first, then where it comes from, then what is wrong with it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::printable;
-use crate::analyze::result::{Distribution, Report, Workload};
+use crate::analyze::result::{Class, Distribution, Report, Task, WakeupOrigin, Workload};
 use crate::trace::Level;
 use crate::units::{duration, signed_thousands, significant, thousands};
 
 /// Threads shown one by one; the rest is summed up.
 const THREADS_SHOWN: usize = 12;
+/// Tasks shown one by one.
+const TASKS_SHOWN: usize = 8;
+/// Pairs of waker and woken shown one by one.
+const WAKEUPS_SHOWN: usize = 6;
 
 /// Whether to colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +56,11 @@ pub fn render(report: &Report, style: Style) -> String {
     if let Some(workload) = &report.workload {
         sections.push(headline(report, workload, style));
     }
+    sections.push(verdict(report, style));
     sections.push(counts(report, style));
+    sections.push(ledger(report));
+    sections.extend(tasks(report));
+    sections.extend(wakeups(report));
     sections.push(latencies(report));
     sections.push(threads(report));
     sections.push(footer(report, style));
@@ -112,6 +121,192 @@ fn headline(report: &Report, workload: &Workload, style: Style) -> String {
         }
     }
     text
+}
+
+/// The answer to "which task switches hit the kernel?", in one line.
+fn verdict(report: &Report, style: Style) -> String {
+    let who = report.workload.as_ref().map_or_else(
+        || "target".to_owned(),
+        |workload| {
+            let buffer = workload
+                .buffer
+                .map_or(String::new(), |buffer| format!(", buffer {}", thousands(buffer)));
+            format!("{}{buffer}", workload.mode.name())
+        },
+    );
+    let text = match &report.task_switches {
+        Some(switches) if switches.total > 0 => {
+            let total = switches.total;
+            let causes = [
+                ("worker parked", switches.hits.worker_parked),
+                ("preempted", switches.hits.preempted),
+                ("blocked", switches.hits.blocked),
+            ];
+            let causes: Vec<String> = causes
+                .iter()
+                .filter(|(_, count)| *count > 0)
+                .map(|(cause, count)| format!("{cause} {}", percent(*count, switches.hit_kernel)))
+                .collect();
+            let causes = if causes.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", causes.join(", "))
+            };
+            format!(
+                "{who}: {} task switches, {} stayed in user space, {} hit the kernel{causes}",
+                thousands(total),
+                percent(switches.stayed_in_user, total),
+                thousands(switches.hit_kernel),
+            )
+        }
+        _ => {
+            let classes = by_class(report);
+            let classes: Vec<String> = classes
+                .iter()
+                .map(|(class, count, _)| {
+                    format!("{} {}", class.in_words(), percent(*count, report.kernel_switches.total))
+                })
+                .collect();
+            format!(
+                "{who}: no task switches counted; {} kernel switches ({})",
+                thousands(report.kernel_switches.total),
+                classes.join(", ")
+            )
+        }
+    };
+    style.bold(&text)
+}
+
+/// A share in percent. Neither 0 nor 100 is said of what is not exactly that.
+fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return "0 %".to_owned();
+    }
+    let share = 100.0 * part as f64 / whole as f64;
+    if part == 0 || part == whole {
+        format!("{share:.0} %")
+    } else if share < 0.01 {
+        "under 0.01 %".to_owned()
+    } else if share > 99.99 {
+        "over 99.99 %".to_owned()
+    } else if (1.0..99.0).contains(&share) {
+        format!("{share:.1} %")
+    } else {
+        format!("{share:.2} %")
+    }
+}
+
+/// Kernel switches and off-CPU time by class, most switches first.
+fn by_class(report: &Report) -> Vec<(Class, u64, u64)> {
+    let mut classes: BTreeMap<Class, (u64, u64)> = BTreeMap::new();
+    for row in &report.ledger {
+        let sum = classes.entry(row.class).or_default();
+        sum.0 += row.count;
+        sum.1 += row.off_cpu_ns;
+    }
+    let mut classes: Vec<_> = classes
+        .into_iter()
+        .map(|(class, (count, ns))| (class, count, ns))
+        .collect();
+    classes.sort_by_key(|&(class, count, _)| (std::cmp::Reverse(count), class));
+    classes
+}
+
+fn ledger(report: &Report) -> String {
+    let mut table = plain_table(&["Ledger", "switches", "share", "off-CPU"]);
+    let total = report.kernel_switches.total;
+    for (class, count, off_cpu_ns) in by_class(report) {
+        table.add_row([
+            class.in_words().to_owned(),
+            thousands(count),
+            percent(count, total),
+            duration(off_cpu_ns),
+        ]);
+    }
+    let mut text = without_trailing_spaces(&table);
+    let reasons: BTreeSet<&str> = report.ledger.iter().filter_map(|row| row.reason.as_deref()).collect();
+    for reason in reasons {
+        let _ = write!(text, "\nunattributed because {reason}");
+    }
+    if !report.ledger_adds_up {
+        let counted: u64 = report.ledger.iter().map(|row| row.count).sum();
+        let _ = write!(
+            text,
+            "\nTHE LEDGER DOES NOT ADD UP: {} in it, {} kernel switches",
+            thousands(counted),
+            thousands(total)
+        );
+    }
+    text
+}
+
+fn tasks(report: &Report) -> Option<String> {
+    let (shown, rest) = report.tasks.split_at(report.tasks.len().min(TASKS_SHOWN));
+    if shown.is_empty() {
+        return None;
+    }
+    let mut table = plain_table(&["Tasks", "polls", "hit kernel", "switches in poll", "off-CPU"]);
+    let counted = |value: Option<u64>| value.map_or_else(|| "–".to_owned(), thousands);
+    for task in shown {
+        table.add_row([
+            printable(&task.name),
+            counted(task.task_switches),
+            counted(task.hit_kernel),
+            thousands(task.kernel_switches),
+            duration(task.off_cpu_ns),
+        ]);
+    }
+    if !rest.is_empty() {
+        let sum = |field: fn(&Task) -> Option<u64>| {
+            let known: Vec<u64> = rest.iter().filter_map(field).collect();
+            counted((!known.is_empty()).then(|| known.iter().sum()))
+        };
+        table.add_row([
+            format!("{} more", thousands(rest.len() as u64)),
+            sum(|task| task.task_switches),
+            sum(|task| task.hit_kernel),
+            sum(|task| Some(task.kernel_switches)),
+            duration(rest.iter().map(|task| task.off_cpu_ns).sum()),
+        ]);
+    }
+    Some(without_trailing_spaces(&table))
+}
+
+fn wakeups(report: &Report) -> Option<String> {
+    let shown = &report.wakeups[..report.wakeups.len().min(WAKEUPS_SHOWN)];
+    if shown.is_empty() {
+        return None;
+    }
+    let mut table = plain_table(&["Wakeups", "count", "wasted", "to wake", "p50", "p99"]);
+    for wakeups in shown {
+        let from = match &wakeups.from_task {
+            Some(task) if wakeups.origin == WakeupOrigin::Task => {
+                format!("{task} on {}", wakeups.from_tid.unwrap_or(0))
+            }
+            _ => match wakeups.from_tid {
+                Some(tid) => format!("{} {tid}", wakeups.from_thread),
+                None => wakeups.from_thread.clone(),
+            },
+        };
+        table.add_row([
+            printable(&format!("{from} → {}", wakeups.to_tid)),
+            thousands(wakeups.count),
+            wakeups.wasted.map_or_else(|| "–".to_owned(), thousands),
+            wakeups
+                .waking_ns
+                .map_or_else(|| "–".to_owned(), |ns| duration(ns as u64)),
+            duration(wakeups.p50_ns),
+            duration(wakeups.p99_ns),
+        ]);
+    }
+    let rest = &report.wakeups[shown.len()..];
+    if !rest.is_empty() {
+        table.add_row([
+            format!("{} more pairs", thousands(rest.len() as u64)),
+            thousands(rest.iter().map(|wakeups| wakeups.count).sum()),
+        ]);
+    }
+    Some(without_trailing_spaces(&table))
 }
 
 fn counts(report: &Report, style: Style) -> String {
@@ -329,6 +524,30 @@ mod tests {
 
     const PLAIN: Style = Style { color: false };
     const COLOR: Style = Style { color: true };
+
+    #[test]
+    fn a_share_is_never_rounded_to_all_or_nothing() {
+        assert_eq!(percent(0, 5), "0 %");
+        assert_eq!(percent(5, 5), "100 %");
+        assert_eq!(percent(999_999, 1_000_000), "over 99.99 %");
+        assert_eq!(percent(99_960, 100_000), "99.96 %");
+        assert_eq!(percent(1, 1_000_000), "under 0.01 %");
+        assert_eq!(percent(1, 3), "33.3 %");
+        assert_eq!(percent(0, 0), "0 %");
+    }
+
+    #[test]
+    fn a_ledger_that_does_not_add_up_says_so() {
+        let mut run = run(670_000);
+        run.aggregates.switch_sums[0].1.count += 1;
+        let report = summarize(&spec(Mode::Task), host(), &[run]);
+        assert!(!report.ledger_adds_up);
+        let text = render(&report, PLAIN);
+        assert!(
+            text.contains("THE LEDGER DOES NOT ADD UP: 6 in it, 5 kernel switches"),
+            "{text}"
+        );
+    }
 
     #[test]
     fn the_answer_comes_first() {

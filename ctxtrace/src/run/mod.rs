@@ -19,7 +19,7 @@ use crate::analyze::summarize::{TracedRun, summarize};
 use crate::capture::{Kernel, preflight};
 use crate::cli::settings::RunSettings;
 use crate::error::{Error, Result, status};
-use crate::report::flamegraph::{self, Labels};
+use crate::report::flamegraph::{self, Labels, Subject};
 use crate::report::output::Output;
 use crate::report::table::{self, Style};
 use crate::report::{folded, json};
@@ -58,7 +58,7 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
         status::INTERRUPTED
     } else if !report.complete {
         status::FAILURE
-    } else if !table::agrees(&report) {
+    } else if !table::agrees(&report) || !report.ledger_adds_up {
         status::MISMATCH
     } else {
         0
@@ -78,6 +78,7 @@ fn host() -> Result<Host> {
 struct Outputs {
     json: Option<Output>,
     flamegraph: Option<Output>,
+    wakeups_flamegraph: Option<Output>,
     folded: Option<Output>,
 }
 
@@ -87,6 +88,7 @@ impl Outputs {
         Ok(Self {
             json: open(&settings.json)?,
             flamegraph: open(&settings.flamegraph)?,
+            wakeups_flamegraph: open(&settings.wakeups_flamegraph)?,
             folded: open(&settings.folded)?,
         })
     }
@@ -103,10 +105,15 @@ impl Outputs {
         if let Some(output) = self.json {
             commit(output, &json::render(report)?, "the result as JSON")?;
         }
+        let workload = report.workload.as_ref();
+        let median = workload.and_then(|workload| workload.runs.iter().position(|run| run.median));
+        let aggregates = &runs[median.unwrap_or(0)].aggregates;
+        let labels = Labels {
+            workload: workload.map(table::workload_in_words).unwrap_or_default(),
+            lost: report.lost.in_words(),
+        };
         if self.flamegraph.is_some() || self.folded.is_some() {
-            let workload = report.workload.as_ref();
-            let median = workload.and_then(|workload| workload.runs.iter().position(|run| run.median));
-            let resolved = symbolize::resolve(&runs[median.unwrap_or(0)].aggregates);
+            let resolved = symbolize::resolve(aggregates);
             if let Some(output) = self.folded {
                 let lines = folded::render(&resolved.stacks, settings.weight);
                 commit(
@@ -116,13 +123,14 @@ impl Outputs {
                 )?;
             }
             if let Some(output) = self.flamegraph {
-                let labels = Labels {
-                    workload: workload.map(table::workload_in_words).unwrap_or_default(),
-                    lost: report.lost.in_words(),
-                };
-                let svg = flamegraph::render(&resolved, settings.weight, &labels)?;
+                let svg = flamegraph::render(&resolved, Subject::Switches, settings.weight, &labels)?;
                 commit(output, &svg, "flamegraph: open it in a web browser, click to zoom")?;
             }
+        }
+        if let Some(output) = self.wakeups_flamegraph {
+            let resolved = symbolize::resolve_wakers(aggregates);
+            let svg = flamegraph::render(&resolved, Subject::Wakeups, settings.weight, &labels)?;
+            commit(output, &svg, "flamegraph of wakeups: who ended the sleeps, from where")?;
         }
         for (path, how) in written {
             // Nobody is there to be told if standard error is gone.

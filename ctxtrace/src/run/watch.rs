@@ -1,7 +1,9 @@
 //! One traced run of a command, from its launch to its last switch.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ctxtrace_common::process::Image;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
@@ -53,13 +55,13 @@ pub fn trace_command(
     let mut tracker = Tracker::start().map_err(Error::system("perf_event_open"))?;
     tracker.follow(pid);
     session.follow(pid)?;
+    let image = |number| Image { tgid: pid, number };
+    // Until it executes its program the child is a copy of this process, asleep.
+    session.expect_program(image(0), Path::new("/proc/self/exe"))?;
+    session.expect_program(image(1), command.program)?;
     session.attach()?;
     let mut child = suspended.resume()?;
-    let interrupted = watch(&child, interrupts, || {
-        session.tick();
-        tracker.tick();
-        tick(&session);
-    })?;
+    let interrupted = watch(&child, interrupts, &mut session, &mut tracker, &mut tick)?;
     let ended = child.wait()?;
     Ok(Traced {
         aggregates: session.finish(tracker)?,
@@ -74,11 +76,20 @@ pub fn trace_command(
 }
 
 /// Waits for the child's end, ticking meanwhile. Returns the signal that made us end it, if one did.
-fn watch(child: &Child, interrupts: Option<&Interrupts>, mut tick: impl FnMut()) -> Result<Option<Signal>> {
+fn watch(
+    child: &Child,
+    interrupts: Option<&Interrupts>,
+    session: &mut Session,
+    tracker: &mut Tracker,
+    tick: &mut impl FnMut(&Session),
+) -> Result<Option<Signal>> {
     let mut interrupted = None;
     let mut next_tick = Instant::now() + TICK;
     loop {
-        let mut fds = vec![PollFd::new(child.pidfd(), PollFlags::POLLIN)];
+        let mut fds = vec![
+            PollFd::new(child.pidfd(), PollFlags::POLLIN),
+            PollFd::new(session.executed_fd(), PollFlags::POLLIN),
+        ];
         fds.extend(interrupts.map(|interrupts| PollFd::new(interrupts.fd(), PollFlags::POLLIN)));
         let wait = next_tick.saturating_duration_since(Instant::now());
         // Rounded up: a poll that returns a fraction of a millisecond early would only be called again.
@@ -87,13 +98,20 @@ fn watch(child: &Child, interrupts: Option<&Interrupts>, mut tick: impl FnMut())
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(Error::errno("poll")(errno)),
         }
-        let child_ended = fds[0].revents().is_some_and(|events| !events.is_empty());
+        let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+        let (child_ended, program_executed) = (is_ready(&fds[0]), is_ready(&fds[1]));
         if let Some(signal) = interrupts.and_then(Interrupts::take) {
             interrupted.get_or_insert(signal);
             child.kill();
         }
+        if program_executed {
+            tracker.tick();
+            session.programs_executed(tracker);
+        }
         if Instant::now() >= next_tick {
-            tick();
+            tracker.tick();
+            session.tick(tracker);
+            tick(session);
             next_tick = Instant::now() + TICK;
         }
         if child_ended {

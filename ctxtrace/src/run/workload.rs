@@ -15,6 +15,7 @@ use crate::analyze::summarize::TracedRun;
 use crate::capture::{Kernel, Settings};
 use crate::cli::settings::RunSettings;
 use crate::error::{Error, Result};
+use crate::symbolize;
 use crate::target::launch::{Command, Ended};
 use crate::target::user::Invoker;
 use crate::workload::progress::Progress;
@@ -46,11 +47,14 @@ pub(super) fn traced(
     let command = Command {
         program: &program,
         args: &args.map(OsStr::new),
+        env: &[],
         inherit: &[report_writer.as_fd(), progress_fd.as_fd()],
         user,
     };
     let capture = Settings {
         level: settings.level,
+        locator: settings.locator,
+        waker_stacks: settings.wakeups_flamegraph.is_some(),
         drop_one_in: settings.drop_one_in,
     };
     let mut bar = Bar::new(settings.spec.iterations, number, settings.repeat);
@@ -74,6 +78,7 @@ pub(super) fn traced(
         },
         messages_seen,
         cut_short: cut_short(traced.interrupted, message.as_ref(), traced.ended),
+        task_types: symbolize::task_types(&traced.aggregates),
         aggregates: traced.aggregates,
         launched: traced.launched,
     })

@@ -5,7 +5,9 @@
 //! process may be long gone.
 //!
 //! Two things are cut off the inner end of kernel stacks: the frames of our own BPF program and of the tracepoint that
-//! called it, all of them further in than `__schedule`.
+//! called it, all of them further in than the function that raises it.
+
+mod future;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -13,16 +15,27 @@ use std::path::{Path, PathBuf};
 use blazesym::MaybeDefault;
 use blazesym::symbolize::source::{Elf, Kernel, Source};
 use blazesym::symbolize::{Input, Reason, Symbolized, Symbolizer};
-use ctxtrace_common::stack::{StackKey, UserStack};
+use ctxtrace_common::ledger::Class;
+use ctxtrace_common::locator::{OTHER_TASKS, Reason as Unattributed};
+use ctxtrace_common::process::{Image, TaskKey};
+use ctxtrace_common::stack::{SumKey, UserStack};
+use ctxtrace_common::wakeup::Origin;
 
+use crate::analyze::attribution::class;
+use crate::correlate::ledger::{Entry, entry_of};
 use crate::correlate::reconcile::name_of;
-use crate::target::mappings::{Image, Mappings};
+use crate::correlate::tasks;
+use crate::correlate::wakeups::Names;
+use crate::target::locate;
+use crate::target::mappings::Mappings;
 use crate::trace::Aggregates;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FrameKind {
-    /// The thread, by name: the root of its stacks.
+    /// What the thread was doing: the task, or the class of the ledger. The root of all stacks.
+    Doing,
+    /// The thread, by name.
     Thread,
     /// A function of the program.
     User,
@@ -46,7 +59,7 @@ pub struct Frame {
 /// Switch-outs with the same resolved stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedStack {
-    /// From the thread's name to the innermost kernel function.
+    /// From what the thread was doing, and its name, to the innermost kernel function.
     pub frames: Vec<Frame>,
     /// Switch-outs.
     pub count: u64,
@@ -78,10 +91,74 @@ const ENTRY_POINTS: [&str; 9] = [
     "_start_c",
 ];
 
+/// The kernel's functions that raise the tracepoints: what lies further in is our own.
+const TRACED_FUNCTIONS: [&str; 3] = ["__schedule", "try_to_wake_up", "wake_up_new_task"];
+
+/// Stacks with the same frames, added up.
+#[derive(Default)]
+struct Merged(BTreeMap<Vec<Frame>, (u64, u64)>);
+
+impl Merged {
+    fn add(&mut self, frames: Vec<Frame>, count: u64, off_cpu_ns: u64) {
+        let sum = self.0.entry(frames).or_default();
+        sum.0 += count;
+        sum.1 += off_cpu_ns;
+    }
+
+    fn into_stacks(self) -> Vec<ResolvedStack> {
+        let stacks = self.0.into_iter().map(|(frames, (count, off_cpu_ns))| ResolvedStack {
+            frames,
+            count,
+            off_cpu_ns,
+        });
+        stacks.collect()
+    }
+}
+
+fn image_of(key: &SumKey) -> Image {
+    Image {
+        tgid: key.tgid,
+        number: key.image,
+    }
+}
+
+/// What a thread was doing at a switch-out, as the outermost frames of its stack: `task: sender` and then `blocked` or
+/// `preempted`, or the class alone.
+fn doing(entry: &Entry, aggregates: &Aggregates) -> Vec<Frame> {
+    let frame = |name: String| Frame {
+        kind: FrameKind::Doing,
+        name,
+    };
+    let class = class(entry.class).in_words();
+    match entry.task {
+        Some(task) => vec![
+            frame(format!("task: {}", tasks::name(aggregates, task))),
+            frame(class.trim_start_matches("task ").to_owned()),
+        ],
+        None if entry.class == Class::Unattributed => {
+            vec![frame(class.to_owned()), reason(locate::in_words(entry.reason))]
+        }
+        None => vec![frame(class.to_owned())],
+    }
+}
+
 /// Resolves every stack of a capture.
 #[must_use]
 pub fn resolve(aggregates: &Aggregates) -> Resolved {
     Resolver::new(&aggregates.mappings).resolve(aggregates)
+}
+
+/// Resolves the stacks of the makers of wakeups: under what the woken thread had been doing, who woke it, and from where.
+#[must_use]
+pub fn resolve_wakers(aggregates: &Aggregates) -> Resolved {
+    Resolver::new(&aggregates.mappings).resolve_wakers(aggregates)
+}
+
+/// The type of each task's future, or the `async fn` it comes from, as far as stacks tell: of a task that was switched out
+/// while it was polled, the function that the runtime calls to poll it.
+#[must_use]
+pub fn task_types(aggregates: &Aggregates) -> HashMap<TaskKey, String> {
+    Resolver::new(&aggregates.mappings).task_types(aggregates)
 }
 
 struct Resolver<'a> {
@@ -106,16 +183,17 @@ impl<'a> Resolver<'a> {
 
     fn resolve(mut self, aggregates: &Aggregates) -> Resolved {
         let mut resolved = Resolved::default();
-        let mut merged: BTreeMap<Vec<Frame>, (u64, u64)> = BTreeMap::new();
-        for (key, sum) in &aggregates.stack_sums {
-            let mut frames = vec![Frame {
+        let mut merged = Merged::default();
+        for (key, sum) in &aggregates.switch_sums {
+            let mut frames = doing(&entry_of(key, aggregates), aggregates);
+            frames.push(Frame {
                 kind: FrameKind::Thread,
                 name: name_of(&key.comm),
-            }];
+            });
             let user = aggregates.stacks.get(&key.user_stack);
             match user {
                 Some(user) => {
-                    let user = self.user_stack(key, user);
+                    let user = self.user_stack(image_of(key), user);
                     resolved.with_user_stack += sum.count;
                     if !is_complete(&user) {
                         resolved.broken += sum.count;
@@ -128,27 +206,87 @@ impl<'a> Resolver<'a> {
                 Some(kernel) => frames.extend(self.kernel_stack(kernel)),
                 None => frames.push(reason("no kernel stack: lost")),
             }
-            let entry = merged.entry(frames).or_default();
-            entry.0 += sum.count;
-            entry.1 += sum.off_cpu_ns;
+            merged.add(frames, sum.count, sum.off_cpu_ns);
         }
-        resolved.stacks = merged
-            .into_iter()
-            .map(|(frames, (count, off_cpu_ns))| ResolvedStack {
-                frames,
-                count,
-                off_cpu_ns,
-            })
-            .collect();
+        resolved.stacks = merged.into_stacks();
         resolved
     }
 
+    fn resolve_wakers(mut self, aggregates: &Aggregates) -> Resolved {
+        let names = Names::new(aggregates);
+        let mut resolved = Resolved::default();
+        let mut merged = Merged::default();
+        for (key, sum) in &aggregates.waker_sums {
+            let woken = Entry {
+                class: Class::from_number(key.to_class).unwrap_or(Class::Unattributed),
+                reason: Unattributed::None,
+                task: (key.to_task != 0).then_some(TaskKey {
+                    task: key.to_task,
+                    image: Image {
+                        tgid: key.to_tgid,
+                        number: key.to_image,
+                    },
+                }),
+            };
+            let mut frames = doing(&woken, aggregates);
+            let from = &key.from;
+            frames.push(Frame {
+                kind: FrameKind::Thread,
+                name: format!("woken by {}", names.of_waker(from)),
+            });
+            let image = Image {
+                tgid: from.tgid,
+                number: from.image,
+            };
+            if Origin::from_number(from.origin) == Origin::Task {
+                let task = TaskKey { task: from.task, image };
+                frames.push(Frame {
+                    kind: FrameKind::Doing,
+                    name: format!("task: {}", tasks::name(aggregates, task)),
+                });
+            }
+            // A waker of another program is not followed, so where its functions lie is not known.
+            if let Some(user) = aggregates.stacks.get(&from.user_stack).filter(|_| from.tgid != 0) {
+                let user = self.user_stack(image, user);
+                resolved.with_user_stack += sum.count;
+                if !is_complete(&user) {
+                    resolved.broken += sum.count;
+                }
+                frames.extend(user);
+            }
+            match aggregates.stacks.get(&from.kernel_stack) {
+                Some(kernel) => frames.extend(self.kernel_stack(kernel)),
+                None => frames.push(reason("no kernel stack: lost")),
+            }
+            merged.add(frames, sum.count, sum.off_cpu_ns);
+        }
+        resolved.stacks = merged.into_stacks();
+        resolved
+    }
+
+    fn task_types(mut self, aggregates: &Aggregates) -> HashMap<TaskKey, String> {
+        // Of a broken stack the function next to the runtime's may be any; the one met most often is the future's.
+        let mut met: BTreeMap<TaskKey, BTreeMap<String, u64>> = BTreeMap::new();
+        for (key, sum) in &aggregates.switch_sums {
+            if key.task == 0 || key.task == OTHER_TASKS {
+                continue;
+            }
+            let image = image_of(key);
+            if let Some(addresses) = aggregates.stacks.get(&key.user_stack) {
+                let frames = self.user_stack(image, addresses);
+                if let Some(name) = future::type_of(frames.iter().map(|frame| frame.name.as_str())) {
+                    let task = TaskKey { task: key.task, image };
+                    *met.entry(task).or_default().entry(name).or_default() += sum.count;
+                }
+            }
+        }
+        met.into_iter()
+            .filter_map(|(task, names)| Some((task, names.into_iter().max_by_key(|&(_, count)| count)?.0)))
+            .collect()
+    }
+
     /// Outermost first.
-    fn user_stack(&mut self, key: &StackKey, addresses: &[u64]) -> Vec<Frame> {
-        let image = Image {
-            tgid: key.tgid,
-            number: key.image,
-        };
+    fn user_stack(&mut self, image: Image, addresses: &[u64]) -> Vec<Frame> {
         let mut frames = Vec::new();
         for address in call_addresses(addresses).rev() {
             match self.mappings.find(image, address) {
@@ -175,7 +313,11 @@ impl<'a> Resolver<'a> {
         let innermost_first: Vec<&[Frame]> = calls.iter().map(|address| self.kernel[address].as_slice()).collect();
         let ours = innermost_first
             .iter()
-            .position(|frames| frames.iter().any(|frame| frame.name == "__schedule"))
+            .position(|frames| {
+                frames
+                    .iter()
+                    .any(|frame| TRACED_FUNCTIONS.contains(&frame.name.as_str()))
+            })
             .unwrap_or(0);
         innermost_first[ours..]
             .iter()
@@ -284,13 +426,38 @@ fn is_complete(user: &[Frame]) -> bool {
 mod tests {
     use super::*;
     use crate::trace::build;
-    use ctxtrace_common::stack::StackSum;
+    use ctxtrace_common::stack::SwitchSum;
 
     fn frame(kind: FrameKind, name: &str) -> Frame {
         Frame {
             kind,
             name: name.to_owned(),
         }
+    }
+
+    #[test]
+    fn a_task_is_the_root_of_its_stacks() {
+        let mut aggregates = build::aggregates(vec![]);
+        let image = Image { tgid: 100, number: 0 };
+        aggregates.names.insert(image, vec![String::new(), "sender".to_owned()]);
+        let task = |class| Entry {
+            class,
+            reason: Unattributed::None,
+            task: Some(TaskKey { task: 1, image }),
+        };
+        let names = |entry| {
+            doing(&entry, &aggregates)
+                .into_iter()
+                .map(|frame| frame.name)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(task(Class::TaskPreempted)), ["task: sender", "preempted"]);
+        assert_eq!(names(task(Class::Yielded)), ["task: sender", "yielded"]);
+        let parked = Entry {
+            task: None,
+            ..task(Class::WorkerParked)
+        };
+        assert_eq!(names(parked), ["worker parked"]);
     }
 
     #[test]
@@ -312,12 +479,12 @@ mod tests {
     #[test]
     fn what_has_no_name_says_why() {
         let mut aggregates = build::aggregates(vec![]);
-        let mut key = StackKey::EMPTY;
+        let mut key = build::sum_key(Class::WorkerParked, 0);
         key.comm[..4].copy_from_slice(b"main");
         key.user_state = UserStack::Exiting as u32;
-        aggregates.stack_sums = vec![(
+        aggregates.switch_sums = vec![(
             key,
-            StackSum {
+            SwitchSum {
                 count: 3,
                 off_cpu_ns: 70,
             },
@@ -328,6 +495,7 @@ mod tests {
         assert_eq!(
             resolved.stacks[0].frames,
             [
+                frame(FrameKind::Doing, "worker parked"),
                 frame(FrameKind::Thread, "main"),
                 frame(FrameKind::Reason, "[no user stack: the thread is exiting]"),
                 frame(FrameKind::Reason, "[no kernel stack: lost]"),
@@ -339,20 +507,20 @@ mod tests {
     #[test]
     fn an_address_outside_every_mapping_says_so() {
         let mut aggregates = build::aggregates(vec![]);
-        let mut key = StackKey::EMPTY;
+        let mut key = build::sum_key(Class::WorkerParked, 0);
         key.user_stack = 1;
         key.tgid = 42;
         aggregates.stacks.insert(1, vec![0xdead_0000]);
-        aggregates.stack_sums = vec![(
+        aggregates.switch_sums = vec![(
             key,
-            StackSum {
+            SwitchSum {
                 count: 1,
                 off_cpu_ns: 0,
             },
         )];
         let resolved = resolve(&aggregates);
         assert_eq!(
-            resolved.stacks[0].frames[1].name,
+            resolved.stacks[0].frames[2].name,
             "[unknown: the process was not followed]"
         );
         assert_eq!((resolved.with_user_stack, resolved.broken), (1, 1));

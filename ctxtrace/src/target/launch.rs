@@ -8,7 +8,7 @@
 //! The child never outlives the tracer: `PR_SET_PDEATHSIG` kills it when the thread that forked it ends, so the tracer
 //! forks from its main thread. The request is made after the change of user, which would clear it.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CString, OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -32,6 +32,8 @@ pub struct Command<'a> {
     pub program: &'a Path,
     /// Its arguments, the first one being its own name.
     pub args: &'a [&'a OsStr],
+    /// What its environment has beside the tracer's own: names and values.
+    pub env: &'a [(&'a str, &'a str)],
     /// Descriptors it inherits, under the same numbers.
     pub inherit: &'a [BorrowedFd<'a>],
     /// Whom it runs as; `None` for the tracer's own user.
@@ -85,6 +87,9 @@ impl Command<'_> {
         let args: Vec<CString> = self.args.iter().map(|arg| c_string(arg)).collect::<Result<_>>()?;
         let mut argv: Vec<*const libc::c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
         argv.push(std::ptr::null());
+        let environment = self.environment()?;
+        let mut envp: Vec<*const libc::c_char> = environment.iter().map(|entry| entry.as_ptr()).collect();
+        envp.push(std::ptr::null());
         let groups: Vec<libc::gid_t> = self
             .user
             .map(|user| user.groups.iter().map(|group| group.as_raw()).collect())
@@ -96,7 +101,7 @@ impl Command<'_> {
             ForkResult::Child => {
                 // If the tracer dies, its end of the pipe must be the last one.
                 drop(go_write);
-                let errno = self.become_program(&program, &argv, &groups, tracer, &go_read);
+                let errno = self.become_program(&program, &argv, &envp, &groups, tracer, &go_read);
                 // SAFETY: async-signal-safe; the descriptor is open, the buffer is four bytes. Should the write fail there
                 // is nobody left to tell.
                 unsafe {
@@ -132,11 +137,30 @@ impl Command<'_> {
         }
     }
 
+    /// The tracer's environment with the additions, as `name=value`.
+    fn environment(&self) -> Result<Vec<CString>> {
+        let added = self
+            .env
+            .iter()
+            .map(|&(name, value)| (OsString::from(name), OsString::from(value)));
+        let is_added = |name: &OsStr| self.env.iter().any(|(added, _)| OsStr::new(added) == name);
+        std::env::vars_os()
+            .filter(|(name, _)| !is_added(name))
+            .chain(added)
+            .map(|(mut entry, value)| {
+                entry.push("=");
+                entry.push(value);
+                c_string(&entry)
+            })
+            .collect()
+    }
+
     /// In the child: everything up to `execve`. Returns only if something failed, with its `errno`.
     fn become_program(
         &self,
         program: &CString,
         argv: &[*const libc::c_char],
+        envp: &[*const libc::c_char],
         groups: &[libc::gid_t],
         tracer: Pid,
         go: &OwnedFd,
@@ -175,7 +199,7 @@ impl Command<'_> {
             if libc::read(go.as_raw_fd(), (&raw mut byte).cast(), 1) != 1 {
                 return libc::ECANCELED;
             }
-            libc::execv(program.as_ptr(), argv.as_ptr());
+            libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr());
             *libc::__errno_location()
         }
     }
@@ -305,6 +329,7 @@ mod tests {
         Command {
             program,
             args,
+            env: &[("CTXTRACE_TEST_OF_LAUNCH", "7")],
             inherit: &[],
             user: None,
         }
@@ -347,6 +372,17 @@ mod tests {
         let pid = child.pid();
         drop(child);
         assert_eq!(procfs::status(pid.as_raw(), pid.as_raw()), None);
+    }
+
+    #[test]
+    fn a_child_has_our_environment_and_what_is_added() {
+        let args = ["sh", "-c", "test -n \"$PATH\" && exit $CTXTRACE_TEST_OF_LAUNCH"].map(OsStr::new);
+        let mut child = command(Path::new("/bin/sh"), &args)
+            .launch_suspended()
+            .expect("forked")
+            .resume()
+            .expect("executed");
+        assert_eq!(child.wait().expect("ended").exit_status, Some(7));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ctxtrace_common::process::Image;
 use nix::time::{ClockId, clock_gettime};
 use perf_event::data::Record;
 use perf_event::events::Software;
@@ -22,15 +23,6 @@ use procfs::process::{MMPermissions, MMapPath, Process};
 const RING_BYTES: usize = 512 << 10;
 /// `PERF_RECORD_MISC_COMM_EXEC` (kernel: `include/uapi/linux/perf_event.h`): the name changed by an `execve`.
 const MISC_COMM_EXEC: u16 = 1 << 13;
-
-/// A process's memory between two calls of `execve`: the same pair stands in a stack sum's key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Image {
-    /// Process id.
-    pub tgid: u32,
-    /// Calls of `execve` since the process was first seen.
-    pub number: u32,
-}
 
 /// One executable mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +78,13 @@ impl Mappings {
             .iter()
             .rev()
             .find(|mapping| (mapping.start..mapping.end).contains(&address))
+    }
+
+    /// Every image, with its mappings in the order they were made.
+    pub fn images(&self) -> impl Iterator<Item = (Image, &[Mapping])> {
+        self.by_image
+            .iter()
+            .map(|(&image, mappings)| (image, mappings.as_slice()))
     }
 
     /// Whether anything is known of this image.
@@ -157,6 +156,12 @@ impl Tracker {
     /// Reads what has come in.
     pub fn tick(&mut self) {
         self.read_until(now_ns());
+    }
+
+    /// What is known by now.
+    #[must_use]
+    pub fn mappings(&self) -> &Mappings {
+        &self.mappings
     }
 
     /// Reads what is left and ends.

@@ -4,8 +4,12 @@
 //! * [`user`]: the user who called `sudo`; the workload and the output files are theirs.
 //! * [`procfs`]: what `/proc` says of a thread.
 //! * [`mappings`]: which file lies where in which process, kept after the process has gone.
+//! * [`locate`]: how the tasks of an executable are found, out of its symbols and types.
+//! * [`programs`]: which executable each process runs.
 
 pub mod launch;
+pub mod locate;
 pub mod mappings;
 pub mod procfs;
+pub mod programs;
 pub mod user;

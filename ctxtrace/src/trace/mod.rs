@@ -6,12 +6,16 @@
 use std::collections::HashMap;
 
 use ctxtrace_common::counters::Counters;
+use ctxtrace_common::handover::Handover;
 use ctxtrace_common::histogram::{Histogram, Latency};
-use ctxtrace_common::stack::{StackKey, StackSum};
+use ctxtrace_common::process::{Image, TaskKey};
+use ctxtrace_common::stack::{SumKey, SwitchSum};
 use ctxtrace_common::thread::Thread;
+use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 use serde::{Deserialize, Serialize};
 
 use crate::target::mappings::Mappings;
+use crate::target::programs::Programs;
 
 /// How much is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
@@ -134,8 +138,24 @@ pub struct Aggregates {
     pub latencies: Latencies,
     /// Distinct stacks by key, innermost frame first.
     pub stacks: HashMap<u64, Vec<u64>>,
-    /// Switch-outs by stack pair, those of intervals still open included.
-    pub stack_sums: Vec<(StackKey, StackSum)>,
+    /// Switch-outs by class, task and stack pair, those of intervals still open included.
+    pub switch_sums: Vec<(SumKey, SwitchSum)>,
+    /// What did not fit that table, by the number of the class.
+    pub overflow_sums: Vec<SwitchSum>,
+    /// What threads told at their end of their polls.
+    pub handovers: Vec<Handover>,
+    /// Names of tasks by id.
+    pub names: HashMap<Image, Vec<String>>,
+    /// Task switches that hit the kernel, by the index of the task.
+    pub hits: Vec<(TaskKey, u64)>,
+    /// Wakeups by who woke whom.
+    pub edges: Vec<(EdgeKey, Edge)>,
+    /// Names of threads outside the target that have woken one of it.
+    pub outsiders: HashMap<u32, [u8; 16]>,
+    /// Wakeups by the stacks of their makers, where those were taken.
+    pub waker_sums: Vec<(WakerStackKey, SwitchSum)>,
+    /// What runs where, and how its tasks are found.
+    pub programs: Programs,
     /// Memory layouts, to resolve user addresses with.
     pub mappings: Mappings,
     /// Program runs the kernel skipped because one was already running on that CPU.
@@ -149,11 +169,12 @@ pub(crate) mod build {
     //! Makes captures for tests, so that everything behind this boundary is tested without root.
 
     use super::*;
+    use ctxtrace_common::ledger::Class;
     use ctxtrace_common::thread::KernelCount;
 
     /// A thread that was switched `voluntary` + `involuntary` times, all of them seen, and has ended.
     pub(crate) fn thread(tid: u32, name: &str, voluntary: u64, involuntary: u64) -> ThreadRecord {
-        let mut thread = Thread::EMPTY;
+        let mut thread: Thread = bytemuck::Zeroable::zeroed();
         thread.tid = tid;
         thread.tgid = 100;
         thread.comm[..name.len()].copy_from_slice(name.as_bytes());
@@ -166,11 +187,24 @@ pub(crate) mod build {
         }
     }
 
-    /// A capture of these threads, with nothing lost.
+    /// The key of switch-outs of this class of process 100, while the task of this id was polled.
+    pub(crate) fn sum_key(class: Class, task: u64) -> SumKey {
+        let mut key = SumKey::EMPTY;
+        key.class = class as u8;
+        key.task = task;
+        key.tgid = 100;
+        key
+    }
+
+    /// A capture of these threads, with nothing lost, and all their switches those of threads that went to sleep.
     pub(crate) fn aggregates(threads: Vec<ThreadRecord>) -> Aggregates {
         let counters = Counters {
             switches: threads.iter().map(|record| record.thread.traced()).sum(),
             ..Counters::default()
+        };
+        let blocked = SwitchSum {
+            count: counters.switches,
+            off_cpu_ns: 0,
         };
         Aggregates {
             level: Level::Counts,
@@ -178,7 +212,15 @@ pub(crate) mod build {
             counters,
             latencies: Latencies::default(),
             stacks: HashMap::new(),
-            stack_sums: Vec::new(),
+            switch_sums: vec![(sum_key(Class::ThreadBlocked, 0), blocked)],
+            overflow_sums: Vec::new(),
+            handovers: Vec::new(),
+            names: HashMap::new(),
+            hits: Vec::new(),
+            edges: Vec::new(),
+            outsiders: HashMap::new(),
+            waker_sums: Vec::new(),
+            programs: Programs::default(),
             mappings: Mappings::default(),
             recursion_misses: 0,
             cost: TracerCost::default(),

@@ -6,12 +6,16 @@
 //!
 //! With `--buffer 0` a `futures` channel holds one message a sender, so each task has to give way after every message: the
 //! article's forced task switch. The combinators are the article's too (`forward`, `fold`), in their `futures` 0.3 form.
+//!
+//! The tasks are wrapped in the probe, so that ctxtrace knows them by name and counts their polls: a few plain stores a poll,
+//! and one a message and task.
 
 use std::future::{Future, ready};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use ctxtrace_probe::{message, runtime_thread, section, traced};
 use futures::channel::mpsc;
 use futures::{StreamExt, TryFutureExt, TryStreamExt, stream};
 use tokio::runtime::{Builder, Runtime};
@@ -39,13 +43,15 @@ pub(super) fn on_a_pool(spec: &Spec, progress: &Progress) -> Result<Outcome> {
     }
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(workers);
-    if spec.pin == Pin::SplitCpus {
-        let next_worker = AtomicUsize::new(0);
-        builder.on_thread_start(move || {
+    let split = spec.pin == Pin::SplitCpus;
+    let next_worker = AtomicUsize::new(0);
+    builder.on_thread_start(move || {
+        runtime_thread();
+        if split {
             // A worker that cannot be pinned still does the work; the CPUs were checked to be there beforehand.
             let _ = pinning.apply(next_worker.fetch_add(1, Ordering::Relaxed));
-        });
-    }
+        }
+    });
     let runtime = builder.build().map_err(cannot_start)?;
     play(spec, progress, &runtime)
 }
@@ -64,26 +70,41 @@ fn play(spec: &Spec, progress: &Progress, runtime: &Runtime) -> Result<Outcome> 
     let (to_repeater, from_sender) = mpsc::channel::<&'static str>(buffer);
     let (to_receiver, from_repeater) = mpsc::channel::<&'static str>(buffer);
 
-    let sender = stream::iter(0..iterations).map(|_| Ok(MESSAGE)).forward(to_repeater);
-    let repeater = from_sender.map(Ok).forward(to_receiver);
+    let messages = stream::iter(0..iterations).map(|_| {
+        message();
+        Ok(MESSAGE)
+    });
+    let sender = traced("sender", messages.forward(to_repeater));
+    let repeated = from_sender.map(|text| {
+        message();
+        Ok(text)
+    });
+    let repeater = traced("repeater", repeated.forward(to_receiver));
 
+    runtime_thread();
+    let section = section();
     let start = Instant::now();
     let received = match spec.root.unwrap_or(Root::Spawned) {
         Root::Spawned => {
             // A task must own what it uses.
             let progress = progress.clone();
-            runtime.block_on(async {
+            runtime.block_on(traced("root", async {
                 let players = [tokio::spawn(sender), tokio::spawn(repeater)];
-                let receiver = tokio::spawn(receive(from_repeater, progress));
+                let receiver = tokio::spawn(traced("receiver", receive(from_repeater, progress)));
                 finish(joined(receiver).await?, players).await
-            })
+            }))
         }
         Root::BlockOn => runtime.block_on(async {
             let players = [tokio::spawn(sender), tokio::spawn(repeater)];
-            finish(receive(from_repeater, progress.clone()).await, players).await
+            finish(
+                traced("receiver", receive(from_repeater, progress.clone())).await,
+                players,
+            )
+            .await
         }),
     }?;
     let elapsed = start.elapsed();
+    drop(section);
 
     if received != iterations {
         return Err(Error::Workload(format!("{received} of {iterations} messages arrived")));
@@ -107,8 +128,9 @@ fn receive(
     messages: mpsc::Receiver<&'static str>,
     progress: Progress,
 ) -> impl Future<Output = std::result::Result<u64, Altered>> {
-    messages.map(Ok).try_fold(0, move |count, message| {
-        ready(if message == MESSAGE {
+    messages.map(Ok).try_fold(0, move |count, text| {
+        message();
+        ready(if text == MESSAGE {
             progress.reached(count + 1);
             Ok(count + 1)
         } else {

@@ -121,7 +121,7 @@ fn the_flamegraph_names_functions() {
     let folded = std::fs::read_to_string(path).expect("there");
     let parked: Vec<&str> = folded
         .lines()
-        .filter(|line| line.starts_with("tokio-rt-worker;") && line.contains("__schedule_[k]"))
+        .filter(|line| line.starts_with("worker parked;tokio-rt-worker;") && line.contains("__schedule_[k]"))
         .collect();
     let find = |text: &str| parked.iter().any(|line| line.contains(text));
     for text in [

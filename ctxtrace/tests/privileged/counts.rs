@@ -201,7 +201,7 @@ fn a_thread_that_executes_a_program_keeps_its_count() {
 fn stack_sums_hold_every_switch_once() {
     let traced = trace_program("yielder");
     let counters = &traced.aggregates.counters;
-    let sums = traced.aggregates.stack_sums.iter().map(|(_, sum)| sum);
+    let sums = traced.aggregates.switch_sums.iter().map(|(_, sum)| sum);
     let (count, off_cpu_ns) = sums.fold((0, 0), |(count, ns), sum| (count + sum.count, ns + sum.off_cpu_ns));
     assert_eq!(count + counters.lost_stack_sums, counters.switches);
     assert_eq!(off_cpu_ns, traced.aggregates.latencies.get(Latency::OffCpu).sum_ns);
@@ -215,7 +215,8 @@ fn stack_sums_hold_every_switch_once() {
         .iter()
         .filter(|stack| {
             let names = names(stack);
-            names.first().is_some_and(|name| name == "yielder")
+            names.first().is_some_and(|name| name == "yielded")
+                && names.get(1).is_some_and(|name| name == "yielder")
                 && names.iter().any(|name| name.contains("sched_yield"))
                 && names
                     .iter()

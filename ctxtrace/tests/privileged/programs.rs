@@ -1,5 +1,8 @@
 //! Programs whose switches are known in advance.
 
+#[path = "programs/tasks.rs"]
+pub(crate) mod tasks;
+
 use std::ffi::OsStr;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,6 +31,7 @@ pub(crate) fn run(name: &OsStr) -> ExitCode {
         Some("thread-storm") => thread_storm(),
         Some("fork-storm") => fork_storm(),
         Some("exec-by-thread") => exec_by_thread(),
+        Some(name) if tasks::run(name) => {}
         _ => return ExitCode::FAILURE,
     }
     ExitCode::SUCCESS

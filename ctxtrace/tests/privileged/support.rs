@@ -1,14 +1,17 @@
 //! What the tests share: running the command, tracing a program of ours, looking at what is left.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use ctxtrace::capture::{Kernel, Settings};
+use ctxtrace::correlate::ledger::{Ledger, ledger};
 use ctxtrace::correlate::reconcile::{Reconciliation, reconcile};
+use ctxtrace::correlate::tasks;
 use ctxtrace::run::watch::{Traced, trace_command};
 use ctxtrace::target::launch;
+use ctxtrace::target::programs::LocatorChoice;
 use ctxtrace::trace::Level;
+use ctxtrace_common::ledger::Class;
 use procfs::process::Process;
 use serde_json::Value;
 
@@ -56,23 +59,54 @@ pub(crate) fn number(json: &Value, pointer: &str) -> i64 {
 
 /// Traces one of [`crate::programs`].
 pub(crate) fn trace_program(name: &str) -> Traced {
+    trace_program_by(name, LocatorChoice::Auto)
+}
+
+/// The same, with tasks found in this way.
+pub(crate) fn trace_program_by(name: &str, locator: LocatorChoice) -> Traced {
     let executable = std::env::current_exe().expect("a path");
-    let assignment = format!("{}={name}", crate::programs::VARIABLE);
-    let args = [OsStr::new("env"), OsStr::new(&assignment), executable.as_os_str()];
+    let traced = trace(&executable, &[(crate::programs::VARIABLE, name)], locator);
+    assert_eq!(traced.ended.exit_status, Some(0), "the program {name} failed");
+    traced
+}
+
+/// Traces an executable.
+pub(crate) fn trace(executable: &Path, env: &[(&str, &str)], locator: LocatorChoice) -> Traced {
     let command = launch::Command {
-        program: Path::new("/usr/bin/env"),
-        args: &args,
+        program: executable,
+        args: &[executable.as_os_str()],
+        env,
         inherit: &[],
         user: None,
     };
     let kernel = Kernel::discover().expect("a kernel with BTF");
     let settings = Settings {
         level: Level::Stacks,
+        locator,
+        waker_stacks: false,
         drop_one_in: 0,
     };
-    let traced = trace_command(&command, &kernel, settings, None, |_| {}).expect("traced");
-    assert_eq!(traced.ended.exit_status, Some(0), "the program {name} failed");
-    traced
+    trace_command(&command, &kernel, settings, None, |_| {}).expect("traced")
+}
+
+/// The ledger of a traced program, which must add up.
+pub(crate) fn ledger_of(traced: &Traced) -> Ledger {
+    let ledger = ledger(&traced.aggregates);
+    assert_eq!(ledger.count(), traced.aggregates.counters.switches, "{ledger:#?}");
+    ledger
+}
+
+/// Kernel switches of one class while the task of this name was polled.
+pub(crate) fn switches_of(traced: &Traced, task: &str, class: Class) -> u64 {
+    let ledger = ledger_of(traced);
+    let rows = ledger.rows.iter().filter(|(entry, _)| entry.class == class);
+    rows.filter(|(entry, _)| {
+        entry
+            .task
+            .is_some_and(|key| tasks::name(&traced.aggregates, key) == task)
+    })
+    .map(|(_, sum)| sum.count)
+    .sum()
 }
 
 /// The reconciliation of a traced program, which must hold.

@@ -1,0 +1,206 @@
+//! Who woke whom.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::histogram::{SUB_BITS, SUB_BUCKETS, bucket_of};
+
+/// Buckets of an edge's distribution: everything below 2^36 ns (69 s), then one for the rest.
+pub const EDGE_BUCKETS: usize = SUB_BUCKETS * (36 - SUB_BITS as usize + 1) + 1;
+
+/// What made a wakeup.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Origin {
+    /// Not known.
+    Unknown = 0,
+    /// An interrupt or softirq: a timer, a device. Never the thread that it interrupted.
+    Interrupt = 1,
+    /// A thread of the target, polling a task.
+    Task = 2,
+    /// A runtime's thread, between polls.
+    Runtime = 3,
+    /// Any other thread of the target.
+    Thread = 4,
+    /// A thread that is not the target's.
+    Outside = 5,
+}
+
+impl Origin {
+    /// The origin of this number.
+    #[must_use]
+    pub fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Interrupt,
+            2 => Self::Task,
+            3 => Self::Runtime,
+            4 => Self::Thread,
+            5 => Self::Outside,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// The maker of a wakeup, as it is noted in the record of the thread that is woken.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct Waker {
+    /// The task it was polling, or 0.
+    pub task: u64,
+    /// Its stack in the kernel, as a key of the stack table, or 0; only where stacks of wakers are taken.
+    pub kernel_stack: u64,
+    /// Its stack in user space, likewise.
+    pub user_stack: u64,
+    /// Thread id; 0 for an interrupt.
+    pub tid: u32,
+    /// Process id; 0 for what is not the target's.
+    pub tgid: u32,
+    /// How many times the process had called `execve`.
+    pub image: u32,
+    /// An [`Origin`].
+    pub origin: u32,
+}
+
+const _: () = assert!(size_of::<Waker>() == 40);
+
+/// From whom to whom; key of the table of edges.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct EdgeKey {
+    /// The task that woke, or 0.
+    pub from_task: u64,
+    /// The thread that woke, or 0.
+    pub from_tid: u32,
+    /// Its process, or 0.
+    pub from_tgid: u32,
+    /// How many times that process had called `execve`.
+    pub from_image: u32,
+    /// An [`Origin`].
+    pub origin: u32,
+    /// The thread that was woken.
+    pub to_tid: u32,
+    /// Its process.
+    pub to_tgid: u32,
+}
+
+const _: () = assert!(size_of::<EdgeKey>() == 32);
+
+impl EdgeKey {
+    /// The edge from a waker to a thread.
+    #[inline(always)]
+    #[must_use]
+    pub fn new(from: &Waker, to_tid: u32, to_tgid: u32) -> Self {
+        Self {
+            from_task: from.task,
+            from_tid: from.tid,
+            from_tgid: from.tgid,
+            from_image: from.image,
+            origin: from.origin,
+            to_tid,
+            to_tgid,
+        }
+    }
+}
+
+/// The wakeups along one edge that ended a sleep. Changed only by the CPU that switches the woken thread.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Edge {
+    /// How many.
+    pub count: u64,
+    /// Of them, those after which a worker polled nothing and parked again.
+    pub wasted: u64,
+    /// On-CPU time of the woken thread after those.
+    pub wasted_on_cpu_ns: u64,
+    /// Wakings along this edge whose making was timed, and the time it took the waker.
+    pub timed: u64,
+    /// Time spent making them, on the waker's CPU.
+    pub waking_ns: u64,
+    /// Sum of the wake-to-run times.
+    pub sum_ns: u64,
+    /// The longest.
+    pub max_ns: u64,
+    /// Wake-to-run times in log-linear buckets.
+    pub buckets: [u64; EDGE_BUCKETS],
+}
+
+impl Edge {
+    /// An edge along which nothing has come.
+    pub const EMPTY: Self = Self {
+        count: 0,
+        wasted: 0,
+        wasted_on_cpu_ns: 0,
+        timed: 0,
+        waking_ns: 0,
+        sum_ns: 0,
+        max_ns: 0,
+        buckets: [0; EDGE_BUCKETS],
+    };
+
+    /// Counts one wakeup that took `wake_to_run_ns` to have effect.
+    #[inline(always)]
+    pub fn record(&mut self, wake_to_run_ns: u64) {
+        self.count += 1;
+        self.sum_ns = self.sum_ns.wrapping_add(wake_to_run_ns);
+        if wake_to_run_ns > self.max_ns {
+            self.max_ns = wake_to_run_ns;
+        }
+        let mut bucket = bucket_of(wake_to_run_ns);
+        if bucket >= EDGE_BUCKETS {
+            bucket = EDGE_BUCKETS - 1;
+        }
+        if let Some(count) = self.buckets.get_mut(bucket) {
+            *count += 1;
+        }
+    }
+}
+
+/// What wakeups are summed by where the stacks of wakers are taken.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct WakerStackKey {
+    /// The maker of the wakeup, its stacks included.
+    pub from: Waker,
+    /// The task the woken thread was polling when it went to sleep, or 0.
+    pub to_task: u64,
+    /// The woken thread's process.
+    pub to_tgid: u32,
+    /// How many times that had called `execve`.
+    pub to_image: u32,
+    /// The [`crate::ledger::Class`] of the switch-out that the wakeup ended.
+    pub to_class: u32,
+    /// The woken thread.
+    pub to_tid: u32,
+}
+
+const _: () = assert!(size_of::<WakerStackKey>() == 64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wakeup_has_a_bucket_however_long_it_took() {
+        let mut edge = Edge::EMPTY;
+        for ns in [0, 70, 1 << 35, u64::MAX] {
+            edge.record(ns);
+        }
+        assert_eq!(edge.count, 4);
+        assert_eq!(edge.buckets.iter().sum::<u64>(), 4);
+        assert_eq!(edge.buckets[EDGE_BUCKETS - 1], 1);
+        assert_eq!(edge.max_ns, u64::MAX);
+    }
+
+    #[test]
+    fn every_origin_has_its_number_back() {
+        for origin in [
+            Origin::Unknown,
+            Origin::Interrupt,
+            Origin::Task,
+            Origin::Runtime,
+            Origin::Thread,
+            Origin::Outside,
+        ] {
+            assert_eq!(Origin::from_number(origin as u32), origin);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! A thread's final numbers, read at the last moment at which its memory can be: in `sched_process_exit`.
+//!
+//! Since Linux 6.16 that tracepoint comes before the thread gives its memory up (kernel: `kernel/exit.c`, `do_exit()`), and
+//! it comes to threads that are killed as well. Before, the read fails, and the handover is counted as lost; then what was
+//! read at the thread's last switch has to do.
+
+use aya_ebpf::helpers::bpf_probe_read_user;
+use aya_ebpf::helpers::generated::bpf_probe_read_user as read_user;
+use ctxtrace_abi::{MAGIC, NAME_BYTES, NAMED_TASKS, Registry, Slot, Tables, ThreadState};
+use ctxtrace_common::handover::{Handover, Names, PollTables};
+use ctxtrace_common::locator::HAS_PROBE;
+use ctxtrace_common::process::Image;
+use ctxtrace_common::thread::{INHERITED, KERNEL_WORKER, Thread};
+
+use crate::hits::observe;
+use crate::locate::locator_of;
+use crate::maps::{HANDOVERS, NAMES, PROCESSES, count};
+use crate::switch::BPF_RB_NO_WAKEUP;
+use crate::task::Task;
+
+/// Brings home what there is of the thread that is `current` and about to end.
+#[inline(always)]
+pub(crate) fn final_numbers(task: Task, thread: &mut Thread) {
+    if thread.flags & (KERNEL_WORKER | INHERITED) != 0 {
+        return;
+    }
+    let Some(locator) = locator_of(thread) else {
+        return;
+    };
+    let thread_pointer = task.thread_pointer();
+    if locator.flags & HAS_PROBE == 0 || thread_pointer == 0 {
+        return;
+    }
+    let address = thread_pointer.wrapping_sub(locator.probe_below_tp);
+    // SAFETY: a read that fails says so.
+    let Ok(slot) = (unsafe { bpf_probe_read_user(address as *const Slot) }) else {
+        count(|counters| &mut counters.lost_handovers);
+        return;
+    };
+    if slot.magic != MAGIC || slot.polls < thread.polls.last.polls {
+        return;
+    }
+    observe(thread, &slot, address, None);
+    if slot.polls > 0 && !hand_over(thread, address) {
+        count(|counters| &mut counters.lost_handovers);
+    }
+}
+
+/// Copies the thread's tables, and the names if there are new ones. Tells whether it worked.
+#[inline(always)]
+fn hand_over(thread: &Thread, address: u64) -> bool {
+    let tables = address.wrapping_add(core::mem::offset_of!(ThreadState, tables) as u64);
+    let registry_field = tables.wrapping_add(core::mem::offset_of!(Tables, registry) as u64);
+    // SAFETY: reads that fail say so.
+    let (registry, tasks_created) = unsafe {
+        let Ok(registry) = bpf_probe_read_user(registry_field as *const u64) else {
+            return false;
+        };
+        let magic = registry.wrapping_add(core::mem::offset_of!(Registry, magic) as u64);
+        let tasks = registry.wrapping_add(core::mem::offset_of!(Registry, tasks) as u64);
+        let (Ok(magic), Ok(tasks)) = (
+            bpf_probe_read_user(magic as *const u64),
+            bpf_probe_read_user(tasks as *const u64),
+        ) else {
+            return false;
+        };
+        if magic != MAGIC {
+            return false;
+        }
+        (registry, tasks)
+    };
+    let image = Image {
+        tgid: thread.tgid,
+        number: thread.image,
+    };
+    hand_over_names(image, registry, tasks_created);
+
+    let Some(mut record) = HANDOVERS.reserve::<Handover>(0) else {
+        return false;
+    };
+    let copied = tables.wrapping_add(core::mem::offset_of!(Tables, polls_by_task) as u64);
+    let handover = record.as_mut_ptr();
+    // SAFETY: the record is ours until it is submitted, and every field that is read later is written here.
+    let read = unsafe {
+        (&raw mut (*handover).image).write(image);
+        (&raw mut (*handover).tid).write(thread.tid);
+        (&raw mut (*handover).reserved).write(0);
+        (&raw mut (*handover).tasks_created).write(tasks_created);
+        read_user(
+            (&raw mut (*handover).tables).cast(),
+            size_of::<PollTables>() as u32,
+            copied as *const core::ffi::c_void,
+        )
+    };
+    if read != 0 {
+        record.discard(BPF_RB_NO_WAKEUP);
+        return false;
+    }
+    record.submit(BPF_RB_NO_WAKEUP);
+    true
+}
+
+/// Copies the program's names if it has named more tasks than were known.
+#[inline(always)]
+fn hand_over_names(image: Image, registry: u64, tasks_created: u64) {
+    let last_named = NAMED_TASKS as u64 - 1;
+    let named = if tasks_created < last_named {
+        tasks_created
+    } else {
+        last_named
+    };
+    let Some(process) = PROCESSES.get_ptr_mut(&image.tgid) else {
+        return;
+    };
+    // SAFETY: a live element; should two threads end at once, the names are copied twice.
+    let tasks_named = unsafe { &raw mut (*process).tasks_named };
+    // SAFETY: as above.
+    if unsafe { tasks_named.read_volatile() } >= named {
+        return;
+    }
+    let Some(mut record) = NAMES.reserve::<Names>(0) else {
+        count(|counters| &mut counters.lost_handovers);
+        return;
+    };
+    let names = record.as_mut_ptr();
+    let copied = registry.wrapping_add(core::mem::offset_of!(Registry, names) as u64);
+    // No more than has been written: memory that was never touched cannot be read from here. Names not read are not looked at.
+    let size = (named as u32 + 1) * NAME_BYTES as u32;
+    // SAFETY: the record is ours until it is submitted.
+    let read = unsafe {
+        (&raw mut (*names).image).write(image);
+        (&raw mut (*names).count).write(named + 1);
+        read_user(
+            (&raw mut (*names).names).cast(),
+            size,
+            copied as *const core::ffi::c_void,
+        )
+    };
+    if read != 0 {
+        record.discard(BPF_RB_NO_WAKEUP);
+        count(|counters| &mut counters.lost_handovers);
+        return;
+    }
+    record.submit(BPF_RB_NO_WAKEUP);
+    // SAFETY: as above.
+    unsafe { tasks_named.write_volatile(named) };
+}

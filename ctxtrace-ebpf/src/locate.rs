@@ -1,0 +1,253 @@
+//! What a thread is doing: one bounded read of its thread-locals for each locator its program has.
+//!
+//! The probe's slot names the task and numbers the polls; tokio's context tells a runtime's thread from others, and names
+//! the tasks that no probe wraps. Where both speak the probe is believed first. A task that was seen with both is known
+//! from then on by the probe's id, also in the instants before and after the wrapped poll, when only tokio speaks.
+
+use aya_ebpf::helpers::bpf_probe_read_user;
+use aya_ebpf::helpers::generated::bpf_probe_read_user as read_user;
+use ctxtrace_abi::{HOOKED, MAGIC, NAMED_TASKS, RUNTIME_THREAD, Slot};
+use ctxtrace_common::locator::{
+    Doing, HAS_PROBE, HAS_TOKIO, Locator, MAX_CONTEXT_BYTES, OTHER_TASKS, ROOT_TASK, Reason, TOKIO_TASK,
+};
+use ctxtrace_common::process::{Image, TaskKey};
+use ctxtrace_common::thread::{EXITING, KERNEL_WORKER, RUNTIME, Thread};
+
+use crate::maps::{ALIASES, IMAGES, LOCATORS, Scratch, TASKS, count};
+
+/// The locator of the thread's program; looked up once a thread and program.
+#[inline(always)]
+pub(crate) fn locator_of(thread: &mut Thread) -> Option<&'static Locator> {
+    if thread.locator == 0 {
+        let image = Image {
+            tgid: thread.tgid,
+            number: thread.image,
+        };
+        // SAFETY: the value is copied out at once.
+        thread.locator = unsafe { IMAGES.get(&image) }.copied()?;
+    }
+    LOCATORS.get(thread.locator)
+}
+
+/// What the thread that is `current` is doing. The probe's slot is left in the scratch space; its `magic` says whether
+/// there is one.
+#[inline(always)]
+pub(crate) fn locate(thread: &mut Thread, thread_pointer: u64, scratch: &mut Scratch) -> Doing {
+    scratch.slot.magic = 0;
+    if thread.flags & KERNEL_WORKER != 0 {
+        return Doing::Other;
+    }
+    if thread.flags & EXITING != 0 {
+        // Its memory is gone, or soon will be; what it was before is all there is to say.
+        return if thread.flags & RUNTIME != 0 {
+            Doing::Runtime
+        } else {
+            Doing::Other
+        };
+    }
+    let Some(locator) = locator_of(thread) else {
+        return Doing::Unknown(Reason::NotExamined);
+    };
+    if thread_pointer == 0 || thread_pointer == thread.stale_thread_pointer {
+        return Doing::Other;
+    }
+    let doing = read(thread, locator, thread_pointer, scratch).doing();
+    match doing {
+        Doing::Task(_) | Doing::Runtime | Doing::PoolIdle => thread.flags |= RUNTIME,
+        Doing::Unknown(Reason::ReadFailed) => count(|counters| &mut counters.lost_task_reads),
+        Doing::Other | Doing::Unknown(_) => {}
+    }
+    doing
+}
+
+/// [`Doing`] as two plain numbers, both of which always have a value: where the paths of a program meet, an enum's payload
+/// may have none, and the verifier refuses to move it.
+#[derive(Clone, Copy)]
+struct Plain {
+    kind: u64,
+    value: u64,
+}
+
+const OTHER: u64 = 0;
+const TASK: u64 = 1;
+const RUNTIME_KIND: u64 = 2;
+const POOL_IDLE: u64 = 3;
+const UNKNOWN: u64 = 4;
+
+impl Plain {
+    #[inline(always)]
+    fn new(kind: u64, value: u64) -> Self {
+        Self { kind, value }
+    }
+
+    #[inline(always)]
+    fn unknown(reason: u64) -> Self {
+        Self::new(UNKNOWN, reason)
+    }
+
+    #[inline(always)]
+    fn from(doing: Doing) -> Self {
+        match doing {
+            Doing::Other => Self::new(OTHER, 0),
+            Doing::Task(id) => Self::new(TASK, id),
+            Doing::Runtime => Self::new(RUNTIME_KIND, 0),
+            Doing::PoolIdle => Self::new(POOL_IDLE, 0),
+            Doing::Unknown(reason) => Self::unknown(reason as u64),
+        }
+    }
+
+    #[inline(always)]
+    fn doing(self) -> Doing {
+        match self.kind {
+            TASK => Doing::Task(self.value),
+            RUNTIME_KIND => Doing::Runtime,
+            POOL_IDLE => Doing::PoolIdle,
+            UNKNOWN => Doing::Unknown(Reason::from_number(self.value as u32)),
+            _ => Doing::Other,
+        }
+    }
+}
+
+#[inline(always)]
+fn read(thread: &mut Thread, locator: &Locator, thread_pointer: u64, scratch: &mut Scratch) -> Plain {
+    let by_tokio = if locator.flags & HAS_TOKIO != 0 {
+        by_tokio(thread, locator, thread_pointer, scratch)
+    } else if locator.flags & HAS_PROBE == 0 && locator.reason != 0 {
+        Plain::unknown(u64::from(locator.reason))
+    } else {
+        Plain::new(OTHER, 0)
+    };
+    if locator.flags & HAS_PROBE == 0 {
+        return admitted(thread, by_tokio);
+    }
+
+    let slot = thread_pointer.wrapping_sub(locator.probe_below_tp) as *const Slot;
+    // SAFETY: a read that fails says so.
+    let Ok(slot) = (unsafe { bpf_probe_read_user(slot) }) else {
+        return Plain::unknown(Reason::ReadFailed as u64);
+    };
+    if slot.magic == 0 {
+        return admitted(thread, by_tokio);
+    }
+    // What only the program itself can have done: another mark, or a number of polls that went down.
+    if slot.magic != MAGIC || slot.polls < thread.polls.last.polls {
+        return Plain::unknown(Reason::Overwritten as u64);
+    }
+    scratch.slot = slot;
+    if slot.task != 0 {
+        let task = admit(thread, slot.task);
+        if by_tokio.kind == TASK {
+            learn(thread, by_tokio.value, task);
+        }
+        return Plain::new(TASK, task);
+    }
+    let announced = slot.flags & RUNTIME_THREAD != 0;
+    if by_tokio.kind == TASK {
+        // The program has announced this thread and wraps what it gives to `block_on`; it is not being polled, so this is
+        // the runtime's own work around the poll of another task.
+        if by_tokio.value == ROOT_TASK && announced {
+            return Plain::new(RUNTIME_KIND, 0);
+        }
+        return Plain::new(TASK, known_as(thread, by_tokio.value));
+    }
+    if by_tokio.kind == OTHER && (announced || (slot.polls > 0 && locator.flags & HAS_TOKIO == 0)) {
+        return Plain::new(RUNTIME_KIND, 0);
+    }
+    by_tokio
+}
+
+#[inline(always)]
+fn admitted(thread: &mut Thread, plain: Plain) -> Plain {
+    if plain.kind == TASK {
+        return Plain::new(TASK, admit(thread, plain.value));
+    }
+    plain
+}
+
+#[inline(always)]
+fn by_tokio(thread: &mut Thread, locator: &Locator, thread_pointer: u64, scratch: &mut Scratch) -> Plain {
+    let size = locator.tokio.size;
+    if size == 0 || size > MAX_CONTEXT_BYTES as u32 {
+        return Plain::unknown(Reason::UnknownLayout as u64);
+    }
+    let context = thread_pointer.wrapping_sub(locator.tokio.below_tp) as *const core::ffi::c_void;
+    // SAFETY: the buffer is as large as `size` may be; a read that fails says so.
+    if unsafe { read_user((&raw mut scratch.context).cast(), size, context) } != 0 {
+        return Plain::unknown(Reason::ReadFailed as u64);
+    }
+    let plain = Plain::from(locator.tokio.decode(&scratch.context, thread.tid == thread.tgid));
+    match plain.kind {
+        // The runtime's own work around a poll.
+        TASK if plain.value == thread.launch_task => Plain::new(RUNTIME_KIND, 0),
+        RUNTIME_KIND => {
+            let id = locator.tokio.id(&scratch.context);
+            if thread.launch_task == 0 {
+                thread.launch_task = id;
+            }
+            // A worker whose id is another than its launch task's polls that task, without a budget, or drops it.
+            if id != thread.launch_task && id != 0 {
+                return Plain::new(TASK, id);
+            }
+            plain
+        }
+        POOL_IDLE => {
+            // Should it be launched as a worker again, then by another task.
+            thread.launch_task = 0;
+            plain
+        }
+        _ => plain,
+    }
+}
+
+fn key(thread: &Thread, task: u64) -> TaskKey {
+    TaskKey {
+        task,
+        image: Image {
+            tgid: thread.tgid,
+            number: thread.image,
+        },
+    }
+}
+
+/// A task's id as it may stand in a key: that of a task beyond what the tables hold becomes [`OTHER_TASKS`].
+#[inline(always)]
+fn admit(thread: &mut Thread, id: u64) -> u64 {
+    if id == ROOT_TASK || id < NAMED_TASKS as u64 || id == thread.last_task {
+        return id;
+    }
+    if id & (HOOKED | TOKIO_TASK) == 0 {
+        // One of the probe's that has no name; the probe's own count tells how many there are.
+        return OTHER_TASKS;
+    }
+    let key = key(thread, id);
+    if TASKS.get_ptr(&key).is_none() && TASKS.insert(&key, &0, 0).is_err() {
+        count(|counters| &mut counters.lost_tasks);
+        return OTHER_TASKS;
+    }
+    thread.last_task = id;
+    id
+}
+
+/// Notes that tokio's `alias` is the probe's `task`.
+#[inline(always)]
+fn learn(thread: &Thread, alias: u64, task: u64) {
+    if alias == ROOT_TASK || task == OTHER_TASKS {
+        return;
+    }
+    let key = key(thread, alias);
+    if ALIASES.get_ptr(&key).is_none() {
+        // Should there be no room, the task goes by both its names.
+        let _ = ALIASES.insert(&key, &task, 0);
+    }
+}
+
+#[inline(always)]
+fn known_as(thread: &mut Thread, id: u64) -> u64 {
+    if id != ROOT_TASK {
+        // SAFETY: the value is copied out at once.
+        if let Some(&task) = unsafe { ALIASES.get(&key(thread, id)) } {
+            return task;
+        }
+    }
+    admit(thread, id)
+}

@@ -1,0 +1,100 @@
+//! Tables of sums: what is added up in the kernel, by key.
+
+use aya_ebpf::maps::HashMap;
+use ctxtrace_common::ledger::Class;
+use ctxtrace_common::process::{Image, TaskKey};
+use ctxtrace_common::stack::{SumKey, SwitchSum};
+use ctxtrace_common::thread::Thread;
+use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
+
+use crate::atomic;
+use crate::maps::{EDGES, HITS, OVERFLOW_SUMS, SWITCH_SUMS, Scratch, WAKER_SUMS, count};
+
+const NOTHING: SwitchSum = SwitchSum {
+    count: 0,
+    off_cpu_ns: 0,
+};
+
+/// Adds one switch-out.
+#[inline(always)]
+pub(crate) fn add_switch(key: &SumKey, off_cpu_ns: u64) {
+    if add(&SWITCH_SUMS, key, off_cpu_ns) {
+        return;
+    }
+    count(|counters| &mut counters.lost_stack_sums);
+    let class = if key.reason != 0 {
+        Class::Unattributed as u32
+    } else {
+        u32::from(key.class)
+    };
+    if let Some(sum) = OVERFLOW_SUMS.get_ptr_mut(class) {
+        // SAFETY: this CPU's own element, and only the `sched_switch` program adds to it.
+        let sum = unsafe { &mut *sum };
+        sum.count += 1;
+        sum.off_cpu_ns += off_cpu_ns;
+    }
+}
+
+/// Adds one wakeup to those of its maker's stacks.
+#[inline(always)]
+pub(crate) fn add_waker(key: &WakerStackKey, off_cpu_ns: u64) {
+    if !add(&WAKER_SUMS, key, off_cpu_ns) {
+        count(|counters| &mut counters.lost_wakeup_edges);
+    }
+}
+
+/// Tells whether there was room.
+#[inline(always)]
+fn add<K>(sums: &HashMap<K, SwitchSum>, key: &K, off_cpu_ns: u64) -> bool {
+    let known = match sums.get_ptr_mut(key) {
+        Some(known) => Some(known),
+        None => {
+            // Fails with EEXIST if another CPU was faster, which is as good.
+            let _ = sums.insert(key, &NOTHING, 1);
+            sums.get_ptr_mut(key)
+        }
+    };
+    let Some(known) = known else {
+        return false;
+    };
+    // SAFETY: a live element that several CPUs add to; both fields are aligned and only ever added to atomically.
+    unsafe {
+        atomic::add(&raw mut (*known).count, 1);
+        atomic::add(&raw mut (*known).off_cpu_ns, off_cpu_ns);
+    }
+    true
+}
+
+/// The sums of one edge, begun if there are none yet; `None` if there is no room.
+#[inline(always)]
+pub(crate) fn edge(key: &EdgeKey, scratch: &mut Scratch) -> Option<*mut Edge> {
+    if let Some(edge) = EDGES.get_ptr_mut(key) {
+        return Some(edge);
+    }
+    // The scratch edge is never written to, so it holds the zeroes that the map was made with.
+    let _ = EDGES.insert(key, &scratch.edge, 1);
+    let edge = EDGES.get_ptr_mut(key);
+    if edge.is_none() {
+        count(|counters| &mut counters.lost_wakeup_edges);
+    }
+    edge
+}
+
+/// Adds a hit to the task of this index.
+#[inline(always)]
+pub(crate) fn add_hit(thread: &Thread, index: u16) {
+    let key = TaskKey {
+        task: u64::from(index),
+        image: Image {
+            tgid: thread.tgid,
+            number: thread.image,
+        },
+    };
+    if HITS.get_ptr_mut(&key).is_none() {
+        let _ = HITS.insert(&key, &0, 1);
+    }
+    if let Some(hits) = HITS.get_ptr_mut(&key) {
+        // SAFETY: a live element that is only ever added to atomically.
+        unsafe { atomic::add(hits, 1) };
+    }
+}

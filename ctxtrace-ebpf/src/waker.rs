@@ -1,0 +1,138 @@
+//! Who makes a wakeup: the thread that is `current`, unless an interrupt has only borrowed it.
+
+use aya_ebpf::Global;
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel};
+use ctxtrace_common::locator::Doing;
+use ctxtrace_common::wakeup::{Origin, Waker};
+
+use crate::locate::locate;
+use crate::maps::{OUTSIDERS, PREEMPT_COUNTERS, Scratch, THREADS, WITH_WAKER_STACKS};
+use crate::stacks::{Space, Walked, walk};
+use crate::task::thread_pointer_of;
+
+/// Whether the offsets below are known.
+#[unsafe(no_mangle)]
+static PER_CPU_KNOWN: Global<u32> = Global::new(0);
+/// Offset of `task_struct.se.cfs_rq`.
+#[unsafe(no_mangle)]
+static OFFSET_CFS_RQ: Global<u32> = Global::new(0);
+/// Offset of `cfs_rq.rq`.
+#[unsafe(no_mangle)]
+static OFFSET_RQ: Global<u32> = Global::new(0);
+/// Offset of the per-CPU variable `runqueues` in its section.
+#[unsafe(no_mangle)]
+static PER_CPU_RUNQUEUES: Global<u32> = Global::new(0);
+/// Offset of the per-CPU variable that holds `current`.
+#[unsafe(no_mangle)]
+static PER_CPU_CURRENT: Global<u32> = Global::new(0);
+/// Offset of the per-CPU preemption counter.
+#[unsafe(no_mangle)]
+static PER_CPU_PREEMPT_COUNT: Global<u32> = Global::new(0);
+
+/// `HARDIRQ_MASK | NMI_MASK | SOFTIRQ_OFFSET` (kernel: `include/linux/preempt.h`): serving an interrupt or a softirq. Code
+/// that has merely disabled softirqs counts in the bits above `SOFTIRQ_OFFSET`, and is no interrupt.
+const SERVING: u32 = 0x000f_0000 | 0x00f0_0000 | 0x0100;
+
+/// Names the maker of the wakeup that is being made on this CPU.
+#[inline(always)]
+pub(crate) fn waker(ctx: *mut core::ffi::c_void, scratch: &mut Scratch) -> Waker {
+    // SAFETY: the helpers have no preconditions.
+    let (current, ids) = unsafe { (bpf_get_current_task(), bpf_get_current_pid_tgid()) };
+    let tid = ids as u32;
+    let mut waker = Waker {
+        task: 0,
+        kernel_stack: 0,
+        user_stack: 0,
+        tid: 0,
+        tgid: 0,
+        image: 0,
+        origin: Origin::Unknown as u32,
+    };
+    match is_interrupt(current) {
+        // The idle task wakes nobody by itself.
+        Some(true) => waker.origin = Origin::Interrupt as u32,
+        Some(false) if tid == 0 => waker.origin = Origin::Interrupt as u32,
+        Some(false) => from_thread(&mut waker, current, tid, scratch),
+        None => {}
+    }
+    if WITH_WAKER_STACKS.load() != 0 {
+        if let Walked::Stack(key) = walk(ctx, Space::Kernel, scratch) {
+            waker.kernel_stack = key;
+        }
+        if waker.origin != Origin::Interrupt as u32
+            && let Walked::Stack(key) = walk(ctx, Space::User, scratch)
+        {
+            waker.user_stack = key;
+        }
+    }
+    waker
+}
+
+#[inline(always)]
+fn from_thread(waker: &mut Waker, current: u64, tid: u32, scratch: &mut Scratch) {
+    waker.tid = tid;
+    let Some(thread) = THREADS.get_ptr_mut(&current) else {
+        waker.origin = Origin::Outside as u32;
+        if OUTSIDERS.get_ptr(&tid).is_none()
+            && let Ok(comm) = bpf_get_current_comm()
+        {
+            // Should there be no room, it has no name.
+            let _ = OUTSIDERS.insert(&tid, &comm, 0);
+        }
+        return;
+    };
+    // SAFETY: a live element of a preallocated map, and the thread it belongs to is running here, so no other CPU switches
+    // it meanwhile.
+    let thread = unsafe { &mut *thread };
+    waker.tgid = thread.tgid;
+    waker.image = thread.image;
+    let origin = match locate(thread, thread_pointer_of(current), scratch) {
+        Doing::Task(task) => {
+            waker.task = task;
+            Origin::Task
+        }
+        Doing::Runtime | Doing::PoolIdle => Origin::Runtime,
+        Doing::Other | Doing::Unknown(_) => Origin::Thread,
+    };
+    waker.origin = origin as u32;
+}
+
+/// Whether this CPU serves an interrupt or a softirq; `None` if that cannot be told.
+///
+/// No helper says so before Linux 6.18, and the counter's address is not in `/proc/kallsyms` on every kernel. But it lies
+/// at a known distance (BTF) from another per-CPU variable, the run queue, to which `current` leads.
+#[inline(always)]
+fn is_interrupt(current: u64) -> Option<bool> {
+    if PER_CPU_KNOWN.load() == 0 {
+        return None;
+    }
+    let counter = PREEMPT_COUNTERS.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own element; whoever interrupts in between stores the same value.
+    let mut address = unsafe { *counter };
+    if address == 0 {
+        address = find_counter(current)?;
+        // SAFETY: as above.
+        unsafe { *counter = address };
+    }
+    // SAFETY: a read that fails says so.
+    let count: u32 = unsafe { bpf_probe_read_kernel(address as *const u32) }.ok()?;
+    Some(count & SERVING != 0)
+}
+
+/// Kept out of line: it runs once a CPU.
+#[inline(never)]
+fn find_counter(current: u64) -> Option<u64> {
+    // SAFETY: reads that fail say so.
+    unsafe {
+        let cfs_rq: u64 = bpf_probe_read_kernel((current + u64::from(OFFSET_CFS_RQ.load())) as *const u64).ok()?;
+        let rq: u64 = bpf_probe_read_kernel((cfs_rq + u64::from(OFFSET_RQ.load())) as *const u64).ok()?;
+        let base = rq.wrapping_sub(u64::from(PER_CPU_RUNQUEUES.load()));
+        // The proof that this is the base of this CPU's variables: the one called `current` holds `current`.
+        let field = base.wrapping_add(u64::from(PER_CPU_CURRENT.load()));
+        let proof: u64 = bpf_probe_read_kernel(field as *const u64).ok()?;
+        if proof != current {
+            return None;
+        }
+        Some(base.wrapping_add(u64::from(PER_CPU_PREEMPT_COUNT.load())))
+    }
+}

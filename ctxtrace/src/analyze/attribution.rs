@@ -1,0 +1,228 @@
+//! Which task: the part of the result that says what the program was doing at its kernel switches.
+
+use std::collections::{BTreeMap, HashMap};
+
+use ctxtrace_common::histogram::upper_bound;
+use ctxtrace_common::ledger::Class as Kind;
+use ctxtrace_common::locator::{HAS_PROBE, HAS_TOKIO, Reason};
+use ctxtrace_common::polls::Gap;
+use ctxtrace_common::process::TaskKey;
+use ctxtrace_common::wakeup::Origin;
+
+use super::percentile::of_buckets;
+use super::result::{
+    Class, Hits, LedgerRow, Locator, MessagesPerPoll, Task, TaskSwitches, TaskType, WakeupOrigin, Wakeups,
+};
+use super::summarize::Nulls;
+use crate::correlate::ledger::Ledger;
+use crate::correlate::tasks;
+use crate::correlate::wakeups::wakeups as edges;
+use crate::target::locate;
+use crate::target::programs::Program;
+use crate::trace::Aggregates;
+
+/// Why there is nothing to say of polls where no probe is.
+const NO_PROBE: &str = "no thread of the target counts its polls: the program does not use ctxtrace-probe";
+
+pub(super) fn task_switches(aggregates: &Aggregates, messages: Option<u64>, nulls: &mut Nulls) -> Option<TaskSwitches> {
+    let switches = nulls.or(tasks::task_switches(aggregates), "task_switches", NO_PROBE)?;
+    let total = switches.polls.polls;
+    let hits = |gap: Gap| switches.hits[gap as usize];
+    Some(TaskSwitches {
+        total,
+        repolls: switches.polls.repolls,
+        nested_polls: switches.polls.nested_polls,
+        stayed_in_user: switches.stayed_in_user(),
+        hit_kernel: switches.hit_kernel(),
+        unconfirmed: switches.unconfirmed,
+        per_message: nulls.or(
+            messages.map(|messages| total as f64 / messages as f64),
+            "task_switches.per_message",
+            "the workload did not finish",
+        ),
+        hits: Hits {
+            worker_parked: hits(Gap::Parked),
+            blocked: hits(Gap::Blocked),
+            preempted: hits(Gap::Preempted),
+            of_unknown_task: switches.hits_of_unknown_task,
+        },
+        messages_per_poll: nulls.or(
+            messages_per_poll(&switches.messages_per_poll),
+            "task_switches.messages_per_poll",
+            "no thread that polled has told its numbers at its end",
+        ),
+    })
+}
+
+fn messages_per_poll(buckets: &[u64]) -> Option<MessagesPerPoll> {
+    let last = buckets.iter().rposition(|&polls| polls > 0)?;
+    let percentile = |p| of_buckets(buckets, p).unwrap_or(0);
+    Some(MessagesPerPoll {
+        polls: buckets.iter().sum(),
+        without: buckets[0],
+        p50: percentile(0.5),
+        p90: percentile(0.9),
+        p99: percentile(0.99),
+        max: upper_bound(last),
+    })
+}
+
+pub(super) fn ledger_rows(aggregates: &Aggregates, ledger: &Ledger) -> Vec<LedgerRow> {
+    ledger
+        .rows
+        .iter()
+        .map(|(entry, sum)| LedgerRow {
+            class: class(entry.class),
+            reason: (entry.reason != Reason::None).then(|| locate::in_words(entry.reason).to_owned()),
+            task: entry.task.map(|key| tasks::name(aggregates, key)),
+            task_id: entry.task.map(|key| tasks::number(key.task)),
+            pid: entry.task.map(|key| key.image.tgid),
+            count: sum.count,
+            off_cpu_ns: sum.off_cpu_ns,
+        })
+        .collect()
+}
+
+/// The class as it is called in the result.
+#[must_use]
+pub fn class(kind: Kind) -> Class {
+    match kind {
+        Kind::Exited => Class::Exited,
+        Kind::Stopped => Class::Stopped,
+        Kind::Unattributed => Class::Unattributed,
+        Kind::Yielded => Class::Yielded,
+        Kind::TaskBlocked => Class::TaskBlocked,
+        Kind::TaskPreempted => Class::TaskPreempted,
+        Kind::WorkerParked => Class::WorkerParked,
+        Kind::PoolIdle => Class::PoolIdle,
+        Kind::RuntimeBlocked => Class::RuntimeBlocked,
+        Kind::RuntimePreempted => Class::RuntimePreempted,
+        Kind::ThreadBlocked => Class::ThreadBlocked,
+        Kind::ThreadPreempted => Class::ThreadPreempted,
+    }
+}
+
+pub(super) fn task_rows(
+    aggregates: &Aggregates,
+    ledger: &Ledger,
+    types: &HashMap<TaskKey, String>,
+    nulls: &mut Nulls,
+) -> Vec<Task> {
+    let mut tasks: Vec<(TaskKey, tasks::Task)> = tasks::tasks(aggregates, ledger).into_iter().collect();
+    tasks.sort_by_key(|(key, task)| {
+        let polls = task.task_switches.unwrap_or(0);
+        (std::cmp::Reverse((task.kernel_switches, polls)), *key)
+    });
+    let mut rows = Vec::new();
+    for (index, (key, task)) in tasks.into_iter().enumerate() {
+        let path = |field: &str| format!("tasks[{index}].{field}");
+        rows.push(Task {
+            id: tasks::number(key.task),
+            name: tasks::name(aggregates, key),
+            pid: key.image.tgid,
+            future_type: types.get(&key).cloned(),
+            task_switches: nulls.or(task.task_switches, &path("task_switches"), NOT_COUNTED),
+            hit_kernel: nulls.or(task.hit_kernel, &path("hit_kernel"), NOT_COUNTED),
+            kernel_switches: task.kernel_switches,
+            off_cpu_ns: task.off_cpu_ns,
+        });
+    }
+    rows
+}
+
+/// Why a task has no count of its polls.
+const NOT_COUNTED: &str = "nothing counts the polls of this task: ctxtrace-probe does not wrap it";
+
+pub(super) fn task_types(tasks: &[Task]) -> Vec<TaskType> {
+    let mut types: BTreeMap<&str, TaskType> = BTreeMap::new();
+    for task in tasks {
+        let Some(name) = &task.future_type else { continue };
+        let sum = types.entry(name).or_insert_with(|| TaskType {
+            future_type: name.clone(),
+            tasks: 0,
+            kernel_switches: 0,
+            off_cpu_ns: 0,
+        });
+        sum.tasks += 1;
+        sum.kernel_switches += task.kernel_switches;
+        sum.off_cpu_ns += task.off_cpu_ns;
+    }
+    let mut types: Vec<TaskType> = types.into_values().collect();
+    types.sort_by_key(|sum| std::cmp::Reverse(sum.kernel_switches));
+    types
+}
+
+pub(super) fn wakeups(aggregates: &Aggregates, nulls: &mut Nulls) -> Vec<Wakeups> {
+    let mut rows = Vec::new();
+    for (index, wakeups) in edges(aggregates).into_iter().enumerate() {
+        let edge = &wakeups.edge;
+        let path = |field: &str| format!("wakeups[{index}].{field}");
+        let counted = |value: u64| wakeups.wasted_is_known.then_some(value);
+        let uncounted = "the polls of the woken thread are not counted, so it is not known whether any followed";
+        let percentile = |p| of_buckets(&edge.buckets, p).map_or(0, |ns| ns.min(edge.max_ns));
+        rows.push(Wakeups {
+            origin: origin(wakeups.origin),
+            from_task: wakeups.from_task,
+            from_thread: wakeups.from_thread,
+            from_tid: wakeups.from_tid,
+            to_thread: wakeups.to_thread,
+            to_tid: wakeups.to_tid,
+            count: edge.count,
+            wasted: nulls.or(counted(edge.wasted), &path("wasted"), uncounted),
+            wasted_on_cpu_ns: nulls.or(counted(edge.wasted_on_cpu_ns), &path("wasted_on_cpu_ns"), uncounted),
+            waking_ns: nulls.or(
+                (edge.timed > 0).then(|| edge.waking_ns as f64 / edge.timed as f64),
+                &path("waking_ns"),
+                "no waking along this edge was timed",
+            ),
+            p50_ns: percentile(0.5),
+            p99_ns: percentile(0.99),
+            max_ns: edge.max_ns,
+            sum_ns: edge.sum_ns,
+        });
+    }
+    rows
+}
+
+fn origin(origin: Origin) -> WakeupOrigin {
+    match origin {
+        Origin::Unknown => WakeupOrigin::Unknown,
+        Origin::Interrupt => WakeupOrigin::Interrupt,
+        Origin::Task => WakeupOrigin::Task,
+        Origin::Runtime => WakeupOrigin::Runtime,
+        Origin::Thread => WakeupOrigin::Thread,
+        Origin::Outside => WakeupOrigin::Outside,
+    }
+}
+
+pub(super) fn locators(aggregates: &Aggregates) -> Vec<Locator> {
+    // The child before its first program is a copy of this one, and of no interest.
+    let executed = |program: &&Program| program.path.as_os_str() != "/proc/self/exe";
+    aggregates.programs.all().iter().filter(executed).map(locator).collect()
+}
+
+fn locator(program: &Program) -> Locator {
+    let found = &program.found;
+    let name = match (
+        found.locator.flags & HAS_PROBE != 0,
+        found.locator.flags & HAS_TOKIO != 0,
+    ) {
+        (true, true) => "probe+tokio",
+        (true, false) => "probe",
+        (false, true) => "tokio",
+        (false, false) => "none",
+    };
+    let reason = Reason::from_number(found.locator.reason);
+    Locator {
+        program: program.path.display().to_string(),
+        locator: name.to_owned(),
+        tokio_version: found.tokio_version.clone(),
+        reason: (reason != Reason::None).then(|| {
+            let detail = found
+                .detail
+                .as_ref()
+                .map_or(String::new(), |detail| format!(" ({detail})"));
+            format!("{}{detail}", locate::in_words(reason))
+        }),
+    }
+}

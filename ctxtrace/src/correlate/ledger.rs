@@ -1,0 +1,189 @@
+//! The switch ledger of a capture: every kernel switch in exactly one class.
+//!
+//! The classes were decided in the kernel, switch by switch. What is left is to add them up by task, and to settle what
+//! could not be known then: a program that nobody had looked at in time, and proves to have no tasks, has threads like any
+//! other; one that proves to have its runtime in a shared object has not.
+
+use std::collections::BTreeMap;
+
+use ctxtrace_common::ledger::Class;
+use ctxtrace_common::locator::{OTHER_TASKS, Reason};
+use ctxtrace_common::process::{Image, TaskKey};
+use ctxtrace_common::stack::{SumKey, SwitchSum};
+
+use crate::trace::Aggregates;
+
+/// Where one kernel switch belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// Its class.
+    pub class: Class,
+    /// Why it is [`Class::Unattributed`]; [`Reason::None`] otherwise.
+    pub reason: Reason,
+    /// The task that was polled, if one was.
+    pub task: Option<TaskKey>,
+}
+
+/// The sums by entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// In the order of the classes.
+    pub rows: BTreeMap<Entry, SwitchSum>,
+}
+
+impl Ledger {
+    /// Kernel switches in it.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.rows.values().map(|sum| sum.count).sum()
+    }
+
+    /// Those of one class.
+    #[must_use]
+    pub fn of(&self, class: Class) -> SwitchSum {
+        let rows = self.rows.iter().filter(|(entry, _)| entry.class == class);
+        rows.fold(SwitchSum::default(), |sum, (_, row)| SwitchSum {
+            count: sum.count + row.count,
+            off_cpu_ns: sum.off_cpu_ns + row.off_cpu_ns,
+        })
+    }
+
+    fn add(&mut self, entry: Entry, sum: SwitchSum) {
+        let row = self.rows.entry(entry).or_default();
+        row.count += sum.count;
+        row.off_cpu_ns += sum.off_cpu_ns;
+    }
+}
+
+/// Adds up.
+#[must_use]
+pub fn ledger(aggregates: &Aggregates) -> Ledger {
+    let mut ledger = Ledger::default();
+    for (key, sum) in &aggregates.switch_sums {
+        ledger.add(entry_of(key, aggregates), *sum);
+    }
+    for (number, sum) in aggregates.overflow_sums.iter().enumerate() {
+        if let (Some(class), true) = (Class::from_number(number as u32), sum.count > 0) {
+            ledger.add(overflowed(class), *sum);
+        }
+    }
+    ledger
+}
+
+/// Where a switch-out with this key belongs.
+#[must_use]
+pub fn entry_of(key: &SumKey, aggregates: &Aggregates) -> Entry {
+    let image = Image {
+        tgid: key.tgid,
+        number: key.image,
+    };
+    let noted = Class::from_number(u32::from(key.class));
+    let reason = aggregates
+        .programs
+        .settle(image, Reason::from_number(u32::from(key.reason)));
+    // These come before the rule on what is unattributed: the kernel alone decides them.
+    let decided = matches!(noted, Some(Class::Exited | Class::Stopped));
+    match noted {
+        Some(class) if decided || reason == Reason::None => Entry {
+            class,
+            reason: Reason::None,
+            task: (key.task != 0).then_some(TaskKey { task: key.task, image }),
+        },
+        // A class that no version of the kernel side writes is not known either.
+        _ => Entry {
+            class: Class::Unattributed,
+            reason: if reason == Reason::None {
+                Reason::Unreadable
+            } else {
+                reason
+            },
+            task: None,
+        },
+    }
+}
+
+/// What is known of a switch that did not fit the table: its class.
+fn overflowed(class: Class) -> Entry {
+    let task = TaskKey {
+        task: OTHER_TASKS,
+        image: Image::default(),
+    };
+    Entry {
+        class,
+        reason: if class == Class::Unattributed {
+            Reason::NotExamined
+        } else {
+            Reason::None
+        },
+        task: matches!(class, Class::TaskBlocked | Class::TaskPreempted).then_some(task),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::build;
+
+    fn sum(count: u64, off_cpu_ns: u64) -> SwitchSum {
+        SwitchSum { count, off_cpu_ns }
+    }
+
+    #[test]
+    fn sums_of_different_stacks_and_one_entry_are_one_row() {
+        let mut aggregates = build::aggregates(vec![]);
+        let mut other_stack = build::sum_key(Class::TaskBlocked, 3);
+        other_stack.user_stack = 99;
+        aggregates.switch_sums = vec![
+            (build::sum_key(Class::TaskBlocked, 3), sum(2, 10)),
+            (other_stack, sum(1, 5)),
+            (build::sum_key(Class::TaskBlocked, 4), sum(7, 1)),
+            (build::sum_key(Class::WorkerParked, 0), sum(4, 100)),
+        ];
+        let ledger = ledger(&aggregates);
+        assert_eq!(ledger.rows.len(), 3);
+        assert_eq!(ledger.count(), 14);
+        assert_eq!(ledger.of(Class::TaskBlocked), sum(10, 16));
+        assert_eq!(ledger.of(Class::WorkerParked), sum(4, 100));
+    }
+
+    #[test]
+    fn a_reason_makes_a_switch_unattributed_unless_the_thread_ended_or_was_stopped() {
+        let mut aggregates = build::aggregates(vec![]);
+        let keys = [Class::ThreadBlocked, Class::Exited, Class::Stopped].map(|class| {
+            let mut key = build::sum_key(class, 0);
+            key.reason = Reason::Stripped as u8;
+            (key, sum(1, 0))
+        });
+        aggregates.switch_sums = keys.to_vec();
+        let ledger = ledger(&aggregates);
+        for class in [Class::Unattributed, Class::Exited, Class::Stopped] {
+            assert_eq!(ledger.of(class).count, 1, "{class:?}");
+        }
+        assert!(
+            ledger
+                .rows
+                .keys()
+                .all(|entry| (entry.class == Class::Unattributed) == (entry.reason == Reason::Stripped))
+        );
+    }
+
+    #[test]
+    fn what_did_not_fit_is_in_its_class_all_the_same() {
+        let mut aggregates = build::aggregates(vec![]);
+        aggregates.switch_sums = vec![(build::sum_key(Class::TaskPreempted, 1), sum(5, 5))];
+        aggregates.overflow_sums = vec![SwitchSum::default(); Class::COUNT];
+        aggregates.overflow_sums[Class::TaskPreempted as usize] = sum(3, 3);
+        let ledger = ledger(&aggregates);
+        assert_eq!(ledger.of(Class::TaskPreempted), sum(8, 8));
+        assert_eq!(ledger.count(), 8);
+    }
+
+    #[test]
+    fn a_class_nobody_writes_is_not_lost() {
+        let mut aggregates = build::aggregates(vec![]);
+        let mut key = build::sum_key(Class::Exited, 0);
+        key.class = 200;
+        aggregates.switch_sums = vec![(key, sum(1, 0))];
+        assert_eq!(ledger(&aggregates).of(Class::Unattributed).count, 1);
+    }
+}

@@ -1,0 +1,317 @@
+//! The tasks of a capture: their names, their switches, and which of those hit the kernel.
+//!
+//! Polls are counted by the probe, so a program without one has tasks (tokio names them by number) and no task switches.
+
+use std::collections::BTreeMap;
+
+use ctxtrace_abi::{HOOKED, MESSAGE_BUCKETS, NAMED_TASKS, TASK_INDICES};
+use ctxtrace_common::locator::{OTHER_TASKS, ROOT_TASK, TOKIO_TASK};
+use ctxtrace_common::polls::{Gap, PollCounts};
+use ctxtrace_common::process::{Image, TaskKey};
+use ctxtrace_common::thread::INHERITED;
+
+use super::ledger::Ledger;
+use crate::trace::Aggregates;
+
+/// One task.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Task {
+    /// Outermost polls of it; `None` where nothing counts them.
+    pub task_switches: Option<u64>,
+    /// Those that hit the kernel; `None` where nothing counts them.
+    pub hit_kernel: Option<u64>,
+    /// Kernel switches while it was polled.
+    pub kernel_switches: u64,
+    /// Off-CPU time of those.
+    pub off_cpu_ns: u64,
+}
+
+/// All task switches of a capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskSwitches {
+    /// Polls, repolls, nested polls.
+    pub polls: PollCounts,
+    /// Hits, by [`Gap`].
+    pub hits: [u64; Gap::COUNT],
+    /// Hits of which the task is not known.
+    pub hits_of_unknown_task: u64,
+    /// Threads whose last park nothing has followed.
+    pub unconfirmed: u64,
+    /// Polls by the number of messages in them.
+    pub messages_per_poll: [u64; MESSAGE_BUCKETS],
+}
+
+impl TaskSwitches {
+    /// Those that hit the kernel.
+    #[must_use]
+    pub fn hit_kernel(&self) -> u64 {
+        self.hits.iter().sum()
+    }
+
+    /// Those that did not.
+    #[must_use]
+    pub fn stayed_in_user(&self) -> u64 {
+        self.polls.polls.saturating_sub(self.hit_kernel())
+    }
+}
+
+/// The task switches of all threads together; `None` if no thread had a probe.
+#[must_use]
+pub fn task_switches(aggregates: &Aggregates) -> Option<TaskSwitches> {
+    let mut sum = TaskSwitches {
+        polls: PollCounts::default(),
+        hits: [0; Gap::COUNT],
+        hits_of_unknown_task: 0,
+        unconfirmed: 0,
+        messages_per_poll: [0; MESSAGE_BUCKETS],
+    };
+    let mut any = false;
+    for record in &aggregates.threads {
+        let polls = &record.thread.polls;
+        let total = polls.total();
+        if !polls.is_read() && total == PollCounts::default() || record.thread.flags & INHERITED != 0 {
+            continue;
+        }
+        any = true;
+        sum.polls.polls += total.polls;
+        sum.polls.repolls += total.repolls;
+        sum.polls.nested_polls += total.nested_polls;
+        for (sum, hits) in sum.hits.iter_mut().zip(&polls.hits) {
+            *sum += hits;
+        }
+        sum.hits_of_unknown_task += polls.hits_of_unknown_task;
+        sum.unconfirmed += u64::from(polls.unconfirmed().is_some());
+    }
+    for handover in &aggregates.handovers {
+        for (sum, polls) in sum.messages_per_poll.iter_mut().zip(&handover.tables.messages_per_poll) {
+            *sum += polls;
+        }
+    }
+    any.then_some(sum)
+}
+
+/// Every task that was polled at a kernel switch, or counted by a probe.
+#[must_use]
+pub fn tasks(aggregates: &Aggregates, ledger: &Ledger) -> BTreeMap<TaskKey, Task> {
+    let mut tasks: BTreeMap<TaskKey, Task> = BTreeMap::new();
+    for (entry, sum) in &ledger.rows {
+        if let Some(key) = entry.task {
+            let task = tasks.entry(key).or_default();
+            task.kernel_switches += sum.count;
+            task.off_cpu_ns += sum.off_cpu_ns;
+        }
+    }
+    let mut polls: BTreeMap<TaskKey, u64> = BTreeMap::new();
+    for handover in &aggregates.handovers {
+        for (index, &count) in handover
+            .tables
+            .polls_by_task
+            .iter()
+            .enumerate()
+            .filter(|(_, count)| **count > 0)
+        {
+            *polls.entry(of_index(handover.image, index)).or_default() += count;
+        }
+    }
+    for (key, count) in polls {
+        let task = tasks.entry(key).or_default();
+        task.task_switches = Some(count);
+        task.hit_kernel = Some(0);
+    }
+    for (key, hits) in &aggregates.hits {
+        let task = tasks.entry(of_index(key.image, key.task as usize)).or_default();
+        task.hit_kernel = Some(*hits);
+    }
+    // A task that a probe knows and that was never counted was never polled outermost, only within others.
+    for (key, task) in &mut tasks {
+        if task.task_switches.is_none() && aggregates.names.contains_key(&key.image) && is_counted(key.task) {
+            task.task_switches = Some(0);
+            task.hit_kernel = Some(0);
+        }
+    }
+    tasks
+}
+
+/// Whether a task of this id has a place in the probe's tables.
+fn is_counted(id: u64) -> bool {
+    id < NAMED_TASKS as u64 || id & HOOKED != 0 && id & !HOOKED < NAMED_TASKS as u64 || id == OTHER_TASKS
+}
+
+/// The task of an index in the probe's tables.
+fn of_index(image: Image, index: usize) -> TaskKey {
+    debug_assert!(index < TASK_INDICES);
+    let task = match index {
+        0 => OTHER_TASKS,
+        index if index < NAMED_TASKS => index as u64,
+        index => (index - NAMED_TASKS) as u64 | HOOKED,
+    };
+    TaskKey { task, image }
+}
+
+/// A task's name: what the program calls it, `root`, `other`, or its number.
+#[must_use]
+pub fn name(aggregates: &Aggregates, key: TaskKey) -> String {
+    match key.task {
+        ROOT_TASK => "root".to_owned(),
+        OTHER_TASKS => "other".to_owned(),
+        id => {
+            let names = aggregates.names.get(&key.image);
+            let name = names.and_then(|names| names.get(usize::try_from(id).ok()?));
+            match name {
+                Some(name) if !name.is_empty() => name.clone(),
+                _ => format!("#{}", number(id)),
+            }
+        }
+    }
+}
+
+/// The number a program or its runtime knows a task by.
+#[must_use]
+pub fn number(id: u64) -> u64 {
+    match id {
+        ROOT_TASK | OTHER_TASKS => 0,
+        id => id & !(HOOKED | TOKIO_TASK),
+    }
+}
+
+/// Tasks that programs with a probe created beyond those that have a place in its tables.
+#[must_use]
+pub fn beyond_the_tables(aggregates: &Aggregates) -> u64 {
+    let mut created: BTreeMap<Image, u64> = BTreeMap::new();
+    for handover in &aggregates.handovers {
+        let tasks = created.entry(handover.image).or_default();
+        *tasks = (*tasks).max(handover.tasks_created);
+    }
+    created
+        .values()
+        .map(|tasks| tasks.saturating_sub(NAMED_TASKS as u64 - 1))
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ledger::ledger;
+    use super::*;
+    use crate::trace::build;
+    use ctxtrace_common::handover::Handover;
+    use ctxtrace_common::ledger::Class;
+    use ctxtrace_common::stack::SwitchSum;
+
+    const IMAGE: Image = Image { tgid: 100, number: 0 };
+
+    fn key(task: u64) -> TaskKey {
+        TaskKey { task, image: IMAGE }
+    }
+
+    fn handover(polls: &[(usize, u64)]) -> Handover {
+        let mut handover: Handover = bytemuck::Zeroable::zeroed();
+        handover.image = IMAGE;
+        for &(index, count) in polls {
+            handover.tables.polls_by_task[index] = count;
+        }
+        handover
+    }
+
+    #[test]
+    fn a_tasks_numbers_come_together_from_all_threads() {
+        let mut aggregates = build::aggregates(vec![]);
+        aggregates.switch_sums = vec![(
+            build::sum_key(Class::TaskPreempted, 2),
+            SwitchSum {
+                count: 4,
+                off_cpu_ns: 70,
+            },
+        )];
+        aggregates.handovers = vec![handover(&[(1, 10), (2, 5)]), handover(&[(2, 6), (0, 1)])];
+        aggregates.hits = vec![(key(2), 3)];
+        aggregates
+            .names
+            .insert(IMAGE, vec![String::new(), "sender".to_owned(), "repeater".to_owned()]);
+        let tasks = tasks(&aggregates, &ledger(&aggregates));
+        assert_eq!(
+            tasks[&key(2)],
+            Task {
+                task_switches: Some(11),
+                hit_kernel: Some(3),
+                kernel_switches: 4,
+                off_cpu_ns: 70
+            }
+        );
+        assert_eq!(
+            (tasks[&key(1)].task_switches, tasks[&key(1)].hit_kernel),
+            (Some(10), Some(0))
+        );
+        assert_eq!(tasks[&key(OTHER_TASKS)].task_switches, Some(1));
+        assert_eq!(name(&aggregates, key(2)), "repeater");
+    }
+
+    #[test]
+    fn without_a_probe_a_task_has_a_number_and_no_switches() {
+        let mut aggregates = build::aggregates(vec![]);
+        let sum = SwitchSum {
+            count: 1,
+            off_cpu_ns: 0,
+        };
+        aggregates.switch_sums = vec![
+            (build::sum_key(Class::TaskBlocked, TOKIO_TASK | 17), sum),
+            (build::sum_key(Class::TaskBlocked, ROOT_TASK), sum),
+        ];
+        let tasks = tasks(&aggregates, &ledger(&aggregates));
+        assert_eq!(tasks[&key(TOKIO_TASK | 17)].task_switches, None);
+        assert_eq!(name(&aggregates, key(TOKIO_TASK | 17)), "#17");
+        assert_eq!(name(&aggregates, key(ROOT_TASK)), "root");
+        assert_eq!(task_switches(&aggregates), None);
+    }
+
+    #[test]
+    fn a_task_that_was_only_polled_within_others_has_no_task_switches() {
+        let mut aggregates = build::aggregates(vec![]);
+        let sum = SwitchSum {
+            count: 1,
+            off_cpu_ns: 0,
+        };
+        aggregates.switch_sums = vec![(build::sum_key(Class::TaskBlocked, 2), sum)];
+        aggregates
+            .names
+            .insert(IMAGE, vec![String::new(), "outer".to_owned(), "inner".to_owned()]);
+        let tasks = tasks(&aggregates, &ledger(&aggregates));
+        assert_eq!(
+            (tasks[&key(2)].task_switches, tasks[&key(2)].hit_kernel),
+            (Some(0), Some(0))
+        );
+    }
+
+    #[test]
+    fn hooked_tasks_have_their_runtimes_number() {
+        assert_eq!(of_index(IMAGE, NAMED_TASKS + 9).task, HOOKED | 9);
+        let aggregates = build::aggregates(vec![]);
+        assert_eq!(name(&aggregates, key(HOOKED | 9)), "#9");
+    }
+
+    #[test]
+    fn tasks_beyond_the_tables_are_counted_once_a_program() {
+        let mut aggregates = build::aggregates(vec![]);
+        let (mut early, mut late) = (handover(&[]), handover(&[]));
+        early.tasks_created = 600;
+        late.tasks_created = 700;
+        aggregates.handovers = vec![early, late];
+        assert_eq!(beyond_the_tables(&aggregates), 700 - 511);
+    }
+
+    #[test]
+    fn task_switches_are_those_of_all_threads_that_have_a_probe() {
+        let mut worker = build::thread(101, "worker", 3, 0);
+        let counts = |polls| PollCounts {
+            polls,
+            ..PollCounts::default()
+        };
+        worker.thread.polls.observe(counts(0), Some(Gap::Parked), true);
+        worker.thread.polls.observe(counts(9), Some(Gap::Preempted), true);
+        worker.thread.polls.observe(counts(10), Some(Gap::Parked), true);
+        let aggregates = build::aggregates(vec![worker, build::thread(102, "other", 1, 0)]);
+        let switches = task_switches(&aggregates).expect("one has");
+        assert_eq!(switches.polls.polls, 10);
+        assert_eq!((switches.hit_kernel(), switches.stayed_in_user()), (2, 8));
+        assert_eq!(switches.unconfirmed, 1);
+    }
+}

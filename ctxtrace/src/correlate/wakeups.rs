@@ -1,0 +1,173 @@
+//! Who woke whom, by name.
+
+use std::collections::HashMap;
+
+use ctxtrace_common::process::{Image, TaskKey};
+use ctxtrace_common::wakeup::{Edge, EdgeKey, Origin, Waker};
+
+use super::reconcile::name_of;
+use super::tasks;
+use crate::trace::Aggregates;
+
+/// The wakeups along one edge.
+#[derive(Clone, Debug)]
+pub struct Wakeups {
+    /// What made them.
+    pub origin: Origin,
+    /// Name of the task that made them, if one did.
+    pub from_task: Option<String>,
+    /// Name of the thread that made them; `interrupt` if none did.
+    pub from_thread: String,
+    /// Its id; `None` for an interrupt.
+    pub from_tid: Option<u32>,
+    /// Name of the thread that was woken.
+    pub to_thread: String,
+    /// Its id.
+    pub to_tid: u32,
+    /// Whether it can be told which of them led to nothing: where the woken thread's polls are counted.
+    pub wasted_is_known: bool,
+    /// The sums.
+    pub edge: Edge,
+}
+
+/// Every edge along which a sleep was ended, the busiest first.
+#[must_use]
+pub fn wakeups(aggregates: &Aggregates) -> Vec<Wakeups> {
+    let names = Names::new(aggregates);
+    let mut wakeups: Vec<Wakeups> = aggregates
+        .edges
+        .iter()
+        .filter(|(_, edge)| edge.count > 0)
+        .map(|(key, edge)| names.describe(aggregates, key, edge))
+        .collect();
+    wakeups.sort_by_key(|wakeups| std::cmp::Reverse(wakeups.edge.count));
+    wakeups
+}
+
+/// Names of threads by id.
+pub struct Names<'a> {
+    of_targets: HashMap<u32, String>,
+    counted: HashMap<u32, bool>,
+    outsiders: &'a HashMap<u32, [u8; 16]>,
+}
+
+impl<'a> Names<'a> {
+    /// Those of a capture.
+    #[must_use]
+    pub fn new(aggregates: &'a Aggregates) -> Self {
+        let threads = || aggregates.threads.iter().map(|record| &record.thread);
+        Self {
+            of_targets: threads().map(|thread| (thread.tid, name_of(&thread.comm))).collect(),
+            counted: threads().map(|thread| (thread.tid, thread.polls.is_read())).collect(),
+            outsiders: &aggregates.outsiders,
+        }
+    }
+
+    fn of(&self, tid: u32) -> String {
+        let outsider = || self.outsiders.get(&tid).map(name_of);
+        self.of_targets
+            .get(&tid)
+            .cloned()
+            .or_else(outsider)
+            .unwrap_or_else(|| "?".to_owned())
+    }
+
+    /// The maker of a wakeup: its thread, or `interrupt`.
+    #[must_use]
+    pub fn of_waker(&self, waker: &Waker) -> String {
+        self.of_origin(Origin::from_number(waker.origin), waker.tid)
+    }
+
+    fn of_origin(&self, origin: Origin, tid: u32) -> String {
+        match origin {
+            Origin::Interrupt => "interrupt".to_owned(),
+            Origin::Unknown => "unknown".to_owned(),
+            Origin::Task | Origin::Runtime | Origin::Thread | Origin::Outside => self.of(tid),
+        }
+    }
+
+    fn describe(&self, aggregates: &Aggregates, key: &EdgeKey, edge: &Edge) -> Wakeups {
+        let origin = Origin::from_number(key.origin);
+        let task = TaskKey {
+            task: key.from_task,
+            image: Image {
+                tgid: key.from_tgid,
+                number: key.from_image,
+            },
+        };
+        Wakeups {
+            origin,
+            from_task: match origin {
+                Origin::Task => Some(tasks::name(aggregates, task)),
+                Origin::Interrupt => Some("interrupt".to_owned()),
+                _ => None,
+            },
+            from_thread: self.of_origin(origin, key.from_tid),
+            from_tid: (key.from_tid != 0).then_some(key.from_tid),
+            to_thread: self.of(key.to_tid),
+            to_tid: key.to_tid,
+            wasted_is_known: self.counted.get(&key.to_tid).copied().unwrap_or(false),
+            edge: *edge,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::build;
+
+    fn key(origin: Origin, from_tid: u32, from_task: u64, to_tid: u32) -> EdgeKey {
+        let waker = Waker {
+            task: from_task,
+            tid: from_tid,
+            tgid: 100,
+            origin: origin as u32,
+            ..Waker::default()
+        };
+        EdgeKey::new(&waker, to_tid, 100)
+    }
+
+    #[test]
+    fn a_waker_is_named_by_what_it_was() {
+        let mut aggregates = build::aggregates(vec![
+            build::thread(101, "worker", 1, 0),
+            build::thread(102, "main", 1, 0),
+        ]);
+        let image = Image { tgid: 100, number: 0 };
+        aggregates.names.insert(image, vec![String::new(), "sender".to_owned()]);
+        let mut outsider = [0; 16];
+        outsider[..4].copy_from_slice(b"sshd");
+        aggregates.outsiders.insert(7, outsider);
+        let mut edge = |key, count| {
+            let mut edge = Edge::EMPTY;
+            edge.count = count;
+            aggregates.edges.push((key, edge));
+        };
+        edge(key(Origin::Task, 101, 1, 102), 9);
+        edge(key(Origin::Interrupt, 0, 0, 102), 3);
+        edge(key(Origin::Outside, 7, 0, 102), 2);
+        edge(key(Origin::Runtime, 101, 0, 102), 0);
+        let told: Vec<_> = wakeups(&aggregates)
+            .into_iter()
+            .map(|wakeups| {
+                (
+                    wakeups.from_task,
+                    wakeups.from_thread,
+                    wakeups.to_thread,
+                    wakeups.edge.count,
+                )
+            })
+            .collect();
+        let text = |text: &str| text.to_owned();
+        assert_eq!(
+            told,
+            [
+                (Some(text("sender")), text("worker"), text("main"), 9),
+                (Some(text("interrupt")), text("interrupt"), text("main"), 3),
+                (None, text("sshd"), text("main"), 2),
+            ],
+            "busiest first, and no edge along which no sleep was ended"
+        );
+    }
+}

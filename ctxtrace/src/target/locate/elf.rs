@@ -1,0 +1,254 @@
+//! An executable as far as it matters here: its thread-locals, its loaded bytes, its debug sections.
+
+use std::borrow::Cow;
+use std::io::Read;
+use std::path::Path;
+
+use flate2::{Decompress, FlushDecompress};
+use memmap2::Mmap;
+use object::elf::{
+    EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PT_LOAD, PT_TLS, SHN_UNDEF, STB_LOCAL, STT_FUNC, STT_OBJECT, STT_TLS,
+    Sym64,
+};
+use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, SectionHeader, Sym, SymbolTable};
+use object::{CompressionFormat, LittleEndian, Object, ObjectSection};
+use ruzstd::decoding::StreamingDecoder;
+
+/// Most bytes of a debug section once decompressed.
+const MAX_SECTION_BYTES: u64 = 2 << 30;
+/// Most bytes searched of what is loaded; segments that overlap would make more of them than the file has.
+const MAX_LOADED_BYTES: usize = 1 << 30;
+/// Longest name of a symbol that is looked at, bytes.
+const MAX_NAME_BYTES: usize = 4 << 10;
+/// Most symbols that are demangled.
+const MAX_CANDIDATES: usize = 1_000;
+
+type Symbols<'a> = SymbolTable<'a, FileHeader64<LittleEndian>>;
+
+/// A file, mapped.
+pub(super) struct File {
+    map: Mmap,
+}
+
+impl File {
+    /// Opens what is a file, not a device or a pipe.
+    pub(super) fn open(path: &Path) -> Option<Self> {
+        let file = std::fs::metadata(path)
+            .ok()
+            .filter(std::fs::Metadata::is_file)
+            .and_then(|_| std::fs::File::open(path).ok())?;
+        // SAFETY: the mapping is private and only read, as bytes. Who shortens a file that is being executed is refused
+        // by the kernel (ETXTBSY); who changes it otherwise changes bytes, and no value of a byte is invalid.
+        let map = unsafe { Mmap::map(&file) }.ok()?;
+        Some(Self { map })
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+/// What a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// No ELF file.
+    NotElf,
+    /// An ELF file for another machine, or for x32.
+    Foreign,
+    /// An ELF file for x86-64.
+    X86_64,
+}
+
+/// What the first bytes of a file say it is.
+pub(super) fn kind(bytes: &[u8]) -> Kind {
+    const CLASS_64: u8 = 2;
+    const LITTLE: u8 = 1;
+    let Some(header) = bytes.get(..20).filter(|header| header.starts_with(b"\x7fELF")) else {
+        return Kind::NotElf;
+    };
+    let machine = u16::from_le_bytes([header[18], header[19]]);
+    if header[4] == CLASS_64 && header[5] == LITTLE && machine == EM_X86_64 {
+        Kind::X86_64
+    } else {
+        Kind::Foreign
+    }
+}
+
+/// A thread-local that has a symbol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ThreadLocal<'a> {
+    /// As in the symbol table.
+    pub(super) mangled: &'a str,
+    /// For people, without the hash.
+    pub(super) name: String,
+    /// Offset from the beginning of the TLS segment, bytes.
+    pub(super) offset: u64,
+    /// Bytes.
+    pub(super) size: u64,
+}
+
+/// The debug sections that are needed, empty where the file has none.
+#[derive(Default)]
+pub(super) struct DebugSections<'a> {
+    pub(super) info: Cow<'a, [u8]>,
+    pub(super) abbrev: Cow<'a, [u8]>,
+    pub(super) str: Cow<'a, [u8]>,
+    pub(super) line_str: Cow<'a, [u8]>,
+    pub(super) str_offsets: Cow<'a, [u8]>,
+}
+
+/// An ELF file for x86-64.
+pub(super) struct Elf<'a> {
+    file: ElfFile64<'a, LittleEndian>,
+}
+
+impl<'a> Elf<'a> {
+    pub(super) fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let file = ElfFile64::<LittleEndian>::parse(bytes).ok()?;
+        // An object file's symbols are relative to sections, so they say nothing; a core file has none.
+        let linked = matches!(file.elf_header().e_type(LittleEndian), ET_EXEC | ET_DYN);
+        linked.then_some(Self { file })
+    }
+
+    /// The thread-locals that are defined here and whose readable names are `wanted`, by their offset.
+    pub(super) fn thread_locals(&self, wanted: impl Fn(&str) -> bool) -> Vec<ThreadLocal<'a>> {
+        let mut found = self.thread_locals_of(self.file.elf_symbol_table(), wanted);
+        found.sort_by_key(|local| local.offset);
+        found.dedup_by_key(|local| local.offset);
+        found
+    }
+
+    /// Whether there is a symbol of such a thread-local, one for the dynamic linker included.
+    pub(super) fn has_thread_local(&self, wanted: impl Fn(&str) -> bool + Copy) -> bool {
+        [self.file.elf_symbol_table(), self.file.elf_dynamic_symbol_table()]
+            .into_iter()
+            .any(|table| !self.thread_locals_of(table, wanted).is_empty())
+    }
+
+    fn thread_locals_of(&self, table: &Symbols<'a>, wanted: impl Fn(&str) -> bool) -> Vec<ThreadLocal<'a>> {
+        // Not by `symbol_name`: where the names do not end, it reads to the end of the file for each of them.
+        let strings = self.file.elf_section_table().section(table.string_section());
+        let Ok(strings) = strings.and_then(|section| section.data(LittleEndian, self.file.data())) else {
+            return Vec::new();
+        };
+        let is_defined = |symbol: &&Sym64<LittleEndian>| {
+            symbol.st_type() == STT_TLS
+                && symbol.st_shndx(LittleEndian) != SHN_UNDEF
+                && symbol.st_size(LittleEndian) != 0
+        };
+        let symbols = table.iter().filter(is_defined);
+        let candidates = symbols.filter_map(|symbol| {
+            let mangled = name_at(strings, symbol.st_name(LittleEndian))?;
+            let is_candidate = mangled.contains("CONTEXT") || mangled.contains("SLOT");
+            is_candidate.then_some((symbol, mangled))
+        });
+        let readable = candidates.take(MAX_CANDIDATES).filter_map(|(symbol, mangled)| {
+            let demangled = rustc_demangle::try_demangle(mangled).ok()?;
+            Some(ThreadLocal {
+                mangled,
+                name: format!("{demangled:#}"),
+                offset: symbol.st_value(LittleEndian),
+                size: symbol.st_size(LittleEndian),
+            })
+        });
+        readable.filter(|local| wanted(&local.name)).collect()
+    }
+
+    /// Whether symbols are there that are nobody else's business: the first that `strip` takes away.
+    pub(super) fn has_local_symbols(&self) -> bool {
+        self.file.elf_symbol_table().iter().any(|symbol| {
+            symbol.st_bind() == STB_LOCAL
+                && matches!(symbol.st_type(), STT_FUNC | STT_OBJECT | STT_TLS)
+                && symbol.st_size(LittleEndian) != 0
+        })
+    }
+
+    /// The distance from a thread-local up to the thread pointer, which is where the TLS segment ends, rounded so that
+    /// the segment keeps its alignment (glibc: `_dl_determine_tlsoffset`, musl: `static_init_tls`, lld: `getTlsTpOffset`).
+    pub(super) fn below_tp(&self, local: &ThreadLocal<'_>) -> Option<u64> {
+        let mut segments = self.file.elf_program_headers().iter();
+        let tls = segments.find(|segment| segment.p_type(LittleEndian) == PT_TLS)?;
+        let (start, size) = (tls.p_vaddr(LittleEndian), tls.p_memsz(LittleEndian));
+        let align = tls.p_align(LittleEndian).max(1);
+        let end = local.offset.checked_add(local.size)?;
+        if !align.is_power_of_two() || end > size {
+            return None;
+        }
+        let padding = start.wrapping_add(size).wrapping_neg() & (align - 1);
+        size.checked_add(padding).map(|block| block - local.offset)
+    }
+
+    /// The bytes of the file that are loaded, at most [`MAX_LOADED_BYTES`] in all.
+    pub(super) fn loaded(&self) -> Vec<&'a [u8]> {
+        let mut left = MAX_LOADED_BYTES;
+        let mut parts = Vec::new();
+        for segment in self.file.elf_program_headers() {
+            if segment.p_type(LittleEndian) != PT_LOAD {
+                continue;
+            }
+            let Ok(bytes) = segment.data(LittleEndian, self.file.data()) else {
+                continue;
+            };
+            let part = &bytes[..bytes.len().min(left)];
+            left -= part.len();
+            parts.push(part);
+        }
+        parts
+    }
+
+    /// What DWARF there is, decompressed.
+    pub(super) fn debug_sections(&self) -> DebugSections<'a> {
+        let section = |name| self.section(name).unwrap_or_default();
+        DebugSections {
+            info: section(".debug_info"),
+            abbrev: section(".debug_abbrev"),
+            str: section(".debug_str"),
+            line_str: section(".debug_line_str"),
+            str_offsets: section(".debug_str_offsets"),
+        }
+    }
+
+    fn section(&self, name: &str) -> Option<Cow<'a, [u8]>> {
+        let data = self.file.section_by_name(name)?.compressed_data().ok()?;
+        if data.format == CompressionFormat::None {
+            return Some(Cow::Borrowed(data.data));
+        }
+        decompress(data.format, data.data, data.uncompressed_size).map(Cow::Owned)
+    }
+}
+
+fn name_at(strings: &[u8], offset: u32) -> Option<&str> {
+    let rest = strings.get(usize::try_from(offset).ok()?..)?;
+    let rest = &rest[..rest.len().min(MAX_NAME_BYTES)];
+    let end = memchr::memchr(0, rest)?;
+    str::from_utf8(&rest[..end]).ok()
+}
+
+/// The bytes, if they are as many as promised.
+fn decompress(format: CompressionFormat, bytes: &[u8], size: u64) -> Option<Vec<u8>> {
+    if size > MAX_SECTION_BYTES {
+        return None;
+    }
+    let length = usize::try_from(size).ok()?;
+    let mut out = Vec::new();
+    match format {
+        CompressionFormat::Zlib => {
+            out.try_reserve_exact(length).ok()?;
+            // It fills the space that is reserved, and asks for no more.
+            Decompress::new(true)
+                .decompress_vec(bytes, &mut out, FlushDecompress::Finish)
+                .ok()?;
+        }
+        CompressionFormat::Zstandard => {
+            // lld compresses a section in pieces, each of them a frame.
+            let mut input = bytes;
+            while !input.is_empty() && out.len() < length {
+                let rest = (length - out.len()) as u64;
+                let decoder = StreamingDecoder::new(&mut input).ok()?;
+                decoder.take(rest).read_to_end(&mut out).ok()?;
+            }
+        }
+        _ => return None,
+    }
+    (out.len() == length).then_some(out)
+}

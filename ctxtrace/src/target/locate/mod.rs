@@ -1,0 +1,201 @@
+//! Where an executable keeps what its threads are doing: a path in, a [`Locator`] out.
+//!
+//! * `elf`: the thread-locals of an executable, their distance below the thread pointer, its sections.
+//! * `signs`: whether there is tokio inside, by the strings that stay when the symbols have gone.
+//! * `types`: the few questions that are asked of DWARF.
+//! * `tokio`: the layout of tokio's thread-local, walked by names.
+//!
+//! What a release of tokio or of Rust's `std` looks like is nowhere assumed: every offset, size and discriminant comes from
+//! the type information of the program itself, and what is not found there by its name is said to be missing. Nothing here
+//! looks at a process. The files are anybody's, so all of them may lie: reading is bounded by steps and by time, and what
+//! contradicts itself is a [`Reason`], never a panic.
+
+mod elf;
+mod signs;
+#[cfg(test)]
+mod synthetic;
+#[cfg(test)]
+mod tests;
+mod tokio;
+mod types;
+
+use std::path::Path;
+
+use ctxtrace_abi::ThreadState;
+use ctxtrace_common::locator::{HAS_PROBE, HAS_TOKIO, Locator, Reason};
+
+use elf::{Elf, File, Kind, ThreadLocal};
+use tokio::Sought;
+
+/// What was found in an executable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// How the kernel side finds the tasks.
+    pub locator: Locator,
+    /// What was missing, by its name in the source, or what else a user should know.
+    pub detail: Option<String>,
+    /// The release of tokio, as `1.54.1`, if it can be told.
+    pub tokio_version: Option<String>,
+}
+
+impl Found {
+    fn because(reason: Reason) -> Self {
+        let mut found = Self::default();
+        found.locator.reason = reason as u32;
+        found
+    }
+
+    /// Why tasks cannot be found; [`Reason::None`] if they can, or if there are none.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        Reason::from_number(self.locator.reason)
+    }
+
+    fn add_detail(&mut self, detail: String) {
+        self.detail = Some(match self.detail.take() {
+            Some(before) => format!("{before}; {detail}"),
+            None => detail,
+        });
+    }
+}
+
+/// Looks for the probe and for tokio in an executable.
+#[must_use]
+pub fn examine(path: &Path) -> Found {
+    File::open(path).map_or_else(
+        || Found::because(Reason::Unreadable),
+        |file| examine_bytes(file.bytes()),
+    )
+}
+
+/// Whether there is tokio's runtime in a file: for shared objects, whose thread-locals lie at no fixed place.
+#[must_use]
+pub fn mentions_tokio(path: &Path) -> bool {
+    let Some(file) = File::open(path) else {
+        return false;
+    };
+    let bytes = file.bytes();
+    match elf::kind(bytes) {
+        Kind::NotElf => false,
+        Kind::Foreign => signs::in_bytes(bytes),
+        Kind::X86_64 => Elf::parse(bytes).map_or_else(
+            || signs::in_bytes(bytes),
+            |elf| elf.has_thread_local(tokio::is_context) || elf.loaded().iter().any(|part| signs::in_bytes(part)),
+        ),
+    }
+}
+
+/// The reason in a sentence, and what to do about it.
+#[must_use]
+pub fn in_words(reason: Reason) -> &'static str {
+    match reason {
+        Reason::None => "every task can be found, or there is none",
+        Reason::ReadFailed => {
+            "the thread's memory could not be read at that moment; `lost.task_reads` counts how often"
+        }
+        Reason::NotExamined => "the process had just executed another program, which had not been examined yet",
+        Reason::Stripped => {
+            "the program has tokio inside, but no symbols; build with `strip = false` and `debug = 2` in the profile"
+        }
+        Reason::NoTypeInfo => {
+            "the program has tokio inside, but no types of it; build with `debug = 2` in the profile, for the package tokio \
+             at least (`debug = 1` and `line-tables-only` lack the types, and `split-debuginfo` moves them out of the program)"
+        }
+        Reason::UnknownLayout => {
+            "the program's tokio is laid out as no release that is known; link `ctxtrace-probe`, or use tokio 1.42 or later \
+             with Rust 1.79 or later"
+        }
+        Reason::SharedObject => {
+            "tokio is in a shared object, whose thread-locals lie at no fixed place; link it into the executable"
+        }
+        Reason::NotX86_64 => {
+            "the program has tokio inside, but is not for x86-64; build it for `x86_64-unknown-linux-gnu`"
+        }
+        Reason::Overwritten => "where the current task should be there is what cannot be; the program wrote over it",
+        Reason::Unreadable => {
+            "the executable could not be read; run ctxtrace where the program's file can be reached, and as root"
+        }
+    }
+}
+
+fn examine_bytes(bytes: &[u8]) -> Found {
+    match elf::kind(bytes) {
+        Kind::Foreign if signs::in_bytes(bytes) => Found::because(Reason::NotX86_64),
+        Kind::Foreign => Found::default(),
+        Kind::X86_64 => Elf::parse(bytes).map_or_else(|| Found::because(Reason::Unreadable), |elf| examine_elf(&elf)),
+        Kind::NotElf => Found::because(Reason::Unreadable),
+    }
+}
+
+fn examine_elf(elf: &Elf<'_>) -> Found {
+    let mut found = Found::default();
+    find_probe(elf, &mut found);
+    find_tokio(elf, &mut found);
+    found
+}
+
+fn find_probe(elf: &Elf<'_>, found: &mut Found) {
+    let slots = elf.thread_locals(|name| name.contains("ctxtrace_probe") && name.contains("SLOT"));
+    match slots.as_slice() {
+        [] => {}
+        [slot] if slot.size != size_of::<ThreadState>() as u64 => {
+            found.add_detail(format!("the probe's slot has {} bytes: another release's", slot.size));
+        }
+        [slot] => match elf.below_tp(slot) {
+            Some(below_tp) => {
+                found.locator.probe_below_tp = below_tp;
+                found.locator.flags |= HAS_PROBE;
+            }
+            None => found.add_detail("the probe's slot lies in no TLS segment".into()),
+        },
+        _ => found.add_detail("two releases of ctxtrace-probe are linked".into()),
+    }
+}
+
+fn find_tokio(elf: &Elf<'_>, found: &mut Found) {
+    let contexts = elf.thread_locals(tokio::is_context);
+    if contexts.is_empty() {
+        // Where local symbols are kept, a program without this one has no runtime, whatever its strings say.
+        if !elf.has_local_symbols() && elf.loaded().iter().any(|part| signs::in_bytes(part)) {
+            found.locator.reason = Reason::Stripped as u32;
+            found.tokio_version = signs::version_in(elf);
+        }
+        return;
+    }
+    let mut values = contexts.iter().filter(|context| context.name.ends_with("VAL"));
+    let sought = match (values.next(), values.next()) {
+        (Some(context), None) => locate_tokio(elf, context, found),
+        (Some(_), Some(_)) => Sought::Unknown("two tokio versions".into()),
+        (None, _) => Sought::Unknown("the value of the thread-local CONTEXT".into()),
+    };
+    let reason = match sought {
+        Sought::Layout(layout) => {
+            found.locator.tokio = layout;
+            found.locator.flags |= HAS_TOKIO;
+            Reason::None
+        }
+        Sought::NoRuntime => {
+            found.add_detail("tokio without its runtime".into());
+            Reason::None
+        }
+        Sought::NoTypes => Reason::NoTypeInfo,
+        Sought::Unknown(missing) => {
+            found.add_detail(missing);
+            Reason::UnknownLayout
+        }
+    };
+    found.locator.reason = reason as u32;
+    if found.tokio_version.is_none() {
+        found.tokio_version = signs::version_in(elf);
+    }
+}
+
+fn locate_tokio(elf: &Elf<'_>, context: &ThreadLocal<'_>, found: &mut Found) -> Sought {
+    let Some(below_tp) = elf.below_tp(context) else {
+        return Sought::Unknown("a TLS segment around CONTEXT".into());
+    };
+    let sections = elf.debug_sections();
+    let (sought, version) = tokio::locate(&sections, context, below_tp);
+    found.tokio_version = version;
+    sought
+}

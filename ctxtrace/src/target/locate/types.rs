@@ -1,0 +1,455 @@
+//! The few questions that are asked of DWARF: where a variable's type is, where a member lies, what a variant's number is.
+//!
+//! Rust's enumerations are structures with a `DW_TAG_variant_part`: its discriminant is a member with an offset and a size
+//! of its own, which in `Option<NonZeroU64>` is the number itself and in `Option<Handle>` the handle's discriminant; each
+//! variant but the one that uses the space otherwise says which value stands for it.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use gimli::{
+    Abbreviations, AttributeValue, DebugAbbrev, DebugAbbrevOffset, DebugInfo, DebugInfoOffset, DebugLineStr, DebugStr,
+    DebugStrOffsets, DebugStrOffsetsBase, DebuggingInformationEntry, EndianSlice, LittleEndian, UnitHeader, UnitOffset,
+    constants,
+};
+
+use super::elf::DebugSections;
+
+type Bytes<'a> = EndianSlice<'a, LittleEndian>;
+type Entry<'a> = DebuggingInformationEntry<Bytes<'a>>;
+
+/// Most entries read. A program of 100 MB has some 20 million in all, and a few hundred thousand of tokio's.
+const MAX_STEPS: u64 = 100_000_000;
+/// Most time spent: the lists of abbreviations are not counted in steps.
+const MAX_TIME: Duration = Duration::from_secs(5);
+/// Most children of one entry.
+const MAX_CHILDREN: usize = 10_000;
+/// Most bytes of one list of abbreviations.
+const MAX_ABBREVIATION_BYTES: usize = 1 << 20;
+
+/// What was looked for and is not there, by its name in the source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Missing(pub(super) String);
+
+impl From<gimli::Error> for Missing {
+    fn from(error: gimli::Error) -> Self {
+        Self(format!("readable DWARF ({error})"))
+    }
+}
+
+/// Where an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Index of its unit.
+    unit: usize,
+    /// In that unit.
+    offset: UnitOffset,
+}
+
+/// A type, and how far from the beginning of the thread-local a value of it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Value {
+    /// Its type.
+    pub(super) place: Place,
+    /// Bytes.
+    pub(super) offset: u64,
+}
+
+/// An integer that tells which variant an enumeration is in, and the value for one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Discriminant {
+    /// From the beginning of the thread-local, bytes.
+    pub(super) offset: u64,
+    /// Bytes.
+    pub(super) size: u64,
+    /// For the variant asked for.
+    pub(super) value: u64,
+}
+
+struct Unit<'a> {
+    header: UnitHeader<Bytes<'a>>,
+    abbreviations: Rc<Abbreviations>,
+    str_offsets_base: DebugStrOffsetsBase,
+}
+
+/// The type information of a program.
+pub(super) struct Types<'a> {
+    abbrev: &'a [u8],
+    str: DebugStr<Bytes<'a>>,
+    line_str: DebugLineStr<Bytes<'a>>,
+    str_offsets: DebugStrOffsets<Bytes<'a>>,
+    headers: Vec<UnitHeader<Bytes<'a>>>,
+    /// The list read last: after LTO all units have the same, otherwise a type's neighbours are in the same unit.
+    abbreviations: RefCell<Option<(DebugAbbrevOffset, Rc<Abbreviations>)>>,
+    steps: Cell<u64>,
+    began: Instant,
+}
+
+impl<'a> Types<'a> {
+    pub(super) fn new(sections: &'a DebugSections<'_>) -> Self {
+        let mut headers = Vec::new();
+        let info = DebugInfo::new(&sections.info, LittleEndian);
+        let mut units = info.units();
+        while let Ok(Some(header)) = units.next() {
+            headers.push(header);
+        }
+        Self {
+            abbrev: &sections.abbrev,
+            str: DebugStr::new(&sections.str, LittleEndian),
+            line_str: DebugLineStr::from(EndianSlice::new(&sections.line_str, LittleEndian)),
+            str_offsets: DebugStrOffsets::from(EndianSlice::new(&sections.str_offsets, LittleEndian)),
+            headers,
+            abbreviations: RefCell::default(),
+            steps: Cell::new(0),
+            began: Instant::now(),
+        }
+    }
+
+    /// The type of the variable with this symbol, and the name of the unit that has it; `None` if no unit does.
+    ///
+    /// The units whose names contain `hint` are read first: among thousands, those of one crate.
+    pub(super) fn variable(&self, symbol: &str, hint: &str) -> Result<Option<(Place, String)>, Missing> {
+        let mut others = Vec::new();
+        for index in 0..self.headers.len() {
+            match self.unit_and_name(index) {
+                Ok((unit, name)) if name.contains(hint) => match self.variable_in(index, &unit, symbol) {
+                    Ok(Some(place)) => return Ok(Some((place, name))),
+                    other => self.go_on(other)?,
+                },
+                Ok(_) => others.push(index),
+                other => self.go_on(other)?,
+            }
+        }
+        for index in others {
+            let found = self
+                .unit_and_name(index)
+                .and_then(|(unit, name)| Ok((self.variable_in(index, &unit, symbol)?, name)));
+            match found {
+                Ok((Some(place), name)) => return Ok(Some((place, name))),
+                other => self.go_on(other)?,
+            }
+        }
+        Ok(None)
+    }
+
+    /// A unit that cannot be read is another producer's, and passed over; the end of the search is not.
+    fn go_on<T>(&self, outcome: Result<T, Missing>) -> Result<(), Missing> {
+        match outcome {
+            Err(missing) if self.is_exhausted() => Err(missing),
+            _ => Ok(()),
+        }
+    }
+
+    fn variable_in(&self, index: usize, unit: &Unit<'a>, symbol: &str) -> Result<Option<Place>, Missing> {
+        let mut entries = unit.header.entries_raw(&unit.abbreviations, None)?;
+        let mut attributes = Vec::new();
+        while !entries.is_empty() {
+            self.step()?;
+            let Some(abbreviation) = entries.read_abbreviation()? else {
+                continue;
+            };
+            if abbreviation.tag() != constants::DW_TAG_variable {
+                entries.skip_attributes(abbreviation.attributes())?;
+                continue;
+            }
+            entries.read_attributes(abbreviation.attributes(), &mut attributes)?;
+            let is_it = attributes.iter().any(|attribute| {
+                matches!(
+                    attribute.name(),
+                    constants::DW_AT_linkage_name | constants::DW_AT_MIPS_linkage_name
+                ) && self.text(unit, attribute.value()) == Some(symbol.as_bytes())
+            });
+            let kind = attributes
+                .iter()
+                .find(|attribute| attribute.name() == constants::DW_AT_type);
+            if let (true, Some(kind)) = (is_it, kind) {
+                return self.referred(index, kind.value()).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The name of a type, without its namespaces.
+    pub(super) fn name(&self, place: Place) -> Result<String, Missing> {
+        let (unit, entry) = self.entry(place)?;
+        Ok(self.name_of(&unit, &entry).unwrap_or_default())
+    }
+
+    /// The bytes that a value of a type takes.
+    pub(super) fn size(&self, place: Place) -> Result<u64, Missing> {
+        let (_, entry) = self.entry(place)?;
+        match entry
+            .attr_value(constants::DW_AT_byte_size)
+            .and_then(|size| size.udata_value())
+        {
+            Some(size) => Ok(size),
+            // A pointer's is not said everywhere: it is the machine's.
+            None if entry.tag() == constants::DW_TAG_pointer_type => Ok(8),
+            None => Err(self.missing(place, "the size")),
+        }
+    }
+
+    /// Whether a type is a pointer.
+    pub(super) fn is_pointer(&self, place: Place) -> Result<bool, Missing> {
+        Ok(self.entry(place)?.1.tag() == constants::DW_TAG_pointer_type)
+    }
+
+    /// Whether a structure has a member of this name.
+    pub(super) fn has_member(&self, place: Place, name: &str) -> Result<bool, Missing> {
+        Ok(self.find_member(place, name)?.is_some())
+    }
+
+    /// A member of a structure, by its name.
+    pub(super) fn member(&self, of: Value, name: &str) -> Result<Value, Missing> {
+        let (place, offset) = self
+            .find_member(of.place, name)?
+            .ok_or_else(|| self.missing(of.place, name))?;
+        let offset = of
+            .offset
+            .checked_add(offset)
+            .ok_or_else(|| self.missing(of.place, name))?;
+        Ok(Value { place, offset })
+    }
+
+    /// Which value of which integer says that an enumeration is in the variant of this name.
+    pub(super) fn discriminant(&self, of: Value, variant: &str) -> Result<Discriminant, Missing> {
+        let missing = || self.missing(of.place, variant);
+        let (_, entry) = self.entry(of.place)?;
+        let (size, offset, value) = if entry.tag() == constants::DW_TAG_enumeration_type {
+            let value = self.enumerator(of.place, variant)?.ok_or_else(missing)?;
+            (self.size(of.place)?, 0, value)
+        } else {
+            let part = self.variant_part(of.place)?.ok_or_else(missing)?;
+            let (_, entry) = self.entry(part)?;
+            let discriminant = entry.attr_value(constants::DW_AT_discr).ok_or_else(missing)?;
+            let discriminant = self.referred(part.unit, discriminant)?;
+            let (_, member) = self.entry(discriminant)?;
+            let kind = member.attr_value(constants::DW_AT_type).ok_or_else(missing)?;
+            let size = self.size(self.referred(discriminant.unit, kind)?)?;
+            let (_, value) = self.find_variant(part, variant)?.ok_or_else(missing)?;
+            (size, location(&member).ok_or_else(missing)?, value.ok_or_else(missing)?)
+        };
+        if !matches!(size, 1 | 2 | 4 | 8) {
+            return Err(missing());
+        }
+        Ok(Discriminant {
+            offset: of.offset.checked_add(offset).ok_or_else(missing)?,
+            size,
+            value: value & (u64::MAX >> (64 - 8 * size)),
+        })
+    }
+
+    /// What a variant of an enumeration holds: a structure with members `__0`, `__1` and so on, or named ones.
+    pub(super) fn payload(&self, of: Value, variant: &str) -> Result<Value, Missing> {
+        let missing = || self.missing(of.place, variant);
+        let part = self.variant_part(of.place)?.ok_or_else(missing)?;
+        let (member, _) = self.find_variant(part, variant)?.ok_or_else(missing)?;
+        let (_, entry) = self.entry(member)?;
+        let kind = entry.attr_value(constants::DW_AT_type).ok_or_else(missing)?;
+        let offset = location(&entry).and_then(|offset| of.offset.checked_add(offset));
+        Ok(Value {
+            place: self.referred(member.unit, kind)?,
+            offset: offset.ok_or_else(missing)?,
+        })
+    }
+
+    /// What is missing of a type: both by name.
+    pub(super) fn missing(&self, place: Place, name: &str) -> Missing {
+        let owner = self.name(place).unwrap_or_default();
+        Missing(format!("`{owner}`: `{name}`"))
+    }
+
+    fn find_member(&self, place: Place, name: &str) -> Result<Option<(Place, u64)>, Missing> {
+        for (place, unit, entry) in self.children(place)? {
+            if entry.tag() == constants::DW_TAG_member && self.is_named(&unit, &entry, name) {
+                let kind = entry.attr_value(constants::DW_AT_type);
+                if let (Some(kind), Some(offset)) = (kind, location(&entry)) {
+                    return Ok(Some((self.referred(place.unit, kind)?, offset)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn enumerator(&self, place: Place, name: &str) -> Result<Option<u64>, Missing> {
+        let children = self.children(place)?;
+        let found = children
+            .iter()
+            .find(|(_, unit, entry)| entry.tag() == constants::DW_TAG_enumerator && self.is_named(unit, entry, name));
+        Ok(found.and_then(|(_, _, entry)| number(entry, constants::DW_AT_const_value)))
+    }
+
+    fn variant_part(&self, place: Place) -> Result<Option<Place>, Missing> {
+        let children = self.children(place)?;
+        let part = children
+            .iter()
+            .find(|(_, _, entry)| entry.tag() == constants::DW_TAG_variant_part);
+        Ok(part.map(|(place, _, _)| *place))
+    }
+
+    /// The member that a variant consists of, which has its name, and the discriminant's value that stands for it.
+    fn find_variant(&self, part: Place, name: &str) -> Result<Option<(Place, Option<u64>)>, Missing> {
+        for (variant, _, entry) in self.children(part)? {
+            if entry.tag() != constants::DW_TAG_variant {
+                continue;
+            }
+            for (member, unit, inner) in self.children(variant)? {
+                if inner.tag() == constants::DW_TAG_member && self.is_named(&unit, &inner, name) {
+                    return Ok(Some((member, number(&entry, constants::DW_AT_discr_value))));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The entries directly below one.
+    fn children(&self, place: Place) -> Result<Vec<(Place, Rc<Unit<'a>>, Entry<'a>)>, Missing> {
+        let unit = Rc::new(self.unit(place.unit)?);
+        let mut children = Vec::new();
+        let mut entries = unit.header.entries_raw(&unit.abbreviations, Some(place.offset))?;
+        let mut entry = Entry::null();
+        entries.read_entry(&mut entry)?;
+        while !entries.is_empty() && entries.next_depth() > 0 && children.len() < MAX_CHILDREN {
+            self.step()?;
+            let (depth, offset) = (entries.next_depth(), entries.next_offset());
+            if depth > 1 {
+                if let Some(abbreviation) = entries.read_abbreviation()? {
+                    entries.skip_attributes(abbreviation.attributes())?;
+                }
+            } else if entries.read_entry(&mut entry)? {
+                let place = Place {
+                    unit: place.unit,
+                    offset,
+                };
+                children.push((place, Rc::clone(&unit), entry.clone()));
+            }
+        }
+        Ok(children)
+    }
+
+    fn entry(&self, place: Place) -> Result<(Unit<'a>, Entry<'a>), Missing> {
+        self.step()?;
+        let unit = self.unit(place.unit)?;
+        let entry = unit.header.entry(&unit.abbreviations, place.offset)?;
+        Ok((unit, entry))
+    }
+
+    /// The entry that an attribute refers to: LTO makes one of the same types of several units.
+    fn referred(&self, from: usize, value: AttributeValue<Bytes<'a>>) -> Result<Place, Missing> {
+        match value {
+            AttributeValue::UnitRef(offset) => Ok(Place { unit: from, offset }),
+            AttributeValue::DebugInfoRef(offset) => self.place_of(offset),
+            _ => Err(Missing("a type in the same file".into())),
+        }
+    }
+
+    fn place_of(&self, offset: DebugInfoOffset) -> Result<Place, Missing> {
+        let after = self
+            .headers
+            .partition_point(|header| header.debug_info_offset().is_some_and(|start| start <= offset));
+        let unit = after
+            .checked_sub(1)
+            .and_then(|unit| Some((unit, self.headers.get(unit)?)));
+        unit.and_then(|(unit, header)| {
+            let offset = offset.to_unit_offset(header)?;
+            Some(Place { unit, offset })
+        })
+        .ok_or_else(|| Missing("a type in the same file".into()))
+    }
+
+    fn unit_and_name(&self, index: usize) -> Result<(Unit<'a>, String), Missing> {
+        self.step()?;
+        let unit = self.unit(index)?;
+        let root = unit.header.entry(&unit.abbreviations, unit.header.root_offset())?;
+        let name = self.name_of(&unit, &root).unwrap_or_default();
+        Ok((unit, name))
+    }
+
+    fn unit(&self, index: usize) -> Result<Unit<'a>, Missing> {
+        if self.is_exhausted() {
+            return Err(too_much());
+        }
+        let header = *self.headers.get(index).ok_or_else(|| Missing("a unit".into()))?;
+        let abbreviations = self.abbreviations(header.debug_abbrev_offset())?;
+        let mut str_offsets_base = DebugStrOffsetsBase(if header.version() < 5 { 0 } else { 8 });
+        if header.version() >= 5 {
+            let root = header.entry(&abbreviations, header.root_offset())?;
+            let base = root.attr_value(constants::DW_AT_str_offsets_base);
+            if let Some(AttributeValue::DebugStrOffsetsBase(base)) = base {
+                str_offsets_base = base;
+            }
+        }
+        Ok(Unit {
+            header,
+            abbreviations,
+            str_offsets_base,
+        })
+    }
+
+    fn abbreviations(&self, offset: DebugAbbrevOffset) -> Result<Rc<Abbreviations>, Missing> {
+        if let Some((_, known)) = self.abbreviations.borrow().as_ref().filter(|(of, _)| *of == offset) {
+            return Ok(Rc::clone(known));
+        }
+        let rest = self.abbrev.get(offset.0..).unwrap_or_default();
+        let list = DebugAbbrev::new(&rest[..rest.len().min(MAX_ABBREVIATION_BYTES)], LittleEndian);
+        let abbreviations = Rc::new(list.abbreviations(DebugAbbrevOffset(0))?);
+        self.abbreviations.replace(Some((offset, Rc::clone(&abbreviations))));
+        Ok(abbreviations)
+    }
+
+    fn is_named(&self, unit: &Unit<'a>, entry: &Entry<'a>, name: &str) -> bool {
+        let value = entry.attr_value(constants::DW_AT_name);
+        value.and_then(|value| self.text(unit, value)) == Some(name.as_bytes())
+    }
+
+    fn name_of(&self, unit: &Unit<'a>, entry: &Entry<'a>) -> Option<String> {
+        let text = self.text(unit, entry.attr_value(constants::DW_AT_name)?)?;
+        Some(String::from_utf8_lossy(text).into_owned())
+    }
+
+    fn text(&self, unit: &Unit<'a>, value: AttributeValue<Bytes<'a>>) -> Option<&'a [u8]> {
+        let text = match value {
+            AttributeValue::String(text) => Some(text),
+            AttributeValue::DebugStrRef(offset) => self.str.get_str(offset).ok(),
+            AttributeValue::DebugLineStrRef(offset) => self.line_str.get_str(offset).ok(),
+            AttributeValue::DebugStrOffsetsIndex(index) => self
+                .str_offsets
+                .get_str_offset(unit.header.format(), unit.str_offsets_base, index)
+                .and_then(|offset| self.str.get_str(offset))
+                .ok(),
+            _ => None,
+        };
+        text.map(|text| text.slice())
+    }
+
+    fn step(&self) -> Result<(), Missing> {
+        let steps = self.steps.get() + 1;
+        self.steps.set(steps);
+        // A look at the clock costs as much as many steps.
+        if steps > MAX_STEPS || steps & 0xffff == 0 && self.is_exhausted() {
+            return Err(too_much());
+        }
+        Ok(())
+    }
+
+    fn is_exhausted(&self) -> bool {
+        self.steps.get() > MAX_STEPS || self.began.elapsed() > MAX_TIME
+    }
+}
+
+fn too_much() -> Missing {
+    Missing("DWARF of a size that can be read".into())
+}
+
+fn location(entry: &Entry<'_>) -> Option<u64> {
+    number(entry, constants::DW_AT_data_member_location)
+}
+
+/// An attribute that is an integer; a negative one as its bits.
+fn number(entry: &Entry<'_>, name: constants::DwAt) -> Option<u64> {
+    let value = entry.attr_value(name)?;
+    value
+        .udata_value()
+        .or_else(|| value.sdata_value().map(i64::cast_unsigned))
+}

@@ -1,0 +1,169 @@
+//! Which program each process runs, and how its tasks are found.
+//!
+//! An executable is examined once, however many processes run it. Those that are known before the run are examined before
+//! it; others when they are executed, while they start. What was executed and gone before anybody could look is examined
+//! when the run is over: then its switches are put where they belong if it proves to have no tasks, and stay unattributed
+//! if it has.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use ctxtrace_common::locator::{HAS_PROBE, HAS_TOKIO, Locator, Reason};
+use ctxtrace_common::process::Image;
+use serde::{Deserialize, Serialize};
+
+use super::locate::{Found, examine, mentions_tokio};
+use super::mappings::Mappings;
+
+/// Which locators to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum LocatorChoice {
+    /// Whatever the program has
+    #[default]
+    Auto,
+    /// The slot of `ctxtrace-probe`
+    Probe,
+    /// The thread-locals of an unmodified tokio
+    Tokio,
+    /// None: threads only
+    None,
+}
+
+/// One executable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Its path, as the kernel shows it.
+    pub path: PathBuf,
+    /// What was found in it.
+    pub found: Found,
+}
+
+/// Every program that the target has run.
+#[derive(Clone, Debug, Default)]
+pub struct Programs {
+    choice: LocatorChoice,
+    programs: Vec<Program>,
+    by_image: HashMap<Image, usize>,
+}
+
+impl Programs {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new(choice: LocatorChoice) -> Self {
+        Self {
+            choice,
+            ..Self::default()
+        }
+    }
+
+    /// Says that an image runs this executable, and returns how its tasks are found.
+    pub fn assign(&mut self, image: Image, path: &Path) -> Locator {
+        let index = self
+            .programs
+            .iter()
+            .position(|program| program.path == path)
+            .unwrap_or_else(|| {
+                let mut found = examine(path);
+                restrict(&mut found.locator, self.choice);
+                self.programs.push(Program {
+                    path: path.to_owned(),
+                    found,
+                });
+                self.programs.len() - 1
+            });
+        self.by_image.insert(image, index);
+        self.programs[index].found.locator
+    }
+
+    /// Images that have no program yet, each with its executable: what was mapped first.
+    #[must_use]
+    pub fn unassigned(&self, mappings: &Mappings) -> Vec<(Image, PathBuf)> {
+        mappings
+            .images()
+            .filter(|(image, _)| !self.by_image.contains_key(image))
+            .filter_map(|(image, mapped)| {
+                Some((
+                    image,
+                    mapped.iter().find(|mapping| is_file(&mapping.path))?.path.clone(),
+                ))
+            })
+            .collect()
+    }
+
+    /// Once the run is over: assigns what is left, and looks for tokio in shared objects.
+    pub fn complete(&mut self, mappings: &Mappings) {
+        for (image, path) in self.unassigned(mappings) {
+            self.assign(image, &path);
+        }
+        if self.choice != LocatorChoice::Auto && self.choice != LocatorChoice::Tokio {
+            return;
+        }
+        let mut objects: HashMap<&Path, bool> = HashMap::new();
+        for (image, mapped) in mappings.images() {
+            let Some(program) = self.by_image.get(&image).map(|&index| &mut self.programs[index]) else {
+                continue;
+            };
+            let locator = &mut program.found.locator;
+            if locator.flags != 0 || locator.reason != Reason::None as u32 {
+                continue;
+            }
+            let object = mapped
+                .iter()
+                .map(|mapping| mapping.path.as_path())
+                .filter(|&path| is_file(path) && path != program.path)
+                .find(|&path| *objects.entry(path).or_insert_with(|| mentions_tokio(path)));
+            if let Some(object) = object {
+                locator.reason = Reason::SharedObject as u32;
+                program.found.detail = Some(object.display().to_string());
+            }
+        }
+    }
+
+    /// The program an image runs.
+    #[must_use]
+    pub fn get(&self, image: Image) -> Option<&Program> {
+        self.by_image.get(&image).map(|&index| &self.programs[index])
+    }
+
+    /// All of them, each once.
+    #[must_use]
+    pub fn all(&self) -> &[Program] {
+        &self.programs
+    }
+
+    /// What a reason noted at a switch is worth once the run is over: none if the program proves to have no tasks, its own
+    /// if nobody had looked at it in time.
+    #[must_use]
+    pub fn settle(&self, image: Image, noted: Reason) -> Reason {
+        let Some(program) = self.get(image) else {
+            return noted;
+        };
+        let locator = &program.found.locator;
+        let own = Reason::from_number(locator.reason);
+        match noted {
+            // Only found out afterwards: the switches were taken for those of a program without tasks.
+            Reason::None if own == Reason::SharedObject => own,
+            Reason::NotExamined if locator.flags == 0 => own,
+            noted => noted,
+        }
+    }
+}
+
+fn is_file(path: &Path) -> bool {
+    path.is_absolute() && !path.starts_with("//anon")
+}
+
+fn restrict(locator: &mut Locator, choice: LocatorChoice) {
+    let allowed = match choice {
+        LocatorChoice::Auto => HAS_PROBE | HAS_TOKIO,
+        LocatorChoice::Probe => HAS_PROBE,
+        LocatorChoice::Tokio => HAS_TOKIO,
+        LocatorChoice::None => 0,
+    };
+    locator.flags &= allowed;
+    if matches!(choice, LocatorChoice::Probe | LocatorChoice::None) {
+        // Nobody asked for tokio's tasks, so it is no failure that they cannot be found.
+        locator.reason = Reason::None as u32;
+    }
+}

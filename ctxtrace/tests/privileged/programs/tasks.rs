@@ -1,0 +1,214 @@
+//! Programs whose tasks' switches are known in advance.
+
+use std::future::Future;
+use std::io::{Read, Write};
+use std::pin::Pin as Pinned;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ctxtrace::target::locate::examine;
+use ctxtrace::workload::pin::{Pin, Pinning};
+use ctxtrace_probe::{runtime_thread, traced};
+use tokio::runtime::{Builder, Runtime};
+
+/// Sleeps of everything that sleeps within a poll.
+pub(crate) const SLEEPS: u64 = 40;
+/// Reads of `reader`, each of which finds an empty pipe.
+pub(crate) const READS: u64 = 25;
+/// Tasks of `many`; number n sleeps 1 + n % 3 times.
+pub(crate) const TASKS: u64 = 64;
+/// How long `spinner` spins.
+const SPIN: Duration = Duration::from_millis(400);
+const SLEEP: Duration = Duration::from_millis(2);
+
+/// Runs the program of this name, if there is one.
+pub(crate) fn run(name: &str) -> bool {
+    match name {
+        "blocker" => blocker(true),
+        "blocker-without-probe" => blocker(false),
+        "spinner" => spinner(),
+        "resting-pool" => resting_pool(),
+        "many" => many(),
+        "root" => one_thread().block_on(async { sleep_in_poll() }),
+        "root-of-a-pool" => pool().block_on(async { sleep_in_poll() }),
+        "current-thread" => one_thread().block_on(async { tokio::spawn(sleeping()).await.expect("ended") }),
+        "local-set" => {
+            let local = tokio::task::LocalSet::new();
+            let runtime = one_thread();
+            local.block_on(&runtime, async {
+                tokio::task::spawn_local(sleeping()).await.expect("ended");
+            });
+        }
+        "spawn-blocking" => pool().block_on(async {
+            tokio::task::spawn_blocking(sleep_in_poll).await.expect("ended");
+        }),
+        "block-in-place" => pool().block_on(async {
+            let task = tokio::spawn(async { tokio::task::block_in_place(sleep_in_poll) });
+            task.await.expect("ended");
+        }),
+        "unconstrained" => {
+            let pool = pool();
+            // Until the workers have parked: by that their launch tasks become known, and others are told from them.
+            std::thread::sleep(20 * SLEEP);
+            let task = pool.spawn(tokio::task::unconstrained(sleeping()));
+            pool.block_on(task).expect("ended");
+        }
+        "sleeper-beside-spinner" => sleeper_beside_spinner(),
+        "scribbler" => scribbler(),
+        _ => return false,
+    }
+    true
+}
+
+fn one_thread() -> Runtime {
+    Builder::new_current_thread().build().expect("a runtime")
+}
+
+fn pool() -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("worker")
+        .on_thread_start(runtime_thread)
+        .build()
+        .expect("a runtime")
+}
+
+fn sleep_in_poll() {
+    for _ in 0..SLEEPS {
+        std::thread::sleep(SLEEP);
+    }
+}
+
+async fn sleeping() {
+    // Not in its first poll, so that a runtime has had the time to be between polls.
+    tokio::task::yield_now().await;
+    sleep_in_poll();
+}
+
+/// Two tasks that block in their polls: one sleeps, the other reads a pipe that a thread fills only now and then.
+fn blocker(with_probe: bool) {
+    let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
+    let filler = std::thread::spawn(move || {
+        for _ in 0..READS {
+            std::thread::sleep(SLEEP);
+            writer.write_all(b"x").expect("written");
+        }
+    });
+    let reading = async move {
+        let mut byte = [0];
+        for _ in 0..READS {
+            reader.read_exact(&mut byte).expect("read");
+            tokio::task::yield_now().await;
+        }
+    };
+    let blocking = async {
+        for _ in 0..SLEEPS {
+            std::thread::sleep(SLEEP);
+            tokio::task::yield_now().await;
+        }
+    };
+    let runtime = pool();
+    let (blocking, reading): (Task, Task) = if with_probe {
+        (
+            Box::pin(traced("blocker", blocking)),
+            Box::pin(traced("reader", reading)),
+        )
+    } else {
+        (Box::pin(blocking), Box::pin(reading))
+    };
+    runtime.block_on(async {
+        let (a, b) = (tokio::spawn(blocking), tokio::spawn(reading));
+        a.await.expect("ended");
+        b.await.expect("ended");
+    });
+    filler.join().expect("ended");
+}
+
+type Task = Pinned<Box<dyn Future<Output = ()> + Send>>;
+
+/// A task that spins while a thread of no runtime does so on the same CPU.
+fn spinner() {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    let pinning = Pinning::new(Pin::SameCpu, 1).expect("a CPU");
+    pinning.apply(0).expect("pinned");
+    let competitor = std::thread::Builder::new().name("competitor".to_owned()).spawn(|| {
+        while !DONE.load(Ordering::Relaxed) {
+            std::hint::spin_loop();
+        }
+    });
+    runtime_thread();
+    one_thread().block_on(traced("spinner", async {
+        let start = Instant::now();
+        while start.elapsed() < SPIN {
+            std::hint::spin_loop();
+        }
+    }));
+    DONE.store(true, Ordering::Relaxed);
+    competitor.expect("started").join().expect("ended");
+}
+
+/// A pool with nothing to do but an empty task now and then.
+fn resting_pool() {
+    let runtime = pool();
+    for _ in 0..SLEEPS {
+        std::thread::sleep(SLEEP);
+        runtime.spawn(async {});
+    }
+    std::thread::sleep(SLEEP);
+}
+
+/// Tasks of which each blocks a number of times of its own.
+fn many() {
+    let runtime = pool();
+    let tasks = (0..TASKS).map(|number| {
+        let blocking = async move {
+            for _ in 0..=number % 3 {
+                std::thread::sleep(SLEEP);
+                tokio::task::yield_now().await;
+            }
+        };
+        runtime.spawn(traced(format!("task-{number}"), blocking))
+    });
+    let tasks: Vec<_> = tasks.collect();
+    runtime.block_on(async {
+        for task in tasks {
+            task.await.expect("ended");
+        }
+    });
+}
+
+/// A thread that sleeps beside one that spins, on one CPU: the timers that wake the sleeper interrupt the spinner.
+fn sleeper_beside_spinner() {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    let pinning = Pinning::new(Pin::SameCpu, 2).expect("a CPU");
+    pinning.apply(0).expect("pinned");
+    let spinner = std::thread::Builder::new().name("spinner".to_owned()).spawn(|| {
+        while !DONE.load(Ordering::Relaxed) {
+            std::hint::spin_loop();
+        }
+    });
+    let sleeper = std::thread::Builder::new()
+        .name("sleeper".to_owned())
+        .spawn(sleep_in_poll);
+    sleeper.expect("started").join().expect("ended");
+    DONE.store(true, Ordering::Relaxed);
+    spinner.expect("started").join().expect("ended");
+}
+
+/// A thread that writes over its own slot while it polls.
+fn scribbler() {
+    let executable = std::env::current_exe().expect("a path");
+    let below_tp = examine(&executable).locator.probe_below_tp;
+    one_thread().block_on(traced("scribbler", async move {
+        for n in 0..SLEEPS {
+            // SAFETY: asks for the calling thread's own handle, which is its thread pointer on x86-64 Linux.
+            let thread_pointer = unsafe { libc::pthread_self() } as u64;
+            let slot = (thread_pointer - below_tp) as *mut u64;
+            for word in 0..8 {
+                // SAFETY: the slot is eight words of this thread's own memory, made of integers for which any value will do.
+                unsafe { slot.add(word).write_volatile(0x5c71_bb1e_0000_0000 ^ n << word) };
+            }
+            std::thread::sleep(SLEEP);
+        }
+    }));
+}

@@ -1,0 +1,311 @@
+//! Is every kernel switch in its class, and under the right task?
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use ctxtrace::correlate::reconcile::name_of;
+use ctxtrace::correlate::tasks;
+use ctxtrace::correlate::wakeups::wakeups;
+use ctxtrace::run::watch::Traced;
+use ctxtrace::target::programs::LocatorChoice;
+use ctxtrace_common::ledger::Class;
+use ctxtrace_common::locator::Reason;
+use ctxtrace_common::wakeup::Origin;
+
+use crate::programs::tasks::{READS, SLEEPS, TASKS};
+use crate::support::{ledger_of, number, reconciled, run_json, switches_of, trace, trace_program, trace_program_by};
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    (
+        "a_task_that_blocks_in_its_polls_is_told_by_name",
+        a_task_that_blocks_in_its_polls_is_told_by_name,
+    ),
+    (
+        "a_task_beside_a_competitor_is_preempted",
+        a_task_beside_a_competitor_is_preempted,
+    ),
+    ("a_pool_at_rest_only_parks", a_pool_at_rest_only_parks),
+    (
+        "on_one_thread_task_switches_stay_in_user_space",
+        on_one_thread_task_switches_stay_in_user_space,
+    ),
+    ("sixty_four_tasks_are_told_apart", sixty_four_tasks_are_told_apart),
+    (
+        "an_unmodified_program_is_attributed_the_same",
+        an_unmodified_program_is_attributed_the_same,
+    ),
+    (
+        "each_state_of_a_tokio_thread_is_known",
+        each_state_of_a_tokio_thread_is_known,
+    ),
+    (
+        "a_wakeup_by_a_timer_is_nobodys_but_the_interrupts",
+        a_wakeup_by_a_timer_is_nobodys_but_the_interrupts,
+    ),
+    (
+        "a_program_that_scribbles_is_unattributed",
+        a_program_that_scribbles_is_unattributed,
+    ),
+    ("a_stripped_program_is_unattributed", a_stripped_program_is_unattributed),
+    ("every_mode_has_its_ledger", every_mode_has_its_ledger),
+];
+
+/// How many more switches of a class there may be than those that are known: a page that had to be fetched, a lock.
+const FEW: u64 = 6;
+
+fn between(count: u64, least: u64, what: &str) {
+    assert!(
+        (least..=least + FEW).contains(&count),
+        "{what}: {count}, expected {least} or a few more"
+    );
+}
+
+fn a_task_that_blocks_in_its_polls_is_told_by_name() {
+    let traced = trace_program("blocker");
+    reconciled(&traced);
+    between(switches_of(&traced, "blocker", Class::TaskBlocked), SLEEPS, "sleeps");
+    // A byte may be there already, if the reader was held up; it seldom is.
+    let reads = switches_of(&traced, "reader", Class::TaskBlocked);
+    assert!((READS / 2..=READS + FEW).contains(&reads), "{reads} reads");
+    assert_eq!(traced.aggregates.counters.lost_task_reads, 0);
+}
+
+fn a_task_beside_a_competitor_is_preempted() {
+    let traced = trace_program("spinner");
+    reconciled(&traced);
+    // 400 ms of turns: the longest slice the scheduler gives is some ten milliseconds.
+    let preempted = switches_of(&traced, "spinner", Class::TaskPreempted);
+    assert!(preempted >= 5, "{preempted}");
+    assert!(switches_of(&traced, "spinner", Class::TaskBlocked) <= 2);
+    assert!(
+        ledger_of(&traced).of(Class::ThreadPreempted).count >= 5,
+        "the competitor is no runtime's"
+    );
+}
+
+fn a_pool_at_rest_only_parks() {
+    let traced = trace_program("resting-pool");
+    reconciled(&traced);
+    let mut classes: BTreeMap<Class, u64> = BTreeMap::new();
+    for (key, sum) in &traced.aggregates.switch_sums {
+        if name_of(&key.comm) == "worker" {
+            *classes
+                .entry(Class::from_number(u32::from(key.class)).expect("a class"))
+                .or_default() += sum.count;
+        }
+    }
+    let parked = classes[&Class::WorkerParked];
+    assert!(parked >= SLEEPS, "{classes:?}");
+    assert_eq!(classes[&Class::Exited], 2);
+    // Other programs on its CPU may preempt a worker now and then. The beginning of a thread may block it.
+    let preempted = classes.get(&Class::RuntimePreempted).copied().unwrap_or(0);
+    let others: u64 = classes.values().sum::<u64>() - parked - preempted - 2;
+    assert!(others <= FEW, "{classes:?}");
+    assert!(!classes.contains_key(&Class::Unattributed), "{classes:?}");
+}
+
+fn on_one_thread_task_switches_stay_in_user_space() {
+    let json = run_json("--mode task --iterations 1000000");
+    let total = number(&json, "/task_switches/total");
+    // Three tasks pass each message on, and each gives way after it.
+    assert!((2_900_000..3_200_000).contains(&total), "{total}");
+    let hits = number(&json, "/task_switches/hit_kernel");
+    assert!(hits < total / 1_000, "{hits} of {total}");
+    assert_eq!(number(&json, "/task_switches/stayed_in_user") + hits, total);
+    let by_task: i64 = json["tasks"]
+        .as_array()
+        .expect("tasks")
+        .iter()
+        .filter_map(|task| task["task_switches"].as_i64())
+        .sum();
+    assert_eq!(by_task, total);
+    for name in ["sender", "repeater", "receiver"] {
+        let tasks = json["tasks"].as_array().expect("tasks");
+        let task = tasks.iter().find(|task| task["name"] == name).expect(name);
+        assert!(number(task, "/task_switches") >= 999_000, "{name}");
+    }
+    assert_eq!(number(&json, "/task_switches/messages_per_poll/p50"), 1);
+    assert_eq!(json["locators"][0]["locator"], "probe+tokio");
+}
+
+fn sixty_four_tasks_are_told_apart() {
+    let traced = trace_program("many");
+    reconciled(&traced);
+    for task in 0..TASKS {
+        let name = format!("task-{task}");
+        between(switches_of(&traced, &name, Class::TaskBlocked), 1 + task % 3, &name);
+    }
+}
+
+/// Kernel switches of tasks that slept, by how many each made, most first.
+fn blocked(traced: &Traced) -> Vec<(String, u64)> {
+    let ledger = ledger_of(traced);
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for (entry, sum) in ledger
+        .rows
+        .iter()
+        .filter(|(entry, _)| entry.class == Class::TaskBlocked)
+    {
+        if let Some(task) = entry.task {
+            *counts.entry(tasks::name(&traced.aggregates, task)).or_default() += sum.count;
+        }
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    counts
+}
+
+fn an_unmodified_program_is_attributed_the_same() {
+    let with = trace_program("blocker");
+    let without = trace_program("blocker-without-probe");
+    let by_tokio_alone = trace_program_by("blocker", LocatorChoice::Tokio);
+    let by_probe_alone = trace_program_by("blocker", LocatorChoice::Probe);
+    for traced in [&with, &without, &by_tokio_alone, &by_probe_alone] {
+        let counts: Vec<u64> = blocked(traced).into_iter().map(|(_, count)| count).collect();
+        between(counts[0], SLEEPS, "sleeps");
+        assert!((READS / 2..=READS + FEW).contains(&counts[1]), "{counts:?}");
+        assert!(counts[2..].iter().sum::<u64>() <= FEW, "{counts:?}");
+        let parked = ledger_of(traced).of(Class::WorkerParked).count;
+        assert!(parked > 0, "a worker without a task parks");
+    }
+    assert!(tasks::task_switches(&with.aggregates).is_some());
+    assert_eq!(
+        tasks::task_switches(&by_tokio_alone.aggregates),
+        None,
+        "nothing counts polls"
+    );
+}
+
+fn each_state_of_a_tokio_thread_is_known() {
+    for (program, task) in [
+        ("root", Some("root")),
+        ("root-of-a-pool", Some("root")),
+        ("current-thread", None),
+        ("local-set", None),
+        ("spawn-blocking", None),
+        ("block-in-place", None),
+        ("unconstrained", None),
+    ] {
+        let traced = trace_program_by(program, LocatorChoice::Tokio);
+        reconciled(&traced);
+        let blocked = blocked(&traced);
+        between(blocked[0].1, SLEEPS, program);
+        match task {
+            Some(name) => assert_eq!(blocked[0].0, name, "{program}"),
+            // tokio's tasks have numbers.
+            None => assert!(blocked[0].0.starts_with('#'), "{program}: {blocked:?}"),
+        }
+        assert!(
+            blocked[1..].iter().map(|(_, count)| count).sum::<u64>() <= FEW,
+            "{program}: {blocked:?}"
+        );
+        let ledger = ledger_of(&traced);
+        assert_eq!(
+            ledger.of(Class::Unattributed).count,
+            traced.aggregates.counters.lost_task_reads,
+            "{program}"
+        );
+        let pool = !matches!(program, "root" | "current-thread" | "local-set");
+        assert_eq!(
+            ledger.of(Class::WorkerParked).count > 0,
+            pool,
+            "{program}: workers park, their launch task does not block"
+        );
+        if program == "spawn-blocking" {
+            assert!(ledger.of(Class::PoolIdle).count > 0, "its thread waits for more work");
+        }
+    }
+}
+
+fn a_wakeup_by_a_timer_is_nobodys_but_the_interrupts() {
+    let traced = trace_program("sleeper-beside-spinner");
+    let edges = wakeups(&traced.aggregates);
+    let to_sleeper: Vec<_> = edges.iter().filter(|edge| edge.to_thread == "sleeper").collect();
+    let count = |origin| -> u64 {
+        let of = to_sleeper.iter().filter(|edge| edge.origin == origin);
+        of.map(|edge| edge.edge.count).sum()
+    };
+    let lost = traced.aggregates.counters.lost_wakeups + traced.aggregates.counters.lost_intervals;
+    assert!(count(Origin::Interrupt) + lost >= SLEEPS, "{to_sleeper:?}");
+    assert!(
+        !to_sleeper.iter().any(|edge| edge.from_thread == "spinner"),
+        "the spinner wakes nobody: {to_sleeper:?}"
+    );
+}
+
+fn a_program_that_scribbles_is_unattributed() {
+    let traced = trace_program_by("scribbler", LocatorChoice::Probe);
+    reconciled(&traced);
+    let ledger = ledger_of(&traced);
+    let overwritten: u64 = ledger
+        .rows
+        .iter()
+        .filter(|(entry, _)| entry.reason == Reason::Overwritten)
+        .map(|(_, sum)| sum.count)
+        .sum();
+    between(overwritten, SLEEPS, "sleeps with a slot that is none");
+}
+
+fn a_stripped_program_is_unattributed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let stripped = folder.path().join("stripped");
+    let strip = Command::new("strip")
+        .arg("-o")
+        .arg(&stripped)
+        .arg(std::env::current_exe().expect("a path"))
+        .status();
+    assert!(strip.expect("strip is installed (Debian package binutils)").success());
+    let traced = trace(
+        &stripped,
+        &[(crate::programs::VARIABLE, "blocker")],
+        LocatorChoice::Auto,
+    );
+    assert_eq!(traced.ended.exit_status, Some(0));
+    reconciled(&traced);
+    let ledger = ledger_of(&traced);
+    let exited = ledger.of(Class::Exited).count;
+    assert_eq!(
+        ledger.of(Class::Unattributed).count + exited,
+        ledger.count(),
+        "{ledger:#?}"
+    );
+    assert!(
+        ledger
+            .rows
+            .keys()
+            .all(|entry| entry.class != Class::Unattributed || entry.reason == Reason::Stripped)
+    );
+    // A program that has no tasks at all is not unattributed, stripped or not.
+    let traced = trace(Path::new("/bin/true"), &[], LocatorChoice::Auto);
+    let ledger = ledger_of(&traced);
+    assert_eq!(ledger.of(Class::Unattributed).count, 0, "{ledger:#?}");
+}
+
+fn every_mode_has_its_ledger() {
+    for (mode, class) in [
+        ("process", "thread-blocked"),
+        ("thread", "thread-blocked"),
+        ("task-pool", "worker-parked"),
+    ] {
+        let json = run_json(&format!("--mode {mode} --iterations 20000"));
+        assert_eq!(json["ledger_adds_up"], true, "{mode}");
+        let rows = json["ledger"].as_array().expect("rows");
+        let sum: i64 = rows.iter().map(|row| number(row, "/count")).sum();
+        assert_eq!(sum, number(&json, "/kernel_switches/total"), "{mode}");
+        let off_cpu: i64 = rows.iter().map(|row| number(row, "/off_cpu_ns")).sum();
+        assert_eq!(off_cpu, number(&json, "/latency/off_cpu/sum_ns"), "{mode}");
+        assert!(rows.iter().any(|row| row["class"] == class), "{mode}: {rows:#?}");
+        let woken: i64 = json["wakeups"]
+            .as_array()
+            .expect("edges")
+            .iter()
+            .map(|edge| number(edge, "/count"))
+            .sum();
+        assert_eq!(
+            woken,
+            number(&json, "/latency/wake_to_run/count"),
+            "{mode}: every wakeup has its maker"
+        );
+    }
+}
