@@ -244,6 +244,8 @@ mod tests {
         for (path, text) in [
             ("Cargo.toml", "[profile.bpf]\nopt-level = 3\n"),
             ("Cargo.lock", &lock_file),
+            ("ctxtrace-abi/Cargo.toml", "abi"),
+            ("ctxtrace-abi/src/lib.rs", "//! Memory."),
             ("ctxtrace-common/Cargo.toml", "common"),
             ("ctxtrace-common/src/lib.rs", "//! Types."),
             ("ctxtrace-ebpf/Cargo.toml", "ebpf"),

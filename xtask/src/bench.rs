@@ -1,7 +1,9 @@
-//! `cargo xtask bench workloads`: does the harness of the built-in workloads cost anything?
+//! `cargo xtask bench`: what does it cost? Always in pairs of runs, one after the other, so that the machine's drift touches
+//! both; the figure is the median of the pairs' ratios.
 //!
-//! Each workload is run, untraced, in turn with the plainest program that does the same (`ctxtrace/examples/plain.rs`), and
-//! compared pair by pair, so that the machine's drift touches both. The figure is the median of the pairs' ratios.
+//! * `workloads`: each built-in workload, untraced, against the plainest program that does the same
+//!   (`ctxtrace/examples/plain.rs`): the cost of the harness and, for tasks, of the probe.
+//! * `tracing`: each workload traced against untraced.
 
 use std::process::Command;
 
@@ -20,11 +22,20 @@ pub(crate) struct Args {
 /// The benchmarks.
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// The built-in workloads against the plainest programs that do the same
+    /// The built-in workloads against the plainest programs that do the same: harness and probe
     Workloads {
         /// Pairs of runs for each case
         #[arg(long, default_value_t = 15)]
         pairs: usize,
+    },
+    /// The built-in workloads traced against untraced; as root
+    Tracing {
+        /// Pairs of runs for each case
+        #[arg(long, default_value_t = 15)]
+        pairs: usize,
+        /// How much is recorded: counts or stacks
+        #[arg(long, default_value = "counts")]
+        level: String,
     },
 }
 
@@ -79,9 +90,7 @@ const CASES: [Case; 6] = [
 ];
 
 /// Runs the benchmark asked for.
-#[expect(clippy::print_stdout, reason = "the table is what was asked for")]
 pub(crate) fn main(args: &Args) -> Result<()> {
-    let What::Workloads { pairs } = args.what;
     process::run(process::cargo().current_dir(process::root()).args([
         "build",
         "--release",
@@ -90,33 +99,51 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         "--bins",
         "--examples",
     ]))?;
+    match &args.what {
+        What::Workloads { pairs } => compare(*pairs, ["workload", "plain"], Case::workload, Case::plain),
+        What::Tracing { pairs, level } => compare(
+            *pairs,
+            ["traced", "untraced"],
+            |case| case.traced(level),
+            Case::workload,
+        ),
+    }
+}
+
+/// Measures both sides of each case in turn, and prints the medians and the ratio.
+#[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+fn compare(
+    pairs: usize,
+    names: [&str; 2],
+    subject: impl Fn(&Case) -> Result<f64>,
+    base: impl Fn(&Case) -> Result<f64>,
+) -> Result<()> {
     println!(
         "{:24} {:>12} {:>12}   ratio (quartiles of {pairs} pairs)",
-        "ns/message", "workload", "plain"
+        "ns/message", names[0], names[1]
     );
     for case in &CASES {
-        let mut workload = Vec::new();
-        let mut plain = Vec::new();
+        let (mut subjects, mut bases) = (Vec::new(), Vec::new());
         for pair in 0..pairs {
             // Who goes first changes, so that neither always meets the other's leftovers.
             if pair % 2 == 0 {
-                workload.push(case.workload()?);
-                plain.push(case.plain()?);
+                subjects.push(subject(case)?);
+                bases.push(base(case)?);
             } else {
-                plain.push(case.plain()?);
-                workload.push(case.workload()?);
+                bases.push(base(case)?);
+                subjects.push(subject(case)?);
             }
         }
-        let ratios: Vec<f64> = workload
+        let ratios: Vec<f64> = subjects
             .iter()
-            .zip(&plain)
-            .map(|(workload, plain)| workload / plain)
+            .zip(&bases)
+            .map(|(subject, base)| subject / base)
             .collect();
         println!(
             "{:24} {:>12.1} {:>12.1}   {:.3} ({:.3} to {:.3})",
             case.name,
-            quantile(&workload, 0.5),
-            quantile(&plain, 0.5),
+            quantile(&subjects, 0.5),
+            quantile(&bases, 0.5),
             quantile(&ratios, 0.5),
             quantile(&ratios, 0.25),
             quantile(&ratios, 0.75)
@@ -126,16 +153,34 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 }
 
 impl Case {
+    /// Nanoseconds a message of the workload under tracing.
+    fn traced(&self, level: &str) -> Result<f64> {
+        let mut command = process::as_root(process::root().join("target/release/ctxtrace"));
+        let iterations = self.iterations.to_string();
+        let (mode, buffer) = self.plain.split_at(1);
+        command.args([
+            "run",
+            "--level",
+            level,
+            "--json",
+            "-",
+            "--iterations",
+            &iterations,
+            "--mode",
+        ]);
+        command
+            .args(mode)
+            .args(buffer.iter().flat_map(|buffer| ["--buffer", *buffer]));
+        let text = output(command.stderr(std::process::Stdio::null()))?;
+        self.per_message(&elapsed_in(&text)?)
+    }
+
     /// Nanoseconds a message of the workload.
     fn workload(&self) -> Result<f64> {
         let spec = self.spec.replace("ITERATIONS", &self.iterations.to_string());
         let mut command = Command::new(process::root().join("target/release/ctxtrace"));
         let text = output(command.args(["workload", "--spec", &spec]))?;
-        let elapsed = text
-            .split_once("\"elapsed_ns\":")
-            .map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit).collect::<String>())
-            .context("the workload says nothing of its time")?;
-        self.per_message(&elapsed)
+        self.per_message(&elapsed_in(&text)?)
     }
 
     /// Nanoseconds a message of the plain program.
@@ -150,6 +195,13 @@ impl Case {
         let elapsed_ns: f64 = elapsed_ns.parse().context("no number of nanoseconds")?;
         Ok(elapsed_ns / self.iterations as f64)
     }
+}
+
+/// The first `elapsed_ns` in some JSON.
+fn elapsed_in(json: &str) -> Result<String> {
+    json.split_once("\"elapsed_ns\":")
+        .map(|(_, rest)| rest.trim_start().chars().take_while(char::is_ascii_digit).collect())
+        .context("the workload says nothing of its time")
 }
 
 fn output(command: &mut Command) -> Result<String> {

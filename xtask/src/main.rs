@@ -18,6 +18,7 @@ mod setup;
 mod stamp;
 mod strip;
 mod test;
+mod tokio_releases;
 mod toolchain;
 
 /// The chores of ctxtrace's repository.

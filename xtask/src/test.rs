@@ -2,7 +2,8 @@
 //!
 //! `cargo test` runs all tests as one user and each file's tests in parallel. The target `privileged` loads BPF programs,
 //! so it needs root, and it measures the scheduler, so it wants the machine to itself. Hence: cargo builds all of them
-//! once, in the release profile (the workloads should be the real thing), and we run each executable, that one last.
+//! once, in the release profile (the workloads should be the real thing), and we run each executable, that one last. It also
+//! traces a program that is built with several releases of tokio ([`tokio_releases`]).
 
 use std::ffi::OsString;
 use std::io::{self, BufReader, IsTerminal as _};
@@ -12,7 +13,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use cargo_metadata::{Artifact, Message, TargetKind};
 
-use crate::process;
+use crate::{process, tokio_releases};
 
 /// The integration test of the crate `ctxtrace` that needs root.
 const PRIVILEGED: &str = "privileged";
@@ -70,8 +71,10 @@ impl TestProgram {
         }
         let mut folder = OsString::from("CARGO_MANIFEST_DIR=");
         folder.push(&self.folder);
+        let mut programs = OsString::from(format!("{}=", tokio_releases::VARIABLE));
+        programs.push(tokio_releases::build()?);
         let mut command = process::as_root("env");
-        command.args([REQUIRE_PRIVILEGED.as_ref(), folder.as_os_str()]);
+        command.args([REQUIRE_PRIVILEGED.as_ref(), folder.as_os_str(), programs.as_os_str()]);
         self.run_with(command.arg(&self.path).arg("--test-threads=1"))
     }
 

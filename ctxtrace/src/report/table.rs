@@ -144,7 +144,7 @@ fn verdict(report: &Report, style: Style) -> String {
             ];
             let causes: Vec<String> = causes
                 .iter()
-                .filter(|(_, count)| *count > 0)
+                .filter(|(_, count)| *count > switches.hit_kernel / 10_000)
                 .map(|(cause, count)| format!("{cause} {}", percent(*count, switches.hit_kernel)))
                 .collect();
             let causes = if causes.is_empty() {

@@ -49,6 +49,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ),
     ("a_stripped_program_is_unattributed", a_stripped_program_is_unattributed),
     ("every_mode_has_its_ledger", every_mode_has_its_ledger),
+    (
+        "unmodified_programs_of_many_tokio_releases_are_attributed",
+        unmodified_programs_of_many_tokio_releases_are_attributed,
+    ),
 ];
 
 /// How many more switches of a class there may be than those that are known: a page that had to be fetched, a lock.
@@ -307,5 +311,56 @@ fn every_mode_has_its_ledger() {
             number(&json, "/latency/wake_to_run/count"),
             "{mode}: every wakeup has its maker"
         );
+    }
+}
+
+/// The programs are built by `cargo xtask test`, which says where they are; a plain `cargo test` has none of them.
+fn unmodified_programs_of_many_tokio_releases_are_attributed() {
+    let Some(folder) = std::env::var_os("CTXTRACE_TOKIO_PROGRAMS") else {
+        assert!(
+            std::env::var_os("CTXTRACE_REQUIRE_PRIVILEGED").is_none(),
+            "CTXTRACE_TOKIO_PROGRAMS is not set: run `cargo xtask test`"
+        );
+        return;
+    };
+    let mut programs: Vec<_> = std::fs::read_dir(folder)
+        .expect("a folder")
+        .map(|entry| entry.expect("readable").path())
+        .collect();
+    programs.sort();
+    assert!(programs.len() >= 8, "{programs:?}");
+    for program in programs {
+        let name = program.file_name().expect("a name").to_string_lossy().into_owned();
+        let traced = trace(&program, &[], LocatorChoice::Auto);
+        assert_eq!(traced.ended.exit_status, Some(0), "{name}");
+        reconciled(&traced);
+        let ledger = ledger_of(&traced);
+        if name.starts_with("no-types") {
+            let reasons = ledger.rows.keys().filter(|entry| entry.class == Class::Unattributed);
+            assert!(reasons.clone().count() > 0, "{name}");
+            assert!(
+                reasons.into_iter().all(|entry| entry.reason == Reason::NoTypeInfo),
+                "{name}"
+            );
+            continue;
+        }
+        let found = &traced.aggregates.programs.all().last().expect("examined").found;
+        let version = name.rsplit('-').next().expect("a version");
+        assert_eq!(found.tokio_version.as_deref(), Some(version), "{name}");
+        let blocked = blocked(&traced);
+        between(blocked[0].1, 40, &name);
+        between(blocked[1].1, 20, &name);
+        assert_eq!(blocked[2].0, "root", "{name}: {blocked:?}");
+        between(blocked[2].1, 10, &name);
+        assert!(ledger.of(Class::WorkerParked).count > 0, "{name}");
+        assert_eq!(
+            ledger.of(Class::Unattributed).count,
+            traced.aggregates.counters.lost_task_reads,
+            "{name}"
+        );
+        // `async fn blocking` is what both tasks are made from.
+        let types = ctxtrace::symbolize::task_types(&traced.aggregates);
+        let of_blocking = types.values().filter(|name| *name == "unmodified::blocking").count();
+        assert!(of_blocking >= 2, "{name}: {types:?}");
     }
 }

@@ -1,0 +1,31 @@
+//! A program that knows nothing of ctxtrace: built with several releases of tokio by `cargo xtask test`.
+//!
+//! Its first task blocks 40 times in its polls, its second one 20 times, and its root 10 times, 2 ms each.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+const NAP: Duration = Duration::from_millis(2);
+
+async fn blocking(times: u32) {
+    for _ in 0..times {
+        tokio::task::yield_now().await;
+        sleep(NAP);
+    }
+}
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .build()
+        .expect("a runtime");
+    let tasks = [runtime.spawn(blocking(40)), runtime.spawn(blocking(20))];
+    runtime.block_on(async {
+        for _ in 0..10 {
+            sleep(NAP);
+        }
+        for task in tasks {
+            task.await.expect("ended");
+        }
+    });
+}
