@@ -6,7 +6,7 @@
 //!
 //! ```sh
 //! cargo build --release -p ctxtrace-probe --example three_tasks
-//! sudo ctxtrace record -- target/release/examples/three_tasks 5000000 16
+//! target/release/examples/three_tasks 5000000 16
 //! ```
 //!
 //! The arguments are the number of messages (5,000,000: about a second) and the messages a channel holds (16).

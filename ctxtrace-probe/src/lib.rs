@@ -41,7 +41,8 @@
 //!
 //! Or let tokio announce the polls of all tasks, without names, through its unstable [hooks](hook). Both go together.
 //!
-//! Then run the program under ctxtrace: `sudo ctxtrace record -- target/release/program`.
+//! ctxtrace's own workloads (`ctxtrace run --mode task-pool`) use it. The command for any program, `ctxtrace record`, is in the
+//! making.
 //!
 //! # How it is found
 //!
