@@ -55,6 +55,10 @@ pub(crate) fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     let task = Task::from_arg(ctx.arg(0));
     let tid = task.tid();
     if let Some(thread) = find(task, tid, FirstSeen::Otherwise, Lane::Lifecycle) {
+        program_replaced(Image {
+            tgid: thread.tgid,
+            number: thread.image,
+        });
         thread.tid = tid;
         thread.image += 1;
         thread.comm = task.comm();
@@ -65,7 +69,6 @@ pub(crate) fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
         thread.stale_thread_pointer = task.thread_pointer();
         thread.flags = (thread.flags & !(INHERITED | RUNTIME)) | FROM_BIRTH;
         thread.polls.start_anew();
-        program_replaced(thread.tgid);
         let image = Image {
             tgid: thread.tgid,
             number: thread.image,

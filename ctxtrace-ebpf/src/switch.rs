@@ -13,6 +13,7 @@ use ctxtrace_common::histogram::Latency;
 use ctxtrace_common::ledger::{Class, STATE_STOPPED, Syscall, classify, known};
 use ctxtrace_common::locator::{Doing, Reason};
 use ctxtrace_common::polls::Gap;
+use ctxtrace_common::process::Image;
 use ctxtrace_common::stack::UserStack;
 use ctxtrace_common::thread::{EXITING, INHERITED, PENDING_SUM, Thread, WOKEN_FROM_PARK};
 use ctxtrace_common::wakeup::{EdgeKey, WakerStackKey};
@@ -93,7 +94,7 @@ fn switch_out(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, now_n
         }
     }
 
-    let doing = if task.memory() == thread.memory {
+    let doing = if task.memory() == thread.memory || thread.flags & EXITING != 0 {
         locate(thread, task.thread_pointer(), scratch)
     } else {
         // In the middle of an `execve`: the old program's memory is gone, and the new one has not begun.
@@ -275,9 +276,12 @@ fn end(task: Task, thread: &mut Thread) {
     if EXITED.output::<Thread>(&*thread, BPF_RB_NO_WAKEUP).is_err() {
         count(|counters| &mut counters.lost_records);
     }
-    let tgid = thread.tgid;
+    let image = Image {
+        tgid: thread.tgid,
+        number: thread.image,
+    };
     let _ = THREADS.remove(&task.address());
-    thread_ended(tgid);
+    thread_ended(image);
 }
 
 /// Walks both stacks of the thread that leaves and notes what its switch-out is to be summed by.

@@ -162,8 +162,9 @@ pub(crate) fn follow_process(parent: Image, tgid: u32, start_boottime_ns: u64) {
 
 /// Another program in the process: what was brought home of the old one's names says nothing about the new one's.
 #[inline(always)]
-pub(crate) fn program_replaced(tgid: u32) {
-    if let Some(process) = PROCESSES.get_ptr_mut(&tgid) {
+pub(crate) fn program_replaced(old: Image) {
+    let _ = IMAGES.remove(&old);
+    if let Some(process) = PROCESSES.get_ptr_mut(&old.tgid) {
         // SAFETY: a live element; one aligned store.
         unsafe { (&raw mut (*process).tasks_named).write_volatile(0) };
     }
@@ -180,8 +181,8 @@ pub(crate) fn thread_began(tgid: u32) {
 
 /// Takes a thread off a process's count and forgets the process with its last one.
 #[inline(always)]
-pub(crate) fn thread_ended(tgid: u32) {
-    let Some(process) = PROCESSES.get_ptr_mut(&tgid) else {
+pub(crate) fn thread_ended(image: Image) {
+    let Some(process) = PROCESSES.get_ptr_mut(&image.tgid) else {
         return;
     };
     // SAFETY: as in `thread_began`; the read is volatile because other CPUs add to it.
@@ -192,6 +193,7 @@ pub(crate) fn thread_ended(tgid: u32) {
     };
     // Whoever brings it to 0 sees 0 here; should two see it, the second removal finds nothing.
     if live_threads == 0 {
-        let _ = PROCESSES.remove(&tgid);
+        let _ = PROCESSES.remove(&image.tgid);
+        let _ = IMAGES.remove(&image);
     }
 }

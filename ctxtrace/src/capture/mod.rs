@@ -35,6 +35,7 @@ use ctxtrace_common::thread::{PENDING_SUM, Thread};
 use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 
 use crate::error::{Error, Result};
+use crate::target::locate::is_elf;
 use crate::target::mappings::Tracker;
 use crate::target::procfs;
 use crate::target::programs::{LocatorChoice, Programs};
@@ -179,12 +180,15 @@ impl Session {
     }
 
     /// Says which executable an image runs, so that its tasks are found from its first switch on. May be called before the
-    /// image exists.
+    /// image exists. Of a script nothing is known yet: its interpreter will be executed.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
     pub fn expect_program(&mut self, image: Image, executable: &Path) -> Result<()> {
+        if !is_elf(executable) {
+            return Ok(());
+        }
         let locator = self.programs.assign(image, executable);
         self.install(image, locator)
     }

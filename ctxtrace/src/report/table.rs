@@ -248,8 +248,13 @@ fn tasks(report: &Report) -> Option<String> {
     let mut table = plain_table(&["Tasks", "polls", "hit kernel", "switches in poll", "off-CPU"]);
     let counted = |value: Option<u64>| value.map_or_else(|| "–".to_owned(), thousands);
     for task in shown {
+        // A number alone says nothing; the type of its future does.
+        let name = match &task.future_type {
+            Some(future_type) if task.name.starts_with('#') => format!("{} {future_type}", task.name),
+            _ => task.name.clone(),
+        };
         table.add_row([
-            printable(&task.name),
+            printable(&name),
             counted(task.task_switches),
             counted(task.hit_kernel),
             thousands(task.kernel_switches),

@@ -69,6 +69,12 @@ impl Mappings {
         self.current.insert(tgid, 0);
     }
 
+    /// Adds an image whose mappings are known.
+    #[cfg(test)]
+    pub(crate) fn add(&mut self, image: Image, mappings: impl IntoIterator<Item = Mapping>) {
+        self.by_image.insert(image, mappings.into_iter().collect());
+    }
+
     /// The mapping an address of a process lies in.
     #[must_use]
     pub fn find(&self, image: Image, address: u64) -> Option<&Mapping> {

@@ -167,3 +167,86 @@ fn restrict(locator: &mut Locator, choice: LocatorChoice) {
         locator.reason = Reason::None as u32;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::mappings::Mapping;
+
+    const IMAGE: Image = Image { tgid: 7, number: 1 };
+
+    fn mapped(paths: &[&Path]) -> Mappings {
+        let mut mappings = Mappings::default();
+        mappings.add(
+            IMAGE,
+            paths.iter().map(|path| Mapping {
+                start: 0x1000,
+                end: 0x2000,
+                file_offset: 0,
+                path: (*path).to_owned(),
+            }),
+        );
+        mappings
+    }
+
+    fn own() -> PathBuf {
+        std::env::current_exe().expect("a path")
+    }
+
+    #[test]
+    fn a_program_is_known_by_what_is_mapped_first() {
+        let mappings = mapped(&[Path::new("[vdso]"), Path::new("/bin/true"), Path::new("/lib/x.so")]);
+        let mut programs = Programs::new(LocatorChoice::Auto);
+        assert_eq!(programs.unassigned(&mappings), [(IMAGE, PathBuf::from("/bin/true"))]);
+        programs.complete(&mappings);
+        assert_eq!(programs.get(IMAGE).expect("assigned").path, Path::new("/bin/true"));
+        assert_eq!(programs.unassigned(&mappings), []);
+    }
+
+    #[test]
+    fn what_nobody_looked_at_in_time_is_settled_afterwards() {
+        let mut programs = Programs::new(LocatorChoice::Auto);
+        assert_eq!(programs.settle(IMAGE, Reason::NotExamined), Reason::NotExamined);
+        programs.assign(IMAGE, Path::new("/bin/true"));
+        assert_eq!(
+            programs.settle(IMAGE, Reason::NotExamined),
+            Reason::None,
+            "it has no tasks"
+        );
+        assert_eq!(programs.settle(IMAGE, Reason::ReadFailed), Reason::ReadFailed);
+        let with_tasks = Image { tgid: 8, number: 0 };
+        programs.assign(with_tasks, &own());
+        assert_eq!(programs.settle(with_tasks, Reason::NotExamined), Reason::NotExamined);
+    }
+
+    /// This test's own executable, taken for a library: it has tokio inside.
+    #[test]
+    fn tokio_in_a_shared_object_is_noticed_afterwards() {
+        let library = own();
+        let mut programs = Programs::new(LocatorChoice::Auto);
+        programs.complete(&mapped(&[Path::new("/bin/true"), &library]));
+        assert_eq!(programs.settle(IMAGE, Reason::None), Reason::SharedObject);
+        let detail = programs.get(IMAGE).expect("assigned").found.detail.as_deref();
+        assert_eq!(detail, library.to_str());
+        let mut unasked = Programs::new(LocatorChoice::None);
+        unasked.complete(&mapped(&[Path::new("/bin/true"), &library]));
+        assert_eq!(unasked.settle(IMAGE, Reason::None), Reason::None);
+    }
+
+    #[test]
+    fn only_the_locators_asked_for_are_used() {
+        for (choice, flags) in [
+            (LocatorChoice::Auto, HAS_TOKIO),
+            (LocatorChoice::Tokio, HAS_TOKIO),
+            (LocatorChoice::Probe, 0),
+            (LocatorChoice::None, 0),
+        ] {
+            let mut locator = Locator {
+                flags: HAS_TOKIO,
+                ..Locator::default()
+            };
+            restrict(&mut locator, choice);
+            assert_eq!(locator.flags, flags, "{choice:?}");
+        }
+    }
+}

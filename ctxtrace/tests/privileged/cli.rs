@@ -72,9 +72,10 @@ fn files_are_written_whole() {
     let path = |name: &str| folder.path().join(name).display().to_string();
     std::fs::write(path("old.json"), "old").expect("written");
     let line = format!(
-        "run --mode thread --iterations 2000 --json {} --flamegraph {} --folded {} --weight count",
+        "run --mode thread --iterations 2000 --json {} --flamegraph {} --wakeups-flamegraph {} --folded {} --weight count",
         path("old.json"),
         path("x.svg"),
+        path("w.svg"),
         path("x.folded")
     );
     let output = ctxtrace(&line);
@@ -94,18 +95,17 @@ fn files_are_written_whole() {
         number(&json, "/kernel_switches/total"),
         "every switch is in the stacks"
     );
-    assert!(
-        std::fs::read_to_string(path("x.svg"))
-            .expect("there")
-            .trim_end()
-            .ends_with("</svg>")
-    );
+    for (name, root) in [("x.svg", "thread blocked"), ("w.svg", "woken by thread")] {
+        let svg = std::fs::read_to_string(path(name)).expect("there");
+        assert!(svg.trim_end().ends_with("</svg>"), "{name}");
+        assert!(svg.contains(root), "{name} has no frame {root}");
+    }
     assert_eq!(
         std::fs::read_dir(folder.path()).expect("a folder").count(),
-        3,
+        4,
         "nothing is left beside them"
     );
-    for name in ["old.json", "x.svg", "x.folded"] {
+    for name in ["old.json", "x.svg", "w.svg", "x.folded"] {
         assert!(stderr(&output).contains(&format!("wrote {}", path(name))));
     }
 }

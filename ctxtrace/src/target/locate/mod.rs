@@ -68,6 +68,12 @@ pub fn examine(path: &Path) -> Found {
     )
 }
 
+/// Whether a file is an ELF object. A script is none: what runs is its interpreter.
+#[must_use]
+pub fn is_elf(path: &Path) -> bool {
+    File::open(path).is_some_and(|file| !matches!(elf::kind(file.bytes()), Kind::NotElf))
+}
+
 /// Whether there is tokio's runtime in a file: for shared objects, whose thread-locals lie at no fixed place.
 #[must_use]
 pub fn mentions_tokio(path: &Path) -> bool {

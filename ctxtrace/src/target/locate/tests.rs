@@ -97,6 +97,13 @@ fn what_is_no_executable_is_unreadable() {
 }
 
 #[test]
+fn a_script_is_no_elf() {
+    assert!(is_elf(Path::new("/bin/true")));
+    assert!(!is_elf(Path::new("/etc/passwd")));
+    assert!(!is_elf(Path::new("/nowhere")));
+}
+
+#[test]
 fn a_program_without_tokio_has_nothing_to_find() {
     assert_eq!(examine(Path::new("/bin/true")), Found::default());
     assert!(!mentions_tokio(Path::new("/bin/true")));

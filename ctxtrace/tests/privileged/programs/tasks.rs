@@ -17,6 +17,8 @@ pub(crate) const SLEEPS: u64 = 40;
 pub(crate) const READS: u64 = 25;
 /// Tasks of `many`; number n sleeps 1 + n % 3 times.
 pub(crate) const TASKS: u64 = 64;
+/// Tasks of `crowd`.
+pub(crate) const CROWD: u64 = 600;
 /// How long `spinner` spins.
 const SPIN: Duration = Duration::from_millis(400);
 const SLEEP: Duration = Duration::from_millis(2);
@@ -29,6 +31,7 @@ pub(crate) fn run(name: &str) -> bool {
         "spinner" => spinner(),
         "resting-pool" => resting_pool(),
         "many" => many(),
+        "crowd" => crowd(),
         "root" => one_thread().block_on(async { sleep_in_poll() }),
         "root-of-a-pool" => pool().block_on(async { sleep_in_poll() }),
         "current-thread" => one_thread().block_on(async { tokio::spawn(sleeping()).await.expect("ended") }),
@@ -170,6 +173,23 @@ fn many() {
         runtime.spawn(traced(format!("task-{number}"), blocking))
     });
     let tasks: Vec<_> = tasks.collect();
+    runtime.block_on(async {
+        for task in tasks {
+            task.await.expect("ended");
+        }
+    });
+}
+
+/// More tasks than have a place in the probe's tables; each is polled once and blocks in it.
+fn crowd() {
+    let runtime = pool();
+    let tasks: Vec<_> = (0..CROWD)
+        .map(|number| {
+            runtime.spawn(traced(format!("task-{number}"), async {
+                std::thread::sleep(Duration::from_micros(50));
+            }))
+        })
+        .collect();
     runtime.block_on(async {
         for task in tasks {
             task.await.expect("ended");
