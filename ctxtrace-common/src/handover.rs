@@ -11,7 +11,7 @@ use crate::process::Image;
 pub struct Handover {
     /// The program.
     pub image: Image,
-    /// Thread id.
+    /// Thread id; of several added up, the first one's.
     pub tid: u32,
     /// 0.
     pub reserved: u32,
@@ -19,6 +19,20 @@ pub struct Handover {
     pub tasks_created: u64,
     /// The copy of the thread's tables.
     pub tables: PollTables,
+}
+
+impl Handover {
+    /// Adds what another thread of the program has told.
+    pub fn add(&mut self, other: &Self) {
+        self.tasks_created = self.tasks_created.max(other.tasks_created);
+        let tables = &mut self.tables;
+        for (sum, polls) in tables.polls_by_task.iter_mut().zip(&other.tables.polls_by_task) {
+            *sum = sum.wrapping_add(*polls);
+        }
+        for (sum, polls) in tables.messages_per_poll.iter_mut().zip(&other.tables.messages_per_poll) {
+            *sum = sum.wrapping_add(*polls);
+        }
+    }
 }
 
 /// The part of [`Tables`] that is copied, in one piece.
@@ -49,3 +63,26 @@ pub struct Names {
 }
 
 const _: () = assert!(size_of::<Names>() == 16 + NAME_BYTES * NAMED_TASKS);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_of_a_program_are_added_up() {
+        let (mut sum, mut other) = (Handover::zeroed(), Handover::zeroed());
+        (sum.tasks_created, other.tasks_created) = (9, 12);
+        sum.tables.polls_by_task[3] = 5;
+        other.tables.polls_by_task[3] = 6;
+        other.tables.messages_per_poll[1] = 7;
+        sum.add(&other);
+        assert_eq!(
+            (
+                sum.tasks_created,
+                sum.tables.polls_by_task[3],
+                sum.tables.messages_per_poll[1]
+            ),
+            (12, 11, 7)
+        );
+    }
+}

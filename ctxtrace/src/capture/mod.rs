@@ -106,7 +106,8 @@ pub struct Session {
     ebpf: Ebpf,
     rings: Rings,
     ended: Vec<ThreadRecord>,
-    handovers: Vec<Handover>,
+    /// Added up by program: there may be very many threads.
+    handovers: HashMap<Image, Handover>,
     names: HashMap<Image, Vec<String>>,
     programs: Programs,
     /// Those the kernel side has, in the order of their indices there.
@@ -170,7 +171,7 @@ impl Session {
             ebpf,
             rings,
             ended: Vec::new(),
-            handovers: Vec::new(),
+            handovers: HashMap::new(),
             names: HashMap::new(),
             programs: Programs::new(settings.locator),
             locators: Vec::new(),
@@ -341,7 +342,7 @@ impl Session {
             stacks,
             switch_sums,
             overflow_sums,
-            handovers: self.handovers,
+            handovers: self.handovers.into_values().collect(),
             names: self.names,
             hits,
             edges,
@@ -366,7 +367,10 @@ impl Session {
         }
         while let Some(item) = self.rings.handovers.next() {
             if let Ok(handover) = bytemuck::try_pod_read_unaligned::<Handover>(&item) {
-                self.handovers.push(handover);
+                self.handovers
+                    .entry(handover.image)
+                    .and_modify(|sum| sum.add(&handover))
+                    .or_insert(handover);
             }
         }
         while let Some(item) = self.rings.names.next() {

@@ -142,7 +142,7 @@ pub struct Aggregates {
     pub switch_sums: Vec<(SumKey, SwitchSum)>,
     /// What did not fit that table, by the number of the class.
     pub overflow_sums: Vec<SwitchSum>,
-    /// What threads told at their end of their polls.
+    /// What threads told at their end of their polls, added up by program.
     pub handovers: Vec<Handover>,
     /// Names of tasks by id.
     pub names: HashMap<Image, Vec<String>>,
