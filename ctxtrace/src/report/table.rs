@@ -58,7 +58,7 @@ pub fn render(report: &Report, style: Style) -> String {
     }
     sections.push(verdict(report, style));
     sections.push(counts(report, style));
-    sections.push(ledger(report));
+    sections.push(ledger(report, style));
     sections.extend(tasks(report));
     sections.extend(wakeups(report));
     sections.push(latencies(report));
@@ -212,7 +212,7 @@ fn by_class(report: &Report) -> Vec<(Class, u64, u64)> {
     classes
 }
 
-fn ledger(report: &Report) -> String {
+fn ledger(report: &Report, style: Style) -> String {
     let mut table = plain_table(&["Ledger", "switches", "share", "off-CPU"]);
     let total = report.kernel_switches.total;
     for (class, count, off_cpu_ns) in by_class(report) {
@@ -230,12 +230,16 @@ fn ledger(report: &Report) -> String {
     }
     if !report.ledger_adds_up {
         let counted: u64 = report.ledger.iter().map(|row| row.count).sum();
-        let _ = write!(
-            text,
-            "\nTHE LEDGER DOES NOT ADD UP: {} in it, {} kernel switches",
-            thousands(counted),
-            thousands(total)
-        );
+        let line = if counted == total {
+            "THE LEDGER DOES NOT ADD UP in one of the other runs".to_owned()
+        } else {
+            format!(
+                "THE LEDGER DOES NOT ADD UP: {} in it, {} kernel switches",
+                thousands(counted),
+                thousands(total)
+            )
+        };
+        let _ = write!(text, "\n{}", style.red(&line));
     }
     text
 }
@@ -547,9 +551,9 @@ mod tests {
         run.aggregates.switch_sums[0].1.count += 1;
         let report = summarize(&spec(Mode::Task), host(), &[run]);
         assert!(!report.ledger_adds_up);
-        let text = render(&report, PLAIN);
+        let text = render(&report, COLOR);
         assert!(
-            text.contains("THE LEDGER DOES NOT ADD UP: 6 in it, 5 kernel switches"),
+            text.contains("\x1b[1;31mTHE LEDGER DOES NOT ADD UP: 6 in it, 5 kernel switches"),
             "{text}"
         );
     }
