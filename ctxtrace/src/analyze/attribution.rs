@@ -196,9 +196,7 @@ fn origin(origin: Origin) -> WakeupOrigin {
 }
 
 pub(super) fn locators(aggregates: &Aggregates) -> Vec<Locator> {
-    // The child before its first program is a copy of this one, and of no interest.
-    let executed = |program: &&Program| program.path.as_os_str() != "/proc/self/exe";
-    aggregates.programs.all().iter().filter(executed).map(locator).collect()
+    aggregates.programs.all().iter().map(locator).collect()
 }
 
 fn locator(program: &Program) -> Locator {

@@ -15,9 +15,9 @@ use super::result::{
     SCHEMA, Thread, ThreadReconciliation, Unavailable, Workload,
 };
 use crate::correlate::ledger::ledger;
-use crate::correlate::reconcile::{self, Launched, name_of, reconcile};
+use crate::correlate::reconcile::{self, Launched, reconcile};
 use crate::correlate::tasks::beyond_the_tables;
-use crate::trace::{Aggregates, Fate, Latencies};
+use crate::trace::{Aggregates, Fate, Latencies, name_of};
 use crate::workload::{Outcome, Spec};
 
 /// One run: what was traced, and what the workload said.

@@ -39,7 +39,7 @@ use crate::target::locate::is_elf;
 use crate::target::mappings::Tracker;
 use crate::target::procfs;
 use crate::target::programs::{LocatorChoice, Programs};
-use crate::trace::{Aggregates, Fate, Latencies, Level, ThreadRecord, merge};
+use crate::trace::{Aggregates, Fate, Latencies, Level, ThreadRecord, merge, name_of};
 use cost::CostMeter;
 use offsets::Offsets;
 use wire::Wire;
@@ -191,6 +191,16 @@ impl Session {
             return Ok(());
         }
         let locator = self.programs.assign(image, executable);
+        self.install(image, locator)
+    }
+
+    /// Says that an image has no tasks: the child that has not executed its program yet.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn expect_no_tasks(&mut self, image: Image) -> Result<()> {
+        let locator = self.programs.assign_none(image);
         self.install(image, locator)
     }
 
@@ -493,12 +503,6 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTrac
         .ok_or_else(|| missing(name))?
         .try_into()
         .map_err(refused("use a BPF program"))
-}
-
-/// A task's name, padded with zeroes, as text.
-fn name_of(padded: &[u8; ctxtrace_abi::NAME_BYTES]) -> String {
-    let end = padded.iter().position(|&byte| byte == 0).unwrap_or(padded.len());
-    String::from_utf8_lossy(&padded[..end]).into_owned()
 }
 
 /// The committed object lacks something the loader asks for. The build checks that the object comes from these sources, so

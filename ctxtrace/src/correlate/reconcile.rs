@@ -11,7 +11,7 @@
 
 use ctxtrace_common::thread::KernelCount;
 
-use crate::trace::{Fate, ThreadRecord};
+use crate::trace::{Fate, ThreadRecord, name_of};
 
 /// One thread's two counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,13 +122,6 @@ fn counts(record: &ThreadRecord, launched: &Launched) -> ThreadCounts {
         // A thread that is gone has made a last switch: a fact, seen or not.
         kernel: counted + u64::from(record.fate == Fate::Vanished),
     }
-}
-
-/// A thread's name as text.
-#[must_use]
-pub fn name_of(comm: &[u8; 16]) -> String {
-    let end = comm.iter().position(|&byte| byte == 0).unwrap_or(comm.len());
-    String::from_utf8_lossy(&comm[..end]).into_owned()
 }
 
 #[cfg(test)]

@@ -5,9 +5,8 @@ use std::collections::HashMap;
 use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::wakeup::{Edge, EdgeKey, Origin, Waker};
 
-use super::reconcile::name_of;
 use super::tasks;
-use crate::trace::Aggregates;
+use crate::trace::{Aggregates, name_of};
 
 /// The wakeups along one edge.
 #[derive(Clone, Debug)]

@@ -1,6 +1,5 @@
 //! One traced run of a command, from its launch to its last switch.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ctxtrace_common::process::Image;
@@ -57,7 +56,7 @@ pub fn trace_command(
     session.follow(pid)?;
     let image = |number| Image { tgid: pid, number };
     // Until it executes its program the child is a copy of this process, asleep.
-    session.expect_program(image(0), Path::new("/proc/self/exe"))?;
+    session.expect_no_tasks(image(0))?;
     session.expect_program(image(1), command.program)?;
     session.attach()?;
     let mut child = suspended.resume()?;

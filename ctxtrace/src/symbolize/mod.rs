@@ -23,12 +23,11 @@ use ctxtrace_common::wakeup::Origin;
 
 use crate::analyze::attribution::class;
 use crate::correlate::ledger::{Entry, entry_of};
-use crate::correlate::reconcile::name_of;
 use crate::correlate::tasks;
 use crate::correlate::wakeups::Names;
 use crate::target::locate;
 use crate::target::mappings::Mappings;
-use crate::trace::Aggregates;
+use crate::trace::{Aggregates, name_of};
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -44,7 +44,8 @@ pub struct Program {
 pub struct Programs {
     choice: LocatorChoice,
     programs: Vec<Program>,
-    by_image: HashMap<Image, usize>,
+    /// `None` for an image that is nobody's program.
+    by_image: HashMap<Image, Option<usize>>,
 }
 
 impl Programs {
@@ -72,8 +73,14 @@ impl Programs {
                 });
                 self.programs.len() - 1
             });
-        self.by_image.insert(image, index);
+        self.by_image.insert(image, Some(index));
         self.programs[index].found.locator
+    }
+
+    /// Says that an image has no tasks and is not to be looked at: a child that has not executed its program yet.
+    pub fn assign_none(&mut self, image: Image) -> Locator {
+        self.by_image.insert(image, None);
+        Locator::default()
     }
 
     /// Images that have no program yet, each with its executable: what was mapped first.
@@ -101,7 +108,8 @@ impl Programs {
         }
         let mut objects: HashMap<&Path, bool> = HashMap::new();
         for (image, mapped) in mappings.images() {
-            let Some(program) = self.by_image.get(&image).map(|&index| &mut self.programs[index]) else {
+            let index = self.by_image.get(&image).copied().flatten();
+            let Some(program) = index.map(|index| &mut self.programs[index]) else {
                 continue;
             };
             let locator = &mut program.found.locator;
@@ -123,7 +131,8 @@ impl Programs {
     /// The program an image runs.
     #[must_use]
     pub fn get(&self, image: Image) -> Option<&Program> {
-        self.by_image.get(&image).map(|&index| &self.programs[index])
+        let index = self.by_image.get(&image).copied().flatten()?;
+        Some(&self.programs[index])
     }
 
     /// All of them, each once.

@@ -85,6 +85,13 @@ pub fn merge(into: &mut Histogram, from: &Histogram) {
     }
 }
 
+/// A name of a thread or a task, padded with zeroes, as text; not necessarily printable.
+#[must_use]
+pub fn name_of<const N: usize>(padded: &[u8; N]) -> String {
+    let end = padded.iter().position(|&byte| byte == 0).unwrap_or(N);
+    String::from_utf8_lossy(&padded[..end]).into_owned()
+}
+
 /// What had become of a thread when the capture ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {

@@ -1,6 +1,6 @@
 //! Do the figures tell the truth?
 
-use ctxtrace::correlate::reconcile::name_of;
+use ctxtrace::trace::name_of;
 use ctxtrace_common::histogram::{Latency, lower_bound};
 use ctxtrace_common::thread::Thread;
 use serde_json::Value;

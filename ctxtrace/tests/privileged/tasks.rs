@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use ctxtrace::correlate::reconcile::name_of;
 use ctxtrace::correlate::tasks;
 use ctxtrace::correlate::wakeups::wakeups;
 use ctxtrace::run::watch::Traced;
 use ctxtrace::target::programs::LocatorChoice;
+use ctxtrace::trace::name_of;
 use ctxtrace_abi::NAMED_TASKS;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{OTHER_TASKS, Reason};
