@@ -64,6 +64,7 @@ pub enum Leave {
 /// The clock of one thread; see the module's text. All times are `CLOCK_MONOTONIC` nanoseconds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Clock {
     /// When the current phase began; meaningless in [`Phase::Unknown`] and [`Phase::New`].
     pub since_ns: u64,

@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 /// What one CPU counted. User space adds the CPUs up. Every loss has a cause of its own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Counters {
     /// Switch-outs of target threads: one for each run of the `sched_switch` program whose `prev` is one.
     pub switches: u64,

@@ -8,6 +8,7 @@ use crate::process::Image;
 /// A thread's tables, read in `sched_process_exit`, before its memory goes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Handover {
     /// The program.
     pub image: Image,
@@ -38,10 +39,13 @@ impl Handover {
 /// The part of [`Tables`] that is copied, in one piece.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PollTables {
     /// Outermost polls by the task's index.
+    #[cfg_attr(feature = "serde", serde(with = "crate::sparse"))]
     pub polls_by_task: [u64; TASK_INDICES],
     /// Outermost polls by the number of messages in them.
+    #[cfg_attr(feature = "serde", serde(with = "crate::sparse"))]
     pub messages_per_poll: [u64; MESSAGE_BUCKETS],
 }
 

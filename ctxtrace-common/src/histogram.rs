@@ -9,6 +9,7 @@ pub use ctxtrace_abi::bucket::{BUCKETS, SUB_BITS, SUB_BUCKETS, bucket_of, lower_
 /// `count`, `sum_ns`, `min_ns` and `max_ns` are exact; only the percentiles taken from `buckets` are approximate.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Histogram {
     /// Number of values recorded.
     pub count: u64,
@@ -19,6 +20,7 @@ pub struct Histogram {
     /// Largest value.
     pub max_ns: u64,
     /// Number of values per bucket, indexed by [`bucket_of`].
+    #[cfg_attr(feature = "serde", serde(with = "crate::sparse"))]
     pub buckets: [u64; BUCKETS],
 }
 

@@ -21,6 +21,8 @@ pub mod ledger;
 pub mod locator;
 pub mod polls;
 pub mod process;
+#[cfg(feature = "serde")]
+mod sparse;
 pub mod stack;
 pub mod thread;
 pub mod wakeup;

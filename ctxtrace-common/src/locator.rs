@@ -26,6 +26,7 @@ pub const TOKIO_TASK: u64 = 1 << 61;
 /// An integer inside tokio's thread-local, and the value of it that has a meaning.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Field {
     /// The value looked for: the discriminant of `None`, of `NotEntered`, of a null pointer.
     pub special: u64,
@@ -41,6 +42,7 @@ pub struct Field {
 /// preceded or followed by a byte that says whether it is alive. The layout is the compiler's choice, hence from DWARF.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TokioLayout {
     /// Distance from the thread-local up to the thread pointer, bytes.
     pub below_tp: u64,
@@ -69,6 +71,7 @@ pub struct TokioLayout {
 /// How the tasks of one executable are found; made by user space, used by the kernel side.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Locator {
     /// Distance from the probe's thread-local up to the thread pointer, bytes; with [`HAS_PROBE`].
     pub probe_below_tp: u64,

@@ -37,6 +37,7 @@ impl Gap {
 /// Numbers of polls, as the probe counts them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PollCounts {
     /// Outermost polls begun.
     pub polls: u64,
@@ -80,6 +81,7 @@ impl PollCounts {
 /// What one thread's polls have come to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Polls {
     /// At the last reading.
     pub last: PollCounts,

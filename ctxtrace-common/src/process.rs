@@ -13,13 +13,17 @@ pub struct Process {
     /// Start of the group's leader in `CLOCK_BOOTTIME` nanoseconds; 0 until the first of its threads is seen, for a
     /// process that user space asked to follow by its id alone.
     pub start_boottime_ns: u64,
-    /// Threads alive; the entry goes when the last one has made its last switch.
+    /// Threads alive; the entry goes when the last one has made its last switch. Of a process that was attached to, the
+    /// threads that have been seen and are alive, plus [`ATTACHED`]: others may never have been seen, so the entry stays.
     pub live_threads: u64,
     /// Of the tasks its program has created, those whose names have been brought home.
     pub tasks_named: u64,
 }
 
 const _: () = assert!(size_of::<Process>() == 24);
+
+/// See [`Process::live_threads`]; more than there can be threads.
+pub const ATTACHED: u64 = 1 << 32;
 
 impl Process {
     /// A process of which `live_threads` threads are alive.
@@ -32,11 +36,19 @@ impl Process {
             tasks_named: 0,
         }
     }
+
+    /// Threads that have been seen and have not made their last switch.
+    #[inline(always)]
+    #[must_use]
+    pub const fn threads_to_end(&self) -> u64 {
+        self.live_threads % ATTACHED
+    }
 }
 
 /// A process's program: what it is until it calls `execve` again.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Image {
     /// Process id.
     pub tgid: u32,
@@ -47,6 +59,7 @@ pub struct Image {
 /// A task of one program; key of the tables of tasks.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TaskKey {
     /// The task's id within the program.
     pub task: u64,

@@ -57,6 +57,7 @@ pub enum UserStack {
 /// Where no stacks are taken their fields, and the name, stay empty: then the sums are by class, task and process alone.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SumKey {
     /// Key of the kernel stack in the stack table; 0 if there is none.
     pub kernel_stack: u64,
@@ -100,6 +101,7 @@ impl SumKey {
 /// What is summed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SwitchSum {
     /// Switch-outs.
     pub count: u64,

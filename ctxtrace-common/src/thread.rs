@@ -25,6 +25,7 @@ pub const FROM_BIRTH: u32 = 64;
 /// The kernel's own count of a thread's switches (`task_struct.nvcsw` and `nivcsw`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct KernelCount {
     /// Voluntary switches.
     pub voluntary: u64,
@@ -48,6 +49,7 @@ impl KernelCount {
 /// never shows it; the identity people see is (tid, start time).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Thread {
     /// The state machine.
     pub clock: Clock,
@@ -70,25 +72,34 @@ pub struct Thread {
     /// `task_struct.start_boottime`, nanoseconds of `CLOCK_BOOTTIME`.
     pub start_boottime_ns: u64,
     /// The last switch-out, in the terms it is summed by.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub pending: SumKey,
     /// Its polls, where it has a probe.
     pub polls: Polls,
     /// Who made the wakings its clock has noted: the first one off the CPU, the last one on it.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub wakers: [Waker; 2],
     /// Who woke it out of its last park, with [`WOKEN_FROM_PARK`].
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub woken_by: Waker,
     /// `on_cpu_ns` when that wakeup took effect.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub woken_on_cpu_ns: u64,
     /// `polls.last.polls` then.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub polls_when_woken: u64,
     /// The last task seen that has no place in a table of the program's own.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub last_task: u64,
     /// The task that launched it, if it is a worker of tokio's and was seen between polls.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub launch_task: u64,
     /// Address of the kernel's description of its user memory: another one, and the thread is in the middle of an `execve`.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub memory: u64,
     /// What `fsbase` held when it last called `execve`, until its first switch-out afterwards: the kernel has not saved the
     /// register since, so the field still shows the old program's.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub stale_thread_pointer: u64,
     /// Name, padded with zeroes; brought up to date at `execve` and at the last switch.
     pub comm: [u8; 16],
@@ -99,10 +110,12 @@ pub struct Thread {
     /// How many times the process had called `execve` since it was first seen.
     pub image: u32,
     /// CPU of the last switch-in plus one; 0 before the first.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub last_cpu_plus_one: u32,
     /// [`EXITING`], [`PENDING_SUM`] and the others.
     pub flags: u32,
     /// Index of the program's locator; 0 while it is not known.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub locator: u32,
 }
 

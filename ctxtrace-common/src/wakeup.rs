@@ -43,6 +43,7 @@ impl Origin {
 /// The maker of a wakeup, as it is noted in the record of the thread that is woken.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Waker {
     /// The task it was polling, or 0.
     pub task: u64,
@@ -65,6 +66,7 @@ const _: () = assert!(size_of::<Waker>() == 40);
 /// From whom to whom; key of the table of edges.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct EdgeKey {
     /// The task that woke, or 0.
     pub from_task: u64,
@@ -104,6 +106,7 @@ impl EdgeKey {
 /// The wakeups along one edge that ended a sleep. Changed only by the CPU that switches the woken thread.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Edge {
     /// How many.
     pub count: u64,
@@ -120,6 +123,7 @@ pub struct Edge {
     /// The longest.
     pub max_ns: u64,
     /// Wake-to-run times in log-linear buckets.
+    #[cfg_attr(feature = "serde", serde(with = "crate::sparse"))]
     pub buckets: [u64; EDGE_BUCKETS],
 }
 
@@ -157,6 +161,7 @@ impl Edge {
 /// What wakeups are summed by where the stacks of wakers are taken.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct WakerStackKey {
     /// The maker of the wakeup, its stacks included.
     pub from: Waker,

@@ -8,7 +8,7 @@ use ctxtrace_common::process::Image;
 use ctxtrace_common::thread::{EXITING, FROM_BIRTH, INHERITED, KernelCount, RUNTIME};
 
 use crate::handover::final_numbers;
-use crate::maps::{EXECUTED, Lane};
+use crate::maps::{EXECUTED, FOLLOW_CHILDREN, Lane};
 use crate::target::{Begin, First, FirstSeen, begin, find, follow_process, program_replaced};
 use crate::task::Task;
 
@@ -25,6 +25,8 @@ pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     let (tid, tgid) = (child.tid(), child.tgid());
     let flags = if tgid == thread.tgid {
         FROM_BIRTH
+    } else if FOLLOW_CHILDREN.load() == 0 {
+        return 0;
     } else {
         let parent = Image {
             tgid: thread.tgid,

@@ -154,6 +154,10 @@ pub(crate) static WITH_STACKS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static WITH_WAKER_STACKS: Global<u32> = Global::new(0);
 
+/// Whether the processes that a target forks are targets.
+#[unsafe(no_mangle)]
+pub(crate) static FOLLOW_CHILDREN: Global<u32> = Global::new(1);
+
 /// Fault injection for the tests: drop one `sched_switch` run in this many; 0 for none.
 #[unsafe(no_mangle)]
 pub(crate) static DROP_ONE_IN: Global<u32> = Global::new(0);

@@ -11,6 +11,14 @@ pub mod status {
     pub const USAGE: u8 = 2;
     /// What was traced differs from what the kernel counted.
     pub const MISMATCH: u8 = 4;
+    /// `record` itself failed, and not its command.
+    pub const RECORD_FAILED: u8 = 125;
+    /// The command given to `record` cannot be executed.
+    pub const NOT_EXECUTABLE: u8 = 126;
+    /// The command given to `record` is not there.
+    pub const NOT_FOUND: u8 = 127;
+    /// Added to the number of the signal that killed the command.
+    pub const KILLED_BY: u8 = 128;
     /// Ctrl-C.
     pub const INTERRUPTED: u8 = 130;
 }
@@ -28,6 +36,13 @@ pub enum Error {
         /// The very command that works.
         command: String,
     },
+
+    /// Process ids mean something else here than to the kernel.
+    #[error(
+        "this is a pid namespace of its own (a container), where processes go by other ids than the kernel's events give: run \
+         ctxtrace on the host, or give the container the host's (docker run --pid=host)"
+    )]
+    PidNamespace,
 
     /// The kernel does not describe its types.
     #[error(
@@ -78,6 +93,24 @@ pub enum Error {
         user: Option<u32>,
         /// Why.
         source: io::Error,
+    },
+
+    /// A process cannot be attached to.
+    #[error("cannot attach to {pid}: {reason}")]
+    Attach {
+        /// The id given.
+        pid: u32,
+        /// What it is instead.
+        reason: String,
+    },
+
+    /// A capture file has nothing that can be reported.
+    #[error("cannot report {}: {reason}", path.display())]
+    Capture {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
     },
 
     /// A system call failed that nothing in the user's hand makes fail.
@@ -133,6 +166,18 @@ impl Error {
         match self {
             Self::Usage(_) => status::USAGE,
             _ => status::FAILURE,
+        }
+    }
+
+    /// The exit status it ends in where there is a command whose own statuses must be told from it (as `env` and `nohup`
+    /// do).
+    #[must_use]
+    pub fn exit_status_beside_a_commands(&self) -> u8 {
+        match self {
+            Self::Usage(_) => status::USAGE,
+            Self::Launch { source, .. } if source.kind() == io::ErrorKind::NotFound => status::NOT_FOUND,
+            Self::Launch { .. } => status::NOT_EXECUTABLE,
+            _ => status::RECORD_FAILED,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use ctxtrace::cli::settings::RunSettings;
+use ctxtrace::cli::settings::{RecordSettings, ReportSettings, RunSettings};
 use ctxtrace::cli::{Cli, Command};
 use ctxtrace::error::{Result, status};
 use ctxtrace::run;
@@ -18,11 +18,16 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { status::USAGE } else { 0 });
         }
     };
+    let has_a_command = matches!(&cli.command, Command::Record(args) if args.pid.is_none());
     match execute(cli) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "ctxtrace: {error}");
-            ExitCode::from(error.exit_status())
+            ExitCode::from(if has_a_command {
+                error.exit_status_beside_a_commands()
+            } else {
+                error.exit_status()
+            })
         }
     }
 }
@@ -30,6 +35,8 @@ fn main() -> ExitCode {
 fn execute(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Run(args) => run::run(&RunSettings::try_from(args)?),
+        Command::Record(args) => run::record(&RecordSettings::try_from(args)?),
+        Command::Report(args) => run::report(&ReportSettings::try_from(args)?),
         Command::Workload(args) => run::child::be_a_workload(&args.spec, args.report_fd, args.progress_fd),
     }
 }

@@ -20,12 +20,15 @@ use crate::correlate::wakeups::wakeups as edges;
 use crate::target::locate;
 use crate::target::programs::Program;
 use crate::trace::Aggregates;
+use crate::trace::run::Run;
+use crate::workload::Outcome;
 
 /// Why there is nothing to say of polls where no probe is.
 const NO_PROBE: &str = "no thread of the target counts its polls: the program does not use ctxtrace-probe";
 
-pub(super) fn task_switches(aggregates: &Aggregates, messages: Option<u64>, nulls: &mut Nulls) -> Option<TaskSwitches> {
-    let switches = nulls.or(tasks::task_switches(aggregates), "task_switches", NO_PROBE)?;
+pub(super) fn task_switches(run: &Run, no_messages: &str, nulls: &mut Nulls) -> Option<TaskSwitches> {
+    let switches = nulls.or(tasks::task_switches(&run.aggregates), "task_switches", NO_PROBE)?;
+    let per_message = |outcome: Outcome| switches.polls.polls as f64 / outcome.messages as f64;
     let total = switches.polls.polls;
     let hits = |gap: Gap| switches.hits[gap as usize];
     Some(TaskSwitches {
@@ -35,11 +38,7 @@ pub(super) fn task_switches(aggregates: &Aggregates, messages: Option<u64>, null
         stayed_in_user: switches.stayed_in_user(),
         hit_kernel: switches.hit_kernel(),
         unconfirmed: switches.unconfirmed,
-        per_message: nulls.or(
-            messages.map(|messages| total as f64 / messages as f64),
-            "task_switches.per_message",
-            "the workload did not finish",
-        ),
+        per_message: nulls.or(run.outcome.map(per_message), "task_switches.per_message", no_messages),
         hits: Hits {
             worker_parked: hits(Gap::Parked),
             blocked: hits(Gap::Blocked),

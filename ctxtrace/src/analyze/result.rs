@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::trace::Level;
+pub use crate::trace::run::Host;
 use crate::units::thousands;
 use crate::workload::pin::Pin;
 use crate::workload::{Mode, Root};
@@ -30,8 +31,12 @@ pub struct Report {
     /// Why it did not; only present where it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cut_short: Option<String>,
-    /// The built-in workload.
+    /// The built-in workload; null for `record`.
     pub workload: Option<Workload>,
+    /// What `record` recorded; null for `run`.
+    pub target: Option<Target>,
+    /// How long it was traced: from when the programs were attached to when they were detached.
+    pub recorded_ns: u64,
     /// Kernel switches of the median run.
     pub kernel_switches: KernelSwitches,
     /// The traced count against the kernel's own, for the median run.
@@ -64,13 +69,21 @@ pub struct Report {
     pub unavailable: Vec<Unavailable>,
 }
 
-/// The machine.
+/// What `record` recorded.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Host {
-    /// `uname -r`.
-    pub kernel: String,
-    /// CPUs this process could use.
-    pub cpus: u64,
+pub struct Target {
+    /// The command, word by word; null for a process that was attached to.
+    pub command: Option<Vec<String>>,
+    /// The command's first word, or the name the process had when it was attached to.
+    pub name: String,
+    /// Process id.
+    pub pid: Option<u32>,
+    /// Whether processes that it forked were recorded too.
+    pub children: bool,
+    /// The command's exit status.
+    pub exit_status: Option<i32>,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
 }
 
 /// The built-in workload and its speed.
@@ -126,6 +139,8 @@ pub struct KernelSwitches {
     pub total: u64,
     /// By messages.
     pub per_message: Option<f64>,
+    /// By the seconds in `recorded_ns`.
+    pub per_second: Option<f64>,
     /// The workload's elapsed time by kernel switches; `process` and `thread` only, where a message is made of switches.
     pub ns_per_switch: Option<f64>,
 }

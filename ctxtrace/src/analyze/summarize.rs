@@ -3,62 +3,29 @@
 //! With `--repeat` the headline figures are those of the *median run* by time per message, a run that really happened and
 //! whose figures therefore agree with each other; latencies and losses are those of all runs.
 
-use std::collections::HashMap;
-
 use ctxtrace_common::histogram::{Histogram, Latency as Kind};
-use ctxtrace_common::process::TaskKey;
 
 use super::attribution;
 use super::percentile::percentile;
 use super::result::{
-    Distribution, Host, KernelSwitches, Latency, Lost, Overhead, ProgramOverhead, Reconciliation, Report, Run, Rusage,
-    SCHEMA, Thread, ThreadReconciliation, Unavailable, Workload,
+    Distribution, KernelSwitches, Latency, Lost, Overhead, ProgramOverhead, Reconciliation, Report, Run as RunRow,
+    Rusage, SCHEMA, Target, Thread, ThreadReconciliation, Unavailable, Workload,
 };
 use crate::correlate::ledger::ledger;
-use crate::correlate::reconcile::{self, Launched, reconcile};
+use crate::correlate::reconcile::{self, reconcile};
 use crate::correlate::tasks::beyond_the_tables;
+use crate::symbolize::stacks;
+use crate::trace::run::{Info, Launched, Run, Subject};
 use crate::trace::{Aggregates, Fate, Latencies, name_of};
 use crate::workload::{Outcome, Spec};
 
-/// One run: what was traced, and what the workload said.
-#[derive(Clone, Debug)]
-pub struct TracedRun {
-    /// The capture.
-    pub aggregates: Aggregates,
-    /// The process that was launched.
-    pub launched: Launched,
-    /// What the workload said at its end; `None` if it did not get there.
-    pub outcome: Option<Outcome>,
-    /// Messages the workload was last heard to have done.
-    pub messages_seen: u64,
-    /// Why the run was cut short; `None` if it was not.
-    pub cut_short: Option<String>,
-    /// Types of futures, where stacks have told them.
-    pub task_types: HashMap<TaskKey, String>,
+fn reconciled(run: &Run) -> reconcile::Reconciliation {
+    reconcile(&run.aggregates.threads, run.launched.as_ref())
 }
 
-impl TracedRun {
-    fn ns_per_message(&self) -> Option<f64> {
-        let outcome = self.outcome?;
-        Some(outcome.elapsed_ns as f64 / outcome.messages as f64)
-    }
-
-    fn reconciled(&self) -> reconcile::Reconciliation {
-        reconcile(&self.aggregates.threads, &self.launched)
-    }
-
-    /// Whether every kernel switch is in the ledger, once.
-    fn ledger_adds_up(&self) -> bool {
-        ledger(&self.aggregates).count() == self.switches()
-    }
-
-    fn switches(&self) -> u64 {
-        self.aggregates
-            .threads
-            .iter()
-            .map(|record| record.thread.traced())
-            .sum()
-    }
+/// Whether every kernel switch is in the ledger, once.
+fn ledger_adds_up(run: &Run) -> bool {
+    ledger(&run.aggregates).count() == run.switches()
 }
 
 /// Collects nulls and their reasons while the result is put together.
@@ -82,21 +49,34 @@ impl Nulls {
     }
 }
 
-/// Makes the result of one or several runs of a built-in workload. `runs` must not be empty.
+/// Why figures by messages are null.
+fn no_messages(spec: Option<&Spec>) -> &'static str {
+    match spec {
+        Some(_) => UNFINISHED,
+        None => "there are no messages: this is no built-in workload",
+    }
+}
+
+const UNFINISHED: &str = "the workload did not finish";
+
+/// Makes the result of one or several runs. `runs` must not be empty; there are several only of a built-in workload.
 #[must_use]
-pub fn summarize(spec: &Spec, host: Host, runs: &[TracedRun]) -> Report {
+pub fn summarize(info: &Info, runs: &[Run]) -> Report {
     let median = median_index(runs);
     let run = &runs[median];
     let mut nulls = Nulls::default();
 
     let cut_short = runs.iter().find_map(|run| run.cut_short.clone());
-    let workload = workload(spec, runs, median, &mut nulls);
+    let spec = info.subject.workload();
+    let workload = spec.map(|spec| workload(spec, runs, median, &mut nulls));
+    let workload = nulls.or(workload, "workload", "`record` runs no built-in workload");
+    let target = target(&info.subject, run, &mut nulls);
     let kernel_switches = kernel_switches(spec, run, &mut nulls);
-    let reconciliation = reconciliation(run, &mut nulls);
+    let reconciliation = reconciliation(spec.is_some(), run, &mut nulls);
     let ledger = ledger(&run.aggregates);
-    let task_switches =
-        attribution::task_switches(&run.aggregates, run.outcome.map(|outcome| outcome.messages), &mut nulls);
-    let tasks = attribution::task_rows(&run.aggregates, &ledger, &run.task_types, &mut nulls);
+    let task_switches = attribution::task_switches(run, no_messages(spec), &mut nulls);
+    let task_types = stacks::task_types(&run.aggregates, &run.symbols);
+    let tasks = attribution::task_rows(&run.aggregates, &ledger, &task_types, &mut nulls);
     let mut latencies = Latencies::default();
     let mut lost = Lost::default();
     for run in runs {
@@ -113,17 +93,19 @@ pub fn summarize(spec: &Spec, host: Host, runs: &[TracedRun]) -> Report {
 
     Report {
         schema: SCHEMA.to_owned(),
-        ctxtrace_version: env!("CARGO_PKG_VERSION").to_owned(),
-        host,
+        ctxtrace_version: info.ctxtrace_version.clone(),
+        host: info.host.clone(),
         level: run.aggregates.level,
         complete: cut_short.is_none(),
         cut_short,
-        workload: Some(workload),
+        workload,
+        target,
+        recorded_ns: run.recorded_ns,
         kernel_switches,
         reconciliation,
         task_switches,
         ledger: attribution::ledger_rows(&run.aggregates, &ledger),
-        ledger_adds_up: runs.iter().all(TracedRun::ledger_adds_up),
+        ledger_adds_up: runs.iter().all(ledger_adds_up),
         task_types: attribution::task_types(&tasks),
         tasks,
         wakeups: attribution::wakeups(&run.aggregates, &mut nulls),
@@ -139,7 +121,7 @@ pub fn summarize(spec: &Spec, host: Host, runs: &[TracedRun]) -> Report {
 
 /// The median run by time per message (of an even number the faster of the two in the middle); a run that was cut short
 /// counts only where there is no other.
-fn median_index(runs: &[TracedRun]) -> usize {
+fn median_index(runs: &[Run]) -> usize {
     let mut finished: Vec<(usize, f64)> = runs
         .iter()
         .enumerate()
@@ -152,15 +134,14 @@ fn median_index(runs: &[TracedRun]) -> usize {
     }
 }
 
-fn workload(spec: &Spec, runs: &[TracedRun], median: usize, nulls: &mut Nulls) -> Workload {
-    const UNFINISHED: &str = "the workload did not finish";
+fn workload(spec: &Spec, runs: &[Run], median: usize, nulls: &mut Nulls) -> Workload {
     let run = &runs[median];
     let elapsed_ns = run.outcome.map(|outcome| outcome.elapsed_ns);
     let ns_per_message = run.ns_per_message();
     let mut each = Vec::new();
     for (index, run) in runs.iter().enumerate() {
         let path = |field: &str| format!("workload.runs[{index}].{field}");
-        each.push(Run {
+        each.push(RunRow {
             elapsed_ns: nulls.or(
                 run.outcome.map(|outcome| outcome.elapsed_ns),
                 &path("elapsed_ns"),
@@ -168,7 +149,7 @@ fn workload(spec: &Spec, runs: &[TracedRun], median: usize, nulls: &mut Nulls) -
             ),
             ns_per_message: nulls.or(run.ns_per_message(), &path("ns_per_message"), UNFINISHED),
             kernel_switches: run.switches(),
-            difference: difference(&run.reconciled()),
+            difference: difference(&reconciled(run)),
             median: index == median,
         });
     }
@@ -199,33 +180,65 @@ fn workload(spec: &Spec, runs: &[TracedRun], median: usize, nulls: &mut Nulls) -
     }
 }
 
-fn kernel_switches(spec: &Spec, run: &TracedRun, nulls: &mut Nulls) -> KernelSwitches {
+fn target(subject: &Subject, run: &Run, nulls: &mut Nulls) -> Option<Target> {
+    const ATTACHED: &str = "the process was attached to, and its end is not ctxtrace's to wait for";
+    let (words, name, children) = match subject {
+        Subject::Workload(_) => {
+            nulls.note("target", "`run` records a built-in workload");
+            return None;
+        }
+        Subject::Command { words } => (Some(words.clone()), words.first().cloned().unwrap_or_default(), true),
+        Subject::Process { name, children, .. } => (None, name.clone(), *children),
+    };
+    let pid = match subject {
+        Subject::Process { pid, .. } => Some(*pid),
+        _ => run.launched.map(|launched| launched.pid),
+    };
+    let exit = run.exit.unwrap_or_default();
+    let no_status = match (run.launched, run.exit) {
+        (None, _) => ATTACHED,
+        (_, None) => "the capture does not contain the end of the command",
+        _ => "a signal killed it",
+    };
+    let no_signal = if run.exit.is_some() {
+        "it ended by itself"
+    } else {
+        no_status
+    };
+    Some(Target {
+        command: nulls.or(words, "target.command", "the process was running already"),
+        name,
+        pid: nulls.or(pid, "target.pid", "it was not started"),
+        children,
+        exit_status: nulls.or(exit.status, "target.exit_status", no_status),
+        signal: nulls.or(exit.signal, "target.signal", no_signal),
+    })
+}
+
+fn kernel_switches(spec: Option<&Spec>, run: &Run, nulls: &mut Nulls) -> KernelSwitches {
     let threads = || run.aggregates.threads.iter().map(|record| &record.thread);
     let total = run.switches();
     let per_message = run.outcome.map(|outcome| total as f64 / outcome.messages as f64);
-    let ns_per_switch = if spec.mode.is_tasks() {
-        nulls.note(
-            "kernel_switches.ns_per_switch",
+    let by_switches = |outcome: Outcome| outcome.elapsed_ns as f64 / total as f64;
+    let (ns_per_switch, no_cost) = match spec {
+        Some(spec) if spec.mode.is_tasks() => (
+            None,
             "a message between tasks is not made of kernel switches, so dividing by them would give no cost",
-        );
-        None
-    } else {
-        let value = run
-            .outcome
-            .filter(|_| total > 0)
-            .map(|outcome| outcome.elapsed_ns as f64 / total as f64);
-        nulls.or(value, "kernel_switches.ns_per_switch", "the workload did not finish")
+        ),
+        _ => (run.outcome.filter(|_| total > 0).map(by_switches), no_messages(spec)),
     };
+    let per_second = (run.recorded_ns > 0).then(|| 1e9 * total as f64 / run.recorded_ns as f64);
     KernelSwitches {
         voluntary: threads().map(|thread| thread.traced_voluntary).sum(),
         involuntary: threads().map(|thread| thread.traced_involuntary).sum(),
         total,
-        per_message: nulls.or(
-            per_message,
-            "kernel_switches.per_message",
-            "the workload did not finish",
+        per_message: nulls.or(per_message, "kernel_switches.per_message", no_messages(spec)),
+        per_second: nulls.or(
+            per_second,
+            "kernel_switches.per_second",
+            "the capture does not contain the end of the run",
         ),
-        ns_per_switch,
+        ns_per_switch: nulls.or(ns_per_switch, "kernel_switches.ns_per_switch", no_cost),
     }
 }
 
@@ -243,9 +256,20 @@ fn difference(reconciled: &reconcile::Reconciliation) -> i64 {
     sum
 }
 
-fn reconciliation(run: &TracedRun, nulls: &mut Nulls) -> Reconciliation {
-    let reconciled = run.reconciled();
-    let rusage = reconciled.rusage.map(|rusage| Rusage {
+fn reconciliation(is_workload: bool, run: &Run, nulls: &mut Nulls) -> Reconciliation {
+    let reconciled = reconciled(run);
+    // The built-in workloads wait for every process they start; others may not.
+    let alone = |launched: &Launched| {
+        let mut threads = run.aggregates.threads.iter();
+        is_workload || threads.all(|record| record.thread.tgid == launched.pid)
+    };
+    let counts_all = run.launched.as_ref().is_some_and(alone);
+    let no_rusage = if run.launched.is_some_and(|launched| launched.rusage.is_some()) {
+        "processes that their parents did not wait for are not in it, and there were several"
+    } else {
+        "the target was not waited for"
+    };
+    let rusage = reconciled.rusage.filter(|_| counts_all).map(|rusage| Rusage {
         switches: rusage.switches,
         lower: rusage.lower,
         upper: rusage.upper,
@@ -266,7 +290,7 @@ fn reconciliation(run: &TracedRun, nulls: &mut Nulls) -> Reconciliation {
                 difference: thread.difference(),
             })
             .collect(),
-        rusage: nulls.or(rusage, "reconciliation.rusage", "the target was not waited for"),
+        rusage: nulls.or(rusage, "reconciliation.rusage", no_rusage),
     }
 }
 
@@ -399,7 +423,8 @@ fn overhead(aggregates: &Aggregates, nulls: &mut Nulls) -> Overhead {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::trace::build;
+    use crate::trace::run::{ClockAnchor, Exit, Host};
+    use crate::trace::{Level, build};
     use crate::workload::pin::Pin;
     use crate::workload::{Mode, Root};
     use ctxtrace_common::thread::KernelCount;
@@ -415,42 +440,51 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn host() -> Host {
-        Host {
-            kernel: "6.18.0".to_owned(),
-            cpus: 2,
+    pub(crate) fn info(mode: Mode) -> Info {
+        about(Subject::Workload(spec(mode)))
+    }
+
+    pub(crate) fn about(subject: Subject) -> Info {
+        Info {
+            ctxtrace_version: "0.0.0".to_owned(),
+            host: Host {
+                name: "host".to_owned(),
+                kernel: "6.18.0".to_owned(),
+                cpus: 2,
+            },
+            subject,
+            level: Level::Counts,
+            started: ClockAnchor::default(),
         }
     }
 
     /// A run that took `elapsed_ns` for 1,000 messages and made 5 kernel switches.
-    pub(crate) fn run(elapsed_ns: u64) -> TracedRun {
+    pub(crate) fn run(elapsed_ns: u64) -> Run {
         let mut aggregates = build::aggregates(vec![build::thread(101, "tokio-rt-worker", 4, 1)]);
         for ns in [1_000, 2_000, 4_000, 8_000] {
             aggregates.latencies.get_mut(Kind::OffCpu).record(ns);
         }
-        TracedRun {
-            aggregates,
-            launched: Launched {
+        Run {
+            launched: Some(Launched {
                 pid: 100,
                 before: KernelCount::default(),
                 rusage: Some(KernelCount {
                     voluntary: 4,
                     involuntary: 1,
                 }),
-            },
+            }),
             outcome: Some(Outcome {
                 elapsed_ns,
                 messages: 1_000,
             }),
             messages_seen: 1_000,
-            cut_short: None,
-            task_types: HashMap::new(),
+            ..build::run(aggregates)
         }
     }
 
     #[test]
     fn the_headline_is_the_median_runs() {
-        let report = summarize(&spec(Mode::Task), host(), &[run(900_000), run(100_000), run(500_000)]);
+        let report = summarize(&info(Mode::Task), &[run(900_000), run(100_000), run(500_000)]);
         let workload = report.workload.expect("a built-in one");
         assert_eq!(workload.elapsed_ns, Some(500_000));
         assert_eq!(workload.ns_per_message, Some(500.0));
@@ -464,21 +498,56 @@ pub(crate) mod tests {
 
     #[test]
     fn every_null_has_its_reason_and_every_reason_its_null() {
-        for mode in [Mode::Process, Mode::TaskPool] {
+        for subject in [
+            Subject::Workload(spec(Mode::Process)),
+            Subject::Workload(spec(Mode::TaskPool)),
+            command(),
+            Subject::Process {
+                pid: 100,
+                name: "server".to_owned(),
+                children: false,
+            },
+        ] {
             for outcome in [None, run(1).outcome] {
-                let mut run = run(500_000);
-                run.outcome = outcome;
-                run.aggregates.cost.programs.push(crate::trace::ProgramCost::default());
-                let report = summarize(&spec(mode), host(), &[run]);
-                let json = serde_json::to_value(&report).expect("JSON");
-                let mut nulls = Vec::new();
-                collect_nulls(&json, "", &mut nulls);
-                let mut told: Vec<&str> = report.unavailable.iter().map(|entry| entry.path.as_str()).collect();
-                nulls.sort();
-                told.sort_unstable();
-                assert_eq!(told, nulls);
+                for exit in [None, Some(Exit::default())] {
+                    let mut run = run(500_000);
+                    run.outcome = outcome;
+                    run.exit = exit;
+                    run.launched.take_if(|_| matches!(subject, Subject::Process { .. }));
+                    run.aggregates.cost.programs.push(crate::trace::ProgramCost::default());
+                    let report = summarize(&about(subject.clone()), &[run]);
+                    let json = serde_json::to_value(&report).expect("JSON");
+                    let mut nulls = Vec::new();
+                    collect_nulls(&json, "", &mut nulls);
+                    let mut told: Vec<&str> = report.unavailable.iter().map(|entry| entry.path.as_str()).collect();
+                    nulls.sort();
+                    told.sort_unstable();
+                    assert_eq!(told, nulls);
+                }
             }
         }
+    }
+
+    pub(crate) fn command() -> Subject {
+        Subject::Command {
+            words: vec!["make".to_owned(), "-j2".to_owned()],
+        }
+    }
+
+    #[test]
+    fn what_a_command_used_is_compared_only_where_it_was_alone() {
+        let alone = summarize(&about(command()), &[run(1)]);
+        assert_eq!(alone.reconciliation.rusage.expect("comparable").switches, 5);
+        let mut with_a_child = run(1);
+        let mut child = build::thread(200, "child", 3, 0);
+        child.thread.tgid = 200;
+        with_a_child.aggregates.threads.push(child);
+        assert!(
+            summarize(&about(command()), &[with_a_child])
+                .reconciliation
+                .rusage
+                .is_none()
+        );
     }
 
     fn collect_nulls(value: &serde_json::Value, path: &str, nulls: &mut Vec<String>) {
@@ -511,7 +580,7 @@ pub(crate) mod tests {
             timed_ns,
         };
         run.aggregates.cost.programs = vec![cost("sched_waking", 1_000), cost("sched_switch", 5_000)];
-        let overhead = summarize(&spec(Mode::Task), host(), &[run]).overhead;
+        let overhead = summarize(&info(Mode::Task), &[run]).overhead;
         assert_eq!(overhead.programs_ns, Some(400.0 * 500.0 + 100.0 * 100.0));
         assert_eq!(overhead.share_of_on_cpu, Some(0.21));
     }
@@ -522,7 +591,7 @@ pub(crate) mod tests {
         cut.outcome = None;
         cut.messages_seen = 384;
         cut.cut_short = Some("interrupted".to_owned());
-        let report = summarize(&spec(Mode::Process), host(), &[cut]);
+        let report = summarize(&info(Mode::Process), &[cut]);
         assert_eq!(report.cut_short.as_deref(), Some("interrupted"));
         let workload = report.workload.expect("a built-in one");
         assert_eq!((workload.messages, workload.ns_per_message), (384, None));
@@ -536,7 +605,7 @@ pub(crate) mod tests {
         run.aggregates.threads.push(build::thread(102, "b", 10, 0));
         run.aggregates.threads[0].thread.traced_voluntary += 2;
         run.aggregates.threads[1].thread.traced_voluntary -= 2;
-        let report = summarize(&spec(Mode::Task), host(), &[run]);
+        let report = summarize(&info(Mode::Task), &[run]);
         assert_eq!(report.reconciliation.difference, -4);
     }
 
@@ -546,7 +615,7 @@ pub(crate) mod tests {
         a.aggregates.counters.lost_wakeups = 1;
         b.aggregates.counters.lost_wakeups = 2;
         b.aggregates.recursion_misses = 4;
-        let report = summarize(&spec(Mode::Task), host(), &[a, b]);
+        let report = summarize(&info(Mode::Task), &[a, b]);
         assert_eq!((report.lost.wakeups, report.lost.recursion), (3, 4));
         assert_eq!(
             report.lost.in_words().as_deref(),

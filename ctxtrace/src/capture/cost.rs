@@ -29,6 +29,8 @@ pub(super) struct CostMeter {
     statistics: Option<OwnedFd>,
     ticks: u64,
     cpu_at_start: Duration,
+    /// Once the target is no more traced.
+    cpu_at_end: Option<Duration>,
 }
 
 impl CostMeter {
@@ -47,6 +49,7 @@ impl CostMeter {
             statistics: None,
             ticks: 0,
             cpu_at_start: Duration::ZERO,
+            cpu_at_end: None,
         })
     }
 
@@ -70,9 +73,16 @@ impl CostMeter {
         self.statistics.is_some()
     }
 
-    pub(super) fn stop(&mut self) -> TracerCost {
+    pub(super) fn stop(&mut self) {
         self.statistics = None;
-        let tracer_cpu = own_cpu_time().saturating_sub(self.cpu_at_start);
+        self.cpu_at_end = Some(own_cpu_time());
+    }
+
+    pub(super) fn so_far(&self) -> TracerCost {
+        let tracer_cpu = self
+            .cpu_at_end
+            .unwrap_or_else(own_cpu_time)
+            .saturating_sub(self.cpu_at_start);
         let programs = self.programs.iter().map(|(name, fd)| {
             let info = fdinfo(fd);
             ProgramCost {

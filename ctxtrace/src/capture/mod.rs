@@ -16,6 +16,7 @@ pub mod preflight;
 mod wire;
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -29,14 +30,14 @@ use ctxtrace_common::handover::{Handover, Names};
 use ctxtrace_common::histogram::{Histogram, Latency};
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::Locator;
-use ctxtrace_common::process::{Image, Process, TaskKey};
+use ctxtrace_common::process::{ATTACHED, Image, Process, TaskKey};
 use ctxtrace_common::stack::{Stack, SumKey, SwitchSum};
 use ctxtrace_common::thread::{PENDING_SUM, Thread};
 use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 
 use crate::error::{Error, Result};
 use crate::target::locate::is_elf;
-use crate::target::mappings::Tracker;
+use crate::target::mappings::{Mappings, Tracker};
 use crate::target::procfs;
 use crate::target::programs::{LocatorChoice, Programs};
 use crate::trace::{Aggregates, Fate, Latencies, Level, ThreadRecord, merge, name_of};
@@ -62,11 +63,14 @@ const PROGRAMS: [&str; 6] = [
 /// attached only now and then.
 const WAKING_TIMER: &str = "sys_exit";
 
+/// `BPF_NOEXIST`: an element that is there stays (kernel: `include/uapi/linux/bpf.h`).
+const BPF_NOEXIST: u64 = 1;
+
 /// How long threads that have ended may take to make their last switch; it is microseconds after their process is reaped.
 const LAST_SWITCH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What to record.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// How much.
     pub level: Level,
@@ -74,8 +78,28 @@ pub struct Settings {
     pub locator: LocatorChoice,
     /// Whether to take the stacks of wakers; needs [`Level::Stacks`].
     pub waker_stacks: bool,
+    /// Whether the processes that a target forks are targets.
+    pub follow_children: bool,
+    /// How many threads can be followed at a time.
+    pub max_threads: u32,
+    /// How many distinct stacks, and distinct sums of them, can be kept.
+    pub max_stacks: u32,
     /// Fault injection: drop one `sched_switch` run in this many; 0 for none.
     pub drop_one_in: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            level: Level::Stacks,
+            locator: LocatorChoice::Auto,
+            waker_stacks: false,
+            follow_children: true,
+            max_threads: 16_384,
+            max_stacks: 16_384,
+            drop_one_in: 0,
+        }
+    }
 }
 
 /// What is known of the running kernel; read once, used for every run.
@@ -135,6 +159,7 @@ impl Session {
     pub fn load(kernel: &Kernel, settings: Settings) -> Result<Self> {
         let with_stacks = u32::from(settings.level == Level::Stacks);
         let waker_stacks = u32::from(settings.waker_stacks);
+        let follow_children = u32::from(settings.follow_children);
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&kernel.btf));
         for (name, value) in kernel.offsets.constants() {
@@ -143,13 +168,14 @@ impl Session {
         loader.override_global("WITH_STACKS", &with_stacks, true);
         loader.override_global("DROP_ONE_IN", &settings.drop_one_in, true);
         loader.override_global("WITH_WAKER_STACKS", &waker_stacks, true);
-        if settings.level == Level::Counts {
-            // The stack table is 17 MB of locked memory that would stay empty.
-            loader.map_max_entries("STACKS", 1);
-        }
-        if !settings.waker_stacks {
-            loader.map_max_entries("WAKER_SUMS", 1);
-        }
+        loader.override_global("FOLLOW_CHILDREN", &follow_children, true);
+        loader.map_max_entries("THREADS", settings.max_threads);
+        loader.map_max_entries("SWITCH_SUMS", settings.max_stacks);
+        // A table that would stay empty takes no locked memory: that of stacks is 17 MB.
+        let stacks = if with_stacks != 0 { settings.max_stacks } else { 1 };
+        loader.map_max_entries("STACKS", stacks);
+        let waker_sums = if settings.waker_stacks { settings.max_stacks } else { 1 };
+        loader.map_max_entries("WAKER_SUMS", waker_sums);
         let mut ebpf = loader.load(OBJECT).map_err(refused("load the BPF maps"))?;
         for name in PROGRAMS.into_iter().chain([WAKING_TIMER]) {
             program(&mut ebpf, name)?
@@ -180,17 +206,17 @@ impl Session {
         })
     }
 
-    /// Says which executable an image runs, so that its tasks are found from its first switch on. May be called before the
-    /// image exists. Of a script nothing is known yet: its interpreter will be executed.
+    /// Says which executable an image runs, so that its tasks are found from its first switch on; `file` is where it can be
+    /// opened. May be called before the image exists. Of a script nothing is known yet: its interpreter will be executed.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn expect_program(&mut self, image: Image, executable: &Path) -> Result<()> {
-        if !is_elf(executable) {
+    pub fn expect_program(&mut self, image: Image, executable: &Path, file: &Path) -> Result<()> {
+        if !is_elf(file) {
             return Ok(());
         }
-        let locator = self.programs.assign(image, executable);
+        let locator = self.programs.assign(image, executable, file);
         self.install(image, locator)
     }
 
@@ -207,7 +233,8 @@ impl Session {
     /// Looks at the programs that have been executed and not been looked at.
     fn examine_new_programs(&mut self, tracker: &Tracker) {
         for (image, path) in self.programs.unassigned(tracker.mappings()) {
-            let locator = self.programs.assign(image, &path);
+            let file = tracker.mappings().file(image.tgid, &path);
+            let locator = self.programs.assign(image, &path, &file);
             // Where there is no room the switches are unattributed, for that reason.
             let _ = self.install(image, locator);
         }
@@ -246,11 +273,26 @@ impl Session {
     ///
     /// If the kernel refuses.
     pub fn follow(&mut self, tgid: u32) -> Result<()> {
-        let map = self.ebpf.map_mut("PROCESSES").ok_or_else(|| missing("PROCESSES"))?;
-        let mut processes = BpfHashMap::<_, u32, Wire<Process>>::try_from(map).map_err(refused("open a BPF map"))?;
-        processes
-            .insert(tgid, Wire(Process::new(0, 0)), 0)
+        self.insert_process(tgid, Process::new(0, 0))
             .map_err(refused("follow the process"))
+    }
+
+    /// Follows a process that runs already; does nothing if it is followed.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn follow_running(&mut self, tgid: u32) -> Result<()> {
+        match self.insert_process(tgid, Process::new(0, ATTACHED)) {
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            inserted => inserted.map_err(refused("follow the process")),
+        }
+    }
+
+    fn insert_process(&mut self, tgid: u32, process: Process) -> std::result::Result<(), MapError> {
+        let map = self.ebpf.map_mut("PROCESSES").ok_or(MapError::ElementNotFound)?;
+        let mut processes = BpfHashMap::<_, u32, Wire<Process>>::try_from(map)?;
+        processes.insert(tgid, Wire(process), BPF_NOEXIST)
     }
 
     /// Attaches the programs: from here on events are seen.
@@ -303,21 +345,53 @@ impl Session {
         self.counters().map_or(0, |counters| counters.switches)
     }
 
-    /// Waits until the last thread has made its last switch, which comes after its process has been reaped, then detaches
-    /// and brings everything home. Threads that do not end are reported as they are.
+    /// What there is by now, without waiting for anything.
     ///
     /// # Errors
     ///
     /// If a map cannot be read.
-    pub fn finish(mut self, mut mappings: Tracker) -> Result<Aggregates> {
+    pub fn so_far(&self, mappings: &Mappings) -> Result<Aggregates> {
+        let live = self.live_threads()?;
+        let mut threads = self.ended.clone();
+        threads.extend(live.iter().map(|&thread| ThreadRecord {
+            thread,
+            fate: fate_of(&thread),
+        }));
+        Ok(Aggregates {
+            level: self.settings.level,
+            threads,
+            counters: self.counters()?,
+            latencies: self.latencies()?,
+            stacks: self.stacks()?,
+            switch_sums: self.switch_sums(&live)?,
+            overflow_sums: self.overflow_sums()?,
+            handovers: self.handovers.values().copied().collect(),
+            names: self.names.clone(),
+            hits: self.sorted_entries::<TaskKey, u64>("HITS")?,
+            edges: self.sorted_entries::<EdgeKey, Edge>("EDGES")?,
+            outsiders: self.entries::<u32, [u8; 16]>("OUTSIDERS")?.into_iter().collect(),
+            waker_sums: self.sorted_entries::<WakerStackKey, SwitchSum>("WAKER_SUMS")?,
+            programs: self.programs.clone(),
+            mappings: mappings.clone(),
+            recursion_misses: self.cost.recursion_misses(),
+            cost: self.cost.so_far(),
+        })
+    }
+
+    /// Waits until the last thread of every process that has ended has made its last switch, which comes after the process
+    /// has been reaped, then detaches and brings everything home. Processes that live on are reported as they are.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read.
+    pub fn finish(mut self, mut tracker: Tracker) -> Result<Aggregates> {
         let deadline = Instant::now() + LAST_SWITCH_TIMEOUT;
-        while self.targets_alive()? && Instant::now() < deadline {
+        while self.last_switch_is_to_come()? && Instant::now() < deadline {
             std::thread::sleep(Duration::from_micros(200));
             self.drain();
-            mappings.tick();
+            tracker.tick();
         }
-        let cost = self.cost.stop();
-        let recursion_misses = self.cost.recursion_misses();
+        self.cost.stop();
         // Unloading detaches; the maps stay for as long as they are open.
         for name in PROGRAMS.into_iter().chain([WAKING_TIMER]) {
             program(&mut self.ebpf, name)?
@@ -325,44 +399,9 @@ impl Session {
                 .map_err(refused_for("detach", name))?;
         }
         self.drain();
-
-        let counters = self.counters()?;
-        let latencies = self.latencies()?;
-        let live = self.live_threads()?;
-        let switch_sums = self.switch_sums(&live)?;
-        let overflow_sums = self.overflow_sums()?;
-        let stacks = self.stacks()?;
-        let hits = self.sorted_entries::<TaskKey, u64>("HITS")?;
-        let edges = self.sorted_entries::<EdgeKey, Edge>("EDGES")?;
-        let outsiders = self.entries::<u32, [u8; 16]>("OUTSIDERS")?.into_iter().collect();
-        let waker_sums = self.sorted_entries::<WakerStackKey, SwitchSum>("WAKER_SUMS")?;
-        let mut threads = self.ended;
-        threads.extend(live.into_iter().map(|thread| ThreadRecord {
-            thread,
-            fate: fate_of(&thread),
-        }));
-        let mappings = mappings.finish();
-        let mut programs = self.programs;
-        programs.complete(&mappings);
-        Ok(Aggregates {
-            level: self.settings.level,
-            threads,
-            counters,
-            latencies,
-            stacks,
-            switch_sums,
-            overflow_sums,
-            handovers: self.handovers.into_values().collect(),
-            names: self.names,
-            hits,
-            edges,
-            outsiders,
-            waker_sums,
-            programs,
-            mappings,
-            recursion_misses,
-            cost,
-        })
+        let mappings = tracker.finish();
+        self.programs.complete(&mappings);
+        self.so_far(&mappings)
     }
 
     fn drain(&mut self) {
@@ -392,9 +431,12 @@ impl Session {
         }
     }
 
-    fn targets_alive(&self) -> Result<bool> {
-        let processes = self.hash_map::<u32, Process>("PROCESSES")?;
-        Ok(processes.keys().next().is_some())
+    fn last_switch_is_to_come(&self) -> Result<bool> {
+        let processes = self.entries::<u32, Process>("PROCESSES")?;
+        let has_ended = |tgid: u32| procfs::is_gone(tgid as i32);
+        Ok(processes
+            .iter()
+            .any(|(tgid, process)| process.threads_to_end() > 0 && has_ended(*tgid)))
     }
 
     fn counters(&self) -> Result<Counters> {

@@ -8,6 +8,8 @@ use crate::error::{Error, Result};
 use crate::target::procfs::effective_capabilities;
 
 /// Bits of the capability mask (kernel: `include/uapi/linux/capability.h`).
+/// `PROC_PID_INIT_INO` (kernel: `include/linux/proc_ns.h`).
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_PERFMON: u64 = 1 << 38;
 const CAP_BPF: u64 = 1 << 39;
@@ -17,14 +19,22 @@ const CAP_BPF: u64 = 1 << 39;
 /// # Errors
 ///
 /// If not, with the `sudo` command line that does the same with the right to.
-pub fn check_privileges() -> Result<()> {
+pub fn check() -> Result<()> {
     if allows_tracing(geteuid().is_root(), effective_capabilities()) {
-        return Ok(());
+        return check_pid_namespace();
     }
     let program = std::env::current_exe().map_or_else(|_| OsString::from("ctxtrace"), OsString::from);
     Err(Error::NotRoot {
         command: sudo_command(program, std::env::args_os().skip(1)),
     })
+}
+
+/// The kernel's events carry the ids of the first pid namespace; in any other one processes go by other ids.
+fn check_pid_namespace() -> Result<()> {
+    match std::fs::read_link("/proc/self/ns/pid") {
+        Ok(namespace) if namespace.as_os_str() != FIRST_PID_NAMESPACE => Err(Error::PidNamespace),
+        _ => Ok(()),
+    }
 }
 
 fn allows_tracing(root: bool, capabilities: u64) -> bool {

@@ -5,7 +5,9 @@
 
 pub mod settings;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -29,6 +31,13 @@ pub struct Cli {
 pub enum Command {
     /// Run one built-in workload, traced
     Run(RunArgs),
+    /// Record any program and its children, or one that runs already
+    ///
+    /// The command's input, output and exit status stay its own; the table goes to standard error. Ctrl-C goes to the command
+    /// too, which is recorded until it ends; a second one kills it.
+    Record(RecordArgs),
+    /// Make every output again from a capture; needs no root
+    Report(ReportArgs),
     /// Be a workload: how `run` starts its child
     #[command(hide = true)]
     Workload(WorkloadArgs),
@@ -65,6 +74,63 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000))]
     pub repeat: u64,
 
+    /// What to record, and where to keep it
+    #[command(flatten)]
+    pub recording: RecordingArgs,
+
+    /// What to write
+    #[command(flatten)]
+    pub outputs: OutputArgs,
+}
+
+/// Options of `record`.
+#[derive(Debug, Args)]
+pub struct RecordArgs {
+    /// The command, with its arguments
+    #[arg(
+        value_name = "CMD",
+        trailing_var_arg = true,
+        required_unless_present = "pid",
+        conflicts_with = "pid"
+    )]
+    pub command: Vec<OsString>,
+
+    /// Record this process, which runs already, until it ends
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pid: Option<u32>,
+
+    /// Record the children of the process too, those it has and those to come
+    #[arg(long, requires = "pid", conflicts_with = "command")]
+    pub children: bool,
+
+    /// Stop after this long, as in "10s" or "2m"; a command is ended then
+    #[arg(long, value_name = "T", value_parser = duration)]
+    pub duration: Option<Duration>,
+
+    /// What to record, and where to keep it
+    #[command(flatten)]
+    pub recording: RecordingArgs,
+
+    /// What to write
+    #[command(flatten)]
+    pub outputs: OutputArgs,
+}
+
+/// Options of `report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// The capture
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// What to write
+    #[command(flatten)]
+    pub outputs: OutputArgs,
+}
+
+/// What to record, and where to keep it: the same for whatever is recorded.
+#[derive(Debug, Args)]
+pub struct RecordingArgs {
     /// How much to record
     #[arg(long, value_enum, default_value_t = Level::Stacks)]
     pub level: Level,
@@ -73,6 +139,30 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t = LocatorChoice::Auto)]
     pub locator: LocatorChoice,
 
+    /// Keep everything in a capture file, for `ctxtrace report`
+    #[arg(short, long, value_name = "FILE.ctx")]
+    pub output: Option<PathBuf>,
+
+    /// Replace the capture file if there is one
+    #[arg(long, requires = "output")]
+    pub force: bool,
+
+    /// Threads that can be followed at a time [default: 16384]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    pub max_threads: Option<u32>,
+
+    /// Distinct stacks, and sums of them, that can be kept [default: 16384]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub max_stacks: Option<u32>,
+
+    /// Fault injection for the tests: lose one switch event in this many
+    #[arg(long, value_name = "N", hide = true, default_value_t = 0)]
+    pub drop_one_in: u32,
+}
+
+/// What to write, whatever it is made from.
+#[derive(Debug, Args)]
+pub struct OutputArgs {
     /// Write the result as JSON ("-": standard output)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -92,10 +182,18 @@ pub struct RunArgs {
     /// What the widths in flamegraph and folded stacks mean [default: time]
     #[arg(long, value_enum)]
     pub weight: Option<Weight>,
+}
 
-    /// Fault injection for the tests: lose one switch event in this many
-    #[arg(long, value_name = "N", hide = true, default_value_t = 0)]
-    pub drop_one_in: u32,
+/// A time as people write it: `10s`, `1m 30s`, or a number of seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
+        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),
+    }?;
+    if duration.is_zero() {
+        return Err("it must be longer than nothing".to_owned());
+    }
+    Ok(duration)
 }
 
 /// Options of the hidden `workload`.
@@ -122,5 +220,21 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_duration_is_written_as_people_write_it() {
+        for (text, ms) in [
+            ("10s", 10_000),
+            ("2", 2_000),
+            ("0.5", 500),
+            ("1m 30s", 90_000),
+            ("250ms", 250),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "0", "-1", "ten", "1x", "1e99", "NaN"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
     }
 }

@@ -2,11 +2,15 @@
 //!
 //! An option that has no meaning for what is asked is an error, never ignored: somebody typed it expecting an effect.
 
-use crate::cli::RunArgs;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::capture::Settings;
+use crate::cli::{OutputArgs, RecordArgs, RecordingArgs, ReportArgs, RunArgs};
 use crate::error::{Error, Result};
 use crate::report::Weight;
 use crate::report::output::Destination;
-use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
 use crate::workload::pin::Pin;
 use crate::workload::{Mode, Root, Spec};
@@ -18,10 +22,64 @@ pub struct RunSettings {
     pub spec: Spec,
     /// How often.
     pub repeat: u64,
-    /// How much to record.
-    pub level: Level,
-    /// How tasks are found.
-    pub locator: LocatorChoice,
+    /// What to record.
+    pub capture: Settings,
+    /// Where to keep it.
+    pub save: Option<SaveSettings>,
+    /// What to write.
+    pub outputs: OutputSettings,
+}
+
+/// `ctxtrace record`, every option resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordSettings {
+    /// What to record.
+    pub target: RecordTarget,
+    /// For how long.
+    pub duration: Option<Duration>,
+    /// What to record of it.
+    pub capture: Settings,
+    /// Where to keep it.
+    pub save: Option<SaveSettings>,
+    /// What to write.
+    pub outputs: OutputSettings,
+}
+
+/// What `record` records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordTarget {
+    /// A command, at least one word.
+    Command(Vec<OsString>),
+    /// A process that runs already.
+    Process {
+        /// Its id.
+        pid: u32,
+        /// With its children.
+        children: bool,
+    },
+}
+
+/// `ctxtrace report`, every option resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReportSettings {
+    /// The capture.
+    pub file: PathBuf,
+    /// What to write.
+    pub outputs: OutputSettings,
+}
+
+/// Where the capture is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SaveSettings {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether it may replace another.
+    pub force: bool,
+}
+
+/// What to write, whatever it is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputSettings {
     /// What widths mean.
     pub weight: Weight,
     /// Where the JSON goes.
@@ -32,27 +90,15 @@ pub struct RunSettings {
     pub wakeups_flamegraph: Option<Destination>,
     /// Where the folded stacks go.
     pub folded: Option<Destination>,
-    /// Fault injection.
-    pub drop_one_in: u32,
+    /// Whether standard output is not the table's.
+    pub table_to_stderr: bool,
 }
 
-impl RunSettings {
-    /// Whether an output takes standard output, so that the table must not.
+impl OutputSettings {
+    /// Whether any of them is made of stacks.
     #[must_use]
-    pub fn stdout_is_taken(&self) -> bool {
-        self.destinations()
-            .any(|(_, destination)| *destination == Destination::Stdout)
-    }
-
-    fn destinations(&self) -> impl Iterator<Item = (&'static str, &Destination)> {
-        [
-            ("--json", &self.json),
-            ("--flamegraph", &self.flamegraph),
-            ("--wakeups-flamegraph", &self.wakeups_flamegraph),
-            ("--folded", &self.folded),
-        ]
-        .into_iter()
-        .filter_map(|(option, destination)| Some((option, destination.as_ref()?)))
+    pub fn wants_stacks(&self) -> bool {
+        self.flamegraph.is_some() || self.wakeups_flamegraph.is_some() || self.folded.is_some()
     }
 }
 
@@ -61,20 +107,50 @@ impl TryFrom<RunArgs> for RunSettings {
 
     fn try_from(args: RunArgs) -> Result<Self> {
         let spec = spec(&args)?;
-        let settings = Self {
+        let outputs = outputs(args.outputs)?;
+        Ok(Self {
             spec,
             repeat: args.repeat,
-            level: args.level,
-            locator: args.locator,
-            weight: args.weight.unwrap_or(Weight::Time),
-            json: args.json.map(Destination::from),
-            flamegraph: args.flamegraph.map(Destination::from),
-            wakeups_flamegraph: args.wakeups_flamegraph.map(Destination::from),
-            folded: args.folded.map(Destination::from),
-            drop_one_in: args.drop_one_in,
+            capture: capture(&args.recording, &outputs)?,
+            save: save(args.recording, &outputs)?,
+            outputs,
+        })
+    }
+}
+
+impl TryFrom<RecordArgs> for RecordSettings {
+    type Error = Error;
+
+    fn try_from(args: RecordArgs) -> Result<Self> {
+        let outputs = OutputSettings {
+            // Standard output is the command's.
+            table_to_stderr: true,
+            ..outputs(args.outputs)?
         };
-        check_outputs(&settings, args.weight.is_some())?;
-        Ok(settings)
+        Ok(Self {
+            target: match args.pid {
+                Some(pid) => RecordTarget::Process {
+                    pid,
+                    children: args.children,
+                },
+                None => RecordTarget::Command(args.command),
+            },
+            duration: args.duration,
+            capture: capture(&args.recording, &outputs)?,
+            save: save(args.recording, &outputs)?,
+            outputs,
+        })
+    }
+}
+
+impl TryFrom<ReportArgs> for ReportSettings {
+    type Error = Error;
+
+    fn try_from(args: ReportArgs) -> Result<Self> {
+        Ok(Self {
+            file: args.file,
+            outputs: outputs(args.outputs)?,
+        })
     }
 }
 
@@ -117,28 +193,91 @@ fn spec(args: &RunArgs) -> Result<Spec> {
     })
 }
 
-fn check_outputs(settings: &RunSettings, weight_given: bool) -> Result<()> {
-    let wants_stacks =
-        settings.flamegraph.is_some() || settings.wakeups_flamegraph.is_some() || settings.folded.is_some();
-    if wants_stacks && settings.level == Level::Counts {
-        return Err(Error::Usage(
-            "--flamegraph, --wakeups-flamegraph and --folded need stacks, and --level counts takes none: leave --level out".to_owned(),
-        ));
+/// What to record, for these outputs.
+fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
+    if outputs.wants_stacks() && args.level != Level::Stacks {
+        return Err(Error::Usage(format!(
+            "--flamegraph, --wakeups-flamegraph and --folded need stacks, and --level {} takes none: leave --level out",
+            args.level.name()
+        )));
     }
-    if weight_given && !wants_stacks {
+    if args.max_stacks.is_some() && args.level != Level::Stacks {
+        return Err(Error::Usage(format!(
+            "--max-stacks has no meaning for --level {}, which takes no stacks",
+            args.level.name()
+        )));
+    }
+    let default = Settings::default();
+    Ok(Settings {
+        level: args.level,
+        locator: args.locator,
+        waker_stacks: outputs.wakeups_flamegraph.is_some(),
+        max_threads: args.max_threads.unwrap_or(default.max_threads),
+        max_stacks: args.max_stacks.unwrap_or(default.max_stacks),
+        drop_one_in: args.drop_one_in,
+        ..default
+    })
+}
+
+fn save(args: RecordingArgs, outputs: &OutputSettings) -> Result<Option<SaveSettings>> {
+    let Some(path) = args.output else { return Ok(None) };
+    let taken = [
+        ("--json", &outputs.json),
+        ("--flamegraph", &outputs.flamegraph),
+        ("--wakeups-flamegraph", &outputs.wakeups_flamegraph),
+        ("--folded", &outputs.folded),
+    ];
+    for (option, destination) in taken {
+        if destination
+            .as_ref()
+            .is_some_and(|other| *other == Destination::File(path.clone()))
+        {
+            return Err(same_place("--output", option));
+        }
+    }
+    Ok(Some(SaveSettings {
+        path,
+        force: args.force,
+    }))
+}
+
+fn same_place(one: &str, other: &str) -> Error {
+    Error::Usage(format!("{one} and {other} go to the same place: give each its own"))
+}
+
+fn outputs(args: OutputArgs) -> Result<OutputSettings> {
+    let settings = OutputSettings {
+        weight: args.weight.unwrap_or(Weight::Time),
+        json: args.json.map(Destination::from),
+        flamegraph: args.flamegraph.map(Destination::from),
+        wakeups_flamegraph: args.wakeups_flamegraph.map(Destination::from),
+        folded: args.folded.map(Destination::from),
+        table_to_stderr: false,
+    };
+    if args.weight.is_some() && !settings.wants_stacks() {
         return Err(Error::Usage(
             "--weight says what the widths in a flamegraph mean: give --flamegraph, --wakeups-flamegraph or --folded too".to_owned(),
         ));
     }
-    let destinations: Vec<_> = settings.destinations().collect();
+    let destinations: Vec<_> = [
+        ("--json", &settings.json),
+        ("--flamegraph", &settings.flamegraph),
+        ("--wakeups-flamegraph", &settings.wakeups_flamegraph),
+        ("--folded", &settings.folded),
+    ]
+    .into_iter()
+    .filter_map(|(option, destination)| Some((option, destination.as_ref()?)))
+    .collect();
     for (index, (option, destination)) in destinations.iter().enumerate() {
         if let Some((other, _)) = destinations[..index].iter().find(|(_, other)| other == destination) {
-            return Err(Error::Usage(format!(
-                "{other} and {option} go to the same place: give each its own"
-            )));
+            return Err(same_place(other, option));
         }
     }
-    Ok(())
+    let to_stdout = |(_, destination): &(_, &Destination)| **destination == Destination::Stdout;
+    Ok(OutputSettings {
+        table_to_stderr: destinations.iter().any(to_stdout),
+        ..settings
+    })
 }
 
 #[cfg(test)]
@@ -152,7 +291,7 @@ mod tests {
             .map_err(|error| Error::Usage(error.to_string()))?;
         match cli.command {
             Command::Run(args) => RunSettings::try_from(args),
-            Command::Workload(_) => unreachable!("`run` was given"),
+            _ => unreachable!("`run` was given"),
         }
     }
 
@@ -176,7 +315,10 @@ mod tests {
             (process.spec.buffer, process.spec.workers, process.spec.root),
             (None, None, None)
         );
-        assert_eq!((pool.repeat, pool.level, pool.weight), (1, Level::Stacks, Weight::Time));
+        assert_eq!(
+            (pool.repeat, pool.capture.level, pool.outputs.weight),
+            (1, Level::Stacks, Weight::Time)
+        );
     }
 
     #[test]
@@ -229,10 +371,43 @@ mod tests {
             "--mode task --weight count",
             "--mode task --json - --folded -",
             "--mode task --json x --folded x",
+            "--mode task --output x --folded x",
+            "--mode task --force",
+            "--mode task --level counts --max-stacks 100",
         ] {
             assert!(settings(line).is_err(), "{line}");
         }
-        assert!(settings("--mode task --json -").expect("valid").stdout_is_taken());
-        assert!(!settings("--mode task --json x").expect("valid").stdout_is_taken());
+        assert!(settings("--mode task --json -").expect("valid").outputs.table_to_stderr);
+        assert!(!settings("--mode task --json x").expect("valid").outputs.table_to_stderr);
+    }
+
+    fn record(line: &str) -> Result<RecordSettings> {
+        let cli = Cli::try_parse_from(["ctxtrace", "record"].into_iter().chain(line.split_whitespace()))
+            .map_err(|error| Error::Usage(error.to_string()))?;
+        match cli.command {
+            Command::Record(args) => RecordSettings::try_from(args),
+            _ => unreachable!("`record` was given"),
+        }
+    }
+
+    #[test]
+    fn a_command_begins_where_the_options_end() {
+        for line in ["--level counts -- ls -l --json x", "--level counts ls -l --json x"] {
+            let settings = record(line).expect("valid");
+            let words = ["ls", "-l", "--json", "x"].map(OsString::from);
+            assert_eq!(settings.target, RecordTarget::Command(words.to_vec()));
+            assert_eq!(settings.outputs.json, None);
+            assert!(settings.outputs.table_to_stderr);
+        }
+    }
+
+    #[test]
+    fn a_recording_is_of_a_command_or_of_a_process() {
+        let process = |pid, children| RecordTarget::Process { pid, children };
+        assert_eq!(record("-p 7").expect("valid").target, process(7, false));
+        assert_eq!(record("--pid 7 --children").expect("valid").target, process(7, true));
+        for line in ["", "-p 7 ls", "-p 0", "-p x", "--children ls", "--duration 0 ls"] {
+            assert!(record(line).is_err(), "{line}");
+        }
     }
 }

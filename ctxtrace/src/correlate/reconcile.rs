@@ -11,6 +11,7 @@
 
 use ctxtrace_common::thread::KernelCount;
 
+use crate::trace::run::Launched;
 use crate::trace::{Fate, ThreadRecord, name_of};
 
 /// One thread's two counts.
@@ -82,38 +83,45 @@ impl Reconciliation {
     }
 }
 
-/// The process that was launched: what is known of it from outside the capture.
-#[derive(Clone, Copy, Debug)]
-pub struct Launched {
-    /// Its process id, which is its first thread's id.
-    pub pid: u32,
-    /// The kernel's count when it slept before its start.
-    pub before: KernelCount,
-    /// What `wait4` said, if it was waited for.
-    pub rusage: Option<KernelCount>,
-}
-
 /// Compares.
 #[must_use]
-pub fn reconcile(records: &[ThreadRecord], launched: &Launched) -> Reconciliation {
-    let threads: Vec<_> = records.iter().map(|record| counts(record, launched)).collect();
-    let traced: u64 = threads.iter().map(|thread| thread.traced).sum();
-    let upper = traced + launched.before.total();
-    let rusage = launched.rusage.map(|rusage| Rusage {
-        switches: rusage.total(),
-        lower: upper.saturating_sub(threads.len() as u64),
-        upper,
-    });
+pub fn reconcile(records: &[ThreadRecord], launched: Option<&Launched>) -> Reconciliation {
+    let first = launched.and_then(|launched| first_thread(records, launched.pid));
+    let mut threads = Vec::with_capacity(records.len());
+    for (index, record) in records.iter().enumerate() {
+        let before = launched
+            .filter(|_| first == Some(index))
+            .map(|launched| launched.before);
+        threads.push(counts(record, before.unwrap_or(record.thread.base)));
+    }
+    let rusage = launched.and_then(|launched| rusage(launched, &threads));
     Reconciliation { threads, rusage }
 }
 
-fn counts(record: &ThreadRecord, launched: &Launched) -> ThreadCounts {
+/// The thread that was launched. Another one that executes a program takes over its id (kernel: `de_thread()`), but not the
+/// time of its start.
+fn first_thread(records: &[ThreadRecord], pid: u32) -> Option<usize> {
+    let of_this_id = records
+        .iter()
+        .enumerate()
+        .filter(|(_, record)| record.thread.tid == pid);
+    of_this_id
+        .min_by_key(|(_, record)| record.thread.start_boottime_ns)
+        .map(|(index, _)| index)
+}
+
+fn rusage(launched: &Launched, threads: &[ThreadCounts]) -> Option<Rusage> {
+    let traced: u64 = threads.iter().map(|thread| thread.traced).sum();
+    let upper = traced.saturating_add(launched.before.total());
+    Some(Rusage {
+        switches: launched.rusage?.total(),
+        lower: upper.saturating_sub(threads.len() as u64),
+        upper,
+    })
+}
+
+fn counts(record: &ThreadRecord, base: KernelCount) -> ThreadCounts {
     let thread = &record.thread;
-    let base = if thread.tid == launched.pid {
-        launched.before
-    } else {
-        thread.base
-    };
     let counted = thread.kernel.total().saturating_sub(base.total());
     ThreadCounts {
         tid: thread.tid,
@@ -142,7 +150,7 @@ mod tests {
     fn what_agrees_has_no_difference() {
         let reconciliation = reconcile(
             &[build::thread(101, "worker", 40, 2), build::thread(102, "x", 7, 0)],
-            &LAUNCHED,
+            Some(&LAUNCHED),
         );
         assert!(reconciliation.holds());
         assert_eq!((reconciliation.traced(), reconciliation.kernel()), (49, 49));
@@ -153,7 +161,7 @@ mod tests {
     fn a_lost_event_shows_at_its_thread() {
         let mut record = build::thread(101, "worker", 40, 2);
         record.thread.traced_voluntary -= 3;
-        let reconciliation = reconcile(&[record, build::thread(102, "x", 7, 0)], &LAUNCHED);
+        let reconciliation = reconcile(&[record, build::thread(102, "x", 7, 0)], Some(&LAUNCHED));
         assert!(!reconciliation.holds());
         assert_eq!(reconciliation.threads[0].difference(), -3);
         assert_eq!(reconciliation.threads[1].difference(), 0);
@@ -165,7 +173,7 @@ mod tests {
         let mut long = build::thread(102, "b", 10, 0);
         short.thread.traced_voluntary -= 1;
         long.thread.traced_voluntary += 1;
-        let reconciliation = reconcile(&[short, long], &LAUNCHED);
+        let reconciliation = reconcile(&[short, long], Some(&LAUNCHED));
         assert_eq!(reconciliation.traced(), reconciliation.kernel());
         assert!(!reconciliation.holds());
     }
@@ -182,16 +190,37 @@ mod tests {
             voluntary: 3,
             involuntary: 1,
         };
-        assert_eq!(reconcile(&[record], &LAUNCHED).threads[0].difference(), -1);
+        assert_eq!(reconcile(&[record], Some(&LAUNCHED)).threads[0].difference(), -1);
+    }
+
+    #[test]
+    fn a_thread_that_takes_over_the_first_ones_id_has_its_own_base() {
+        let mut leader = build::thread(100, "main", 10, 0);
+        leader.thread.kernel.voluntary = 12;
+        leader.thread.kernel.involuntary = 1;
+        let mut heir = build::thread(100, "program", 7, 0);
+        heir.thread.start_boottime_ns = 5;
+        for records in [[leader, heir], [heir, leader]] {
+            assert!(reconcile(&records, Some(&LAUNCHED)).holds());
+        }
+    }
+
+    #[test]
+    fn a_process_that_was_attached_to_is_counted_from_its_first_event() {
+        let mut record = build::thread(100, "main", 10, 0);
+        (record.thread.base.voluntary, record.thread.kernel.voluntary) = (1_000, 1_010);
+        let reconciliation = reconcile(&[record], None);
+        assert!(reconciliation.holds());
+        assert_eq!(reconciliation.rusage, None);
     }
 
     #[test]
     fn a_thread_that_vanished_lacks_its_last_switch() {
         let mut record = build::thread(101, "worker", 40, 2);
         record.fate = Fate::Vanished;
-        assert_eq!(reconcile(&[record], &LAUNCHED).threads[0].difference(), -1);
+        assert_eq!(reconcile(&[record], Some(&LAUNCHED)).threads[0].difference(), -1);
         record.fate = Fate::Alive;
-        assert_eq!(reconcile(&[record], &LAUNCHED).threads[0].difference(), 0);
+        assert_eq!(reconcile(&[record], Some(&LAUNCHED)).threads[0].difference(), 0);
     }
 
     #[test]
@@ -205,7 +234,7 @@ mod tests {
                 ..LAUNCHED
             };
             let records = [build::thread(101, "a", 40, 2), build::thread(102, "b", 7, 0)];
-            reconcile(&records, &launched).rusage.expect("given")
+            reconcile(&records, Some(&launched)).rusage.expect("given")
         };
         // 49 traced and 3 before, two threads.
         assert_eq!((rusage(50).lower, rusage(50).upper), (50, 52));

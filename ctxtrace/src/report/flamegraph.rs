@@ -12,12 +12,13 @@ use inferno::flamegraph::{self, Options};
 
 use super::{Weight, folded, printable};
 use crate::error::{Error, Result};
-use crate::symbolize::{FrameKind, Resolved};
+use crate::symbolize::stacks::Resolved;
+use crate::trace::symbols::FrameKind;
 
 /// Text around the picture.
 pub struct Labels {
-    /// What was run.
-    pub workload: String,
+    /// What was recorded.
+    pub subject: String,
     /// What was lost, if anything.
     pub lost: Option<String>,
 }
@@ -80,7 +81,7 @@ pub fn render(resolved: &Resolved, subject: Subject, weight: Weight, labels: &La
 }
 
 fn subtitle(resolved: &Resolved, labels: &Labels) -> String {
-    let mut parts = vec![labels.workload.clone()];
+    let mut parts = vec![labels.subject.clone()];
     let share = 100.0 * resolved.broken as f64 / resolved.with_user_stack.max(1) as f64;
     // Less than that would be shown as 0.0.
     if share >= 0.05 {
@@ -125,7 +126,8 @@ fn color(kind: FrameKind, name: &str) -> Color {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::symbolize::{Frame, ResolvedStack};
+    use crate::symbolize::stacks::ResolvedStack;
+    use crate::trace::symbols::Frame;
 
     fn resolved() -> Resolved {
         let frame = |kind, name: &str| Frame {
@@ -149,7 +151,7 @@ mod tests {
 
     fn labels(lost: Option<&str>) -> Labels {
         Labels {
-            workload: "task-pool".to_owned(),
+            subject: "task-pool".to_owned(),
             lost: lost.map(str::to_owned),
         }
     }

@@ -5,7 +5,8 @@
 use std::fmt::Write;
 
 use super::{Weight, printable};
-use crate::symbolize::{Frame, FrameKind, ResolvedStack};
+use crate::symbolize::stacks::ResolvedStack;
+use crate::trace::symbols::{Frame, FrameKind};
 
 /// The stacks as lines, each ended by a newline. Nanoseconds for [`Weight::Time`], switches for [`Weight::Count`].
 #[must_use]

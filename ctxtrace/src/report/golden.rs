@@ -8,11 +8,13 @@ use super::flamegraph::{Labels, Subject};
 use super::table::Style;
 use super::{Weight, flamegraph, folded, json, table};
 use crate::analyze::result::Report;
-use crate::analyze::summarize::tests::{host, run, spec};
-use crate::analyze::summarize::{TracedRun, summarize};
-use crate::symbolize::{Frame, FrameKind, Resolved, ResolvedStack};
+use crate::analyze::summarize::summarize;
+use crate::analyze::summarize::tests::{info, run};
+use crate::symbolize::stacks::{Resolved, ResolvedStack};
 use crate::trace::ProgramCost;
 use crate::trace::build;
+use crate::trace::run::Run;
+use crate::trace::symbols::{Frame, FrameKind};
 use crate::workload::Mode;
 use ctxtrace_common::handover::Handover;
 use ctxtrace_common::histogram::Latency;
@@ -48,7 +50,7 @@ fn golden(name: &str, actual: impl AsRef<[u8]>) {
 }
 
 /// A run with something in every part of the report.
-fn full_run() -> TracedRun {
+fn full_run() -> Run {
     let mut run = run(670_000);
     let latencies = &mut run.aggregates.latencies;
     for i in 1..=1_000_u64 {
@@ -74,7 +76,7 @@ fn full_run() -> TracedRun {
 }
 
 /// Two tasks, one of them seen, 900 polls of which two hit the kernel, and a wakeup.
-fn add_tasks(run: &mut TracedRun) {
+fn add_tasks(run: &mut Run) {
     let aggregates = &mut run.aggregates;
     let image = Image { tgid: 100, number: 0 };
     aggregates.names.insert(
@@ -122,8 +124,8 @@ fn add_tasks(run: &mut TracedRun) {
     aggregates.edges = vec![(EdgeKey::new(&waker, 101, 100), edge)];
 }
 
-fn report(mode: Mode, runs: &[TracedRun]) -> Report {
-    let mut report = summarize(&spec(mode), host(), runs);
+fn report(mode: Mode, runs: &[Run]) -> Report {
+    let mut report = summarize(&info(mode), runs);
     report.ctxtrace_version = "0.0.0".to_owned();
     report
 }
@@ -197,7 +199,7 @@ fn golden_stacks() {
     golden("stacks.time.folded", folded::render(&resolved().stacks, Weight::Time));
     golden("stacks.count.folded", folded::render(&resolved().stacks, Weight::Count));
     let labels = Labels {
-        workload: "task-pool, buffer 0".to_owned(),
+        subject: "task-pool, buffer 0".to_owned(),
         lost: Some("3 kernel switches".to_owned()),
     };
     golden(

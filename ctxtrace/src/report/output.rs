@@ -107,6 +107,33 @@ impl Output {
     }
 }
 
+/// Creates a file that is written while the run goes on, and so is at its place from its beginning. What is there already
+/// is replaced only if `force` says so; a symbolic link there is never followed.
+///
+/// # Errors
+///
+/// If it cannot be created, or if there is one.
+pub fn create_in_place(path: &Path, force: bool, user: Option<&Invoker>) -> io::Result<File> {
+    if fs::metadata(path).is_ok_and(|existing| !existing.is_file()) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "a capture needs a regular file",
+        ));
+    }
+    let temporary = temporary_beside(path, user)?;
+    if force {
+        return temporary.persist(path).map_err(|error| error.error);
+    }
+    temporary
+        .persist_noclobber(path)
+        .map_err(|error| match error.error.kind() {
+            io::ErrorKind::AlreadyExists => {
+                io::Error::new(io::ErrorKind::AlreadyExists, "it exists (--force replaces it)")
+            }
+            _ => error.error,
+        })
+}
+
 fn open_file(path: &Path, user: Option<&Invoker>) -> io::Result<Output> {
     let existing = fs::metadata(path).ok();
     if existing.as_ref().is_some_and(fs::Metadata::is_dir) {
@@ -118,6 +145,15 @@ fn open_file(path: &Path, user: Option<&Invoker>) -> io::Result<Output> {
             path: path.to_owned(),
         });
     }
+    let temporary = temporary_beside(path, user)?;
+    Ok(Output::File {
+        temporary,
+        path: path.to_owned(),
+    })
+}
+
+/// A file under another name in the same folder, from where it can be renamed to the path.
+fn temporary_beside(path: &Path, user: Option<&Invoker>) -> io::Result<NamedTempFile> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -132,10 +168,7 @@ fn open_file(path: &Path, user: Option<&Invoker>) -> io::Result<Output> {
     if let Some(user) = user {
         fchown(temporary.as_file(), Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
     }
-    Ok(Output::File {
-        temporary,
-        path: path.to_owned(),
-    })
+    Ok(temporary)
 }
 
 /// The mask new files get; reading it means setting it, which is safe while there is one thread.
@@ -176,6 +209,29 @@ mod tests {
         drop(Output::open(&file(&path), None).expect("writable"));
         assert_eq!(fs::read(&path).expect("there"), b"old");
         assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+    }
+
+    #[test]
+    fn a_file_in_place_replaces_only_what_it_may() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("run.ctx");
+        drop(create_in_place(&path, false, None).expect("new"));
+        let error = create_in_place(&path, false, None).expect_err("it exists");
+        assert!(error.to_string().contains("--force"), "{error}");
+        drop(create_in_place(&path, true, None).expect("replaced"));
+        assert!(create_in_place(folder.path(), true, None).is_err(), "a folder");
+        assert!(create_in_place(Path::new("/dev/null"), true, None).is_err(), "a device");
+        let (link, elsewhere) = (folder.path().join("link"), folder.path().join("elsewhere"));
+        fs::write(&elsewhere, "precious").expect("written");
+        std::os::unix::fs::symlink(&elsewhere, &link).expect("planted");
+        assert!(create_in_place(&link, false, None).is_err());
+        create_in_place(&link, true, None)
+            .expect("replaced")
+            .write_all(b"capture")
+            .expect("written");
+        assert_eq!(fs::read(&elsewhere).expect("there"), b"precious");
+        assert_eq!(fs::read(&link).expect("there"), b"capture");
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 3);
     }
 
     #[test]

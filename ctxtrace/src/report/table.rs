@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
+use nix::sys::signal::Signal;
 
 use super::printable;
-use crate::analyze::result::{Class, Distribution, Report, Task, WakeupOrigin, Workload};
+use crate::analyze::result::{Class, Distribution, Report, Target, Task, WakeupOrigin, Workload};
 use crate::trace::Level;
 use crate::units::{duration, signed_thousands, significant, thousands};
 
@@ -56,6 +57,9 @@ pub fn render(report: &Report, style: Style) -> String {
     if let Some(workload) = &report.workload {
         sections.push(headline(report, workload, style));
     }
+    if let Some(target) = &report.target {
+        sections.push(target_headline(report, target, style));
+    }
     sections.push(verdict(report, style));
     sections.push(counts(report, style));
     sections.push(ledger(report, style));
@@ -65,6 +69,59 @@ pub fn render(report: &Report, style: Style) -> String {
     sections.push(threads(report));
     sections.push(footer(report, style));
     sections.join("\n\n") + "\n"
+}
+
+/// One line that says what was recorded.
+#[must_use]
+pub fn subject_in_words(report: &Report) -> String {
+    match (&report.workload, &report.target) {
+        (Some(workload), _) => workload_in_words(workload),
+        (None, Some(target)) => target_in_words(target),
+        (None, None) => String::new(),
+    }
+}
+
+/// `make -j2 (process 4711)`, or `process 4711 (redis-server) and its children`.
+fn target_in_words(target: &Target) -> String {
+    let process = target.pid.map_or("process".to_owned(), |pid| format!("process {pid}"));
+    match &target.command {
+        Some(words) => format!("{} ({process})", words.join(" ")),
+        None if target.children => format!("{process} ({}) and its children", target.name),
+        None => format!("{process} ({})", target.name),
+    }
+}
+
+fn switch_plural(count: u64) -> &'static str {
+    if count == 1 { "switch" } else { "switches" }
+}
+
+fn target_headline(report: &Report, target: &Target, style: Style) -> String {
+    let switches = &report.kernel_switches;
+    let mut figures = vec![
+        format!("{} recorded", duration(report.recorded_ns)),
+        format!("{} kernel {}", thousands(switches.total), switch_plural(switches.total)),
+    ];
+    figures.extend(
+        switches
+            .per_second
+            .map(|rate| format!("{} kernel switches/s", significant(rate))),
+    );
+    let mut text = format!(
+        "{}\n\n  {}",
+        printable(&target_in_words(target)),
+        style.bold(&figures.join("    "))
+    );
+    match (target.exit_status, target.signal) {
+        (Some(0), _) | (None, None) => {}
+        (Some(status), _) => {
+            let _ = write!(text, "\n  it ended with status {status}");
+        }
+        (None, Some(number)) => {
+            let name = Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.to_string());
+            let _ = write!(text, "\n  it was killed by {name}");
+        }
+    }
+    text
 }
 
 /// One line that says what was run: `task-pool, buffer 0, 2 workers, 2,000,000 messages`.
@@ -125,8 +182,12 @@ fn headline(report: &Report, workload: &Workload, style: Style) -> String {
 
 /// The answer to "which task switches hit the kernel?", in one line.
 fn verdict(report: &Report, style: Style) -> String {
+    let name = |target: &Target| {
+        let file = target.name.rsplit('/').next().unwrap_or_default();
+        printable(file)
+    };
     let who = report.workload.as_ref().map_or_else(
-        || "target".to_owned(),
+        || report.target.as_ref().map_or_else(String::new, name),
         |workload| {
             let buffer = workload
                 .buffer
@@ -168,8 +229,9 @@ fn verdict(report: &Report, style: Style) -> String {
                 })
                 .collect();
             format!(
-                "{who}: no task switches counted; {} kernel switches ({})",
+                "{who}: no task switches counted; {} kernel {} ({})",
                 thousands(report.kernel_switches.total),
+                switch_plural(report.kernel_switches.total),
                 classes.join(", ")
             )
         }
@@ -528,7 +590,8 @@ fn plural(count: u64) -> &'static str {
 mod tests {
     use super::*;
     use crate::analyze::summarize::summarize;
-    use crate::analyze::summarize::tests::{host, run, spec};
+    use crate::analyze::summarize::tests::{about, command, info, run};
+    use crate::trace::run::{Exit, Subject};
     use crate::workload::Mode;
 
     const PLAIN: Style = Style { color: false };
@@ -549,7 +612,7 @@ mod tests {
     fn a_ledger_that_does_not_add_up_says_so() {
         let mut run = run(670_000);
         run.aggregates.switch_sums[0].1.count += 1;
-        let report = summarize(&spec(Mode::Task), host(), &[run]);
+        let report = summarize(&info(Mode::Task), &[run]);
         assert!(!report.ledger_adds_up);
         let text = render(&report, COLOR);
         assert!(
@@ -560,7 +623,7 @@ mod tests {
 
     #[test]
     fn the_answer_comes_first() {
-        let report = summarize(&spec(Mode::TaskPool), host(), &[run(670_000)]);
+        let report = summarize(&info(Mode::TaskPool), &[run(670_000)]);
         let text = render(&report, PLAIN);
         let mut lines = text.lines();
         assert_eq!(
@@ -580,7 +643,7 @@ mod tests {
 
     #[test]
     fn it_fits_eighty_columns() {
-        let report = summarize(&spec(Mode::Process), host(), &[run(670_000_000)]);
+        let report = summarize(&info(Mode::Process), &[run(670_000_000)]);
         let text = render(&report, PLAIN);
         for line in text
             .lines()
@@ -594,7 +657,7 @@ mod tests {
     fn a_difference_is_red_and_names_its_thread() {
         let mut run = run(670_000);
         run.aggregates.threads[0].thread.traced_voluntary -= 2;
-        let report = summarize(&spec(Mode::Task), host(), &[run]);
+        let report = summarize(&info(Mode::Task), &[run]);
         assert!(!agrees(&report));
         let text = render(&report, COLOR);
         assert!(
@@ -607,7 +670,7 @@ mod tests {
     fn losses_are_red() {
         let mut run = run(670_000);
         run.aggregates.counters.lost_wakeups = 7;
-        let text = render(&summarize(&spec(Mode::Task), host(), &[run]), COLOR);
+        let text = render(&summarize(&info(Mode::Task), &[run]), COLOR);
         assert!(text.contains("Lost              \x1b[1;31m7 wakeups\x1b[0m"), "{text}");
     }
 
@@ -616,7 +679,7 @@ mod tests {
         let mut run = run(670_000);
         run.cut_short = Some("interrupted".to_owned());
         run.aggregates.threads[0].thread.comm[..5].copy_from_slice(b"\x1b[31m");
-        let text = render(&summarize(&spec(Mode::Task), host(), &[run]), PLAIN);
+        let text = render(&summarize(&info(Mode::Task), &[run]), PLAIN);
         assert!(!text.contains('\x1b'));
         assert!(text.starts_with("PARTIAL: interrupted. What was seen up to then:\n"));
     }
@@ -627,7 +690,33 @@ mod tests {
         for tid in 200..300 {
             run.aggregates.threads.push(crate::trace::build::thread(tid, "x", 1, 0));
         }
-        let text = render(&summarize(&spec(Mode::Task), host(), &[run]), PLAIN);
+        let text = render(&summarize(&info(Mode::Task), &[run]), PLAIN);
         assert!(text.contains("89 more"), "{text}");
+    }
+
+    #[test]
+    fn a_commands_table_begins_with_the_command_and_how_it_ended() {
+        let mut failed = run(1);
+        failed.exit = Some(Exit {
+            status: Some(3),
+            signal: None,
+        });
+        let text = render(&summarize(&about(command()), &[failed]), PLAIN);
+        assert!(
+            text.starts_with("make -j2 (process 100)\n\n  2.00 ms recorded    5 kernel switches    2,500 "),
+            "{text}"
+        );
+        assert!(text.contains("it ended with status 3"), "{text}");
+        assert!(text.contains("\nmake: no task switches counted"), "{text}");
+        let subject = Subject::Process {
+            pid: 7,
+            name: "ser\x1bver".to_owned(),
+            children: true,
+        };
+        let text = render(&summarize(&about(subject), &[run(1)]), PLAIN);
+        assert!(
+            text.starts_with("process 7 (ser\u{fffd}ver) and its children\n"),
+            "{text}"
+        );
     }
 }

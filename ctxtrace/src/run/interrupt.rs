@@ -11,6 +11,16 @@ use crate::error::{Error, Result};
 /// The signals that end a run early.
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
+/// One that has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interrupt {
+    /// Which.
+    pub signal: Signal,
+    /// It was typed, so it has come to every process that the terminal runs in the foreground (kernel:
+    /// `drivers/tty/tty_io.c`).
+    pub from_terminal: bool,
+}
+
 /// Catches the signals for as long as it lives.
 pub struct Interrupts {
     fd: SignalFd,
@@ -42,11 +52,14 @@ impl Interrupts {
 
     /// The signal that has come since it was last asked.
     #[must_use]
-    pub fn take(&self) -> Option<Signal> {
+    pub fn take(&self) -> Option<Interrupt> {
         let info = self.fd.read_signal().ok().flatten()?;
-        let signal = Signal::try_from(info.ssi_signo as i32).ok();
-        self.seen.set(signal.or(self.seen.get()));
-        signal
+        let signal = Signal::try_from(info.ssi_signo as i32).ok()?;
+        self.seen.set(Some(signal));
+        Some(Interrupt {
+            signal,
+            from_terminal: info.ssi_code == libc::SI_KERNEL,
+        })
     }
 
     /// Whether one has ever come.

@@ -1,5 +1,6 @@
-//! One traced run of a command, from its launch to its last switch.
+//! One recording: of a command from its launch to its last switch, or of a process that runs already.
 
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use ctxtrace_common::process::Image;
@@ -9,112 +10,299 @@ use nix::sys::signal::Signal;
 
 use super::interrupt::Interrupts;
 use crate::capture::{Kernel, Session, Settings};
-use crate::correlate::reconcile::Launched;
 use crate::error::{Error, Result};
+use crate::target::attach::{Attached, descendants};
 use crate::target::launch::{Child, Command, Ended};
 use crate::target::mappings::Tracker;
-use crate::trace::Aggregates;
+use crate::trace::run::{Launched, Run};
+use crate::trace::symbols::Symbols;
 
-/// How often the tracer wakes up while the workload runs: seldom, because each time it takes a CPU for some microseconds.
+/// How often the tracer wakes up while the target runs: seldom, because each time it takes a CPU for some microseconds.
 /// The rings are sized for much longer.
 const TICK: Duration = Duration::from_millis(50);
 
-/// A command that has run under tracing.
-#[derive(Debug)]
-pub struct Traced {
-    /// What was seen of it.
-    pub aggregates: Aggregates,
-    /// What is known of it from outside.
-    pub launched: Launched,
-    /// How it ended.
-    pub ended: Ended,
-    /// The signal that made us end it, if one did.
+/// What every recording needs.
+#[derive(Clone, Copy)]
+pub struct Recorder<'a> {
+    /// The running kernel.
+    pub kernel: &'a Kernel,
+    /// What to record.
+    pub settings: Settings,
+    /// Ctrl-C and its kin, if they are caught.
+    pub interrupts: Option<&'a Interrupts>,
+    /// What to do with a command when one comes.
+    pub on_interrupt: OnInterrupt,
+    /// For how long; `None` for as long as it takes.
+    pub duration: Option<Duration>,
+}
+
+/// What becomes of a command that is interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnInterrupt {
+    /// It is killed, with its process group.
+    Kill,
+    /// It gets the signal, if it has not got it from the terminal, and is recorded until it ends; it is killed at the second
+    /// one.
+    PassOn,
+}
+
+/// Why a recording ended before its target did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// The first signal that came.
     pub interrupted: Option<Signal>,
+    /// The time was up.
+    pub time_is_up: bool,
 }
 
-/// Runs a command under tracing, from its first switch to its last, its children included.
-///
-/// `tick` is called every 50 ms while it runs. To be called from the main thread: the command does not outlive the thread
-/// that started it.
-///
-/// # Errors
-///
-/// If the command cannot be started, or the kernel refuses to trace.
-pub fn trace_command(
-    command: &Command<'_>,
-    kernel: &Kernel,
-    settings: Settings,
-    interrupts: Option<&Interrupts>,
-    mut tick: impl FnMut(&Session),
-) -> Result<Traced> {
-    let suspended = command.launch_suspended()?;
-    let pid = suspended.pid().as_raw() as u32;
-    let before = suspended.switches_before;
-    let mut session = Session::load(kernel, settings)?;
-    let mut tracker = Tracker::start().map_err(Error::system("perf_event_open"))?;
-    tracker.follow(pid);
-    session.follow(pid)?;
-    let image = |number| Image { tgid: pid, number };
-    // Until it executes its program the child is a copy of this process, asleep.
-    session.expect_no_tasks(image(0))?;
-    session.expect_program(image(1), command.program)?;
-    session.attach()?;
-    let mut child = suspended.resume()?;
-    let interrupted = watch(&child, interrupts, &mut session, &mut tracker, &mut tick)?;
-    let ended = child.wait()?;
-    Ok(Traced {
-        aggregates: session.finish(tracker)?,
-        launched: Launched {
+/// A recording that is over. Its stacks have no names yet.
+#[derive(Debug)]
+pub struct Recorded {
+    /// What was seen.
+    pub run: Run,
+    /// What came in between.
+    pub cut: Cut,
+}
+
+/// A recording that goes on.
+pub struct Underway<'a> {
+    /// The programs and maps.
+    pub session: &'a Session,
+    tracker: &'a Tracker,
+    launched: Option<Launched>,
+    since: Instant,
+}
+
+impl Underway<'_> {
+    /// What there is by now.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read.
+    pub fn so_far(&self) -> Result<Run> {
+        Ok(Run {
+            aggregates: self.session.so_far(self.tracker.mappings())?,
+            symbols: Symbols::default(),
+            launched: self.launched,
+            recorded_ns: self.since.elapsed().as_nanos() as u64,
+            exit: None,
+            outcome: None,
+            messages_seen: 0,
+            cut_short: None,
+        })
+    }
+}
+
+impl Recorder<'_> {
+    /// Runs a command under tracing, from its first switch to its last, its children included.
+    ///
+    /// `tick` is called every 50 ms while it runs. To be called from the main thread: the command does not outlive the
+    /// thread that started it.
+    ///
+    /// # Errors
+    ///
+    /// If the command cannot be started, or the kernel refuses to trace.
+    pub fn command(&self, command: &Command<'_>, tick: impl FnMut(&Underway<'_>)) -> Result<Recorded> {
+        let suspended = command.launch_suspended()?;
+        let pid = suspended.pid().as_raw() as u32;
+        let mut launched = Launched {
             pid,
-            before,
-            rusage: Some(ended.rusage),
-        },
-        ended,
-        interrupted,
-    })
+            before: suspended.switches_before,
+            rusage: None,
+        };
+        let mut session = Session::load(self.kernel, self.settings)?;
+        let mut tracker = start_tracker()?;
+        tracker.follow(pid);
+        session.follow(pid)?;
+        let image = |number| Image { tgid: pid, number };
+        // Until it executes its program the child is a copy of this process, asleep.
+        session.expect_no_tasks(image(0))?;
+        session.expect_program(image(1), command.program, command.program)?;
+        session.attach()?;
+        let since = Instant::now();
+        let mut child = suspended.resume()?;
+        let watch = Watch {
+            recorder: self,
+            child: Some(&child),
+            end: child.pidfd(),
+            launched: Some(launched),
+            since,
+        };
+        let cut = watch.until_the_end(&mut session, &mut tracker, tick)?;
+        let ended = child.wait()?;
+        launched.rusage = Some(ended.rusage);
+        Self::over(session, tracker, since, Some((launched, ended)), cut)
+    }
+
+    /// Records a process that runs already, with the children it has and makes if `children` says so, until it ends, is
+    /// interrupted, or the time is up.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses to trace, or if the process ended before anything could be recorded.
+    pub fn process(&self, attached: &Attached, children: bool, tick: impl FnMut(&Underway<'_>)) -> Result<Recorded> {
+        let settings = Settings {
+            follow_children: children,
+            ..self.settings
+        };
+        let pid = attached.pid;
+        let mut session = Session::load(self.kernel, settings)?;
+        let mut tracker = start_tracker()?;
+        let follow = |session: &mut Session, tracker: &mut Tracker, tgid: u32| {
+            tracker.follow(tgid);
+            session.follow_running(tgid)
+        };
+        let image = Image { tgid: pid, number: 0 };
+        session.expect_program(image, &attached.executable, &attached.executable_file())?;
+        follow(&mut session, &mut tracker, pid)?;
+        if children {
+            for child in descendants(pid) {
+                follow(&mut session, &mut tracker, child)?;
+            }
+        }
+        session.attach()?;
+        let since = Instant::now();
+        if children {
+            // Those that were born while the programs were attached.
+            for child in descendants(pid) {
+                if !tracker.follows(child) {
+                    follow(&mut session, &mut tracker, child)?;
+                }
+            }
+        }
+        let watch = Watch {
+            recorder: self,
+            child: None,
+            end: attached.pidfd(),
+            launched: None,
+            since,
+        };
+        let cut = watch.until_the_end(&mut session, &mut tracker, tick)?;
+        let recorded = Self::over(session, tracker, since, None, cut)?;
+        if cut == Cut::default() && recorded.run.aggregates.threads.is_empty() {
+            return Err(Error::Attach {
+                pid,
+                reason: format!("{} ended at that moment, and nothing was recorded", attached.name),
+            });
+        }
+        Ok(recorded)
+    }
+
+    fn over(
+        session: Session,
+        tracker: Tracker,
+        since: Instant,
+        ended: Option<(Launched, Ended)>,
+        cut: Cut,
+    ) -> Result<Recorded> {
+        let aggregates = session.finish(tracker)?;
+        Ok(Recorded {
+            run: Run {
+                aggregates,
+                symbols: Symbols::default(),
+                launched: ended.map(|(launched, _)| launched),
+                recorded_ns: since.elapsed().as_nanos() as u64,
+                exit: ended.map(|(_, ended)| ended.exit),
+                outcome: None,
+                messages_seen: 0,
+                cut_short: None,
+            },
+            cut,
+        })
+    }
 }
 
-/// Waits for the child's end, ticking meanwhile. Returns the signal that made us end it, if one did.
-fn watch(
-    child: &Child,
-    interrupts: Option<&Interrupts>,
-    session: &mut Session,
-    tracker: &mut Tracker,
-    tick: &mut impl FnMut(&Session),
-) -> Result<Option<Signal>> {
-    let mut interrupted = None;
-    let mut next_tick = Instant::now() + TICK;
-    loop {
-        let mut fds = vec![
-            PollFd::new(child.pidfd(), PollFlags::POLLIN),
-            PollFd::new(session.executed_fd(), PollFlags::POLLIN),
-        ];
-        fds.extend(interrupts.map(|interrupts| PollFd::new(interrupts.fd(), PollFlags::POLLIN)));
-        let wait = next_tick.saturating_duration_since(Instant::now());
-        // Rounded up: a poll that returns a fraction of a millisecond early would only be called again.
-        let wait = PollTimeout::try_from(wait + Duration::from_micros(999)).unwrap_or(PollTimeout::ZERO);
-        match poll(&mut fds, wait) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(Error::errno("poll")(errno)),
+fn start_tracker() -> Result<Tracker> {
+    Tracker::start().map_err(Error::system("perf_event_open"))
+}
+
+/// The loop around one recording.
+struct Watch<'a> {
+    recorder: &'a Recorder<'a>,
+    /// To be ended with the recording.
+    child: Option<&'a Child>,
+    /// Readable when the target has ended.
+    end: BorrowedFd<'a>,
+    launched: Option<Launched>,
+    since: Instant,
+}
+
+impl Watch<'_> {
+    /// Waits for the target's end, ticking meanwhile. A target of ours is ended when the time is up; one that was attached
+    /// to is let go then, or at the first signal.
+    fn until_the_end(
+        &self,
+        session: &mut Session,
+        tracker: &mut Tracker,
+        mut tick: impl FnMut(&Underway<'_>),
+    ) -> Result<Cut> {
+        let interrupts = self.recorder.interrupts;
+        let deadline = self.recorder.duration.map(|duration| self.since + duration);
+        let mut cut = Cut::default();
+        let mut next_tick = Instant::now() + TICK;
+        loop {
+            let mut fds = vec![
+                PollFd::new(self.end, PollFlags::POLLIN),
+                PollFd::new(session.executed_fd(), PollFlags::POLLIN),
+            ];
+            fds.extend(interrupts.map(|interrupts| PollFd::new(interrupts.fd(), PollFlags::POLLIN)));
+            let until = deadline
+                .filter(|_| !cut.time_is_up)
+                .map_or(next_tick, |at| at.min(next_tick));
+            let wait = until.saturating_duration_since(Instant::now());
+            // Rounded up: a poll that returns a fraction of a millisecond early would only be called again.
+            let wait = PollTimeout::try_from(wait + Duration::from_micros(999)).unwrap_or(PollTimeout::ZERO);
+            match poll(&mut fds, wait) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Error::errno("poll")(errno)),
+            }
+            let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+            let (ended, program_executed) = (is_ready(&fds[0]), is_ready(&fds[1]));
+            let is_over = self.take_signals(&mut cut);
+            if !cut.time_is_up && deadline.is_some_and(|at| Instant::now() >= at) {
+                cut.time_is_up = true;
+                if let Some(child) = self.child {
+                    child.signal(Signal::SIGTERM);
+                }
+            }
+            if program_executed {
+                tracker.tick();
+                session.programs_executed(tracker);
+            }
+            if Instant::now() >= next_tick {
+                tracker.tick();
+                session.tick(tracker);
+                tick(&Underway {
+                    session,
+                    tracker,
+                    launched: self.launched,
+                    since: self.since,
+                });
+                next_tick = Instant::now() + TICK;
+            }
+            let let_go = self.child.is_none() && (is_over || cut.time_is_up);
+            if ended || let_go {
+                return Ok(cut);
+            }
         }
-        let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
-        let (child_ended, program_executed) = (is_ready(&fds[0]), is_ready(&fds[1]));
-        if let Some(signal) = interrupts.and_then(Interrupts::take) {
-            interrupted.get_or_insert(signal);
-            child.kill();
+    }
+
+    /// Deals with what signals have come, and tells whether there was one.
+    fn take_signals(&self, cut: &mut Cut) -> bool {
+        let Some(interrupt) = self.recorder.interrupts.and_then(Interrupts::take) else {
+            return false;
+        };
+        let first = cut.interrupted.is_none();
+        cut.interrupted.get_or_insert(interrupt.signal);
+        match (self.child, self.recorder.on_interrupt) {
+            (None, _) => {}
+            (Some(child), OnInterrupt::PassOn) if first => {
+                if !interrupt.from_terminal {
+                    child.signal(interrupt.signal);
+                }
+            }
+            (Some(child), _) => child.kill(),
         }
-        if program_executed {
-            tracker.tick();
-            session.programs_executed(tracker);
-        }
-        if Instant::now() >= next_tick {
-            tracker.tick();
-            session.tick(tracker);
-            tick(session);
-            next_tick = Instant::now() + TICK;
-        }
-        if child_ended {
-            return Ok(interrupted);
-        }
+        true
     }
 }

@@ -9,25 +9,25 @@ use nix::sys::signal::Signal;
 
 use super::bar::Bar;
 use super::child::Message;
-use super::interrupt::Interrupts;
-use super::watch::trace_command;
-use crate::analyze::summarize::TracedRun;
-use crate::capture::{Kernel, Settings};
+use super::save::Saver;
+use super::watch::{Recorded, Recorder};
 use crate::cli::settings::RunSettings;
 use crate::error::{Error, Result};
-use crate::symbolize;
-use crate::target::launch::{Command, Ended};
+use crate::symbolize::symbols;
+use crate::target::environment::Environment;
+use crate::target::launch::Command;
 use crate::target::user::Invoker;
+use crate::trace::run::{Exit, Run};
 use crate::workload::progress::Progress;
 
 /// Runs the workload once under tracing; `number` tells which of the repeats it is.
-pub(super) fn traced(
+pub(super) fn recorded(
     settings: &RunSettings,
-    kernel: &Kernel,
-    interrupts: &Interrupts,
+    recorder: &Recorder<'_>,
     user: Option<&Invoker>,
     number: u64,
-) -> Result<TracedRun> {
+    saver: &mut Saver,
+) -> Result<Run> {
     let program = std::env::current_exe().map_err(Error::system("finding this executable"))?;
     let spec = serde_json::to_string(&settings.spec).map_err(|error| Error::Workload(error.to_string()))?;
     let (progress, progress_fd) = Progress::create()?;
@@ -47,41 +47,34 @@ pub(super) fn traced(
     let command = Command {
         program: &program,
         args: &args.map(OsStr::new),
-        env: &[],
+        env: &Environment::for_user(user),
         inherit: &[report_writer.as_fd(), progress_fd.as_fd()],
         user,
-    };
-    let capture = Settings {
-        level: settings.level,
-        locator: settings.locator,
-        waker_stacks: settings.wakeups_flamegraph.is_some(),
-        drop_one_in: settings.drop_one_in,
+        own_group: true,
     };
     let mut bar = Bar::new(settings.spec.iterations, number, settings.repeat);
-    let traced = trace_command(&command, kernel, capture, Some(interrupts), |session| {
+    let Recorded { mut run, cut } = recorder.command(&command, |underway| {
         if bar.is_wanted() {
-            bar.update(progress.messages(), session.switches_so_far());
+            bar.update(progress.messages(), underway.session.switches_so_far());
         }
+        saver.tick(underway);
     })?;
     drop(bar);
 
     let message = last_message(&mut report);
-    let messages_seen = progress.messages();
-    if let (Some(Message::Failed(reason)), 0, None) = (&message, messages_seen, traced.interrupted) {
+    run.messages_seen = progress.messages();
+    if let (Some(Message::Failed(reason)), 0, None) = (&message, run.messages_seen, cut.interrupted) {
         // It could not even begin: there is nothing to report but why.
         return Err(Error::Workload(reason.clone()));
     }
-    Ok(TracedRun {
-        outcome: match &message {
-            Some(Message::Done(outcome)) => Some(*outcome),
-            _ => None,
-        },
-        messages_seen,
-        cut_short: cut_short(traced.interrupted, message.as_ref(), traced.ended),
-        task_types: symbolize::task_types(&traced.aggregates),
-        aggregates: traced.aggregates,
-        launched: traced.launched,
-    })
+    run.outcome = match &message {
+        Some(Message::Done(outcome)) => Some(*outcome),
+        _ => None,
+    };
+    run.cut_short = cut_short(cut.interrupted, message.as_ref(), run.exit.unwrap_or_default());
+    run.symbols = symbols::resolve(&run.aggregates);
+    saver.run(&run);
+    Ok(run)
 }
 
 /// What the workload said before it ended; `None` if it said nothing that can be understood.
@@ -94,11 +87,11 @@ fn last_message(report: &mut std::io::PipeReader) -> Option<Message> {
 }
 
 /// Why the run is partial; `None` if it is not.
-fn cut_short(signal: Option<Signal>, message: Option<&Message>, ended: Ended) -> Option<String> {
+fn cut_short(signal: Option<Signal>, message: Option<&Message>, exit: Exit) -> Option<String> {
     if let Some(signal) = signal {
         return Some(format!("interrupted by {signal}"));
     }
-    match (message, ended.signal, ended.exit_status) {
+    match (message, exit.signal, exit.status) {
         (Some(Message::Done(_)), None, Some(0)) => None,
         (Some(Message::Failed(reason)), _, _) => Some(format!("the workload failed: {reason}")),
         (_, Some(number), _) => {
@@ -116,14 +109,9 @@ fn cut_short(signal: Option<Signal>, message: Option<&Message>, ended: Ended) ->
 mod tests {
     use super::*;
     use crate::workload::Outcome;
-    use ctxtrace_common::thread::KernelCount;
 
-    fn ended(exit_status: Option<i32>, signal: Option<i32>) -> Ended {
-        Ended {
-            exit_status,
-            signal,
-            rusage: KernelCount::default(),
-        }
+    fn ended(status: Option<i32>, signal: Option<i32>) -> Exit {
+        Exit { status, signal }
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! The child never outlives the tracer: `PR_SET_PDEATHSIG` kills it when the thread that forked it ends, so the tracer
 //! forks from its main thread. The request is made after the change of user, which would clear it.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, OsStr};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -17,11 +17,14 @@ use std::time::{Duration, Instant};
 
 use ctxtrace_common::thread::KernelCount;
 use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, fork, getpid, pipe2};
 
+use super::environment::Environment;
 use super::procfs;
 use super::user::Invoker;
 use crate::error::{Error, Result};
+use crate::trace::run::Exit;
 
 /// How long a child may take to fall asleep at the go pipe; it needs microseconds.
 const SUSPEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,12 +35,25 @@ pub struct Command<'a> {
     pub program: &'a Path,
     /// Its arguments, the first one being its own name.
     pub args: &'a [&'a OsStr],
-    /// What its environment has beside the tracer's own: names and values.
-    pub env: &'a [(&'a str, &'a str)],
+    /// Its environment.
+    pub env: &'a Environment,
     /// Descriptors it inherits, under the same numbers.
     pub inherit: &'a [BorrowedFd<'a>],
     /// Whom it runs as; `None` for the tracer's own user.
     pub user: Option<&'a Invoker>,
+    /// Whether it gets a process group of its own. Then Ctrl-C reaches the tracer alone, which ends the whole group; without
+    /// it the program has the terminal, and Ctrl-C reaches both.
+    pub own_group: bool,
+}
+
+/// What `execve` and the change of user want, in C's form. All of it is there before the fork.
+struct Prepared<'a> {
+    program: &'a CString,
+    argv: &'a [*const libc::c_char],
+    /// In place of `argv` where a shell has to run the program.
+    by_shell: &'a [*const libc::c_char],
+    envp: &'a [*const libc::c_char],
+    groups: &'a [libc::gid_t],
 }
 
 /// A child that sleeps before its first instruction.
@@ -65,10 +81,8 @@ pub struct Child {
 /// How a child ended, and what `wait4` says it used.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
-    /// Exit status, if it was not killed.
-    pub exit_status: Option<i32>,
-    /// The signal that killed it.
-    pub signal: Option<i32>,
+    /// By itself or by a signal.
+    pub exit: Exit,
     /// Its switches, and those of the children it has waited for.
     pub rusage: KernelCount,
 }
@@ -87,7 +101,14 @@ impl Command<'_> {
         let args: Vec<CString> = self.args.iter().map(|arg| c_string(arg)).collect::<Result<_>>()?;
         let mut argv: Vec<*const libc::c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
         argv.push(std::ptr::null());
-        let environment = self.environment()?;
+        let environment = self.env.to_c()?;
+        // What a shell would do with a script that does not name its interpreter (POSIX, `execvp`).
+        let shell = [c_string(OsStr::new("/bin/sh"))?, program.clone()];
+        let mut by_shell: Vec<*const libc::c_char> = shell.iter().map(|arg| arg.as_ptr()).collect();
+        by_shell.extend(argv.iter().skip(1));
+        if by_shell.last() != Some(&std::ptr::null()) {
+            by_shell.push(std::ptr::null());
+        }
         let mut envp: Vec<*const libc::c_char> = environment.iter().map(|entry| entry.as_ptr()).collect();
         envp.push(std::ptr::null());
         let groups: Vec<libc::gid_t> = self
@@ -101,7 +122,14 @@ impl Command<'_> {
             ForkResult::Child => {
                 // If the tracer dies, its end of the pipe must be the last one.
                 drop(go_write);
-                let errno = self.become_program(&program, &argv, &envp, &groups, tracer, &go_read);
+                let prepared = Prepared {
+                    program: &program,
+                    argv: &argv,
+                    by_shell: &by_shell,
+                    envp: &envp,
+                    groups: &groups,
+                };
+                let errno = self.become_program(&prepared, tracer, &go_read);
                 // SAFETY: async-signal-safe; the descriptor is open, the buffer is four bytes. Should the write fail there
                 // is nobody left to tell.
                 unsafe {
@@ -137,42 +165,15 @@ impl Command<'_> {
         }
     }
 
-    /// The tracer's environment with the additions, as `name=value`.
-    fn environment(&self) -> Result<Vec<CString>> {
-        let added = self
-            .env
-            .iter()
-            .map(|&(name, value)| (OsString::from(name), OsString::from(value)));
-        let is_added = |name: &OsStr| self.env.iter().any(|(added, _)| OsStr::new(added) == name);
-        std::env::vars_os()
-            .filter(|(name, _)| !is_added(name))
-            .chain(added)
-            .map(|(mut entry, value)| {
-                entry.push("=");
-                entry.push(value);
-                c_string(&entry)
-            })
-            .collect()
-    }
-
     /// In the child: everything up to `execve`. Returns only if something failed, with its `errno`.
-    fn become_program(
-        &self,
-        program: &CString,
-        argv: &[*const libc::c_char],
-        envp: &[*const libc::c_char],
-        groups: &[libc::gid_t],
-        tracer: Pid,
-        go: &OwnedFd,
-    ) -> i32 {
+    fn become_program(&self, prepared: &Prepared<'_>, tracer: Pid, go: &OwnedFd) -> i32 {
         // SAFETY: all of these are async-signal-safe system calls, on memory and descriptors that the fork has copied.
         unsafe {
-            // A group of its own: Ctrl-C reaches the tracer alone, which then ends the whole group.
-            if libc::setpgid(0, 0) != 0 {
+            if self.own_group && libc::setpgid(0, 0) != 0 {
                 return *libc::__errno_location();
             }
             if let Some(user) = self.user
-                && (libc::setgroups(groups.len(), groups.as_ptr()) != 0
+                && (libc::setgroups(prepared.groups.len(), prepared.groups.as_ptr()) != 0
                     || libc::setgid(user.gid.as_raw()) != 0
                     || libc::setuid(user.uid.as_raw()) != 0)
             {
@@ -199,7 +200,12 @@ impl Command<'_> {
             if libc::read(go.as_raw_fd(), (&raw mut byte).cast(), 1) != 1 {
                 return libc::ECANCELED;
             }
-            libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr());
+            let envp = prepared.envp.as_ptr();
+            libc::execve(prepared.program.as_ptr(), prepared.argv.as_ptr(), envp);
+            if *libc::__errno_location() == libc::ENOEXEC {
+                libc::execve(prepared.by_shell[0], prepared.by_shell.as_ptr(), envp);
+                return libc::ENOEXEC;
+            }
             *libc::__errno_location()
         }
     }
@@ -268,11 +274,19 @@ impl Child {
         self.pidfd.as_fd()
     }
 
-    /// Kills the child and its process group.
+    /// Sends the child a signal.
+    pub fn signal(&self, signal: Signal) {
+        if !self.reaped {
+            // SAFETY: the child has not been reaped, so the pid is its own.
+            unsafe { libc::kill(self.pid.as_raw(), signal as i32) };
+        }
+    }
+
+    /// Kills the child and the process group it leads.
     pub fn kill(&self) {
         if !self.reaped {
-            // SAFETY: the child has not been reaped, so the pid, and the group it leads, are its own. If it has not made
-            // its group yet, or has ended, one of the two calls finds nothing.
+            // SAFETY: the child has not been reaped, so the pid, and the group it leads, are its own. If it leads no group,
+            // or has ended, one of the two calls finds nothing.
             unsafe {
                 libc::kill(-self.pid.as_raw(), libc::SIGKILL);
                 libc::kill(self.pid.as_raw(), libc::SIGKILL);
@@ -302,8 +316,10 @@ impl Child {
         }
         self.reaped = true;
         Ok(Ended {
-            exit_status: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
-            signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+            exit: Exit {
+                status: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
+                signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+            },
             rusage: KernelCount {
                 voluntary: rusage.ru_nvcsw as u64,
                 involuntary: rusage.ru_nivcsw as u64,
@@ -324,14 +340,18 @@ impl Drop for Child {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::LazyLock;
 
     fn command<'a>(program: &'a Path, args: &'a [&'a OsStr]) -> Command<'a> {
+        static ENV: LazyLock<Environment> =
+            LazyLock::new(|| Environment::for_user(None).with("CTXTRACE_TEST_OF_LAUNCH", "7"));
         Command {
             program,
             args,
-            env: &[("CTXTRACE_TEST_OF_LAUNCH", "7")],
+            env: &ENV,
             inherit: &[],
             user: None,
+            own_group: true,
         }
     }
 
@@ -344,7 +364,7 @@ mod tests {
         assert_eq!(status.switches, suspended.switches_before);
         let mut child = suspended.resume().expect("executed");
         let ended = child.wait().expect("ended");
-        assert_eq!((ended.exit_status, ended.signal), (Some(7), None));
+        assert_eq!((ended.exit.status, ended.exit.signal), (Some(7), None));
     }
 
     #[test]
@@ -382,7 +402,7 @@ mod tests {
             .expect("forked")
             .resume()
             .expect("executed");
-        assert_eq!(child.wait().expect("ended").exit_status, Some(7));
+        assert_eq!(child.wait().expect("ended").exit.status, Some(7));
     }
 
     #[test]
@@ -393,6 +413,22 @@ mod tests {
             .expect("forked")
             .resume()
             .expect("executed");
-        assert_eq!(child.wait().expect("ended").signal, Some(libc::SIGSEGV));
+        assert_eq!(child.wait().expect("ended").exit.signal, Some(libc::SIGSEGV));
+    }
+
+    #[test]
+    fn a_script_without_an_interpreter_is_the_shells() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let script = folder.path().join("script");
+        std::fs::write(&script, "exit $(($1 + 1))\n").expect("written");
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .expect("made executable");
+        let args = [script.as_os_str(), OsStr::new("4")];
+        let mut child = command(&script, &args)
+            .launch_suspended()
+            .expect("forked")
+            .resume()
+            .expect("executed");
+        assert_eq!(child.wait().expect("ended").exit.status, Some(5));
     }
 }

@@ -18,6 +18,9 @@ use perf_event::data::Record;
 use perf_event::events::Software;
 use perf_event::{Builder, SampleFlag, Sampler};
 use procfs::process::{MMPermissions, MMapPath, Process};
+use serde::{Deserialize, Serialize};
+
+use super::attach::has_own_root;
 
 /// Space for records on each CPU: some 5,000 mappings between two readings.
 const RING_BYTES: usize = 512 << 10;
@@ -25,7 +28,7 @@ const RING_BYTES: usize = 512 << 10;
 const MISC_COMM_EXEC: u16 = 1 << 13;
 
 /// One executable mapping.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mapping {
     /// First address.
     pub start: u64,
@@ -34,15 +37,30 @@ pub struct Mapping {
     /// Where in the file it begins, bytes.
     pub file_offset: u64,
     /// The file, or what the kernel shows in its place, as `[vdso]` or `//anon`.
+    #[serde(with = "super::stored_path")]
     pub path: PathBuf,
 }
 
+impl Mapping {
+    /// An address in it as a place in the file: `redis-server+0x1a2b`.
+    #[must_use]
+    pub fn place(&self, address: u64) -> String {
+        let file = self.path.file_name().unwrap_or(self.path.as_os_str());
+        let offset = address.wrapping_sub(self.start).wrapping_add(self.file_offset);
+        format!("{}+{offset:#x}", file.to_string_lossy())
+    }
+}
+
 /// Every mapping seen, by image.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mappings {
     by_image: HashMap<Image, Vec<Mapping>>,
     /// Number of the image each process is running.
+    #[serde(skip)]
     current: HashMap<u32, u32>,
+    /// Where the files of processes are that see others than this one under the same names.
+    #[serde(skip)]
+    roots: HashMap<u32, PathBuf>,
     /// Records that the kernel could not deliver.
     pub lost: u64,
 }
@@ -67,6 +85,18 @@ impl Mappings {
             });
         self.by_image.insert(Image { tgid, number: 0 }, mappings.collect());
         self.current.insert(tgid, 0);
+        if has_own_root(tgid) {
+            self.roots.insert(tgid, PathBuf::from(format!("/proc/{tgid}/root")));
+        }
+    }
+
+    /// Where a file can be opened that a process sees as `path`; only while the process lives, if it has a root of its own.
+    #[must_use]
+    pub fn file(&self, tgid: u32, path: &Path) -> PathBuf {
+        match (self.roots.get(&tgid), path.strip_prefix("/")) {
+            (Some(root), Ok(relative)) if !path.starts_with("//anon") => root.join(relative),
+            _ => path.to_owned(),
+        }
     }
 
     /// Adds an image whose mappings are known.
@@ -118,6 +148,9 @@ impl Mappings {
                     let image = Image { tgid: child, number };
                     self.by_image.insert(image, inherited.unwrap_or_default());
                     self.current.insert(child, number);
+                    if let Some(root) = self.roots.get(&parent).cloned() {
+                        self.roots.insert(child, root);
+                    }
                 }
             }
         }
@@ -157,6 +190,12 @@ impl Tracker {
     /// Follows a process, and from now on its children too.
     pub fn follow(&mut self, tgid: u32) {
         self.mappings.add_process(tgid);
+    }
+
+    /// Whether this process is followed.
+    #[must_use]
+    pub fn follows(&self, tgid: u32) -> bool {
+        self.mappings.current.contains_key(&tgid)
     }
 
     /// Reads what has come in.

@@ -1,15 +1,36 @@
 //! The program that is traced: how it is started, whom it runs as, and what its memory looks like.
 //!
 //! * [`launch`]: starts it suspended before its first instruction, so that nothing it does goes untraced.
+//! * [`attach`]: finds a process that runs already.
+//! * [`environment`]: what a program is started with, also under `sudo`.
+//! * [`search`]: from the name of a command to its file.
 //! * [`user`]: the user who called `sudo`; the workload and the output files are theirs.
 //! * [`procfs`]: what `/proc` says of a thread.
 //! * [`mappings`]: which file lies where in which process, kept after the process has gone.
 //! * [`locate`]: how the tasks of an executable are found, out of its symbols and types.
 //! * [`programs`]: which executable each process runs.
 
+pub mod attach;
+pub mod environment;
 pub mod launch;
 pub mod locate;
 pub mod mappings;
 pub mod procfs;
 pub mod programs;
+pub mod search;
 pub mod user;
+
+/// Paths as they are stored: text, whatever the bytes.
+mod stored_path {
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        path.to_string_lossy().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+        String::deserialize(deserializer).map(PathBuf::from)
+    }
+}

@@ -25,6 +25,13 @@ pub fn status(pid: i32, tid: i32) -> Option<Status> {
     })
 }
 
+/// Whether a process has ended: nothing is left of it, or nothing but its status for its parent.
+#[must_use]
+pub fn is_gone(pid: i32) -> bool {
+    let stat = Process::new(pid).and_then(|process| process.stat());
+    stat.map_or(true, |stat| matches!(stat.state, 'Z' | 'X'))
+}
+
 /// The capabilities in effect for this process, as the kernel's bit mask.
 #[must_use]
 pub fn effective_capabilities() -> u64 {

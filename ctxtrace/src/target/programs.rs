@@ -31,16 +31,17 @@ pub enum LocatorChoice {
 }
 
 /// One executable.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
     /// Its path, as the kernel shows it.
+    #[serde(with = "super::stored_path")]
     pub path: PathBuf,
     /// What was found in it.
     pub found: Found,
 }
 
 /// Every program that the target has run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Programs {
     choice: LocatorChoice,
     programs: Vec<Program>,
@@ -58,14 +59,14 @@ impl Programs {
         }
     }
 
-    /// Says that an image runs this executable, and returns how its tasks are found.
-    pub fn assign(&mut self, image: Image, path: &Path) -> Locator {
+    /// Says that an image runs this executable, which can be opened as `file`, and returns how its tasks are found.
+    pub fn assign(&mut self, image: Image, path: &Path, file: &Path) -> Locator {
         let index = self
             .programs
             .iter()
             .position(|program| program.path == path)
             .unwrap_or_else(|| {
-                let mut found = examine(path);
+                let mut found = examine(file);
                 restrict(&mut found.locator, self.choice);
                 self.programs.push(Program {
                     path: path.to_owned(),
@@ -101,7 +102,7 @@ impl Programs {
     /// Once the run is over: assigns what is left, and looks for tokio in shared objects.
     pub fn complete(&mut self, mappings: &Mappings) {
         for (image, path) in self.unassigned(mappings) {
-            self.assign(image, &path);
+            self.assign(image, &path, &mappings.file(image.tgid, &path));
         }
         if self.choice != LocatorChoice::Auto && self.choice != LocatorChoice::Tokio {
             return;
@@ -120,7 +121,10 @@ impl Programs {
                 .iter()
                 .map(|mapping| mapping.path.as_path())
                 .filter(|&path| is_file(path) && path != program.path)
-                .find(|&path| *objects.entry(path).or_insert_with(|| mentions_tokio(path)));
+                .find(|&path| {
+                    let mentions = || mentions_tokio(&mappings.file(image.tgid, path));
+                    *objects.entry(path).or_insert_with(mentions)
+                });
             if let Some(object) = object {
                 locator.reason = Reason::SharedObject as u32;
                 program.found.detail = Some(object.display().to_string());
@@ -132,7 +136,7 @@ impl Programs {
     #[must_use]
     pub fn get(&self, image: Image) -> Option<&Program> {
         let index = self.by_image.get(&image).copied().flatten()?;
-        Some(&self.programs[index])
+        self.programs.get(index)
     }
 
     /// All of them, each once.
@@ -216,7 +220,7 @@ mod tests {
     fn what_nobody_looked_at_in_time_is_settled_afterwards() {
         let mut programs = Programs::new(LocatorChoice::Auto);
         assert_eq!(programs.settle(IMAGE, Reason::NotExamined), Reason::NotExamined);
-        programs.assign(IMAGE, Path::new("/bin/true"));
+        programs.assign(IMAGE, Path::new("/bin/true"), Path::new("/bin/true"));
         assert_eq!(
             programs.settle(IMAGE, Reason::NotExamined),
             Reason::None,
@@ -224,7 +228,7 @@ mod tests {
         );
         assert_eq!(programs.settle(IMAGE, Reason::ReadFailed), Reason::ReadFailed);
         let with_tasks = Image { tgid: 8, number: 0 };
-        programs.assign(with_tasks, &own());
+        programs.assign(with_tasks, &own(), &own());
         assert_eq!(programs.settle(with_tasks, Reason::NotExamined), Reason::NotExamined);
     }
 

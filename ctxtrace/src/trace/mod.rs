@@ -1,7 +1,14 @@
 //! What was seen, decoded and not interpreted: the boundary between capturing and understanding.
 //!
-//! [`Aggregates`] is what the kernel had summed up when a run was over. It knows nothing of BPF maps, and everything behind
-//! it is a pure function of it.
+//! * [`Aggregates`]: what the kernel had summed up when a run was over. It knows nothing of BPF maps, and everything behind
+//!   it is a pure function of it.
+//! * [`run`]: one recording: the aggregates, and what else is known of what was recorded.
+//! * [`symbols`]: the names of its stacks.
+//! * [`file`]: recordings in a file.
+
+pub mod file;
+pub mod run;
+pub mod symbols;
 
 use std::collections::HashMap;
 
@@ -39,12 +46,21 @@ impl Level {
 }
 
 /// The five distributions, all CPUs added up.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(from = "Vec<Histogram>")]
 pub struct Latencies(Vec<Histogram>);
 
 impl Default for Latencies {
     fn default() -> Self {
         Self(vec![Histogram::EMPTY; Latency::COUNT as usize])
+    }
+}
+
+/// What comes out of a file may have any number of them.
+impl From<Vec<Histogram>> for Latencies {
+    fn from(mut histograms: Vec<Histogram>) -> Self {
+        histograms.resize(Latency::COUNT as usize, Histogram::EMPTY);
+        Self(histograms)
     }
 }
 
@@ -93,7 +109,8 @@ pub fn name_of<const N: usize>(padded: &[u8; N]) -> String {
 }
 
 /// What had become of a thread when the capture ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Fate {
     /// Its last switch was seen.
     Ended,
@@ -104,7 +121,7 @@ pub enum Fate {
 }
 
 /// A thread's record and the thread's fate.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct ThreadRecord {
     /// The record.
     pub thread: Thread,
@@ -113,7 +130,7 @@ pub struct ThreadRecord {
 }
 
 /// What one program of ours cost, measured by the kernel while its statistics were switched on.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProgramCost {
     /// Name of the program: that of its tracepoint.
     pub name: String,
@@ -124,7 +141,7 @@ pub struct ProgramCost {
 }
 
 /// What tracing itself cost.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TracerCost {
     /// Per BPF program.
     pub programs: Vec<ProgramCost>,
@@ -133,11 +150,13 @@ pub struct TracerCost {
 }
 
 /// Everything the kernel had summed up when a run was over.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Aggregates {
     /// How much was recorded.
     pub level: Level,
-    /// One record a thread, in the order of their last switches; threads that have not ended come last.
+    /// One record a thread, in the order of their last switches; threads that have not ended come last. Stored by themselves: there may be very
+    /// many.
+    #[serde(skip)]
     pub threads: Vec<ThreadRecord>,
     /// Totals and losses.
     pub counters: Counters,
@@ -179,6 +198,9 @@ pub(crate) mod build {
     use ctxtrace_common::ledger::Class;
     use ctxtrace_common::thread::KernelCount;
 
+    use super::run::Run;
+    use super::symbols::Symbols;
+
     /// A thread that was switched `voluntary` + `involuntary` times, all of them seen, and has ended.
     pub(crate) fn thread(tid: u32, name: &str, voluntary: u64, involuntary: u64) -> ThreadRecord {
         let mut thread: Thread = bytemuck::Zeroable::zeroed();
@@ -201,6 +223,20 @@ pub(crate) mod build {
         key.task = task;
         key.tgid = 100;
         key
+    }
+
+    /// A recording of which nothing is known but this.
+    pub(crate) fn run(aggregates: Aggregates) -> Run {
+        Run {
+            aggregates,
+            symbols: Symbols::default(),
+            launched: None,
+            recorded_ns: 2_000_000,
+            exit: None,
+            outcome: None,
+            messages_seen: 0,
+            cut_short: None,
+        }
     }
 
     /// A capture of these threads, with nothing lost, and all their switches those of threads that went to sleep.

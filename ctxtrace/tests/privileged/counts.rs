@@ -192,7 +192,11 @@ fn a_thread_that_executes_a_program_keeps_its_count() {
     // Reconciliation holds thread by thread; the launched id has gone from the first thread to the second.
     assert_eq!(threads.len(), 2);
     let sleep = thread_named(threads.iter().map(|record| &record.thread), "sleep");
-    assert_eq!(sleep.tid, traced.launched.pid, "it has its leader's id now");
+    assert_eq!(
+        sleep.tid,
+        traced.launched.expect("started").pid,
+        "it has its leader's id now"
+    );
     assert_eq!(sleep.traced(), sleep.counted_by_kernel());
     let total: u64 = threads.iter().map(|record| record.thread.traced()).sum();
     assert_eq!(total, traced.aggregates.counters.switches);
@@ -206,8 +210,8 @@ fn stack_sums_hold_every_switch_once() {
     assert_eq!(count + counters.lost_stack_sums, counters.switches);
     assert_eq!(off_cpu_ns, traced.aggregates.latencies.get(Latency::OffCpu).sum_ns);
     assert_eq!(counters.lost_stacks, 0);
-    let resolved = ctxtrace::symbolize::resolve(&traced.aggregates);
-    let names = |stack: &ctxtrace::symbolize::ResolvedStack| {
+    let resolved = ctxtrace::symbolize::stacks::switches(&traced);
+    let names = |stack: &ctxtrace::symbolize::stacks::ResolvedStack| {
         stack.frames.iter().map(|frame| frame.name.clone()).collect::<Vec<_>>()
     };
     let yielding: u64 = resolved

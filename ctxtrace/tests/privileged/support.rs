@@ -7,10 +7,12 @@ use ctxtrace::capture::{Kernel, Settings};
 use ctxtrace::correlate::ledger::{Ledger, ledger};
 use ctxtrace::correlate::reconcile::{Reconciliation, reconcile};
 use ctxtrace::correlate::tasks;
-use ctxtrace::run::watch::{Traced, trace_command};
+use ctxtrace::run::watch::{OnInterrupt, Recorder};
+use ctxtrace::symbolize::symbols;
+use ctxtrace::target::environment::Environment;
 use ctxtrace::target::launch;
 use ctxtrace::target::programs::LocatorChoice;
-use ctxtrace::trace::Level;
+use ctxtrace::trace::run::Run;
 use ctxtrace_common::ledger::Class;
 use procfs::process::Process;
 use serde_json::Value;
@@ -58,46 +60,60 @@ pub(crate) fn number(json: &Value, pointer: &str) -> i64 {
 }
 
 /// Traces one of [`crate::programs`].
-pub(crate) fn trace_program(name: &str) -> Traced {
+pub(crate) fn trace_program(name: &str) -> Run {
     trace_program_by(name, LocatorChoice::Auto)
 }
 
 /// The same, with tasks found in this way.
-pub(crate) fn trace_program_by(name: &str, locator: LocatorChoice) -> Traced {
+pub(crate) fn trace_program_by(name: &str, locator: LocatorChoice) -> Run {
     let executable = std::env::current_exe().expect("a path");
     let traced = trace(&executable, &[(crate::programs::VARIABLE, name)], locator);
-    assert_eq!(traced.ended.exit_status, Some(0), "the program {name} failed");
+    assert_eq!(
+        traced.exit.expect("waited for").status,
+        Some(0),
+        "the program {name} failed"
+    );
     traced
 }
 
 /// Traces an executable.
-pub(crate) fn trace(executable: &Path, env: &[(&str, &str)], locator: LocatorChoice) -> Traced {
+pub(crate) fn trace(executable: &Path, env: &[(&str, &str)], locator: LocatorChoice) -> Run {
+    let mut environment = Environment::for_user(None);
+    for &(name, value) in env {
+        environment = environment.with(name, value);
+    }
     let command = launch::Command {
         program: executable,
         args: &[executable.as_os_str()],
-        env,
+        env: &environment,
         inherit: &[],
         user: None,
+        own_group: true,
     };
-    let kernel = Kernel::discover().expect("a kernel with BTF");
-    let settings = Settings {
-        level: Level::Stacks,
-        locator,
-        waker_stacks: false,
-        drop_one_in: 0,
+    let recorder = Recorder {
+        kernel: &Kernel::discover().expect("a kernel with BTF"),
+        settings: Settings {
+            locator,
+            ..Settings::default()
+        },
+        interrupts: None,
+        on_interrupt: OnInterrupt::Kill,
+        duration: None,
     };
-    trace_command(&command, &kernel, settings, None, |_| {}).expect("traced")
+    let mut run = recorder.command(&command, |_| {}).expect("traced").run;
+    run.symbols = symbols::resolve(&run.aggregates);
+    run
 }
 
 /// The ledger of a traced program, which must add up.
-pub(crate) fn ledger_of(traced: &Traced) -> Ledger {
+pub(crate) fn ledger_of(traced: &Run) -> Ledger {
     let ledger = ledger(&traced.aggregates);
     assert_eq!(ledger.count(), traced.aggregates.counters.switches, "{ledger:#?}");
     ledger
 }
 
 /// Kernel switches of one class while the task of this name was polled.
-pub(crate) fn switches_of(traced: &Traced, task: &str, class: Class) -> u64 {
+pub(crate) fn switches_of(traced: &Run, task: &str, class: Class) -> u64 {
     let ledger = ledger_of(traced);
     let rows = ledger.rows.iter().filter(|(entry, _)| entry.class == class);
     rows.filter(|(entry, _)| {
@@ -110,8 +126,8 @@ pub(crate) fn switches_of(traced: &Traced, task: &str, class: Class) -> u64 {
 }
 
 /// The reconciliation of a traced program, which must hold.
-pub(crate) fn reconciled(traced: &Traced) -> Reconciliation {
-    let reconciliation = reconcile(&traced.aggregates.threads, &traced.launched);
+pub(crate) fn reconciled(traced: &Run) -> Reconciliation {
+    let reconciliation = reconcile(&traced.aggregates.threads, traced.launched.as_ref());
     assert!(reconciliation.holds(), "{reconciliation:#?}");
     let rusage = reconciliation.rusage.expect("waited for");
     assert!(rusage.agrees(), "{rusage:?}");

@@ -6,9 +6,9 @@ use std::process::Command;
 
 use ctxtrace::correlate::tasks;
 use ctxtrace::correlate::wakeups::wakeups;
-use ctxtrace::run::watch::Traced;
 use ctxtrace::target::programs::LocatorChoice;
 use ctxtrace::trace::name_of;
+use ctxtrace::trace::run::Run;
 use ctxtrace_abi::NAMED_TASKS;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{OTHER_TASKS, Reason};
@@ -177,7 +177,7 @@ fn tasks_beyond_the_tables_are_summed_and_counted() {
 }
 
 /// Kernel switches of tasks that slept, by how many each made, most first.
-fn blocked(traced: &Traced) -> Vec<(String, u64)> {
+fn blocked(traced: &Run) -> Vec<(String, u64)> {
     let ledger = ledger_of(traced);
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for (entry, sum) in ledger
@@ -299,7 +299,7 @@ fn a_stripped_program_is_unattributed() {
         &[(crate::programs::VARIABLE, "blocker")],
         LocatorChoice::Auto,
     );
-    assert_eq!(traced.ended.exit_status, Some(0));
+    assert_eq!(traced.exit.expect("waited for").status, Some(0));
     reconciled(&traced);
     let ledger = ledger_of(&traced);
     // Those in the middle of the `execve`, and the last ones, need no task.
@@ -364,7 +364,7 @@ fn unmodified_programs_of_many_tokio_releases_are_attributed() {
     for program in programs {
         let name = program.file_name().expect("a name").to_string_lossy().into_owned();
         let traced = trace(&program, &[], LocatorChoice::Auto);
-        assert_eq!(traced.ended.exit_status, Some(0), "{name}");
+        assert_eq!(traced.exit.expect("waited for").status, Some(0), "{name}");
         reconciled(&traced);
         let ledger = ledger_of(&traced);
         if name.starts_with("no-types") {
@@ -391,7 +391,7 @@ fn unmodified_programs_of_many_tokio_releases_are_attributed() {
             "{name}"
         );
         // `async fn blocking` is what both tasks are made from.
-        let types = ctxtrace::symbolize::task_types(&traced.aggregates);
+        let types = ctxtrace::symbolize::stacks::task_types(&traced.aggregates, &traced.symbols);
         let of_blocking = types.values().filter(|name| *name == "unmodified::blocking").count();
         assert!(of_blocking >= 2, "{name}: {types:?}");
     }

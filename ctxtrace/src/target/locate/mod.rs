@@ -24,11 +24,13 @@ use std::path::Path;
 use ctxtrace_abi::ThreadState;
 use ctxtrace_common::locator::{HAS_PROBE, HAS_TOKIO, Locator, Reason};
 
+use serde::{Deserialize, Serialize};
+
 use elf::{Elf, File, Kind, ThreadLocal};
 use tokio::Sought;
 
 /// What was found in an executable.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
     /// How the kernel side finds the tasks.
     pub locator: Locator,

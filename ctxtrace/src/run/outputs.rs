@@ -1,0 +1,110 @@
+//! Every output but the capture: opened before the run, written after it.
+
+use std::io::{self, IsTerminal, Write};
+
+use crate::analyze::result::Report;
+use crate::cli::settings::OutputSettings;
+use crate::error::{Error, Result};
+use crate::report::flamegraph::{self, Labels, Subject};
+use crate::report::output::Output;
+use crate::report::table::{self, Style};
+use crate::report::{Weight, folded, json};
+use crate::symbolize::stacks;
+use crate::target::user::Invoker;
+use crate::trace::run::Run;
+
+/// The files asked for, open and known to be writable.
+pub(super) struct Outputs {
+    weight: Weight,
+    json: Option<Output>,
+    flamegraph: Option<Output>,
+    wakeups_flamegraph: Option<Output>,
+    folded: Option<Output>,
+}
+
+impl Outputs {
+    pub(super) fn open(settings: &OutputSettings, user: Option<&Invoker>) -> Result<Self> {
+        let open = |destination: &Option<_>| destination.as_ref().map(|to| Output::open(to, user)).transpose();
+        Ok(Self {
+            weight: settings.weight,
+            json: open(&settings.json)?,
+            flamegraph: open(&settings.flamegraph)?,
+            wakeups_flamegraph: open(&settings.wakeups_flamegraph)?,
+            folded: open(&settings.folded)?,
+        })
+    }
+
+    /// Writes them. Stacks are those of the median run, like the counts beside them.
+    pub(super) fn write(self, report: &Report, runs: &[Run]) -> Result<()> {
+        let mut written = Vec::new();
+        let mut commit = |output: Output, bytes: &[u8], how: &'static str| {
+            if let Some(path) = output.path() {
+                written.push((path.to_owned(), how));
+            }
+            output.commit(bytes)
+        };
+        if let Some(output) = self.json {
+            commit(output, &json::render(report)?, "the result as JSON")?;
+        }
+        let workload = report.workload.as_ref();
+        let median = workload.and_then(|workload| workload.runs.iter().position(|run| run.median));
+        let run = &runs[median.unwrap_or(0)];
+        let labels = Labels {
+            subject: table::subject_in_words(report),
+            lost: report.lost.in_words(),
+        };
+        if self.flamegraph.is_some() || self.folded.is_some() {
+            let resolved = stacks::switches(run);
+            if let Some(output) = self.folded {
+                let lines = folded::render(&resolved.stacks, self.weight);
+                commit(
+                    output,
+                    lines.as_bytes(),
+                    "folded stacks, for speedscope and other flamegraph tools",
+                )?;
+            }
+            if let Some(output) = self.flamegraph {
+                let svg = flamegraph::render(&resolved, Subject::Switches, self.weight, &labels)?;
+                commit(output, &svg, "flamegraph: open it in a web browser, click to zoom")?;
+            }
+        }
+        if let Some(output) = self.wakeups_flamegraph {
+            let resolved = stacks::wakers(run);
+            let svg = flamegraph::render(&resolved, Subject::Wakeups, self.weight, &labels)?;
+            commit(output, &svg, "flamegraph of wakeups: who ended the sleeps, from where")?;
+        }
+        for (path, how) in written {
+            // Nobody is there to be told if standard error is gone.
+            let _ = writeln!(io::stderr(), "wrote {} ({how})", path.display());
+        }
+        Ok(())
+    }
+}
+
+/// Prints the table, where nothing else goes: to standard output, or to standard error.
+pub(super) fn print_table(settings: &OutputSettings, report: &Report) -> Result<()> {
+    let unwritable = |source| Error::Output {
+        path: "standard output".into(),
+        source,
+    };
+    if settings.table_to_stderr {
+        let text = table::render(report, style(io::stderr().is_terminal()));
+        io::stderr().write_all(text.as_bytes()).map_err(unwritable)
+    } else {
+        let text = table::render(report, style(io::stdout().is_terminal()));
+        match io::stdout().write_all(text.as_bytes()) {
+            // The reader of a pipe has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.map_err(unwritable),
+        }
+    }
+}
+
+/// Colour on a terminal unless `NO_COLOR` is set (no-color.org); anywhere if `CLICOLOR_FORCE` is.
+fn style(terminal: bool) -> Style {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let forced = set("CLICOLOR_FORCE") && std::env::var_os("CLICOLOR_FORCE").is_some_and(|value| value != "0");
+    Style {
+        color: !set("NO_COLOR") && (terminal || forced),
+    }
+}

@@ -1,0 +1,171 @@
+//! `ctxtrace record`: any program.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use nix::sys::signal::Signal;
+
+use super::interrupt::Interrupts;
+use super::outputs::{self, Outputs};
+use super::save::Saver;
+use super::watch::{Cut, OnInterrupt, Recorded, Recorder, Underway};
+use super::{info, verdict};
+use crate::analyze::summarize::summarize;
+use crate::capture::{Kernel, preflight};
+use crate::cli::settings::{RecordSettings, RecordTarget};
+use crate::error::{Result, status};
+use crate::report::printable;
+use crate::symbolize::symbols;
+use crate::target::attach::Attached;
+use crate::target::environment::Environment;
+use crate::target::launch::Command;
+use crate::target::search::find_program;
+use crate::target::user::{Invoker, invoker};
+use crate::trace::run::{Exit, Subject};
+
+/// Records a command or a process, writes every output, and returns the exit status: that of the command, if there is one.
+///
+/// # Errors
+///
+/// If tracing is not possible here, if an output cannot be written, or if there is nothing to record.
+pub fn record(settings: &RecordSettings) -> Result<u8> {
+    preflight::check()?;
+    let user = invoker();
+    let target = Found::find(&settings.target, user.as_ref())?;
+    let outputs = Outputs::open(&settings.outputs, user.as_ref())?;
+    let kernel = Kernel::discover()?;
+    let interrupts = Interrupts::catch()?;
+    let info = info(target.subject(), settings.capture.level)?;
+    let mut saver = Saver::begin(settings.save.as_ref(), &info, user.as_ref())?;
+    let recorder = Recorder {
+        kernel: &kernel,
+        settings: settings.capture,
+        interrupts: Some(&interrupts),
+        on_interrupt: OnInterrupt::PassOn,
+        duration: settings.duration,
+    };
+    let tick = |underway: &Underway<'_>| saver.tick(underway);
+    let Recorded { mut run, cut } = match &target {
+        Found::Command { words, program, env } => {
+            let args: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();
+            let command = Command {
+                program,
+                args: &args,
+                env,
+                inherit: &[],
+                user: user.as_ref(),
+                own_group: false,
+            };
+            recorder.command(&command, tick)?
+        }
+        Found::Process { attached, children } => {
+            say_attached(attached);
+            recorder.process(attached, *children, tick)?
+        }
+    };
+    run.symbols = symbols::resolve(&run.aggregates);
+    saver.run(&run);
+
+    let runs = [run];
+    let report = summarize(&info, &runs);
+    outputs.write(&report, &runs)?;
+    saver.end()?;
+    outputs::print_table(&settings.outputs, &report)?;
+    Ok(match runs[0].exit {
+        Some(exit) => match exit_status(exit, cut) {
+            0 => verdict(&report),
+            of_command => of_command,
+        },
+        None if cut.interrupted.is_some() => status::INTERRUPTED,
+        None => verdict(&report),
+    })
+}
+
+/// What there is to record, known to be there.
+enum Found {
+    Command {
+        words: Vec<OsString>,
+        program: PathBuf,
+        env: Environment,
+    },
+    Process {
+        attached: Attached,
+        children: bool,
+    },
+}
+
+impl Found {
+    fn find(target: &RecordTarget, user: Option<&Invoker>) -> Result<Self> {
+        Ok(match target {
+            RecordTarget::Command(words) => {
+                let env = Environment::for_user(user);
+                let name = words.first().map_or(OsStr::new(""), OsString::as_os_str);
+                Self::Command {
+                    program: find_program(name, env.get("PATH"))?,
+                    words: words.clone(),
+                    env,
+                }
+            }
+            RecordTarget::Process { pid, children } => Self::Process {
+                attached: Attached::find(*pid)?,
+                children: *children,
+            },
+        })
+    }
+
+    fn subject(&self) -> Subject {
+        match self {
+            Self::Command { words, .. } => Subject::Command {
+                words: words.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+            },
+            Self::Process { attached, children } => Subject::Process {
+                pid: attached.pid,
+                name: attached.name.clone(),
+                children: *children,
+            },
+        }
+    }
+}
+
+/// Nobody is there to be told if standard error is gone.
+fn say_attached(attached: &Attached) {
+    let mut stderr = io::stderr();
+    for note in &attached.notes {
+        let _ = writeln!(stderr, "ctxtrace: {}", printable(note));
+    }
+    let name = printable(&attached.name);
+    let _ = writeln!(stderr, "recording process {} ({name}); Ctrl-C ends it", attached.pid);
+}
+
+/// The status that passes on how the command ended. That it was ended because the time was up is what was asked for.
+fn exit_status(exit: Exit, cut: Cut) -> u8 {
+    match (exit.status, exit.signal) {
+        (_, Some(signal)) if cut.time_is_up && cut.interrupted.is_none() && signal == Signal::SIGTERM as i32 => 0,
+        (_, Some(signal)) => status::KILLED_BY.saturating_add(signal as u8),
+        (Some(code), None) => code as u8,
+        (None, None) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commands_status_is_passed_on() {
+        let ended = |status, signal| Exit { status, signal };
+        let cut = |interrupted, time_is_up| Cut {
+            interrupted,
+            time_is_up,
+        };
+        let alone = Cut::default();
+        assert_eq!(exit_status(ended(Some(7), None), alone), 7);
+        assert_eq!(exit_status(ended(None, Some(9)), alone), 137);
+        assert_eq!(exit_status(ended(None, Some(15)), alone), 143);
+        assert_eq!(exit_status(ended(None, Some(15)), cut(None, true)), 0);
+        assert_eq!(exit_status(ended(None, Some(9)), cut(None, true)), 137);
+        assert_eq!(exit_status(ended(Some(1), None), cut(None, true)), 1);
+        assert_eq!(exit_status(ended(None, Some(2)), cut(Some(Signal::SIGINT), false)), 130);
+    }
+}

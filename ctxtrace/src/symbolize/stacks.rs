@@ -1,0 +1,379 @@
+//! The stacks of a run by their names, under what the threads were doing. Pure: names come from [`Symbols`].
+
+use std::collections::{BTreeMap, HashMap};
+
+use ctxtrace_common::ledger::Class;
+use ctxtrace_common::locator::{OTHER_TASKS, Reason as Unattributed};
+use ctxtrace_common::process::{Image, TaskKey};
+use ctxtrace_common::stack::{SumKey, UserStack};
+use ctxtrace_common::wakeup::Origin;
+
+use super::{ENTRY_POINTS, future, reason};
+use crate::analyze::attribution::class;
+use crate::correlate::ledger::{Entry, entry_of};
+use crate::correlate::tasks;
+use crate::correlate::wakeups::Names;
+use crate::target::locate;
+use crate::trace::run::Run;
+use crate::trace::symbols::{Frame, FrameKind, Symbols};
+use crate::trace::{Aggregates, name_of};
+
+/// Switch-outs with the same resolved stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedStack {
+    /// From what the thread was doing, and its name, to the innermost kernel function.
+    pub frames: Vec<Frame>,
+    /// Switch-outs.
+    pub count: u64,
+    /// Their off-CPU time.
+    pub off_cpu_ns: u64,
+}
+
+/// All stacks of a capture.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolved {
+    /// Distinct ones, in the order of their frames.
+    pub stacks: Vec<ResolvedStack>,
+    /// Switch-outs with a user stack.
+    pub with_user_stack: u64,
+    /// Of those, the ones whose user stack does not reach a thread's or program's entry: code without frame pointers.
+    pub broken: u64,
+}
+
+/// Stacks with the same frames, added up.
+#[derive(Default)]
+struct Merged(BTreeMap<Vec<Frame>, (u64, u64)>);
+
+impl Merged {
+    fn add(&mut self, frames: Vec<Frame>, count: u64, off_cpu_ns: u64) {
+        let sum = self.0.entry(frames).or_default();
+        sum.0 += count;
+        sum.1 += off_cpu_ns;
+    }
+
+    fn into_stacks(self) -> Vec<ResolvedStack> {
+        let stacks = self.0.into_iter().map(|(frames, (count, off_cpu_ns))| ResolvedStack {
+            frames,
+            count,
+            off_cpu_ns,
+        });
+        stacks.collect()
+    }
+}
+
+fn image_of(key: &SumKey) -> Image {
+    Image {
+        tgid: key.tgid,
+        number: key.image,
+    }
+}
+
+/// What a thread was doing at a switch-out, as the outermost frames of its stack: `task: sender` and then `blocked` or
+/// `preempted`, or the class alone.
+fn doing(entry: &Entry, aggregates: &Aggregates) -> Vec<Frame> {
+    let frame = |name: String| Frame {
+        kind: FrameKind::Doing,
+        name,
+    };
+    let class = class(entry.class).in_words();
+    match entry.task {
+        Some(task) => vec![
+            frame(format!("task: {}", tasks::name(aggregates, task))),
+            frame(class.trim_start_matches("task ").to_owned()),
+        ],
+        None if entry.class == Class::Unattributed => {
+            vec![frame(class.to_owned()), reason(locate::in_words(entry.reason))]
+        }
+        None => vec![frame(class.to_owned())],
+    }
+}
+
+/// A user stack: its names if it was resolved, else the files it goes through, for a capture that ended before its names
+/// were looked up.
+fn user_stack(run: &Run, image: Image, key: u64) -> Option<Vec<Frame>> {
+    let addresses = run.aggregates.stacks.get(&key)?;
+    Some(run.symbols.user(image, key).unwrap_or_else(|| {
+        let place = |&address: &u64| match run.aggregates.mappings.find(image, address) {
+            Some(mapping) => Frame {
+                kind: FrameKind::User,
+                name: mapping.place(address),
+            },
+            None => reason("unknown: not in any file"),
+        };
+        addresses.iter().rev().map(place).collect()
+    }))
+}
+
+fn kernel_stack(run: &Run, key: u64) -> Vec<Frame> {
+    match run.symbols.kernel(key) {
+        Some(frames) => frames,
+        None if run.aggregates.stacks.contains_key(&key) => {
+            vec![reason("the capture ended before names were looked up")]
+        }
+        None => vec![reason("no kernel stack: lost")],
+    }
+}
+
+impl Resolved {
+    /// Counts a user stack, and whether it is whole.
+    fn with_user(&mut self, user: Vec<Frame>, count: u64) -> Vec<Frame> {
+        self.with_user_stack += count;
+        if !is_complete(&user) {
+            self.broken += count;
+        }
+        user
+    }
+}
+
+/// The stacks of a run's switch-outs.
+#[must_use]
+pub fn switches(run: &Run) -> Resolved {
+    let aggregates = &run.aggregates;
+    let mut resolved = Resolved::default();
+    let mut merged = Merged::default();
+    for (key, sum) in &aggregates.switch_sums {
+        let mut frames = doing(&entry_of(key, aggregates), aggregates);
+        frames.push(Frame {
+            kind: FrameKind::Thread,
+            name: name_of(&key.comm),
+        });
+        match user_stack(run, image_of(key), key.user_stack) {
+            Some(user) => frames.extend(resolved.with_user(user, sum.count)),
+            None => frames.push(reason(no_user_stack(key.user_state))),
+        }
+        frames.extend(kernel_stack(run, key.kernel_stack));
+        merged.add(frames, sum.count, sum.off_cpu_ns);
+    }
+    resolved.stacks = merged.into_stacks();
+    resolved
+}
+
+/// The stacks of the makers of wakeups: under what the woken thread had been doing, who woke it, and from where.
+#[must_use]
+pub fn wakers(run: &Run) -> Resolved {
+    let aggregates = &run.aggregates;
+    let names = Names::new(aggregates);
+    let mut resolved = Resolved::default();
+    let mut merged = Merged::default();
+    for (key, sum) in &aggregates.waker_sums {
+        let woken = Entry {
+            class: Class::from_number(key.to_class).unwrap_or(Class::Unattributed),
+            reason: Unattributed::None,
+            task: (key.to_task != 0).then_some(TaskKey {
+                task: key.to_task,
+                image: Image {
+                    tgid: key.to_tgid,
+                    number: key.to_image,
+                },
+            }),
+        };
+        let mut frames = doing(&woken, aggregates);
+        let from = &key.from;
+        frames.push(Frame {
+            kind: FrameKind::Thread,
+            name: format!("woken by {}", names.of_waker(from)),
+        });
+        let image = Image {
+            tgid: from.tgid,
+            number: from.image,
+        };
+        if Origin::from_number(from.origin) == Origin::Task {
+            let task = TaskKey { task: from.task, image };
+            frames.push(Frame {
+                kind: FrameKind::Doing,
+                name: format!("task: {}", tasks::name(aggregates, task)),
+            });
+        }
+        // A waker of another program is not followed, so where its functions lie is not known.
+        if from.tgid != 0
+            && let Some(user) = user_stack(run, image, from.user_stack)
+        {
+            frames.extend(resolved.with_user(user, sum.count));
+        }
+        frames.extend(kernel_stack(run, from.kernel_stack));
+        merged.add(frames, sum.count, sum.off_cpu_ns);
+    }
+    resolved.stacks = merged.into_stacks();
+    resolved
+}
+
+/// The type of each task's future, or the `async fn` it comes from, as far as stacks tell: of a task that was switched out
+/// while it was polled, the function that the runtime calls to poll it.
+#[must_use]
+pub fn task_types(aggregates: &Aggregates, symbols: &Symbols) -> HashMap<TaskKey, String> {
+    // Of a broken stack the function next to the runtime's may be any; the one met most often is the future's.
+    let mut met: BTreeMap<TaskKey, BTreeMap<String, u64>> = BTreeMap::new();
+    for (key, sum) in &aggregates.switch_sums {
+        if key.task == 0 || key.task == OTHER_TASKS {
+            continue;
+        }
+        let image = image_of(key);
+        if let Some(frames) = symbols.user(image, key.user_stack)
+            && let Some(name) = future::type_of(frames.iter().map(|frame| frame.name.as_str()))
+        {
+            let task = TaskKey { task: key.task, image };
+            *met.entry(task).or_default().entry(name).or_default() += sum.count;
+        }
+    }
+    met.into_iter()
+        .filter_map(|(task, names)| Some((task, names.into_iter().max_by_key(|&(_, count)| count)?.0)))
+        .collect()
+}
+
+fn no_user_stack(state: u32) -> &'static str {
+    const EXITING: u32 = UserStack::Exiting as u32;
+    const TABLE_FULL: u32 = UserStack::TableFull as u32;
+    match state {
+        EXITING => "no user stack: the thread is exiting",
+        TABLE_FULL => "no user stack: the stack table was full",
+        _ => "no user stack: it could not be read",
+    }
+}
+
+fn is_complete(user: &[Frame]) -> bool {
+    user.first()
+        .is_some_and(|frame| ENTRY_POINTS.contains(&frame.name.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::symbolize::symbols;
+    use crate::target::mappings::Mapping;
+    use crate::trace::build;
+    use ctxtrace_common::stack::SwitchSum;
+
+    fn frame(kind: FrameKind, name: &str) -> Frame {
+        Frame {
+            kind,
+            name: name.to_owned(),
+        }
+    }
+
+    fn resolve(aggregates: Aggregates) -> Resolved {
+        let mut run = build::run(aggregates);
+        run.symbols = symbols::resolve(&run.aggregates);
+        switches(&run)
+    }
+
+    #[test]
+    fn a_task_is_the_root_of_its_stacks() {
+        let mut aggregates = build::aggregates(vec![]);
+        let image = Image { tgid: 100, number: 0 };
+        aggregates.names.insert(image, vec![String::new(), "sender".to_owned()]);
+        let task = |class| Entry {
+            class,
+            reason: Unattributed::None,
+            task: Some(TaskKey { task: 1, image }),
+        };
+        let names = |entry| {
+            doing(&entry, &aggregates)
+                .into_iter()
+                .map(|frame| frame.name)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(task(Class::TaskPreempted)), ["task: sender", "preempted"]);
+        assert_eq!(names(task(Class::Yielded)), ["task: sender", "yielded"]);
+        let parked = Entry {
+            task: None,
+            ..task(Class::WorkerParked)
+        };
+        assert_eq!(names(parked), ["worker parked"]);
+    }
+
+    #[test]
+    fn a_stack_is_complete_if_it_begins_where_threads_begin() {
+        assert!(is_complete(&[
+            frame(FrameKind::User, "clone3"),
+            frame(FrameKind::User, "poll")
+        ]));
+        assert!(!is_complete(&[frame(FrameKind::User, "poll")]));
+        assert!(!is_complete(&[]));
+    }
+
+    #[test]
+    fn what_has_no_name_says_why() {
+        let mut aggregates = build::aggregates(vec![]);
+        let mut key = build::sum_key(Class::WorkerParked, 0);
+        key.comm[..4].copy_from_slice(b"main");
+        key.user_state = UserStack::Exiting as u32;
+        aggregates.switch_sums = vec![(
+            key,
+            SwitchSum {
+                count: 3,
+                off_cpu_ns: 70,
+            },
+        )];
+        let resolved = resolve(aggregates);
+        assert_eq!(resolved.stacks.len(), 1);
+        assert_eq!((resolved.stacks[0].count, resolved.stacks[0].off_cpu_ns), (3, 70));
+        assert_eq!(
+            resolved.stacks[0].frames,
+            [
+                frame(FrameKind::Doing, "worker parked"),
+                frame(FrameKind::Thread, "main"),
+                frame(FrameKind::Reason, "[no user stack: the thread is exiting]"),
+                frame(FrameKind::Reason, "[no kernel stack: lost]"),
+            ]
+        );
+        assert_eq!((resolved.with_user_stack, resolved.broken), (0, 0));
+    }
+
+    #[test]
+    fn an_address_outside_every_mapping_says_so() {
+        let mut aggregates = build::aggregates(vec![]);
+        let mut key = build::sum_key(Class::WorkerParked, 0);
+        key.user_stack = 1;
+        key.tgid = 42;
+        aggregates.stacks.insert(1, vec![0xdead_0000]);
+        aggregates.switch_sums = vec![(
+            key,
+            SwitchSum {
+                count: 1,
+                off_cpu_ns: 0,
+            },
+        )];
+        let resolved = resolve(aggregates);
+        assert_eq!(
+            resolved.stacks[0].frames[2].name,
+            "[unknown: the process was not followed]"
+        );
+        assert_eq!((resolved.with_user_stack, resolved.broken), (1, 1));
+    }
+
+    #[test]
+    fn a_stack_that_was_never_looked_up_is_shown_by_file_and_offset() {
+        let mut aggregates = build::aggregates(vec![]);
+        let mut key = build::sum_key(Class::ThreadBlocked, 0);
+        (key.user_stack, key.kernel_stack) = (1, 2);
+        aggregates.stacks.insert(1, vec![0x1010, 0x1234]);
+        aggregates.stacks.insert(2, vec![0xffff_ffff_8000_0000]);
+        let mapping = Mapping {
+            start: 0x1000,
+            end: 0x2000,
+            file_offset: 0x500,
+            path: "/usr/bin/server".into(),
+        };
+        aggregates.mappings.add(image_of(&key), [mapping]);
+        aggregates.switch_sums = vec![(
+            key,
+            SwitchSum {
+                count: 1,
+                off_cpu_ns: 5,
+            },
+        )];
+        let resolved = switches(&build::run(aggregates));
+        let names: Vec<_> = resolved.stacks[0].frames[2..]
+            .iter()
+            .map(|frame| frame.name.as_str())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "server+0x734",
+                "server+0x510",
+                "[the capture ended before names were looked up]"
+            ]
+        );
+    }
+}

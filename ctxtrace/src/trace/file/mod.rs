@@ -1,0 +1,46 @@
+//! Captures in a file: `-o FILE.ctx`.
+//!
+//! ```text
+//!   "ctxtrace" 00 00 00 00 | version, 4 bytes | block | block | …
+//!   block: "BLCK" | kind | length as stored | length unpacked | CRC-32 of the stored bytes | CRC-32 of this header | bytes
+//! ```
+//!
+//! A file is written from its beginning to its end while the run goes on, one whole block at a time, so whatever ends the
+//! tracer (`kill -9`, a full disk, a power cut) leaves a file that can be read up to its last complete block. What is read is
+//! checked: a block whose checksum is wrong ends the readable part, and the report says so.
+//!
+//! | kind | holds | comes |
+//! |---|---|---|
+//! | 1 info | [`Info`]: who recorded what, where and when | first |
+//! | 2 threads | a batch of thread records | before a state |
+//! | 3 state | a [`Run`] without its threads and names | now and then while the run goes on, and at its end |
+//! | 4 names | [`Symbols`] | at a run's end |
+//! | 5 events | events of the timeline | while the run goes on |
+//! | 6 end of run | nothing | after a run's last block |
+//! | 7 end | nothing | last |
+//!
+//! Numbers are little-endian. Blocks are packed with zstd; what is in them is CBOR with the names of all fields (events
+//! excepted), so that fields can be added without a new version, and a reader skips kinds of blocks that it does not know.
+//! The version changes only where an older reader would misunderstand.
+
+mod block;
+mod read;
+mod write;
+
+pub use read::{Saved, read};
+pub use write::Writer;
+
+/// How a capture begins.
+const MAGIC: [u8; 12] = *b"ctxtrace\0\0\0\0";
+/// The version this program writes, and the newest it reads.
+const VERSION: u32 = 1;
+/// Thread records in one block.
+const THREADS_PER_BLOCK: usize = 4_096;
+
+#[cfg(doc)]
+use super::run::{Info, Run};
+#[cfg(doc)]
+use super::symbols::Symbols;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! Reading a capture: anybody's, and maybe half of one.
+
+use std::io::Read;
+
+use serde::de::DeserializeOwned;
+
+use super::block::{self, Kind, Next};
+use super::{MAGIC, VERSION};
+use crate::trace::ThreadRecord;
+use crate::trace::run::{Info, Run};
+
+/// What was in a file.
+#[derive(Debug)]
+pub struct Saved {
+    /// Who recorded what, where and when.
+    pub info: Info,
+    /// The runs; of one that has no end the last state that was saved.
+    pub runs: Vec<Run>,
+    /// What is wrong with the file, from where on nothing could be read; `None` if all of it could.
+    pub damage: Option<String>,
+}
+
+/// Reads a capture; `events` gets those of the timeline, as they were written, in batches.
+///
+/// # Errors
+///
+/// In a sentence, if nothing of it can be reported: it is no capture, it is a newer release's, or it ends before the first
+/// state was saved.
+pub fn read(mut from: impl Read, mut events: impl FnMut(&[u8])) -> Result<Saved, String> {
+    check_version(&mut from)?;
+    let mut reading = Reading::default();
+    let damage = loop {
+        match block::read(&mut from) {
+            Ok(Next::Block(Kind::End, _)) => break None,
+            Ok(Next::Block(Kind::Events, bytes)) => events(&bytes),
+            Ok(Next::Block(kind, bytes)) => {
+                if let Err(damage) = reading.take(kind, &bytes) {
+                    break Some(damage);
+                }
+            }
+            Ok(Next::Unknown) => {}
+            Ok(Next::Nothing) => break Some("it has no end: the recording was cut off".to_owned()),
+            Err(damage) => break Some(damage),
+        }
+    };
+    reading.finish(damage)
+}
+
+fn check_version(from: &mut impl Read) -> Result<(), String> {
+    let mut beginning = [0; MAGIC.len() + 4];
+    let foreign = || "it is no capture of ctxtrace's (one is made with `-o FILE.ctx`)".to_owned();
+    from.read_exact(&mut beginning).map_err(|_| foreign())?;
+    let (magic, version) = beginning.split_at(MAGIC.len());
+    if magic != MAGIC {
+        return Err(foreign());
+    }
+    let version = u32::from_le_bytes([version[0], version[1], version[2], version[3]]);
+    match version {
+        VERSION => Ok(()),
+        _ if version > VERSION => Err(format!(
+            "it was made by a newer ctxtrace (format {version}, and this one reads up to {VERSION}): use that one"
+        )),
+        _ => Err(format!("there is no format {version}")),
+    }
+}
+
+#[derive(Default)]
+struct Reading {
+    info: Option<Info>,
+    runs: Vec<Run>,
+    /// Those that belong to the state that comes.
+    threads: Vec<ThreadRecord>,
+    /// The latest state of the run that is being read.
+    state: Option<Run>,
+}
+
+impl Reading {
+    fn take(&mut self, kind: Kind, bytes: &[u8]) -> Result<(), String> {
+        match kind {
+            Kind::Info => self.info = Some(decode(bytes)?),
+            Kind::Threads => self.threads.append(&mut decode(bytes)?),
+            Kind::State => {
+                let mut run: Run = decode(bytes)?;
+                run.aggregates.threads = std::mem::take(&mut self.threads);
+                self.state = Some(run);
+            }
+            Kind::Names => {
+                let symbols = decode(bytes)?;
+                if let Some(run) = &mut self.state {
+                    run.symbols = symbols;
+                }
+            }
+            Kind::EndOfRun => self.runs.extend(self.state.take()),
+            Kind::Events | Kind::End => {}
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, damage: Option<String>) -> Result<Saved, String> {
+        if let Some(mut run) = self.state {
+            let cut_off = "the capture does not contain the end of the run".to_owned();
+            run.cut_short = Some(run.cut_short.unwrap_or(cut_off));
+            self.runs.push(run);
+        }
+        let why = || damage.clone().unwrap_or_else(|| "it contains no run".to_owned());
+        match self.info {
+            Some(info) if !self.runs.is_empty() => Ok(Saved {
+                info,
+                runs: self.runs,
+                damage,
+            }),
+            _ => Err(format!("there is nothing in it to report: {}", why())),
+        }
+    }
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    ciborium::from_reader(bytes).map_err(|error| match error {
+        ciborium::de::Error::Semantic(_, what) => format!("a block holds something else than it should ({what})"),
+        _ => "a block holds what cannot be decoded".to_owned(),
+    })
+}

@@ -1,0 +1,151 @@
+//! One recording: what was recorded where, what was seen of it, and how it ended.
+
+use ctxtrace_common::thread::KernelCount;
+use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+use super::symbols::Symbols;
+use super::{Aggregates, Level};
+use crate::workload::{Outcome, Spec};
+
+/// What is said once of a capture, whatever the number of its runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Info {
+    /// Version of the program that recorded.
+    pub ctxtrace_version: String,
+    /// The machine it recorded on.
+    pub host: Host,
+    /// What it recorded.
+    pub subject: Subject,
+    /// How much.
+    pub level: Level,
+    /// When it began.
+    pub started: ClockAnchor,
+}
+
+/// A machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Host {
+    /// Its name: `uname -n`.
+    pub name: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// CPUs the recording process could use.
+    pub cpus: u64,
+}
+
+/// The same instant by the clock of the events and by the wall clock: the one is turned into the other by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockAnchor {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub monotonic_ns: u64,
+    /// `CLOCK_REALTIME`, nanoseconds since 1970.
+    pub realtime_ns: u64,
+}
+
+impl ClockAnchor {
+    /// This instant.
+    #[must_use]
+    pub fn now() -> Self {
+        let read =
+            |clock| clock_gettime(clock).map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64);
+        Self {
+            monotonic_ns: read(ClockId::CLOCK_MONOTONIC),
+            realtime_ns: read(ClockId::CLOCK_REALTIME),
+        }
+    }
+}
+
+/// What was recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Subject {
+    /// A built-in workload.
+    Workload(Spec),
+    /// A command that was started for it.
+    Command {
+        /// Its words, as they were given.
+        words: Vec<String>,
+    },
+    /// A process that was running already.
+    Process {
+        /// Its id.
+        pid: u32,
+        /// Its name when it was attached to.
+        name: String,
+        /// Whether its children were recorded too.
+        children: bool,
+    },
+}
+
+impl Subject {
+    /// The built-in workload, where it is one.
+    #[must_use]
+    pub fn workload(&self) -> Option<&Spec> {
+        match self {
+            Self::Workload(spec) => Some(spec),
+            Self::Command { .. } | Self::Process { .. } => None,
+        }
+    }
+}
+
+/// A process that was started for the recording: what is known of it from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launched {
+    /// Its process id, which is its first thread's id.
+    pub pid: u32,
+    /// The kernel's count when it slept before its start.
+    pub before: KernelCount,
+    /// What `wait4` said, if it was waited for.
+    pub rusage: Option<KernelCount>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit status, if it was not killed.
+    pub status: Option<i32>,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
+}
+
+/// One recording.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Run {
+    /// What the kernel had summed up.
+    pub aggregates: Aggregates,
+    /// The names of its stacks.
+    #[serde(skip)]
+    pub symbols: Symbols,
+    /// The process, if it was started for the recording and not attached to.
+    pub launched: Option<Launched>,
+    /// From when the programs were attached to when they were detached.
+    pub recorded_ns: u64,
+    /// How the process ended, if it did and was ours to wait for.
+    pub exit: Option<Exit>,
+    /// What the workload said at its end; `None` if it did not get there, or if it was none.
+    pub outcome: Option<Outcome>,
+    /// Messages the workload was last heard to have done.
+    pub messages_seen: u64,
+    /// Why the run was cut short; `None` if it was not.
+    pub cut_short: Option<String>,
+}
+
+impl Run {
+    /// Elapsed time by messages, of a workload that got to its end.
+    #[must_use]
+    pub fn ns_per_message(&self) -> Option<f64> {
+        let outcome = self.outcome?;
+        Some(outcome.elapsed_ns as f64 / outcome.messages as f64)
+    }
+
+    /// Kernel switches traced.
+    #[must_use]
+    pub fn switches(&self) -> u64 {
+        self.aggregates
+            .threads
+            .iter()
+            .map(|record| record.thread.traced())
+            .sum()
+    }
+}

@@ -1,0 +1,151 @@
+//! The names of a run's stacks, as they were resolved where it was recorded.
+//!
+//! A capture is reported again on other machines, where neither the program's files nor the kernel are those it was made
+//! with; so names are kept beside the addresses.
+
+use std::collections::HashMap;
+
+use ctxtrace_common::process::Image;
+use serde::{Deserialize, Serialize};
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FrameKind {
+    /// What the thread was doing: the task, or the class of the ledger. The root of all stacks.
+    Doing,
+    /// The thread, by name.
+    Thread,
+    /// A function of the program.
+    User,
+    /// A function inlined into the one before it.
+    Inlined,
+    /// A function of the kernel.
+    Kernel,
+    /// No function: the reason why there is none.
+    Reason,
+}
+
+/// One frame of a resolved stack.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Frame {
+    /// What it is.
+    pub kind: FrameKind,
+    /// Its name.
+    pub name: String,
+}
+
+/// Resolved stacks by the keys of [`super::Aggregates::stacks`], outermost frame first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Symbols {
+    /// Every name, once: a capture has few functions and many stacks.
+    names: Vec<String>,
+    #[serde(skip)]
+    places: HashMap<String, u32>,
+    kernel: HashMap<u64, Vec<(FrameKind, u32)>>,
+    user: HashMap<(Image, u64), Vec<(FrameKind, u32)>>,
+}
+
+impl Symbols {
+    /// Adds a stack of the kernel.
+    pub fn add_kernel(&mut self, key: u64, frames: &[Frame]) {
+        let frames = self.intern(frames);
+        self.kernel.insert(key, frames);
+    }
+
+    /// Adds a stack of a process: one key in two processes is two stacks.
+    pub fn add_user(&mut self, image: Image, key: u64, frames: &[Frame]) {
+        let frames = self.intern(frames);
+        self.user.insert((image, key), frames);
+    }
+
+    /// Whether there is this stack of the kernel.
+    #[must_use]
+    pub fn has_kernel(&self, key: u64) -> bool {
+        self.kernel.contains_key(&key)
+    }
+
+    /// Whether there is this stack of a process.
+    #[must_use]
+    pub fn has_user(&self, image: Image, key: u64) -> bool {
+        self.user.contains_key(&(image, key))
+    }
+
+    /// A stack of the kernel.
+    #[must_use]
+    pub fn kernel(&self, key: u64) -> Option<Vec<Frame>> {
+        Some(self.frames(self.kernel.get(&key)?))
+    }
+
+    /// A stack of a process.
+    #[must_use]
+    pub fn user(&self, image: Image, key: u64) -> Option<Vec<Frame>> {
+        Some(self.frames(self.user.get(&(image, key))?))
+    }
+
+    fn intern(&mut self, frames: &[Frame]) -> Vec<(FrameKind, u32)> {
+        let mut interned = Vec::with_capacity(frames.len());
+        for frame in frames {
+            let place = match self.places.get(&frame.name) {
+                Some(&place) => place,
+                None => {
+                    let place = self.names.len() as u32;
+                    self.names.push(frame.name.clone());
+                    self.places.insert(frame.name.clone(), place);
+                    place
+                }
+            };
+            interned.push((frame.kind, place));
+        }
+        interned
+    }
+
+    /// What comes out of a file may point anywhere.
+    fn frames(&self, interned: &[(FrameKind, u32)]) -> Vec<Frame> {
+        interned
+            .iter()
+            .map(|&(kind, place)| match self.names.get(place as usize) {
+                Some(name) => Frame {
+                    kind,
+                    name: name.clone(),
+                },
+                None => Frame {
+                    kind: FrameKind::Reason,
+                    name: "[unknown: the capture lacks this name]".to_owned(),
+                },
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: FrameKind, name: &str) -> Frame {
+        Frame {
+            kind,
+            name: name.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_stack_comes_back_as_it_was_and_a_name_is_kept_once() {
+        let image = Image { tgid: 7, number: 1 };
+        let stack = [frame(FrameKind::User, "main"), frame(FrameKind::Inlined, "read")];
+        let mut symbols = Symbols::default();
+        symbols.add_user(image, 5, &stack);
+        symbols.add_kernel(5, &[frame(FrameKind::Kernel, "read")]);
+        assert_eq!(symbols.user(image, 5).expect("added"), stack);
+        assert_eq!(symbols.kernel(5).expect("added")[0].kind, FrameKind::Kernel);
+        assert_eq!(symbols.names, ["main", "read"]);
+        assert_eq!(symbols.user(Image { tgid: 8, number: 1 }, 5), None);
+    }
+
+    #[test]
+    fn a_name_that_is_not_there_is_said_to_be_missing() {
+        let mut symbols = Symbols::default();
+        symbols.kernel.insert(1, vec![(FrameKind::Kernel, 9)]);
+        assert_eq!(symbols.kernel(1).expect("there")[0].kind, FrameKind::Reason);
+    }
+}
