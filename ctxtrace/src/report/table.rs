@@ -524,10 +524,28 @@ fn threads(report: &Report) -> String {
 fn footer(report: &Report, style: Style) -> String {
     let lost = match report.lost.in_words() {
         None => "nothing".to_owned(),
-        Some(lost) => style.red(&lost),
+        Some(lost) => format!("{}{}", style.red(&lost), room(report)),
     };
     let tracing = tracing_cost(report);
     format!("Lost              {lost}\n{}", style.dim(&tracing))
+}
+
+/// Which options make room for what did not fit.
+fn room(report: &Report) -> String {
+    let lost = &report.lost;
+    let options = [
+        ("--max-threads", lost.threads),
+        ("--max-stacks", lost.stacks + lost.stack_sums),
+    ];
+    let wanted: Vec<&str> = options
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(option, _)| *option)
+        .collect();
+    if wanted.is_empty() {
+        return String::new();
+    }
+    format!(" (a larger {} makes room)", wanted.join(" and "))
 }
 
 /// From this share of the target's time on, tracing is said to disturb it.
@@ -671,7 +689,20 @@ mod tests {
         let mut run = run(670_000);
         run.aggregates.counters.lost_wakeups = 7;
         let text = render(&summarize(&info(Mode::Task), &[run]), COLOR);
-        assert!(text.contains("Lost              \x1b[1;31m7 wakeups\x1b[0m"), "{text}");
+        assert!(
+            text.contains("Lost              \x1b[1;31m7 wakeups\x1b[0m\n"),
+            "{text}"
+        );
+        let mut crowded = super::tests::run(670_000);
+        (
+            crowded.aggregates.counters.lost_threads,
+            crowded.aggregates.counters.lost_stacks,
+        ) = (1, 2);
+        let text = render(&summarize(&info(Mode::Task), &[crowded]), PLAIN);
+        assert!(
+            text.contains(" (a larger --max-threads and --max-stacks makes room)\n"),
+            "{text}"
+        );
     }
 
     #[test]

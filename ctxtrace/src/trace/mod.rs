@@ -4,7 +4,7 @@
 //!   it is a pure function of it.
 //! * [`run`]: one recording: the aggregates, and what else is known of what was recorded.
 //! * [`symbols`]: the names of its stacks.
-//! * [`file`]: recordings in a file.
+//! * [`mod@file`]: recordings in a file.
 
 pub mod file;
 pub mod run;

@@ -20,9 +20,13 @@ pub(crate) const SLEEP: Duration = Duration::from_millis(5);
 /// Yields of `yielder`.
 pub(crate) const YIELDS: u64 = 5_000;
 /// Threads of `thread-storm`.
-pub(crate) const THREADS: u64 = 200;
+pub(crate) const THREADS: u64 = 10_000;
 /// Processes of `fork-storm`.
-pub(crate) const FORKS: u64 = 50;
+pub(crate) const FORKS: u64 = 1_000;
+/// Processes of `reused-id`, one after the other under the same id.
+pub(crate) const REUSES: u64 = 20;
+/// Threads of `crowd` at a time.
+pub(crate) const CROWD: usize = 200;
 
 pub(crate) fn run(name: &OsStr) -> ExitCode {
     match name.to_str() {
@@ -31,6 +35,9 @@ pub(crate) fn run(name: &OsStr) -> ExitCode {
         Some("thread-storm") => thread_storm(),
         Some("fork-storm") => fork_storm(),
         Some("exec-by-thread") => exec_by_thread(),
+        Some("reused-id") => reused_id(),
+        Some("crowd") => crowd(),
+        Some("server") => server(),
         Some(name) if tasks::run(name) => {}
         _ => return ExitCode::FAILURE,
     }
@@ -98,4 +105,65 @@ fn exec_by_thread() {
     });
     // Never returns: the process is sleep(1) now.
     thread.join().expect("ended");
+}
+
+/// Processes one after the other that all get the same id. Prints how many did.
+fn reused_id() {
+    let mut last = 0;
+    let mut reused = 0;
+    for _ in 0..=REUSES {
+        if last != 0 {
+            // The next id given is the one behind this (kernel: kernel/pid_namespace.c, pid_ns_ctl_handler()).
+            std::fs::write("/proc/sys/kernel/ns_last_pid", (last - 1).to_string())
+                .expect("root, and CHECKPOINT_RESTORE");
+        }
+        let mut child = std::process::Command::new("/bin/true").spawn().expect("started");
+        let id = child.id();
+        child.wait().expect("ended");
+        reused += u64::from(id == last);
+        last = id;
+    }
+    #[expect(clippy::print_stdout, reason = "the test reads it")]
+    {
+        println!("{reused}");
+    }
+}
+
+/// Many threads alive at the same time.
+fn crowd() {
+    static OVER: AtomicBool = AtomicBool::new(false);
+    let threads: Vec<_> = (0..CROWD)
+        .map(|_| {
+            std::thread::spawn(|| {
+                while !OVER.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            })
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(200));
+    OVER.store(true, Ordering::Relaxed);
+    for thread in threads {
+        thread.join().expect("ended");
+    }
+}
+
+/// Runs until its standard input ends: three threads that sleep, a child of its own that sleeps too, and another child every
+/// twenty milliseconds.
+fn server() {
+    for number in 0..3 {
+        let name = format!("server-{number}");
+        let sleep = || {
+            loop {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        std::thread::Builder::new().name(name).spawn(sleep).expect("started");
+    }
+    let mut script = std::process::Command::new("sh");
+    script.args(["-c", "while sleep 0.02; do :; done"]);
+    let mut child = script.spawn().expect("started");
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    child.kill().expect("killed");
+    child.wait().expect("ended");
 }

@@ -1,0 +1,178 @@
+//! Captures: what outlives a run, and a tracer that does not.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Stdio;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::support::{CTXTRACE, command, ctxtrace, stderr, stdout, wait_for_workload, wait_until};
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    (
+        "a_report_of_a_capture_is_the_runs_own",
+        a_report_of_a_capture_is_the_runs_own,
+    ),
+    ("a_report_needs_no_root", a_report_needs_no_root),
+    (
+        "a_killed_tracer_leaves_a_readable_capture",
+        a_killed_tracer_leaves_a_readable_capture,
+    ),
+    (
+        "a_capture_is_not_overwritten_by_accident",
+        a_capture_is_not_overwritten_by_accident,
+    ),
+    (
+        "a_run_that_does_not_begin_leaves_no_capture",
+        a_run_that_does_not_begin_leaves_no_capture,
+    ),
+    (
+        "a_full_disk_is_told_and_the_readable_part_stays",
+        a_full_disk_is_told_and_the_readable_part_stays,
+    ),
+];
+
+fn in_folder(folder: &Path, line: &str) -> std::process::Output {
+    command(line).current_dir(folder).output().expect("started")
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn a_report_of_a_capture_is_the_runs_own() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let outputs = |name: &str| {
+        format!("--json {name}.json --flamegraph {name}.svg --folded {name}.folded --wakeups-flamegraph {name}-w.svg")
+    };
+    let run = in_folder(
+        folder.path(),
+        &format!(
+            "run --mode task-pool --iterations 20000 --repeat 3 -o run.ctx {}",
+            outputs("run")
+        ),
+    );
+    assert_eq!(run.status.code(), Some(0), "{}", stderr(&run));
+    let report = in_folder(folder.path(), &format!("report run.ctx {}", outputs("again")));
+    assert_eq!(report.status.code(), Some(0), "{}", stderr(&report));
+    assert_eq!(stdout(&report), stdout(&run));
+    for (one, other) in [
+        ("run.json", "again.json"),
+        ("run.svg", "again.svg"),
+        ("run.folded", "again.folded"),
+        ("run-w.svg", "again-w.svg"),
+    ] {
+        assert!(
+            read(&folder.path().join(one)) == read(&folder.path().join(other)),
+            "{one} and {other} differ"
+        );
+    }
+    let json: Value = serde_json::from_slice(&read(&folder.path().join("again.json"))).expect("JSON");
+    assert_eq!(json["workload"]["runs"].as_array().expect("a list").len(), 3);
+}
+
+fn a_report_needs_no_root() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("readable");
+    let run = in_folder(folder.path(), "record --level counts -o run.ctx -- true");
+    assert_eq!(run.status.code(), Some(0), "{}", stderr(&run));
+    let mut report = command("report run.ctx --json -");
+    report.current_dir(folder.path()).uid(65_534).gid(65_534);
+    let output = report.output().expect("started");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(json["target"]["command"][0], "true");
+    let without_stacks = in_folder(folder.path(), "report run.ctx --flamegraph x.svg");
+    assert_eq!(without_stacks.status.code(), Some(1));
+    assert!(
+        stderr(&without_stacks).contains("takes no stacks"),
+        "{}",
+        stderr(&without_stacks)
+    );
+    assert!(!folder.path().join("x.svg").exists());
+}
+
+fn a_killed_tracer_leaves_a_readable_capture() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let capture = folder.path().join("run.ctx");
+    let mut tracer = command("run --mode process --iterations 1000000000 -o")
+        .arg(&capture)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("started");
+    wait_for_workload(&tracer);
+    // The header is some hundred bytes; a state is more.
+    wait_until("there is a state in the capture", || {
+        std::fs::metadata(&capture).is_ok_and(|file| file.len() > 2_000)
+    });
+    kill(Pid::from_raw(tracer.id() as i32), Signal::SIGKILL).expect("sent");
+    tracer.wait().expect("ended");
+    let report = ctxtrace(&format!("report {}", capture.display()));
+    assert_eq!(report.status.code(), Some(1), "{}", stderr(&report));
+    let table = stdout(&report);
+    assert!(
+        table.starts_with("PARTIAL: the file is damaged: it has no end"),
+        "{table}"
+    );
+    assert!(table.contains("difference 0"), "{table}");
+    assert!(table.contains("thread blocked"), "{table}");
+    // Its stacks have no names, and say so.
+    let folded = ctxtrace(&format!("report {} --folded -", capture.display()));
+    assert!(stdout(&folded).contains("ctxtrace+0x"), "{}", stdout(&folded));
+}
+
+fn a_capture_is_not_overwritten_by_accident() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("run.ctx"), "precious").expect("written");
+    let refused = in_folder(folder.path(), "run --mode process --iterations 10 -o run.ctx");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("--force"), "{}", stderr(&refused));
+    assert_eq!(read(&folder.path().join("run.ctx")), b"precious");
+    let forced = in_folder(folder.path(), "run --mode process --iterations 10 -o run.ctx --force");
+    assert_eq!(forced.status.code(), Some(0), "{}", stderr(&forced));
+    let report = in_folder(folder.path(), "report run.ctx");
+    assert_eq!(report.status.code(), Some(0), "{}", stderr(&report));
+    let missing = in_folder(folder.path(), "report missing.ctx");
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(
+        stderr(&missing).contains("cannot report missing.ctx: No such file"),
+        "{}",
+        stderr(&missing)
+    );
+}
+
+fn a_run_that_does_not_begin_leaves_no_capture() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let script = folder.path().join("not-a-program");
+    std::fs::write(&script, "\x7fELF is not enough").expect("written");
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set");
+    for line in [
+        "record -o run.ctx -- there-is-no-such-program",
+        "record -o run.ctx -p 4194304",
+    ] {
+        let output = in_folder(folder.path(), line);
+        assert_ne!(output.status.code(), Some(0), "{line}");
+        assert!(!folder.path().join("run.ctx").exists(), "{line}");
+    }
+    // Only found when it is executed.
+    let output = in_folder(folder.path(), "record -o run.ctx -- ./not-a-program");
+    assert_eq!(output.status.code(), Some(126), "{}", stderr(&output));
+    assert!(!folder.path().join("run.ctx").exists());
+}
+
+fn a_full_disk_is_told_and_the_readable_part_stays() {
+    // A file may not grow beyond 4 KiB: the header fits, the run's state does not.
+    let folder = tempfile::tempdir().expect("a folder");
+    let script =
+        format!("trap '' XFSZ; ulimit -f 4; exec {CTXTRACE} run --mode task-pool --iterations 20000 -o run.ctx");
+    let output = std::process::Command::new("sh")
+        .args(["-c", &script])
+        .current_dir(folder.path())
+        .output()
+        .expect("started");
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("cannot write run.ctx"), "{}", stderr(&output));
+}

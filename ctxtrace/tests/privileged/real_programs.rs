@@ -1,0 +1,121 @@
+//! Programs that were not written for this.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use crate::support::{command, number, stderr, wait_until};
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    ("perf_bench_sched_pipe", perf_bench_sched_pipe),
+    ("perf_bench_sched_messaging", perf_bench_sched_messaging),
+    ("stress_ng_switch", stress_ng_switch),
+    ("redis_server_under_load", redis_server_under_load),
+];
+
+/// Records a command with the default settings and checks what must hold of every program.
+fn recorded(words: &[&str]) -> Value {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let output = command("record --json")
+        .arg(file.path())
+        .arg("--")
+        .args(words)
+        .output()
+        .expect("started");
+    assert_eq!(output.status.code(), Some(0), "{words:?}: {}", stderr(&output));
+    let json: Value = serde_json::from_slice(&std::fs::read(file.path()).expect("written")).expect("JSON");
+    all_accounted_for(&json);
+    json
+}
+
+fn all_accounted_for(json: &Value) {
+    assert_eq!(
+        number(json, "/reconciliation/difference"),
+        0,
+        "{:#}",
+        json["reconciliation"]
+    );
+    assert_eq!(json["ledger_adds_up"], true);
+    let lost = json["lost"].as_object().expect("an object");
+    for (what, count) in lost {
+        // Wakeups by threads that the machine's own agent hides from tracing.
+        if what != "intervals" && what != "wakeups" {
+            assert_eq!(*count, 0, "{what}: {lost:?}");
+        }
+    }
+}
+
+fn perf_bench_sched_pipe() {
+    let json = recorded(&["perf", "bench", "sched", "pipe", "-l", "20000"]);
+    // Two processes; each operation takes a switch there and a switch back, on two CPUs or on one.
+    let switches = number(&json, "/kernel_switches/total");
+    assert!((20_000..=90_000).contains(&switches), "{switches}");
+    assert_eq!(json["threads"].as_array().expect("a list").len(), 2);
+}
+
+fn perf_bench_sched_messaging() {
+    // 2 groups of 20 senders and 20 receivers.
+    let json = recorded(&["perf", "bench", "sched", "messaging", "-g", "2", "-l", "100"]);
+    assert_eq!(json["threads"].as_array().expect("a list").len(), 81);
+    let threads = recorded(&["perf", "bench", "sched", "messaging", "-t", "-g", "2", "-l", "100"]);
+    assert_eq!(threads["threads"].as_array().expect("a list").len(), 81);
+}
+
+fn stress_ng_switch() {
+    let json = recorded(&["stress-ng", "--switch", "2", "--switch-ops", "20000", "--quiet"]);
+    assert!(number(&json, "/kernel_switches/total") >= 20_000);
+}
+
+/// A server that ends with the test.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn redis_server_under_load() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("redis.sock");
+    let mut command = Command::new("redis-server");
+    command
+        .args(["--port", "0", "--save", "", "--daemonize", "no", "--unixsocket"])
+        .arg(&socket)
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    let server = Server(command.spawn().expect("Debian package redis-server"));
+    wait_until("the server listens", || socket.exists());
+    let id = server.0.id();
+    let recorder = std::thread::spawn(move || attached(id));
+    wait_until("it is attached to", || !crate::support::loaded_programs().is_empty());
+    load(&socket);
+    let json = recorder.join().expect("no panic");
+    all_accounted_for(&json);
+    let threads = json["threads"].as_array().expect("a list");
+    let main = threads.iter().find(|thread| thread["tid"] == id).expect("it serves");
+    assert!(number(main, "/voluntary") > 100, "{main}");
+    assert_eq!(json["locators"][0]["locator"], "none", "{}", json["locators"]);
+    assert!(number(&json, "/wakeups/0/count") > 0);
+}
+
+fn attached(pid: u32) -> Value {
+    let output = command(&format!("record -p {pid} --duration 2s --json -"))
+        .output()
+        .expect("started");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+fn load(socket: &Path) {
+    let status = Command::new("redis-benchmark")
+        .args(["-n", "20000", "-c", "10", "-q", "-t", "get,set", "-s"])
+        .arg(socket)
+        .stdout(Stdio::null())
+        .status()
+        .expect("Debian package redis-tools");
+    assert!(status.success());
+}
