@@ -9,6 +9,8 @@ pub mod status {
     pub const FAILURE: u8 = 1;
     /// The command line makes no sense.
     pub const USAGE: u8 = 2;
+    /// An `--assert` does not hold.
+    pub const ASSERTION: u8 = 3;
     /// What was traced differs from what the kernel counted.
     pub const MISMATCH: u8 = 4;
     /// Ctrl-C.

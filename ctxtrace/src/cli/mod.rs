@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::analyze::assertion::Assertion;
 use crate::report::Weight;
 use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
@@ -92,6 +93,10 @@ pub struct RunArgs {
     /// What the widths in flamegraph and folded stacks mean [default: time]
     #[arg(long, value_enum)]
     pub weight: Option<Weight>,
+
+    /// Exit with 3 unless a figure of the JSON stands so: `kernel_switches.per_message < 0.01` (repeatable)
+    #[arg(long = "assert", value_name = "EXPR")]
+    pub assertions: Vec<Assertion>,
 
     /// Fault injection for the tests: lose one switch event in this many
     #[arg(long, value_name = "N", hide = true, default_value_t = 0)]

@@ -2,6 +2,7 @@
 //!
 //! An option that has no meaning for what is asked is an error, never ignored: somebody typed it expecting an effect.
 
+use crate::analyze::assertion::Assertion;
 use crate::cli::RunArgs;
 use crate::error::{Error, Result};
 use crate::report::Weight;
@@ -32,6 +33,8 @@ pub struct RunSettings {
     pub wakeups_flamegraph: Option<Destination>,
     /// Where the folded stacks go.
     pub folded: Option<Destination>,
+    /// What must hold of the result.
+    pub assertions: Vec<Assertion>,
     /// Fault injection.
     pub drop_one_in: u32,
 }
@@ -71,6 +74,7 @@ impl TryFrom<RunArgs> for RunSettings {
             flamegraph: args.flamegraph.map(Destination::from),
             wakeups_flamegraph: args.wakeups_flamegraph.map(Destination::from),
             folded: args.folded.map(Destination::from),
+            assertions: args.assertions,
             drop_one_in: args.drop_one_in,
         };
         check_outputs(&settings, args.weight.is_some())?;
@@ -219,6 +223,16 @@ mod tests {
         for mode in ["process", "thread", "task", "task-pool"] {
             assert!(error.contains(mode), "{error}");
         }
+    }
+
+    #[test]
+    fn assertions_are_checked_before_anything_runs() {
+        let two = settings("--mode task --assert migrations<5 --assert complete==true").expect("valid");
+        assert_eq!(two.assertions.len(), 2);
+        let error = settings("--mode task --assert migratoins<5")
+            .expect_err("unknown")
+            .to_string();
+        assert!(error.contains("did you mean `migrations`?"), "{error}");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!                       write outputs ◀─ resolve stacks ◀─ summarize ◀──┘
 //! ```
 
+mod assertions;
 mod bar;
 pub mod child;
 pub mod interrupt;
@@ -54,12 +55,15 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     let report = summarize(&settings.spec, host()?, &runs);
     outputs.write(settings, &report, &runs)?;
     print_table(settings, &report)?;
+    let assertions_hold = assertions::all_hold(&settings.assertions, &report)?;
     Ok(if interrupts.any_seen() {
         status::INTERRUPTED
     } else if !report.complete {
         status::FAILURE
     } else if !table::agrees(&report) || !report.ledger_adds_up {
         status::MISMATCH
+    } else if !assertions_hold {
+        status::ASSERTION
     } else {
         0
     })

@@ -22,6 +22,18 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         the_headline_is_the_median_of_the_repeats,
     ),
     (
+        "an_assertion_that_does_not_hold_is_an_exit_status",
+        an_assertion_that_does_not_hold_is_an_exit_status,
+    ),
+    (
+        "an_assertion_that_makes_no_sense_is_found_before_the_run",
+        an_assertion_that_makes_no_sense_is_found_before_the_run,
+    ),
+    (
+        "a_mismatch_comes_before_an_assertion",
+        a_mismatch_comes_before_an_assertion,
+    ),
+    (
         "a_split_over_more_cpus_than_there_are_says_so",
         a_split_over_more_cpus_than_there_are_says_so,
     ),
@@ -174,6 +186,76 @@ fn the_headline_is_the_median_of_the_repeats() {
         intervals > 4 * number(&json, "/kernel_switches/total"),
         "latencies are of all runs"
     );
+}
+
+/// A run of `thread` with these assertions.
+fn asserting(assertions: &[&str], more: &[&str]) -> std::process::Output {
+    let mut command = command("run --mode thread --iterations 2000 --level counts");
+    for assertion in assertions {
+        command.args(["--assert", assertion]);
+    }
+    command.args(more).output().expect("started")
+}
+
+fn an_assertion_that_does_not_hold_is_an_exit_status() {
+    let output = asserting(
+        &[
+            "kernel_switches.per_message >= 2",
+            "ledger[class=thread-blocked].count > 0",
+            "ledger_adds_up == true",
+        ],
+        &[],
+    );
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "ctxtrace: 3 assertions hold\n");
+
+    // Each that does not hold is told, and the outputs are written all the same.
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("x.json");
+    let output = asserting(
+        &[
+            "kernel_switches.per_message < 0.01",
+            "complete == true",
+            "task_switches.hit_kernel == 0",
+        ],
+        &["--json", &json.display().to_string()],
+    );
+    assert_eq!(output.status.code(), Some(3));
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(json).expect("there")).expect("JSON");
+    let per_message = &json["kernel_switches"]["per_message"];
+    let told = stderr(&output);
+    let sentences: Vec<&str> = told.lines().filter(|line| line.contains("does not hold")).collect();
+    assert_eq!(
+        sentences,
+        [
+            format!(
+                "ctxtrace: `kernel_switches.per_message < 0.01` does not hold: kernel_switches.per_message is {per_message}"
+            ),
+            "ctxtrace: `task_switches.hit_kernel == 0` does not hold: task_switches is null: no thread of the target counts its \
+             polls: the program does not use ctxtrace-probe"
+                .to_owned(),
+        ]
+    );
+    assert!(stdout(&output).contains("messages/s"), "the table is there too");
+}
+
+fn an_assertion_that_makes_no_sense_is_found_before_the_run() {
+    for (assertion, sentence) in [
+        ("kernel_swiches.total < 5", "did you mean `kernel_switches`?"),
+        ("workload.mode == 1", "`workload.mode` is text"),
+        ("migrations < many", "a number, true or false is expected"),
+    ] {
+        let output = asserting(&[assertion], &[]);
+        assert_eq!(output.status.code(), Some(2), "{assertion}");
+        assert!(stderr(&output).contains(sentence), "{}", stderr(&output));
+        assert_eq!(stdout(&output), "", "nothing has run");
+    }
+}
+
+fn a_mismatch_comes_before_an_assertion() {
+    let output = asserting(&["migrations < 0"], &["--drop-one-in", "10"]);
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    assert!(stderr(&output).contains("`migrations < 0` does not hold: migrations is "));
 }
 
 fn a_split_over_more_cpus_than_there_are_says_so() {
