@@ -91,6 +91,15 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// A workload in another language could not be compiled.
+    #[error("cannot build {what}: {reason}")]
+    Build {
+        /// What was to be built.
+        what: String,
+        /// Why it was not, and what would help.
+        reason: String,
+    },
+
     /// The workload said what went wrong with it.
     #[error("{0}")]
     Workload(String),
