@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::trace::Level;
 use crate::units::thousands;
 use crate::workload::pin::Pin;
-use crate::workload::{Mode, Root};
+use crate::workload::{Language, Mode, Root};
 
 /// Name and version of the format.
 pub const SCHEMA: &str = "ctxtrace.report/1";
@@ -78,6 +78,8 @@ pub struct Host {
 pub struct Workload {
     /// Which case.
     pub mode: Mode,
+    /// What it is written in.
+    pub language: Language,
     /// Messages a channel holds beyond one per sender.
     pub buffer: Option<u64>,
     /// Messages asked for.

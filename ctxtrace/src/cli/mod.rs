@@ -14,7 +14,7 @@ use crate::report::Weight;
 use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
 use crate::workload::pin::Pin;
-use crate::workload::{Mode, Root};
+use crate::workload::{Language, Mode, Root};
 
 /// Shows which task switches of an async program hit the kernel, and what that cost.
 #[derive(Debug, Parser)]
@@ -61,6 +61,10 @@ pub struct RunArgs {
     /// Where the receiver runs [default: spawned] (tasks)
     #[arg(long, value_enum)]
     pub root: Option<Root>,
+
+    /// What it is written in [default: rust] (process)
+    #[arg(long, value_enum)]
+    pub language: Option<Language>,
 
     /// Run it this often; the headline is the median run's
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000))]

@@ -104,6 +104,9 @@ fn spec(args: &RunArgs) -> Result<Spec> {
     if mode != Mode::TaskPool && args.workers.is_some() {
         return no_meaning("--workers", "it has no pool of workers (use --mode task-pool)");
     }
+    if mode != Mode::Process && args.language.is_some() {
+        return no_meaning("--language", "only process is there in another one than Rust");
+    }
     if mode == Mode::Task && args.pin == Some(Pin::SplitCpus) {
         return no_meaning(
             "--pin split-cpus",
@@ -112,6 +115,7 @@ fn spec(args: &RunArgs) -> Result<Spec> {
     }
     Ok(Spec {
         mode,
+        language: args.language.unwrap_or_default(),
         iterations: args.iterations.unwrap_or_else(|| mode.default_iterations()),
         pin: args.pin.unwrap_or_else(|| mode.default_pin()),
         // The parser has bounded these far below what a `usize` holds.
@@ -149,6 +153,7 @@ fn check_outputs(settings: &RunSettings, weight_given: bool) -> Result<()> {
 mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
+    use crate::workload::Language;
     use clap::Parser;
 
     fn settings(line: &str) -> Result<RunSettings> {
@@ -167,6 +172,7 @@ mod tests {
             pool.spec,
             Spec {
                 mode: Mode::TaskPool,
+                language: Language::Rust,
                 iterations: 2_000_000,
                 pin: Pin::None,
                 buffer: Some(0),
@@ -191,6 +197,8 @@ mod tests {
             ("--mode thread --workers 2", "--workers"),
             ("--mode task --workers 2", "--workers"),
             ("--mode task --pin split-cpus", "--pin split-cpus"),
+            ("--mode thread --language c", "--language"),
+            ("--mode task --language rust", "--language"),
         ] {
             let error = settings(line).expect_err(line);
             assert_eq!(error.exit_status(), 2);

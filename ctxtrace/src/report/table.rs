@@ -9,6 +9,7 @@ use super::printable;
 use crate::analyze::result::{Class, Distribution, Report, Task, WakeupOrigin, Workload};
 use crate::trace::Level;
 use crate::units::{duration, signed_thousands, significant, thousands};
+use crate::workload::Language;
 
 /// Threads shown one by one; the rest is summed up.
 const THREADS_SHOWN: usize = 12;
@@ -70,7 +71,10 @@ pub fn render(report: &Report, style: Style) -> String {
 /// One line that says what was run: `task-pool, buffer 0, 2 workers, 2,000,000 messages`.
 #[must_use]
 pub fn workload_in_words(workload: &Workload) -> String {
-    let mut words = vec![workload.mode.name().to_owned()];
+    let mut words = vec![match workload.language {
+        Language::Rust => workload.mode.name().to_owned(),
+        Language::C => format!("{} in C", workload.mode.name()),
+    }];
     if let Some(buffer) = workload.buffer {
         words.push(format!("buffer {}", thousands(buffer)));
     }

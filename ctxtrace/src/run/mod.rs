@@ -10,6 +10,7 @@ mod assertions;
 mod bar;
 pub mod child;
 pub mod interrupt;
+mod program;
 pub mod watch;
 mod workload;
 
@@ -28,6 +29,7 @@ use crate::symbolize;
 use crate::target::user::{Invoker, invoker};
 use crate::workload::pin::allowed_cpus;
 use interrupt::Interrupts;
+use program::Program;
 
 /// Runs the workload as often as asked, writes every output, and returns the exit status.
 ///
@@ -39,12 +41,13 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     preflight::check_privileges()?;
     let user = invoker();
     let outputs = Outputs::open(settings, user.as_ref())?;
+    let program = Program::of(&settings.spec, user.as_ref())?;
     let kernel = Kernel::discover()?;
     let interrupts = Interrupts::catch()?;
 
     let mut runs: Vec<TracedRun> = Vec::new();
     for number in 1..=settings.repeat {
-        let run = workload::traced(settings, &kernel, &interrupts, user.as_ref(), number)?;
+        let run = workload::traced(settings, &program, &kernel, &interrupts, user.as_ref(), number)?;
         let cut_short = run.cut_short.is_some();
         runs.push(run);
         if cut_short {

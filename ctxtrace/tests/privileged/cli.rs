@@ -18,6 +18,14 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         under_sudo_everything_is_the_invoking_users,
     ),
     (
+        "under_sudo_c_is_built_by_the_invoking_user",
+        under_sudo_c_is_built_by_the_invoking_user,
+    ),
+    (
+        "without_a_compiler_c_says_how_to_get_one",
+        without_a_compiler_c_says_how_to_get_one,
+    ),
+    (
         "the_headline_is_the_median_of_the_repeats",
         the_headline_is_the_median_of_the_repeats,
     ),
@@ -172,6 +180,45 @@ fn under_sudo_everything_is_the_invoking_users() {
     assert!(status.success());
     let metadata = std::fs::metadata(&json).expect("there");
     assert_eq!((metadata.uid(), metadata.gid()), (NOBODY, NOBODY));
+}
+
+fn under_sudo_c_is_built_by_the_invoking_user() {
+    const NOBODY: u32 = 65_534;
+    let folder = tempfile::tempdir_in("/tmp").expect("a folder");
+    std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY)).expect("allowed");
+    let run = || {
+        let output = command("run --mode process --language c --iterations 1000 --json -")
+            .env("SUDO_UID", NOBODY.to_string())
+            .env("SUDO_GID", NOBODY.to_string())
+            .env("XDG_CACHE_HOME", folder.path())
+            .output()
+            .expect("started");
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let kept = std::fs::read_dir(folder.path().join("ctxtrace")).expect("a folder");
+        let kept: Vec<_> = kept.map(|entry| entry.expect("readable").path()).collect();
+        assert_eq!(kept.len(), 1, "{kept:?}");
+        std::fs::metadata(&kept[0]).expect("there")
+    };
+    let first = run();
+    assert_eq!(
+        (first.uid(), first.gid(), first.mode() & 0o777),
+        (NOBODY, NOBODY, 0o700)
+    );
+    assert_eq!(run().ino(), first.ino(), "it is built once");
+}
+
+fn without_a_compiler_c_says_how_to_get_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = command("run --mode process --language c")
+        .env("PATH", folder.path())
+        .output()
+        .expect("started");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("apt install gcc libc6-dev"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 fn the_headline_is_the_median_of_the_repeats() {
