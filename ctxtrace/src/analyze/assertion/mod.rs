@@ -7,8 +7,8 @@
 //! └────────────── path ──────────────┘ └┘ └─ bound
 //! ```
 //!
-//! It goes through three steps. [`parse`] knows the form; [`schema`] knows every name of the report and its type, so that
-//! what can never be true is found before anything runs; [`evaluate`] knows the report. A path may meet:
+//! It goes through three steps. `parse` knows the form; `schema` knows every name of the report and its type, so that
+//! what can never be true is found before anything runs; `evaluate` knows the report. A path may meet:
 //!
 //! * *one value*: that is compared. A null does not satisfy anything, and the failure says why it is null.
 //! * *several*, by `[key=value]`: their numbers are added up, which has a meaning for counts and sums of times.
