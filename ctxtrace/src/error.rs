@@ -9,6 +9,8 @@ pub mod status {
     pub const FAILURE: u8 = 1;
     /// The command line makes no sense.
     pub const USAGE: u8 = 2;
+    /// An `--assert` does not hold.
+    pub const ASSERTION: u8 = 3;
     /// What was traced differs from what the kernel counted.
     pub const MISMATCH: u8 = 4;
     /// `record` itself failed, and not its command.
@@ -120,6 +122,15 @@ pub enum Error {
         action: &'static str,
         /// Why it failed.
         source: io::Error,
+    },
+
+    /// A workload in another language could not be compiled.
+    #[error("cannot build {what}: {reason}")]
+    Build {
+        /// What was to be built.
+        what: String,
+        /// Why it was not, and what would help.
+        reason: String,
     },
 
     /// The workload said what went wrong with it.

@@ -10,7 +10,7 @@ use crate::trace::Level;
 pub use crate::trace::run::Host;
 use crate::units::thousands;
 use crate::workload::pin::Pin;
-use crate::workload::{Mode, Root};
+use crate::workload::{Language, Mode, Root};
 
 /// Name and version of the format.
 pub const SCHEMA: &str = "ctxtrace.report/1";
@@ -91,6 +91,8 @@ pub struct Target {
 pub struct Workload {
     /// Which case.
     pub mode: Mode,
+    /// What it is written in.
+    pub language: Language,
     /// Messages a channel holds beyond one per sender.
     pub buffer: Option<u64>,
     /// Messages asked for.

@@ -155,6 +155,7 @@ fn workload(spec: &Spec, runs: &[Run], median: usize, nulls: &mut Nulls) -> Work
     }
     Workload {
         mode: spec.mode,
+        language: spec.language,
         buffer: nulls.or(
             spec.buffer.map(|buffer| buffer as u64),
             "workload.buffer",
@@ -426,12 +427,13 @@ pub(crate) mod tests {
     use crate::trace::run::{ClockAnchor, Exit, Host};
     use crate::trace::{Level, build};
     use crate::workload::pin::Pin;
-    use crate::workload::{Mode, Root};
+    use crate::workload::{Language, Mode, Root};
     use ctxtrace_common::thread::KernelCount;
 
     pub(crate) fn spec(mode: Mode) -> Spec {
         Spec {
             mode,
+            language: Language::Rust,
             iterations: 1_000,
             pin: Pin::None,
             buffer: mode.is_tasks().then_some(0),

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::analyze::assertion::Assertion;
 use crate::report::Weight;
 use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
 use crate::workload::pin::Pin;
-use crate::workload::{Mode, Root};
+use crate::workload::{Language, Mode, Root};
 
 /// Shows which task switches of an async program hit the kernel, and what that cost.
 #[derive(Debug, Parser)]
@@ -69,6 +70,10 @@ pub struct RunArgs {
     /// Where the receiver runs [default: spawned] (tasks)
     #[arg(long, value_enum)]
     pub root: Option<Root>,
+
+    /// What it is written in [default: rust] (process)
+    #[arg(long, value_enum)]
+    pub language: Option<Language>,
 
     /// Run it this often; the headline is the median run's
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000))]
@@ -182,6 +187,10 @@ pub struct OutputArgs {
     /// What the widths in flamegraph and folded stacks mean [default: time]
     #[arg(long, value_enum)]
     pub weight: Option<Weight>,
+
+    /// Exit with 3 unless a figure of the JSON stands so: `kernel_switches.per_message < 0.01` (repeatable)
+    #[arg(long = "assert", value_name = "EXPR")]
+    pub assertions: Vec<Assertion>,
 }
 
 /// A time as people write it: `10s`, `1m 30s`, or a number of seconds.

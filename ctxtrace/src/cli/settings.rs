@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::analyze::assertion::Assertion;
 use crate::capture::Settings;
 use crate::cli::{OutputArgs, RecordArgs, RecordingArgs, ReportArgs, RunArgs};
 use crate::error::{Error, Result};
@@ -90,6 +91,8 @@ pub struct OutputSettings {
     pub wakeups_flamegraph: Option<Destination>,
     /// Where the folded stacks go.
     pub folded: Option<Destination>,
+    /// What must hold of the result.
+    pub assertions: Vec<Assertion>,
     /// Whether standard output is not the table's.
     pub table_to_stderr: bool,
 }
@@ -176,6 +179,9 @@ fn spec(args: &RunArgs) -> Result<Spec> {
     if mode != Mode::TaskPool && args.workers.is_some() {
         return no_meaning("--workers", "it has no pool of workers (use --mode task-pool)");
     }
+    if mode != Mode::Process && args.language.is_some() {
+        return no_meaning("--language", "only process is there in another one than Rust");
+    }
     if mode == Mode::Task && args.pin == Some(Pin::SplitCpus) {
         return no_meaning(
             "--pin split-cpus",
@@ -184,6 +190,7 @@ fn spec(args: &RunArgs) -> Result<Spec> {
     }
     Ok(Spec {
         mode,
+        language: args.language.unwrap_or_default(),
         iterations: args.iterations.unwrap_or_else(|| mode.default_iterations()),
         pin: args.pin.unwrap_or_else(|| mode.default_pin()),
         // The parser has bounded these far below what a `usize` holds.
@@ -252,6 +259,7 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
         flamegraph: args.flamegraph.map(Destination::from),
         wakeups_flamegraph: args.wakeups_flamegraph.map(Destination::from),
         folded: args.folded.map(Destination::from),
+        assertions: args.assertions,
         table_to_stderr: false,
     };
     if args.weight.is_some() && !settings.wants_stacks() {
@@ -284,6 +292,7 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
 mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
+    use crate::workload::Language;
     use clap::Parser;
 
     fn settings(line: &str) -> Result<RunSettings> {
@@ -302,6 +311,7 @@ mod tests {
             pool.spec,
             Spec {
                 mode: Mode::TaskPool,
+                language: Language::Rust,
                 iterations: 2_000_000,
                 pin: Pin::None,
                 buffer: Some(0),
@@ -329,6 +339,8 @@ mod tests {
             ("--mode thread --workers 2", "--workers"),
             ("--mode task --workers 2", "--workers"),
             ("--mode task --pin split-cpus", "--pin split-cpus"),
+            ("--mode thread --language c", "--language"),
+            ("--mode task --language rust", "--language"),
         ] {
             let error = settings(line).expect_err(line);
             assert_eq!(error.exit_status(), 2);
@@ -361,6 +373,16 @@ mod tests {
         for mode in ["process", "thread", "task", "task-pool"] {
             assert!(error.contains(mode), "{error}");
         }
+    }
+
+    #[test]
+    fn assertions_are_checked_before_anything_runs() {
+        let two = settings("--mode task --assert migrations<5 --assert complete==true").expect("valid");
+        assert_eq!(two.outputs.assertions.len(), 2);
+        let error = settings("--mode task --assert migratoins<5")
+            .expect_err("unknown")
+            .to_string();
+        assert!(error.contains("did you mean `migrations`?"), "{error}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::printable;
 use crate::analyze::result::{Class, Distribution, Report, Target, Task, WakeupOrigin, Workload};
 use crate::trace::Level;
 use crate::units::{duration, signed_thousands, significant, thousands};
+use crate::workload::Language;
 
 /// Threads shown one by one; the rest is summed up.
 const THREADS_SHOWN: usize = 12;
@@ -127,7 +128,10 @@ fn target_headline(report: &Report, target: &Target, style: Style) -> String {
 /// One line that says what was run: `task-pool, buffer 0, 2 workers, 2,000,000 messages`.
 #[must_use]
 pub fn workload_in_words(workload: &Workload) -> String {
-    let mut words = vec![workload.mode.name().to_owned()];
+    let mut words = vec![match workload.language {
+        Language::Rust => workload.mode.name().to_owned(),
+        Language::C => format!("{} in C", workload.mode.name()),
+    }];
     if let Some(buffer) = workload.buffer {
         words.push(format!("buffer {}", thousands(buffer)));
     }
@@ -686,14 +690,14 @@ mod tests {
 
     #[test]
     fn losses_are_red() {
-        let mut run = run(670_000);
-        run.aggregates.counters.lost_wakeups = 7;
+        let mut few = run(670_000);
+        few.aggregates.counters.lost_wakeups = 7;
         let text = render(&summarize(&info(Mode::Task), &[run]), COLOR);
         assert!(
             text.contains("Lost              \x1b[1;31m7 wakeups\x1b[0m\n"),
             "{text}"
         );
-        let mut crowded = super::tests::run(670_000);
+        let mut crowded = run(670_000);
         (
             crowded.aggregates.counters.lost_threads,
             crowded.aggregates.counters.lost_stacks,

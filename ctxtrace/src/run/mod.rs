@@ -8,10 +8,12 @@
 //!   report:                                     open outputs ─▶ read the capture ─▶ summarize ─▶ write outputs
 //! ```
 
+mod assertions;
 mod bar;
 pub mod child;
 pub mod interrupt;
 mod outputs;
+mod program;
 mod record;
 mod report;
 mod save;
@@ -21,6 +23,7 @@ mod workload;
 pub use record::record;
 pub use report::report;
 
+use crate::analyze::assertion::Assertion;
 use crate::analyze::result::Report;
 use crate::analyze::summarize::summarize;
 use crate::capture::{Kernel, preflight};
@@ -33,6 +36,7 @@ use crate::trace::run::{ClockAnchor, Host, Info, Run, Subject};
 use crate::workload::pin::allowed_cpus;
 use interrupt::Interrupts;
 use outputs::Outputs;
+use program::Program;
 use save::Saver;
 use watch::{OnInterrupt, Recorder};
 
@@ -46,6 +50,7 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     preflight::check()?;
     let user = invoker();
     let outputs = Outputs::open(&settings.outputs, user.as_ref())?;
+    let program = Program::of(&settings.spec, user.as_ref())?;
     let kernel = Kernel::discover()?;
     let interrupts = Interrupts::catch()?;
     let info = info(Subject::Workload(settings.spec.clone()), settings.capture.level)?;
@@ -60,7 +65,7 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
 
     let mut runs: Vec<Run> = Vec::new();
     for number in 1..=settings.repeat {
-        let run = workload::recorded(settings, &recorder, user.as_ref(), number, &mut saver)?;
+        let run = workload::recorded(settings, &program, &recorder, user.as_ref(), number, &mut saver)?;
         let cut_short = run.cut_short.is_some();
         runs.push(run);
         if cut_short {
@@ -72,22 +77,26 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     outputs.write(&report, &runs)?;
     saver.end()?;
     outputs::print_table(&settings.outputs, &report)?;
+    let verdict = verdict(&settings.outputs.assertions, &report)?;
     Ok(if interrupts.any_seen() {
         status::INTERRUPTED
     } else if !report.complete {
         status::FAILURE
     } else {
-        verdict(&report)
+        verdict
     })
 }
 
-/// The exit status of a report of which nothing else is to be said.
-fn verdict(report: &Report) -> u8 {
-    if !table::agrees(report) || !report.ledger_adds_up {
+/// The exit status of a report that is complete. Says which assertions do not hold.
+fn verdict(assertions: &[Assertion], report: &Report) -> Result<u8> {
+    let assertions_hold = assertions::all_hold(assertions, report)?;
+    Ok(if !table::agrees(report) || !report.ledger_adds_up {
         status::MISMATCH
+    } else if !assertions_hold {
+        status::ASSERTION
     } else {
         0
-    }
+    })
 }
 
 /// What is said of a recording that begins now.

@@ -72,13 +72,14 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     outputs.write(&report, &runs)?;
     saver.end()?;
     outputs::print_table(&settings.outputs, &report)?;
+    let verdict = verdict(&settings.outputs.assertions, &report)?;
     Ok(match runs[0].exit {
         Some(exit) => match exit_status(exit, cut) {
-            0 => verdict(&report),
+            0 => verdict,
             of_command => of_command,
         },
         None if cut.interrupted.is_some() => status::INTERRUPTED,
-        None => verdict(&report),
+        None => verdict,
     })
 }
 

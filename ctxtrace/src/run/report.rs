@@ -50,9 +50,10 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
     }
     outputs.write(&report, &saved.runs)?;
     outputs::print_table(&settings.outputs, &report)?;
+    let verdict = verdict(&settings.outputs.assertions, &report)?;
     Ok(if saved.damage.is_some() {
         status::FAILURE
     } else {
-        verdict(&report)
+        verdict
     })
 }

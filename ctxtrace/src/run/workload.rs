@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 
 use super::bar::Bar;
 use super::child::Message;
+use super::program::Program;
 use super::save::Saver;
 use super::watch::{Recorded, Recorder};
 use crate::cli::settings::RunSettings;
@@ -23,30 +24,19 @@ use crate::workload::progress::Progress;
 /// Runs the workload once under tracing; `number` tells which of the repeats it is.
 pub(super) fn recorded(
     settings: &RunSettings,
+    program: &Program,
     recorder: &Recorder<'_>,
     user: Option<&Invoker>,
     number: u64,
     saver: &mut Saver,
 ) -> Result<Run> {
-    let program = std::env::current_exe().map_err(Error::system("finding this executable"))?;
-    let spec = serde_json::to_string(&settings.spec).map_err(|error| Error::Workload(error.to_string()))?;
     let (progress, progress_fd) = Progress::create()?;
     let (mut report, report_writer) = std::io::pipe().map_err(Error::system("pipe"))?;
-    let report_fd = report_writer.as_raw_fd().to_string();
-    let progress_number = progress_fd.as_raw_fd().to_string();
-    let args = [
-        "ctxtrace",
-        "workload",
-        "--spec",
-        &spec,
-        "--report-fd",
-        &report_fd,
-        "--progress-fd",
-        &progress_number,
-    ];
+    let args = program.arguments(report_writer.as_raw_fd(), progress_fd.as_raw_fd());
+    let args: Vec<&OsStr> = args.iter().map(OsStr::new).collect();
     let command = Command {
-        program: &program,
-        args: &args.map(OsStr::new),
+        program: &program.path,
+        args: &args,
         env: &Environment::for_user(user),
         inherit: &[report_writer.as_fd(), progress_fd.as_fd()],
         user,

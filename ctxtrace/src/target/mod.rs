@@ -4,6 +4,7 @@
 //! * [`attach`]: finds a process that runs already.
 //! * [`environment`]: what a program is started with, also under `sudo`.
 //! * [`search`]: from the name of a command to its file.
+//! * [`toolchain`]: builds what has to be compiled first, as that user, once.
 //! * [`user`]: the user who called `sudo`; the workload and the output files are theirs.
 //! * [`procfs`]: what `/proc` says of a thread.
 //! * [`mappings`]: which file lies where in which process, kept after the process has gone.
@@ -18,6 +19,7 @@ pub mod mappings;
 pub mod procfs;
 pub mod programs;
 pub mod search;
+pub mod toolchain;
 pub mod user;
 
 /// Paths as they are stored: text, whatever the bytes.

@@ -1,8 +1,15 @@
 //! Who called: under `sudo`, root is needed for tracing only, and everything else is the invoking user's.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
+use std::io::{Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 
-use nix::unistd::{Gid, Uid, User, geteuid, getgrouplist};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Gid, Uid, User, fork, geteuid, getgrouplist, setgid, setgroups, setuid};
 
 /// A user to become: ids, and the groups they are in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +48,58 @@ fn from_ids(uid: &str, gid: &str) -> Option<Invoker> {
         .and_then(|name| getgrouplist(&name, gid).ok())
         .unwrap_or_else(|| vec![gid]);
     Some(Invoker { uid, gid, groups })
+}
+
+impl Invoker {
+    /// Does some work as this user, in a process of its own, so that nothing in the user's folders is ever touched by root.
+    /// The work ends in a path, or in a reason why it failed. To be called while there is one thread.
+    ///
+    /// # Errors
+    ///
+    /// If the work fails, or the user cannot be become.
+    pub fn perform(&self, work: impl FnOnce() -> Result<PathBuf, String>) -> Result<PathBuf, String> {
+        let (mut from_child, mut to_parent) = std::io::pipe().map_err(|error| format!("pipe failed: {error}"))?;
+        // SAFETY: this process has one thread, so the child may do anything.
+        match unsafe { fork() }.map_err(|errno| format!("fork failed: {errno}"))? {
+            ForkResult::Child => {
+                drop(from_child);
+                // A panic must not unwind into what the parent was doing.
+                let worked = catch_unwind(AssertUnwindSafe(|| self.become_it().and_then(|()| work())))
+                    .unwrap_or_else(|_| Err("it panicked".to_owned()));
+                let (word, text) = match worked {
+                    Ok(path) => (b'+', path.into_os_string()),
+                    Err(reason) => (b'-', OsString::from(reason)),
+                };
+                let sent = to_parent.write_all(&[&[word], text.as_bytes()].concat());
+                // SAFETY: ends the child at once; nothing of the parent's (buffers, destructors) may run twice.
+                unsafe { libc::_exit(i32::from(sent.is_err())) }
+            }
+            ForkResult::Parent { child } => {
+                drop(to_parent);
+                let mut said = Vec::new();
+                let read = from_child.read_to_end(&mut said);
+                waitpid(child, None).map_err(|errno| format!("waitpid failed: {errno}"))?;
+                match (read, said.split_first()) {
+                    (Ok(_), Some((b'+', path))) => Ok(OsString::from_vec(path.to_vec()).into()),
+                    (Ok(_), Some((b'-', reason))) => Err(String::from_utf8_lossy(reason).into_owned()),
+                    _ => Err(format!(
+                        "the process that did it as user {} ended and did not say why",
+                        self.uid
+                    )),
+                }
+            }
+        }
+    }
+
+    /// Gives up everything of root's, for good.
+    fn become_it(&self) -> Result<(), String> {
+        setgroups(&self.groups)
+            .and_then(|()| setgid(self.gid))
+            .and_then(|()| setuid(self.uid))
+            // The change of user clears it, so it comes after.
+            .and_then(|()| prctl::set_pdeathsig(Signal::SIGKILL))
+            .map_err(|errno| format!("becoming user {} failed: {errno}", self.uid))
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! | mode | who plays | a message is |
 //! |---|---|---|
 //! | `process` | two processes, two pipes | one round trip of four bytes |
+//! | `process`, in C | the same, by the C library alone (`process.c`) | one round trip of one byte |
 //! | `thread` | two threads, two pipes | one round trip of four bytes |
 //! | `task` | three tokio tasks on one thread, two `futures` channels | one `"joe0"` from sender over repeater to receiver |
 //! | `task-pool` | the same three tasks on a pool of worker threads | the same |
@@ -72,6 +73,20 @@ impl Mode {
     }
 }
 
+/// What a workload is written in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Language {
+    /// Rust, as part of this executable
+    #[default]
+    Rust,
+    /// C, built by this machine's `cc`
+    C,
+}
+
+/// `process` in C, the textbook's way.
+pub const PROCESS_IN_C: &str = include_str!("process.c");
+
 /// Where the receiver runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -98,6 +113,9 @@ impl Root {
 pub struct Spec {
     /// The case.
     pub mode: Mode,
+    /// What it is written in; other than Rust for `process` only.
+    #[serde(default)]
+    pub language: Language,
     /// Messages to send, at least 1.
     pub iterations: u64,
     /// On which CPUs.
@@ -125,6 +143,9 @@ pub struct Outcome {
 ///
 /// If the machine lacks what the spec asks for (CPUs, threads, pipes), or if a message arrives altered or not at all.
 pub fn run(spec: &Spec, progress: &Progress) -> Result<Outcome> {
+    if spec.language != Language::Rust {
+        return Err(Error::Workload("this executable is the workload in Rust".to_owned()));
+    }
     match spec.mode {
         Mode::Process => pipe::between_processes(spec, progress),
         Mode::Thread => pipe::between_threads(spec, progress),

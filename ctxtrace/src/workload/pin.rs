@@ -67,22 +67,26 @@ impl Pinning {
         Ok(Self { pin, allowed })
     }
 
+    /// The CPU of the player with this index; `None` for any.
+    #[must_use]
+    pub fn cpu(&self, player: usize) -> Option<usize> {
+        match self.pin {
+            Pin::None => None,
+            // The last CPU: the first one usually serves more interrupts.
+            Pin::SameCpu => self.allowed.last().copied(),
+            Pin::SplitCpus => self.allowed.get(player).copied(),
+        }
+    }
+
     /// Pins the calling thread as the player with this index.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
     pub fn apply(&self, player: usize) -> Result<()> {
-        let cpu = match self.pin {
-            Pin::None => return Ok(()),
-            // The last CPU: the first one usually serves more interrupts.
-            Pin::SameCpu => self.allowed.last(),
-            Pin::SplitCpus => self.allowed.get(player),
-        };
+        let Some(cpu) = self.cpu(player) else { return Ok(()) };
         let mut set = CpuSet::new();
-        if let Some(&cpu) = cpu {
-            set.set(cpu).map_err(Error::errno("CPU_SET"))?;
-        }
+        set.set(cpu).map_err(Error::errno("CPU_SET"))?;
         sched_setaffinity(Pid::from_raw(0), &set).map_err(Error::errno("sched_setaffinity"))
     }
 }

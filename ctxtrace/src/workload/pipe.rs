@@ -155,12 +155,13 @@ pub(super) fn between_processes(spec: &Spec, progress: &Progress) -> Result<Outc
 #[cfg(test)]
 mod tests {
     use super::super::pin::Pin;
-    use super::super::{Mode, run};
+    use super::super::{Language, Mode, run};
     use super::*;
 
     fn spec(mode: Mode, iterations: u64) -> Spec {
         Spec {
             mode,
+            language: Language::Rust,
             iterations,
             pin: Pin::SameCpu,
             buffer: None,

@@ -159,12 +159,13 @@ fn joined<T>(task: JoinHandle<T>) -> impl Future<Output = Result<T>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Mode, run};
+    use super::super::{Language, Mode, run};
     use super::*;
 
     fn spec(mode: Mode, buffer: usize, root: Root) -> Spec {
         Spec {
             mode,
+            language: Language::Rust,
             iterations: 3_000,
             pin: Pin::None,
             buffer: Some(buffer),

@@ -18,8 +18,28 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         under_sudo_everything_is_the_invoking_users,
     ),
     (
+        "under_sudo_c_is_built_by_the_invoking_user",
+        under_sudo_c_is_built_by_the_invoking_user,
+    ),
+    (
+        "without_a_compiler_c_says_how_to_get_one",
+        without_a_compiler_c_says_how_to_get_one,
+    ),
+    (
         "the_headline_is_the_median_of_the_repeats",
         the_headline_is_the_median_of_the_repeats,
+    ),
+    (
+        "an_assertion_that_does_not_hold_is_an_exit_status",
+        an_assertion_that_does_not_hold_is_an_exit_status,
+    ),
+    (
+        "an_assertion_that_makes_no_sense_is_found_before_the_run",
+        an_assertion_that_makes_no_sense_is_found_before_the_run,
+    ),
+    (
+        "a_mismatch_comes_before_an_assertion",
+        a_mismatch_comes_before_an_assertion,
     ),
     (
         "a_split_over_more_cpus_than_there_are_says_so",
@@ -162,6 +182,45 @@ fn under_sudo_everything_is_the_invoking_users() {
     assert_eq!((metadata.uid(), metadata.gid()), (NOBODY, NOBODY));
 }
 
+fn under_sudo_c_is_built_by_the_invoking_user() {
+    const NOBODY: u32 = 65_534;
+    let folder = tempfile::tempdir_in("/tmp").expect("a folder");
+    std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY)).expect("allowed");
+    let run = || {
+        let output = command("run --mode process --language c --iterations 1000 --json -")
+            .env("SUDO_UID", NOBODY.to_string())
+            .env("SUDO_GID", NOBODY.to_string())
+            .env("XDG_CACHE_HOME", folder.path())
+            .output()
+            .expect("started");
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let kept = std::fs::read_dir(folder.path().join("ctxtrace")).expect("a folder");
+        let kept: Vec<_> = kept.map(|entry| entry.expect("readable").path()).collect();
+        assert_eq!(kept.len(), 1, "{kept:?}");
+        std::fs::metadata(&kept[0]).expect("there")
+    };
+    let first = run();
+    assert_eq!(
+        (first.uid(), first.gid(), first.mode() & 0o777),
+        (NOBODY, NOBODY, 0o700)
+    );
+    assert_eq!(run().ino(), first.ino(), "it is built once");
+}
+
+fn without_a_compiler_c_says_how_to_get_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = command("run --mode process --language c")
+        .env("PATH", folder.path())
+        .output()
+        .expect("started");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("apt install gcc libc6-dev"),
+        "{}",
+        stderr(&output)
+    );
+}
+
 fn the_headline_is_the_median_of_the_repeats() {
     let json = run_json("--mode thread --iterations 2000 --repeat 5");
     let runs = json["workload"]["runs"].as_array().expect("runs");
@@ -174,6 +233,76 @@ fn the_headline_is_the_median_of_the_repeats() {
         intervals > 4 * number(&json, "/kernel_switches/total"),
         "latencies are of all runs"
     );
+}
+
+/// A run of `thread` with these assertions.
+fn asserting(assertions: &[&str], more: &[&str]) -> std::process::Output {
+    let mut command = command("run --mode thread --iterations 2000 --level counts");
+    for assertion in assertions {
+        command.args(["--assert", assertion]);
+    }
+    command.args(more).output().expect("started")
+}
+
+fn an_assertion_that_does_not_hold_is_an_exit_status() {
+    let output = asserting(
+        &[
+            "kernel_switches.per_message >= 2",
+            "ledger[class=thread-blocked].count > 0",
+            "ledger_adds_up == true",
+        ],
+        &[],
+    );
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "ctxtrace: 3 assertions hold\n");
+
+    // Each that does not hold is told, and the outputs are written all the same.
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("x.json");
+    let output = asserting(
+        &[
+            "kernel_switches.per_message < 0.01",
+            "complete == true",
+            "task_switches.hit_kernel == 0",
+        ],
+        &["--json", &json.display().to_string()],
+    );
+    assert_eq!(output.status.code(), Some(3));
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(json).expect("there")).expect("JSON");
+    let per_message = &json["kernel_switches"]["per_message"];
+    let told = stderr(&output);
+    let sentences: Vec<&str> = told.lines().filter(|line| line.contains("does not hold")).collect();
+    assert_eq!(
+        sentences,
+        [
+            format!(
+                "ctxtrace: `kernel_switches.per_message < 0.01` does not hold: kernel_switches.per_message is {per_message}"
+            ),
+            "ctxtrace: `task_switches.hit_kernel == 0` does not hold: task_switches is null: no thread of the target counts its \
+             polls: the program does not use ctxtrace-probe"
+                .to_owned(),
+        ]
+    );
+    assert!(stdout(&output).contains("messages/s"), "the table is there too");
+}
+
+fn an_assertion_that_makes_no_sense_is_found_before_the_run() {
+    for (assertion, sentence) in [
+        ("kernel_swiches.total < 5", "did you mean `kernel_switches`?"),
+        ("workload.mode == 1", "`workload.mode` is text"),
+        ("migrations < many", "a number, true or false is expected"),
+    ] {
+        let output = asserting(&[assertion], &[]);
+        assert_eq!(output.status.code(), Some(2), "{assertion}");
+        assert!(stderr(&output).contains(sentence), "{}", stderr(&output));
+        assert_eq!(stdout(&output), "", "nothing has run");
+    }
+}
+
+fn a_mismatch_comes_before_an_assertion() {
+    let output = asserting(&["migrations < 0"], &["--drop-one-in", "10"]);
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    assert!(stderr(&output).contains("`migrations < 0` does not hold: migrations is "));
 }
 
 fn a_split_over_more_cpus_than_there_are_says_so() {

@@ -14,6 +14,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         "pinned_round_trips_make_two_switches_each",
         pinned_round_trips_make_two_switches_each,
     ),
+    (
+        "round_trips_in_c_make_two_switches_each",
+        round_trips_in_c_make_two_switches_each,
+    ),
     ("the_parts_of_a_run_add_up", the_parts_of_a_run_add_up),
     ("a_sleeper_shows_its_sleeps", a_sleeper_shows_its_sleeps),
     (
@@ -88,6 +92,50 @@ fn pinned_round_trips_make_two_switches_each() {
         assert_eq!(parts, total);
         // Other programs interrupt now and then, start and end add a few dozen: nothing else may.
         assert!(total < 22_000, "{mode}: {total}");
+    }
+}
+
+fn round_trips_in_c_make_two_switches_each() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let stacks = folder.path().join("x.folded");
+    let line = format!(
+        "--mode process --language c --iterations 10000 --repeat 3 --folded {}",
+        stacks.display()
+    );
+    let json = run_json(&line);
+    assert_eq!(json["workload"]["language"], "c");
+    assert_eq!(number(&json, "/workload/messages"), 10_000);
+    assert!(number(&json, "/workload/elapsed_ns") > 0);
+    assert_eq!(
+        json["reconciliation"]["rusage"]["agrees"],
+        Value::Bool(true),
+        "{json:#}"
+    );
+    for run in json["workload"]["runs"].as_array().expect("runs") {
+        assert_eq!(number(run, "/difference"), 0);
+        // The round trips; start and end, and other programs, add a few.
+        let total = number(run, "/kernel_switches");
+        assert!((20_000..20_500).contains(&total), "{total}");
+    }
+    let stacks = std::fs::read_to_string(stacks).expect("there");
+    let with_names = stacks
+        .lines()
+        .filter(|line| line.contains(";main;") && line.contains("pipe_read"));
+    let switches: i64 = with_names
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<i64>().ok())
+        .sum();
+    assert!(switches > 0, "no stack leads from main to the pipe:\n{stacks}");
+    for function in ["ping", "pong"] {
+        assert!(stacks.contains(function), "{function} is nowhere in\n{stacks}");
+    }
+    // On any CPUs, and the fewest messages.
+    for line in [
+        "--pin none --iterations 5000",
+        "--pin split-cpus --iterations 5000",
+        "--iterations 1",
+    ] {
+        let json = run_json(&format!("--mode process --language c {line}"));
+        assert_eq!(number(&json, "/reconciliation/difference"), 0, "{line}");
     }
 }
 

@@ -1,0 +1,232 @@
+//! Whether an assertion holds in a report.
+
+use serde_json::Value;
+
+use super::{Assertion, Bound, Condition, Number, Step, Steps, parse, schema};
+
+/// The most values told where the one that was wanted is missing.
+const OTHERS_TOLD: usize = 8;
+
+/// Why an assertion does not hold.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{path} is {}", value_in_words(.value, *.summed))]
+pub struct NotMet {
+    /// The place that was compared, or the null on the way to it.
+    path: String,
+    /// What is there; a reason where nothing is.
+    value: Result<Bound, String>,
+    /// How many elements were added up, where they were selected.
+    summed: Option<usize>,
+}
+
+fn value_in_words(value: &Result<Bound, String>, summed: Option<usize>) -> String {
+    match (value, summed) {
+        (Err(reason), _) => format!("null: {reason}"),
+        (Ok(value), None | Some(1)) => value.to_string(),
+        (Ok(value), Some(0)) => format!("{value} (no element meets the conditions)"),
+        (Ok(value), Some(elements)) => format!("{value} ({elements} elements added up)"),
+    }
+}
+
+/// A place of the report.
+struct Place<'a> {
+    /// As `unavailable` writes it.
+    path: String,
+    value: &'a Value,
+}
+
+impl Assertion {
+    /// Says by which value it fails to hold in `report`, the JSON of a result.
+    ///
+    /// # Errors
+    ///
+    /// If it does not hold; so for a null, whatever the bound.
+    pub fn evaluate(&self, report: &Value) -> Result<(), NotMet> {
+        let places = self.places(report)?;
+        let selects = self.path.iter().any(|step| matches!(step, Step::Select(_)));
+        let found = match places.as_slice() {
+            [one] if !selects => compared(one, report)?,
+            several => Bound::Number(sum(several, report)?),
+        };
+        if self.holds_for(found) {
+            return Ok(());
+        }
+        Err(NotMet {
+            path: Steps(&self.path).to_string(),
+            value: Ok(found),
+            summed: selects.then_some(places.len()),
+        })
+    }
+
+    fn holds_for(&self, found: Bound) -> bool {
+        match (found, self.bound) {
+            (Bound::Number(found), Bound::Number(bound)) => self.operator.admits(found.compare(bound)),
+            (Bound::Flag(found), Bound::Flag(bound)) => self.operator.admits(found.cmp(&bound)),
+            // The schema keeps these apart.
+            (Bound::Number(_), Bound::Flag(_)) | (Bound::Flag(_), Bound::Number(_)) => false,
+        }
+    }
+
+    /// Everything the path leads to.
+    fn places<'a>(&self, report: &'a Value) -> Result<Vec<Place<'a>>, NotMet> {
+        let mut places = vec![Place {
+            path: String::new(),
+            value: report,
+        }];
+        for (index, step) in self.path.iter().enumerate() {
+            let mut next = Vec::new();
+            for place in &places {
+                if place.value.is_null() {
+                    return Err(null(place, report));
+                }
+                match step {
+                    Step::Field(name) => next.push(field(place, name)),
+                    Step::Index(index) => next.push(element(place, *index)?),
+                    Step::Select(conditions) => {
+                        next.extend(selected(place, conditions, &self.path[..index])?);
+                    }
+                }
+            }
+            places = next;
+        }
+        Ok(places)
+    }
+}
+
+fn field<'a>(place: &Place<'a>, name: &str) -> Place<'a> {
+    let dot = if place.path.is_empty() { "" } else { "." };
+    Place {
+        path: format!("{}{dot}{name}", place.path),
+        // What is absent is null.
+        value: &place.value[name],
+    }
+}
+
+fn element<'a>(place: &Place<'a>, index: usize) -> Result<Place<'a>, NotMet> {
+    let path = format!("{}[{index}]", place.path);
+    match place.value.get(index) {
+        Some(value) => Ok(Place { path, value }),
+        None => {
+            let length = place.value.as_array().map_or(0, Vec::len);
+            Err(NotMet {
+                value: Err(format!("there is no such element, {} has {length}", place.path)),
+                path,
+                summed: None,
+            })
+        }
+    }
+}
+
+/// The elements that meet all conditions, each of which must be known to be spelt well. `steps` lead to their list.
+fn selected<'a>(place: &Place<'a>, conditions: &[Condition], steps: &[Step]) -> Result<Vec<Place<'a>>, NotMet> {
+    let elements = place.value.as_array().map_or(&[][..], Vec::as_slice);
+    for condition in conditions {
+        let anywhere = elements.iter().any(|element| meets(element, condition));
+        if !anywhere && !schema::lists_values(steps, &condition.key) {
+            let list = Steps(steps);
+            return Err(NotMet {
+                path: format!("{list}{condition}"),
+                value: Err(format!(
+                    "no element of {list} has this {}{}",
+                    condition.key,
+                    others(elements, &condition.key)
+                )),
+                summed: None,
+            });
+        }
+    }
+    let meets_all = |element: &Value| conditions.iter().all(|condition| meets(element, condition));
+    Ok(elements
+        .iter()
+        .enumerate()
+        .filter(|(_, element)| meets_all(element))
+        .map(|(index, value)| Place {
+            path: format!("{}[{index}]", place.path),
+            value,
+        })
+        .collect())
+}
+
+fn meets(element: &Value, condition: &Condition) -> bool {
+    match &element[&condition.key] {
+        Value::String(text) => *text == condition.value,
+        Value::Bool(flag) => condition.value == flag.to_string(),
+        Value::Number(found) => match (of_json(found), parse::number(&condition.value)) {
+            (Some(found), Some(wanted)) => found.compare(wanted).is_eq(),
+            _ => false,
+        },
+        Value::Null | Value::Array(_) | Value::Object(_) => false,
+    }
+}
+
+/// What the elements have instead.
+fn others(elements: &[Value], key: &str) -> String {
+    let mut values: Vec<String> = Vec::new();
+    for element in elements {
+        let value = match &element[key] {
+            Value::Null => continue,
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        if !values.contains(&value) {
+            values.push(value);
+        }
+    }
+    let rest = values.len().saturating_sub(OTHERS_TOLD);
+    values.truncate(OTHERS_TOLD);
+    match (values.is_empty(), rest) {
+        (true, _) => String::new(),
+        (false, 0) => format!("; there is {}", values.join(", ")),
+        (false, rest) => format!("; there is {} and {rest} more", values.join(", ")),
+    }
+}
+
+fn compared(place: &Place<'_>, report: &Value) -> Result<Bound, NotMet> {
+    match place.value {
+        Value::Bool(flag) => Ok(Bound::Flag(*flag)),
+        Value::Number(number) => of_json(number).map(Bound::Number).ok_or_else(|| null(place, report)),
+        Value::Null | Value::String(_) | Value::Array(_) | Value::Object(_) => Err(null(place, report)),
+    }
+}
+
+fn sum(places: &[Place<'_>], report: &Value) -> Result<Number, NotMet> {
+    let mut sum = Number::Whole(0);
+    for place in places {
+        match compared(place, report)? {
+            Bound::Number(number) => sum = sum.plus(number),
+            // The schema lets no path with a selection lead to these.
+            Bound::Flag(_) => return Err(null(place, report)),
+        }
+    }
+    Ok(sum)
+}
+
+fn of_json(number: &serde_json::Number) -> Option<Number> {
+    number
+        .as_i128()
+        .map(Number::Whole)
+        .or_else(|| number.as_f64().map(Number::Decimal))
+}
+
+/// There is nothing here; why, `unavailable` knows.
+fn null(place: &Place<'_>, report: &Value) -> NotMet {
+    let entries = report["unavailable"].as_array().into_iter().flatten();
+    let reason = entries
+        .filter(|entry| entry["path"].as_str().is_some_and(|path| covers(path, &place.path)))
+        .find_map(|entry| entry["reason"].as_str());
+    NotMet {
+        path: place.path.clone(),
+        value: Err(reason
+            .unwrap_or("the report has no such figure in this place")
+            .to_owned()),
+        summed: None,
+    }
+}
+
+/// Whether an entry of `unavailable` speaks of a place; `*` stands for all fields of a group.
+fn covers(entry: &str, path: &str) -> bool {
+    match entry.strip_suffix('*') {
+        Some(group) => path.starts_with(group),
+        None => path == entry,
+    }
+}

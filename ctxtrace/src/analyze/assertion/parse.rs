@@ -1,0 +1,192 @@
+//! The form of an assertion:
+//!
+//! ```text
+//! assertion = path operator bound
+//! path      = name { "." name | "[" index "]" | "[" name "=" value "]" }
+//! name      = letters, digits, "_" and "-", of which the first is no digit
+//! value     = text without "]", or "text" with \" and \\
+//! operator  = "<" | "<=" | ">" | ">=" | "=="
+//! bound     = "true" | "false" | a number: 12, 2_000_000, 0.01, 1.5e-3, -4
+//! ```
+//!
+//! Spaces may stand between any two of these.
+
+use super::{Assertion, Bound, Condition, Invalid, Number, Operator, Step};
+
+/// Reads an expression.
+pub(super) fn parse(text: &str) -> Result<Assertion, Invalid> {
+    let mut cursor = Cursor { text, at: 0 };
+    let path = path(&mut cursor)?;
+    let operator = operator(&mut cursor)?;
+    cursor.skip_spaces();
+    let bound = bound(cursor.rest().trim_end()).ok_or_else(|| cursor.expected("a number, true or false"))?;
+    Ok(Assertion { path, operator, bound })
+}
+
+fn path(cursor: &mut Cursor<'_>) -> Result<Vec<Step>, Invalid> {
+    let mut steps = vec![Step::Field(name(cursor)?)];
+    loop {
+        if cursor.take(".") {
+            steps.push(Step::Field(name(cursor)?));
+        } else if cursor.take("[") {
+            match (bracket(cursor)?, steps.last_mut()) {
+                (Step::Select(more), Some(Step::Select(conditions))) => conditions.extend(more),
+                (step, _) => steps.push(step),
+            }
+        } else {
+            return Ok(steps);
+        }
+    }
+}
+
+fn name(cursor: &mut Cursor<'_>) -> Result<String, Invalid> {
+    cursor.skip_spaces();
+    if cursor.rest().starts_with(|c: char| c.is_ascii_digit() || c == '-') {
+        return Err(cursor.expected("a name"));
+    }
+    let name = cursor.take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
+    if name.is_empty() {
+        return Err(cursor.expected("a name"));
+    }
+    Ok(name.to_owned())
+}
+
+/// What follows a `[`, up to and with its `]`.
+fn bracket(cursor: &mut Cursor<'_>) -> Result<Step, Invalid> {
+    cursor.skip_spaces();
+    let digits = cursor.take_while(|c| c.is_ascii_digit());
+    let step = if digits.is_empty() {
+        let key = name(cursor)?;
+        if !cursor.take("=") {
+            return Err(cursor.expected("`=` and a value"));
+        }
+        let value = value(cursor)?;
+        Step::Select(vec![Condition { key, value }])
+    } else {
+        let too_large = |_| Invalid(format!("`[{digits}]` is no index: it is too large"));
+        Step::Index(digits.parse().map_err(too_large)?)
+    };
+    if cursor.take("]") {
+        Ok(step)
+    } else {
+        Err(cursor.expected("`]`"))
+    }
+}
+
+fn value(cursor: &mut Cursor<'_>) -> Result<String, Invalid> {
+    if cursor.take("\"") {
+        return quoted(cursor);
+    }
+    cursor.skip_spaces();
+    let value = cursor.take_while(|c| c != ']').trim_end();
+    if value.is_empty() {
+        return Err(cursor.expected("a value"));
+    }
+    Ok(value.to_owned())
+}
+
+/// What follows a `"`, up to and with the next one that has no `\` before it.
+fn quoted(cursor: &mut Cursor<'_>) -> Result<String, Invalid> {
+    let mut value = String::new();
+    loop {
+        value.push_str(cursor.take_while(|c| !matches!(c, '"' | '\\')));
+        match cursor.take_char() {
+            Some('"') => return Ok(value),
+            Some('\\') => match cursor.take_char() {
+                Some(c @ ('"' | '\\')) => value.push(c),
+                _ => return Err(cursor.expected("`\"` or `\\` after a `\\`")),
+            },
+            _ => return Err(cursor.expected("`\"` at the end of the text")),
+        }
+    }
+}
+
+fn operator(cursor: &mut Cursor<'_>) -> Result<Operator, Invalid> {
+    Operator::ALL
+        .into_iter()
+        .find(|operator| cursor.take(operator.symbol()))
+        .ok_or_else(|| cursor.expected("one of < <= > >= =="))
+}
+
+fn bound(text: &str) -> Option<Bound> {
+    match text {
+        "true" => Some(Bound::Flag(true)),
+        "false" => Some(Bound::Flag(false)),
+        _ => number(text).map(Bound::Number),
+    }
+}
+
+/// A number with `_` between its digits; `None` for what is none, and for what is too large to be one.
+pub(super) fn number(text: &str) -> Option<Number> {
+    let is_digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit());
+    let mut before = None;
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        // Rust also reads "inf" and "nan" as numbers.
+        let allowed = match c {
+            '_' => is_digit(before) && is_digit(rest.clone().next()),
+            '0'..='9' | '.' | 'e' | 'E' | '+' | '-' => true,
+            _ => false,
+        };
+        if !allowed {
+            return None;
+        }
+        before = Some(c);
+    }
+    let plain = text.replace('_', "");
+    if let Ok(whole) = plain.parse() {
+        return Some(Number::Whole(whole));
+    }
+    let decimal: f64 = plain.parse().ok()?;
+    decimal.is_finite().then_some(Number::Decimal(decimal))
+}
+
+/// How far an expression has been read.
+struct Cursor<'a> {
+    text: &'a str,
+    /// In bytes, always between two characters.
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn rest(&self) -> &'a str {
+        &self.text[self.at..]
+    }
+
+    fn skip_spaces(&mut self) {
+        self.take_while(char::is_whitespace);
+    }
+
+    /// Takes `token`, which spaces may precede, if it is next.
+    fn take(&mut self, token: &str) -> bool {
+        let rest = self.rest().trim_start();
+        if rest.starts_with(token) {
+            self.at = self.text.len() - rest.len() + token.len();
+            true
+        } else {
+            false
+        }
+    }
+
+    fn take_char(&mut self) -> Option<char> {
+        let c = self.rest().chars().next()?;
+        self.at += c.len_utf8();
+        Some(c)
+    }
+
+    fn take_while(&mut self, belongs: impl Fn(char) -> bool) -> &'a str {
+        let rest = self.rest();
+        let length = rest.find(|c| !belongs(c)).unwrap_or(rest.len());
+        self.at += length;
+        &rest[..length]
+    }
+
+    fn expected(&self, what: &str) -> Invalid {
+        let rest = self.rest().trim();
+        if rest.is_empty() {
+            Invalid(format!("{what} is expected at its end"))
+        } else {
+            Invalid(format!("{what} is expected where it says `{rest}`"))
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Builds a small program with the machine's own compiler, and keeps it.
+//!
+//! Everything is done *as the user the program will run as*: under `sudo` root neither runs a compiler nor touches anything
+//! in a user's folders. The program is kept in that user's cache folder, under a name made of the source and of what the
+//! compiler says of itself, so that another source or compiler is another program. It appears there whole or not at all. What
+//! is found there is run only if it, and the folder, are that user's, and nobody else can write them.
+
+use std::fs::{self, DirBuilder, Metadata, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::unistd::{Uid, User, geteuid};
+use sha2::{Digest, Sha256};
+
+use super::user::Invoker;
+use crate::error::{Error, Result};
+
+/// A compiler of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compiler {
+    /// `cc`, whichever it is.
+    C,
+}
+
+impl Compiler {
+    /// What it is called on the command line.
+    fn program(self) -> &'static str {
+        match self {
+            Self::C => "cc",
+        }
+    }
+
+    /// How it is told to read a source from standard input. Frame pointers and debug information are for the stacks: they
+    /// change nothing of what is measured, which is spent in system calls.
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::C => &["-O2", "-g", "-fno-omit-frame-pointer", "-x", "c", "-"],
+        }
+    }
+
+    /// What to do where there is none.
+    fn how_to_get_it(self) -> &'static str {
+        match self {
+            Self::C => {
+                "there is no C compiler (cc) here: install one (Debian, Ubuntu: apt install gcc libc6-dev; Fedora: dnf install gcc), \
+                 or leave --language out"
+            }
+        }
+    }
+}
+
+/// A program that has to be compiled before it can run.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// What the program is called.
+    pub name: &'static str,
+    /// By what.
+    pub compiler: Compiler,
+    /// The program.
+    pub text: &'static str,
+}
+
+/// The executable of a source: the one that was kept, or a new one. To be called while there is one thread.
+///
+/// # Errors
+///
+/// If there is no compiler, if it refuses the source, or if there is no place to keep the executable in.
+pub fn build(source: &Source, user: Option<&Invoker>) -> Result<PathBuf> {
+    let built = match user {
+        None => build_as_self(source, &cache_folders(std::env::var_os("HOME").map(PathBuf::from))),
+        Some(user) => {
+            // `HOME` may be root's.
+            let home = User::from_uid(user.uid).ok().flatten().map(|user| user.dir);
+            let folders = cache_folders(home);
+            user.perform(|| build_as_self(source, &folders))
+        }
+    };
+    built.map_err(|reason| Error::Build {
+        what: format!("{} in {:?}", source.name, source.compiler),
+        reason,
+    })
+}
+
+/// Where programs may be kept, the best place first. The last one is for users without a home.
+fn cache_folders(home: Option<PathBuf>) -> Vec<PathBuf> {
+    let named = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let usual = home.map(|home| home.join(".cache"));
+    let cache = named.into_iter().chain(usual).filter(|path| path.is_absolute());
+    cache.map(|path| path.join("ctxtrace")).collect()
+}
+
+fn build_as_self(source: &Source, folders: &[PathBuf]) -> std::result::Result<PathBuf, String> {
+    let version = version(source.compiler)?;
+    let last_resort = std::env::temp_dir().join(format!("ctxtrace-{}", geteuid()));
+    let mut refusals = Vec::new();
+    for folder in folders.iter().chain([&last_resort]) {
+        match usable(folder) {
+            Ok(()) => {
+                let program = folder.join(format!("{}-{}", source.name, key(source, &version)));
+                return if is_ours(&program) {
+                    Ok(program)
+                } else {
+                    compile(source, folder, &program).map(|()| program)
+                };
+            }
+            Err(reason) => refusals.push(format!("{} ({reason})", folder.display())),
+        }
+    }
+    Err(format!("there is no folder to keep it in: {}", refusals.join(", ")))
+}
+
+/// What the compiler says of itself.
+fn version(compiler: Compiler) -> std::result::Result<Vec<u8>, String> {
+    let asked = Command::new(compiler.program())
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output();
+    match asked {
+        Ok(output) if output.status.success() => Ok(output.stdout),
+        Ok(output) => Err(format!(
+            "`{} --version` failed: {}",
+            compiler.program(),
+            first_line(&output.stderr)
+        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(compiler.how_to_get_it().to_owned()),
+        Err(error) => Err(format!("{} cannot be run: {error}", compiler.program())),
+    }
+}
+
+/// A name for everything the executable depends on.
+fn key(source: &Source, version: &[u8]) -> String {
+    let mut hash = Sha256::new();
+    for part in [
+        source.text.as_bytes(),
+        version,
+        source.compiler.arguments().join(" ").as_bytes(),
+    ] {
+        // With its length, or the end of one part could be the beginning of the next.
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize()
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Makes the folder if need be, and makes sure that nobody else can write it.
+fn usable(folder: &Path) -> std::result::Result<(), String> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|error| error.to_string())?;
+    let metadata = fs::symlink_metadata(folder).map_err(|error| error.to_string())?;
+    if !metadata.is_dir() {
+        Err("it is no folder".to_owned())
+    } else if !only_writable_by(&metadata, geteuid()) {
+        Err("others than its user can write it".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether this is an executable that nobody but us can have put there.
+fn is_ours(program: &Path) -> bool {
+    fs::symlink_metadata(program).is_ok_and(|metadata| {
+        metadata.is_file() && metadata.mode() & 0o100 != 0 && only_writable_by(&metadata, geteuid())
+    })
+}
+
+fn only_writable_by(metadata: &Metadata, user: Uid) -> bool {
+    metadata.uid() == user.as_raw() && metadata.mode() & 0o022 == 0
+}
+
+/// Compiles beside the executable's place and renames it into it.
+fn compile(source: &Source, folder: &Path, program: &Path) -> std::result::Result<(), String> {
+    let beside = tempfile::Builder::new()
+        .prefix(".build-")
+        .tempdir_in(folder)
+        .map_err(|error| format!("{} cannot be written: {error}", folder.display()))?;
+    let built = beside.path().join(source.name);
+    let output = run_compiler(source, &built)
+        .map_err(|error| format!("{} cannot be run: {error}", source.compiler.program()))?;
+    if !output.status.success() {
+        let complaint = first_line(&output.stderr);
+        return Err(format!("{} refused it: {complaint}", source.compiler.program()));
+    }
+    fs::set_permissions(&built, Permissions::from_mode(0o700))
+        .and_then(|()| fs::rename(&built, program))
+        .map_err(|error| format!("{} cannot be written: {error}", program.display()))
+}
+
+fn run_compiler(source: &Source, into: &Path) -> io::Result<std::process::Output> {
+    let mut child = Command::new(source.compiler.program())
+        .args(source.compiler.arguments())
+        .arg("-o")
+        .arg(into)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A compiler that does not read to the end says so itself.
+        let _ = stdin.write_all(source.text.as_bytes());
+    }
+    child.wait_with_output()
+}
+
+fn first_line(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let line = text.lines().find(|line| line.contains("error")).or(text.lines().next());
+    line.unwrap_or("it does not say why").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EMPTY: Source = Source {
+        name: "empty",
+        compiler: Compiler::C,
+        text: "int main(void) { return 7; }\n",
+    };
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().expect("a folder")
+    }
+
+    fn cache(folder: &tempfile::TempDir) -> Vec<PathBuf> {
+        vec![folder.path().join("new/ctxtrace")]
+    }
+
+    #[test]
+    fn a_program_is_built_once_and_runs() {
+        let folder = folder();
+        let program = build_as_self(&EMPTY, &cache(&folder)).expect("built");
+        assert!(program.starts_with(folder.path()));
+        let status = Command::new(&program).status().expect("it runs");
+        assert_eq!(status.code(), Some(7));
+        let built = fs::metadata(&program).expect("there").ino();
+        assert_eq!(build_as_self(&EMPTY, &cache(&folder)).as_ref(), Ok(&program));
+        assert_eq!(fs::metadata(&program).expect("there").ino(), built);
+        let beside = fs::read_dir(program.parent().expect("a folder")).expect("readable");
+        assert_eq!(beside.count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_program_that_others_could_have_written_is_built_anew() {
+        let folder = folder();
+        let program = build_as_self(&EMPTY, &cache(&folder)).expect("built");
+        fs::write(&program, "#!/bin/sh\nexit 0\n").expect("written");
+        fs::set_permissions(&program, Permissions::from_mode(0o777)).expect("allowed");
+        build_as_self(&EMPTY, &cache(&folder)).expect("built");
+        assert_eq!(Command::new(&program).status().expect("it runs").code(), Some(7));
+        // Nor is what a link leads to.
+        fs::remove_file(&program).expect("removed");
+        std::os::unix::fs::symlink("/bin/true", &program).expect("linked");
+        build_as_self(&EMPTY, &cache(&folder)).expect("built");
+        assert_eq!(Command::new(&program).status().expect("it runs").code(), Some(7));
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_is_not_used() {
+        let (open, own) = (folder(), folder());
+        fs::set_permissions(open.path(), Permissions::from_mode(0o777)).expect("allowed");
+        let folders = [open.path().to_owned(), own.path().to_owned()];
+        let program = build_as_self(&EMPTY, &folders).expect("built");
+        assert!(program.starts_with(own.path()), "{}", program.display());
+    }
+
+    #[test]
+    fn another_source_or_compiler_is_another_program() {
+        let other = Source { text: "x", ..EMPTY };
+        let keys = [key(&EMPTY, b"gcc 12"), key(&EMPTY, b"gcc 13"), key(&other, b"gcc 12")];
+        assert!(keys[0] != keys[1] && keys[0] != keys[2] && keys[1] != keys[2]);
+        assert_eq!(keys[0], key(&EMPTY, b"gcc 12"));
+    }
+
+    #[test]
+    fn a_source_that_does_not_compile_says_why() {
+        let folder = folder();
+        let wrong = Source {
+            text: "int main(void) { return nothing; }\n",
+            ..EMPTY
+        };
+        let reason = build_as_self(&wrong, &cache(&folder)).expect_err("refused");
+        assert!(
+            reason.starts_with("cc refused it: ") && reason.contains("nothing"),
+            "{reason}"
+        );
+    }
+}
