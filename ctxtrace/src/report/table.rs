@@ -692,7 +692,7 @@ mod tests {
     fn losses_are_red() {
         let mut few = run(670_000);
         few.aggregates.counters.lost_wakeups = 7;
-        let text = render(&summarize(&info(Mode::Task), &[run]), COLOR);
+        let text = render(&summarize(&info(Mode::Task), &[few]), COLOR);
         assert!(
             text.contains("Lost              \x1b[1;31m7 wakeups\x1b[0m\n"),
             "{text}"
