@@ -148,26 +148,24 @@ impl Recorder<'_> {
         let pid = attached.pid;
         let mut session = Session::load(self.kernel, settings)?;
         let mut tracker = start_tracker()?;
-        let follow = |session: &mut Session, tracker: &mut Tracker, tgid: u32| {
-            tracker.follow(tgid);
-            session.follow_running(tgid)
-        };
         let image = Image { tgid: pid, number: 0 };
         session.expect_program(image, &attached.executable, &attached.executable_file())?;
-        follow(&mut session, &mut tracker, pid)?;
-        if children {
-            for child in descendants(pid) {
-                follow(&mut session, &mut tracker, child)?;
-            }
-        }
         session.attach()?;
         let since = Instant::now();
-        if children {
-            // Those that were born while the programs were attached.
-            for child in descendants(pid) {
-                if !tracker.follows(child) {
-                    follow(&mut session, &mut tracker, child)?;
-                }
+        // Only now: a thread whose waking is seen and whose switch-out is not, because one program was attached before the
+        // other, would lack a switch.
+        follow_running(&mut session, &mut tracker, pid)?;
+        // Those that were born meanwhile have children of their own.
+        while children {
+            let unknown: Vec<u32> = descendants(pid)
+                .into_iter()
+                .filter(|&child| !tracker.follows(child))
+                .collect();
+            if unknown.is_empty() {
+                break;
+            }
+            for child in unknown {
+                follow_running(&mut session, &mut tracker, child)?;
             }
         }
         let watch = Watch {
@@ -210,6 +208,11 @@ impl Recorder<'_> {
             cut,
         })
     }
+}
+
+fn follow_running(session: &mut Session, tracker: &mut Tracker, tgid: u32) -> Result<()> {
+    tracker.follow(tgid);
+    session.follow_running(tgid)
 }
 
 fn start_tracker() -> Result<Tracker> {

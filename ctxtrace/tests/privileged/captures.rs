@@ -147,7 +147,7 @@ fn a_capture_is_not_overwritten_by_accident() {
 fn a_run_that_does_not_begin_leaves_no_capture() {
     let folder = tempfile::tempdir().expect("a folder");
     let script = folder.path().join("not-a-program");
-    std::fs::write(&script, "\x7fELF is not enough").expect("written");
+    std::fs::write(&script, "#!/nowhere/an-interpreter").expect("written");
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set");
     for line in [
         "record -o run.ctx -- there-is-no-such-program",
@@ -159,20 +159,32 @@ fn a_run_that_does_not_begin_leaves_no_capture() {
     }
     // Only found when it is executed.
     let output = in_folder(folder.path(), "record -o run.ctx -- ./not-a-program");
-    assert_eq!(output.status.code(), Some(126), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(127), "{}", stderr(&output));
     assert!(!folder.path().join("run.ctx").exists());
 }
 
 fn a_full_disk_is_told_and_the_readable_part_stays() {
-    // A file may not grow beyond 4 KiB: the header fits, the run's state does not.
+    // A file may not grow beyond 8 KiB: the beginning fits, all of it does not.
     let folder = tempfile::tempdir().expect("a folder");
-    let script =
-        format!("trap '' XFSZ; ulimit -f 4; exec {CTXTRACE} run --mode task-pool --iterations 20000 -o run.ctx");
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 16; exec {CTXTRACE} run --mode task-pool --iterations 20000 --repeat 5 -o run.ctx"
+    );
     let output = std::process::Command::new("sh")
         .args(["-c", &script])
         .current_dir(folder.path())
         .output()
         .expect("started");
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("cannot write run.ctx"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("cannot write run.ctx: File too large"),
+        "{}",
+        stderr(&output)
+    );
+    let report = in_folder(folder.path(), "report run.ctx");
+    assert_eq!(report.status.code(), Some(1), "{}", stderr(&report));
+    assert!(
+        stdout(&report).contains("it ends in the middle of a block"),
+        "{}",
+        stdout(&report)
+    );
 }

@@ -25,7 +25,7 @@ pub(crate) const THREADS: u64 = 10_000;
 pub(crate) const FORKS: u64 = 1_000;
 /// Processes of `reused-id`, one after the other under the same id.
 pub(crate) const REUSES: u64 = 20;
-/// Threads of `crowd` at a time.
+/// Threads of `thread-crowd` at a time.
 pub(crate) const CROWD: usize = 200;
 
 pub(crate) fn run(name: &OsStr) -> ExitCode {
@@ -36,7 +36,7 @@ pub(crate) fn run(name: &OsStr) -> ExitCode {
         Some("fork-storm") => fork_storm(),
         Some("exec-by-thread") => exec_by_thread(),
         Some("reused-id") => reused_id(),
-        Some("crowd") => crowd(),
+        Some("thread-crowd") => thread_crowd(),
         Some("server") => server(),
         Some(name) if tasks::run(name) => {}
         _ => return ExitCode::FAILURE,
@@ -130,7 +130,7 @@ fn reused_id() {
 }
 
 /// Many threads alive at the same time.
-fn crowd() {
+fn thread_crowd() {
     static OVER: AtomicBool = AtomicBool::new(false);
     let threads: Vec<_> = (0..CROWD)
         .map(|_| {

@@ -231,7 +231,7 @@ fn a_name_that_is_not_there_is_refused_with_what_was_meant() {
             "latency.off_cpu.p95_ns < 5",
             "`latency.off_cpu` has no `p95_ns`: did you mean `p90_ns` or `p99_ns` or `p50_ns`?",
         ),
-        ("host.zzz < 5", "`host` has no `zzz`; it has cpus, kernel"),
+        ("host.zzz < 5", "`host` has no `zzz`; it has cpus, kernel, name"),
         ("complete.now == true", "`complete` is no group, and has no `now`"),
         ("kernel_switches[0].total < 5", "`kernel_switches` is no list"),
         ("migrations[class=exited] < 5", "`migrations` is no list"),
