@@ -60,8 +60,14 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
             recorder.command(&command, tick)?
         }
         Found::Process { attached, children } => {
-            say_attached(attached);
-            recorder.process(attached, *children, tick)?
+            for note in &attached.notes {
+                say(&format!("ctxtrace: {note}"));
+            }
+            let began = || {
+                let (pid, name) = (attached.pid, &attached.name);
+                say(&format!("recording process {pid} ({name}); Ctrl-C ends it"));
+            };
+            recorder.process(attached, *children, began, tick)?
         }
     };
     run.symbols = symbols::resolve(&run.aggregates);
@@ -130,13 +136,8 @@ impl Found {
 }
 
 /// Nobody is there to be told if standard error is gone.
-fn say_attached(attached: &Attached) {
-    let mut stderr = io::stderr();
-    for note in &attached.notes {
-        let _ = writeln!(stderr, "ctxtrace: {}", printable(note));
-    }
-    let name = printable(&attached.name);
-    let _ = writeln!(stderr, "recording process {} ({name}); Ctrl-C ends it", attached.pid);
+fn say(sentence: &str) {
+    let _ = writeln!(io::stderr(), "{}", printable(sentence));
 }
 
 /// The status that passes on how the command ended. That it was ended because the time was up is what was asked for.

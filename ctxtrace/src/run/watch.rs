@@ -135,12 +135,18 @@ impl Recorder<'_> {
     }
 
     /// Records a process that runs already, with the children it has and makes if `children` says so, until it ends, is
-    /// interrupted, or the time is up.
+    /// interrupted, or the time is up. `began` is called when it is being recorded.
     ///
     /// # Errors
     ///
     /// If the kernel refuses to trace, or if the process ended before anything could be recorded.
-    pub fn process(&self, attached: &Attached, children: bool, tick: impl FnMut(&Underway<'_>)) -> Result<Recorded> {
+    pub fn process(
+        &self,
+        attached: &Attached,
+        children: bool,
+        began: impl FnOnce(),
+        tick: impl FnMut(&Underway<'_>),
+    ) -> Result<Recorded> {
         let settings = Settings {
             follow_children: children,
             ..self.settings
@@ -168,6 +174,7 @@ impl Recorder<'_> {
                 follow_running(&mut session, &mut tracker, child)?;
             }
         }
+        began();
         let watch = Watch {
             recorder: self,
             child: None,

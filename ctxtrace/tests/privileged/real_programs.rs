@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{command, number, stderr, wait_until};
+use crate::support::{command, number, recorder_at_work, stderr, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("perf_bench_sched_pipe", perf_bench_sched_pipe),
@@ -90,24 +92,18 @@ fn redis_server_under_load() {
     let server = Server(command.spawn().expect("Debian package redis-server"));
     wait_until("the server listens", || socket.exists());
     let id = server.0.id();
-    let recorder = std::thread::spawn(move || attached(id));
-    wait_until("it is attached to", || !crate::support::loaded_programs().is_empty());
+    let recorder = recorder_at_work(&format!("record -p {id} --json -"));
     load(&socket);
-    let json = recorder.join().expect("no panic");
+    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("sent");
+    let output = recorder.wait_with_output().expect("ended");
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     all_accounted_for(&json);
     let threads = json["threads"].as_array().expect("a list");
     let main = threads.iter().find(|thread| thread["tid"] == id).expect("it serves");
     assert!(number(main, "/voluntary") > 100, "{main}");
     assert_eq!(json["locators"][0]["locator"], "none", "{}", json["locators"]);
     assert!(number(&json, "/wakeups/0/count") > 0);
-}
-
-fn attached(pid: u32) -> Value {
-    let output = command(&format!("record -p {pid} --duration 2s --json -"))
-        .output()
-        .expect("started");
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
 fn load(socket: &Path) {

@@ -1,5 +1,6 @@
 //! What the tests share: running the command, tracing a program of ours, looking at what is left.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -194,4 +195,22 @@ fn workload_of(tracer: u32) -> Option<Process> {
         .ok()?
         .filter_map(Result::ok)
         .find(|process| is_child(process) && is_workload(process))
+}
+
+/// A recorder of a running process that is at work; what it writes is piped.
+pub(crate) fn recorder_at_work(line: &str) -> Child {
+    let mut recorder = command(line)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("started");
+    let mut said = Vec::new();
+    let mut byte = [0];
+    while !String::from_utf8_lossy(&said).contains("; Ctrl-C ends it") {
+        let stderr = recorder.stderr.as_mut().expect("piped");
+        let read = stderr.read(&mut byte).expect("readable");
+        assert_eq!(read, 1, "it ended early: {}", String::from_utf8_lossy(&said));
+        said.extend(byte);
+    }
+    recorder
 }
