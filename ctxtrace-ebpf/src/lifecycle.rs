@@ -45,6 +45,14 @@ pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
         },
     };
     begin(child, &first, Begin::Anew, Lane::Lifecycle);
+    if tgid == thread.tgid
+        && child.thread_pointer() == parent.thread_pointer()
+        && let Some(newborn) = find(child, tid, FirstSeen::Otherwise, Lane::Lifecycle)
+    {
+        // Go's threads are born with their maker's thread pointer, and set their own a few instructions later: up to then
+        // they are not to be taken for what their maker was doing.
+        newborn.stale_thread_pointer = child.thread_pointer();
+    }
     0
 }
 

@@ -332,6 +332,7 @@ impl Session {
         let switch_sums = self.switch_sums(&live)?;
         let overflow_sums = self.overflow_sums()?;
         let stacks = self.stacks()?;
+        let goroutines = self.sorted_entries::<TaskKey, u64>("GOROUTINES")?;
         let hits = self.sorted_entries::<TaskKey, u64>("HITS")?;
         let edges = self.sorted_entries::<EdgeKey, Edge>("EDGES")?;
         let outsiders = self.entries::<u32, [u8; 16]>("OUTSIDERS")?.into_iter().collect();
@@ -354,6 +355,7 @@ impl Session {
             overflow_sums,
             handovers: self.handovers.into_values().collect(),
             names: self.names,
+            goroutines,
             hits,
             edges,
             outsiders,

@@ -8,6 +8,7 @@
 //! called it, all of them further in than the function that raises it.
 
 mod future;
+mod goroutine;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -77,8 +78,8 @@ pub struct Resolved {
     pub broken: u64,
 }
 
-/// The outermost functions of complete user stacks: where a program, or a thread of glibc or musl, begins.
-const ENTRY_POINTS: [&str; 9] = [
+/// The outermost functions of complete user stacks: where a program, a thread of glibc or musl, or a goroutine begins.
+const ENTRY_POINTS: [&str; 13] = [
     "_start",
     "__clone",
     "clone",
@@ -88,6 +89,10 @@ const ENTRY_POINTS: [&str; 9] = [
     "__libc_start_main",
     "__libc_start_call_main",
     "_start_c",
+    "runtime.goexit",
+    "runtime.goexit.abi0",
+    "runtime.rt0_go",
+    "runtime.rt0_go.abi0",
 ];
 
 /// The kernel's functions that raise the tracepoints: what lies further in is our own.
@@ -154,7 +159,7 @@ pub fn resolve_wakers(aggregates: &Aggregates) -> Resolved {
 }
 
 /// The type of each task's future, or the `async fn` it comes from, as far as stacks tell: of a task that was switched out
-/// while it was polled, the function that the runtime calls to poll it.
+/// while it was polled, the function that the runtime calls to poll it. Of a goroutine: the function it was started with.
 #[must_use]
 pub fn task_types(aggregates: &Aggregates) -> HashMap<TaskKey, String> {
     Resolver::new(&aggregates.mappings).task_types(aggregates)
@@ -279,9 +284,17 @@ impl<'a> Resolver<'a> {
                 }
             }
         }
-        met.into_iter()
+        let mut types: HashMap<TaskKey, String> = met
+            .into_iter()
             .filter_map(|(task, names)| Some((task, names.into_iter().max_by_key(|&(_, count)| count)?.0)))
-            .collect()
+            .collect();
+        for (task, startpc) in goroutine::starts(aggregates) {
+            let frames = self.user_stack(task.image, &[startpc]);
+            if let Some(function) = frames.first().filter(|frame| frame.kind == FrameKind::User) {
+                types.insert(task, goroutine::plain_name(&function.name));
+            }
+        }
+        types
     }
 
     /// Outermost first.
