@@ -30,6 +30,7 @@ fn main() -> ExitCode {
 fn execute(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Run(args) => run::run(&RunSettings::try_from(args)?),
+        Command::Workload(args) if args.prepare => run::child::prepare(&args.spec),
         Command::Workload(args) => run::child::be_a_workload(&args.spec, args.report_fd, args.progress_fd),
     }
 }

@@ -18,7 +18,7 @@ use crate::correlate::ledger::ledger;
 use crate::correlate::reconcile::{self, Launched, reconcile};
 use crate::correlate::tasks::beyond_the_tables;
 use crate::trace::{Aggregates, Fate, Latencies, name_of};
-use crate::workload::{Outcome, Spec};
+use crate::workload::{Mode, Outcome, Spec};
 
 /// One run: what was traced, and what the workload said.
 #[derive(Clone, Debug)]
@@ -186,7 +186,15 @@ fn workload(spec: &Spec, runs: &[TracedRun], median: usize, nulls: &mut Nulls) -
             "this mode has no pool of workers",
         ),
         pin: spec.pin,
-        root: nulls.or(spec.root, "workload.root", "this mode has no runtime"),
+        root: nulls.or(
+            spec.root,
+            "workload.root",
+            if spec.mode == Mode::Go {
+                "Go has no future that is given to block_on"
+            } else {
+                "this mode has no runtime"
+            },
+        ),
         elapsed_ns: nulls.or(elapsed_ns, "workload.elapsed_ns", UNFINISHED),
         ns_per_message: nulls.or(ns_per_message, "workload.ns_per_message", UNFINISHED),
         messages_per_second: nulls.or(
@@ -400,8 +408,8 @@ fn overhead(aggregates: &Aggregates, nulls: &mut Nulls) -> Overhead {
 pub(crate) mod tests {
     use super::*;
     use crate::trace::build;
+    use crate::workload::Root;
     use crate::workload::pin::Pin;
-    use crate::workload::{Mode, Root};
     use ctxtrace_common::thread::KernelCount;
 
     pub(crate) fn spec(mode: Mode) -> Spec {
@@ -410,8 +418,8 @@ pub(crate) mod tests {
             iterations: 1_000,
             pin: Pin::None,
             buffer: mode.is_tasks().then_some(0),
-            workers: (mode == Mode::TaskPool).then_some(2),
-            root: mode.is_tasks().then_some(Root::Spawned),
+            workers: mode.has_workers().then_some(2),
+            root: mode.has_root().then_some(Root::Spawned),
         }
     }
 

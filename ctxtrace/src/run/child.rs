@@ -2,13 +2,14 @@
 
 use std::io::Write;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
 
 use nix::sys::prctl;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, status};
 use crate::workload::progress::Progress;
-use crate::workload::{self, Outcome, Spec};
+use crate::workload::{self, Mode, Outcome, Spec, go};
 
 /// How a workload ended, in its own words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +27,10 @@ pub enum Message {
 ///
 /// If the command line is not one that `run` makes.
 pub fn be_a_workload(spec: &str, report_fd: Option<RawFd>, progress_fd: Option<RawFd>) -> Result<u8> {
-    let spec: Spec = serde_json::from_str(spec).map_err(|error| Error::Usage(format!("--spec: {error}")))?;
+    let spec = spec_of(spec)?;
+    if spec.mode == Mode::Go {
+        return Err(go::become_program(&go::build()?, &spec, report_fd, progress_fd));
+    }
     // Threads inherit it, so that what is not named otherwise is named after what it does. A name is 15 bytes at most.
     let name = std::ffi::CString::new(spec.mode.name()).unwrap_or_default();
     prctl::set_name(&name).map_err(Error::errno("prctl"))?;
@@ -50,4 +54,24 @@ pub fn be_a_workload(spec: &str, report_fd: Option<RawFd>, progress_fd: Option<R
         Message::Done(_) => 0,
         Message::Failed(_) => status::FAILURE,
     })
+}
+
+/// Builds what the workload that `spec` describes needs to be built, and prints where it is.
+///
+/// # Errors
+///
+/// If it cannot be built, or if the command line is not one that `run` makes.
+pub fn prepare(spec: &str) -> Result<u8> {
+    if spec_of(spec)?.mode == Mode::Go {
+        let mut path = go::build()?.into_os_string().into_vec();
+        path.push(b'\n');
+        std::io::stdout()
+            .write_all(&path)
+            .map_err(Error::system("saying where the program is"))?;
+    }
+    Ok(0)
+}
+
+fn spec_of(text: &str) -> Result<Spec> {
+    serde_json::from_str(text).map_err(|error| Error::Usage(format!("--spec: {error}")))
 }

@@ -8,6 +8,7 @@
 
 mod bar;
 pub mod child;
+mod go;
 pub mod interrupt;
 pub mod watch;
 mod workload;

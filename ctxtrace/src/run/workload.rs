@@ -1,8 +1,9 @@
 //! One traced run of a built-in workload: the command that starts it, and what it says of itself.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::PathBuf;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
@@ -19,6 +20,7 @@ use crate::symbolize;
 use crate::target::launch::{Command, Ended};
 use crate::target::user::Invoker;
 use crate::workload::progress::Progress;
+use crate::workload::{Mode, Spec, go};
 
 /// Runs the workload once under tracing; `number` tells which of the repeats it is.
 pub(super) fn traced(
@@ -28,26 +30,18 @@ pub(super) fn traced(
     user: Option<&Invoker>,
     number: u64,
 ) -> Result<TracedRun> {
-    let program = std::env::current_exe().map_err(Error::system("finding this executable"))?;
     let spec = serde_json::to_string(&settings.spec).map_err(|error| Error::Workload(error.to_string()))?;
     let (progress, progress_fd) = Progress::create()?;
     let (mut report, report_writer) = std::io::pipe().map_err(Error::system("pipe"))?;
-    let report_fd = report_writer.as_raw_fd().to_string();
-    let progress_number = progress_fd.as_raw_fd().to_string();
-    let args = [
-        "ctxtrace",
-        "workload",
-        "--spec",
-        &spec,
-        "--report-fd",
-        &report_fd,
-        "--progress-fd",
-        &progress_number,
-    ];
+    let fds = (report_writer.as_raw_fd(), progress_fd.as_raw_fd());
+    let (program, args) = program_and_arguments(&settings.spec, &spec, fds, user)?;
+    let args: Vec<&OsStr> = args.iter().map(OsString::as_os_str).collect();
+    let max_procs = go::max_procs(&settings.spec);
+    let env = [(go::MAX_PROCS, max_procs.as_str())];
     let command = Command {
         program: &program,
-        args: &args.map(OsStr::new),
-        env: &[],
+        args: &args,
+        env: if settings.spec.mode == Mode::Go { &env } else { &[] },
         inherit: &[report_writer.as_fd(), progress_fd.as_fd()],
         user,
     };
@@ -82,6 +76,32 @@ pub(super) fn traced(
         aggregates: traced.aggregates,
         launched: traced.launched,
     })
+}
+
+/// What is executed, and with what arguments: this program again, or the Go program, which is built first.
+fn program_and_arguments(
+    spec: &Spec,
+    json: &str,
+    (report_fd, progress_fd): (RawFd, RawFd),
+    user: Option<&Invoker>,
+) -> Result<(PathBuf, Vec<OsString>)> {
+    if spec.mode == Mode::Go {
+        let arguments = go::arguments(spec, Some(report_fd), Some(progress_fd));
+        return Ok((super::go::build_as(user, json)?, arguments));
+    }
+    let program = std::env::current_exe().map_err(Error::system("finding this executable"))?;
+    let (report_fd, progress_fd) = (report_fd.to_string(), progress_fd.to_string());
+    let arguments = [
+        "ctxtrace",
+        "workload",
+        "--spec",
+        json,
+        "--report-fd",
+        &report_fd,
+        "--progress-fd",
+        &progress_fd,
+    ];
+    Ok((program, arguments.map(OsString::from).to_vec()))
 }
 
 /// What the workload said before it ended; `None` if it said nothing that can be understood.

@@ -1,7 +1,8 @@
-//! The programs under test: the article's four ping-pongs.
+//! The programs under test: the article's five ping-pongs.
 //!
 //! A workload runs in a process of its own: the same executable, started again with a hidden subcommand, so that what is
-//! traced contains nothing of the tracer. It gets a [`Spec`], does its work, and reports an [`Outcome`] over a pipe.
+//! traced contains nothing of the tracer. It gets a [`Spec`], does its work, and reports an [`Outcome`] over a pipe. The Go
+//! program is one of its own ([`go`]), and speaks the same protocol.
 //!
 //! Each is as faithful to the article as today's libraries allow, and nothing is added on the path of a message except one
 //! branch, and one store every 1,024 messages, that tell the tracer how far it has got ([`progress`]).
@@ -12,7 +13,9 @@
 //! | `thread` | two threads, two pipes | one round trip of four bytes |
 //! | `task` | three tokio tasks on one thread, two `futures` channels | one `"joe0"` from sender over repeater to receiver |
 //! | `task-pool` | the same three tasks on a pool of worker threads | the same |
+//! | `go` | two goroutines, two channels | one `"joe0"` there and back |
 
+pub mod go;
 pub mod pin;
 mod pipe;
 pub mod progress;
@@ -39,6 +42,8 @@ pub enum Mode {
     Task,
     /// Three tokio tasks on a pool of threads
     TaskPool,
+    /// Two goroutines of a Go program
+    Go,
 }
 
 impl Mode {
@@ -50,12 +55,25 @@ impl Mode {
             Self::Thread => "thread",
             Self::Task => "task",
             Self::TaskPool => "task-pool",
+            Self::Go => "go",
         }
     }
 
-    /// Whether the players are tokio tasks (and not threads that the kernel switches).
+    /// Whether the players are tasks, tokio's or Go's (and not threads that the kernel switches).
     #[must_use]
     pub fn is_tasks(self) -> bool {
+        matches!(self, Self::Task | Self::TaskPool | Self::Go)
+    }
+
+    /// Whether the players share a pool of threads.
+    #[must_use]
+    pub fn has_workers(self) -> bool {
+        matches!(self, Self::TaskPool | Self::Go)
+    }
+
+    /// Whether there is a future given to `block_on`.
+    #[must_use]
+    pub fn has_root(self) -> bool {
         matches!(self, Self::Task | Self::TaskPool)
     }
 
@@ -102,11 +120,11 @@ pub struct Spec {
     pub iterations: u64,
     /// On which CPUs.
     pub pin: Pin,
-    /// Messages a channel holds beyond one per sender; tasks only.
+    /// Messages a channel holds beyond one per sender (Go's: in all); tasks only.
     pub buffer: Option<usize>,
-    /// Worker threads; `task-pool` only.
+    /// Worker threads; `task-pool` only. For `go` it is `GOMAXPROCS`.
     pub workers: Option<usize>,
-    /// Where the receiver runs; tasks only.
+    /// Where the receiver runs; tokio's tasks only.
     pub root: Option<Root>,
 }
 
@@ -123,13 +141,15 @@ pub struct Outcome {
 ///
 /// # Errors
 ///
-/// If the machine lacks what the spec asks for (CPUs, threads, pipes), or if a message arrives altered or not at all.
+/// If the machine lacks what the spec asks for (CPUs, threads, pipes), if a message arrives altered or not at all, or if the
+/// spec is for another program: that of `go` runs in no process but its own.
 pub fn run(spec: &Spec, progress: &Progress) -> Result<Outcome> {
     match spec.mode {
         Mode::Process => pipe::between_processes(spec, progress),
         Mode::Thread => pipe::between_threads(spec, progress),
         Mode::Task => task::on_one_thread(spec, progress),
         Mode::TaskPool => task::on_a_pool(spec, progress),
+        Mode::Go => Err(Error::Workload("the Go program is not this one".to_owned())),
     }
 }
 
