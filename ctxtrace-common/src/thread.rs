@@ -88,7 +88,7 @@ pub struct Thread {
     /// Address of the kernel's description of its user memory: another one, and the thread is in the middle of an `execve`.
     pub memory: u64,
     /// What `fsbase` held when it last called `execve`, until its first switch-out afterwards: the kernel has not saved the
-    /// register since, so the field still shows the old program's.
+    /// register since, so the field still shows the old program's. Likewise of a thread that was born with its maker's.
     pub stale_thread_pointer: u64,
     /// Name, padded with zeroes; brought up to date at `execve` and at the last switch.
     pub comm: [u8; 16],

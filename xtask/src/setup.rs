@@ -1,4 +1,5 @@
-//! `cargo xtask setup`: installs what building and linting the BPF programs needs, and skips what is there.
+//! `cargo xtask setup`: installs what building and linting the BPF programs needs, and Go, which the tests of goroutines build
+//! programs with; and skips what is there.
 
 use anyhow::Result;
 
@@ -18,6 +19,10 @@ pub(crate) fn main() -> Result<()> {
         Ok(linker) => eprintln!("the linker for BPF is there: {}", linker.display()),
         Err(_) => install_linker()?,
     }
+    match process::programs("go").first() {
+        Some(go) => eprintln!("Go is there: {}", go.display()),
+        None => install_go()?,
+    }
     Toolchain::find().map(|toolchain| eprintln!("ready: {}", toolchain.compiler))
 }
 
@@ -35,6 +40,19 @@ fn install_compiler() -> Result<()> {
     let mut install = process::as_root("apt-get");
     install.args(["install", "-y", "--no-install-recommends"]);
     process::run(install.args(DEBIAN_PACKAGES))
+}
+
+/// Any version that is in `ctxtrace/src/target/locate/go.rs` will do; Debian 12's is the oldest of them.
+fn install_go() -> Result<()> {
+    if process::programs("apt-get").is_empty() {
+        // Nothing but its own tests needs it, and they say so.
+        eprintln!(
+            "there is no Go, and no apt-get to install it with: `cargo xtask test` needs Go 1.19 or later on PATH"
+        );
+        return Ok(());
+    }
+    let mut install = process::as_root("apt-get");
+    process::run(install.args(["install", "-y", "--no-install-recommends", "golang-go"]))
 }
 
 /// rustup's nightly, with the sources of `core`.

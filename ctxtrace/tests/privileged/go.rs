@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use ctxtrace::correlate::reconcile::reconcile;
 use ctxtrace::correlate::tasks;
@@ -15,9 +16,10 @@ use ctxtrace::trace::name_of;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{HAS_GO, Reason};
 use ctxtrace_common::wakeup::Origin;
+use procfs::process::Process;
 use tempfile::TempDir;
 
-use crate::support::{command, ctxtrace, ledger_of, number, run_json, stderr, trace};
+use crate::support::{command, ctxtrace, ledger_of, number, run_json, stderr, trace, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("go_mode_counts_and_names", go_mode_counts_and_names),
@@ -177,28 +179,59 @@ fn go_mode_counts_and_names() {
     }
 }
 
+/// The Go program that a `ctxtrace run --mode go` has started.
+fn wait_for_go(tracer: &mut Child) -> Process {
+    let mut workload = None;
+    wait_until("the Go program runs", || {
+        let all = procfs::process::all_processes().expect("/proc").flatten();
+        workload = all.into_iter().find(|process| {
+            let of_ours = process.stat().is_ok_and(|stat| stat.ppid == tracer.id() as i32);
+            of_ours && process.exe().is_ok_and(|exe| exe.ends_with("go-ping-pong"))
+        });
+        workload.is_some() || tracer.try_wait().expect("ours").is_some()
+    });
+    workload.expect("it did not end before")
+}
+
+fn interrupt(tracer: &Child) {
+    let pid = nix::unistd::Pid::from_raw(tracer.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("alive");
+}
+
 fn go_mode_on_one_cpu_stays_there() {
     if !has_go() {
         return;
     }
-    let json = run_json("--mode go --pin same-cpu --iterations 300000");
-    // Each thread may come to that CPU once, from where it was born.
-    let threads = json["threads"].as_array().expect("threads").len() as i64;
-    assert!(number(&json, "/migrations") <= threads, "{}", json["migrations"]);
+    let mut child = command("run --mode go --pin same-cpu --iterations 1000000000")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("started");
+    let workload = wait_for_go(&mut child);
+    // It pins itself before its first message.
+    std::thread::sleep(Duration::from_secs(1));
+    let threads: Vec<_> = workload.tasks().expect("alive").flatten().collect();
+    assert!(threads.len() >= 3, "{threads:?}");
+    for thread in threads {
+        let cpus = thread.status().expect("alive").cpus_allowed_list.expect("told");
+        assert!(matches!(cpus[..], [(first, last)] if first == last), "{cpus:?}");
+    }
+    interrupt(&child);
+    assert_eq!(child.wait().expect("ended").code(), Some(130));
 }
 
 fn go_mode_interrupted_says_how_far() {
     if !has_go() {
         return;
     }
-    let child = command("run --mode go --iterations 1000000000 --json -")
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
+    let mut child = command("run --mode go --iterations 1000000000 --json -")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .expect("started");
-    std::thread::sleep(std::time::Duration::from_secs(3));
-    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("alive");
+    wait_for_go(&mut child);
+    std::thread::sleep(Duration::from_secs(1));
+    interrupt(&child);
     let output = child.wait_with_output().expect("ended");
     assert_eq!(output.status.code(), Some(130));
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -225,22 +258,15 @@ fn go_mode_under_sudo_is_the_invoking_users() {
         .envs([("SUDO_UID", NOBODY.to_string()), ("SUDO_GID", NOBODY.to_string())])
         .env("XDG_CACHE_HOME", &cache)
         .env_remove("GOCACHE")
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .expect("started");
-    let mut workload = None;
-    crate::support::wait_until("the Go program runs", || {
-        let all = procfs::process::all_processes().expect("/proc").flatten();
-        workload = all.into_iter().find(|process| {
-            let of_ours = process.stat().is_ok_and(|stat| stat.ppid == child.id() as i32);
-            of_ours && process.exe().is_ok_and(|exe| exe.starts_with(&cache))
-        });
-        workload.is_some() || child.try_wait().expect("ours").is_some()
-    });
-    let workload = workload.expect("it did not end before");
+    let workload = wait_for_go(&mut child);
     assert_eq!(workload.uid().expect("alive"), NOBODY);
-    let built = std::fs::metadata(workload.exe().expect("alive")).expect("there");
+    let built = workload.exe().expect("alive");
+    assert!(built.starts_with(&cache), "{built:?}");
+    let built = std::fs::metadata(built).expect("there");
     assert_eq!((built.uid(), built.mode() & 0o022), (NOBODY, 0));
     assert!(child.wait().expect("ended").success());
 }

@@ -17,6 +17,8 @@ const MAGIC: &[u8] = b"\xff Go buildinf:";
 const ALIGN: usize = 16;
 /// Bytes of the fixed part.
 const HEADER_BYTES: usize = 32;
+/// With the longest version, bytes.
+const MAX_INFO_BYTES: usize = 256;
 const INLINE: u8 = 2;
 const BIG_ENDIAN: u8 = 1;
 /// Longest version, bytes.
@@ -25,11 +27,16 @@ const MAX_VERSION_BYTES: usize = 100;
 /// The version as the program has it, like `go1.19.8`; `None` if it has none that can be read.
 pub(super) fn version(elf: &Elf<'_>) -> Option<String> {
     let info = match elf.section(".go.buildinfo") {
-        Some(section) => find(&section).map(<[u8]>::to_vec),
+        Some(section) => find(&section).map(beginning),
         // Without a table of sections: it is among the first of what can be written.
-        None => elf.writable().into_iter().find_map(find).map(<[u8]>::to_vec),
+        None => elf.writable().into_iter().find_map(find).map(beginning),
     }?;
     in_info(&info, |address| elf.at_address(address))
+}
+
+/// As much as the structure can take.
+fn beginning(info: &[u8]) -> Vec<u8> {
+    info[..info.len().min(MAX_INFO_BYTES)].to_vec()
 }
 
 /// The structure, and what follows it.

@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -61,12 +61,14 @@ fn build_with(go: &Path, cache: &Path) -> Result<PathBuf> {
             .args(["build", "-trimpath", "-o", NAME, "."]),
     )?;
     let built = work.path().join(NAME);
+    // Whatever the umask is.
+    fs::set_permissions(&built, fs::Permissions::from_mode(0o755)).map_err(unwritable(&built))?;
     fs::rename(&built, &program).map_err(unwritable(&program))?;
     if is_trusted(&program) {
         Ok(program)
     } else {
         Err(Error::Workload(format!(
-            "{} can be written to by others: set a umask of 022",
+            "{} is not as it was left: somebody else has changed it",
             program.display()
         )))
     }
@@ -181,7 +183,6 @@ fn module(version: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_program_is_kept_by_source_and_version() {
