@@ -16,12 +16,20 @@ pub const HAS_PROBE: u32 = 1;
 /// [`Locator::flags`]: the program has tokio, and the layout of its thread-local is known.
 pub const HAS_TOKIO: u32 = 2;
 
+/// [`Locator::flags`]: the program is Go's, and it is known where its goroutines are.
+pub const HAS_GO: u32 = 4;
+
 /// The id of the future given to `block_on`, which tokio gives none.
 pub const ROOT_TASK: u64 = u64::MAX - 1;
 /// The id that tasks share for which there was no room in a table.
 pub const OTHER_TASKS: u64 = u64::MAX;
 /// Set in the ids that tokio has given, to tell them from the probe's.
 pub const TOKIO_TASK: u64 = 1 << 61;
+/// Set in the ids that Go has given to its goroutines.
+pub const GO_TASK: u64 = 1 << 60;
+/// Set in the ids that goroutines share for which there was no room in a table, by the function they were started with:
+/// below it is that function's address. No program's address reaches as far as [`GO_OTHERS`] itself.
+pub const GO_OTHERS: u64 = 1 << 59;
 
 /// An integer inside tokio's thread-local, and the value of it that has a meaning.
 #[repr(C)]
@@ -68,6 +76,27 @@ pub struct TokioLayout {
     pub size: u32,
 }
 
+/// Where Go keeps the goroutine that a thread runs.
+///
+/// Each thread has a thread-local `g`: the goroutine whose stack it is on. A thread (an *M*) has a goroutine of its own for
+/// the runtime's work, `g0`, and one for signals, `gsignal`; both have the number 0, and lead through their M to the
+/// goroutine that is served meanwhile.
+#[repr(C)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct GoLayout {
+    /// Distance from the thread-local up to the thread pointer, bytes.
+    pub below_tp: u64,
+    /// Offset of `g.goid`, 8 bytes.
+    pub goid: u32,
+    /// Offset of `g.m`, a pointer.
+    pub m: u32,
+    /// Offset of `m.curg`, a pointer.
+    pub curg: u32,
+    /// Offset of `g.startpc`, an address.
+    pub startpc: u32,
+}
+
 /// How the tasks of one executable are found; made by user space, used by the kernel side.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -77,13 +106,15 @@ pub struct Locator {
     pub probe_below_tp: u64,
     /// With [`HAS_TOKIO`].
     pub tokio: TokioLayout,
-    /// [`HAS_PROBE`], [`HAS_TOKIO`].
+    /// With [`HAS_GO`].
+    pub go: GoLayout,
+    /// [`HAS_PROBE`], [`HAS_TOKIO`], [`HAS_GO`].
     pub flags: u32,
     /// A [`Reason`] if the program has tasks that cannot be found; [`Reason::None`] otherwise.
     pub reason: u32,
 }
 
-const _: () = assert!(size_of::<Locator>() == 8 + 8 + 8 * 16 + 8 + 8);
+const _: () = assert!(size_of::<Locator>() == 8 + 8 + 8 * 16 + 8 + 24 + 8);
 
 /// Why the task of a thread is not known.
 #[repr(u8)]
@@ -101,7 +132,7 @@ pub enum Reason {
     NoTypeInfo = 4,
     /// The program has tokio inside, with types that are not laid out as any known release's.
     UnknownLayout = 5,
-    /// tokio is in a shared object, whose thread-locals lie at no fixed place.
+    /// tokio, or Go, is in a shared object, whose thread-locals lie at no fixed place.
     SharedObject = 6,
     /// The program is not for x86-64.
     NotX86_64 = 7,
@@ -109,6 +140,12 @@ pub enum Reason {
     Overwritten = 8,
     /// The executable could not be read.
     Unreadable = 9,
+    /// The program is Go's, has no types, and is of a version whose layout nobody has looked at.
+    GoVersion = 10,
+    /// The program is Go's, linked by the C linker, and has no symbols: where `g` lies is not in it.
+    GoStripped = 11,
+    /// The program is Go's, and its types, or its thread-locals, are not as in any known version.
+    GoUnknownLayout = 12,
 }
 
 impl Reason {
@@ -126,6 +163,9 @@ impl Reason {
             7 => Self::NotX86_64,
             8 => Self::Overwritten,
             9 => Self::Unreadable,
+            10 => Self::GoVersion,
+            11 => Self::GoStripped,
+            12 => Self::GoUnknownLayout,
             _ => Self::None,
         }
     }
@@ -144,6 +184,34 @@ pub enum Doing {
     Other,
     /// Not to be known.
     Unknown(Reason),
+}
+
+/// What a thread of Go's is doing, given the number of the goroutine it serves, and 0 if it serves none.
+#[inline(always)]
+#[must_use]
+pub fn go_doing(goid: u64) -> Doing {
+    match goid {
+        0 => Doing::Runtime,
+        // Go counts up from 1: what has come this far is no number of Go's.
+        GO_OTHERS.. => Doing::Unknown(Reason::Overwritten),
+        goid => Doing::Task(goid | GO_TASK),
+    }
+}
+
+/// The id of goroutines that were started with the function at `startpc`, and have no room in a table.
+#[inline(always)]
+#[must_use]
+pub fn go_others(startpc: u64) -> u64 {
+    match startpc {
+        1..GO_OTHERS => GO_OTHERS | startpc,
+        _ => OTHER_TASKS,
+    }
+}
+
+/// The address of the function that an id of [`go_others`] stands for; `None` of another id.
+#[must_use]
+pub fn start_of_go_others(id: u64) -> Option<u64> {
+    (id >> GO_OTHERS.trailing_zeros() == 1).then_some(id & !GO_OTHERS)
 }
 
 impl Field {
@@ -355,9 +423,30 @@ mod tests {
 
     #[test]
     fn every_reason_has_its_number_back() {
-        for number in 0..=9 {
+        for number in 0..=12 {
             assert_eq!(Reason::from_number(number) as u32, number);
         }
-        assert_eq!(Reason::from_number(10), Reason::None);
+        assert_eq!(Reason::from_number(13), Reason::None);
+    }
+
+    #[test]
+    fn a_goroutines_number_stays_visible() {
+        assert_eq!(go_doing(0), Doing::Runtime);
+        assert_eq!(go_doing(1), Doing::Task(GO_TASK | 1));
+        for wild in [GO_OTHERS, GO_TASK, u64::MAX] {
+            assert_eq!(go_doing(wild), Doing::Unknown(Reason::Overwritten), "{wild:#x}");
+        }
+    }
+
+    #[test]
+    fn goroutines_without_a_place_go_by_the_function_they_were_started_with() {
+        let id = go_others(0x48_1234);
+        assert_eq!(start_of_go_others(id), Some(0x48_1234));
+        for none in [0, GO_OTHERS, u64::MAX] {
+            assert_eq!(go_others(none), OTHER_TASKS, "{none:#x}");
+        }
+        for other in [17, 17 | GO_TASK, 17 | TOKIO_TASK, ROOT_TASK, OTHER_TASKS] {
+            assert_eq!(start_of_go_others(other), None, "{other:#x}");
+        }
     }
 }

@@ -98,7 +98,7 @@ pub struct Thread {
     #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub memory: u64,
     /// What `fsbase` held when it last called `execve`, until its first switch-out afterwards: the kernel has not saved the
-    /// register since, so the field still shows the old program's.
+    /// register since, so the field still shows the old program's. Likewise of a thread that was born with its maker's.
     #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub stale_thread_pointer: u64,
     /// Name, padded with zeroes; brought up to date at `execve` and at the last switch.

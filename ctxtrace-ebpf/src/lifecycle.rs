@@ -35,7 +35,12 @@ pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
         follow_process(parent, tgid, child.start_boottime_ns());
         INHERITED
     };
+    // Go's threads are born with their maker's thread pointer, and set their own a few instructions later: up to then they
+    // are not to be taken for what their maker was doing.
+    let thread_pointer = child.thread_pointer();
+    let is_makers = tgid == thread.tgid && thread_pointer == parent.thread_pointer();
     let first = First {
+        stale_thread_pointer: if is_makers { thread_pointer } else { 0 },
         tid,
         tgid,
         image,

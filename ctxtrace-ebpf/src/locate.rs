@@ -3,17 +3,20 @@
 //! The probe's slot names the task and numbers the polls; tokio's context tells a runtime's thread from others, and names
 //! the tasks that no probe wraps. Where both speak the probe is believed first. A task that was seen with both is known
 //! from then on by the probe's id, also in the instants before and after the wrapped poll, when only tokio speaks.
+//!
+//! Go's threads have a goroutine, and tokio's have none. Both in one program is possible, through C: then Go is asked first.
 
 use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::helpers::generated::bpf_probe_read_user as read_user;
 use ctxtrace_abi::{HOOKED, MAGIC, NAMED_TASKS, RUNTIME_THREAD, Slot};
 use ctxtrace_common::locator::{
-    Doing, HAS_PROBE, HAS_TOKIO, Locator, MAX_CONTEXT_BYTES, OTHER_TASKS, ROOT_TASK, Reason, TOKIO_TASK,
+    Doing, GoLayout, HAS_GO, HAS_PROBE, HAS_TOKIO, Locator, MAX_CONTEXT_BYTES, OTHER_TASKS, ROOT_TASK, Reason,
+    TOKIO_TASK, go_doing, go_others,
 };
 use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::thread::{EXITING, KERNEL_WORKER, RUNTIME, Thread};
 
-use crate::maps::{ALIASES, IMAGES, LOCATORS, Scratch, TASKS, count};
+use crate::maps::{ALIASES, GOROUTINES, IMAGES, LOCATORS, Scratch, TASKS, count};
 
 /// The locator of the thread's program; looked up once a thread and program.
 #[inline(always)]
@@ -110,6 +113,12 @@ impl Plain {
 
 #[inline(always)]
 fn read(thread: &mut Thread, locator: &Locator, thread_pointer: u64, scratch: &mut Scratch) -> Plain {
+    if locator.flags & HAS_GO != 0 {
+        let by_go = by_go(thread, &locator.go, thread_pointer);
+        if by_go.kind != OTHER || locator.flags & (HAS_PROBE | HAS_TOKIO) == 0 {
+            return by_go;
+        }
+    }
     let by_tokio = if locator.flags & HAS_TOKIO != 0 {
         by_tokio(thread, locator, thread_pointer, scratch)
     } else if locator.flags & HAS_PROBE == 0 && locator.reason != 0 {
@@ -197,6 +206,77 @@ fn by_tokio(thread: &mut Thread, locator: &Locator, thread_pointer: u64, scratch
         }
         _ => plain,
     }
+}
+
+#[inline(always)]
+fn by_go(thread: &mut Thread, go: &GoLayout, thread_pointer: u64) -> Plain {
+    let mut goroutine = 0;
+    let mut number = 0;
+    if !load(thread_pointer.wrapping_sub(go.below_tp), 0, &mut goroutine) {
+        return Plain::unknown(Reason::ReadFailed as u64);
+    }
+    if goroutine == 0 {
+        // A thread that C has made, or one that has not begun.
+        return Plain::new(OTHER, 0);
+    }
+    if !load(goroutine, go.goid, &mut number) {
+        return Plain::unknown(Reason::ReadFailed as u64);
+    }
+    if number == 0 {
+        let mut machine = 0;
+        if !load(goroutine, go.m, &mut machine) {
+            return Plain::unknown(Reason::ReadFailed as u64);
+        }
+        // The first thread's `g0` has no M in its first instants.
+        if machine != 0 {
+            if !load(machine, go.curg, &mut goroutine) {
+                return Plain::unknown(Reason::ReadFailed as u64);
+            }
+            if goroutine != 0 && !load(goroutine, go.goid, &mut number) {
+                return Plain::unknown(Reason::ReadFailed as u64);
+            }
+        }
+    }
+    let plain = Plain::from(go_doing(number));
+    if plain.kind == TASK {
+        return Plain::new(TASK, admit_goroutine(thread, go, goroutine, plain.value));
+    }
+    plain
+}
+
+/// Reads eight bytes of the thread's memory; tells whether it could. Plain numbers, as in [`Plain`] and for its reason.
+#[inline(always)]
+fn load(address: u64, offset: u32, into: &mut u64) -> bool {
+    let address = address.wrapping_add(u64::from(offset)) as *const u64;
+    // SAFETY: a read that fails says so.
+    match unsafe { bpf_probe_read_user(address) } {
+        Ok(value) => {
+            *into = value;
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+/// A goroutine's id as it may stand in a key: those beyond what the table holds share one with all that were started with
+/// the same function, so that a program with very many of them is still told apart by what they do.
+#[inline(always)]
+fn admit_goroutine(thread: &mut Thread, go: &GoLayout, goroutine: u64, id: u64) -> u64 {
+    if id == thread.last_task {
+        return id;
+    }
+    let key = key(thread, id);
+    if GOROUTINES.get_ptr(&key).is_none() {
+        let mut startpc = 0;
+        // Should it not be readable, the function has no name.
+        let _ = load(goroutine, go.startpc, &mut startpc);
+        if GOROUTINES.insert(&key, &startpc, 0).is_err() {
+            count(|counters| &mut counters.lost_tasks);
+            return go_others(startpc);
+        }
+    }
+    thread.last_task = id;
+    id
 }
 
 fn key(thread: &Thread, task: u64) -> TaskKey {

@@ -60,6 +60,11 @@ pub(crate) static IMAGES: HashMap<Image, u32> = HashMap::with_max_entries(8_192,
 #[map]
 pub(crate) static TASKS: HashMap<TaskKey, u64> = HashMap::with_max_entries(4_096, 0);
 
+/// The function that each goroutine was started with, by its address; 0 if it is not known. Fewer than [`TASKS`], so that
+/// the stacks of all of them have room in [`SWITCH_SUMS`].
+#[map]
+pub(crate) static GOROUTINES: HashMap<TaskKey, u64> = HashMap::with_max_entries(1_024, 0);
+
 /// The probe's id of a task by tokio's, for tasks that were seen with both.
 #[map]
 pub(crate) static ALIASES: HashMap<TaskKey, u64> = HashMap::with_max_entries(4_096, 0);

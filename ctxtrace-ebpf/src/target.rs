@@ -78,6 +78,7 @@ fn adopt(task: Task, tid: u32, first_seen: FirstSeen, lane: Lane) -> bool {
         }
     }
     let first = First {
+        stale_thread_pointer: 0,
         tid,
         tgid,
         image: 0,
@@ -90,6 +91,7 @@ fn adopt(task: Task, tid: u32, first_seen: FirstSeen, lane: Lane) -> bool {
 
 /// What a record begins with, beside what the `task_struct` says.
 pub(crate) struct First {
+    pub(crate) stale_thread_pointer: u64,
     pub(crate) tid: u32,
     pub(crate) tgid: u32,
     pub(crate) image: u32,
@@ -124,6 +126,7 @@ pub(crate) fn begin(task: Task, first: &First, how: Begin, lane: Lane) -> bool {
     thread.comm = task.comm();
     thread.start_boottime_ns = task.start_boottime_ns();
     thread.memory = task.memory();
+    thread.stale_thread_pointer = first.stale_thread_pointer;
     thread.tid = first.tid;
     thread.tgid = first.tgid;
     thread.image = first.image;

@@ -37,7 +37,7 @@ enum Chore {
     BuildEbpf(build_ebpf::Args),
     /// Lint the BPF programs, as the machine they are for
     ClippyEbpf,
-    /// Install what `build-ebpf` and `clippy-ebpf` need
+    /// Install what `build-ebpf` and `clippy-ebpf` need, and the programs that the tests trace
     Setup,
     /// Build ctxtrace and run it as root
     Run(run::Args),

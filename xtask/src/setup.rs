@@ -1,9 +1,22 @@
-//! `cargo xtask setup`: installs what building and linting the BPF programs needs, and skips what is there.
+//! `cargo xtask setup`: installs what building and linting the BPF programs needs, and the programs that the tests trace or build
+//! with; and skips what is there.
 
 use anyhow::Result;
 
 use crate::process;
 use crate::toolchain::{self, Compiler, DEBIAN_PACKAGES, LINKER_VERSION, NIGHTLY, Toolchain};
+
+/// Programs that the tests start, with the Debian packages they are in. Of Go any version that is in
+/// `ctxtrace/src/target/locate/go.rs` will do; Debian 12's is the oldest of them.
+const FOR_TESTS: [(&str, &str); 7] = [
+    ("cc", "gcc"),
+    ("go", "golang-go"),
+    ("perf", "linux-perf"),
+    ("redis-benchmark", "redis-tools"),
+    ("redis-server", "redis-server"),
+    ("setpriv", "util-linux"),
+    ("stress-ng", "stress-ng"),
+];
 
 /// Installs, then looks whether that did it.
 pub(crate) fn main() -> Result<()> {
@@ -18,6 +31,7 @@ pub(crate) fn main() -> Result<()> {
         Ok(linker) => eprintln!("the linker for BPF is there: {}", linker.display()),
         Err(_) => install_linker()?,
     }
+    install_for_tests()?;
     Toolchain::find().map(|toolchain| eprintln!("ready: {}", toolchain.compiler))
 }
 
@@ -35,6 +49,29 @@ fn install_compiler() -> Result<()> {
     let mut install = process::as_root("apt-get");
     install.args(["install", "-y", "--no-install-recommends"]);
     process::run(install.args(DEBIAN_PACKAGES))
+}
+
+/// What the tests need and cargo cannot bring.
+fn install_for_tests() -> Result<()> {
+    let missing = FOR_TESTS
+        .iter()
+        .filter(|(program, _)| process::programs(program).is_empty());
+    let (programs, packages): (Vec<&str>, Vec<&str>) = missing.copied().unzip();
+    if packages.is_empty() {
+        eprintln!("what the tests trace and build with is there");
+        return Ok(());
+    }
+    if process::programs("apt-get").is_empty() {
+        // Building needs none of them, and the tests say so themselves.
+        eprintln!(
+            "`cargo xtask test` needs {} on PATH, and there is no apt-get to install them with",
+            programs.join(", ")
+        );
+        return Ok(());
+    }
+    let mut install = process::as_root("apt-get");
+    install.args(["install", "-y", "--no-install-recommends"]);
+    process::run(install.args(packages))
 }
 
 /// rustup's nightly, with the sources of `core`.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ctxtrace_common::histogram::upper_bound;
 use ctxtrace_common::ledger::Class as Kind;
-use ctxtrace_common::locator::{HAS_PROBE, HAS_TOKIO, Reason};
+use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Reason};
 use ctxtrace_common::polls::Gap;
 use ctxtrace_common::process::TaskKey;
 use ctxtrace_common::wakeup::Origin;
@@ -26,8 +26,18 @@ use crate::workload::Outcome;
 /// Why there is nothing to say of polls where no probe is.
 const NO_PROBE: &str = "no thread of the target counts its polls: the program does not use ctxtrace-probe";
 
+/// Why there is nothing to say of task switches where Go's scheduler makes them.
+const GO_COUNTS_NONE: &str =
+    "Go keeps no count of its goroutine switches that could be read without stopping each of them";
+
 pub(super) fn task_switches(run: &Run, no_messages: &str, nulls: &mut Nulls) -> Option<TaskSwitches> {
-    let switches = nulls.or(tasks::task_switches(&run.aggregates), "task_switches", NO_PROBE)?;
+    let programs = run.aggregates.programs.all().iter();
+    let flags = programs.fold(0, |all, program| all | program.found.locator.flags);
+    let why_not = match flags & (HAS_GO | HAS_TOKIO | HAS_PROBE) {
+        HAS_GO => GO_COUNTS_NONE,
+        _ => NO_PROBE,
+    };
+    let switches = nulls.or(tasks::task_switches(&run.aggregates), "task_switches", why_not)?;
     let per_message = |outcome: Outcome| switches.polls.polls as f64 / outcome.messages as f64;
     let total = switches.polls.polls;
     let hits = |gap: Gap| switches.hits[gap as usize];
@@ -115,13 +125,18 @@ pub(super) fn task_rows(
     let mut rows = Vec::new();
     for (index, (key, task)) in tasks.into_iter().enumerate() {
         let path = |field: &str| format!("tasks[{index}].{field}");
+        let why_not = if tasks::is_of_go(key.task) {
+            GO_COUNTS_NONE
+        } else {
+            NOT_COUNTED
+        };
         rows.push(Task {
             id: tasks::number(key.task),
             name: tasks::name(aggregates, key),
             pid: key.image.tgid,
             future_type: types.get(&key).cloned(),
-            task_switches: nulls.or(task.task_switches, &path("task_switches"), NOT_COUNTED),
-            hit_kernel: nulls.or(task.hit_kernel, &path("hit_kernel"), NOT_COUNTED),
+            task_switches: nulls.or(task.task_switches, &path("task_switches"), why_not),
+            hit_kernel: nulls.or(task.hit_kernel, &path("hit_kernel"), why_not),
             kernel_switches: task.kernel_switches,
             off_cpu_ns: task.off_cpu_ns,
         });
@@ -142,7 +157,8 @@ pub(super) fn task_types(tasks: &[Task]) -> Vec<TaskType> {
             kernel_switches: 0,
             off_cpu_ns: 0,
         });
-        sum.tasks += 1;
+        // Those that share an id are not counted: nobody knows how many they are.
+        sum.tasks += u64::from(task.id != 0 || task.name != "other");
         sum.kernel_switches += task.kernel_switches;
         sum.off_cpu_ns += task.off_cpu_ns;
     }
@@ -200,20 +216,23 @@ pub(super) fn locators(aggregates: &Aggregates) -> Vec<Locator> {
 
 fn locator(program: &Program) -> Locator {
     let found = &program.found;
-    let name = match (
-        found.locator.flags & HAS_PROBE != 0,
-        found.locator.flags & HAS_TOKIO != 0,
-    ) {
-        (true, true) => "probe+tokio",
-        (true, false) => "probe",
-        (false, true) => "tokio",
-        (false, false) => "none",
+    let names = [(HAS_PROBE, "probe"), (HAS_TOKIO, "tokio"), (HAS_GO, "go")];
+    let names: Vec<&str> = names
+        .into_iter()
+        .filter(|(flag, _)| found.locator.flags & flag != 0)
+        .map(|(_, name)| name)
+        .collect();
+    let name = if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join("+")
     };
     let reason = Reason::from_number(found.locator.reason);
     Locator {
         program: program.path.display().to_string(),
-        locator: name.to_owned(),
+        locator: name,
         tokio_version: found.tokio_version.clone(),
+        go_version: found.go_version.clone(),
         reason: (reason != Reason::None).then(|| {
             let detail = found
                 .detail

@@ -93,11 +93,11 @@ pub struct Workload {
     pub mode: Mode,
     /// What it is written in.
     pub language: Language,
-    /// Messages a channel holds beyond one per sender.
+    /// Messages a channel holds: of `futures` channels beyond one per sender, of Go's in all.
     pub buffer: Option<u64>,
     /// Messages asked for.
     pub iterations: u64,
-    /// Worker threads.
+    /// Worker threads; for `go` it is `GOMAXPROCS`.
     pub workers: Option<u64>,
     /// On which CPUs.
     pub pin: Pin,
@@ -281,11 +281,11 @@ pub struct Task {
     /// Its number; `root` and `other` have 0.
     pub id: u64,
     /// What the program calls it; its number if it does not; `root` for the future given to `block_on`, `other` for all tasks
-    /// that did not fit the tables.
+    /// that did not fit the tables (of goroutines one for each type).
     pub name: String,
     /// Its process.
     pub pid: u32,
-    /// The type of its future, or the `async fn` it comes from.
+    /// The type of its future, or the `async fn` it comes from; of a goroutine the function it was started with.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub future_type: Option<String>,
     /// How often a thread began to poll it.
@@ -301,10 +301,10 @@ pub struct Task {
 /// All tasks of one type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct TaskType {
-    /// The type of the future, or the `async fn` it comes from.
+    /// The type of the future, or the `async fn` it comes from; of goroutines the function they were started with.
     #[serde(rename = "type")]
     pub future_type: String,
-    /// Number of tasks seen at a kernel switch.
+    /// Number of tasks seen at a kernel switch, `other` ones not counted.
     pub tasks: u64,
     /// Kernel switches while they were polled.
     pub kernel_switches: u64,
@@ -370,11 +370,14 @@ pub struct Wakeups {
 pub struct Locator {
     /// The executable.
     pub program: String,
-    /// `probe`, `tokio`, `probe+tokio` or `none`.
+    /// `probe`, `tokio`, `go` or `none`; several with a `+` between them.
     pub locator: String,
     /// The release of tokio in it, where it can be told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokio_version: Option<String>,
+    /// The version of Go it was built with, where it can be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub go_version: Option<String>,
     /// Why its tasks cannot be found, and what would help; absent if they can, or if it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -17,7 +17,7 @@ use crate::correlate::tasks::beyond_the_tables;
 use crate::symbolize::stacks;
 use crate::trace::run::{Info, Launched, Run, Subject};
 use crate::trace::{Aggregates, Fate, Latencies, name_of};
-use crate::workload::{Outcome, Spec};
+use crate::workload::{Mode, Outcome, Spec};
 
 fn reconciled(run: &Run) -> reconcile::Reconciliation {
     reconcile(&run.aggregates.threads, run.launched.as_ref())
@@ -168,7 +168,15 @@ fn workload(spec: &Spec, runs: &[Run], median: usize, nulls: &mut Nulls) -> Work
             "this mode has no pool of workers",
         ),
         pin: spec.pin,
-        root: nulls.or(spec.root, "workload.root", "this mode has no runtime"),
+        root: nulls.or(
+            spec.root,
+            "workload.root",
+            if spec.mode == Mode::Go {
+                "Go has no future that is given to block_on"
+            } else {
+                "this mode has no runtime"
+            },
+        ),
         elapsed_ns: nulls.or(elapsed_ns, "workload.elapsed_ns", UNFINISHED),
         ns_per_message: nulls.or(ns_per_message, "workload.ns_per_message", UNFINISHED),
         messages_per_second: nulls.or(
@@ -437,8 +445,8 @@ pub(crate) mod tests {
             iterations: 1_000,
             pin: Pin::None,
             buffer: mode.is_tasks().then_some(0),
-            workers: (mode == Mode::TaskPool).then_some(2),
-            root: mode.is_tasks().then_some(Root::Spawned),
+            workers: mode.has_workers().then_some(2),
+            root: mode.has_root().then_some(Root::Spawned),
         }
     }
 

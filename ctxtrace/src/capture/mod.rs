@@ -367,6 +367,7 @@ impl Session {
             overflow_sums: self.overflow_sums()?,
             handovers: self.handovers.values().copied().collect(),
             names: self.names.clone(),
+            goroutines: self.sorted_entries::<TaskKey, u64>("GOROUTINES")?,
             hits: self.sorted_entries::<TaskKey, u64>("HITS")?,
             edges: self.sorted_entries::<EdgeKey, Edge>("EDGES")?,
             outsiders: self.entries::<u32, [u8; 16]>("OUTSIDERS")?.into_iter().collect(),

@@ -51,19 +51,19 @@ pub struct RunArgs {
     #[arg(long, value_enum)]
     pub mode: Mode,
 
-    /// Messages a channel holds beyond one per sender; 0 forces a task switch a message [default: 0] (tasks)
+    /// Messages a channel holds, beyond one per sender with tokio; 0 forces a task switch a message [default: 0] (tasks, go)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=16_777_216))]
     pub buffer: Option<u64>,
 
-    /// Messages to send [default: 2000000 for tasks, 200000 for process and thread]
+    /// Messages to send [default: 2000000 for tasks and go, 200000 for process and thread]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000_000))]
     pub iterations: Option<u64>,
 
-    /// Worker threads of the pool [default: 2] (task-pool)
+    /// Worker threads of the pool, or GOMAXPROCS [default: 2] (task-pool, go)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_024))]
     pub workers: Option<u64>,
 
-    /// On which CPUs [default: same-cpu for process and thread, none for tasks]
+    /// On which CPUs [default: same-cpu for process and thread, none for tasks and go]
     #[arg(long, value_enum)]
     pub pin: Option<Pin>,
 

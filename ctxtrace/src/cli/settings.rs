@@ -165,22 +165,31 @@ fn spec(args: &RunArgs) -> Result<Spec> {
             mode.name()
         )))
     };
-    if !mode.is_tasks() {
-        if args.buffer.is_some() {
-            return no_meaning(
-                "--buffer",
-                "it talks over pipes, not channels (use --mode task or task-pool)",
-            );
-        }
-        if args.root.is_some() {
-            return no_meaning("--root", "it has no runtime (use --mode task or task-pool)");
-        }
+    if !mode.is_tasks() && args.buffer.is_some() {
+        return no_meaning(
+            "--buffer",
+            "it talks over pipes, not channels (use --mode task, task-pool or go)",
+        );
     }
-    if mode != Mode::TaskPool && args.workers.is_some() {
-        return no_meaning("--workers", "it has no pool of workers (use --mode task-pool)");
+    if !mode.has_root() && args.root.is_some() {
+        let why = if mode == Mode::Go {
+            "Go has no block_on (use --mode task or task-pool)"
+        } else {
+            "it has no runtime (use --mode task or task-pool)"
+        };
+        return no_meaning("--root", why);
+    }
+    if !mode.has_workers() && args.workers.is_some() {
+        return no_meaning("--workers", "it has no pool of workers (use --mode task-pool or go)");
+    }
+    if mode == Mode::Go && args.pin == Some(Pin::SplitCpus) {
+        return no_meaning(
+            "--pin split-cpus",
+            "Go moves its goroutines from thread to thread, so no thread is a worker for good (use --pin same-cpu or none)",
+        );
     }
     if mode != Mode::Process && args.language.is_some() {
-        return no_meaning("--language", "only process is there in another one than Rust");
+        return no_meaning("--language", "only process is there in two of them");
     }
     if mode == Mode::Task && args.pin == Some(Pin::SplitCpus) {
         return no_meaning(
@@ -190,13 +199,13 @@ fn spec(args: &RunArgs) -> Result<Spec> {
     }
     Ok(Spec {
         mode,
-        language: args.language.unwrap_or_default(),
+        language: args.language.unwrap_or_else(|| mode.default_language()),
         iterations: args.iterations.unwrap_or_else(|| mode.default_iterations()),
         pin: args.pin.unwrap_or_else(|| mode.default_pin()),
         // The parser has bounded these far below what a `usize` holds.
         buffer: mode.is_tasks().then(|| args.buffer.unwrap_or(0) as usize),
-        workers: (mode == Mode::TaskPool).then(|| args.workers.unwrap_or(2) as usize),
-        root: mode.is_tasks().then(|| args.root.unwrap_or(Root::Spawned)),
+        workers: mode.has_workers().then(|| args.workers.unwrap_or(2) as usize),
+        root: mode.has_root().then(|| args.root.unwrap_or(Root::Spawned)),
     })
 }
 
@@ -325,6 +334,13 @@ mod tests {
             (process.spec.buffer, process.spec.workers, process.spec.root),
             (None, None, None)
         );
+        let go = settings("--mode go").expect("valid");
+        assert_eq!((go.spec.iterations, go.spec.pin), (2_000_000, Pin::None));
+        assert_eq!(
+            (go.spec.buffer, go.spec.workers, go.spec.root),
+            (Some(0), Some(2), None)
+        );
+        assert_eq!((go.spec.language, pool.spec.language), (Language::Go, Language::Rust));
         assert_eq!(
             (pool.repeat, pool.capture.level, pool.outputs.weight),
             (1, Level::Stacks, Weight::Time)
@@ -341,6 +357,8 @@ mod tests {
             ("--mode task --pin split-cpus", "--pin split-cpus"),
             ("--mode thread --language c", "--language"),
             ("--mode task --language rust", "--language"),
+            ("--mode go --pin split-cpus", "--pin split-cpus"),
+            ("--mode go --root spawned", "--root"),
         ] {
             let error = settings(line).expect_err(line);
             assert_eq!(error.exit_status(), 2);
@@ -370,7 +388,7 @@ mod tests {
     #[test]
     fn an_unknown_mode_is_answered_with_the_known_ones() {
         let error = settings("--mode goroutine").expect_err("unknown").to_string();
-        for mode in ["process", "thread", "task", "task-pool"] {
+        for mode in ["process", "thread", "task", "task-pool", "go"] {
             assert!(error.contains(mode), "{error}");
         }
     }

@@ -1,11 +1,11 @@
 //! The tasks of a capture: their names, their switches, and which of those hit the kernel.
 //!
-//! Polls are counted by the probe, so a program without one has tasks (tokio names them by number) and no task switches.
+//! Polls are counted by the probe, so a program without one has tasks (tokio and Go number them) and no task switches.
 
 use std::collections::BTreeMap;
 
 use ctxtrace_abi::{HOOKED, MESSAGE_BUCKETS, NAMED_TASKS, TASK_INDICES};
-use ctxtrace_common::locator::{OTHER_TASKS, ROOT_TASK, TOKIO_TASK};
+use ctxtrace_common::locator::{GO_TASK, OTHER_TASKS, ROOT_TASK, TOKIO_TASK, start_of_go_others};
 use ctxtrace_common::polls::{Gap, PollCounts};
 use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::thread::INHERITED;
@@ -148,12 +148,13 @@ fn of_index(image: Image, index: usize) -> TaskKey {
     TaskKey { task, image }
 }
 
-/// A task's name: what the program calls it, `root`, `other`, or its number.
+/// A task's name: what the program calls it, `root`, `other`, or its number; `goroutine` and its number.
 #[must_use]
 pub fn name(aggregates: &Aggregates, key: TaskKey) -> String {
     match key.task {
         ROOT_TASK => "root".to_owned(),
-        OTHER_TASKS => "other".to_owned(),
+        id if is_shared(id) => "other".to_owned(),
+        id if is_of_go(id) => format!("goroutine {}", number(id)),
         id => {
             let names = aggregates.names.get(&key.image);
             let name = names.and_then(|names| names.get(usize::try_from(id).ok()?));
@@ -169,9 +170,22 @@ pub fn name(aggregates: &Aggregates, key: TaskKey) -> String {
 #[must_use]
 pub fn number(id: u64) -> u64 {
     match id {
-        ROOT_TASK | OTHER_TASKS => 0,
-        id => id & !(HOOKED | TOKIO_TASK),
+        ROOT_TASK => 0,
+        id if is_shared(id) => 0,
+        id => id & !(HOOKED | TOKIO_TASK | GO_TASK),
     }
+}
+
+/// Whether this is a goroutine, or goroutines that share an id.
+#[must_use]
+pub fn is_of_go(id: u64) -> bool {
+    start_of_go_others(id).is_some() || id & GO_TASK != 0 && id & (HOOKED | TOKIO_TASK) == 0
+}
+
+/// Whether tasks share this id because there was no room for each of them in a table.
+#[must_use]
+pub fn is_shared(id: u64) -> bool {
+    id == OTHER_TASKS || start_of_go_others(id).is_some()
 }
 
 /// Tasks that programs with a probe created beyond those that have a place in its tables.
@@ -286,6 +300,21 @@ mod tests {
         assert_eq!(of_index(IMAGE, NAMED_TASKS + 9).task, HOOKED | 9);
         let aggregates = build::aggregates(vec![]);
         assert_eq!(name(&aggregates, key(HOOKED | 9)), "#9");
+    }
+
+    #[test]
+    fn goroutines_have_gos_number() {
+        let aggregates = build::aggregates(vec![]);
+        assert_eq!(name(&aggregates, key(GO_TASK | 1)), "goroutine 1");
+        assert_eq!(number(GO_TASK | 1), 1);
+        let others = ctxtrace_common::locator::go_others(0x48_0000);
+        assert_eq!((name(&aggregates, key(others)).as_str(), number(others)), ("other", 0));
+        for (id, is) in [(GO_TASK | 7, true), (others, true)] {
+            assert_eq!(is_of_go(id), is, "{id:#x}");
+        }
+        for id in [7, HOOKED | 7, TOKIO_TASK | 7, ROOT_TASK, OTHER_TASKS] {
+            assert!(!is_of_go(id), "{id:#x}");
+        }
     }
 
     #[test]

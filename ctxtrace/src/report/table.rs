@@ -129,7 +129,7 @@ fn target_headline(report: &Report, target: &Target, style: Style) -> String {
 #[must_use]
 pub fn workload_in_words(workload: &Workload) -> String {
     let mut words = vec![match workload.language {
-        Language::Rust => workload.mode.name().to_owned(),
+        Language::Rust | Language::Go => workload.mode.name().to_owned(),
         Language::C => format!("{} in C", workload.mode.name()),
     }];
     if let Some(buffer) = workload.buffer {
@@ -318,9 +318,9 @@ fn tasks(report: &Report) -> Option<String> {
     let mut table = plain_table(&["Tasks", "polls", "hit kernel", "switches in poll", "off-CPU"]);
     let counted = |value: Option<u64>| value.map_or_else(|| "–".to_owned(), thousands);
     for task in shown {
-        // A number alone says nothing; the type of its future does.
+        // A number alone says nothing; the type of its future, or the function it was started with, does.
         let name = match &task.future_type {
-            Some(future_type) if task.name.starts_with('#') => format!("{} {future_type}", task.name),
+            Some(future_type) if is_number(&task.name) => format!("{} {future_type}", task.name),
             _ => task.name.clone(),
         };
         table.add_row([
@@ -345,6 +345,11 @@ fn tasks(report: &Report) -> Option<String> {
         ]);
     }
     Some(without_trailing_spaces(&table))
+}
+
+/// Whether a task goes by a number, or shares its name with others.
+fn is_number(name: &str) -> bool {
+    name == "other" || name.starts_with('#') || name.starts_with("goroutine ")
 }
 
 fn wakeups(report: &Report) -> Option<String> {

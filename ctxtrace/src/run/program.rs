@@ -4,10 +4,11 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
+use crate::target::environment::Environment;
 use crate::target::toolchain::{self, Compiler, Source};
 use crate::target::user::Invoker;
-use crate::workload::pin::Pinning;
-use crate::workload::{Language, PROCESS_IN_C, Spec};
+use crate::workload::pin::{Pin, Pinning};
+use crate::workload::{Language, PING_PONG_IN_GO, PROCESS_IN_C, Spec};
 
 /// An executable, and the arguments that make it the workload.
 pub(super) struct Program {
@@ -17,6 +18,8 @@ pub(super) struct Program {
     arguments: Vec<String>,
     /// What announces the descriptors, each one word or none.
     announce: [Option<&'static str>; 2],
+    /// A variable it is to have.
+    variable: Option<(&'static str, String)>,
 }
 
 impl Program {
@@ -29,6 +32,7 @@ impl Program {
                     path: std::env::current_exe().map_err(Error::system("finding this executable"))?,
                     arguments: ["ctxtrace", "workload", "--spec", &spec].map(str::to_owned).to_vec(),
                     announce: [Some("--report-fd"), Some("--progress-fd")],
+                    variable: None,
                 })
             }
             Language::C => {
@@ -43,8 +47,36 @@ impl Program {
                     path: toolchain::build(&source, user)?,
                     arguments: vec![source.name.to_owned(), spec.iterations.to_string(), cpu(0), cpu(1)],
                     announce: [None, None],
+                    variable: None,
                 })
             }
+            Language::Go => {
+                let source = Source {
+                    name: "go-ping-pong",
+                    compiler: Compiler::Go,
+                    text: PING_PONG_IN_GO,
+                };
+                Ok(Self {
+                    path: toolchain::build(&source, user)?,
+                    arguments: vec![
+                        source.name.to_owned(),
+                        format!("-iterations={}", spec.iterations),
+                        format!("-buffer={}", spec.buffer.unwrap_or(0)),
+                        format!("-same-cpu={}", spec.pin == Pin::SameCpu),
+                    ],
+                    announce: [Some("-report-fd"), Some("-progress-fd")],
+                    variable: spec.workers.map(|workers| ("GOMAXPROCS", workers.to_string())),
+                })
+            }
+        }
+    }
+
+    /// The environment it runs in.
+    pub(super) fn environment(&self, user: Option<&Invoker>) -> Environment {
+        let environment = Environment::for_user(user);
+        match &self.variable {
+            Some((name, value)) => environment.with(*name, value),
+            None => environment,
         }
     }
 

@@ -161,18 +161,8 @@ impl Recorder<'_> {
         // Only now: a thread whose waking is seen and whose switch-out is not, because one program was attached before the
         // other, would lack a switch.
         follow_running(&mut session, &mut tracker, pid)?;
-        // Those that were born meanwhile have children of their own.
-        while children {
-            let unknown: Vec<u32> = descendants(pid)
-                .into_iter()
-                .filter(|&child| !tracker.follows(child))
-                .collect();
-            if unknown.is_empty() {
-                break;
-            }
-            for child in unknown {
-                follow_running(&mut session, &mut tracker, child)?;
-            }
+        if children {
+            follow_descendants(&mut session, &mut tracker, pid)?;
         }
         began();
         let watch = Watch {
@@ -214,6 +204,22 @@ impl Recorder<'_> {
             },
             cut,
         })
+    }
+}
+
+/// Follows all descendants of a process, those too that are born meanwhile.
+fn follow_descendants(session: &mut Session, tracker: &mut Tracker, tgid: u32) -> Result<()> {
+    loop {
+        let unknown: Vec<u32> = descendants(tgid)
+            .into_iter()
+            .filter(|&child| !tracker.follows(child))
+            .collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        for child in unknown {
+            follow_running(session, tracker, child)?;
+        }
     }
 }
 

@@ -15,7 +15,6 @@ use super::watch::{Recorded, Recorder};
 use crate::cli::settings::RunSettings;
 use crate::error::{Error, Result};
 use crate::symbolize::symbols;
-use crate::target::environment::Environment;
 use crate::target::launch::Command;
 use crate::target::user::Invoker;
 use crate::trace::run::{Exit, Run};
@@ -37,7 +36,7 @@ pub(super) fn recorded(
     let command = Command {
         program: &program.path,
         args: &args,
-        env: &Environment::for_user(user),
+        env: &program.environment(user),
         inherit: &[report_writer.as_fd(), progress_fd.as_fd()],
         user,
         own_group: true,

@@ -3,15 +3,17 @@
 //! * [`symbols`]: looks every stack of a run up, on the machine it was recorded on, while its files are there.
 //! * [`stacks`]: pure: the stacks of a run by their names, under what the threads were doing.
 //! * `future`: what kind of task a stack belongs to.
+//! * `goroutine`: what function a goroutine was started with.
 
 mod future;
+mod goroutine;
 pub mod stacks;
 pub mod symbols;
 
 use crate::trace::symbols::{Frame, FrameKind};
 
-/// The outermost functions of complete user stacks: where a program, or a thread of glibc or musl, begins.
-const ENTRY_POINTS: [&str; 9] = [
+/// The outermost functions of complete user stacks: where a program, a thread of glibc or musl, or a goroutine begins.
+const ENTRY_POINTS: [&str; 13] = [
     "_start",
     "__clone",
     "clone",
@@ -21,6 +23,10 @@ const ENTRY_POINTS: [&str; 9] = [
     "__libc_start_main",
     "__libc_start_call_main",
     "_start_c",
+    "runtime.goexit",
+    "runtime.goexit.abi0",
+    "runtime.rt0_go",
+    "runtime.rt0_go.abi0",
 ];
 
 /// A frame that says why there is none.

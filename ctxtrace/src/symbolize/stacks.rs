@@ -61,7 +61,7 @@ impl Merged {
     }
 }
 
-fn image_of(key: &SumKey) -> Image {
+pub(super) fn image_of(key: &SumKey) -> Image {
     Image {
         tgid: key.tgid,
         number: key.image,
@@ -198,7 +198,7 @@ pub fn wakers(run: &Run) -> Resolved {
 }
 
 /// The type of each task's future, or the `async fn` it comes from, as far as stacks tell: of a task that was switched out
-/// while it was polled, the function that the runtime calls to poll it.
+/// while it was polled, the function that the runtime calls to poll it. Of a goroutine: the function it was started with.
 #[must_use]
 pub fn task_types(aggregates: &Aggregates, symbols: &Symbols) -> HashMap<TaskKey, String> {
     // Of a broken stack the function next to the runtime's may be any; the one met most often is the future's.
@@ -215,9 +215,11 @@ pub fn task_types(aggregates: &Aggregates, symbols: &Symbols) -> HashMap<TaskKey
             *met.entry(task).or_default().entry(name).or_default() += sum.count;
         }
     }
-    met.into_iter()
-        .filter_map(|(task, names)| Some((task, names.into_iter().max_by_key(|&(_, count)| count)?.0)))
-        .collect()
+    let types = met
+        .into_iter()
+        .filter_map(|(task, names)| Some((task, names.into_iter().max_by_key(|&(_, count)| count)?.0)));
+    let started = symbols.starts().map(|(task, function)| (task, function.to_owned()));
+    types.chain(started).collect()
 }
 
 fn no_user_stack(state: u32) -> &'static str {

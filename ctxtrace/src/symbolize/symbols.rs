@@ -15,7 +15,7 @@ use blazesym::symbolize::source::{Elf, Kernel, Source};
 use blazesym::symbolize::{Input, Reason, Symbolized, Symbolizer};
 use ctxtrace_common::process::Image;
 
-use super::reason;
+use super::{goroutine, reason};
 use crate::target::mappings::Mappings;
 use crate::trace::Aggregates;
 use crate::trace::symbols::{Frame, FrameKind, Symbols};
@@ -23,7 +23,7 @@ use crate::trace::symbols::{Frame, FrameKind, Symbols};
 /// The kernel's functions that raise the tracepoints: what lies further in is our own.
 const TRACED_FUNCTIONS: [&str; 3] = ["__schedule", "try_to_wake_up", "wake_up_new_task"];
 
-/// Resolves every stack of a run.
+/// Resolves every stack of a run, and the functions that goroutines were started with.
 #[must_use]
 pub fn resolve(aggregates: &Aggregates) -> Symbols {
     let mut resolver = Resolver::new(&aggregates.mappings);
@@ -52,6 +52,12 @@ pub fn resolve(aggregates: &Aggregates) -> Symbols {
             && !symbols.has_kernel(kernel)
         {
             symbols.add_kernel(kernel, &resolver.kernel_stack(addresses));
+        }
+    }
+    for (task, startpc) in goroutine::starts(aggregates) {
+        let frames = resolver.user_stack(task.image, &[startpc]);
+        if let Some(function) = frames.first().filter(|frame| frame.kind == FrameKind::User) {
+            symbols.add_start(task, goroutine::plain_name(&function.name));
         }
     }
     symbols

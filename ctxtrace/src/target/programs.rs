@@ -8,11 +8,11 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use ctxtrace_common::locator::{HAS_PROBE, HAS_TOKIO, Locator, Reason};
+use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Locator, Reason};
 use ctxtrace_common::process::Image;
 use serde::{Deserialize, Serialize};
 
-use super::locate::{Found, examine, mentions_tokio};
+use super::locate::{Found, examine, is_of_go, is_of_tokio, mentions_go, mentions_tokio};
 use super::mappings::Mappings;
 
 /// Which locators to use.
@@ -26,6 +26,8 @@ pub enum LocatorChoice {
     Probe,
     /// The thread-locals of an unmodified tokio
     Tokio,
+    /// The goroutines of an unmodified Go program
+    Go,
     /// None: threads only
     None,
 }
@@ -99,14 +101,17 @@ impl Programs {
             .collect()
     }
 
-    /// Once the run is over: assigns what is left, and looks for tokio in shared objects.
+    /// Once the run is over: assigns what is left, and looks for tokio and Go in shared objects.
     pub fn complete(&mut self, mappings: &Mappings) {
         for (image, path) in self.unassigned(mappings) {
             self.assign(image, &path, &mappings.file(image.tgid, &path));
         }
-        if self.choice != LocatorChoice::Auto && self.choice != LocatorChoice::Tokio {
-            return;
-        }
+        let mentions: fn(&Path) -> bool = match self.choice {
+            LocatorChoice::Auto => |path| mentions_tokio(path) || mentions_go(path),
+            LocatorChoice::Tokio => mentions_tokio,
+            LocatorChoice::Go => mentions_go,
+            LocatorChoice::Probe | LocatorChoice::None => return,
+        };
         let mut objects: HashMap<&Path, bool> = HashMap::new();
         for (image, mapped) in mappings.images() {
             let index = self.by_image.get(&image).copied().flatten();
@@ -122,7 +127,7 @@ impl Programs {
                 .map(|mapping| mapping.path.as_path())
                 .filter(|&path| is_file(path) && path != program.path)
                 .find(|&path| {
-                    let mentions = || mentions_tokio(&mappings.file(image.tgid, path));
+                    let mentions = || mentions(&mappings.file(image.tgid, path));
                     *objects.entry(path).or_insert_with(mentions)
                 });
             if let Some(object) = object {
@@ -169,14 +174,22 @@ fn is_file(path: &Path) -> bool {
 
 fn restrict(locator: &mut Locator, choice: LocatorChoice) {
     let allowed = match choice {
-        LocatorChoice::Auto => HAS_PROBE | HAS_TOKIO,
+        LocatorChoice::Auto => HAS_PROBE | HAS_TOKIO | HAS_GO,
         LocatorChoice::Probe => HAS_PROBE,
         LocatorChoice::Tokio => HAS_TOKIO,
+        LocatorChoice::Go => HAS_GO,
         LocatorChoice::None => 0,
     };
     locator.flags &= allowed;
-    if matches!(choice, LocatorChoice::Probe | LocatorChoice::None) {
-        // Nobody asked for tokio's tasks, so it is no failure that they cannot be found.
+    let reason = Reason::from_number(locator.reason);
+    // What nobody asked for is no failure if it cannot be found.
+    let unasked = match choice {
+        LocatorChoice::Auto => false,
+        LocatorChoice::Probe | LocatorChoice::None => true,
+        LocatorChoice::Tokio => is_of_go(reason),
+        LocatorChoice::Go => is_of_tokio(reason),
+    };
+    if unasked {
         locator.reason = Reason::None as u32;
     }
 }
@@ -249,17 +262,41 @@ mod tests {
     #[test]
     fn only_the_locators_asked_for_are_used() {
         for (choice, flags) in [
-            (LocatorChoice::Auto, HAS_TOKIO),
+            (LocatorChoice::Auto, HAS_TOKIO | HAS_GO),
             (LocatorChoice::Tokio, HAS_TOKIO),
+            (LocatorChoice::Go, HAS_GO),
             (LocatorChoice::Probe, 0),
             (LocatorChoice::None, 0),
         ] {
             let mut locator = Locator {
-                flags: HAS_TOKIO,
+                flags: HAS_TOKIO | HAS_GO,
                 ..Locator::default()
             };
             restrict(&mut locator, choice);
             assert_eq!(locator.flags, flags, "{choice:?}");
         }
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_no_failure() {
+        let left = |reason, choice| {
+            let mut locator = Locator {
+                reason: reason as u32,
+                ..Locator::default()
+            };
+            restrict(&mut locator, choice);
+            Reason::from_number(locator.reason)
+        };
+        for (reason, other) in [
+            (Reason::GoVersion, LocatorChoice::Tokio),
+            (Reason::GoStripped, LocatorChoice::None),
+            (Reason::NoTypeInfo, LocatorChoice::Go),
+            (Reason::Stripped, LocatorChoice::Probe),
+        ] {
+            assert_eq!(left(reason, other), Reason::None, "{reason:?}");
+            assert_eq!(left(reason, LocatorChoice::Auto), reason);
+        }
+        assert_eq!(left(Reason::GoVersion, LocatorChoice::Go), Reason::GoVersion);
+        assert_eq!(left(Reason::NotX86_64, LocatorChoice::Go), Reason::NotX86_64);
     }
 }

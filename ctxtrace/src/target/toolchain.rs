@@ -5,13 +5,15 @@
 //! compiler says of itself, so that another source or compiler is another program. It appears there whole or not at all. What
 //! is found there is run only if it, and the folder, are that user's, and nobody else can write them.
 
+use std::ffi::OsStr;
+use std::fmt;
 use std::fs::{self, DirBuilder, Metadata, Permissions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::unistd::{Uid, User, geteuid};
+use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 use sha2::{Digest, Sha256};
 
 use super::user::Invoker;
@@ -22,6 +24,8 @@ use crate::error::{Error, Result};
 pub enum Compiler {
     /// `cc`, whichever it is.
     C,
+    /// `go`: Go's own.
+    Go,
 }
 
 impl Compiler {
@@ -29,14 +33,58 @@ impl Compiler {
     fn program(self) -> &'static str {
         match self {
             Self::C => "cc",
+            Self::Go => "go",
         }
     }
 
-    /// How it is told to read a source from standard input. Frame pointers and debug information are for the stacks: they
-    /// change nothing of what is measured, which is spent in system calls.
+    /// Where it may be beside `PATH`: where Go's own archive puts it, and Debian.
+    fn folders(self) -> &'static [&'static str] {
+        match self {
+            Self::C => &[],
+            Self::Go => &["/usr/local/go/bin", "/usr/lib/go/bin"],
+        }
+    }
+
+    /// How it is asked what it is.
+    fn version_argument(self) -> &'static str {
+        match self {
+            Self::C => "--version",
+            Self::Go => "version",
+        }
+    }
+
+    /// What it expects a source to be called.
+    fn source_name(self) -> &'static str {
+        match self {
+            Self::C => "main.c",
+            Self::Go => "main.go",
+        }
+    }
+
+    /// How it is told to build; what it makes and what it makes it of come last. In C, frame pointers and debug information
+    /// are for the stacks: they change nothing of what is measured, which is spent in system calls. Go has both unasked.
     fn arguments(self) -> &'static [&'static str] {
         match self {
-            Self::C => &["-O2", "-g", "-fno-omit-frame-pointer", "-x", "c", "-"],
+            Self::C => &["-O2", "-g", "-fno-omit-frame-pointer", "-o"],
+            Self::Go => &["build", "-trimpath", "-o"],
+        }
+    }
+
+    /// What it shall be told by its environment: to stay on this machine, and to heed nothing but its arguments.
+    fn environment(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::C => &[],
+            Self::Go => &[
+                ("GOTOOLCHAIN", "local"),
+                ("GOPROXY", "off"),
+                ("GOFLAGS", "-mod=mod"),
+                ("GOWORK", "off"),
+                ("GOENV", "off"),
+                ("GO111MODULE", "on"),
+                ("CGO_ENABLED", "0"),
+                ("GOOS", "linux"),
+                ("GOARCH", "amd64"),
+            ],
         }
     }
 
@@ -47,7 +95,20 @@ impl Compiler {
                 "there is no C compiler (cc) here: install one (Debian, Ubuntu: apt install gcc libc6-dev; Fedora: dnf install gcc), \
                  or leave --language out"
             }
+            Self::Go => {
+                "there is no Go on PATH, nor where its archive puts it (/usr/local/go): install it (Debian, Ubuntu: apt install \
+                 golang-go; Fedora: dnf install golang)"
+            }
         }
+    }
+}
+
+impl fmt::Display for Compiler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::C => "C",
+            Self::Go => "Go",
+        })
     }
 }
 
@@ -78,7 +139,7 @@ pub fn build(source: &Source, user: Option<&Invoker>) -> Result<PathBuf> {
         }
     };
     built.map_err(|reason| Error::Build {
-        what: format!("{} in {:?}", source.name, source.compiler),
+        what: format!("{} in {}", source.name, source.compiler),
         reason,
     })
 }
@@ -92,7 +153,10 @@ fn cache_folders(home: Option<PathBuf>) -> Vec<PathBuf> {
 }
 
 fn build_as_self(source: &Source, folders: &[PathBuf]) -> std::result::Result<PathBuf, String> {
-    let version = version(source.compiler)?;
+    let compiler = source.compiler;
+    let found =
+        find(compiler, std::env::var_os("PATH").as_deref()).ok_or_else(|| compiler.how_to_get_it().to_owned())?;
+    let version = version(compiler, &found)?;
     let last_resort = std::env::temp_dir().join(format!("ctxtrace-{}", geteuid()));
     let mut refusals = Vec::new();
     for folder in folders.iter().chain([&last_resort]) {
@@ -102,7 +166,7 @@ fn build_as_self(source: &Source, folders: &[PathBuf]) -> std::result::Result<Pa
                 return if is_ours(&program) {
                     Ok(program)
                 } else {
-                    compile(source, folder, &program).map(|()| program)
+                    compile(source, &found, folder, &program).map(|()| program)
                 };
             }
             Err(reason) => refusals.push(format!("{} ({reason})", folder.display())),
@@ -111,21 +175,32 @@ fn build_as_self(source: &Source, folders: &[PathBuf]) -> std::result::Result<Pa
     Err(format!("there is no folder to keep it in: {}", refusals.join(", ")))
 }
 
+/// The compiler's executable. What `PATH` names relative to the current folder is none.
+fn find(compiler: Compiler, path: Option<&OsStr>) -> Option<PathBuf> {
+    let on_path = std::env::split_paths(path.unwrap_or_default());
+    on_path
+        .chain(compiler.folders().iter().map(PathBuf::from))
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(compiler.program()))
+        .find(|program| program.is_file() && access(program, AccessFlags::X_OK).is_ok())
+}
+
 /// What the compiler says of itself.
-fn version(compiler: Compiler) -> std::result::Result<Vec<u8>, String> {
-    let asked = Command::new(compiler.program())
-        .arg("--version")
+fn version(compiler: Compiler, found: &Path) -> std::result::Result<Vec<u8>, String> {
+    let argument = compiler.version_argument();
+    let asked = Command::new(found)
+        .arg(argument)
+        .envs(compiler.environment().iter().copied())
         .stdin(Stdio::null())
         .output();
     match asked {
         Ok(output) if output.status.success() => Ok(output.stdout),
         Ok(output) => Err(format!(
-            "`{} --version` failed: {}",
-            compiler.program(),
+            "`{} {argument}` failed: {}",
+            found.display(),
             first_line(&output.stderr)
         )),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(compiler.how_to_get_it().to_owned()),
-        Err(error) => Err(format!("{} cannot be run: {error}", compiler.program())),
+        Err(error) => Err(format!("{} cannot be run: {error}", found.display())),
     }
 }
 
@@ -177,42 +252,40 @@ fn only_writable_by(metadata: &Metadata, user: Uid) -> bool {
 }
 
 /// Compiles beside the executable's place and renames it into it.
-fn compile(source: &Source, folder: &Path, program: &Path) -> std::result::Result<(), String> {
+fn compile(source: &Source, compiler: &Path, folder: &Path, program: &Path) -> std::result::Result<(), String> {
+    let unwritable = |path: &Path, error: io::Error| format!("{} cannot be written: {error}", path.display());
     let beside = tempfile::Builder::new()
         .prefix(".build-")
         .tempdir_in(folder)
-        .map_err(|error| format!("{} cannot be written: {error}", folder.display()))?;
-    let built = beside.path().join(source.name);
-    let output = run_compiler(source, &built)
-        .map_err(|error| format!("{} cannot be run: {error}", source.compiler.program()))?;
+        .map_err(|error| unwritable(folder, error))?;
+    let name = source.compiler.source_name();
+    let written = beside.path().join(name);
+    fs::write(&written, source.text).map_err(|error| unwritable(&written, error))?;
+    let output = Command::new(compiler)
+        .args(source.compiler.arguments())
+        .args([source.name, name])
+        .envs(source.compiler.environment().iter().copied())
+        // Go insists on a place for what it might need again. It will not: this source is built once.
+        .env("GOCACHE", beside.path().join("cache"))
+        .current_dir(beside.path())
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("{} cannot be run: {error}", compiler.display()))?;
     if !output.status.success() {
         let complaint = first_line(&output.stderr);
         return Err(format!("{} refused it: {complaint}", source.compiler.program()));
     }
+    let built = beside.path().join(source.name);
     fs::set_permissions(&built, Permissions::from_mode(0o700))
         .and_then(|()| fs::rename(&built, program))
-        .map_err(|error| format!("{} cannot be written: {error}", program.display()))
-}
-
-fn run_compiler(source: &Source, into: &Path) -> io::Result<std::process::Output> {
-    let mut child = Command::new(source.compiler.program())
-        .args(source.compiler.arguments())
-        .arg("-o")
-        .arg(into)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A compiler that does not read to the end says so itself.
-        let _ = stdin.write_all(source.text.as_bytes());
-    }
-    child.wait_with_output()
+        .map_err(|error| unwritable(program, error))
 }
 
 fn first_line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
-    let line = text.lines().find(|line| line.contains("error")).or(text.lines().next());
+    // Go begins with the name of the package.
+    let mut lines = text.lines().filter(|line| !line.starts_with('#'));
+    let line = lines.clone().find(|line| line.contains("error")).or(lines.next());
     line.unwrap_or("it does not say why").to_owned()
 }
 
@@ -278,6 +351,35 @@ mod tests {
         let keys = [key(&EMPTY, b"gcc 12"), key(&EMPTY, b"gcc 13"), key(&other, b"gcc 12")];
         assert!(keys[0] != keys[1] && keys[0] != keys[2] && keys[1] != keys[2]);
         assert_eq!(keys[0], key(&EMPTY, b"gcc 12"));
+    }
+
+    #[test]
+    fn go_is_looked_for_on_the_path_first() {
+        let folder = folder();
+        let go = folder.path().join("go");
+        fs::write(&go, "#!/bin/sh\n").expect("written");
+        let path = folder.path().as_os_str();
+        assert_ne!(
+            find(Compiler::Go, Some(path)).as_ref(),
+            Some(&go),
+            "it cannot be executed"
+        );
+        fs::set_permissions(&go, Permissions::from_mode(0o755)).expect("our own");
+        assert_eq!(find(Compiler::Go, Some(path)), Some(go));
+        assert_ne!(find(Compiler::Go, Some(OsStr::new("."))), Some(PathBuf::from("./go")));
+    }
+
+    #[test]
+    fn the_line_that_says_what_is_wrong_is_told() {
+        assert_eq!(
+            first_line(b"# command-line-arguments\n./main.go:3:2: undefined: x\n"),
+            "./main.go:3:2: undefined: x"
+        );
+        assert_eq!(
+            first_line(b"main.c: In function main:\nmain.c:1:2: error: x\n"),
+            "main.c:1:2: error: x"
+        );
+        assert_eq!(first_line(b""), "it does not say why");
     }
 
     #[test]

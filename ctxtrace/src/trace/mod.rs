@@ -172,6 +172,8 @@ pub struct Aggregates {
     pub handovers: Vec<Handover>,
     /// Names of tasks by id.
     pub names: HashMap<Image, Vec<String>>,
+    /// Goroutines with the address of the function that each was started with.
+    pub goroutines: Vec<(TaskKey, u64)>,
     /// Task switches that hit the kernel, by the index of the task.
     pub hits: Vec<(TaskKey, u64)>,
     /// Wakeups by who woke whom.
@@ -259,6 +261,7 @@ pub(crate) mod build {
             overflow_sums: Vec::new(),
             handovers: Vec::new(),
             names: HashMap::new(),
+            goroutines: Vec::new(),
             hits: Vec::new(),
             edges: Vec::new(),
             outsiders: HashMap::new(),

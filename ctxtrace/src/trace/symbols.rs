@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use ctxtrace_common::process::Image;
+use ctxtrace_common::process::{Image, TaskKey};
 use serde::{Deserialize, Serialize};
 
 /// What a frame is.
@@ -44,6 +44,7 @@ pub struct Symbols {
     places: HashMap<String, u32>,
     kernel: HashMap<u64, Vec<(FrameKind, u32)>>,
     user: HashMap<(Image, u64), Vec<(FrameKind, u32)>>,
+    starts: HashMap<TaskKey, String>,
 }
 
 impl Symbols {
@@ -57,6 +58,16 @@ impl Symbols {
     pub fn add_user(&mut self, image: Image, key: u64, frames: &[Frame]) {
         let frames = self.intern(frames);
         self.user.insert((image, key), frames);
+    }
+
+    /// Adds the function that a goroutine was started with.
+    pub fn add_start(&mut self, task: TaskKey, function: String) {
+        self.starts.insert(task, function);
+    }
+
+    /// Goroutines, with the function each was started with.
+    pub fn starts(&self) -> impl Iterator<Item = (TaskKey, &str)> {
+        self.starts.iter().map(|(&task, function)| (task, function.as_str()))
     }
 
     /// Whether there is this stack of the kernel.

@@ -1,7 +1,8 @@
-//! The programs under test: the article's four ping-pongs.
+//! The programs under test: the article's five ping-pongs.
 //!
 //! A workload runs in a process of its own: the same executable, started again with a hidden subcommand, so that what is
-//! traced contains nothing of the tracer. It gets a [`Spec`], does its work, and reports an [`Outcome`] over a pipe.
+//! traced contains nothing of the tracer. It gets a [`Spec`], does its work, and reports an [`Outcome`] over a pipe. The
+//! programs in other languages ([`Language`]) are programs of their own, and speak the same protocol.
 //!
 //! Each is as faithful to the article as today's libraries allow, and nothing is added on the path of a message except one
 //! branch, and one store every 1,024 messages, that tell the tracer how far it has got ([`progress`]).
@@ -13,6 +14,7 @@
 //! | `thread` | two threads, two pipes | one round trip of four bytes |
 //! | `task` | three tokio tasks on one thread, two `futures` channels | one `"joe0"` from sender over repeater to receiver |
 //! | `task-pool` | the same three tasks on a pool of worker threads | the same |
+//! | `go` | two goroutines, two channels | one `"joe0"` there and back |
 
 pub mod pin;
 mod pipe;
@@ -40,6 +42,8 @@ pub enum Mode {
     Task,
     /// Three tokio tasks on a pool of threads
     TaskPool,
+    /// Two goroutines of a Go program
+    Go,
 }
 
 impl Mode {
@@ -51,12 +55,25 @@ impl Mode {
             Self::Thread => "thread",
             Self::Task => "task",
             Self::TaskPool => "task-pool",
+            Self::Go => "go",
         }
     }
 
-    /// Whether the players are tokio tasks (and not threads that the kernel switches).
+    /// Whether the players are tasks, tokio's or Go's (and not threads that the kernel switches).
     #[must_use]
     pub fn is_tasks(self) -> bool {
+        matches!(self, Self::Task | Self::TaskPool | Self::Go)
+    }
+
+    /// Whether the players share a pool of threads.
+    #[must_use]
+    pub fn has_workers(self) -> bool {
+        matches!(self, Self::TaskPool | Self::Go)
+    }
+
+    /// Whether there is a future given to `block_on`.
+    #[must_use]
+    pub fn has_root(self) -> bool {
         matches!(self, Self::Task | Self::TaskPool)
     }
 
@@ -64,6 +81,12 @@ impl Mode {
     #[must_use]
     pub fn default_iterations(self) -> u64 {
         if self.is_tasks() { 2_000_000 } else { 200_000 }
+    }
+
+    /// What it is written in unless `--language` says otherwise.
+    #[must_use]
+    pub fn default_language(self) -> Language {
+        if self == Self::Go { Language::Go } else { Language::Rust }
     }
 
     /// Processes and threads share one CPU unless told otherwise, as the textbook's exercise asks for.
@@ -82,10 +105,16 @@ pub enum Language {
     Rust,
     /// C, built by this machine's `cc`
     C,
+    /// Go, built by this machine's `go`: what [`Mode::Go`] is in
+    #[value(skip)]
+    Go,
 }
 
 /// `process` in C, the textbook's way.
 pub const PROCESS_IN_C: &str = include_str!("process.c");
+
+/// The article's Go program: two goroutines in lockstep.
+pub const PING_PONG_IN_GO: &str = include_str!("ping_pong.go");
 
 /// Where the receiver runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
@@ -113,18 +142,18 @@ impl Root {
 pub struct Spec {
     /// The case.
     pub mode: Mode,
-    /// What it is written in; other than Rust for `process` only.
+    /// What it is written in; a choice for `process` only.
     #[serde(default)]
     pub language: Language,
     /// Messages to send, at least 1.
     pub iterations: u64,
     /// On which CPUs.
     pub pin: Pin,
-    /// Messages a channel holds beyond one per sender; tasks only.
+    /// Messages a channel holds beyond one per sender (Go's: in all); tasks only.
     pub buffer: Option<usize>,
-    /// Worker threads; `task-pool` only.
+    /// Worker threads; `task-pool` only. For `go` it is `GOMAXPROCS`.
     pub workers: Option<usize>,
-    /// Where the receiver runs; tasks only.
+    /// Where the receiver runs; tokio's tasks only.
     pub root: Option<Root>,
 }
 
@@ -141,7 +170,8 @@ pub struct Outcome {
 ///
 /// # Errors
 ///
-/// If the machine lacks what the spec asks for (CPUs, threads, pipes), or if a message arrives altered or not at all.
+/// If the machine lacks what the spec asks for (CPUs, threads, pipes), if a message arrives altered or not at all, or if the
+/// spec is for a program in another language.
 pub fn run(spec: &Spec, progress: &Progress) -> Result<Outcome> {
     if spec.language != Language::Rust {
         return Err(Error::Workload("this executable is the workload in Rust".to_owned()));
@@ -151,6 +181,7 @@ pub fn run(spec: &Spec, progress: &Progress) -> Result<Outcome> {
         Mode::Thread => pipe::between_threads(spec, progress),
         Mode::Task => task::on_one_thread(spec, progress),
         Mode::TaskPool => task::on_a_pool(spec, progress),
+        Mode::Go => Err(Error::Workload("the goroutines are in Go".to_owned())),
     }
 }
 

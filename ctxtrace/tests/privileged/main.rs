@@ -12,6 +12,7 @@ mod captures;
 mod cli;
 mod counts;
 mod faults;
+mod go;
 mod programs;
 mod real_programs;
 mod record;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         record::TESTS,
         captures::TESTS,
         real_programs::TESTS,
+        go::TESTS,
         cli::TESTS,
         faults::TESTS,
     ]

@@ -295,6 +295,128 @@ fn a_running_process_is_recorded_and_left_alone() {
     }
     // Interrupted: let go, not killed.
     let recorder = recorder_at_work(&format!("record -p {id}"));
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    kill(pid(&recorder), Signal::SIGINT).expect("sent");
+    let output = recorder.wait_with_output().expect("ended");
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(stderr(&output).contains("server-0"), "{}", stderr(&output));
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it lives on");
+    assert!(status.contains("TracerPid:\t0\n"), "{status}");
+}
+
+fn children_are_recorded_where_asked_for() {
+    let server = Server::start();
+    let id = server.0.id();
+    let pids = |json: &Value| {
+        let threads = json["threads"].as_array().expect("a list").iter();
+        let mut pids: Vec<i64> = threads.map(|thread| number(thread, "/pid")).collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    };
+    let alone = attached_json(&format!("-p {id} --duration 300ms"));
+    assert_eq!(pids(&alone), [i64::from(id)]);
+    let family = attached_json(&format!("-p {id} --children --duration 300ms"));
+    reconciles(&family);
+    // The server, its child, and at least two of the child's children.
+    assert!(pids(&family).len() >= 4, "{:?}", pids(&family));
+    let names: Vec<_> = family["threads"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|thread| thread["name"].clone())
+        .collect();
+    assert!(
+        names.contains(&"sh".into()) && names.contains(&"sleep".into()),
+        "{names:?}"
+    );
+}
+
+fn a_process_that_ends_at_that_moment_is_recorded_or_said_to_be_gone() {
+    let (mut recorded, mut gone) = (0, 0);
+    // Attaching takes some 100 ms; ends are strewn over all of it.
+    for delay in (0..24).map(|step| step * 15) {
+        let mut sleeper = Command::new("sleep")
+            .arg(format!("0.{delay:03}"))
+            .spawn()
+            .expect("started");
+        let output = std::thread::scope(|scope| {
+            let line = format!("record --level counts -p {}", sleeper.id());
+            let recorder = scope.spawn(move || ctxtrace(&line));
+            while !recorder.is_finished() {
+                // As a shell does, so that there is no process any more, and not merely a zombie.
+                let _ = sleeper.try_wait();
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            recorder.join().expect("no panic")
+        });
+        let text = stderr(&output);
+        match output.status.code() {
+            Some(0) => {
+                assert!(text.contains("difference 0"), "{text}");
+                recorded += 1;
+            }
+            Some(1) => {
+                let reasons = ["there is no such process", "has ended", "ended at that moment"];
+                assert!(reasons.iter().any(|reason| text.contains(reason)), "{text}");
+                gone += 1;
+            }
+            status => panic!("{status:?}: {text}"),
+        }
+        let _ = sleeper.wait();
+    }
+    assert!(
+        recorded > 0 && gone > 0,
+        "{recorded} recorded, {gone} gone: the test met one end only"
+    );
+}
+
+fn what_cannot_be_attached_to_says_why() {
+    for (line, why) in [
+        ("record -p 2", "is a thread of the kernel"),
+        ("record -p 4194304", "there is no such process"),
+    ] {
+        let output = ctxtrace(line);
+        assert_eq!(output.status.code(), Some(1), "{line}: {}", stderr(&output));
+        assert!(stderr(&output).contains(why), "{line}: {}", stderr(&output));
+    }
+    // Somebody else's, for a user who may trace and is not root.
+    let server = Server::start();
+    let mut other = command(&format!("record --level counts --duration 100ms -p {}", server.0.id()));
+    let output = with_capabilities(&mut other).output().expect("started");
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("runs as root, and may not be looked at by you"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+/// As a user that is not root and has what tracing needs.
+fn with_capabilities(command: &mut Command) -> &mut Command {
+    let program = command.get_program().to_owned();
+    let args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let mut by = Command::new("setpriv");
+    by.args([
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "--inh-caps=+bpf,+perfmon",
+        "--ambient-caps=+bpf,+perfmon",
+    ])
+    .arg(program)
+    .args(args);
+    *command = by;
+    command
+}
+
+fn a_stopped_process_is_attached_to_with_a_word() {
+    let server = Server::start();
+    kill(pid(&server.0), Signal::SIGSTOP).expect("sent");
+    wait_until("it has stopped", || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.0.id()));
+        stat.is_ok_and(|stat| stat.contains(") T "))
+    });
     let output = ctxtrace(&format!("record --level counts --duration 200ms -p {}", server.0.id()));
     kill(pid(&server.0), Signal::SIGCONT).expect("sent");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

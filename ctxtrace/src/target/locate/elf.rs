@@ -7,8 +7,8 @@ use std::path::Path;
 use flate2::{Decompress, FlushDecompress};
 use memmap2::Mmap;
 use object::elf::{
-    EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PT_LOAD, PT_TLS, SHN_UNDEF, STB_LOCAL, STT_FUNC, STT_OBJECT, STT_TLS,
-    Sym64,
+    EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PF_W, PT_LOAD, PT_TLS, SHN_UNDEF, STB_LOCAL, STT_FUNC, STT_OBJECT,
+    STT_TLS, Sym64,
 };
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, SectionHeader, Sym, SymbolTable};
 use object::{CompressionFormat, LittleEndian, Object, ObjectSection};
@@ -154,6 +154,28 @@ impl<'a> Elf<'a> {
         readable.filter(|local| wanted(&local.name)).collect()
     }
 
+    /// Where in the TLS segment the thread-local with exactly this symbol lies.
+    pub(super) fn thread_local_offset(&self, name: &str) -> Option<u64> {
+        let table = self.file.elf_symbol_table();
+        let strings = self.file.elf_section_table().section(table.string_section());
+        let strings = strings
+            .and_then(|section| section.data(LittleEndian, self.file.data()))
+            .ok()?;
+        let mut symbols = table
+            .iter()
+            .filter(|symbol| symbol.st_type() == STT_TLS && symbol.st_shndx(LittleEndian) != SHN_UNDEF);
+        symbols
+            .find(|symbol| name_at(strings, symbol.st_name(LittleEndian)) == Some(name))
+            .map(|symbol| symbol.st_value(LittleEndian))
+    }
+
+    /// The size of the TLS segment; `None` if there is none.
+    pub(super) fn tls_bytes(&self) -> Option<u64> {
+        let mut segments = self.file.elf_program_headers().iter();
+        let tls = segments.find(|segment| segment.p_type(LittleEndian) == PT_TLS)?;
+        Some(tls.p_memsz(LittleEndian))
+    }
+
     /// Whether symbols are there that are nobody else's business: the first that `strip` takes away.
     pub(super) fn has_local_symbols(&self) -> bool {
         self.file.elf_symbol_table().iter().any(|symbol| {
@@ -180,10 +202,19 @@ impl<'a> Elf<'a> {
 
     /// The bytes of the file that are loaded, at most [`MAX_LOADED_BYTES`] in all.
     pub(super) fn loaded(&self) -> Vec<&'a [u8]> {
+        self.loaded_with(0)
+    }
+
+    /// Those of them that the program may write to.
+    pub(super) fn writable(&self) -> Vec<&'a [u8]> {
+        self.loaded_with(PF_W)
+    }
+
+    fn loaded_with(&self, flags: u32) -> Vec<&'a [u8]> {
         let mut left = MAX_LOADED_BYTES;
         let mut parts = Vec::new();
         for segment in self.file.elf_program_headers() {
-            if segment.p_type(LittleEndian) != PT_LOAD {
+            if segment.p_type(LittleEndian) != PT_LOAD || segment.p_flags(LittleEndian) & flags != flags {
                 continue;
             }
             let Ok(bytes) = segment.data(LittleEndian, self.file.data()) else {
@@ -194,6 +225,29 @@ impl<'a> Elf<'a> {
             parts.push(part);
         }
         parts
+    }
+
+    /// The bytes of the file from an address on, to the end of what is loaded with it.
+    pub(super) fn at_address(&self, address: u64) -> Option<&'a [u8]> {
+        let segments = self.file.elf_program_headers().iter();
+        let mut loaded = segments.filter(|segment| segment.p_type(LittleEndian) == PT_LOAD);
+        loaded.find_map(|segment| {
+            let offset = address.checked_sub(segment.p_vaddr(LittleEndian))?;
+            let bytes = segment.data(LittleEndian, self.file.data()).ok()?;
+            bytes
+                .get(usize::try_from(offset).ok()?..)
+                .filter(|rest| !rest.is_empty())
+        })
+    }
+
+    /// Whether there is a table of sections.
+    pub(super) fn has_sections(&self) -> bool {
+        !self.file.elf_section_table().is_empty()
+    }
+
+    /// Whether there is a section of this name.
+    pub(super) fn has_section(&self, name: &str) -> bool {
+        self.file.section_by_name(name).is_some()
     }
 
     /// What DWARF there is, decompressed.
@@ -208,7 +262,8 @@ impl<'a> Elf<'a> {
         }
     }
 
-    fn section(&self, name: &str) -> Option<Cow<'a, [u8]>> {
+    /// The bytes of the section of this name, decompressed.
+    pub(super) fn section(&self, name: &str) -> Option<Cow<'a, [u8]>> {
         let data = self.file.section_by_name(name)?.compressed_data().ok()?;
         if data.format == CompressionFormat::None {
             return Some(Cow::Borrowed(data.data));

@@ -4,13 +4,17 @@
 //! * `signs`: whether there is tokio inside, by the strings that stay when the symbols have gone.
 //! * `types`: the few questions that are asked of DWARF.
 //! * `tokio`: the layout of tokio's thread-local, walked by names.
+//! * `go`: where a Go program has its goroutines, by its types or by its version.
+//! * `buildinfo`: what Go it was built with.
 //!
 //! What a release of tokio or of Rust's `std` looks like is nowhere assumed: every offset, size and discriminant comes from
 //! the type information of the program itself, and what is not found there by its name is said to be missing. Nothing here
 //! looks at a process. The files are anybody's, so all of them may lie: reading is bounded by steps and by time, and what
 //! contradicts itself is a [`Reason`], never a panic.
 
+mod buildinfo;
 mod elf;
+mod go;
 mod signs;
 #[cfg(test)]
 mod synthetic;
@@ -22,7 +26,7 @@ mod types;
 use std::path::Path;
 
 use ctxtrace_abi::ThreadState;
-use ctxtrace_common::locator::{HAS_PROBE, HAS_TOKIO, Locator, Reason};
+use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Locator, Reason};
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +42,8 @@ pub struct Found {
     pub detail: Option<String>,
     /// The release of tokio, as `1.54.1`, if it can be told.
     pub tokio_version: Option<String>,
+    /// The version of Go, as `1.27.3`, if it can be told.
+    pub go_version: Option<String>,
 }
 
 impl Found {
@@ -61,7 +67,7 @@ impl Found {
     }
 }
 
-/// Looks for the probe and for tokio in an executable.
+/// Looks for the probe, for tokio and for Go in an executable.
 #[must_use]
 pub fn examine(path: &Path) -> Found {
     File::open(path).map_or_else(
@@ -93,6 +99,32 @@ pub fn mentions_tokio(path: &Path) -> bool {
     }
 }
 
+/// Whether there is Go's runtime in a file: likewise.
+#[must_use]
+pub fn mentions_go(path: &Path) -> bool {
+    let Some(file) = File::open(path) else {
+        return false;
+    };
+    let bytes = file.bytes();
+    match elf::kind(bytes) {
+        Kind::NotElf => false,
+        Kind::Foreign => go::is_go_for_another_machine(bytes),
+        Kind::X86_64 => Elf::parse(bytes).is_some_and(|elf| go::is_go(&elf)),
+    }
+}
+
+/// Whether this is a reason why goroutines, and nothing else, cannot be found.
+#[must_use]
+pub fn is_of_go(reason: Reason) -> bool {
+    matches!(reason, Reason::GoVersion | Reason::GoStripped | Reason::GoUnknownLayout)
+}
+
+/// Whether this is a reason why tokio's tasks, and nothing else, cannot be found.
+#[must_use]
+pub fn is_of_tokio(reason: Reason) -> bool {
+    matches!(reason, Reason::Stripped | Reason::NoTypeInfo | Reason::UnknownLayout)
+}
+
 /// The reason in a sentence, and what to do about it.
 #[must_use]
 pub fn in_words(reason: Reason) -> &'static str {
@@ -114,21 +146,37 @@ pub fn in_words(reason: Reason) -> &'static str {
              with Rust 1.79 or later"
         }
         Reason::SharedObject => {
-            "tokio is in a shared object, whose thread-locals lie at no fixed place; link it into the executable"
+            "its runtime, tokio or Go, is in a shared object, whose thread-locals lie at no fixed place; link it into the \
+             executable"
         }
         Reason::NotX86_64 => {
-            "the program has tokio inside, but is not for x86-64; build it for `x86_64-unknown-linux-gnu`"
+            "the program has tokio or Go inside, but is not for x86-64; build it for `x86_64-unknown-linux-gnu`, or with \
+             `GOARCH=amd64`"
         }
         Reason::Overwritten => "where the current task should be there is what cannot be; the program wrote over it",
         Reason::Unreadable => {
             "the executable could not be read; run ctxtrace where the program's file can be reached, and as root"
+        }
+        Reason::GoVersion => {
+            "the program is of a Go version that is not in ctxtrace's table, and has no types that would say the same; \
+             build it without `-ldflags=-w` (and without `-s`, which implies it)"
+        }
+        Reason::GoStripped => {
+            "the program is Go's, linked by the C linker (cgo), and has no symbols to tell where its goroutines are; build it \
+             without `-ldflags=-s` and do not strip it, or use `CGO_ENABLED=0`"
+        }
+        Reason::GoUnknownLayout => {
+            "the program is Go's, and its types or thread-locals are not as in any version that is known; build it with Go \
+             1.19 to 1.27"
         }
     }
 }
 
 fn examine_bytes(bytes: &[u8]) -> Found {
     match elf::kind(bytes) {
-        Kind::Foreign if signs::in_bytes(bytes) => Found::because(Reason::NotX86_64),
+        Kind::Foreign if signs::in_bytes(bytes) || go::is_go_for_another_machine(bytes) => {
+            Found::because(Reason::NotX86_64)
+        }
         Kind::Foreign => Found::default(),
         Kind::X86_64 => Elf::parse(bytes).map_or_else(|| Found::because(Reason::Unreadable), |elf| examine_elf(&elf)),
         Kind::NotElf => Found::because(Reason::Unreadable),
@@ -139,7 +187,30 @@ fn examine_elf(elf: &Elf<'_>) -> Found {
     let mut found = Found::default();
     find_probe(elf, &mut found);
     find_tokio(elf, &mut found);
+    find_go(elf, &mut found);
     found
+}
+
+fn find_go(elf: &Elf<'_>, found: &mut Found) {
+    if !go::is_go(elf) {
+        return;
+    }
+    found.go_version = go::version(elf);
+    match go::locate(elf, found.go_version.as_deref()) {
+        go::Sought::Layout(layout) => {
+            found.locator.go = layout;
+            found.locator.flags |= HAS_GO;
+        }
+        go::Sought::Unknown(reason, missing) => {
+            // A program of both, linked through C, has one reason: that of tokio, if it has one.
+            if found.locator.reason == Reason::None as u32 {
+                found.locator.reason = reason as u32;
+                if let Some(missing) = missing {
+                    found.add_detail(missing);
+                }
+            }
+        }
+    }
 }
 
 fn find_probe(elf: &Elf<'_>, found: &mut Found) {

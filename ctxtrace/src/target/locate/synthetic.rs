@@ -1,4 +1,4 @@
-//! An executable of three kilobytes with tokio's thread-local in it, written byte by byte: small enough to be spoilt at
+//! An executable of three kilobytes with tokio's thread-local in it, or Go's, written byte by byte: small enough to be spoilt at
 //! every place, and to leave out what a test wants missing.
 
 /// The symbol of tokio's thread-local.
@@ -27,6 +27,8 @@ pub(super) struct Program {
     pub(super) info: Option<Vec<u8>>,
     /// Loaded.
     pub(super) text: Vec<u8>,
+    /// Further sections.
+    pub(super) others: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl Program {
@@ -42,6 +44,23 @@ impl Program {
             tls,
             info,
             text: b"/registry/tokio-1.54.1/src/runtime/park.rs\0".to_vec(),
+            others: Vec::new(),
+        }
+    }
+
+    /// A program as the Go linker links it: with its section, and no thread-local that any symbol tells of.
+    pub(super) fn of_go(info: Option<Vec<u8>>, buildinfo: Vec<u8>) -> Self {
+        let tls = Tls {
+            address: 0,
+            size: 0,
+            align: 0,
+        };
+        Self {
+            locals: vec![],
+            tls,
+            info,
+            text: vec![],
+            others: vec![(".go.buildinfo", buildinfo)],
         }
     }
 
@@ -61,6 +80,9 @@ impl Program {
             (".strtab", 3, strings, 0, 0),
             (".text", 1, self.text.clone(), 0, 0),
         ];
+        for (name, bytes) in &self.others {
+            sections.push((name, 1, bytes.clone(), 0, 0));
+        }
         if let Some(info) = &self.info {
             sections.push((".debug_info", 1, info.clone(), 0, 0));
             sections.push((".debug_abbrev", 1, ABBREVIATIONS.to_vec(), 0, 0));
@@ -105,12 +127,15 @@ impl Program {
         }
         let length = HEADERS + body.len() as u64;
         let Tls { address, size, align } = self.tls;
+        // Of no size there is none: a kind that says nothing.
+        let tls = if size == 0 { 0 } else { 7_u32 };
         for (kind, fields) in [
-            (7_u32, [0, address, address, 0, size, align]),
+            (tls, [0, address, address, 0, size, align]),
             (1, [0, 0, 0, length, length, 4096]),
         ] {
             file.extend(kind.to_le_bytes());
-            file.extend(4_u32.to_le_bytes());
+            // Read and write.
+            file.extend(6_u32.to_le_bytes());
             file.extend(fields.into_iter().flat_map(u64::to_le_bytes));
         }
         file.extend(body);
@@ -131,6 +156,8 @@ const BASE: u8 = 9;
 const POINTER: u8 = 10;
 const ENUMERATION: u8 = 11;
 const ENUMERATOR: u8 = 12;
+const POINTER_TO: u8 = 13;
+const NAME: u8 = 14;
 
 /// Number, tag, children, then pairs of attribute and form: string 8, udata 15, ref4 19.
 #[rustfmt::skip]
@@ -147,6 +174,8 @@ const ABBREVIATIONS: &[u8] = &[
     POINTER, 0x0f, 0, 0x03, 8, 0, 0,
     ENUMERATION, 0x04, 1, 0x03, 8, 0x0b, 15, 0, 0,
     ENUMERATOR, 0x28, 0, 0x03, 8, 0x1c, 15, 0, 0,
+    POINTER_TO, 0x0f, 0, 0x03, 8, 0x49, 19, 0, 0,
+    NAME, 0x16, 0, 0x03, 8, 0x49, 19, 0, 0,
     0,
 ];
 
@@ -228,6 +257,29 @@ impl Info {
         let budget = info.base("u8", 1);
         let context = info.structure("Context", CONTEXT_BYTES, &[("budget", budget, 0)]);
         info.finish(CONTEXT, context)
+    }
+
+    /// Go's two structures, as in 1.27, all of it but the member named.
+    pub(super) fn of_go(without: &str) -> Vec<u8> {
+        let mut info = Self::new("runtime");
+        let number = info.base("uint64", 8);
+        let to_g = info.pointer("*runtime.g");
+        let members = [("g0", to_g, 0), ("curg", to_g, 184)];
+        let members: Vec<_> = members.into_iter().filter(|(name, _, _)| *name != without).collect();
+        let m = info.structure("runtime.m", 1_832, &members);
+        // Go calls each type by its name, and the type itself has that name too.
+        let m = info.named(NAME, "runtime.m", m);
+        let to_m = info.named(POINTER_TO, "*runtime.m", m);
+        let members = [("m", to_m, 48), ("goid", number, 152), ("startpc", number, 304)];
+        let members: Vec<_> = members.into_iter().filter(|(name, _, _)| *name != without).collect();
+        let g = info.structure("runtime.g", 456, &members);
+        info.finish("runtime.m0", g)
+    }
+
+    fn named(&mut self, kind: u8, name: &str, of: u32) -> u32 {
+        let at = self.entry(kind, name);
+        self.reference(of);
+        at
     }
 
     fn base(&mut self, name: &str, size: u64) -> u32 {
@@ -312,8 +364,12 @@ impl Info {
     }
 
     fn number(&mut self, number: u64) {
-        assert!(number < 128, "one byte of LEB128");
-        self.bytes.push(number as u8);
+        let mut rest = number;
+        while rest >= 128 {
+            self.bytes.push(rest as u8 | 128);
+            rest >>= 7;
+        }
+        self.bytes.push(rest as u8);
     }
 
     fn reference(&mut self, to: u32) {

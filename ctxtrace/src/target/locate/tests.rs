@@ -3,8 +3,9 @@
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use ctxtrace_common::locator::{Doing, Field, MAX_CONTEXT_BYTES, ROOT_TASK, TOKIO_TASK, TokioLayout};
+use ctxtrace_common::locator::{Doing, Field, GoLayout, MAX_CONTEXT_BYTES, ROOT_TASK, TOKIO_TASK, TokioLayout};
 
+use super::buildinfo::tests::{inline, pointers};
 use super::synthetic::{CONTEXT, CONTEXT_BYTES, Info, Program, SLOT, Tls};
 use super::*;
 
@@ -225,14 +226,142 @@ fn the_thread_pointer_is_where_the_segment_ends_once_aligned() {
     assert_eq!(below(0x4000, 100, 8), 0, "too small for the thread-local");
 }
 
+const GO: GoLayout = GoLayout {
+    below_tp: 8,
+    goid: 152,
+    m: 48,
+    curg: 184,
+    startpc: 304,
+};
+
+#[test]
+fn goroutines_are_found_by_types_or_by_version() {
+    // The version is one that the table lacks: it is the types that tell.
+    let found = examine_bytes(&Program::of_go(Some(Info::of_go("")), inline("go1.99")).bytes());
+    assert_eq!(
+        (found.detail, found.locator.go, found.locator.flags),
+        (None, GO, HAS_GO)
+    );
+    assert_eq!((found.go_version.as_deref(), found.tokio_version), (Some("1.99"), None));
+    let found = examine_bytes(&Program::of_go(None, inline("go1.27.3")).bytes());
+    assert_eq!((found.locator.go, found.locator.flags), (GO, HAS_GO));
+    assert_eq!(found.go_version.as_deref(), Some("1.27.3"));
+}
+
+#[test]
+fn a_version_that_nobody_has_looked_at_is_not_guessed() {
+    for (buildinfo, detail) in [
+        (inline("go1.99"), "Go 1.99"),
+        (inline("devel go1.27-0123"), "Go devel go1.27-0123"),
+        (vec![], "it does not say which"),
+    ] {
+        let found = examine_bytes(&Program::of_go(None, buildinfo).bytes());
+        assert_eq!(
+            (found.reason(), found.locator.flags),
+            (Reason::GoVersion, 0),
+            "{detail}"
+        );
+        assert_eq!(found.detail.as_deref(), Some(detail));
+    }
+}
+
+#[test]
+fn a_missing_field_of_gos_is_named() {
+    for (name, owner) in [("m", "g"), ("goid", "g"), ("startpc", "g"), ("curg", "m")] {
+        let found = examine_bytes(&Program::of_go(Some(Info::of_go(name)), inline("go1.27.3")).bytes());
+        assert_eq!((found.reason(), found.locator.flags), (Reason::GoUnknownLayout, 0));
+        assert_eq!(found.detail, Some(format!("`runtime.{owner}`: `{name}`")));
+    }
+}
+
+#[test]
+fn g_lies_where_its_symbol_says() {
+    let mut program = Program::of_go(None, inline("go1.27.3"));
+    let below = |program: &Program| {
+        let found = examine_bytes(&program.bytes());
+        (found.reason(), found.locator.go.below_tp)
+    };
+    // Linked by the Go linker, position-independent: the segment is that of `g` alone.
+    program.tls = Tls {
+        address: 0x4000,
+        size: 8,
+        align: 8,
+    };
+    assert_eq!(below(&program), (Reason::None, 8));
+    // Linked by the C linker, together with thread-locals of C's.
+    program.tls.size = 40;
+    program.locals = vec![("errno".into(), 0, 4), ("runtime.tlsg".into(), 16, 8)];
+    assert_eq!(below(&program), (Reason::None, 24));
+    program.locals.clear();
+    assert_eq!(below(&program), (Reason::GoStripped, 0));
+    program.locals = vec![("errno".into(), 0, 4)];
+    assert_eq!(below(&program), (Reason::GoUnknownLayout, 0));
+}
+
+#[test]
+fn the_build_information_may_point_to_the_version() {
+    // The file is loaded at address 0, and the section comes first in it: the string and its address follow.
+    let mut program = Program::of_go(None, vec![]);
+    program.others[0].1 = pointers(0);
+    let file = program.bytes();
+    let at = memchr::memmem::find(&file, b"\xff Go buildinf:").expect("written") as u64;
+    let mut buildinfo = pointers(at + 32);
+    buildinfo.extend((at + 48).to_le_bytes());
+    buildinfo.extend(8_u64.to_le_bytes());
+    buildinfo.extend(b"go1.17.9");
+    program.others[0].1 = buildinfo;
+    let found = examine_bytes(&program.bytes());
+    assert_eq!(found.go_version.as_deref(), Some("1.17.9"));
+    assert_eq!(found.reason(), Reason::GoVersion);
+}
+
+#[test]
+fn go_and_tokio_are_told_apart_and_may_be_together() {
+    let mut both = Program::with_tokio(Some(Info::of_tokio("")));
+    let found = examine_bytes(&both.bytes());
+    assert_eq!((found.locator.flags, found.go_version), (HAS_TOKIO, None));
+    // The very bytes of the structure, as a constant of a program that is not Go's.
+    both.text.extend(vec![0; 16]);
+    both.text.extend(inline("go1.27.3"));
+    assert_eq!(examine_bytes(&both.bytes()).go_version, None);
+    both.others = vec![(".go.buildinfo", inline("go1.27.3"))];
+    both.locals.push(("runtime.tlsg".into(), 0, 8));
+    let found = examine_bytes(&both.bytes());
+    assert_eq!(
+        (found.locator.flags, found.reason()),
+        (HAS_TOKIO | HAS_GO, Reason::None)
+    );
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), Program::of_go(None, vec![]).bytes()).expect("a temporary file can be written");
+    assert!(mentions_go(file.path()) && !mentions_tokio(file.path()));
+    assert!(!mentions_go(&own()) && !mentions_go(Path::new("/bin/true")));
+}
+
+#[test]
+fn a_go_program_for_another_machine_says_so() {
+    let mut bytes = Program::of_go(None, inline("go1.27.3")).bytes();
+    bytes[18] = 183;
+    assert_eq!(examine_bytes(&bytes), Found::because(Reason::NotX86_64));
+}
+
 #[test]
 fn no_file_makes_it_panic() {
-    let whole = Program::with_tokio(Some(Info::of_tokio(""))).bytes();
+    let mut go = Program::of_go(Some(Info::of_go("")), inline("go1.27.3"));
+    go.locals = vec![("runtime.tlsg".into(), 0, 8)];
+    go.tls.size = 8;
+    for whole in [Program::with_tokio(Some(Info::of_tokio(""))), go] {
+        spoil(&whole.bytes());
+    }
+    // Nor does the other form of the build information, whose pointers may point anywhere.
+    spoil(&Program::of_go(None, pointers(64 + 2 * 56)).bytes());
+}
+
+fn spoil(whole: &[u8]) {
     for length in 0..whole.len() {
         let found = examine_bytes(&whole[..length]);
         assert_eq!(found.locator.flags & HAS_TOKIO, 0, "the section table is at the end");
     }
-    let mut bytes = whole.clone();
+    let mut bytes = whole.to_vec();
     for at in 0..bytes.len() {
         for change in [1, 0x40, 0x80, 0xff] {
             bytes[at] ^= change;
@@ -261,7 +390,7 @@ fn no_file_makes_it_panic() {
 
 #[test]
 fn every_reason_is_a_sentence() {
-    for number in 0..=9 {
+    for number in 0..=12 {
         assert!(in_words(Reason::from_number(number)).len() > 20);
     }
 }

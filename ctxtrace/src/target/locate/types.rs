@@ -23,6 +23,8 @@ type Entry<'a> = DebuggingInformationEntry<Bytes<'a>>;
 const MAX_STEPS: u64 = 100_000_000;
 /// Most time spent: the lists of abbreviations are not counted in steps.
 const MAX_TIME: Duration = Duration::from_secs(5);
+/// Names of one type, one for another, at most.
+const MAX_NAMES: usize = 8;
 /// Most children of one entry.
 const MAX_CHILDREN: usize = 10_000;
 /// Most bytes of one list of abbreviations.
@@ -133,6 +135,54 @@ impl<'a> Types<'a> {
         Ok(None)
     }
 
+    /// The structure of this name that is declared at the top of a unit; `None` if none is.
+    ///
+    /// The units whose name is `hint` are read first.
+    pub(super) fn structure(&self, name: &str, hint: &str) -> Result<Option<Place>, Missing> {
+        let mut others = Vec::new();
+        for index in 0..self.headers.len() {
+            match self.unit_and_name(index) {
+                Ok((unit, unit_name)) if unit_name == hint => match self.structure_in(index, &unit, name) {
+                    Ok(Some(place)) => return Ok(Some(place)),
+                    other => self.go_on(other)?,
+                },
+                Ok(_) => others.push(index),
+                other => self.go_on(other)?,
+            }
+        }
+        for index in others {
+            match self.unit(index).and_then(|unit| self.structure_in(index, &unit, name)) {
+                Ok(Some(place)) => return Ok(Some(place)),
+                other => self.go_on(other)?,
+            }
+        }
+        Ok(None)
+    }
+
+    fn structure_in(&self, index: usize, unit: &Unit<'a>, name: &str) -> Result<Option<Place>, Missing> {
+        let mut entries = unit.header.entries_raw(&unit.abbreviations, None)?;
+        let mut attributes = Vec::new();
+        while !entries.is_empty() {
+            self.step()?;
+            let (depth, offset) = (entries.next_depth(), entries.next_offset());
+            let Some(abbreviation) = entries.read_abbreviation()? else {
+                continue;
+            };
+            if depth != 1 || abbreviation.tag() != constants::DW_TAG_structure_type {
+                entries.skip_attributes(abbreviation.attributes())?;
+                continue;
+            }
+            entries.read_attributes(abbreviation.attributes(), &mut attributes)?;
+            let is_it = attributes.iter().any(|attribute| {
+                attribute.name() == constants::DW_AT_name && self.text(unit, attribute.value()) == Some(name.as_bytes())
+            });
+            if is_it {
+                return Ok(Some(Place { unit: index, offset }));
+            }
+        }
+        Ok(None)
+    }
+
     /// A unit that cannot be read is another producer's, and passed over; the end of the search is not.
     fn go_on<T>(&self, outcome: Result<T, Missing>) -> Result<(), Missing> {
         match outcome {
@@ -193,6 +243,31 @@ impl<'a> Types<'a> {
     /// Whether a type is a pointer.
     pub(super) fn is_pointer(&self, place: Place) -> Result<bool, Missing> {
         Ok(self.entry(place)?.1.tag() == constants::DW_TAG_pointer_type)
+    }
+
+    /// The type itself, where this is only another name of it. Go has one such name for each type.
+    pub(super) fn unnamed(&self, place: Place) -> Result<Place, Missing> {
+        let mut place = place;
+        for _ in 0..MAX_NAMES {
+            let (_, entry) = self.entry(place)?;
+            if entry.tag() != constants::DW_TAG_typedef {
+                return Ok(place);
+            }
+            let kind = entry.attr_value(constants::DW_AT_type);
+            let kind = kind.ok_or_else(|| self.missing(place, "the type of this name"))?;
+            place = self.referred(place.unit, kind)?;
+        }
+        Err(self.missing(place, "the type of this name"))
+    }
+
+    /// What a pointer points to.
+    pub(super) fn target(&self, pointer: Place) -> Result<Place, Missing> {
+        let (_, entry) = self.entry(pointer)?;
+        let kind = entry.attr_value(constants::DW_AT_type);
+        match kind.filter(|_| entry.tag() == constants::DW_TAG_pointer_type) {
+            Some(kind) => self.unnamed(self.referred(pointer.unit, kind)?),
+            None => Err(self.missing(pointer, "what it points to")),
+        }
     }
 
     /// Whether a structure has a member of this name.

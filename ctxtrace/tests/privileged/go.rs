@@ -1,0 +1,452 @@
+//! Is every kernel switch of a Go program under the right goroutine? And is the article's Go program one of them?
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use ctxtrace::correlate::tasks;
+use ctxtrace::correlate::wakeups::wakeups;
+use ctxtrace::symbolize::stacks::task_types;
+use ctxtrace::target::locate::Found;
+use ctxtrace::target::programs::LocatorChoice;
+use ctxtrace::trace::name_of;
+use ctxtrace::trace::run::Run;
+use ctxtrace_common::ledger::Class;
+use ctxtrace_common::locator::{HAS_GO, Reason};
+use ctxtrace_common::wakeup::Origin;
+use procfs::process::Process;
+use tempfile::TempDir;
+
+use crate::support::{command, ctxtrace, ledger_of, number, reconciled, run_json, stderr, trace, wait_until};
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    ("go_mode_counts_and_names", go_mode_counts_and_names),
+    ("go_mode_on_one_cpu_stays_there", go_mode_on_one_cpu_stays_there),
+    ("go_mode_interrupted_says_how_far", go_mode_interrupted_says_how_far),
+    (
+        "go_mode_under_sudo_is_the_invoking_users",
+        go_mode_under_sudo_is_the_invoking_users,
+    ),
+    (
+        "goroutines_in_system_calls_are_told_however_built",
+        goroutines_in_system_calls_are_told_however_built,
+    ),
+    ("goroutines_in_c_are_told", goroutines_in_c_are_told),
+    (
+        "very_many_goroutines_go_by_their_function",
+        very_many_goroutines_go_by_their_function,
+    ),
+    ("goroutines_make_wakeups", goroutines_make_wakeups),
+    (
+        "a_capture_keeps_the_functions_of_goroutines",
+        a_capture_keeps_the_functions_of_goroutines,
+    ),
+    (
+        "only_the_go_locator_finds_goroutines",
+        only_the_go_locator_finds_goroutines,
+    ),
+];
+
+/// Sleeps of `main.napper`.
+const NAPS: u64 = 40;
+/// Reads of `main.reader`.
+const READS: u64 = 25;
+/// Sleeps of the thread that C makes.
+const NAPS_OF_STRANGER: u64 = 20;
+/// Goroutines of `crowd.go`.
+const CROWD: u64 = 3_000;
+/// How many more switches there may be than those that are known: a page that had to be fetched, a lock.
+const FEW: u64 = 6;
+
+/// Whether there is a Go; a test that needs one may only skip itself where tests may skip themselves.
+fn has_go() -> bool {
+    let there = Command::new("go").arg("version").output().is_ok();
+    assert!(
+        there || std::env::var_os("CTXTRACE_REQUIRE_PRIVILEGED").is_none(),
+        "there is no Go on PATH (Debian package golang-go)"
+    );
+    there
+}
+
+/// One of `programs/go`, built in this way.
+fn build(name: &str, cgo: bool, options: &[&str]) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = folder.path().join(name);
+    let source = Path::new("tests/privileged/programs/go")
+        .join(name)
+        .with_extension("go");
+    let mut go = Command::new("go");
+    go.envs([("GOTOOLCHAIN", "local"), ("GOFLAGS", "-mod=mod"), ("GOPROXY", "off")])
+        .env("CGO_ENABLED", if cgo { "1" } else { "0" })
+        .args(["build", "-o"])
+        .arg(&program)
+        .args(options)
+        .arg(source);
+    if std::env::var_os("HOME").is_none() {
+        go.env("GOCACHE", folder.path().join("cache"));
+    }
+    let output = go.output().expect("Go is there");
+    assert!(output.status.success(), "{name} {options:?}: {}", stderr(&output));
+    (folder, program)
+}
+
+/// Traces a Go program, all of whose switches must be accounted for.
+fn trace_go(program: &Path, locator: LocatorChoice) -> Run {
+    let traced = trace(program, &[], locator);
+    assert_eq!(traced.exit.and_then(|exit| exit.status), Some(0));
+    let reconciliation = reconciled(&traced);
+    assert!(reconciliation.holds(), "{reconciliation:#?}");
+    traced
+}
+
+fn found(traced: &Run) -> &Found {
+    &traced.aggregates.programs.all().last().expect("examined").found
+}
+
+/// Switches of goroutines that slept, by the function they were started with; by number where that has no name.
+fn blocked(traced: &Run) -> BTreeMap<String, u64> {
+    let types = task_types(&traced.aggregates, &traced.symbols);
+    let ledger = ledger_of(traced);
+    let mut counts = BTreeMap::new();
+    for (entry, sum) in &ledger.rows {
+        if let (Class::TaskBlocked, Some(task)) = (entry.class, entry.task) {
+            let name = types.get(&task).cloned();
+            *counts
+                .entry(name.unwrap_or_else(|| tasks::name(&traced.aggregates, task)))
+                .or_default() += sum.count;
+        }
+    }
+    counts
+}
+
+fn between(count: u64, least: u64, what: &str) {
+    assert!(
+        (least..=least + FEW).contains(&count),
+        "{what}: {count}, expected {least} or a few more"
+    );
+}
+
+fn go_mode_counts_and_names() {
+    if !has_go() {
+        return;
+    }
+    let schema = include_str!("../../../docs/schema/ctxtrace.report-1.schema.json");
+    let validator = jsonschema::validator_for(&serde_json::from_str(schema).expect("JSON")).expect("a schema");
+    for (buffer, workers) in [(0, 2), (4_096, 2), (0, 1)] {
+        let line = format!("--mode go --buffer {buffer} --workers {workers} --iterations 300000");
+        // Exit status 0: the counts reconcile, and the ledger adds up.
+        let json = run_json(&line);
+        let errors: Vec<String> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{line}: {errors:?}");
+        assert_eq!(number(&json, "/reconciliation/difference"), 0, "{line}");
+        assert_eq!(json["workload"]["mode"], "go");
+        assert_eq!(number(&json, "/workload/buffer"), buffer);
+        assert_eq!(number(&json, "/workload/workers"), workers);
+        assert_eq!(number(&json, "/workload/messages"), 300_000);
+        assert!(number(&json, "/workload/elapsed_ns") > 1_000_000);
+        assert_eq!(json["locators"][0]["locator"], "go", "{:#}", json["locators"]);
+        assert!(
+            json["locators"][0]["go_version"]
+                .as_str()
+                .is_some_and(|version| version.starts_with("1."))
+        );
+        let types: Vec<&str> = json["task_types"]
+            .as_array()
+            .expect("types")
+            .iter()
+            .filter_map(|row| row["type"].as_str())
+            .collect();
+        assert!(types.contains(&"runtime.main"), "{types:?}");
+        let tasks = json["tasks"].as_array().expect("tasks");
+        let main = tasks
+            .iter()
+            .find(|task| task["name"] == "goroutine 1")
+            .expect("it is switched out at least once");
+        assert_eq!(main["type"], "runtime.main");
+        if workers == 2 {
+            assert!(types.contains(&"main.child"), "{types:?}");
+        }
+        let reasons = json["unavailable"].as_array().expect("reasons");
+        for path in ["task_switches", "workload.root", "tasks[0].hit_kernel"] {
+            assert!(reasons.iter().any(|row| row["path"] == path), "{path}: {reasons:#?}");
+        }
+        let unattributed: i64 = json["ledger"]
+            .as_array()
+            .expect("rows")
+            .iter()
+            .filter(|row| row["class"] == "unattributed")
+            .map(|row| number(row, "/count"))
+            .sum();
+        assert_eq!(unattributed, number(&json, "/lost/task_reads"), "{line}");
+    }
+}
+
+/// The Go program that a `ctxtrace run --mode go` has started.
+fn wait_for_go(tracer: &mut Child) -> Process {
+    let mut workload = None;
+    wait_until("the Go program runs", || {
+        let all = procfs::process::all_processes().expect("/proc").flatten();
+        workload = all.into_iter().find(|process| {
+            let of_ours = process.stat().is_ok_and(|stat| stat.ppid == tracer.id() as i32);
+            let file = process
+                .exe()
+                .ok()
+                .and_then(|exe| exe.file_name().map(ToOwned::to_owned));
+            of_ours && file.is_some_and(|file| file.to_string_lossy().starts_with("go-ping-pong"))
+        });
+        workload.is_some() || tracer.try_wait().expect("ours").is_some()
+    });
+    workload.expect("it did not end before")
+}
+
+fn interrupt(tracer: &Child) {
+    let pid = nix::unistd::Pid::from_raw(tracer.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("alive");
+}
+
+fn go_mode_on_one_cpu_stays_there() {
+    if !has_go() {
+        return;
+    }
+    let mut child = command("run --mode go --pin same-cpu --iterations 1000000000")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("started");
+    let workload = wait_for_go(&mut child);
+    // It pins itself before its first message.
+    std::thread::sleep(Duration::from_secs(1));
+    let threads: Vec<_> = workload.tasks().expect("alive").flatten().collect();
+    assert!(threads.len() >= 3, "{threads:?}");
+    for thread in threads {
+        let cpus = thread.status().expect("alive").cpus_allowed_list.expect("told");
+        assert!(matches!(cpus[..], [(first, last)] if first == last), "{cpus:?}");
+    }
+    interrupt(&child);
+    assert_eq!(child.wait().expect("ended").code(), Some(130));
+}
+
+fn go_mode_interrupted_says_how_far() {
+    if !has_go() {
+        return;
+    }
+    let mut child = command("run --mode go --iterations 1000000000 --json -")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("started");
+    wait_for_go(&mut child);
+    std::thread::sleep(Duration::from_secs(1));
+    interrupt(&child);
+    let output = child.wait_with_output().expect("ended");
+    assert_eq!(output.status.code(), Some(130));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let messages = number(&json, "/workload/messages");
+    assert!(messages > 0 && messages % 1_024 == 0, "{messages}");
+    assert_eq!(number(&json, "/reconciliation/difference"), 0);
+}
+
+fn go_mode_under_sudo_is_the_invoking_users() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    const NOBODY: u32 = 65_534;
+    if !has_go() {
+        return;
+    }
+    let folder = tempfile::tempdir_in("/tmp").expect("a folder");
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("allowed");
+    let program = folder.path().join("ctxtrace");
+    std::fs::copy(crate::support::CTXTRACE, &program).expect("copied");
+    let cache = folder.path().join("cache");
+    std::fs::create_dir(&cache).expect("made");
+    std::os::unix::fs::chown(&cache, Some(NOBODY), Some(NOBODY)).expect("root may");
+    let mut child = Command::new(&program)
+        .args(["run", "--mode", "go", "--iterations", "20000000"])
+        .envs([("SUDO_UID", NOBODY.to_string()), ("SUDO_GID", NOBODY.to_string())])
+        .env("XDG_CACHE_HOME", &cache)
+        .env_remove("GOCACHE")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("started");
+    let workload = wait_for_go(&mut child);
+    assert_eq!(workload.uid().expect("alive"), NOBODY);
+    let built = workload.exe().expect("alive");
+    assert!(built.starts_with(&cache), "{built:?}");
+    let built = std::fs::metadata(built).expect("there");
+    assert_eq!((built.uid(), built.mode() & 0o022), (NOBODY, 0));
+    assert!(child.wait().expect("ended").success());
+}
+
+fn goroutines_in_system_calls_are_told_however_built() {
+    if !has_go() {
+        return;
+    }
+    for (options, cgo, named) in [
+        (&[][..], false, true),
+        (&["-ldflags=-w"], false, true),
+        (&["-ldflags=-s -w"], false, false),
+        (&["-buildmode=pie"], false, true),
+        (&["-buildmode=pie", "-ldflags=-linkmode=external"], true, true),
+        (&["-ldflags=-linkmode=external -s -w"], true, false),
+    ] {
+        let (_folder, program) = build("naps", cgo, options);
+        let traced = trace_go(&program, LocatorChoice::Auto);
+        let found = found(&traced);
+        assert_eq!(
+            (found.reason(), found.detail.as_deref()),
+            (Reason::None, None),
+            "{options:?}"
+        );
+        assert_eq!(found.locator.flags, HAS_GO, "{options:?}");
+        let blocked = blocked(&traced);
+        if named {
+            between(blocked["main.napper"], NAPS, "naps");
+            // A byte may be there already, if the reader was held up; it seldom is.
+            let reads = blocked["main.reader"];
+            assert!((READS / 2..=READS + FEW).contains(&reads), "{options:?}: {reads} reads");
+        } else {
+            // Without symbols there are numbers.
+            let most = blocked.iter().max_by_key(|(_, count)| **count).expect("some sleep");
+            assert!(most.0.starts_with("goroutine "), "{options:?}: {blocked:?}");
+            between(*most.1, NAPS, "naps");
+        }
+        let ledger = ledger_of(&traced);
+        assert!(ledger.of(Class::WorkerParked).count > 0, "{options:?}: {ledger:#?}");
+        assert_eq!(
+            ledger.of(Class::Unattributed).count,
+            traced.aggregates.counters.lost_task_reads,
+            "{options:?}"
+        );
+        assert_eq!(tasks::task_switches(&traced.aggregates), None, "nothing counts them");
+    }
+}
+
+fn goroutines_in_c_are_told() {
+    if !has_go() {
+        return;
+    }
+    for options in [&[][..], &["-buildmode=pie"], &["-ldflags=-w"]] {
+        let (_folder, program) = build("cgo", true, options);
+        let traced = trace_go(&program, LocatorChoice::Auto);
+        between(blocked(&traced)["main.napper"], NAPS, "naps in C");
+        let of_stranger = |class: Class| -> u64 {
+            let sums = traced.aggregates.switch_sums.iter();
+            sums.filter(|(key, _)| name_of(&key.comm) == "stranger" && key.class == class as u8)
+                .map(|(_, sum)| sum.count)
+                .sum()
+        };
+        between(
+            of_stranger(Class::ThreadBlocked),
+            NAPS_OF_STRANGER,
+            "naps of C's thread",
+        );
+        assert_eq!(of_stranger(Class::TaskBlocked), 0);
+    }
+    // C's thread-locals are in the segment, and there is no symbol to tell which is Go's.
+    let (_folder, program) = build("cgo", true, &["-ldflags=-s -w"]);
+    let traced = trace_go(&program, LocatorChoice::Auto);
+    assert_eq!(found(&traced).reason(), Reason::GoStripped);
+    let ledger = ledger_of(&traced);
+    assert!(ledger.of(Class::Unattributed).count >= NAPS, "{ledger:#?}");
+    let reasons = ledger.rows.keys().filter(|entry| entry.class == Class::Unattributed);
+    assert!(reasons.into_iter().all(|entry| entry.reason == Reason::GoStripped));
+}
+
+fn very_many_goroutines_go_by_their_function() {
+    if !has_go() {
+        return;
+    }
+    let (_folder, program) = build("crowd", false, &[]);
+    let traced = trace_go(&program, LocatorChoice::Auto);
+    let told_apart = traced.aggregates.goroutines.len() as u64;
+    assert!((500..=1_024).contains(&told_apart), "{told_apart}");
+    assert!(traced.aggregates.counters.lost_tasks > 0);
+    // Each sleeps once. Some may find their time over before they are asleep.
+    let blocked = blocked(&traced);
+    let short = blocked["main.short"];
+    assert!((CROWD * 9 / 10..=CROWD * 11 / 10).contains(&short), "{short}");
+    assert!(
+        !blocked.contains_key("other"),
+        "all of them are known by their function: {blocked:?}"
+    );
+    let ledger = ledger_of(&traced);
+    let rows = tasks::tasks(&traced.aggregates, &ledger);
+    let shared = rows.iter().filter(|(key, _)| tasks::is_shared(key.task));
+    let of_shared: u64 = shared.map(|(_, task)| task.kernel_switches).sum();
+    assert!(of_shared > CROWD / 4, "{of_shared}");
+}
+
+fn goroutines_make_wakeups() {
+    if !has_go() {
+        return;
+    }
+    let (_folder, program) = build("naps", false, &[]);
+    let traced = trace_go(&program, LocatorChoice::Auto);
+    let edges = wakeups(&traced.aggregates);
+    let by_main = edges
+        .iter()
+        .filter(|edge| edge.origin == Origin::Task && edge.from_task.as_deref() == Some("goroutine 1"));
+    // It writes to the pipe, and starts threads.
+    let count: u64 = by_main.map(|edge| edge.edge.count).sum();
+    assert!(count >= READS / 2, "{edges:#?}");
+    assert!(
+        edges.iter().any(|edge| edge.origin == Origin::Interrupt),
+        "timers end the naps: {edges:#?}"
+    );
+}
+
+fn a_capture_keeps_the_functions_of_goroutines() {
+    if !has_go() {
+        return;
+    }
+    let (folder, program) = build("naps", false, &[]);
+    let capture = folder.path().join("naps.ctx");
+    let output = ctxtrace(&format!(
+        "record --level counts -o {} -- {}",
+        capture.display(),
+        program.display()
+    ));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    // The report is made where the program is no more.
+    std::fs::remove_file(&program).expect("removed");
+    let output = ctxtrace(&format!("report {} --json -", capture.display()));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(json["locators"][0]["locator"], "go");
+    let types = json["task_types"].as_array().expect("types").iter();
+    let napper = types.clone().find(|row| row["type"] == "main.napper");
+    between(
+        number(napper.expect("it sleeps"), "/kernel_switches") as u64,
+        NAPS,
+        "naps",
+    );
+}
+
+fn only_the_go_locator_finds_goroutines() {
+    if !has_go() {
+        return;
+    }
+    let (_folder, program) = build("naps", false, &[]);
+    for (choice, tasks) in [
+        (LocatorChoice::Go, true),
+        (LocatorChoice::Tokio, false),
+        (LocatorChoice::Probe, false),
+        (LocatorChoice::None, false),
+    ] {
+        let traced = trace_go(&program, choice);
+        assert_eq!(blocked(&traced).contains_key("main.napper"), tasks, "{choice:?}");
+        let ledger = ledger_of(&traced);
+        assert_eq!(
+            ledger.of(Class::ThreadBlocked).count >= NAPS,
+            !tasks,
+            "{choice:?}: {ledger:#?}"
+        );
+        assert_eq!(found(&traced).reason(), Reason::None, "{choice:?}");
+    }
+    // And of our own programs it finds nothing.
+    let json = run_json("--mode task-pool --iterations 20000 --locator go");
+    assert_eq!(json["locators"][0]["locator"], "none");
+    let output = ctxtrace("run --mode go --iterations 1000 --locator tokio --json -");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+}
