@@ -96,7 +96,20 @@ pub struct Launched {
 /// Compares.
 #[must_use]
 pub fn reconcile(records: &[ThreadRecord], launched: &Launched) -> Reconciliation {
-    let threads: Vec<_> = records.iter().map(|record| counts(record, launched)).collect();
+    // A thread that calls `execve` takes over the first one's id, so two can have it: the first is the older one.
+    let first = records
+        .iter()
+        .filter(|record| record.thread.tid == launched.pid)
+        .map(|record| record.thread.start_boottime_ns)
+        .min();
+    let threads: Vec<_> = records
+        .iter()
+        .map(|record| {
+            let thread = &record.thread;
+            let is_first = thread.tid == launched.pid && Some(thread.start_boottime_ns) == first;
+            counts(record, if is_first { launched.before } else { thread.base })
+        })
+        .collect();
     let traced: u64 = threads.iter().map(|thread| thread.traced).sum();
     let upper = traced + launched.before.total();
     let rusage = launched.rusage.map(|rusage| Rusage {
@@ -107,13 +120,9 @@ pub fn reconcile(records: &[ThreadRecord], launched: &Launched) -> Reconciliatio
     Reconciliation { threads, rusage }
 }
 
-fn counts(record: &ThreadRecord, launched: &Launched) -> ThreadCounts {
+/// `base`: the kernel's count where the span begins.
+fn counts(record: &ThreadRecord, base: KernelCount) -> ThreadCounts {
     let thread = &record.thread;
-    let base = if thread.tid == launched.pid {
-        launched.before
-    } else {
-        thread.base
-    };
     let counted = thread.kernel.total().saturating_sub(base.total());
     ThreadCounts {
         tid: thread.tid,
@@ -183,6 +192,16 @@ mod tests {
             involuntary: 1,
         };
         assert_eq!(reconcile(&[record], &LAUNCHED).threads[0].difference(), -1);
+    }
+
+    #[test]
+    fn a_thread_that_took_over_the_launched_ones_id_is_counted_from_its_birth() {
+        let mut first = build::thread(100, "main", 5, 0);
+        first.thread.kernel.voluntary += LAUNCHED.before.total();
+        let mut second = build::thread(100, "executed", 6, 0);
+        second.thread.start_boottime_ns = 1;
+        let reconciliation = reconcile(&[first, second], &LAUNCHED);
+        assert!(reconciliation.holds(), "{reconciliation:?}");
     }
 
     #[test]
