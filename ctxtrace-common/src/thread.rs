@@ -90,6 +90,8 @@ pub struct Thread {
     /// What `fsbase` held when it last called `execve`, until its first switch-out afterwards: the kernel has not saved the
     /// register since, so the field still shows the old program's.
     pub stale_thread_pointer: u64,
+    /// When it last called `execve`, until that has been told as an event; 0 otherwise.
+    pub executed_ns: u64,
     /// Name, padded with zeroes; brought up to date at `execve` and at the last switch.
     pub comm: [u8; 16],
     /// Thread id in the initial pid namespace.
@@ -104,9 +106,17 @@ pub struct Thread {
     pub flags: u32,
     /// Index of the program's locator; 0 while it is not known.
     pub locator: u32,
+    /// How many names it has had, or programs. Changed only by threads that rename it.
+    pub names: u32,
+    /// Up to which of them it has been introduced among the events; 0 if it has not been.
+    pub told_names: u32,
+    /// The id it was introduced by.
+    pub told_tid: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Thread>() == 32 + 32 + 56 + 56 + 120 + 3 * 40 + 48 + 16 + 24);
+const _: () = assert!(size_of::<Thread>() == 32 + 32 + 56 + 56 + 120 + 3 * 40 + 56 + 16 + 24 + 16);
 
 impl Thread {
     /// Program runs that saw the thread switched out.

@@ -11,12 +11,13 @@ use ctxtrace_common::process::TaskKey;
 use super::attribution;
 use super::percentile::percentile;
 use super::result::{
-    Distribution, Host, KernelSwitches, Latency, Lost, Overhead, ProgramOverhead, Reconciliation, Report, Run, Rusage,
-    SCHEMA, Thread, ThreadReconciliation, Unavailable, Workload,
+    CpuLosses, Distribution, Host, KernelSwitches, Latency, Lost, Overhead, ProgramOverhead, Reconciliation, Report,
+    Run, Rusage, SCHEMA, Thread, ThreadReconciliation, Timeline, Unavailable, Workload,
 };
 use crate::correlate::ledger::ledger;
 use crate::correlate::reconcile::{self, Launched, reconcile};
 use crate::correlate::tasks::beyond_the_tables;
+use crate::correlate::timeline::{Replay, disagreements};
 use crate::trace::{Aggregates, Fate, Latencies, name_of};
 use crate::workload::{Outcome, Spec};
 
@@ -27,6 +28,8 @@ pub struct TracedRun {
     pub aggregates: Aggregates,
     /// The process that was launched.
     pub launched: Launched,
+    /// Its events, added up again; only where there are any.
+    pub timeline: Option<Replay>,
     /// What the workload said at its end; `None` if it did not get there.
     pub outcome: Option<Outcome>,
     /// Messages the workload was last heard to have done.
@@ -50,6 +53,12 @@ impl TracedRun {
     /// Whether every kernel switch is in the ledger, once.
     fn ledger_adds_up(&self) -> bool {
         ledger(&self.aggregates).count() == self.switches()
+    }
+
+    /// What its events say otherwise than its counts; `None` if it has none, or not all of them.
+    fn timeline_disagreements(&self) -> Option<Vec<String>> {
+        let replay = self.timeline.as_ref()?;
+        (self.aggregates.counters.lost_timeline_events == 0).then(|| disagreements(replay, &self.aggregates))
     }
 
     fn switches(&self) -> u64 {
@@ -127,6 +136,7 @@ pub fn summarize(spec: &Spec, host: Host, runs: &[TracedRun]) -> Report {
         task_types: attribution::task_types(&tasks),
         tasks,
         wakeups: attribution::wakeups(&run.aggregates, &mut nulls),
+        timeline: timeline(runs, median, &mut nulls),
         locators: attribution::locators(&run.aggregates),
         latency: latency(&latencies, open_intervals, &mut nulls),
         migrations: threads.iter().map(|thread| thread.migrations).sum(),
@@ -270,6 +280,34 @@ fn reconciliation(run: &TracedRun, nulls: &mut Nulls) -> Reconciliation {
     }
 }
 
+/// The median run's events, and whether those of every run agree with its counts.
+fn timeline(runs: &[TracedRun], median: usize, nulls: &mut Nulls) -> Option<Timeline> {
+    let Some(replay) = &runs[median].timeline else {
+        nulls.note(
+            "timeline",
+            "only --level timeline records every switch and wakeup as an event",
+        );
+        return None;
+    };
+    let compared: Vec<Option<Vec<String>>> = runs.iter().map(TracedRun::timeline_disagreements).collect();
+    let complete = compared.iter().all(Option::is_some);
+    let disagreements: Vec<String> = compared.into_iter().flatten().flatten().collect();
+    // One that is known to disagree is told even if others cannot be compared.
+    let agrees = (complete || !disagreements.is_empty()).then_some(disagreements.is_empty());
+    Some(Timeline {
+        events: replay.events,
+        switches: replay.switches,
+        wakeups: replay.wakeups,
+        bytes: replay.bytes(),
+        agrees: nulls.or(
+            agrees,
+            "timeline.agrees",
+            "events were lost (lost.timeline_events), so they cannot add up to the counts",
+        ),
+        disagreements,
+    })
+}
+
 /// Off-CPU intervals that have begun and not ended: the last switch-out of ended threads, and of others that are off.
 fn open_off_intervals(aggregates: &Aggregates) -> u64 {
     let open = |record: &&crate::trace::ThreadRecord| match record.fate {
@@ -353,6 +391,16 @@ fn lost_in(aggregates: &Aggregates) -> Lost {
         thread_records: counters.lost_records,
         mappings: aggregates.mappings.lost,
         recursion: aggregates.recursion_misses,
+        timeline_events: counters.lost_timeline_events,
+        by_cpu: aggregates
+            .lost_by_cpu
+            .iter()
+            .map(|losses| CpuLosses {
+                cpu: losses.cpu,
+                events: losses.events,
+                timeline_events: losses.timeline_events,
+            })
+            .collect(),
     }
 }
 
@@ -442,6 +490,7 @@ pub(crate) mod tests {
                 elapsed_ns,
                 messages: 1_000,
             }),
+            timeline: None,
             messages_seen: 1_000,
             cut_short: None,
             task_types: HashMap::new(),
@@ -468,6 +517,10 @@ pub(crate) mod tests {
             for outcome in [None, run(1).outcome] {
                 let mut run = run(500_000);
                 run.outcome = outcome;
+                if mode == Mode::TaskPool {
+                    run.timeline = Some(Replay::default());
+                    run.aggregates.counters.lost_timeline_events = 1;
+                }
                 run.aggregates.cost.programs.push(crate::trace::ProgramCost::default());
                 let report = summarize(&spec(mode), host(), &[run]);
                 let json = serde_json::to_value(&report).expect("JSON");
@@ -538,6 +591,46 @@ pub(crate) mod tests {
         run.aggregates.threads[1].thread.traced_voluntary -= 2;
         let report = summarize(&spec(Mode::Task), host(), &[run]);
         assert_eq!(report.reconciliation.difference, -4);
+    }
+
+    #[test]
+    fn a_timeline_that_disagrees_in_any_run_is_told() {
+        let mut good = run(1);
+        good.aggregates = build::aggregates(vec![]);
+        good.aggregates.switch_sums.clear();
+        good.timeline = Some(Replay::default());
+        let mut lossy = good.clone();
+        lossy.aggregates.counters.lost_timeline_events = 3;
+        let mut bad = good.clone();
+        bad.aggregates.counters.switches = 1;
+        let agrees = |runs: &[&TracedRun]| {
+            let runs: Vec<TracedRun> = runs.iter().map(|&run| run.clone()).collect();
+            let report = summarize(&spec(Mode::Task), host(), &runs);
+            report.timeline.expect("a timeline").agrees
+        };
+        assert_eq!(agrees(&[&good, &good]), Some(true));
+        assert_eq!(agrees(&[&good, &lossy]), None);
+        assert_eq!(agrees(&[&good, &bad]), Some(false));
+        assert_eq!(agrees(&[&lossy, &bad]), Some(false));
+    }
+
+    #[test]
+    fn losses_of_every_cpu_are_added_up() {
+        let losses = |cpu, timeline_events| crate::trace::CpuLosses {
+            cpu,
+            events: 1,
+            timeline_events,
+        };
+        let (mut a, mut b) = (run(1), run(2));
+        a.aggregates.lost_by_cpu = vec![losses(0, 2)];
+        b.aggregates.lost_by_cpu = vec![losses(0, 3), losses(7, 4)];
+        let lost = summarize(&spec(Mode::Task), host(), &[a, b]).lost;
+        let by_cpu: Vec<_> = lost
+            .by_cpu
+            .iter()
+            .map(|losses| (losses.cpu, losses.events, losses.timeline_events))
+            .collect();
+        assert_eq!(by_cpu, [(0, 2, 5), (7, 1, 4)]);
     }
 
     #[test]

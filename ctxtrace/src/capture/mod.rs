@@ -5,12 +5,14 @@
 //! 1. [`preflight`]: may this process trace at all, and what to do if not.
 //! 2. [`offsets`]: where the fields of the running kernel's `task_struct` lie.
 //! 3. [`Session`]: one run's programs and maps, from load to the last count.
-//! 4. `cost`: what the programs cost, as measured by the kernel.
+//! 4. [`events`]: the rings of events, where those are wanted.
+//! 5. `cost`: what the programs cost, as measured by the kernel.
 //!
 //! Everything is attached through file descriptors of this process, so nothing can stay behind: when the process ends, even
 //! by `kill -9`, the kernel detaches and frees it all.
 
 mod cost;
+pub mod events;
 pub mod offsets;
 pub mod preflight;
 mod wire;
@@ -39,8 +41,10 @@ use crate::target::locate::is_elf;
 use crate::target::mappings::Tracker;
 use crate::target::procfs;
 use crate::target::programs::{LocatorChoice, Programs};
-use crate::trace::{Aggregates, Fate, Latencies, Level, ThreadRecord, merge, name_of};
+use crate::trace::events::EventSink;
+use crate::trace::{Aggregates, CpuLosses, Fate, Latencies, Level, ThreadRecord, merge, name_of};
 use cost::CostMeter;
+use events::{EventRings, Layout};
 use offsets::Offsets;
 use wire::Wire;
 
@@ -62,6 +66,9 @@ const PROGRAMS: [&str; 6] = [
 /// attached only now and then.
 const WAKING_TIMER: &str = "sys_exit";
 
+/// The program that is attached only where names are told as events.
+const RENAME: &str = "task_rename";
+
 /// How long threads that have ended may take to make their last switch; it is microseconds after their process is reaped.
 const LAST_SWITCH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -74,6 +81,9 @@ pub struct Settings {
     pub locator: LocatorChoice,
     /// Whether to take the stacks of wakers; needs [`Level::Stacks`].
     pub waker_stacks: bool,
+    /// Size of the rings of events together, with [`Level::Timeline`]: memory that is not swapped. `None` for
+    /// [`events::DEFAULT_RING_BYTES`], or more if there are many CPUs.
+    pub ring_bytes: Option<usize>,
     /// Fault injection: drop one `sched_switch` run in this many; 0 for none.
     pub drop_one_in: u32,
 }
@@ -105,6 +115,7 @@ impl Kernel {
 pub struct Session {
     ebpf: Ebpf,
     rings: Rings,
+    events: EventRings,
     ended: Vec<ThreadRecord>,
     /// Added up by program: there may be very many threads.
     handovers: HashMap<Image, Handover>,
@@ -135,6 +146,12 @@ impl Session {
     pub fn load(kernel: &Kernel, settings: Settings) -> Result<Self> {
         let with_stacks = u32::from(settings.level == Level::Stacks);
         let waker_stacks = u32::from(settings.waker_stacks);
+        let with_events = u32::from(settings.level == Level::Timeline);
+        let layout = if settings.level == Level::Timeline {
+            Layout::new(settings.ring_bytes)?
+        } else {
+            Layout::NONE
+        };
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&kernel.btf));
         for (name, value) in kernel.offsets.constants() {
@@ -143,7 +160,9 @@ impl Session {
         loader.override_global("WITH_STACKS", &with_stacks, true);
         loader.override_global("DROP_ONE_IN", &settings.drop_one_in, true);
         loader.override_global("WITH_WAKER_STACKS", &waker_stacks, true);
-        if settings.level == Level::Counts {
+        loader.override_global("WITH_EVENTS", &with_events, true);
+        layout.apply(&mut loader);
+        if settings.level != Level::Stacks {
             // The stack table is 17 MB of locked memory that would stay empty.
             loader.map_max_entries("STACKS", 1);
         }
@@ -151,7 +170,7 @@ impl Session {
             loader.map_max_entries("WAKER_SUMS", 1);
         }
         let mut ebpf = loader.load(OBJECT).map_err(refused("load the BPF maps"))?;
-        for name in PROGRAMS.into_iter().chain([WAKING_TIMER]) {
+        for name in PROGRAMS.into_iter().chain(extra_programs(settings.level)) {
             program(&mut ebpf, name)?
                 .load(name, &kernel.btf)
                 .map_err(refused_for("load", name))?;
@@ -168,6 +187,7 @@ impl Session {
         };
         Ok(Self {
             cost: CostMeter::new(&ebpf, &PROGRAMS)?,
+            events: EventRings::new(&mut ebpf, layout)?,
             ebpf,
             rings,
             ended: Vec::new(),
@@ -259,7 +279,8 @@ impl Session {
     ///
     /// If the kernel refuses.
     pub fn attach(&mut self) -> Result<()> {
-        for name in PROGRAMS {
+        let rename = (self.settings.level == Level::Timeline).then_some(RENAME);
+        for name in rename.into_iter().chain(PROGRAMS) {
             program(&mut self.ebpf, name)?
                 .attach()
                 .map_err(refused_for("attach", name))?;
@@ -270,8 +291,9 @@ impl Session {
     }
 
     /// To be called now and then while the target runs: empties the rings and measures the programs' cost.
-    pub fn tick(&mut self, tracker: &Tracker) {
+    pub fn tick(&mut self, tracker: &Tracker, sink: &mut dyn EventSink) {
         self.drain();
+        self.events.drain(sink);
         self.examine_new_programs(tracker);
         self.cost.tick();
         self.time_wakings();
@@ -289,6 +311,17 @@ impl Session {
             (false, Some(attached)) => drop(timer.detach(attached)),
             (false, None) => {}
         }
+    }
+
+    /// Becomes readable when there are so many events that they should not wait for the next tick.
+    #[must_use]
+    pub fn events_fd(&self) -> BorrowedFd<'_> {
+        self.events.fd()
+    }
+
+    /// To be called when [`Session::events_fd`] is readable.
+    pub fn drain_events(&mut self, sink: &mut dyn EventSink) {
+        self.events.drain(sink);
     }
 
     /// To be called when [`Session::executed_fd`] is readable.
@@ -309,24 +342,27 @@ impl Session {
     /// # Errors
     ///
     /// If a map cannot be read.
-    pub fn finish(mut self, mut mappings: Tracker) -> Result<Aggregates> {
+    pub fn finish(mut self, mut mappings: Tracker, sink: &mut dyn EventSink) -> Result<Aggregates> {
         let deadline = Instant::now() + LAST_SWITCH_TIMEOUT;
         while self.targets_alive()? && Instant::now() < deadline {
             std::thread::sleep(Duration::from_micros(200));
             self.drain();
+            self.events.drain(sink);
             mappings.tick();
         }
         let cost = self.cost.stop();
         let recursion_misses = self.cost.recursion_misses();
         // Unloading detaches; the maps stay for as long as they are open.
-        for name in PROGRAMS.into_iter().chain([WAKING_TIMER]) {
+        for name in PROGRAMS.into_iter().chain(extra_programs(self.settings.level)) {
             program(&mut self.ebpf, name)?
                 .unload()
                 .map_err(refused_for("detach", name))?;
         }
         self.drain();
+        self.events.drain_all(sink);
 
         let counters = self.counters()?;
+        let lost_by_cpu = self.lost_by_cpu()?;
         let latencies = self.latencies()?;
         let live = self.live_threads()?;
         let switch_sums = self.switch_sums(&live)?;
@@ -348,6 +384,7 @@ impl Session {
             level: self.settings.level,
             threads,
             counters,
+            lost_by_cpu,
             latencies,
             stacks,
             switch_sums,
@@ -398,13 +435,30 @@ impl Session {
     }
 
     fn counters(&self) -> Result<Counters> {
-        let map = self.ebpf.map("COUNTERS").ok_or_else(|| missing("COUNTERS"))?;
-        let map = PerCpuArray::<_, Wire<Counters>>::try_from(map).map_err(refused("open a BPF map"))?;
         let mut sum = Counters::default();
-        for Wire(counters) in map.get(&0, 0).map_err(refused("read a BPF map"))?.iter() {
-            sum.add(counters);
+        for counters in self.counters_by_cpu()? {
+            sum.add(&counters);
         }
         Ok(sum)
+    }
+
+    fn counters_by_cpu(&self) -> Result<Vec<Counters>> {
+        let map = self.ebpf.map("COUNTERS").ok_or_else(|| missing("COUNTERS"))?;
+        let map = PerCpuArray::<_, Wire<Counters>>::try_from(map).map_err(refused("open a BPF map"))?;
+        let values = map.get(&0, 0).map_err(refused("read a BPF map"))?;
+        Ok(values.iter().map(|&Wire(counters)| counters).collect())
+    }
+
+    fn lost_by_cpu(&self) -> Result<Vec<CpuLosses>> {
+        let counters = self.counters_by_cpu()?.into_iter().enumerate();
+        let losses = counters.map(|(cpu, counters)| CpuLosses {
+            cpu: cpu as u32,
+            events: counters.lost_events,
+            timeline_events: counters.lost_timeline_events,
+        });
+        Ok(losses
+            .filter(|losses| losses.events + losses.timeline_events > 0)
+            .collect())
     }
 
     fn latencies(&self) -> Result<Latencies> {
@@ -488,6 +542,13 @@ impl Session {
             .collect::<std::result::Result<_, MapError>>()
             .map_err(refused("read a BPF map"))
     }
+}
+
+/// The programs that are not attached from beginning to end at every level.
+fn extra_programs(level: Level) -> impl Iterator<Item = &'static str> {
+    [WAKING_TIMER]
+        .into_iter()
+        .chain((level == Level::Timeline).then_some(RENAME))
 }
 
 /// Whether a thread that is still in the table lives, or was missed when it made its last switch.

@@ -93,6 +93,10 @@ pub struct RunArgs {
     #[arg(long, value_enum)]
     pub weight: Option<Weight>,
 
+    /// For the tests: bytes of all rings of events together
+    #[arg(long, value_name = "N", hide = true)]
+    pub ring_bytes: Option<usize>,
+
     /// Fault injection for the tests: lose one switch event in this many
     #[arg(long, value_name = "N", hide = true, default_value_t = 0)]
     pub drop_one_in: u32,

@@ -32,6 +32,8 @@ pub struct RunSettings {
     pub wakeups_flamegraph: Option<Destination>,
     /// Where the folded stacks go.
     pub folded: Option<Destination>,
+    /// Size of the rings of events.
+    pub ring_bytes: Option<usize>,
     /// Fault injection.
     pub drop_one_in: u32,
 }
@@ -71,8 +73,14 @@ impl TryFrom<RunArgs> for RunSettings {
             flamegraph: args.flamegraph.map(Destination::from),
             wakeups_flamegraph: args.wakeups_flamegraph.map(Destination::from),
             folded: args.folded.map(Destination::from),
+            ring_bytes: args.ring_bytes,
             drop_one_in: args.drop_one_in,
         };
+        if settings.ring_bytes.is_some() && settings.level != Level::Timeline {
+            return Err(Error::Usage(
+                "--ring-bytes has no meaning without --level timeline: there are no events".to_owned(),
+            ));
+        }
         check_outputs(&settings, args.weight.is_some())?;
         Ok(settings)
     }
@@ -120,10 +128,11 @@ fn spec(args: &RunArgs) -> Result<Spec> {
 fn check_outputs(settings: &RunSettings, weight_given: bool) -> Result<()> {
     let wants_stacks =
         settings.flamegraph.is_some() || settings.wakeups_flamegraph.is_some() || settings.folded.is_some();
-    if wants_stacks && settings.level == Level::Counts {
-        return Err(Error::Usage(
-            "--flamegraph, --wakeups-flamegraph and --folded need stacks, and --level counts takes none: leave --level out".to_owned(),
-        ));
+    if wants_stacks && settings.level != Level::Stacks {
+        return Err(Error::Usage(format!(
+            "--flamegraph, --wakeups-flamegraph and --folded need stacks, and --level {} takes none: leave --level out",
+            settings.level.name()
+        )));
     }
     if weight_given && !wants_stacks {
         return Err(Error::Usage(
@@ -226,6 +235,10 @@ mod tests {
         for line in [
             "--mode task --level counts --flamegraph x.svg",
             "--mode task --level counts --wakeups-flamegraph x.svg",
+            "--mode task --level timeline --flamegraph x.svg",
+            "--mode task --level timeline --wakeups-flamegraph x.svg",
+            "--mode task --level timeline --folded x",
+            "--mode task --ring-bytes 4096",
             "--mode task --weight count",
             "--mode task --json - --folded -",
             "--mode task --json x --folded x",

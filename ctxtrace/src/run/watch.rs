@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::target::launch::{Child, Command, Ended};
 use crate::target::mappings::Tracker;
 use crate::trace::Aggregates;
+use crate::trace::events::EventSink;
 
 /// How often the tracer wakes up while the workload runs: seldom, because each time it takes a CPU for some microseconds.
 /// The rings are sized for much longer.
@@ -34,7 +35,7 @@ pub struct Traced {
 
 /// Runs a command under tracing, from its first switch to its last, its children included.
 ///
-/// `tick` is called every 50 ms while it runs. To be called from the main thread: the command does not outlive the thread
+/// `sink` gets the events of [`crate::trace::Level::Timeline`]. `tick` is called every 50 ms while it runs. To be called from the main thread: the command does not outlive the thread
 /// that started it.
 ///
 /// # Errors
@@ -45,6 +46,7 @@ pub fn trace_command(
     kernel: &Kernel,
     settings: Settings,
     interrupts: Option<&Interrupts>,
+    sink: &mut dyn EventSink,
     mut tick: impl FnMut(&Session),
 ) -> Result<Traced> {
     let suspended = command.launch_suspended()?;
@@ -60,10 +62,10 @@ pub fn trace_command(
     session.expect_program(image(1), command.program)?;
     session.attach()?;
     let mut child = suspended.resume()?;
-    let interrupted = watch(&child, interrupts, &mut session, &mut tracker, &mut tick)?;
+    let interrupted = watch(&child, interrupts, &mut session, &mut tracker, sink, &mut tick)?;
     let ended = child.wait()?;
     Ok(Traced {
-        aggregates: session.finish(tracker)?,
+        aggregates: session.finish(tracker, sink)?,
         launched: Launched {
             pid,
             before,
@@ -80,6 +82,7 @@ fn watch(
     interrupts: Option<&Interrupts>,
     session: &mut Session,
     tracker: &mut Tracker,
+    sink: &mut dyn EventSink,
     tick: &mut impl FnMut(&Session),
 ) -> Result<Option<Signal>> {
     let mut interrupted = None;
@@ -88,6 +91,7 @@ fn watch(
         let mut fds = vec![
             PollFd::new(child.pidfd(), PollFlags::POLLIN),
             PollFd::new(session.executed_fd(), PollFlags::POLLIN),
+            PollFd::new(session.events_fd(), PollFlags::POLLIN),
         ];
         fds.extend(interrupts.map(|interrupts| PollFd::new(interrupts.fd(), PollFlags::POLLIN)));
         let wait = next_tick.saturating_duration_since(Instant::now());
@@ -98,7 +102,7 @@ fn watch(
             Err(errno) => return Err(Error::errno("poll")(errno)),
         }
         let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
-        let (child_ended, program_executed) = (is_ready(&fds[0]), is_ready(&fds[1]));
+        let (child_ended, program_executed, many_events) = (is_ready(&fds[0]), is_ready(&fds[1]), is_ready(&fds[2]));
         if let Some(signal) = interrupts.and_then(Interrupts::take) {
             interrupted.get_or_insert(signal);
             child.kill();
@@ -107,9 +111,12 @@ fn watch(
             tracker.tick();
             session.programs_executed(tracker);
         }
+        if many_events {
+            session.drain_events(sink);
+        }
         if Instant::now() >= next_tick {
             tracker.tick();
-            session.tick(tracker);
+            session.tick(tracker, sink);
             tick(session);
             next_tick = Instant::now() + TICK;
         }

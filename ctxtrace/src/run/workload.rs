@@ -14,10 +14,12 @@ use super::watch::trace_command;
 use crate::analyze::summarize::TracedRun;
 use crate::capture::{Kernel, Settings};
 use crate::cli::settings::RunSettings;
+use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result};
 use crate::symbolize;
 use crate::target::launch::{Command, Ended};
 use crate::target::user::Invoker;
+use crate::trace::Level;
 use crate::workload::progress::Progress;
 
 /// Runs the workload once under tracing; `number` tells which of the repeats it is.
@@ -55,10 +57,12 @@ pub(super) fn traced(
         level: settings.level,
         locator: settings.locator,
         waker_stacks: settings.wakeups_flamegraph.is_some(),
+        ring_bytes: settings.ring_bytes,
         drop_one_in: settings.drop_one_in,
     };
+    let mut timeline = (settings.level == Level::Timeline).then(Replay::default);
     let mut bar = Bar::new(settings.spec.iterations, number, settings.repeat);
-    let traced = trace_command(&command, kernel, capture, Some(interrupts), |session| {
+    let traced = trace_command(&command, kernel, capture, Some(interrupts), &mut timeline, |session| {
         if bar.is_wanted() {
             bar.update(progress.messages(), session.switches_so_far());
         }
@@ -80,6 +84,7 @@ pub(super) fn traced(
         cut_short: cut_short(traced.interrupted, message.as_ref(), traced.ended),
         task_types: symbolize::task_types(&traced.aggregates),
         aggregates: traced.aggregates,
+        timeline,
         launched: traced.launched,
     })
 }

@@ -3,6 +3,8 @@
 //! [`Aggregates`] is what the kernel had summed up when a run was over. It knows nothing of BPF maps, and everything behind
 //! it is a pure function of it.
 
+pub mod events;
+
 use std::collections::HashMap;
 
 use ctxtrace_common::counters::Counters;
@@ -25,6 +27,8 @@ pub enum Level {
     Counts,
     /// Also the kernel and user stack of every switch-out
     Stacks,
+    /// Counts, latencies, and every switch and wakeup as an event
+    Timeline,
 }
 
 impl Level {
@@ -34,6 +38,7 @@ impl Level {
         match self {
             Self::Counts => "counts",
             Self::Stacks => "stacks",
+            Self::Timeline => "timeline",
         }
     }
 }
@@ -132,6 +137,17 @@ pub struct TracerCost {
     pub tracer_cpu_ns: u64,
 }
 
+/// What one CPU has lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuLosses {
+    /// The CPU.
+    pub cpu: u32,
+    /// Kernel switches whose loss was found out there.
+    pub events: u64,
+    /// Events of the timeline that found its ring full.
+    pub timeline_events: u64,
+}
+
 /// Everything the kernel had summed up when a run was over.
 #[derive(Clone, Debug)]
 pub struct Aggregates {
@@ -141,6 +157,8 @@ pub struct Aggregates {
     pub threads: Vec<ThreadRecord>,
     /// Totals and losses.
     pub counters: Counters,
+    /// The CPUs that have lost events.
+    pub lost_by_cpu: Vec<CpuLosses>,
     /// The distributions.
     pub latencies: Latencies,
     /// Distinct stacks by key, innermost frame first.
@@ -217,6 +235,7 @@ pub(crate) mod build {
             level: Level::Counts,
             threads,
             counters,
+            lost_by_cpu: Vec::new(),
             latencies: Latencies::default(),
             stacks: HashMap::new(),
             switch_sums: vec![(sum_key(Class::ThreadBlocked, 0), blocked)],

@@ -14,6 +14,7 @@ mod faults;
 mod programs;
 mod support;
 mod tasks;
+mod timeline;
 
 use std::process::ExitCode;
 
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two tests at once would be each other's noise, and each other's competitors for the CPU.
     arguments.test_threads = Some(1);
-    let tests: Vec<(&str, Test)> = [counts::TESTS, tasks::TESTS, cli::TESTS, faults::TESTS].concat();
+    let tests: Vec<(&str, Test)> = [counts::TESTS, tasks::TESTS, cli::TESTS, faults::TESTS, timeline::TESTS].concat();
     let root = nix::unistd::geteuid().is_root();
     let required = std::env::var_os("CTXTRACE_REQUIRE_PRIVILEGED").is_some();
     if !root && !arguments.list {

@@ -11,6 +11,7 @@ use ctxtrace::run::watch::{Traced, trace_command};
 use ctxtrace::target::launch;
 use ctxtrace::target::programs::LocatorChoice;
 use ctxtrace::trace::Level;
+use ctxtrace::trace::events::EventSink;
 use ctxtrace_common::ledger::Class;
 use procfs::process::Process;
 use serde_json::Value;
@@ -70,8 +71,27 @@ pub(crate) fn trace_program_by(name: &str, locator: LocatorChoice) -> Traced {
     traced
 }
 
+/// Traces one of [`crate::programs`], its events going to `sink`.
+pub(crate) fn trace_events(name: &str, sink: &mut dyn EventSink) -> Traced {
+    let executable = std::env::current_exe().expect("a path");
+    let env = [(crate::programs::VARIABLE, name)];
+    let traced = trace_at(Level::Timeline, &executable, &env, LocatorChoice::Auto, sink);
+    assert_eq!(traced.ended.exit_status, Some(0), "the program {name} failed");
+    traced
+}
+
 /// Traces an executable.
 pub(crate) fn trace(executable: &Path, env: &[(&str, &str)], locator: LocatorChoice) -> Traced {
+    trace_at(Level::Stacks, executable, env, locator, &mut ())
+}
+
+fn trace_at(
+    level: Level,
+    executable: &Path,
+    env: &[(&str, &str)],
+    locator: LocatorChoice,
+    sink: &mut dyn EventSink,
+) -> Traced {
     let command = launch::Command {
         program: executable,
         args: &[executable.as_os_str()],
@@ -81,12 +101,13 @@ pub(crate) fn trace(executable: &Path, env: &[(&str, &str)], locator: LocatorCho
     };
     let kernel = Kernel::discover().expect("a kernel with BTF");
     let settings = Settings {
-        level: Level::Stacks,
+        level,
         locator,
         waker_stacks: false,
+        ring_bytes: None,
         drop_one_in: 0,
     };
-    trace_command(&command, &kernel, settings, None, |_| {}).expect("traced")
+    trace_command(&command, &kernel, settings, None, sink, |_| {}).expect("traced")
 }
 
 /// The ledger of a traced program, which must add up.
