@@ -5,7 +5,7 @@
 //! result: how the thread left, what class of the ledger that was, and, for the thread that comes, when the waking that
 //! ended its sleep was made (so that the result does not hang on the order of events of different CPUs).
 //!
-//! Threads are known by their id. Before its first switch or waking a thread is introduced, by a [`Decoded::Thread`] and a
+//! Threads are known by their id. Before its first switch a thread is introduced, by a [`Decoded::Thread`] and a
 //! [`Decoded::Name`], and again when its id, its name or its program has changed.
 //!
 //! The layout is stored in files: whoever changes it raises [`LAYOUT`].

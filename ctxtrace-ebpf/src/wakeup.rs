@@ -10,6 +10,7 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
+use ctxtrace_common::clock::Waking;
 use ctxtrace_common::event::Event;
 use ctxtrace_common::wakeup::EdgeKey;
 
@@ -52,7 +53,10 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let waker = waker(ctx.as_ptr(), scratch);
     if WITH_EVENTS.load() != 0 {
-        introduce(task, tid, thread, now_ns);
+        // A thread that is on a CPU, or may be, introduces itself when it leaves: from here it could come too late for that.
+        if matches!(noted, Some(Waking::OffCpu)) {
+            introduce(task, tid, thread, now_ns);
+        }
         let newborn = first_seen == FirstSeen::Newborn;
         publish(&Event::waking(now_ns, cpu(), tid, noted, newborn, &waker));
     }
