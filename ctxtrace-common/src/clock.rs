@@ -175,6 +175,17 @@ impl Clock {
         left
     }
 
+    /// The waking that would end the sleep of a thread that came onto a CPU now, and when it was made: 0 for never.
+    #[inline(always)]
+    #[must_use]
+    pub fn noted_waking(&self) -> (Waking, u64) {
+        if self.wake_off_ns != 0 {
+            (Waking::OffCpu, self.wake_off_ns)
+        } else {
+            (Waking::OnCpu, self.wake_on_ns)
+        }
+    }
+
     /// The thread comes onto a CPU.
     #[inline(always)]
     pub fn switch_in(&mut self, now_ns: u64) -> Entered {
@@ -182,11 +193,7 @@ impl Clock {
         match self.phase() {
             Phase::Slept => {
                 entered.off_cpu_ns = Some(now_ns.saturating_sub(self.since_ns));
-                let (waking, woken_ns) = if self.wake_off_ns != 0 {
-                    (Waking::OffCpu, self.wake_off_ns)
-                } else {
-                    (Waking::OnCpu, self.wake_on_ns)
-                };
+                let (waking, woken_ns) = self.noted_waking();
                 if woken_ns == 0 {
                     entered.wake_unknown = true;
                 } else {

@@ -35,11 +35,13 @@ pub struct Counters {
     pub lost_wakeup_edges: u64,
     /// Ended threads whose tables did not fit the ring, or could not be read (`lost.handovers`).
     pub lost_handovers: u64,
+    /// Events of the timeline that found the ring full (`lost.timeline_events`).
+    pub lost_timeline_events: u64,
     /// Runs of the `sched_switch` program while the fault injection of the tests is on, the dropped ones included.
     pub fault_injection_runs: u64,
 }
 
-const _: () = assert!(size_of::<Counters>() == 15 * 8);
+const _: () = assert!(size_of::<Counters>() == 16 * 8);
 
 impl Counters {
     /// Adds another CPU's counts to these.
@@ -59,6 +61,7 @@ impl Counters {
             lost_tasks,
             lost_wakeup_edges,
             lost_handovers,
+            lost_timeline_events,
             fault_injection_runs,
         } = other;
         self.switches += switches;
@@ -75,6 +78,7 @@ impl Counters {
         self.lost_tasks += lost_tasks;
         self.lost_wakeup_edges += lost_wakeup_edges;
         self.lost_handovers += lost_handovers;
+        self.lost_timeline_events += lost_timeline_events;
         self.fault_injection_runs += fault_injection_runs;
     }
 }

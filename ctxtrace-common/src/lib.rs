@@ -11,10 +11,12 @@
 //! * [`locator`]: what a thread is doing, out of the bytes of its thread-locals.
 //! * [`polls`]: which task switches hit the kernel.
 //! * [`ledger`]: the class of every kernel switch.
+//! * [`event`]: what is told of a switch, so that all of these can be run again outside the kernel.
 #![no_std]
 
 pub mod clock;
 pub mod counters;
+pub mod event;
 pub mod handover;
 pub mod histogram;
 pub mod ledger;

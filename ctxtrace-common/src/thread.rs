@@ -101,6 +101,9 @@ pub struct Thread {
     /// register since, so the field still shows the old program's. Likewise of a thread that was born with its maker's.
     #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub stale_thread_pointer: u64,
+    /// When it last called `execve`, until that has been told as an event; 0 otherwise.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
+    pub executed_ns: u64,
     /// Name, padded with zeroes; brought up to date at `execve` and at the last switch.
     pub comm: [u8; 16],
     /// Thread id in the initial pid namespace.
@@ -117,9 +120,20 @@ pub struct Thread {
     /// Index of the program's locator; 0 while it is not known.
     #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub locator: u32,
+    /// How many names it has had, or programs. Changed only by threads that rename it.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
+    pub names: u32,
+    /// Up to which of them it has been introduced among the events; 0 if it has not been.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
+    pub told_names: u32,
+    /// The id it was introduced by.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
+    pub told_tid: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Thread>() == 32 + 32 + 56 + 56 + 120 + 3 * 40 + 48 + 16 + 24);
+const _: () = assert!(size_of::<Thread>() == 32 + 32 + 56 + 56 + 120 + 3 * 40 + 56 + 16 + 24 + 16);
 
 impl Thread {
     /// Program runs that saw the thread switched out.

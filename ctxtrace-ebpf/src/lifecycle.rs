@@ -1,6 +1,10 @@
 //! `sched_process_fork(parent, child)`, `sched_process_exec(p, old_pid, bprm)`, `sched_process_exit(p)`: who belongs to the
-//! target, from when and until when.
+//! target, from when and until when. `task_rename(p, comm)`: and by what name.
+//!
+//! None of these tells an event: they can be interrupted by those that do, and an event is told without a lock. What they
+//! have to say comes with the thread's next switch or waking, which is never far.
 
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use ctxtrace_common::clock::Clock;
@@ -8,7 +12,7 @@ use ctxtrace_common::process::Image;
 use ctxtrace_common::thread::{EXITING, FROM_BIRTH, INHERITED, KernelCount, RUNTIME};
 
 use crate::handover::final_numbers;
-use crate::maps::{EXECUTED, FOLLOW_CHILDREN, Lane};
+use crate::maps::{EXECUTED, FOLLOW_CHILDREN, Lane, THREADS, WITH_EVENTS};
 use crate::target::{Begin, First, FirstSeen, begin, find, follow_process, program_replaced};
 use crate::task::Task;
 
@@ -69,6 +73,11 @@ pub(crate) fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
         thread.tid = tid;
         thread.image += 1;
         thread.comm = task.comm();
+        thread.names = thread.names.wrapping_add(1);
+        if WITH_EVENTS.load() != 0 {
+            // SAFETY: the helper has no preconditions.
+            thread.executed_ns = unsafe { bpf_ktime_get_ns() };
+        }
         thread.locator = 0;
         thread.last_task = 0;
         thread.launch_task = 0;
@@ -96,6 +105,21 @@ pub(crate) fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
             final_numbers(task, thread);
         }
         thread.flags |= EXITING;
+    }
+    0
+}
+
+/// A thread gets another name; attached only where names are told as events.
+#[btf_tracepoint(function = "task_rename")]
+pub(crate) fn task_rename(ctx: BtfTracePointContext) -> i32 {
+    let task = Task::from_arg(ctx.arg(0));
+    if let Some(thread) = THREADS.get_ptr_mut(&task.address()) {
+        // SAFETY: a live element. Two threads that rename a third one at once may raise it by one only, which is enough:
+        // all that matters is that it has changed since the name was told.
+        unsafe {
+            let names = &raw mut (*thread).names;
+            names.write_volatile(names.read_volatile().wrapping_add(1));
+        }
     }
     0
 }

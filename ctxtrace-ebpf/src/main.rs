@@ -5,12 +5,12 @@
 //! * [`switch`]: `sched_switch`. The thread that leaves is counted, put in its class of the ledger, and its stacks are taken;
 //!   the thread that comes gets its off-CPU interval closed.
 //! * [`wakeup`]: `sched_waking`, `sched_wakeup_new`, `sys_exit`. Ends of sleeps, who ends them, and what that costs.
-//! * [`lifecycle`]: `sched_process_fork`, `_exec`, `_exit`. Who belongs to the target.
+//! * [`lifecycle`]: `sched_process_fork`, `_exec`, `_exit`, `task_rename`. Who belongs to the target.
 //!
 //! and what they share: [`maps`] (every map, and every constant the loader sets), [`task`] (reading the kernel's
 //! `task_struct` with offsets from the running kernel's BTF), [`target`] (from a `task_struct` to our record of the thread),
 //! [`locate`] (what the thread is doing), [`hits`] (its task switches), [`handover`] (its final numbers), [`waker`] (who makes a wakeup), [`stacks`] and
-//! [`sums`] (the tables things are added up in).
+//! [`sums`] (the tables things are added up in), [`events`] (what is told one by one).
 //!
 //! All are `tp_btf` programs: they get typed pointers and read through them directly, no helper call for each field.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
@@ -28,6 +28,8 @@
 
 #[cfg(target_arch = "bpf")]
 mod atomic;
+#[cfg(target_arch = "bpf")]
+mod events;
 #[cfg(target_arch = "bpf")]
 mod handover;
 #[cfg(target_arch = "bpf")]

@@ -8,6 +8,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use ctxtrace_abi::Slot;
 use ctxtrace_common::counters::Counters;
+use ctxtrace_common::event::{Event, RingState};
 use ctxtrace_common::histogram::{Histogram, Latency};
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{Locator, MAX_CONTEXT_BYTES};
@@ -85,6 +86,22 @@ pub(crate) static NAMES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
 pub(crate) static EXECUTED: RingBuf = RingBuf::with_byte_size(64 << 10, 0);
 
+/// The events of the timeline: [`RING_CAPACITY`] places for each CPU, one CPU's after the other's. User space maps it, and
+/// the loader says how large it is.
+#[map]
+pub(crate) static EVENTS: Array<Event> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// How far each CPU has written, and user space has read; mapped like [`EVENTS`].
+#[map]
+pub(crate) static RINGS: Array<RingState> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Wakes user space when a CPU's ring is half full; what is in it says nothing.
+#[map]
+pub(crate) static HALF_FULL: RingBuf = RingBuf::with_byte_size(4 << 10, 0);
+
+/// Lets user space map an array.
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
 /// Wakeups by who woke whom.
 #[map]
 pub(crate) static EDGES: HashMap<EdgeKey, Edge> = HashMap::with_max_entries(1_024, 0);
@@ -117,6 +134,7 @@ pub(crate) struct Scratch {
     pub(crate) stack: Stack,
     pub(crate) thread: Thread,
     pub(crate) edge: Edge,
+    pub(crate) event: Event,
 }
 
 /// See [`WAKINGS`].
@@ -162,6 +180,14 @@ pub(crate) static WITH_WAKER_STACKS: Global<u32> = Global::new(0);
 /// Whether the processes that a target forks are targets.
 #[unsafe(no_mangle)]
 pub(crate) static FOLLOW_CHILDREN: Global<u32> = Global::new(1);
+
+/// Whether every switch and every waking is told as an event (`--level timeline`).
+#[unsafe(no_mangle)]
+pub(crate) static WITH_EVENTS: Global<u32> = Global::new(0);
+
+/// Events that each CPU's ring holds: a power of two.
+#[unsafe(no_mangle)]
+pub(crate) static RING_CAPACITY: Global<u32> = Global::new(1);
 
 /// Fault injection for the tests: drop one `sched_switch` run in this many; 0 for none.
 #[unsafe(no_mangle)]

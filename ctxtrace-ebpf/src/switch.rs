@@ -9,6 +9,7 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use ctxtrace_abi::MAGIC;
 use ctxtrace_common::clock::{Entered, Leave, Waking};
+use ctxtrace_common::event::Event;
 use ctxtrace_common::histogram::Latency;
 use ctxtrace_common::ledger::{Class, STATE_STOPPED, Syscall, classify, known};
 use ctxtrace_common::locator::{Doing, Reason};
@@ -18,11 +19,12 @@ use ctxtrace_common::stack::UserStack;
 use ctxtrace_common::thread::{EXITING, INHERITED, PENDING_SUM, Thread, WOKEN_FROM_PARK};
 use ctxtrace_common::wakeup::{EdgeKey, WakerStackKey};
 
+use crate::events::{cpu, introduce, publish};
 use crate::hits::observe;
 use crate::locate::{locate, locator_of};
 use crate::maps::{
-    COUNTERS, DROP_ONE_IN, EDGES, EXITED, HAS_PREV_STATE_ARG, Lane, Scratch, THREADS, WAKINGS, WITH_STACKS,
-    WITH_WAKER_STACKS, add, count, record,
+    COUNTERS, DROP_ONE_IN, EDGES, EXITED, HAS_PREV_STATE_ARG, Lane, Scratch, THREADS, WAKINGS, WITH_EVENTS,
+    WITH_STACKS, WITH_WAKER_STACKS, add, count, record,
 };
 use crate::stacks::{Space, Walked, walk};
 use crate::sums::{add_switch, add_waker, edge};
@@ -45,17 +47,40 @@ pub(crate) fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let Some(scratch) = Lane::Scheduler.scratch() else {
         return 0;
     };
-    if let Some(thread) = find(prev, prev.tid(), FirstSeen::LeavingCpu, Lane::Scheduler) {
-        switch_out(&ctx, prev, thread, now_ns, scratch);
+    let (prev_tid, next_tid) = (prev.tid(), next.tid());
+    let with_events = WITH_EVENTS.load() != 0;
+    if with_events {
+        scratch.event = Event::switch(now_ns, cpu());
     }
-    if let Some(thread) = find(next, next.tid(), FirstSeen::Otherwise, Lane::Scheduler) {
+    if let Some(thread) = find(prev, prev_tid, FirstSeen::LeavingCpu, Lane::Scheduler) {
+        if with_events {
+            introduce(prev, prev_tid, thread, now_ns);
+        }
+        switch_out(&ctx, prev, prev_tid, thread, now_ns, scratch);
+    }
+    if let Some(thread) = find(next, next_tid, FirstSeen::Otherwise, Lane::Scheduler) {
+        if with_events {
+            introduce(next, next_tid, thread, now_ns);
+            let (waking, woken_ns) = thread.clock.noted_waking();
+            scratch.event.set_in(next_tid, waking, woken_ns);
+        }
         switch_in(thread, now_ns, scratch);
+    }
+    if with_events && scratch.event.concerns_the_target() {
+        publish(&scratch.event);
     }
     0
 }
 
 #[inline(always)]
-fn switch_out(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, now_ns: u64, scratch: &mut Scratch) {
+fn switch_out(
+    ctx: &BtfTracePointContext,
+    task: Task,
+    tid: u32,
+    thread: &mut Thread,
+    now_ns: u64,
+    scratch: &mut Scratch,
+) {
     let preempt: u64 = ctx.arg(0);
     let preempted = preempt as u8 != 0;
     let state = if HAS_PREV_STATE_ARG.load() != 0 {
@@ -76,6 +101,7 @@ fn switch_out(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, now_n
         unsafe { (*waking).waker = 0 };
     }
     count(|counters| &mut counters.switches);
+    let voluntary_before = thread.traced_voluntary;
     let lost = thread.count_switch(task.kernel_count(), leave != Leave::Runnable);
     if lost != 0 {
         add(|counters| &mut counters.lost_events, lost);
@@ -102,6 +128,10 @@ fn switch_out(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, now_n
         Doing::Other
     };
     let class = enter_in_ledger(task, thread, leave, state, doing);
+    if WITH_EVENTS.load() != 0 {
+        let voluntary = thread.traced_voluntary != voluntary_before;
+        scratch.event.set_out(tid, leave, voluntary, &thread.pending);
+    }
     if scratch.slot.magic == MAGIC
         && let Some(locator) = locator_of(thread)
     {

@@ -131,6 +131,7 @@ pub(crate) fn begin(task: Task, first: &First, how: Begin, lane: Lane) -> bool {
     thread.tgid = first.tgid;
     thread.image = first.image;
     thread.flags = first.flags;
+    thread.names = 1;
     if task.is_kernel_worker() {
         thread.flags |= KERNEL_WORKER;
     }

@@ -10,10 +10,13 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
+use ctxtrace_common::clock::Waking;
+use ctxtrace_common::event::Event;
 use ctxtrace_common::wakeup::EdgeKey;
 
 use crate::atomic;
-use crate::maps::{Lane, WAKINGS, count};
+use crate::events::{cpu, introduce, publish};
+use crate::maps::{Lane, WAKINGS, WITH_EVENTS, count};
 use crate::sums::edge;
 use crate::target::{FirstSeen, find};
 use crate::task::Task;
@@ -34,19 +37,32 @@ pub(crate) fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
     let task = Task::from_arg(ctx.arg(0));
-    let Some(thread) = find(task, task.tid(), first_seen, Lane::Scheduler) else {
+    let tid = task.tid();
+    let Some(thread) = find(task, tid, first_seen, Lane::Scheduler) else {
         return 0;
     };
     count(|counters| &mut counters.wakings);
-    let Some(waking) = thread.clock.next_waking() else {
+    let noted = thread.clock.next_waking();
+    if noted.is_none() && WITH_EVENTS.load() == 0 {
         return 0;
-    };
+    }
     let Some(scratch) = Lane::Scheduler.scratch() else {
         return 0;
     };
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let waker = waker(ctx.as_ptr(), scratch);
+    if WITH_EVENTS.load() != 0 {
+        // A thread that is on a CPU, or may be, introduces itself when it leaves: from here it could come too late for that.
+        if matches!(noted, Some(Waking::OffCpu)) {
+            introduce(task, tid, thread, now_ns);
+        }
+        let newborn = first_seen == FirstSeen::Newborn;
+        publish(&Event::waking(now_ns, cpu(), tid, noted, newborn, &waker));
+    }
+    let Some(waking) = noted else {
+        return 0;
+    };
     thread.wakers[waking as usize] = waker;
     thread.clock.waking(waking, now_ns);
     if waker.tgid != 0

@@ -38,6 +38,19 @@ pub fn duration(ns: u64) -> String {
     format!("{ns} ns")
 }
 
+/// A number of bytes with three significant digits, in powers of ten: `512 B`, `1.60 MB`.
+#[must_use]
+pub fn bytes(count: u64) -> String {
+    const UNITS: [(f64, &str); 3] = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    for (unit, name) in UNITS {
+        // As in `duration`.
+        if count as f64 >= unit * 0.9995 {
+            return format!("{} {name}", significant(count as f64 / unit));
+        }
+    }
+    format!("{count} B")
+}
+
 /// A rate or ratio with three significant digits: `0.0369`, `1.99`, `104`; whole numbers from 1,000 on are grouped.
 #[must_use]
 pub fn significant(value: f64) -> String {
@@ -66,6 +79,20 @@ fn decimals_for(magnitude: f64) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_have_three_digits_and_their_unit() {
+        for (count, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (999_900, "1.00 MB"),
+            (1_600_080, "1.60 MB"),
+            (24_391_520, "24.4 MB"),
+            (5_000_000_000, "5.00 GB"),
+        ] {
+            assert_eq!(bytes(count), text);
+        }
+    }
 
     #[test]
     fn thousands_are_set_apart() {

@@ -33,7 +33,7 @@ enum What {
         /// Pairs of runs for each case
         #[arg(long, default_value_t = 15)]
         pairs: usize,
-        /// How much is recorded: counts or stacks
+        /// How much is recorded: counts, stacks or timeline
         #[arg(long, default_value = "counts")]
         level: String,
     },

@@ -53,6 +53,8 @@ pub struct Report {
     pub task_types: Vec<TaskType>,
     /// Who woke whom in the median run, the busiest first.
     pub wakeups: Vec<Wakeups>,
+    /// The events of the median run; null where there are none.
+    pub timeline: Option<Timeline>,
     /// How the tasks of each program were found.
     pub locators: Vec<Locator>,
     /// Distributions of all runs together.
@@ -426,6 +428,36 @@ pub struct Rusage {
     pub agrees: bool,
 }
 
+/// Every kernel switch and wakeup as an event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Timeline {
+    /// Events; a switch from one thread of the target to another is one.
+    pub events: u64,
+    /// Kernel switches among them.
+    pub switches: u64,
+    /// Wakings of the target's threads among them, those that ended no sleep included.
+    pub wakeups: u64,
+    /// Bytes of all events.
+    pub bytes: u64,
+    /// Whether the events, played again, give the counts, the ledger and the distributions that were added up in the kernel,
+    /// in every run. Null if events were lost.
+    pub agrees: Option<bool>,
+    /// What does not agree; only present if something does not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disagreements: Vec<String>,
+}
+
+/// What one CPU has lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct CpuLosses {
+    /// The CPU.
+    pub cpu: u32,
+    /// Of `lost.events`, those found out about there.
+    pub events: u64,
+    /// Of `lost.timeline_events`, those that found its ring full.
+    pub timeline_events: u64,
+}
+
 /// The distributions.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Latency {
@@ -519,12 +551,16 @@ pub struct Lost {
     pub mappings: u64,
     /// Program runs the kernel skipped because one was already running on that CPU.
     pub recursion: u64,
+    /// Events of the timeline that found the ring full: the timeline lacks them, the counts do not.
+    pub timeline_events: u64,
+    /// The CPUs that have lost kernel switches or events of the timeline.
+    pub by_cpu: Vec<CpuLosses>,
 }
 
 impl Lost {
     /// Every cause with its count, named in the singular and in the plural.
     #[must_use]
-    pub fn causes(&self) -> [(&'static str, &'static str, u64); 14] {
+    pub fn causes(&self) -> [(&'static str, &'static str, u64); 15] {
         [
             ("kernel switch", "kernel switches", self.events),
             ("off-CPU interval", "off-CPU intervals", self.intervals),
@@ -540,6 +576,7 @@ impl Lost {
             ("thread record", "thread records", self.thread_records),
             ("mapping", "mappings", self.mappings),
             ("program run (recursion)", "program runs (recursion)", self.recursion),
+            ("event of the timeline", "events of the timeline", self.timeline_events),
         ]
     }
 
@@ -559,6 +596,16 @@ impl Lost {
         self.thread_records += other.thread_records;
         self.mappings += other.mappings;
         self.recursion += other.recursion;
+        self.timeline_events += other.timeline_events;
+        for losses in &other.by_cpu {
+            match self.by_cpu.iter_mut().find(|known| known.cpu == losses.cpu) {
+                Some(known) => {
+                    known.events += losses.events;
+                    known.timeline_events += losses.timeline_events;
+                }
+                None => self.by_cpu.push(*losses),
+            }
+        }
     }
 
     /// What was lost, in words: `3 kernel switches, 1 wakeup`; `None` if nothing was.

@@ -8,8 +8,8 @@ use ctxtrace_common::histogram::{Histogram, Latency as Kind};
 use super::attribution;
 use super::percentile::percentile;
 use super::result::{
-    Distribution, KernelSwitches, Latency, Lost, Overhead, ProgramOverhead, Reconciliation, Report, Run as RunRow,
-    Rusage, SCHEMA, Target, Thread, ThreadReconciliation, Unavailable, Workload,
+    CpuLosses, Distribution, KernelSwitches, Latency, Lost, Overhead, ProgramOverhead, Reconciliation, Report,
+    Run as RunRow, Rusage, SCHEMA, Target, Thread, ThreadReconciliation, Timeline, Unavailable, Workload,
 };
 use crate::correlate::ledger::ledger;
 use crate::correlate::reconcile::{self, reconcile};
@@ -109,6 +109,7 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         task_types: attribution::task_types(&tasks),
         tasks,
         wakeups: attribution::wakeups(&run.aggregates, &mut nulls),
+        timeline: timeline(runs, median, &mut nulls),
         locators: attribution::locators(&run.aggregates),
         latency: latency(&latencies, open_intervals, &mut nulls),
         migrations: threads.iter().map(|thread| thread.migrations).sum(),
@@ -303,6 +304,36 @@ fn reconciliation(is_workload: bool, run: &Run, nulls: &mut Nulls) -> Reconcilia
     }
 }
 
+/// The median run's events, and whether those of every run agree with its counts.
+fn timeline(runs: &[Run], median: usize, nulls: &mut Nulls) -> Option<Timeline> {
+    let Some(events) = &runs[median].timeline else {
+        nulls.note(
+            "timeline",
+            "only --level timeline records every switch and wakeup as an event",
+        );
+        return None;
+    };
+    let compared = || runs.iter().map(|run| run.timeline.as_ref()?.disagreements.as_ref());
+    let complete = compared().all(|disagreements| disagreements.is_some());
+    let disagreements: Vec<String> = compared().flatten().flatten().cloned().collect();
+    // One that is known to disagree is told even if others cannot be compared.
+    let agrees = (complete || !disagreements.is_empty()).then_some(disagreements.is_empty());
+    let any_lost = runs.iter().any(|run| run.aggregates.counters.lost_timeline_events > 0);
+    let why_not = if any_lost {
+        "events were lost (lost.timeline_events), so they cannot add up to the counts"
+    } else {
+        "the capture does not contain the end of the run, so its events go further than its counts"
+    };
+    Some(Timeline {
+        events: events.events,
+        switches: events.switches,
+        wakeups: events.wakeups,
+        bytes: events.bytes,
+        agrees: nulls.or(agrees, "timeline.agrees", why_not),
+        disagreements,
+    })
+}
+
 /// Off-CPU intervals that have begun and not ended: the last switch-out of ended threads, and of others that are off.
 fn open_off_intervals(aggregates: &Aggregates) -> u64 {
     let open = |record: &&crate::trace::ThreadRecord| match record.fate {
@@ -386,6 +417,16 @@ fn lost_in(aggregates: &Aggregates) -> Lost {
         thread_records: counters.lost_records,
         mappings: aggregates.mappings.lost,
         recursion: aggregates.recursion_misses,
+        timeline_events: counters.lost_timeline_events,
+        by_cpu: aggregates
+            .lost_by_cpu
+            .iter()
+            .map(|losses| CpuLosses {
+                cpu: losses.cpu,
+                events: losses.events,
+                timeline_events: losses.timeline_events,
+            })
+            .collect(),
     }
 }
 
@@ -432,7 +473,7 @@ fn overhead(aggregates: &Aggregates, nulls: &mut Nulls) -> Overhead {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::trace::run::{ClockAnchor, Exit, Host};
+    use crate::trace::run::{ClockAnchor, Exit, Host, Timeline};
     use crate::trace::{Level, build};
     use crate::workload::pin::Pin;
     use crate::workload::{Language, Mode, Root};
@@ -524,6 +565,9 @@ pub(crate) mod tests {
                     run.outcome = outcome;
                     run.exit = exit;
                     run.launched.take_if(|_| matches!(subject, Subject::Process { .. }));
+                    if exit.is_some() {
+                        run.timeline = Some(Timeline::default());
+                    }
                     run.aggregates.cost.programs.push(crate::trace::ProgramCost::default());
                     let report = summarize(&about(subject.clone()), &[run]);
                     let json = serde_json::to_value(&report).expect("JSON");
@@ -617,6 +661,47 @@ pub(crate) mod tests {
         run.aggregates.threads[1].thread.traced_voluntary -= 2;
         let report = summarize(&info(Mode::Task), &[run]);
         assert_eq!(report.reconciliation.difference, -4);
+    }
+
+    #[test]
+    fn a_timeline_that_disagrees_in_any_run_is_told() {
+        let with = |disagreements: Option<&[&str]>| {
+            let mut run = run(1);
+            run.timeline = Some(Timeline {
+                disagreements: disagreements.map(|texts| texts.iter().map(|&text| text.to_owned()).collect()),
+                ..Timeline::default()
+            });
+            run
+        };
+        let (good, lossy, bad) = (with(Some(&[])), with(None), with(Some(&["switches"])));
+        let agrees = |runs: &[&Run]| {
+            let runs: Vec<Run> = runs.iter().map(|&run| run.clone()).collect();
+            let report = summarize(&info(Mode::Task), &runs);
+            report.timeline.expect("a timeline").agrees
+        };
+        assert_eq!(agrees(&[&good, &good]), Some(true));
+        assert_eq!(agrees(&[&good, &lossy]), None);
+        assert_eq!(agrees(&[&good, &bad]), Some(false));
+        assert_eq!(agrees(&[&lossy, &bad]), Some(false));
+    }
+
+    #[test]
+    fn losses_of_every_cpu_are_added_up() {
+        let losses = |cpu, timeline_events| crate::trace::CpuLosses {
+            cpu,
+            events: 1,
+            timeline_events,
+        };
+        let (mut a, mut b) = (run(1), run(2));
+        a.aggregates.lost_by_cpu = vec![losses(0, 2)];
+        b.aggregates.lost_by_cpu = vec![losses(0, 3), losses(7, 4)];
+        let lost = summarize(&info(Mode::Task), &[a, b]).lost;
+        let by_cpu: Vec<_> = lost
+            .by_cpu
+            .iter()
+            .map(|losses| (losses.cpu, losses.events, losses.timeline_events))
+            .collect();
+        assert_eq!(by_cpu, [(0, 2, 5), (7, 1, 4)]);
     }
 
     #[test]

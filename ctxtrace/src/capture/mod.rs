@@ -5,12 +5,14 @@
 //! 1. [`preflight`]: may this process trace at all, and what to do if not.
 //! 2. [`offsets`]: where the fields of the running kernel's `task_struct` lie.
 //! 3. [`Session`]: one run's programs and maps, from load to the last count.
-//! 4. `cost`: what the programs cost, as measured by the kernel.
+//! 4. [`events`]: the rings of events, where those are wanted.
+//! 5. `cost`: what the programs cost, as measured by the kernel.
 //!
 //! Everything is attached through file descriptors of this process, so nothing can stay behind: when the process ends, even
 //! by `kill -9`, the kernel detaches and frees it all.
 
 mod cost;
+pub mod events;
 pub mod offsets;
 pub mod preflight;
 mod wire;
@@ -40,8 +42,10 @@ use crate::target::locate::is_elf;
 use crate::target::mappings::{Mappings, Tracker};
 use crate::target::procfs;
 use crate::target::programs::{LocatorChoice, Programs};
-use crate::trace::{Aggregates, Fate, Latencies, Level, ThreadRecord, merge, name_of};
+use crate::trace::events::EventSink;
+use crate::trace::{Aggregates, CpuLosses, Fate, Latencies, Level, ThreadRecord, merge, name_of};
 use cost::CostMeter;
+use events::{EventRings, Layout};
 use offsets::Offsets;
 use wire::Wire;
 
@@ -62,6 +66,9 @@ const PROGRAMS: [&str; 6] = [
 /// The program that times the making of wakeups. It runs at the end of every system call of every program, so it is
 /// attached only now and then.
 const WAKING_TIMER: &str = "sys_exit";
+
+/// The program that is attached only where names are told as events.
+const RENAME: &str = "task_rename";
 
 /// `BPF_NOEXIST`: an element that is there stays (kernel: `include/uapi/linux/bpf.h`).
 const BPF_NOEXIST: u64 = 1;
@@ -84,6 +91,9 @@ pub struct Settings {
     pub max_threads: u32,
     /// How many distinct stacks, and distinct sums of them, can be kept.
     pub max_stacks: u32,
+    /// Size of the rings of events together, with [`Level::Timeline`]: memory that is not swapped. `None` for
+    /// [`events::DEFAULT_RING_BYTES`], or more if there are many CPUs.
+    pub ring_bytes: Option<usize>,
     /// Fault injection: drop one `sched_switch` run in this many; 0 for none.
     pub drop_one_in: u32,
 }
@@ -97,6 +107,7 @@ impl Default for Settings {
             follow_children: true,
             max_threads: 16_384,
             max_stacks: 16_384,
+            ring_bytes: None,
             drop_one_in: 0,
         }
     }
@@ -129,6 +140,7 @@ impl Kernel {
 pub struct Session {
     ebpf: Ebpf,
     rings: Rings,
+    events: EventRings,
     ended: Vec<ThreadRecord>,
     /// Added up by program: there may be very many threads.
     handovers: HashMap<Image, Handover>,
@@ -160,6 +172,12 @@ impl Session {
         let with_stacks = u32::from(settings.level == Level::Stacks);
         let waker_stacks = u32::from(settings.waker_stacks);
         let follow_children = u32::from(settings.follow_children);
+        let with_events = u32::from(settings.level == Level::Timeline);
+        let layout = if settings.level == Level::Timeline {
+            Layout::new(settings.ring_bytes)?
+        } else {
+            Layout::NONE
+        };
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&kernel.btf));
         for (name, value) in kernel.offsets.constants() {
@@ -169,6 +187,8 @@ impl Session {
         loader.override_global("DROP_ONE_IN", &settings.drop_one_in, true);
         loader.override_global("WITH_WAKER_STACKS", &waker_stacks, true);
         loader.override_global("FOLLOW_CHILDREN", &follow_children, true);
+        loader.override_global("WITH_EVENTS", &with_events, true);
+        layout.apply(&mut loader);
         loader.map_max_entries("THREADS", settings.max_threads);
         loader.map_max_entries("SWITCH_SUMS", settings.max_stacks);
         // A table that would stay empty takes no locked memory: that of stacks is 17 MB.
@@ -177,7 +197,7 @@ impl Session {
         let waker_sums = if settings.waker_stacks { settings.max_stacks } else { 1 };
         loader.map_max_entries("WAKER_SUMS", waker_sums);
         let mut ebpf = loader.load(OBJECT).map_err(refused("load the BPF maps"))?;
-        for name in PROGRAMS.into_iter().chain([WAKING_TIMER]) {
+        for name in PROGRAMS.into_iter().chain(extra_programs(settings.level)) {
             program(&mut ebpf, name)?
                 .load(name, &kernel.btf)
                 .map_err(refused_for("load", name))?;
@@ -194,6 +214,7 @@ impl Session {
         };
         Ok(Self {
             cost: CostMeter::new(&ebpf, &PROGRAMS)?,
+            events: EventRings::new(&mut ebpf, layout)?,
             ebpf,
             rings,
             ended: Vec::new(),
@@ -301,7 +322,8 @@ impl Session {
     ///
     /// If the kernel refuses.
     pub fn attach(&mut self) -> Result<()> {
-        for name in PROGRAMS {
+        let rename = (self.settings.level == Level::Timeline).then_some(RENAME);
+        for name in rename.into_iter().chain(PROGRAMS) {
             program(&mut self.ebpf, name)?
                 .attach()
                 .map_err(refused_for("attach", name))?;
@@ -312,8 +334,9 @@ impl Session {
     }
 
     /// To be called now and then while the target runs: empties the rings and measures the programs' cost.
-    pub fn tick(&mut self, tracker: &Tracker) {
+    pub fn tick(&mut self, tracker: &Tracker, sink: &mut dyn EventSink) {
         self.drain();
+        self.events.drain(sink);
         self.examine_new_programs(tracker);
         self.cost.tick();
         self.time_wakings();
@@ -331,6 +354,17 @@ impl Session {
             (false, Some(attached)) => drop(timer.detach(attached)),
             (false, None) => {}
         }
+    }
+
+    /// Becomes readable when there are so many events that they should not wait for the next tick.
+    #[must_use]
+    pub fn events_fd(&self) -> BorrowedFd<'_> {
+        self.events.fd()
+    }
+
+    /// To be called when [`Session::events_fd`] is readable.
+    pub fn drain_events(&mut self, sink: &mut dyn EventSink) {
+        self.events.drain(sink);
     }
 
     /// To be called when [`Session::executed_fd`] is readable.
@@ -361,6 +395,7 @@ impl Session {
             level: self.settings.level,
             threads,
             counters: self.counters()?,
+            lost_by_cpu: self.lost_by_cpu()?,
             latencies: self.latencies()?,
             stacks: self.stacks()?,
             switch_sums: self.switch_sums(&live)?,
@@ -385,21 +420,23 @@ impl Session {
     /// # Errors
     ///
     /// If a map cannot be read.
-    pub fn finish(mut self, mut tracker: Tracker) -> Result<Aggregates> {
+    pub fn finish(mut self, mut tracker: Tracker, sink: &mut dyn EventSink) -> Result<Aggregates> {
         let deadline = Instant::now() + LAST_SWITCH_TIMEOUT;
         while self.last_switch_is_to_come()? && Instant::now() < deadline {
             std::thread::sleep(Duration::from_micros(200));
             self.drain();
+            self.events.drain(sink);
             tracker.tick();
         }
         self.cost.stop();
         // Unloading detaches; the maps stay for as long as they are open.
-        for name in PROGRAMS.into_iter().chain([WAKING_TIMER]) {
+        for name in PROGRAMS.into_iter().chain(extra_programs(self.settings.level)) {
             program(&mut self.ebpf, name)?
                 .unload()
                 .map_err(refused_for("detach", name))?;
         }
         self.drain();
+        self.events.drain_all(sink);
         let mappings = tracker.finish();
         self.programs.complete(&mappings);
         self.so_far(&mappings)
@@ -441,13 +478,30 @@ impl Session {
     }
 
     fn counters(&self) -> Result<Counters> {
-        let map = self.ebpf.map("COUNTERS").ok_or_else(|| missing("COUNTERS"))?;
-        let map = PerCpuArray::<_, Wire<Counters>>::try_from(map).map_err(refused("open a BPF map"))?;
         let mut sum = Counters::default();
-        for Wire(counters) in map.get(&0, 0).map_err(refused("read a BPF map"))?.iter() {
-            sum.add(counters);
+        for counters in self.counters_by_cpu()? {
+            sum.add(&counters);
         }
         Ok(sum)
+    }
+
+    fn counters_by_cpu(&self) -> Result<Vec<Counters>> {
+        let map = self.ebpf.map("COUNTERS").ok_or_else(|| missing("COUNTERS"))?;
+        let map = PerCpuArray::<_, Wire<Counters>>::try_from(map).map_err(refused("open a BPF map"))?;
+        let values = map.get(&0, 0).map_err(refused("read a BPF map"))?;
+        Ok(values.iter().map(|&Wire(counters)| counters).collect())
+    }
+
+    fn lost_by_cpu(&self) -> Result<Vec<CpuLosses>> {
+        let counters = self.counters_by_cpu()?.into_iter().enumerate();
+        let losses = counters.map(|(cpu, counters)| CpuLosses {
+            cpu: cpu as u32,
+            events: counters.lost_events,
+            timeline_events: counters.lost_timeline_events,
+        });
+        Ok(losses
+            .filter(|losses| losses.events + losses.timeline_events > 0)
+            .collect())
     }
 
     fn latencies(&self) -> Result<Latencies> {
@@ -531,6 +585,13 @@ impl Session {
             .collect::<std::result::Result<_, MapError>>()
             .map_err(refused("read a BPF map"))
     }
+}
+
+/// The programs that are not attached from beginning to end at every level.
+fn extra_programs(level: Level) -> impl Iterator<Item = &'static str> {
+    [WAKING_TIMER]
+        .into_iter()
+        .chain((level == Level::Timeline).then_some(RENAME))
 }
 
 /// Whether a thread that is still in the table lives, or was missed when it made its last switch.

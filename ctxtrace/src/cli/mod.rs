@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 
 use crate::analyze::assertion::Assertion;
@@ -159,6 +160,10 @@ pub struct RecordingArgs {
     /// Distinct stacks, and sums of them, that can be kept [default: 16384]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub max_stacks: Option<u32>,
+
+    /// Memory for events on their way, all CPUs together: `64MiB` [default: 32MiB, or 1MiB a CPU] (level timeline)
+    #[arg(long, value_name = "SIZE")]
+    pub ring_size: Option<ByteSize>,
 
     /// Fault injection for the tests: lose one switch event in this many
     #[arg(long, value_name = "N", hide = true, default_value_t = 0)]

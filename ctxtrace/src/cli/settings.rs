@@ -223,6 +223,12 @@ fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
             args.level.name()
         )));
     }
+    if args.ring_size.is_some() && args.level != Level::Timeline {
+        return Err(Error::Usage(format!(
+            "--ring-size has no meaning for --level {}, which tells no events (use --level timeline)",
+            args.level.name()
+        )));
+    }
     let default = Settings::default();
     Ok(Settings {
         level: args.level,
@@ -230,6 +236,9 @@ fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
         waker_stacks: outputs.wakeups_flamegraph.is_some(),
         max_threads: args.max_threads.unwrap_or(default.max_threads),
         max_stacks: args.max_stacks.unwrap_or(default.max_stacks),
+        ring_bytes: args
+            .ring_size
+            .map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX)),
         drop_one_in: args.drop_one_in,
         ..default
     })
@@ -408,6 +417,10 @@ mod tests {
         for line in [
             "--mode task --level counts --flamegraph x.svg",
             "--mode task --level counts --wakeups-flamegraph x.svg",
+            "--mode task --level timeline --flamegraph x.svg",
+            "--mode task --level timeline --wakeups-flamegraph x.svg",
+            "--mode task --level timeline --folded x",
+            "--mode task --ring-bytes 4096",
             "--mode task --weight count",
             "--mode task --json - --folded -",
             "--mode task --json x --folded x",

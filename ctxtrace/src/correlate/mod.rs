@@ -3,9 +3,11 @@
 //! * [`reconcile`]: traced switches against the kernel's own count.
 //! * [`ledger`]: every kernel switch in its class.
 //! * [`tasks`]: the tasks by name, and their switches.
+//! * [`timeline`]: the events, added up again.
 //! * [`wakeups`]: who woke whom.
 
 pub mod ledger;
 pub mod reconcile;
 pub mod tasks;
+pub mod timeline;
 pub mod wakeups;

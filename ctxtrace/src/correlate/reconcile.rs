@@ -120,6 +120,7 @@ fn rusage(launched: &Launched, threads: &[ThreadCounts]) -> Option<Rusage> {
     })
 }
 
+/// `base`: the kernel's count where the span begins.
 fn counts(record: &ThreadRecord, base: KernelCount) -> ThreadCounts {
     let thread = &record.thread;
     let counted = thread.kernel.total().saturating_sub(base.total());

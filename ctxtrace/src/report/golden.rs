@@ -10,11 +10,12 @@ use super::{Weight, flamegraph, folded, json, table};
 use crate::analyze::result::Report;
 use crate::analyze::summarize::summarize;
 use crate::analyze::summarize::tests::{info, run};
+use crate::correlate::timeline::Replay;
 use crate::symbolize::stacks::{Resolved, ResolvedStack};
-use crate::trace::ProgramCost;
 use crate::trace::build;
 use crate::trace::run::Run;
 use crate::trace::symbols::{Frame, FrameKind};
+use crate::trace::{CpuLosses, Level, ProgramCost};
 use crate::workload::Mode;
 use ctxtrace_common::handover::Handover;
 use ctxtrace_common::histogram::Latency;
@@ -188,6 +189,34 @@ fn golden_tables() {
     golden("partial-with-losses.table", table::render(&bad, Style { color: true }));
 }
 
+/// The same run, every switch an event besides.
+fn run_with_events() -> Run {
+    let mut run = full_run();
+    run.aggregates.level = Level::Timeline;
+    let mut replay = Replay::default();
+    (replay.events, replay.switches, replay.wakeups) = (1_234_567, 5, 3);
+    run.timeline = Some(replay.conclude(&run.aggregates, true));
+    run
+}
+
+#[test]
+fn golden_timelines() {
+    let mut lossy = run_with_events();
+    lossy.aggregates.counters.lost_timeline_events = 40;
+    lossy.timeline.as_mut().expect("just made").disagreements = None;
+    lossy.aggregates.lost_by_cpu = vec![CpuLosses {
+        cpu: 1,
+        events: 0,
+        timeline_events: 40,
+    }];
+    let lossy = report(Mode::TaskPool, &[lossy]);
+    golden("lossy-timeline.table", table::render(&lossy, Style { color: true }));
+    golden("lossy-timeline.json", json::render(&lossy).expect("JSON"));
+    // Of all that it lacks, only what the counts can tell.
+    let wrong = report(Mode::TaskPool, &[run_with_events()]);
+    golden("wrong-timeline.table", table::render(&wrong, Style { color: true }));
+}
+
 #[test]
 fn golden_json() {
     let json = json::render(&report(Mode::TaskPool, &[full_run()])).expect("JSON");
@@ -218,11 +247,13 @@ fn golden_schema() {
     );
     let schema = serde_json::from_slice(&schema).expect("JSON");
     let validator = jsonschema::validator_for(&schema).expect("a schema");
-    let report = serde_json::to_value(report(Mode::Process, &[full_run()])).expect("JSON");
-    let errors: Vec<String> = validator.iter_errors(&report).map(|error| error.to_string()).collect();
-    assert!(errors.is_empty(), "{errors:?}");
+    for run in [full_run(), run_with_events()] {
+        let report = serde_json::to_value(report(Mode::Process, &[run])).expect("JSON");
+        let errors: Vec<String> = validator.iter_errors(&report).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:?}");
+    }
     // The schema can say no.
-    let mut wrong = report;
+    let mut wrong = serde_json::to_value(report(Mode::Process, &[full_run()])).expect("JSON");
     wrong["kernel_switches"]["total"] = serde_json::Value::from("many");
     assert!(!validator.is_valid(&wrong));
 }

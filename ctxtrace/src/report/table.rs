@@ -7,9 +7,9 @@ use comfy_table::{CellAlignment, Table, presets};
 use nix::sys::signal::Signal;
 
 use super::printable;
-use crate::analyze::result::{Class, Distribution, Report, Target, Task, WakeupOrigin, Workload};
+use crate::analyze::result::{Class, CpuLosses, Distribution, Report, Target, Task, Timeline, WakeupOrigin, Workload};
 use crate::trace::Level;
-use crate::units::{duration, signed_thousands, significant, thousands};
+use crate::units::{bytes, duration, signed_thousands, significant, thousands};
 use crate::workload::Language;
 
 /// Threads shown one by one; the rest is summed up.
@@ -448,7 +448,29 @@ fn counts(report: &Report, style: Style) -> String {
             }
         }
     }
+    if let Some(timeline) = &report.timeline {
+        let _ = write!(text, "\n{}", timeline_line(timeline, style));
+    }
     text
+}
+
+fn timeline_line(timeline: &Timeline, style: Style) -> String {
+    let text = format!(
+        "Timeline          {} events, {}",
+        thousands(timeline.events),
+        bytes(timeline.bytes)
+    );
+    match timeline.agrees {
+        Some(true) => format!("{text}: played again, they give the same counts"),
+        None => format!("{text}: not all of them, see what was lost"),
+        Some(false) => {
+            let mut text = format!("{text}: {}", style.red("THEY DO NOT GIVE THE SAME COUNTS"));
+            for difference in &timeline.disagreements {
+                let _ = write!(text, "\n                  {}", style.red(difference));
+            }
+            text
+        }
+    }
 }
 
 /// Whether every run's counts agree with the kernel's.
@@ -535,8 +557,20 @@ fn footer(report: &Report, style: Style) -> String {
         None => "nothing".to_owned(),
         Some(lost) => format!("{}{}", style.red(&lost), room(report)),
     };
+    let by_cpu: Vec<String> = report.lost.by_cpu.iter().map(lost_by_cpu).collect();
+    let by_cpu = if by_cpu.is_empty() {
+        String::new()
+    } else {
+        let cpus = style.red(&by_cpu.join(", "));
+        format!("\n                  {cpus}")
+    };
     let tracing = tracing_cost(report);
-    format!("Lost              {lost}\n{}", style.dim(&tracing))
+    format!("Lost              {lost}{by_cpu}\n{}", style.dim(&tracing))
+}
+
+fn lost_by_cpu(losses: &CpuLosses) -> String {
+    let lost = losses.events + losses.timeline_events;
+    format!("{} on CPU {}", thousands(lost), losses.cpu)
 }
 
 /// Which options make room for what did not fit.
@@ -545,6 +579,7 @@ fn room(report: &Report) -> String {
     let options = [
         ("--max-threads", lost.threads),
         ("--max-stacks", lost.stacks + lost.stack_sums),
+        ("--ring-size", lost.timeline_events),
     ];
     let wanted: Vec<&str> = options
         .iter()
@@ -584,8 +619,16 @@ fn tracing_cost(report: &Report) -> String {
         duration(overhead.tracer_cpu_ns)
     );
     let disturbs = overhead.share_of_on_cpu.is_some_and(|share| share >= DISTURBING_SHARE);
-    if disturbs && report.level == Level::Stacks {
-        text.push_str("\n                  The stacks make the run slower: --level counts for its true speed");
+    let slower = match report.level {
+        Level::Stacks => Some("stacks make"),
+        Level::Timeline => Some("events make"),
+        Level::Counts => None,
+    };
+    if let (true, Some(slower)) = (disturbs, slower) {
+        let _ = write!(
+            text,
+            "\n                  The {slower} the run slower: --level counts for its true speed"
+        );
     }
     text
 }
@@ -689,6 +732,25 @@ mod tests {
         let text = render(&report, COLOR);
         assert!(
             text.contains("\x1b[1;31mthread 101 (tokio-rt-worker): traced 3, the kernel counted 5: -2\x1b[0m"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn events_that_agree_with_the_counts_say_so() {
+        let mut run = run(670_000);
+        run.timeline = Some(crate::trace::run::Timeline {
+            disagreements: Some(Vec::new()),
+            ..Default::default()
+        });
+        let report = summarize(&info(Mode::Task), &[run]);
+        assert_eq!(
+            report.timeline.as_ref().and_then(|timeline| timeline.agrees),
+            Some(true)
+        );
+        let text = render(&report, PLAIN);
+        assert!(
+            text.contains("Timeline          0 events, 0 B: played again, they give the same counts"),
             "{text}"
         );
     }

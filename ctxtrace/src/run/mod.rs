@@ -12,6 +12,7 @@ mod assertions;
 mod bar;
 pub mod child;
 pub mod interrupt;
+mod observe;
 mod outputs;
 mod program;
 mod record;
@@ -90,13 +91,23 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
 /// The exit status of a report that is complete. Says which assertions do not hold.
 fn verdict(assertions: &[Assertion], report: &Report) -> Result<u8> {
     let assertions_hold = assertions::all_hold(assertions, report)?;
-    Ok(if !table::agrees(report) || !report.ledger_adds_up {
-        status::MISMATCH
-    } else if !assertions_hold {
-        status::ASSERTION
-    } else {
-        0
-    })
+    Ok(
+        if !table::agrees(report) || !report.ledger_adds_up || timeline_differs(report) {
+            status::MISMATCH
+        } else if !assertions_hold {
+            status::ASSERTION
+        } else {
+            0
+        },
+    )
+}
+
+/// Whether events that are all there give other counts than those that were added up.
+fn timeline_differs(report: &Report) -> bool {
+    report
+        .timeline
+        .as_ref()
+        .is_some_and(|timeline| timeline.agrees == Some(false))
 }
 
 /// What is said of a recording that begins now.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use nix::sys::signal::Signal;
 
 use super::interrupt::Interrupts;
+use super::observe::Keeper;
 use super::outputs::{self, Outputs};
 use super::save::Saver;
 use super::watch::{Cut, OnInterrupt, Recorded, Recorder, Underway};
@@ -45,7 +46,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
         on_interrupt: OnInterrupt::PassOn,
         duration: settings.duration,
     };
-    let tick = |underway: &Underway<'_>| saver.tick(underway);
+    let mut keeper = Keeper::new(settings.capture.level, &mut saver, |_: &Underway<'_>| {});
     let Recorded { mut run, cut } = match &target {
         Found::Command { words, program, env } => {
             let args: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();
@@ -57,7 +58,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
                 user: user.as_ref(),
                 own_group: false,
             };
-            recorder.command(&command, tick)?
+            recorder.command(&command, &mut keeper)?
         }
         Found::Process { attached, children } => {
             for note in &attached.notes {
@@ -67,11 +68,11 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
                 let (pid, name) = (attached.pid, &attached.name);
                 say(&format!("recording process {pid} ({name}); Ctrl-C ends it"));
             };
-            recorder.process(attached, *children, began, tick)?
+            recorder.process(attached, *children, began, &mut keeper)?
         }
     };
     run.symbols = symbols::resolve(&run.aggregates);
-    saver.run(&run);
+    keeper.finish(&mut run);
 
     let runs = [run];
     let report = summarize(&info, &runs);

@@ -7,9 +7,11 @@ use super::outputs::{self, Outputs};
 use super::verdict;
 use crate::analyze::summarize::summarize;
 use crate::cli::settings::ReportSettings;
+use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
 use crate::target::user::invoker;
 use crate::trace::Level;
+use crate::trace::events::EventSink;
 use crate::trace::file;
 
 /// Reads a capture and writes every output. Of a file that is damaged the readable part is reported, and the status says so.
@@ -27,7 +29,23 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
     if opened.metadata().is_ok_and(|file| file.is_dir()) {
         return Err(unreadable("it is a folder".to_owned()));
     }
-    let saved = file::read(BufReader::new(opened), |_| {}).map_err(unreadable)?;
+    let mut replays: Vec<Replay> = Vec::new();
+    let mut saved = file::read(BufReader::new(opened), |run, events| {
+        // In the order of the runs.
+        if replays.len() <= run {
+            replays.resize_with(run + 1, Replay::default);
+        }
+        replays[run].events(events);
+    })
+    .map_err(unreadable)?;
+    if saved.info.level == Level::Timeline {
+        replays.resize_with(saved.runs.len(), Replay::default);
+        let last = saved.runs.len() - 1;
+        for (index, (run, replay)) in saved.runs.iter_mut().zip(replays).enumerate() {
+            let is_whole = index < last || saved.is_whole;
+            run.timeline = Some(replay.conclude(&run.aggregates, is_whole));
+        }
+    }
     if settings.outputs.wants_stacks() && saved.info.level != Level::Stacks {
         return Err(unreadable(format!(
             "it was recorded with --level {}, which takes no stacks for a flamegraph",

@@ -5,6 +5,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use ctxtrace_common::event::Event;
+
 use super::watch::Underway;
 use crate::cli::settings::SaveSettings;
 use crate::error::{Error, Result};
@@ -74,6 +76,13 @@ impl Saver {
         }
         saving.interval = (2 * saving.interval).min(LONGEST_INTERVAL);
         saving.next = Instant::now() + saving.interval;
+    }
+
+    /// Saves events of the run that goes on.
+    pub(super) fn events(&mut self, batch: &[Event]) {
+        if let Some(saving) = &mut self.0 {
+            saving.write(|writer| writer.events(batch));
+        }
     }
 
     /// Saves a run that is over.

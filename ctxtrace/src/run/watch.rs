@@ -10,10 +10,12 @@ use nix::sys::signal::Signal;
 
 use super::interrupt::Interrupts;
 use crate::capture::{Kernel, Session, Settings};
+use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result};
 use crate::target::attach::{Attached, descendants};
 use crate::target::launch::{Child, Command, Ended};
 use crate::target::mappings::Tracker;
+use crate::trace::events::EventSink;
 use crate::trace::run::{Launched, Run};
 use crate::trace::symbols::Symbols;
 
@@ -89,20 +91,31 @@ impl Underway<'_> {
             outcome: None,
             messages_seen: 0,
             cut_short: None,
+            timeline: None,
         })
     }
 }
 
+/// Is told of a recording while it goes on: of the events of [`crate::trace::Level::Timeline`] as they come, and of where it
+/// stands.
+pub trait Observer: EventSink {
+    /// Called every 50 ms.
+    fn tick(&mut self, _underway: &Underway<'_>) {}
+}
+
+impl Observer for () {}
+impl Observer for Replay {}
+
 impl Recorder<'_> {
     /// Runs a command under tracing, from its first switch to its last, its children included.
     ///
-    /// `tick` is called every 50 ms while it runs. To be called from the main thread: the command does not outlive the
+    /// To be called from the main thread: the command does not outlive the
     /// thread that started it.
     ///
     /// # Errors
     ///
     /// If the command cannot be started, or the kernel refuses to trace.
-    pub fn command(&self, command: &Command<'_>, tick: impl FnMut(&Underway<'_>)) -> Result<Recorded> {
+    pub fn command(&self, command: &Command<'_>, observer: &mut dyn Observer) -> Result<Recorded> {
         let suspended = command.launch_suspended()?;
         let pid = suspended.pid().as_raw() as u32;
         let mut launched = Launched {
@@ -128,10 +141,10 @@ impl Recorder<'_> {
             launched: Some(launched),
             since,
         };
-        let cut = watch.until_the_end(&mut session, &mut tracker, tick)?;
+        let cut = watch.until_the_end(&mut session, &mut tracker, observer)?;
         let ended = child.wait()?;
         launched.rusage = Some(ended.rusage);
-        Self::over(session, tracker, since, Some((launched, ended)), cut)
+        Self::over(session, tracker, observer, since, Some((launched, ended)), cut)
     }
 
     /// Records a process that runs already, with the children it has and makes if `children` says so, until it ends, is
@@ -145,7 +158,7 @@ impl Recorder<'_> {
         attached: &Attached,
         children: bool,
         began: impl FnOnce(),
-        tick: impl FnMut(&Underway<'_>),
+        observer: &mut dyn Observer,
     ) -> Result<Recorded> {
         let settings = Settings {
             follow_children: children,
@@ -172,8 +185,8 @@ impl Recorder<'_> {
             launched: None,
             since,
         };
-        let cut = watch.until_the_end(&mut session, &mut tracker, tick)?;
-        let recorded = Self::over(session, tracker, since, None, cut)?;
+        let cut = watch.until_the_end(&mut session, &mut tracker, observer)?;
+        let recorded = Self::over(session, tracker, observer, since, None, cut)?;
         if cut == Cut::default() && recorded.run.aggregates.threads.is_empty() {
             return Err(Error::Attach {
                 pid,
@@ -186,11 +199,12 @@ impl Recorder<'_> {
     fn over(
         session: Session,
         tracker: Tracker,
+        sink: &mut dyn EventSink,
         since: Instant,
         ended: Option<(Launched, Ended)>,
         cut: Cut,
     ) -> Result<Recorded> {
-        let aggregates = session.finish(tracker)?;
+        let aggregates = session.finish(tracker, sink)?;
         Ok(Recorded {
             run: Run {
                 aggregates,
@@ -201,6 +215,7 @@ impl Recorder<'_> {
                 outcome: None,
                 messages_seen: 0,
                 cut_short: None,
+                timeline: None,
             },
             cut,
         })
@@ -246,12 +261,7 @@ struct Watch<'a> {
 impl Watch<'_> {
     /// Waits for the target's end, ticking meanwhile. A target of ours is ended when the time is up; one that was attached
     /// to is let go then, or at the first signal.
-    fn until_the_end(
-        &self,
-        session: &mut Session,
-        tracker: &mut Tracker,
-        mut tick: impl FnMut(&Underway<'_>),
-    ) -> Result<Cut> {
+    fn until_the_end(&self, session: &mut Session, tracker: &mut Tracker, observer: &mut dyn Observer) -> Result<Cut> {
         let interrupts = self.recorder.interrupts;
         let deadline = self.recorder.duration.map(|duration| self.since + duration);
         let mut cut = Cut::default();
@@ -260,6 +270,7 @@ impl Watch<'_> {
             let mut fds = vec![
                 PollFd::new(self.end, PollFlags::POLLIN),
                 PollFd::new(session.executed_fd(), PollFlags::POLLIN),
+                PollFd::new(session.events_fd(), PollFlags::POLLIN),
             ];
             fds.extend(interrupts.map(|interrupts| PollFd::new(interrupts.fd(), PollFlags::POLLIN)));
             let until = deadline
@@ -273,7 +284,7 @@ impl Watch<'_> {
                 Err(errno) => return Err(Error::errno("poll")(errno)),
             }
             let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
-            let (ended, program_executed) = (is_ready(&fds[0]), is_ready(&fds[1]));
+            let (ended, program_executed, many_events) = (is_ready(&fds[0]), is_ready(&fds[1]), is_ready(&fds[2]));
             let is_over = self.take_signals(&mut cut);
             if !cut.time_is_up && deadline.is_some_and(|at| Instant::now() >= at) {
                 cut.time_is_up = true;
@@ -285,10 +296,13 @@ impl Watch<'_> {
                 tracker.tick();
                 session.programs_executed(tracker);
             }
+            if many_events {
+                session.drain_events(observer);
+            }
             if Instant::now() >= next_tick {
                 tracker.tick();
-                session.tick(tracker);
-                tick(&Underway {
+                session.tick(tracker, observer);
+                observer.tick(&Underway {
                     session,
                     tracker,
                     launched: self.launched,

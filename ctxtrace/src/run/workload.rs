@@ -9,9 +9,10 @@ use nix::sys::signal::Signal;
 
 use super::bar::Bar;
 use super::child::Message;
+use super::observe::Keeper;
 use super::program::Program;
 use super::save::Saver;
-use super::watch::{Recorded, Recorder};
+use super::watch::{Recorded, Recorder, Underway};
 use crate::cli::settings::RunSettings;
 use crate::error::{Error, Result};
 use crate::symbolize::symbols;
@@ -42,13 +43,12 @@ pub(super) fn recorded(
         own_group: true,
     };
     let mut bar = Bar::new(settings.spec.iterations, number, settings.repeat);
-    let Recorded { mut run, cut } = recorder.command(&command, |underway| {
+    let mut keeper = Keeper::new(settings.capture.level, saver, |underway: &Underway<'_>| {
         if bar.is_wanted() {
             bar.update(progress.messages(), underway.session.switches_so_far());
         }
-        saver.tick(underway);
-    })?;
-    drop(bar);
+    });
+    let Recorded { mut run, cut } = recorder.command(&command, &mut keeper)?;
 
     let message = last_message(&mut report);
     run.messages_seen = progress.messages();
@@ -62,7 +62,7 @@ pub(super) fn recorded(
     };
     run.cut_short = cut_short(cut.interrupted, message.as_ref(), run.exit.unwrap_or_default());
     run.symbols = symbols::resolve(&run.aggregates);
-    saver.run(&run);
+    keeper.finish(&mut run);
     Ok(run)
 }
 

@@ -10,6 +10,8 @@ pub mod file;
 pub mod run;
 pub mod symbols;
 
+pub mod events;
+
 use std::collections::HashMap;
 
 use ctxtrace_common::counters::Counters;
@@ -32,6 +34,8 @@ pub enum Level {
     Counts,
     /// Also the kernel and user stack of every switch-out
     Stacks,
+    /// Counts, latencies, and every switch and wakeup as an event
+    Timeline,
 }
 
 impl Level {
@@ -41,6 +45,7 @@ impl Level {
         match self {
             Self::Counts => "counts",
             Self::Stacks => "stacks",
+            Self::Timeline => "timeline",
         }
     }
 }
@@ -149,6 +154,17 @@ pub struct TracerCost {
     pub tracer_cpu_ns: u64,
 }
 
+/// What one CPU has lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuLosses {
+    /// The CPU.
+    pub cpu: u32,
+    /// Kernel switches whose loss was found out there.
+    pub events: u64,
+    /// Events of the timeline that found its ring full.
+    pub timeline_events: u64,
+}
+
 /// Everything the kernel had summed up when a run was over.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Aggregates {
@@ -160,6 +176,8 @@ pub struct Aggregates {
     pub threads: Vec<ThreadRecord>,
     /// Totals and losses.
     pub counters: Counters,
+    /// The CPUs that have lost events.
+    pub lost_by_cpu: Vec<CpuLosses>,
     /// The distributions.
     pub latencies: Latencies,
     /// Distinct stacks by key, innermost frame first.
@@ -231,6 +249,7 @@ pub(crate) mod build {
     pub(crate) fn run(aggregates: Aggregates) -> Run {
         Run {
             aggregates,
+            timeline: None,
             symbols: Symbols::default(),
             launched: None,
             recorded_ns: 2_000_000,
@@ -255,6 +274,7 @@ pub(crate) mod build {
             level: Level::Counts,
             threads,
             counters,
+            lost_by_cpu: Vec::new(),
             latencies: Latencies::default(),
             stacks: HashMap::new(),
             switch_sums: vec![(sum_key(Class::ThreadBlocked, 0), blocked)],

@@ -109,6 +109,21 @@ pub struct Exit {
     pub signal: Option<i32>,
 }
 
+/// What the events of a run came to when they were played again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Timeline {
+    /// Events; a switch from one thread of the target to another is one.
+    pub events: u64,
+    /// Bytes of all events.
+    pub bytes: u64,
+    /// Switch-outs of the target's threads.
+    pub switches: u64,
+    /// Wakings of the target's threads.
+    pub wakeups: u64,
+    /// What they say otherwise than the run's counts; `None` if they cannot be compared, because not all of them are there.
+    pub disagreements: Option<Vec<String>>,
+}
+
 /// One recording.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Run {
@@ -117,6 +132,9 @@ pub struct Run {
     /// The names of its stacks.
     #[serde(skip)]
     pub symbols: Symbols,
+    /// Its events, added up; `None` where none were recorded.
+    #[serde(skip)]
+    pub timeline: Option<Timeline>,
     /// The process, if it was started for the recording and not attached to.
     pub launched: Option<Launched>,
     /// From when the programs were attached to when they were detached.

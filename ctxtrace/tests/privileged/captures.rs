@@ -21,6 +21,14 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         a_killed_tracer_leaves_a_readable_capture,
     ),
     (
+        "a_timeline_is_kept_and_played_again",
+        a_timeline_is_kept_and_played_again,
+    ),
+    (
+        "a_killed_tracer_leaves_the_events_so_far",
+        a_killed_tracer_leaves_the_events_so_far,
+    ),
+    (
         "a_capture_is_not_overwritten_by_accident",
         a_capture_is_not_overwritten_by_accident,
     ),
@@ -122,6 +130,53 @@ fn a_killed_tracer_leaves_a_readable_capture() {
     // Its stacks have no names, and say so.
     let folded = ctxtrace(&format!("report {} --folded -", capture.display()));
     assert!(stdout(&folded).contains("ctxtrace+0x"), "{}", stdout(&folded));
+}
+
+fn a_timeline_is_kept_and_played_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (verb, rest) in [
+        ("run", "--mode process --iterations 5000 --repeat 2"),
+        ("record", "-- ls /"),
+    ] {
+        let run = in_folder(
+            folder.path(),
+            &format!("{verb} --level timeline -o run.ctx --force --json run.json {rest}"),
+        );
+        assert_eq!(run.status.code(), Some(0), "{verb}: {}", stderr(&run));
+        let report = in_folder(folder.path(), "report run.ctx --json -");
+        assert_eq!(report.status.code(), Some(0), "{verb}: {}", stderr(&report));
+        assert!(report.stdout == read(&folder.path().join("run.json")), "{verb}");
+        let json: Value = serde_json::from_slice(&report.stdout).expect("JSON");
+        assert_eq!(json["timeline"]["agrees"], true, "{verb}");
+        assert!(json["timeline"]["events"].as_u64().expect("a number") > 0);
+    }
+}
+
+fn a_killed_tracer_leaves_the_events_so_far() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let capture = folder.path().join("run.ctx");
+    let mut tracer = command("run --mode process --level timeline --iterations 1000000000 -o")
+        .arg(&capture)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("started");
+    wait_for_workload(&tracer);
+    let report = || ctxtrace(&format!("report {} --json -", capture.display()));
+    // A first state, and events beyond it.
+    wait_until("there is a state in the capture", || {
+        report().status.code() == Some(1) && !report().stdout.is_empty()
+    });
+    kill(Pid::from_raw(tracer.id() as i32), Signal::SIGKILL).expect("sent");
+    tracer.wait().expect("ended");
+    let json: Value = serde_json::from_slice(&report().stdout).expect("JSON");
+    assert_eq!(json["complete"], false);
+    let switches = |pointer: &str| json.pointer(pointer).and_then(Value::as_u64).expect("a number");
+    assert!(switches("/timeline/switches") > switches("/kernel_switches/total") / 2);
+    assert_eq!(json["timeline"]["agrees"], Value::Null);
+    let reasons = json["unavailable"].as_array().expect("a list");
+    assert!(reasons.iter().any(|row| row["path"] == "timeline.agrees"));
+    assert_eq!(json["reconciliation"]["difference"], 0);
 }
 
 fn a_capture_is_not_overwritten_by_accident() {

@@ -236,6 +236,7 @@ fn processes_that_live_for_an_instant_are_all_there() {
 
 fn a_thread_that_executes_a_program_keeps_its_count() {
     let traced = trace_program("exec-by-thread");
+    reconciled(&traced);
     let threads = &traced.aggregates.threads;
     // Reconciliation holds thread by thread; the launched id has gone from the first thread to the second.
     assert_eq!(threads.len(), 2);

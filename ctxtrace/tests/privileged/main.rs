@@ -18,6 +18,7 @@ mod real_programs;
 mod record;
 mod support;
 mod tasks;
+mod timeline;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         captures::TESTS,
         real_programs::TESTS,
         go::TESTS,
+        timeline::TESTS,
         cli::TESTS,
         faults::TESTS,
     ]

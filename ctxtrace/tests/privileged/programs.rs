@@ -27,6 +27,10 @@ pub(crate) const FORKS: u64 = 1_000;
 pub(crate) const REUSES: u64 = 20;
 /// Threads of `thread-crowd` at a time.
 pub(crate) const CROWD: usize = 200;
+/// Threads of `many-threads`.
+const MANY_THREADS: usize = 300;
+/// Round trips of `storm`, on each CPU.
+pub(crate) const STORM: u64 = 100_000;
 
 pub(crate) fn run(name: &OsStr) -> ExitCode {
     match name.to_str() {
@@ -37,6 +41,8 @@ pub(crate) fn run(name: &OsStr) -> ExitCode {
         Some("exec-by-thread") => exec_by_thread(),
         Some("reused-id") => reused_id(),
         Some("thread-crowd") => thread_crowd(),
+        Some("many-threads") => many_threads(),
+        Some("storm") => storm(),
         Some("server") => server(),
         Some(name) if tasks::run(name) => {}
         _ => return ExitCode::FAILURE,
@@ -166,4 +172,51 @@ fn server() {
     let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
     child.kill().expect("killed");
     child.wait().expect("ended");
+}
+
+/// Many threads at once, which yield, wait for a lock, sleep, and take another name.
+fn many_threads() {
+    let lock = std::sync::Arc::new(std::sync::Mutex::new(0_u64));
+    let threads: Vec<_> = (0..MANY_THREADS)
+        .map(|number| {
+            let lock = lock.clone();
+            std::thread::spawn(move || {
+                let name = std::ffi::CString::new(format!("thread-{number}")).expect("no zero in it");
+                nix::sys::prctl::set_name(&name).expect("named");
+                for _ in 0..20 {
+                    *lock.lock().expect("not poisoned") += 1;
+                    std::thread::yield_now();
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().expect("ended");
+    }
+}
+
+/// On each CPU two threads that do nothing but wake each other and go to sleep.
+fn storm() {
+    use std::io::{Read, Write};
+    let pinning = Pinning::new(Pin::SplitCpus, 2).expect("two CPUs");
+    let bounce = |mut from: std::io::PipeReader, mut to: std::io::PipeWriter, pinning: Pinning, cpu| {
+        std::thread::spawn(move || {
+            pinning.apply(cpu).expect("pinned");
+            let mut byte = [0];
+            for _ in 0..STORM {
+                to.write_all(&byte).expect("written");
+                from.read_exact(&mut byte).expect("read");
+            }
+        })
+    };
+    let mut threads = Vec::new();
+    for cpu in 0..2 {
+        let (there, back) = (std::io::pipe().expect("a pipe"), std::io::pipe().expect("a pipe"));
+        threads.push(bounce(back.0, there.1, pinning.clone(), cpu));
+        threads.push(bounce(there.0, back.1, pinning.clone(), cpu));
+    }
+    for thread in threads {
+        thread.join().expect("ended");
+    }
 }

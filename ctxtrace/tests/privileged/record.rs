@@ -293,6 +293,10 @@ fn a_running_process_is_recorded_and_left_alone() {
         assert!((50..=500).contains(&number(thread, "/voluntary")), "{thread}");
         assert_eq!(thread["pid"], id);
     }
+    // Every event of it, from the middle of its life on.
+    let json = attached_json(&format!("-p {id} --children --level timeline --duration 500ms"));
+    reconciles(&json);
+    assert_eq!(json["timeline"]["agrees"], true, "{:#}", json["timeline"]);
     // Interrupted: let go, not killed.
     let recorder = recorder_at_work(&format!("record -p {id}"));
     std::thread::sleep(std::time::Duration::from_millis(300));

@@ -8,11 +8,12 @@ use ctxtrace::capture::{Kernel, Settings};
 use ctxtrace::correlate::ledger::{Ledger, ledger};
 use ctxtrace::correlate::reconcile::{Reconciliation, reconcile};
 use ctxtrace::correlate::tasks;
-use ctxtrace::run::watch::{OnInterrupt, Recorder};
+use ctxtrace::run::watch::{Observer, OnInterrupt, Recorder};
 use ctxtrace::symbolize::symbols;
 use ctxtrace::target::environment::Environment;
 use ctxtrace::target::launch;
 use ctxtrace::target::programs::LocatorChoice;
+use ctxtrace::trace::Level;
 use ctxtrace::trace::run::Run;
 use ctxtrace_common::ledger::Class;
 use procfs::process::Process;
@@ -77,8 +78,32 @@ pub(crate) fn trace_program_by(name: &str, locator: LocatorChoice) -> Run {
     traced
 }
 
+/// Traces one of [`crate::programs`] with all its events, which go to `observer`.
+pub(crate) fn trace_events(name: &str, observer: &mut dyn Observer) -> Run {
+    let executable = std::env::current_exe().expect("a path");
+    let settings = Settings {
+        level: Level::Timeline,
+        ..Settings::default()
+    };
+    let traced = trace_at(settings, &executable, &[(crate::programs::VARIABLE, name)], observer);
+    assert_eq!(
+        traced.exit.expect("waited for").status,
+        Some(0),
+        "the program {name} failed"
+    );
+    traced
+}
+
 /// Traces an executable.
 pub(crate) fn trace(executable: &Path, env: &[(&str, &str)], locator: LocatorChoice) -> Run {
+    let settings = Settings {
+        locator,
+        ..Settings::default()
+    };
+    trace_at(settings, executable, env, &mut ())
+}
+
+fn trace_at(settings: Settings, executable: &Path, env: &[(&str, &str)], observer: &mut dyn Observer) -> Run {
     let mut environment = Environment::for_user(None);
     for &(name, value) in env {
         environment = environment.with(name, value);
@@ -93,15 +118,12 @@ pub(crate) fn trace(executable: &Path, env: &[(&str, &str)], locator: LocatorCho
     };
     let recorder = Recorder {
         kernel: &Kernel::discover().expect("a kernel with BTF"),
-        settings: Settings {
-            locator,
-            ..Settings::default()
-        },
+        settings,
         interrupts: None,
         on_interrupt: OnInterrupt::Kill,
         duration: None,
     };
-    let mut run = recorder.command(&command, |_| {}).expect("traced").run;
+    let mut run = recorder.command(&command, observer).expect("traced").run;
     run.symbols = symbols::resolve(&run.aggregates);
     run
 }

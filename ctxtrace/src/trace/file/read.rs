@@ -4,6 +4,8 @@ use std::io::Read;
 
 use serde::de::DeserializeOwned;
 
+use ctxtrace_common::event::{EVENT_BYTES, Event};
+
 use super::block::{self, Kind, Next};
 use super::{MAGIC, VERSION};
 use crate::trace::ThreadRecord;
@@ -16,23 +18,29 @@ pub struct Saved {
     pub info: Info,
     /// The runs; of one that has no end the last state that was saved.
     pub runs: Vec<Run>,
+    /// Whether the end of the last run is in the file.
+    pub is_whole: bool,
     /// What is wrong with the file, from where on nothing could be read; `None` if all of it could.
     pub damage: Option<String>,
 }
 
-/// Reads a capture; `events` gets those of the timeline, as they were written, in batches.
+/// Reads a capture; `events` gets those of the timeline, as they were written, in batches, with the index of the run they
+/// belong to.
 ///
 /// # Errors
 ///
 /// In a sentence, if nothing of it can be reported: it is no capture, it is a newer release's, or it ends before the first
 /// state was saved.
-pub fn read(mut from: impl Read, mut events: impl FnMut(&[u8])) -> Result<Saved, String> {
+pub fn read(mut from: impl Read, mut events: impl FnMut(usize, &[Event])) -> Result<Saved, String> {
     check_version(&mut from)?;
     let mut reading = Reading::default();
     let damage = loop {
         match block::read(&mut from) {
             Ok(Next::Block(Kind::End, _)) => break None,
-            Ok(Next::Block(Kind::Events, bytes)) => events(&bytes),
+            Ok(Next::Block(Kind::Events, bytes)) => match decode_events(&bytes) {
+                Ok(batch) => events(reading.runs.len(), &batch),
+                Err(damage) => break Some(damage),
+            },
             Ok(Next::Block(kind, bytes)) => {
                 if let Err(damage) = reading.take(kind, &bytes) {
                     break Some(damage);
@@ -97,6 +105,7 @@ impl Reading {
     }
 
     fn finish(mut self, damage: Option<String>) -> Result<Saved, String> {
+        let is_whole = self.state.is_none();
         if let Some(mut run) = self.state {
             let cut_off = "the capture does not contain the end of the run".to_owned();
             run.cut_short = Some(run.cut_short.unwrap_or(cut_off));
@@ -107,11 +116,20 @@ impl Reading {
             Some(info) if !self.runs.is_empty() => Ok(Saved {
                 info,
                 runs: self.runs,
+                is_whole,
                 damage,
             }),
             _ => Err(format!("there is nothing in it to report: {}", why())),
         }
     }
+}
+
+fn decode_events(bytes: &[u8]) -> Result<Vec<Event>, String> {
+    let events = bytes.chunks_exact(EVENT_BYTES);
+    if !events.remainder().is_empty() {
+        return Err("a block of events ends in the middle of one".to_owned());
+    }
+    Ok(events.map(bytemuck::pod_read_unaligned).collect())
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use ctxtrace_common::event::Event;
 use ctxtrace_common::histogram::Latency;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::process::{Image, TaskKey};
@@ -10,8 +11,10 @@ use ctxtrace_common::wakeup::{Edge, EdgeKey, Waker};
 use proptest::prelude::*;
 
 use super::*;
+use crate::correlate::timeline::Replay;
 use crate::report::json;
 use crate::symbolize::stacks;
+use crate::trace::events::EventSink;
 use crate::trace::run::{ClockAnchor, Host, Info, Run, Subject};
 use crate::trace::symbols::{Frame, FrameKind};
 use crate::trace::{Level, build};
@@ -91,29 +94,48 @@ fn what_is_read_is_what_was_written() {
     let (first, second) = (run(), run());
     let runs = [first, second];
     let bytes = written(&runs);
-    let saved = read(bytes.as_slice(), |_| panic!("no events")).expect("a capture");
+    let saved = read(bytes.as_slice(), |_, _| panic!("no events")).expect("a capture");
     assert_eq!(saved.damage, None);
     assert_eq!((saved.info.clone(), saved.runs.len()), (info(), 2));
     assert_eq!(saved.runs[1].aggregates.threads.len(), 10_000);
     let original = Saved {
         info: info(),
         runs: runs.to_vec(),
+        is_whole: true,
         damage: None,
     };
     assert_eq!(seen(&saved), seen(&original));
     assert!(bytes.len() < 200_000, "{} bytes are not packed", bytes.len());
 }
 
+fn switches(count: u64) -> Vec<Event> {
+    (0..count).map(|at_ns| Event::switch(at_ns, 1)).collect()
+}
+
 #[test]
 fn events_come_out_as_they_went_in() {
     let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
-    writer.events(b"first").expect("written");
-    writer.events(b"second").expect("written");
-    writer.run(&run()).expect("written");
+    for batches in [&[2, 3][..], &[1]] {
+        for &count in batches {
+            writer.events(&switches(count)).expect("written");
+        }
+        writer.run(&run()).expect("written");
+    }
     let bytes = writer.end().expect("written");
     let mut events = Vec::new();
-    read(bytes.as_slice(), |batch| events.push(batch.to_vec())).expect("a capture");
-    assert_eq!(events, [b"first".to_vec(), b"second".to_vec()]);
+    let saved = read(bytes.as_slice(), |run, batch| events.push((run, batch.to_vec()))).expect("a capture");
+    assert_eq!(events, [(0, switches(2)), (0, switches(3)), (1, switches(1))]);
+    assert!(saved.is_whole);
+}
+
+#[test]
+fn half_an_event_is_damage() {
+    let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
+    writer.checkpoint(&run()).expect("written");
+    writer.raw(block::Kind::Events, &[0; 50]);
+    let saved = read(writer.to_bytes().as_slice(), |_, _| panic!("not a whole one")).expect("a capture");
+    assert!(saved.damage.expect("damaged").contains("middle"));
+    assert!(!saved.is_whole);
 }
 
 #[test]
@@ -124,13 +146,13 @@ fn a_run_that_died_is_read_up_to_its_last_checkpoint() {
     writer.checkpoint(&early).expect("written");
     writer.checkpoint(&run()).expect("written");
     let bytes = writer.to_bytes();
-    let saved = read(bytes.as_slice(), |_| {}).expect("a capture");
+    let saved = read(bytes.as_slice(), |_, _| {}).expect("a capture");
     assert_eq!(saved.runs.len(), 1);
     assert_eq!(saved.runs[0].aggregates.threads.len(), 10_000);
     assert!(saved.runs[0].cut_short.is_some());
     assert!(saved.damage.expect("it has no end").contains("no end"));
     // The second checkpoint is cut off: the first one is what there is.
-    let saved = read(&bytes[..bytes.len() - 1], |_| {}).expect("a capture");
+    let saved = read(&bytes[..bytes.len() - 1], |_, _| {}).expect("a capture");
     assert_eq!(saved.runs[0].aggregates.threads.len(), 3);
     assert!(saved.damage.expect("cut").contains("middle of a block"));
 }
@@ -138,15 +160,15 @@ fn a_run_that_died_is_read_up_to_its_last_checkpoint() {
 #[test]
 fn what_is_no_capture_says_so() {
     for bytes in [&b""[..], b"ctxtrace", b"#!/bin/sh\necho not one of ours", &[0; 1_000]] {
-        let reason = read(bytes, |_| {}).expect_err("foreign");
+        let reason = read(bytes, |_, _| {}).expect_err("foreign");
         assert!(reason.contains("no capture"), "{reason}");
     }
     let mut newer = written(&[run()]);
     newer[12..16].copy_from_slice(&2_u32.to_le_bytes());
-    let reason = read(newer.as_slice(), |_| {}).expect_err("newer");
+    let reason = read(newer.as_slice(), |_, _| {}).expect_err("newer");
     assert!(reason.contains("newer ctxtrace"), "{reason}");
     let empty = written(&[]);
-    let reason = read(empty.as_slice(), |_| {}).expect_err("empty");
+    let reason = read(empty.as_slice(), |_, _| {}).expect_err("empty");
     assert!(reason.contains("nothing in it"), "{reason}");
 }
 
@@ -158,7 +180,7 @@ fn a_damaged_block_ends_the_readable_part() {
     writer.run(&run()).expect("written");
     let mut bytes = writer.end().expect("written");
     bytes[whole + 100] ^= 1;
-    let saved = read(bytes.as_slice(), |_| {}).expect("a capture");
+    let saved = read(bytes.as_slice(), |_, _| {}).expect("a capture");
     assert_eq!(saved.runs.len(), 1);
     assert_eq!(saved.damage.as_deref(), Some("a block is damaged"));
 }
@@ -184,7 +206,7 @@ proptest! {
                 bytes[place] = value;
             }
         }
-        if let Ok(saved) = read(bytes.as_slice(), |_| {}) {
+        if let Ok(saved) = read(bytes.as_slice(), |_, _| {}) {
             let _ = seen(&saved);
         }
     }
@@ -209,8 +231,21 @@ proptest! {
         writer.raw(block::Kind::Threads, &threads);
         writer.raw(block::Kind::State, &state);
         let bytes = writer.end().expect("written");
-        if let Ok(saved) = read(bytes.as_slice(), |_| {}) {
+        if let Ok(saved) = read(bytes.as_slice(), |_, _| {}) {
             let _ = seen(&saved);
         }
+    }
+
+    /// Events of any content, played again as a report plays them.
+    #[test]
+    fn no_events_make_the_replay_panic(words in prop::collection::vec(any::<[u64; 5]>(), 1..50), small in any::<bool>()) {
+        let events: Vec<Event> = words
+            .into_iter()
+            // Half of them with ids so small that they meet again.
+            .map(|words| bytemuck::cast(if small { words.map(|word| word & 0x0303_0303_0303_0303) } else { words }))
+            .collect();
+        let mut replay = Replay::default();
+        replay.events(&events);
+        let _ = replay.conclude(&run().aggregates, true);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use ctxtrace_common::event::Event;
 use serde::Serialize;
 
 use super::block::{self, Kind};
@@ -39,13 +40,13 @@ impl<W: Write> Writer<W> {
         block::write(&mut self.to, Kind::State, &encode(run)?)
     }
 
-    /// Saves events of the timeline, as they came.
+    /// Saves events of the timeline, as they came; they belong to the run that ends next.
     ///
     /// # Errors
     ///
     /// If they cannot be written.
-    pub fn events(&mut self, bytes: &[u8]) -> io::Result<()> {
-        block::write(&mut self.to, Kind::Events, bytes)
+    pub fn events(&mut self, batch: &[Event]) -> io::Result<()> {
+        block::write(&mut self.to, Kind::Events, bytemuck::cast_slice(batch))
     }
 
     /// Saves a run that is over.

@@ -1,0 +1,948 @@
+//! A timeline played again: events in, the same sums out that the kernel side has made.
+//!
+//! The kernel side tells every switch and waking as an event, and adds them up besides. [`Replay`] adds the events up, with
+//! the same state machine ([`ctxtrace_common::clock`]), and [`disagreements`] compares. Where no event was lost the two are
+//! equal, to the nanosecond; so whoever draws a timeline draws what was counted.
+//!
+//! It takes one event at a time and keeps a state for each live thread, a row for each entry of the ledger, and 80 bytes
+//! for each thread that has ended, until [`Replay::take_ended`] takes them.
+//!
+//! **Order.** What it needs is that the switches of one thread come in their order, after the thread's introduction, which
+//! is so in every timeline without losses. Wakings may come anywhere: when a sleep was ended is told with the switch-in.
+//! Times that step back between threads are counted ([`Replay::unordered`]) and do no harm.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use ctxtrace_common::clock::{Clock, Leave};
+use ctxtrace_common::event::{Decoded, EVENT_BYTES, Event, In, Out};
+use ctxtrace_common::histogram::Latency;
+use ctxtrace_common::ledger::Class;
+use ctxtrace_common::process::Image;
+use ctxtrace_common::stack::{SumKey, SwitchSum};
+use ctxtrace_common::thread::Thread;
+
+use crate::trace::events::EventSink;
+use crate::trace::run::Timeline;
+use crate::trace::{Aggregates, Latencies};
+use crate::units::{signed_thousands, thousands};
+
+/// Rows of the ledger that are kept apart; the rest is summed by class. More than the kernel side keeps.
+const MOST_ROWS: usize = 1 << 16;
+
+/// What was added up of one thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ThreadTotals {
+    /// With `tgid` what tells threads apart: the id may be another thread's by now.
+    pub start_boottime_ns: u64,
+    /// Process id.
+    pub tgid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Switch-outs that the kernel counted as voluntary.
+    pub voluntary: u64,
+    /// The others.
+    pub involuntary: u64,
+    /// Sum of the on-CPU intervals.
+    pub on_cpu_ns: u64,
+    /// Sum of the off-CPU intervals.
+    pub off_cpu_ns: u64,
+    /// Sum of the run-queue times.
+    pub run_queue_ns: u64,
+    /// Switch-ins on another CPU than the last one.
+    pub migrations: u64,
+}
+
+impl ThreadTotals {
+    /// The same of what the kernel side has added up.
+    fn of(thread: &Thread) -> Self {
+        Self {
+            start_boottime_ns: thread.start_boottime_ns,
+            tgid: thread.tgid,
+            tid: thread.tid,
+            voluntary: thread.traced_voluntary,
+            involuntary: thread.traced_involuntary,
+            on_cpu_ns: thread.on_cpu_ns,
+            off_cpu_ns: thread.off_cpu_ns,
+            run_queue_ns: thread.run_queue_ns,
+            migrations: thread.migrations,
+        }
+    }
+
+    /// Whether anything has happened to it.
+    fn is_idle(&self) -> bool {
+        self.voluntary + self.involuntary + self.on_cpu_ns + self.run_queue_ns == 0
+    }
+
+    /// Without the id: an `execve` may exchange those of two threads, and the kernel side keeps the one it knew first.
+    fn comparable(mut self) -> Self {
+        self.tid = 0;
+        self
+    }
+}
+
+/// A thread between two events.
+#[derive(Clone, Debug)]
+struct Live {
+    clock: Clock,
+    totals: ThreadTotals,
+    image: u32,
+    last_cpu: Option<u16>,
+    /// Where its last switch-out was counted, if the time is to be added there.
+    pending: Option<Row>,
+    /// What its last switch-out was, and where that is counted: mostly the next one is the same.
+    last: Option<(u64, u8, u8, Row)>,
+}
+
+/// A place to count a switch-out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Row {
+    /// A row of its own.
+    Of(u32),
+    /// The one of the class.
+    OfClass(u8),
+}
+
+/// Finds threads by id: the ids are small numbers, and nobody who could choose them gains anything by collisions.
+#[derive(Default)]
+struct TidHasher(u64);
+
+impl Hasher for TidHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(u32::from(byte));
+        }
+    }
+
+    fn write_u32(&mut self, tid: u32) {
+        // Multiplied, because the table looks at the highest bits as well as at the lowest.
+        self.0 = (self.0 ^ u64::from(tid)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+/// See the text of this module.
+#[derive(Clone, Debug)]
+pub struct Replay {
+    /// Events.
+    pub events: u64,
+    /// Switch-outs of the target's threads.
+    pub switches: u64,
+    /// Wakings of the target's threads.
+    pub wakeups: u64,
+    /// Events that were earlier than one before them.
+    pub unordered: u64,
+    /// Switches of threads that had not been introduced: none, unless events were lost.
+    pub strangers: u64,
+    /// Events of a kind that is not known here.
+    pub unknown: u64,
+    /// Off-CPU intervals one end of which was not seen.
+    pub lost_intervals: u64,
+    /// Sleeps whose end was not seen.
+    pub lost_wakeups: u64,
+    /// The distributions.
+    pub latencies: Latencies,
+    last_ns: u64,
+    live: HashMap<u32, Live, BuildHasherDefault<TidHasher>>,
+    ended: Vec<ThreadTotals>,
+    rows: Vec<(SumKey, SwitchSum)>,
+    row_of: HashMap<SumKey, u32>,
+    overflow: [SwitchSum; Class::COUNT],
+}
+
+impl Default for Replay {
+    fn default() -> Self {
+        Self {
+            events: 0,
+            switches: 0,
+            wakeups: 0,
+            unordered: 0,
+            strangers: 0,
+            unknown: 0,
+            lost_intervals: 0,
+            lost_wakeups: 0,
+            latencies: Latencies::default(),
+            last_ns: 0,
+            live: HashMap::default(),
+            ended: Vec::new(),
+            rows: Vec::new(),
+            row_of: HashMap::new(),
+            overflow: [SwitchSum::default(); Class::COUNT],
+        }
+    }
+}
+
+impl EventSink for Replay {
+    fn events(&mut self, batch: &[Event]) {
+        for event in batch {
+            self.event(event);
+        }
+    }
+}
+
+impl Replay {
+    /// The next event.
+    pub fn event(&mut self, event: &Event) {
+        self.events += 1;
+        if event.at_ns < self.last_ns {
+            self.unordered += 1;
+        }
+        self.last_ns = event.at_ns;
+        match event.decode() {
+            Some(Decoded::Switch { out, into }) => {
+                if let Some(out) = out {
+                    self.switch_out(event, &out);
+                }
+                if let Some(into) = into {
+                    self.switch_in(event, &into);
+                }
+            }
+            Some(Decoded::Waking { .. }) => self.wakeups += 1,
+            Some(Decoded::Thread {
+                tid,
+                previous_tid,
+                start_boottime_ns,
+                image,
+                new,
+            }) => self.introduce(tid, previous_tid, start_boottime_ns, image, new),
+            Some(Decoded::Name { .. } | Decoded::Exec { .. }) => {}
+            None => self.unknown += 1,
+        }
+    }
+
+    /// Bytes of all events.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.events * EVENT_BYTES as u64
+    }
+
+    /// What it came to, beside what the kernel side has added up of the same run. `whole` says whether these were all events
+    /// that were recorded.
+    #[must_use]
+    pub fn conclude(&self, aggregates: &Aggregates, whole: bool) -> Timeline {
+        let comparable = whole && aggregates.counters.lost_timeline_events == 0;
+        Timeline {
+            events: self.events,
+            bytes: self.bytes(),
+            switches: self.switches,
+            wakeups: self.wakeups,
+            disagreements: comparable.then(|| disagreements(self, aggregates)),
+        }
+    }
+
+    /// Takes what was added up of threads that have ended.
+    pub fn take_ended(&mut self) -> Vec<ThreadTotals> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Switch-outs and off-CPU time by class, task and program, as the kernel side sums them up without stacks.
+    #[must_use]
+    pub fn switch_sums(&self) -> &[(SumKey, SwitchSum)] {
+        &self.rows
+    }
+
+    fn introduce(&mut self, tid: u32, previous_tid: u32, start_boottime_ns: u64, image: Image, new: bool) {
+        let is_it = |live: &Live| live.totals.start_boottime_ns == start_boottime_ns;
+        if let Some(live) = self.live.get_mut(&tid)
+            && is_it(live)
+        {
+            live.image = image.number;
+            live.last = None;
+            return;
+        }
+        let known = self.live.get(&previous_tid).is_some_and(is_it);
+        let mut live = if known { self.live.remove(&previous_tid) } else { None }.unwrap_or_else(|| Live::new(new));
+        live.totals.start_boottime_ns = start_boottime_ns;
+        live.totals.tgid = image.tgid;
+        live.totals.tid = tid;
+        live.image = image.number;
+        live.last = None;
+        let Some(mut other) = self.live.insert(tid, live) else {
+            return;
+        };
+        if known {
+            // An `execve` has exchanged the ids of two threads; the other one will be introduced by this id itself.
+            other.totals.tid = previous_tid;
+            self.live.insert(previous_tid, other);
+        } else {
+            // Its last switch was not seen.
+            self.ended.push(other.totals);
+        }
+    }
+
+    /// The state of a thread; that of one of which nothing is known if it has not been introduced.
+    fn live(&mut self, tid: u32) -> &mut Live {
+        let strangers = &mut self.strangers;
+        self.live.entry(tid).or_insert_with(|| {
+            *strangers += 1;
+            let mut live = Live::new(false);
+            live.totals.tid = tid;
+            live
+        })
+    }
+
+    fn switch_out(&mut self, event: &Event, out: &Out) {
+        self.switches += 1;
+        let live = self.live(out.tid);
+        if out.voluntary {
+            live.totals.voluntary += 1;
+        } else {
+            live.totals.involuntary += 1;
+        }
+        let left = live.clock.switch_out(event.at_ns, out.leave);
+        live.totals.on_cpu_ns += left.on_cpu_ns.unwrap_or(0);
+        let (tgid, image) = (live.totals.tgid, live.image);
+        let row = match live.last {
+            Some((task, class, reason, row)) if (task, class, reason) == (out.task, out.class, out.reason) => row,
+            _ => self.row(out, tgid, image),
+        };
+        let sum = self.sum(row);
+        sum.count += 1;
+        let live = self.live(out.tid);
+        live.pending = Some(row);
+        live.last = Some((out.task, out.class, out.reason, row));
+        if let Some(ns) = left.on_cpu_ns {
+            self.latencies.get_mut(Latency::OnCpu).record(ns);
+        }
+        self.lost_intervals += u64::from(left.missed_switch_in);
+        if out.leave == Leave::Dead
+            && let Some(live) = self.live.remove(&out.tid)
+        {
+            self.ended.push(live.totals);
+        }
+    }
+
+    fn switch_in(&mut self, event: &Event, into: &In) {
+        let live = self.live(into.tid);
+        live.clock.waking(into.waking, into.woken_ns);
+        let entered = live.clock.switch_in(event.at_ns);
+        live.totals.off_cpu_ns += entered.off_cpu_ns.unwrap_or(0);
+        live.totals.run_queue_ns += entered.run_queue_ns.unwrap_or(0);
+        if live.last_cpu.is_some_and(|cpu| cpu != event.cpu) {
+            live.totals.migrations += 1;
+        }
+        live.last_cpu = Some(event.cpu);
+        if let Some(row) = live.pending.take() {
+            self.sum(row).off_cpu_ns += entered.off_cpu_ns.unwrap_or(0);
+        }
+        for (latency, ns) in [
+            (Latency::OffCpu, entered.off_cpu_ns),
+            (Latency::Blocked, entered.blocked_ns),
+            (Latency::RunQueue, entered.run_queue_ns),
+            (Latency::WakeToRun, entered.wake_to_run_ns),
+        ] {
+            if let Some(ns) = ns {
+                self.latencies.get_mut(latency).record(ns);
+            }
+        }
+        self.lost_wakeups += u64::from(entered.wake_unknown);
+    }
+
+    fn row(&mut self, out: &Out, tgid: u32, image: u32) -> Row {
+        let mut key = SumKey::EMPTY;
+        key.task = out.task;
+        key.tgid = tgid;
+        key.image = image;
+        key.class = out.class;
+        key.reason = out.reason;
+        if let Some(&row) = self.row_of.get(&key) {
+            return Row::Of(row);
+        }
+        if self.rows.len() == MOST_ROWS {
+            return Row::OfClass(class_of(&key));
+        }
+        let row = self.rows.len() as u32;
+        self.rows.push((key, SwitchSum::default()));
+        self.row_of.insert(key, row);
+        Row::Of(row)
+    }
+
+    fn sum(&mut self, row: Row) -> &mut SwitchSum {
+        match row {
+            Row::Of(row) => &mut self.rows[row as usize].1,
+            Row::OfClass(class) => &mut self.overflow[usize::from(class)],
+        }
+    }
+
+    /// Everything by class alone.
+    fn by_class(&self) -> [SwitchSum; Class::COUNT] {
+        by_class(&self.rows, &self.overflow)
+    }
+
+    fn threads(&self) -> impl Iterator<Item = ThreadTotals> {
+        let live = self.live.values().map(|live| live.totals);
+        self.ended.iter().copied().chain(live)
+    }
+}
+
+impl Live {
+    fn new(new: bool) -> Self {
+        Self {
+            clock: if new { Clock::NEW } else { Clock::UNKNOWN },
+            totals: ThreadTotals::default(),
+            image: 0,
+            last_cpu: None,
+            pending: None,
+            last: None,
+        }
+    }
+}
+
+/// The class by which a switch-out is summed where there is no room for more.
+fn class_of(key: &SumKey) -> u8 {
+    match key.reason {
+        0 if usize::from(key.class) < Class::COUNT => key.class,
+        0 => 0,
+        _ => Class::Unattributed as u8,
+    }
+}
+
+fn by_class(rows: &[(SumKey, SwitchSum)], overflow: &[SwitchSum]) -> [SwitchSum; Class::COUNT] {
+    let mut classes = [SwitchSum::default(); Class::COUNT];
+    let rows = rows.iter().map(|(key, sum)| (usize::from(class_of(key)), sum));
+    for (class, sum) in rows.chain(overflow.iter().enumerate()) {
+        if let Some(total) = classes.get_mut(class) {
+            total.count += sum.count;
+            total.off_cpu_ns += sum.off_cpu_ns;
+        }
+    }
+    classes
+}
+
+/// What differs between the events and what the kernel side has added up; empty if they agree. Of a timeline that lacks
+/// events it cannot be asked.
+#[must_use]
+pub fn disagreements(replay: &Replay, aggregates: &Aggregates) -> Vec<String> {
+    let mut found = Vec::new();
+    let counters = &aggregates.counters;
+    for (what, events, counted) in [
+        ("switches", replay.switches, counters.switches),
+        ("wakeups", replay.wakeups, counters.wakings),
+        ("lost intervals", replay.lost_intervals, counters.lost_intervals),
+        ("lost wakeups", replay.lost_wakeups, counters.lost_wakeups),
+        ("switches of strangers", replay.strangers, 0),
+        ("events of an unknown kind", replay.unknown, 0),
+    ] {
+        if events != counted {
+            found.push(differ(what, events, counted));
+        }
+    }
+    for (what, latency) in [
+        ("off-CPU intervals", Latency::OffCpu),
+        ("blocked intervals", Latency::Blocked),
+        ("run-queue times", Latency::RunQueue),
+        ("on-CPU intervals", Latency::OnCpu),
+        ("wake-to-run times", Latency::WakeToRun),
+    ] {
+        let (events, counted) = (replay.latencies.get(latency), aggregates.latencies.get(latency));
+        if bytemuck::bytes_of(events) != bytemuck::bytes_of(counted) {
+            found.push(if events.count == counted.count {
+                differ(&format!("nanoseconds of {what}"), events.sum_ns, counted.sum_ns)
+            } else {
+                differ(what, events.count, counted.count)
+            });
+        }
+    }
+    found.extend(ledgers_differ(replay, aggregates));
+    found.extend(threads_differ(replay, aggregates));
+    found
+}
+
+fn differ(what: &str, events: u64, counted: u64) -> String {
+    let difference = events.wrapping_sub(counted).cast_signed();
+    format!(
+        "{what}: {} by the events, {} counted ({})",
+        thousands(events),
+        thousands(counted),
+        signed_thousands(difference)
+    )
+}
+
+fn ledgers_differ(replay: &Replay, aggregates: &Aggregates) -> Option<String> {
+    let overflowed = |sums: &[SwitchSum]| sums.iter().any(|sum| sum.count > 0);
+    if overflowed(&replay.overflow) || overflowed(&aggregates.overflow_sums) {
+        let counted = by_class(&aggregates.switch_sums, &aggregates.overflow_sums);
+        let classes = replay.by_class();
+        return (classes != counted).then(|| "the ledger, class by class".to_owned());
+    }
+    let mut rows = replay.rows.clone();
+    rows.sort_by_key(|&(key, _)| key);
+    let row = rows
+        .iter()
+        .zip(&aggregates.switch_sums)
+        .find(|(events, counted)| events != counted);
+    match row {
+        Some(((events, sum), (_, counted))) => Some(differ(
+            &format!("ledger, class {} of process {}", events.class, events.tgid),
+            sum.count,
+            counted.count,
+        )),
+        None if rows.len() != aggregates.switch_sums.len() => Some(differ(
+            "rows of the ledger",
+            rows.len() as u64,
+            aggregates.switch_sums.len() as u64,
+        )),
+        None => None,
+    }
+}
+
+fn threads_differ(replay: &Replay, aggregates: &Aggregates) -> Option<String> {
+    if aggregates.counters.lost_records > 0 {
+        // The records to compare with did not fit their ring.
+        return None;
+    }
+    let sorted = |threads: &mut dyn Iterator<Item = ThreadTotals>| {
+        let mut threads: Vec<_> = threads.filter(|thread| !thread.is_idle()).collect();
+        threads.sort_by_key(|thread| thread.comparable());
+        threads
+    };
+    let events = sorted(&mut replay.threads());
+    let counted = sorted(&mut aggregates.threads.iter().map(|record| ThreadTotals::of(&record.thread)));
+    if events.len() != counted.len() {
+        return Some(differ("threads", events.len() as u64, counted.len() as u64));
+    }
+    let (events, counted) = events
+        .iter()
+        .zip(&counted)
+        .find(|(events, counted)| events.comparable() != counted.comparable())?;
+    Some(differ(
+        &format!("switches or times of thread {}", counted.tid),
+        events.voluntary + events.involuntary,
+        counted.voluntary + counted.involuntary,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use ctxtrace_common::clock::Waking;
+    use ctxtrace_common::wakeup::Waker;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::trace::{Fate, ThreadRecord, build};
+
+    /// How a thread leaves in these tests: the way, and the counter that moves.
+    const SLEEPS: (Leave, bool) = (Leave::Slept, true);
+    const PREEMPTED: (Leave, bool) = (Leave::Runnable, false);
+    const ENDS: (Leave, bool) = (Leave::Dead, true);
+
+    /// The kernel side in a few lines: adds up as it does, and tells events as it does.
+    struct Kernel {
+        now_ns: u64,
+        threads: BTreeMap<u32, Thread>,
+        ended: Vec<Thread>,
+        aggregates: Aggregates,
+        sums: BTreeMap<SumKey, SwitchSum>,
+        events: Vec<Event>,
+    }
+
+    impl Kernel {
+        fn new() -> Self {
+            let mut aggregates = build::aggregates(vec![]);
+            aggregates.counters.switches = 0;
+            Self {
+                now_ns: 1_000,
+                threads: BTreeMap::new(),
+                ended: Vec::new(),
+                aggregates,
+                sums: BTreeMap::new(),
+                events: Vec::new(),
+            }
+        }
+
+        /// Threads 1, 3, 5, … are born, the others found.
+        fn meet(&mut self, tid: u32, cpu: u32) {
+            let now_ns = self.now_ns;
+            let thread = self.threads.entry(tid).or_insert_with(|| {
+                let mut thread: Thread = bytemuck::Zeroable::zeroed();
+                thread.clock = if tid % 2 == 1 { Clock::NEW } else { Clock::UNKNOWN };
+                thread.start_boottime_ns = now_ns;
+                thread.tid = tid;
+                thread.tgid = 100 + tid / 4;
+                thread
+            });
+            if thread.told_tid == tid {
+                return;
+            }
+            thread.told_tid = tid;
+            let image = Image {
+                tgid: thread.tgid,
+                number: thread.image,
+            };
+            let new = tid % 2 == 1;
+            self.events
+                .push(Event::thread(now_ns, cpu, tid, 0, thread.start_boottime_ns, image, new));
+            self.events.push(Event::name(now_ns, cpu, tid, &thread.comm));
+        }
+
+        fn record(&mut self, latency: Latency, ns: Option<u64>) {
+            if let Some(ns) = ns {
+                self.aggregates.latencies.get_mut(latency).record(ns);
+            }
+        }
+
+        fn switch(&mut self, cpu: u32, out: Option<(u32, (Leave, bool), SumKey)>, into: Option<u32>) {
+            let mut event = Event::switch(self.now_ns, cpu);
+            if let Some((tid, how, key)) = out {
+                self.meet(tid, cpu);
+                self.out(&mut event, tid, how, key);
+            }
+            if let Some(tid) = into {
+                self.meet(tid, cpu);
+                self.enter(&mut event, tid, cpu);
+            }
+            if event.concerns_the_target() {
+                self.events.push(event);
+            }
+        }
+
+        fn out(&mut self, event: &mut Event, tid: u32, (leave, voluntary): (Leave, bool), mut key: SumKey) {
+            let thread = self.threads.get_mut(&tid).expect("met");
+            (key.tgid, key.image) = (thread.tgid, thread.image);
+            let mut count = thread.kernel;
+            if voluntary {
+                count.voluntary += 1;
+            } else {
+                count.involuntary += 1;
+            }
+            thread.count_switch(count, leave != Leave::Runnable);
+            let left = thread.clock.switch_out(self.now_ns, leave);
+            thread.on_cpu_ns += left.on_cpu_ns.unwrap_or(0);
+            thread.pending = key;
+            event.set_out(tid, leave, voluntary, &key);
+            self.sums.entry(key).or_default().count += 1;
+            self.aggregates.counters.switches += 1;
+            self.aggregates.counters.lost_intervals += u64::from(left.missed_switch_in);
+            self.record(Latency::OnCpu, left.on_cpu_ns);
+            if leave == Leave::Dead {
+                self.ended.extend(self.threads.remove(&tid));
+            }
+        }
+
+        fn enter(&mut self, event: &mut Event, tid: u32, cpu: u32) {
+            let thread = self.threads.get_mut(&tid).expect("met");
+            let (waking, woken_ns) = thread.clock.noted_waking();
+            event.set_in(tid, waking, woken_ns);
+            let was_out = thread.clock.is_off();
+            let entered = thread.clock.switch_in(self.now_ns);
+            thread.off_cpu_ns += entered.off_cpu_ns.unwrap_or(0);
+            thread.run_queue_ns += entered.run_queue_ns.unwrap_or(0);
+            if thread.last_cpu_plus_one != cpu + 1 {
+                thread.migrations += u64::from(thread.last_cpu_plus_one != 0);
+                thread.last_cpu_plus_one = cpu + 1;
+            }
+            if was_out {
+                let key = thread.pending;
+                self.sums.entry(key).or_default().off_cpu_ns += entered.off_cpu_ns.unwrap_or(0);
+            }
+            self.aggregates.counters.lost_wakeups += u64::from(entered.wake_unknown);
+            self.record(Latency::OffCpu, entered.off_cpu_ns);
+            self.record(Latency::Blocked, entered.blocked_ns);
+            self.record(Latency::RunQueue, entered.run_queue_ns);
+            self.record(Latency::WakeToRun, entered.wake_to_run_ns);
+        }
+
+        fn wake(&mut self, cpu: u32, tid: u32) {
+            self.meet(tid, cpu);
+            let thread = self.threads.get_mut(&tid).expect("met");
+            let noted = thread.clock.next_waking();
+            if let Some(waking) = noted {
+                thread.clock.waking(waking, self.now_ns);
+            }
+            self.aggregates.counters.wakings += 1;
+            let waker = Waker::default();
+            self.events
+                .push(Event::waking(self.now_ns, cpu, tid, noted, false, &waker));
+        }
+
+        fn exec(&mut self, tid: u32) {
+            if let Some(thread) = self.threads.get_mut(&tid) {
+                thread.image += 1;
+                thread.told_tid = 0;
+            }
+        }
+
+        fn finish(mut self) -> (Aggregates, Vec<Event>) {
+            let threads = self.ended.into_iter().chain(self.threads.into_values());
+            self.aggregates.threads = threads
+                .map(|thread| ThreadRecord {
+                    thread,
+                    fate: Fate::Ended,
+                })
+                .collect();
+            self.aggregates.switch_sums = self.sums.into_iter().collect();
+            (self.aggregates, self.events)
+        }
+    }
+
+    fn replay(events: &[Event]) -> Replay {
+        let mut replay = Replay::default();
+        replay.events(events);
+        replay
+    }
+
+    fn key(class: Class, task: u64) -> SumKey {
+        let mut key = build::sum_key(class, task);
+        key.tgid = 0;
+        key
+    }
+
+    /// Plays a drawn timeline, a line for each CPU, 10 ns a character: a digit comes onto the CPU; `z` sends whoever is
+    /// there to sleep, `r` off though runnable, `x` for good; a letter from `A` on wakes thread 0, 1, ….
+    fn draw(lines: &[&str]) -> (Aggregates, Vec<Event>) {
+        let mut kernel = Kernel::new();
+        let mut on = vec![None; lines.len()];
+        for column in 0..lines.iter().map(|line| line.len()).max().unwrap_or(0) {
+            kernel.now_ns += 10;
+            for (cpu, line) in lines.iter().enumerate() {
+                let number = cpu as u32;
+                let blocked = key(Class::ThreadBlocked, 0);
+                match line.as_bytes().get(column) {
+                    Some(digit @ b'0'..=b'9') => {
+                        let tid = u32::from(digit - b'0') + 1;
+                        // Whoever was there makes way in the same event.
+                        let out = on[cpu]
+                            .replace(tid)
+                            .map(|tid| (tid, PREEMPTED, key(Class::ThreadPreempted, 0)));
+                        kernel.switch(number, out, Some(tid));
+                    }
+                    Some(b'z') => kernel.switch(number, on[cpu].take().map(|tid| (tid, SLEEPS, blocked)), None),
+                    Some(b'r') => kernel.switch(number, on[cpu].take().map(|tid| (tid, PREEMPTED, blocked)), None),
+                    Some(b'x') => {
+                        let exited = key(Class::Exited, 0);
+                        kernel.switch(number, on[cpu].take().map(|tid| (tid, ENDS, exited)), None);
+                    }
+                    Some(letter @ b'A'..=b'J') => kernel.wake(number, u32::from(letter - b'A') + 1),
+                    _ => {}
+                }
+            }
+        }
+        kernel.finish()
+    }
+
+    #[test]
+    fn a_drawn_timeline_gives_its_intervals() {
+        // Thread 0 sleeps for 50 ns, waits for 40, and is thrown out by thread 1.
+        let (aggregates, events) = draw(&[
+            "A.0---z.......0--1--z", //
+            "...........A.........",
+        ]);
+        let replay = replay(&events);
+        assert_eq!(disagreements(&replay, &aggregates), Vec::<String>::new());
+        assert_eq!((replay.switches, replay.wakeups), (3, 2));
+        let sum = |latency| replay.latencies.get(latency).sum_ns;
+        assert_eq!(sum(Latency::OffCpu), 80);
+        assert_eq!(sum(Latency::Blocked), 50);
+        assert_eq!(sum(Latency::OnCpu), 40 + 30 + 30);
+        assert_eq!(sum(Latency::RunQueue), 20 + 30, "that of the new thread is one too");
+        assert_eq!(replay.lost_wakeups, 0);
+    }
+
+    #[test]
+    fn a_switch_between_two_threads_is_one_event() {
+        let (aggregates, events) = draw(&["0-1-0-1-z"]);
+        let switches = events
+            .iter()
+            .filter(|event| matches!(event.decode(), Some(Decoded::Switch { .. })));
+        assert_eq!(switches.count(), 5);
+        assert_eq!(replay(&events).switches, 4);
+        assert_eq!(disagreements(&replay(&events), &aggregates), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_event_that_is_missing_is_found_out() {
+        let (aggregates, events) = draw(&["A.0-z.A..0--1--0--x", ".............B....."]);
+        assert_eq!(disagreements(&replay(&events), &aggregates), Vec::<String>::new());
+        for missing in 0..events.len() {
+            if matches!(events[missing].decode(), Some(Decoded::Name { .. })) {
+                continue;
+            }
+            let mut rest = events.clone();
+            rest.remove(missing);
+            assert_ne!(
+                disagreements(&replay(&rest), &aggregates),
+                Vec::<String>::new(),
+                "without {:?}",
+                events[missing].decode()
+            );
+        }
+    }
+
+    #[test]
+    fn a_difference_is_told_in_words() {
+        let (mut aggregates, events) = draw(&["0-z"]);
+        aggregates.counters.switches += 2;
+        assert_eq!(
+            disagreements(&replay(&events), &aggregates),
+            ["switches: 1 by the events, 3 counted (-2)"]
+        );
+    }
+
+    #[test]
+    fn an_id_that_is_used_again_is_another_thread() {
+        let (aggregates, events) = draw(&["0-x.0-x.0-z"]);
+        let mut replay = replay(&events);
+        assert_eq!(disagreements(&replay, &aggregates), Vec::<String>::new());
+        assert_eq!(replay.take_ended().len(), 2);
+        assert_eq!(replay.live.len(), 1);
+    }
+
+    #[test]
+    fn threads_that_exchange_their_ids_keep_their_times() {
+        let image = |number| Image { tgid: 7, number };
+        let out = |at_ns, tid, leave| {
+            let mut event = Event::switch(at_ns, 0);
+            event.set_out(tid, leave, true, &key(Class::ThreadBlocked, 0));
+            event
+        };
+        let into = |at_ns, tid| {
+            let mut event = Event::switch(at_ns, 0);
+            event.set_in(tid, Waking::OffCpu, 0);
+            event
+        };
+        // The leader, 7, is thrown off its CPU on its way out; thread 9 takes over its id with an `execve`.
+        let mut replay = replay(&[
+            Event::thread(1, 0, 7, 0, 70, image(0), false),
+            Event::thread(1, 0, 9, 0, 90, image(0), false),
+            into(10, 7),
+            out(20, 7, Leave::Runnable),
+            into(20, 9),
+            Event::thread(50, 0, 7, 9, 90, image(1), false),
+            out(50, 7, Leave::Slept),
+            Event::thread(60, 0, 9, 7, 70, image(1), false),
+            into(60, 9),
+            out(61, 9, Leave::Dead),
+        ]);
+        let leader = replay.take_ended();
+        assert_eq!(leader.len(), 1);
+        assert_eq!(
+            (leader[0].start_boottime_ns, leader[0].on_cpu_ns, leader[0].off_cpu_ns),
+            (70, 11, 40)
+        );
+        let other = replay.threads().next().expect("one is left");
+        assert_eq!((other.start_boottime_ns, other.tid, other.on_cpu_ns), (90, 7, 30));
+        assert_eq!(replay.strangers, 0);
+    }
+
+    #[test]
+    fn what_has_no_row_is_counted_by_its_class() {
+        let mut kernel = Kernel::new();
+        kernel.meet(1, 0);
+        for task in 0..MOST_ROWS as u64 + 10 {
+            kernel.now_ns += 10;
+            kernel.switch(0, None, Some(1));
+            kernel.now_ns += 10;
+            kernel.switch(0, Some((1, SLEEPS, key(Class::TaskBlocked, task))), None);
+        }
+        let (aggregates, events) = kernel.finish();
+        let mut replay = replay(&events);
+        assert_eq!(replay.switch_sums().len(), MOST_ROWS);
+        assert_eq!(disagreements(&replay, &aggregates), Vec::<String>::new());
+        replay.overflow[Class::TaskBlocked as usize].count += 1;
+        assert_eq!(disagreements(&replay, &aggregates), ["the ledger, class by class"]);
+    }
+
+    #[test]
+    fn memory_is_for_the_living() {
+        let mut kernel = Kernel::new();
+        let mut replay = Replay::default();
+        for _ in 0..10_000 {
+            kernel.now_ns += 10;
+            kernel.switch(0, None, Some(1));
+            kernel.now_ns += 10;
+            kernel.switch(0, Some((1, ENDS, key(Class::Exited, 0))), None);
+            replay.events(&std::mem::take(&mut kernel.events));
+            assert!(replay.live.is_empty());
+            assert_eq!(replay.take_ended().len(), 1);
+        }
+        assert_eq!((replay.rows.len(), replay.switches), (1, 10_000));
+    }
+
+    /// What may happen next on one of two CPUs.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Switch {
+            cpu: u32,
+            out: Option<(u32, (Leave, bool))>,
+            into: Option<u32>,
+            class: Class,
+            task: u64,
+        },
+        Wake {
+            cpu: u32,
+            tid: u32,
+        },
+        Exec {
+            tid: u32,
+        },
+    }
+
+    /// In any order, possible or not: events that contradict each other are what losses look like.
+    fn step() -> impl Strategy<Value = Step> {
+        let how = prop_oneof![
+            4 => Just(SLEEPS),
+            2 => Just(PREEMPTED),
+            1 => Just((Leave::Runnable, true)),
+            1 => Just(ENDS),
+        ];
+        let class = prop::sample::select(&Class::ALL[..]);
+        let switch = (
+            0_u32..2,
+            prop::option::of((1_u32..6, how)),
+            prop::option::of(1_u32..6),
+            class,
+            0_u64..3,
+        )
+            .prop_map(|(cpu, out, into, class, task)| Step::Switch {
+                cpu,
+                out,
+                // Nobody makes way for himself.
+                into: into.filter(|&tid| out.is_none_or(|(leaving, _)| leaving != tid)),
+                class,
+                task,
+            });
+        prop_oneof![
+            6 => switch,
+            3 => (0_u32..2, 1_u32..6).prop_map(|(cpu, tid)| Step::Wake { cpu, tid }),
+            1 => (1_u32..6).prop_map(|tid| Step::Exec { tid }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn played_again_a_timeline_gives_what_the_kernel_has_added_up(
+            steps in prop::collection::vec((step(), 1_u64..5_000), 1..300),
+            wakings_come in prop::collection::vec(any::<prop::sample::Index>(), 300),
+        ) {
+            let mut kernel = Kernel::new();
+            for (step, later_ns) in steps {
+                kernel.now_ns += later_ns;
+                match step {
+                    Step::Switch { cpu, out, into, class, task } => {
+                        kernel.switch(cpu, out.map(|(tid, how)| (tid, how, key(class, task))), into);
+                    }
+                    Step::Wake { cpu, tid } => kernel.wake(cpu, tid),
+                    Step::Exec { tid } => kernel.exec(tid),
+                }
+            }
+            let (aggregates, events) = kernel.finish();
+            let in_order = replay(&events);
+            prop_assert_eq!(disagreements(&in_order, &aggregates), Vec::<String>::new());
+            prop_assert_eq!(in_order.unordered, 0);
+
+            // Wakings may come at any other place.
+            let is_waking = |event: &&Event| matches!(event.decode(), Some(Decoded::Waking { .. }));
+            let mut shuffled: Vec<Event> = events.iter().filter(|event| !is_waking(event)).copied().collect();
+            for (waking, place) in events.iter().filter(is_waking).zip(&wakings_come) {
+                shuffled.insert(place.index(shuffled.len() + 1), *waking);
+            }
+            let differences = disagreements(&replay(&shuffled), &aggregates);
+            prop_assert_eq!(differences, Vec::<String>::new());
+        }
+    }
+}
