@@ -26,6 +26,16 @@ pub fn of_buckets(buckets: &[u64], p: f64) -> Option<u64> {
     Some(low + (upper_bound(bucket) - low) / 2)
 }
 
+/// The median of some values, of an even number the mean of the two in the middle; `None` if there are none.
+#[must_use]
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let upper = *values.get(values.len() / 2)?;
+    let lower = values[(values.len() - 1) / 2];
+    Some(f64::midpoint(lower, upper))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,6 +46,14 @@ mod tests {
             histogram.record(value);
         }
         histogram
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0]), Some(3.0));
+        assert_eq!(median(&[9.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[9.0, 1.0, 2.0, 4.0]), Some(3.0));
     }
 
     #[test]

@@ -40,6 +40,10 @@ impl Nulls {
         });
     }
 
+    pub(super) fn into_entries(self) -> Vec<Unavailable> {
+        self.0
+    }
+
     /// Passes a value on, and notes the reason where there is none.
     pub(super) fn or<T>(&mut self, value: Option<T>, path: &str, reason: &str) -> Option<T> {
         if value.is_none() {

@@ -38,6 +38,8 @@ pub enum Command {
     /// The command's input, output and exit status stay its own; the table goes to standard error. Ctrl-C goes to the command
     /// too, which is recorded until it ends; a second one kills it.
     Record(RecordArgs),
+    /// Measure every case of the article, beside the article's own figures
+    Suite(SuiteArgs),
     /// Make every output again from a capture; needs no root
     Report(ReportArgs),
     /// Be a workload: how `run` starts its child
@@ -120,6 +122,26 @@ pub struct RecordArgs {
     /// What to write
     #[command(flatten)]
     pub outputs: OutputArgs,
+}
+
+/// Options of `suite`.
+#[derive(Debug, Args)]
+pub struct SuiteArgs {
+    /// Untraced runs of each case, and as many traced ones
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    pub repeat: u64,
+
+    /// Messages of tasks and goroutines; a tenth of them is for processes and threads
+    #[arg(long, value_name = "N", default_value_t = 2_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000_000))]
+    pub iterations: u64,
+
+    /// Write the table as JSON ("-": standard output)
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Write the table as Markdown ("-": standard output)
+    #[arg(long, value_name = "FILE.md")]
+    pub markdown: Option<PathBuf>,
 }
 
 /// Options of `report`.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::analyze::assertion::Assertion;
 use crate::capture::Settings;
-use crate::cli::{OutputArgs, RecordArgs, RecordingArgs, ReportArgs, RunArgs};
+use crate::cli::{OutputArgs, RecordArgs, RecordingArgs, ReportArgs, RunArgs, SuiteArgs};
 use crate::error::{Error, Result};
 use crate::report::Weight;
 use crate::report::output::Destination;
@@ -58,6 +58,21 @@ pub enum RecordTarget {
         /// With its children.
         children: bool,
     },
+}
+
+/// `ctxtrace suite`, every option resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SuiteSettings {
+    /// Untraced runs of each case, and as many traced ones.
+    pub repeat: u64,
+    /// Messages of tasks and goroutines.
+    pub iterations: u64,
+    /// Where the JSON goes.
+    pub json: Option<Destination>,
+    /// Where the Markdown goes.
+    pub markdown: Option<Destination>,
+    /// Whether standard output is not the table's.
+    pub table_to_stderr: bool,
 }
 
 /// `ctxtrace report`, every option resolved.
@@ -142,6 +157,24 @@ impl TryFrom<RecordArgs> for RecordSettings {
             capture: capture(&args.recording, &outputs)?,
             save: save(args.recording, &outputs)?,
             outputs,
+        })
+    }
+}
+
+impl TryFrom<SuiteArgs> for SuiteSettings {
+    type Error = Error;
+
+    fn try_from(args: SuiteArgs) -> Result<Self> {
+        let (json, markdown) = (args.json.map(Destination::from), args.markdown.map(Destination::from));
+        if json.is_some() && json == markdown {
+            return Err(same_place("--json", "--markdown"));
+        }
+        Ok(Self {
+            repeat: args.repeat,
+            iterations: args.iterations,
+            table_to_stderr: [&json, &markdown].contains(&&Some(Destination::Stdout)),
+            json,
+            markdown,
         })
     }
 }
@@ -420,7 +453,7 @@ mod tests {
             "--mode task --level timeline --flamegraph x.svg",
             "--mode task --level timeline --wakeups-flamegraph x.svg",
             "--mode task --level timeline --folded x",
-            "--mode task --ring-bytes 4096",
+            "--mode task --ring-size 4096",
             "--mode task --weight count",
             "--mode task --json - --folded -",
             "--mode task --json x --folded x",

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::flamegraph::{Labels, Subject};
 use super::table::Style;
-use super::{Weight, flamegraph, folded, json, table};
+use super::{Weight, flamegraph, folded, json, suite, table};
 use crate::analyze::result::Report;
+use crate::analyze::suite::{Suite, tests as suite_tests};
 use crate::analyze::summarize::summarize;
 use crate::analyze::summarize::tests::{info, run};
 use crate::correlate::timeline::Replay;
@@ -237,10 +238,25 @@ fn golden_stacks() {
     );
 }
 
+#[test]
+fn golden_suite() {
+    let drawn = suite_tests::drawn();
+    golden("suite.table", suite::render(&drawn, Style { color: false }));
+    golden("suite.md", suite::markdown(&drawn));
+    let json = json::render(&drawn).expect("JSON");
+    golden("suite.json", &json);
+    let schema = json::schema::<Suite>().expect("JSON");
+    compare(&manifest().join("../docs/schema/ctxtrace.suite-1.schema.json"), &schema);
+    let validator = jsonschema::validator_for(&serde_json::from_slice(&schema).expect("JSON")).expect("a schema");
+    let json = serde_json::from_slice(&json).expect("JSON");
+    let errors: Vec<String> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
+    assert!(errors.is_empty(), "{errors:?}");
+}
+
 /// The schema in the documentation is the one of the types, and the golden JSON follows it.
 #[test]
 fn golden_schema() {
-    let schema = json::schema().expect("JSON");
+    let schema = json::schema::<Report>().expect("JSON");
     compare(
         &manifest().join("../docs/schema/ctxtrace.report-1.schema.json"),
         &schema,

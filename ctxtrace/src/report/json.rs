@@ -1,6 +1,8 @@
 //! The result as JSON, and the schema it follows.
 
-use crate::analyze::result::Report;
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use crate::error::{Error, Result};
 
 /// The result, indented, with a newline at its end.
@@ -8,17 +10,17 @@ use crate::error::{Error, Result};
 /// # Errors
 ///
 /// If it cannot be serialised, which no result should bring about.
-pub fn render(report: &Report) -> Result<Vec<u8>> {
-    with_newline(serde_json::to_vec_pretty(report))
+pub fn render(result: &impl Serialize) -> Result<Vec<u8>> {
+    with_newline(serde_json::to_vec_pretty(result))
 }
 
-/// The JSON Schema of `ctxtrace.report/1`.
+/// The JSON Schema of a kind of result.
 ///
 /// # Errors
 ///
 /// As `render`.
-pub fn schema() -> Result<Vec<u8>> {
-    with_newline(serde_json::to_vec_pretty(&schemars::schema_for!(Report)))
+pub fn schema<T: JsonSchema>() -> Result<Vec<u8>> {
+    with_newline(serde_json::to_vec_pretty(&schemars::schema_for!(T)))
 }
 
 fn with_newline(bytes: serde_json::Result<Vec<u8>>) -> Result<Vec<u8>> {

@@ -1,6 +1,7 @@
 //! One result in, bytes out: a file a format, none of which knows how the result came about.
 //!
 //! * [`table`]: for people, on a terminal.
+//! * [`suite`]: the article's table, for people.
 //! * [`json`]: for programs; the contract.
 //! * [`folded`]: stacks as lines, which every flamegraph tool reads.
 //! * [`flamegraph`]: the picture (inferno).
@@ -12,6 +13,7 @@ pub mod folded;
 mod golden;
 pub mod json;
 pub mod output;
+pub mod suite;
 pub mod table;
 
 /// What a flamegraph's widths mean.

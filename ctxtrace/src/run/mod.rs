@@ -18,6 +18,7 @@ mod program;
 mod record;
 mod report;
 mod save;
+pub mod suite;
 pub mod watch;
 mod workload;
 
@@ -112,20 +113,25 @@ fn timeline_differs(report: &Report) -> bool {
 
 /// What is said of a recording that begins now.
 fn info(subject: Subject, level: Level) -> Result<Info> {
+    Ok(Info {
+        ctxtrace_version: env!("CARGO_PKG_VERSION").to_owned(),
+        host: host()?,
+        subject,
+        level,
+        started: ClockAnchor::now(),
+    })
+}
+
+/// This machine.
+fn host() -> Result<Host> {
     let of_kernel = |what: &str| {
         let text = std::fs::read_to_string(format!("/proc/sys/kernel/{what}"));
         text.map(|text| text.trim().to_owned())
             .map_err(Error::system("reading the kernel's name and release"))
     };
-    Ok(Info {
-        ctxtrace_version: env!("CARGO_PKG_VERSION").to_owned(),
-        host: Host {
-            name: of_kernel("hostname")?,
-            kernel: of_kernel("osrelease")?,
-            cpus: allowed_cpus()?.len() as u64,
-        },
-        subject,
-        level,
-        started: ClockAnchor::now(),
+    Ok(Host {
+        name: of_kernel("hostname")?,
+        kernel: of_kernel("osrelease")?,
+        cpus: allowed_cpus()?.len() as u64,
     })
 }

@@ -11,37 +11,50 @@ use crate::trace::run::Run;
 
 /// Keeps what comes; `tick` is called in between.
 pub(super) struct Keeper<'a, F> {
+    kept: Kept<'a>,
+    tick: F,
+}
+
+/// What has come.
+pub(super) struct Kept<'a> {
     saver: &'a mut Saver,
     replay: Option<Replay>,
-    tick: F,
 }
 
 impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
     pub(super) fn new(level: Level, saver: &'a mut Saver, tick: F) -> Self {
+        let replay = (level == Level::Timeline).then(Replay::default);
         Self {
-            saver,
-            replay: (level == Level::Timeline).then(Replay::default),
+            kept: Kept { saver, replay },
             tick,
         }
     }
 
-    /// To be called when the run is over: gives it what its events came to, and saves it.
-    pub(super) fn finish(self, run: &mut Run) {
+    /// Nothing comes any more.
+    pub(super) fn stop(self) -> Kept<'a> {
+        self.kept
+    }
+}
+
+impl Kept<'_> {
+    /// Gives a run that is over what its events came to, and saves it.
+    pub(super) fn finish(self, mut run: Run) -> Run {
         run.timeline = self.replay.map(|replay| replay.conclude(&run.aggregates, true));
-        self.saver.run(run);
+        self.saver.run(&run);
+        run
     }
 }
 
 impl<F> EventSink for Keeper<'_, F> {
     fn events(&mut self, batch: &[Event]) {
-        self.replay.events(batch);
-        self.saver.events(batch);
+        self.kept.replay.events(batch);
+        self.kept.saver.events(batch);
     }
 }
 
 impl<F: FnMut(&Underway<'_>)> Observer for Keeper<'_, F> {
     fn tick(&mut self, underway: &Underway<'_>) {
         (self.tick)(underway);
-        self.saver.tick(underway);
+        self.kept.saver.tick(underway);
     }
 }

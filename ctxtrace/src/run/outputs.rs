@@ -83,15 +83,20 @@ impl Outputs {
 
 /// Prints the table, where nothing else goes: to standard output, or to standard error.
 pub(super) fn print_table(settings: &OutputSettings, report: &Report) -> Result<()> {
+    print(settings.table_to_stderr, |style| table::render(report, style))
+}
+
+/// Prints a text for people.
+pub(super) fn print(to_stderr: bool, render: impl FnOnce(Style) -> String) -> Result<()> {
     let unwritable = |source| Error::Output {
         path: "standard output".into(),
         source,
     };
-    if settings.table_to_stderr {
-        let text = table::render(report, style(io::stderr().is_terminal()));
+    if to_stderr {
+        let text = render(style(io::stderr().is_terminal()));
         io::stderr().write_all(text.as_bytes()).map_err(unwritable)
     } else {
-        let text = table::render(report, style(io::stdout().is_terminal()));
+        let text = render(style(io::stdout().is_terminal()));
         match io::stdout().write_all(text.as_bytes()) {
             // The reader of a pipe has seen enough.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

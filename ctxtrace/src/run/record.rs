@@ -72,9 +72,8 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
         }
     };
     run.symbols = symbols::resolve(&run.aggregates);
-    keeper.finish(&mut run);
 
-    let runs = [run];
+    let runs = [keeper.stop().finish(run)];
     let report = summarize(&info, &runs);
     outputs.write(&report, &runs)?;
     saver.end()?;

@@ -1,14 +1,17 @@
-//! One traced run of a built-in workload: the command that starts it, and what it says of itself.
+//! One run of a built-in workload: the command that starts it, and what it says of itself.
 
 use std::ffi::OsStr;
-use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{PipeReader, PipeWriter, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use super::bar::Bar;
 use super::child::Message;
+use super::interrupt::Interrupts;
 use super::observe::Keeper;
 use super::program::Program;
 use super::save::Saver;
@@ -16,10 +19,79 @@ use super::watch::{Recorded, Recorder, Underway};
 use crate::cli::settings::RunSettings;
 use crate::error::{Error, Result};
 use crate::symbolize::symbols;
-use crate::target::launch::Command;
+use crate::target::launch::{Child, Command};
 use crate::target::user::Invoker;
 use crate::trace::run::{Exit, Run};
+use crate::workload::Outcome;
 use crate::workload::progress::Progress;
+
+/// One start of a workload: what it reports to, and how far it has got.
+struct Start<'a> {
+    program: &'a Program,
+    user: Option<&'a Invoker>,
+    progress: Progress,
+    progress_fd: OwnedFd,
+    report: PipeReader,
+    report_writer: PipeWriter,
+}
+
+/// What a workload said of itself.
+struct Told {
+    outcome: Option<Outcome>,
+    messages_seen: u64,
+    cut_short: Option<String>,
+}
+
+impl<'a> Start<'a> {
+    fn new(program: &'a Program, user: Option<&'a Invoker>) -> Result<Self> {
+        let (progress, progress_fd) = Progress::create()?;
+        let (report, report_writer) = std::io::pipe().map_err(Error::system("pipe"))?;
+        Ok(Self {
+            program,
+            user,
+            progress,
+            progress_fd,
+            report,
+            report_writer,
+        })
+    }
+
+    /// Calls `run` with the command that starts it.
+    fn with_command<T>(&self, run: impl FnOnce(&Command<'_>) -> T) -> T {
+        let (report, progress) = (self.report_writer.as_fd(), self.progress_fd.as_fd());
+        let args = self.program.arguments(report.as_raw_fd(), progress.as_raw_fd());
+        let args: Vec<&OsStr> = args.iter().map(OsStr::new).collect();
+        run(&Command {
+            program: &self.program.path,
+            args: &args,
+            env: &self.program.environment(self.user),
+            inherit: &[report, progress],
+            user: self.user,
+            own_group: true,
+        })
+    }
+
+    /// To be called when it has ended.
+    ///
+    /// # Errors
+    ///
+    /// If it could not even begin: there is nothing to report but why.
+    fn told(mut self, interrupted: Option<Signal>, exit: Exit) -> Result<Told> {
+        let message = last_message(&mut self.report);
+        let messages_seen = self.progress.messages();
+        if let (Some(Message::Failed(reason)), 0, None) = (&message, messages_seen, interrupted) {
+            return Err(Error::Workload(reason.clone()));
+        }
+        Ok(Told {
+            outcome: match &message {
+                Some(Message::Done(outcome)) => Some(*outcome),
+                _ => None,
+            },
+            messages_seen,
+            cut_short: cut_short(interrupted, message.as_ref(), exit),
+        })
+    }
+}
 
 /// Runs the workload once under tracing; `number` tells which of the repeats it is.
 pub(super) fn recorded(
@@ -30,44 +102,76 @@ pub(super) fn recorded(
     number: u64,
     saver: &mut Saver,
 ) -> Result<Run> {
-    let (progress, progress_fd) = Progress::create()?;
-    let (mut report, report_writer) = std::io::pipe().map_err(Error::system("pipe"))?;
-    let args = program.arguments(report_writer.as_raw_fd(), progress_fd.as_raw_fd());
-    let args: Vec<&OsStr> = args.iter().map(OsStr::new).collect();
-    let command = Command {
-        program: &program.path,
-        args: &args,
-        env: &program.environment(user),
-        inherit: &[report_writer.as_fd(), progress_fd.as_fd()],
-        user,
-        own_group: true,
-    };
+    let start = Start::new(program, user)?;
     let mut bar = Bar::new(settings.spec.iterations, number, settings.repeat);
     let mut keeper = Keeper::new(settings.capture.level, saver, |underway: &Underway<'_>| {
         if bar.is_wanted() {
-            bar.update(progress.messages(), underway.session.switches_so_far());
+            bar.update(start.progress.messages(), underway.session.switches_so_far());
         }
     });
-    let Recorded { mut run, cut } = recorder.command(&command, &mut keeper)?;
+    let recorded = start.with_command(|command| recorder.command(command, &mut keeper))?;
+    let kept = keeper.stop();
+    Ok(kept.finish(finished(recorded, start)?))
+}
 
-    let message = last_message(&mut report);
-    run.messages_seen = progress.messages();
-    if let (Some(Message::Failed(reason)), 0, None) = (&message, run.messages_seen, cut.interrupted) {
-        // It could not even begin: there is nothing to report but why.
-        return Err(Error::Workload(reason.clone()));
-    }
-    run.outcome = match &message {
-        Some(Message::Done(outcome)) => Some(*outcome),
-        _ => None,
-    };
-    run.cut_short = cut_short(cut.interrupted, message.as_ref(), run.exit.unwrap_or_default());
+/// Runs the workload once under tracing, and keeps nothing but the counts.
+pub(super) fn counted(program: &Program, recorder: &Recorder<'_>, user: Option<&Invoker>) -> Result<Run> {
+    let start = Start::new(program, user)?;
+    let recorded = start.with_command(|command| recorder.command(command, &mut ()))?;
+    finished(recorded, start)
+}
+
+fn finished(recorded: Recorded, start: Start<'_>) -> Result<Run> {
+    let Recorded { mut run, cut } = recorded;
+    let told = start.told(cut.interrupted, run.exit.unwrap_or_default())?;
+    run.messages_seen = told.messages_seen;
+    run.outcome = told.outcome;
+    run.cut_short = told.cut_short;
     run.symbols = symbols::resolve(&run.aggregates);
-    keeper.finish(&mut run);
     Ok(run)
 }
 
+/// Runs the workload once, and nobody traces it.
+///
+/// # Errors
+///
+/// If it cannot be started, or does not get to its end; `Ok(None)` if it was interrupted.
+pub(super) fn timed(program: &Program, interrupts: &Interrupts, user: Option<&Invoker>) -> Result<Option<Outcome>> {
+    let start = Start::new(program, user)?;
+    let mut child = start.with_command(|command| command.launch_suspended()?.resume())?;
+    let interrupted = until_the_end(&child, interrupts)?;
+    let exit = child.wait()?.exit;
+    let told = start.told(interrupted, exit)?;
+    match (told.outcome, told.cut_short) {
+        _ if interrupted.is_some() => Ok(None),
+        (Some(outcome), None) => Ok(Some(outcome)),
+        (_, reason) => Err(Error::Workload(reason.unwrap_or_default())),
+    }
+}
+
+/// Waits for a child's end; the first signal ends it.
+fn until_the_end(child: &Child, interrupts: &Interrupts) -> Result<Option<Signal>> {
+    loop {
+        let mut fds = [
+            PollFd::new(child.pidfd(), PollFlags::POLLIN),
+            PollFd::new(interrupts.fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::errno("poll")(errno)),
+        }
+        if let Some(interrupt) = interrupts.take() {
+            child.kill();
+            return Ok(Some(interrupt.signal));
+        }
+        if fds[0].revents().is_some_and(|events| !events.is_empty()) {
+            return Ok(None);
+        }
+    }
+}
+
 /// What the workload said before it ended; `None` if it said nothing that can be understood.
-fn last_message(report: &mut std::io::PipeReader) -> Option<Message> {
+fn last_message(report: &mut PipeReader) -> Option<Message> {
     // Somebody who outlives the workload may hold the pipe open: take what is there, and wait for nothing.
     fcntl(&*report, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).ok()?;
     let mut text = Vec::new();
@@ -97,7 +201,6 @@ fn cut_short(signal: Option<Signal>, message: Option<&Message>, exit: Exit) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::Outcome;
 
     fn ended(status: Option<i32>, signal: Option<i32>) -> Exit {
         Exit { status, signal }

@@ -153,8 +153,7 @@ impl Run {
     /// Elapsed time by messages, of a workload that got to its end.
     #[must_use]
     pub fn ns_per_message(&self) -> Option<f64> {
-        let outcome = self.outcome?;
-        Some(outcome.elapsed_ns as f64 / outcome.messages as f64)
+        Some(self.outcome?.ns_per_message())
     }
 
     /// Kernel switches traced.

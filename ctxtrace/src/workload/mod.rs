@@ -166,6 +166,14 @@ pub struct Outcome {
     pub messages: u64,
 }
 
+impl Outcome {
+    /// Elapsed time by messages, nanoseconds.
+    #[must_use]
+    pub fn ns_per_message(&self) -> f64 {
+        self.elapsed_ns as f64 / self.messages as f64
+    }
+}
+
 /// Runs a workload in this process, to its end.
 ///
 /// # Errors

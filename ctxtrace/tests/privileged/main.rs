@@ -16,6 +16,7 @@ mod go;
 mod programs;
 mod real_programs;
 mod record;
+mod suite;
 mod support;
 mod tasks;
 mod timeline;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         real_programs::TESTS,
         go::TESTS,
         timeline::TESTS,
+        suite::TESTS,
         cli::TESTS,
         faults::TESTS,
     ]

@@ -1,0 +1,378 @@
+//! The article's table: every case measured here, beside the article's own figure. Its JSON form is `ctxtrace.suite/1`.
+//!
+//! Speed comes from runs that nobody traced, counts from runs that were, the two in turn: tracing makes some cases slower,
+//! and a count is the same at any speed.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::percentile::median;
+use super::result::{Host, Report, Unavailable};
+use super::summarize::Nulls;
+use crate::units::thousands;
+use crate::workload::pin::Pin;
+use crate::workload::{Language, Mode, Outcome, Root, Spec};
+
+/// Name and version of the format.
+pub const SCHEMA: &str = "ctxtrace.suite/1";
+
+/// The article's measurements: "Lightweight Tasks Switch in Go vs Rust", on a notebook with 4 cores at 2.4 GHz. Total time in
+/// nanoseconds of 2,000,000 messages, by mode and buffer.
+const ARTICLE: [(Mode, usize, f64); 6] = [
+    (Mode::Go, 0, 905_413_631.0),
+    (Mode::Go, 4_096, 881_620_329.0),
+    (Mode::Task, 0, 3_985_478_440.0),
+    (Mode::Task, 4_096, 403_409_172.0),
+    (Mode::TaskPool, 0, 4_727_579_594.0),
+    (Mode::TaskPool, 4_096, 1_412_270_057.0),
+];
+const ARTICLE_MESSAGES: f64 = 2_000_000.0;
+/// "around 2.5 µs per process context switch", in C and in Rust; it says of no other number for threads.
+const ARTICLE_NS_PER_SWITCH: f64 = 2_500.0;
+
+/// The whole table.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Suite {
+    /// `ctxtrace.suite/1`.
+    pub schema: String,
+    /// Version of the program that made it.
+    pub ctxtrace_version: String,
+    /// The machine.
+    pub host: Host,
+    /// How many untraced runs of each case there were to be, and as many traced ones.
+    pub repeat: u64,
+    /// Whether every case was run as often as that.
+    pub complete: bool,
+    /// The cases.
+    pub rows: Vec<Row>,
+    /// One entry for every null.
+    pub unavailable: Vec<Unavailable>,
+}
+
+/// One case.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Row {
+    /// What it is called in the table.
+    pub name: String,
+    /// Which workload.
+    pub mode: Mode,
+    /// What it is written in.
+    pub language: Language,
+    /// Messages a channel holds.
+    pub buffer: Option<u64>,
+    /// Worker threads, or GOMAXPROCS.
+    pub workers: Option<u64>,
+    /// Messages of each run.
+    pub messages: u64,
+    /// Runs that got to their end, untraced and traced together.
+    pub runs: u64,
+    /// Why there are no more of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cut_short: Option<String>,
+    /// Nanoseconds a message, untraced.
+    pub ns_per_message: Option<Spread>,
+    /// Messages a second, by the median of those.
+    pub messages_per_second: Option<f64>,
+    /// Kernel switches a message, the median of the traced runs.
+    pub kernel_switches_per_message: Option<f64>,
+    /// Task switches a message, the median of the traced runs.
+    pub task_switches_per_message: Option<f64>,
+    /// The share of task switches that hit the kernel, the median of the traced runs.
+    pub hit_kernel_share: Option<f64>,
+    /// `ns_per_message` by `kernel_switches_per_message`, where a message is made of kernel switches.
+    pub ns_per_kernel_switch: Option<f64>,
+    /// The article's nanoseconds a message.
+    pub article_ns_per_message: Option<f64>,
+    /// The article's nanoseconds a switch. It counted none: it took a message for two.
+    pub article_ns_per_switch: Option<f64>,
+    /// Nanoseconds a message of the traced runs: what tracing does to this case.
+    pub traced_ns_per_message: Option<Spread>,
+    /// Traced minus kernel switches, of the traced runs together.
+    pub difference: i64,
+    /// Whether the ledger adds up in every traced run.
+    pub ledger_adds_up: bool,
+}
+
+/// What several runs came to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Spread {
+    /// Of an even number the mean of the two in the middle.
+    pub median: f64,
+    /// The least.
+    pub min: f64,
+    /// The most.
+    pub max: f64,
+}
+
+/// One case, measured.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The case.
+    pub spec: Spec,
+    /// What the untraced runs said.
+    pub untraced: Vec<Outcome>,
+    /// The traced runs, each with a report of its own.
+    pub traced: Vec<Report>,
+    /// Why it was not run to its end.
+    pub cut_short: Option<String>,
+}
+
+impl Measured {
+    /// A case of which nothing has been run.
+    #[must_use]
+    pub fn nothing(spec: Spec) -> Self {
+        Self {
+            spec,
+            untraced: Vec::new(),
+            traced: Vec::new(),
+            cut_short: None,
+        }
+    }
+}
+
+/// The article's cases, in its order. Of tasks and goroutines `iterations` messages are sent, and a tenth of that of
+/// processes and threads.
+#[must_use]
+pub fn cases(iterations: u64) -> Vec<Spec> {
+    let pipes = [
+        (Mode::Process, Language::C),
+        (Mode::Process, Language::Rust),
+        (Mode::Thread, Language::Rust),
+    ];
+    let pipes = pipes.map(|(mode, language)| Spec {
+        mode,
+        language,
+        iterations: (iterations / 10).max(1),
+        pin: mode.default_pin(),
+        buffer: None,
+        workers: None,
+        root: None,
+    });
+    let tasks = ARTICLE.map(|(mode, buffer, _)| Spec {
+        mode,
+        language: mode.default_language(),
+        iterations,
+        pin: Pin::None,
+        buffer: Some(buffer),
+        workers: mode.has_workers().then_some(2),
+        root: mode.has_root().then_some(Root::Spawned),
+    });
+    pipes.into_iter().chain(tasks).collect()
+}
+
+/// What a case is called.
+#[must_use]
+pub fn name(spec: &Spec) -> String {
+    match (spec.mode, spec.buffer) {
+        (Mode::Process, _) if spec.language == Language::C => "process, C".to_owned(),
+        (Mode::Process, _) => "process, Rust".to_owned(),
+        (mode, Some(buffer)) => format!("{}, buffer {}", mode.name(), thousands(buffer as u64)),
+        (mode, None) => mode.name().to_owned(),
+    }
+}
+
+/// Makes the table.
+#[must_use]
+pub fn suite(ctxtrace_version: &str, host: &Host, repeat: u64, cases: &[Measured]) -> Suite {
+    let mut nulls = Nulls::default();
+    let is_complete = |case: &Measured| case.untraced.len() as u64 == repeat && case.traced.len() as u64 == repeat;
+    let rows = cases.iter().enumerate();
+    Suite {
+        schema: SCHEMA.to_owned(),
+        ctxtrace_version: ctxtrace_version.to_owned(),
+        host: host.clone(),
+        repeat,
+        complete: cases.iter().all(is_complete),
+        rows: rows.map(|(index, case)| row(index, case, &mut nulls)).collect(),
+        unavailable: nulls.into_entries(),
+    }
+}
+
+fn row(index: usize, case: &Measured, nulls: &mut Nulls) -> Row {
+    const OTHER_FIGURE: &str = "the article has another figure of this case";
+    let spec = &case.spec;
+    let is_tasks = spec.mode.is_tasks();
+    let not_run = case.cut_short.as_deref().unwrap_or("it was not run to its end");
+    let no_polls = match spec.mode {
+        Mode::Process | Mode::Thread => "there are no tasks",
+        Mode::Go => "Go keeps no count of its goroutine switches",
+        Mode::Task | Mode::TaskPool => not_run,
+    };
+    let no_switches = if is_tasks {
+        "a message is not made of kernel switches, so dividing by them gives no cost"
+    } else {
+        not_run
+    };
+    let traced = |figure: fn(&Report) -> Option<f64>| {
+        let figures: Option<Vec<f64>> = case.traced.iter().map(figure).collect();
+        median(&figures?)
+    };
+    let untraced: Vec<f64> = case.untraced.iter().map(Outcome::ns_per_message).collect();
+    let slowed: Vec<f64> = case
+        .traced
+        .iter()
+        .filter_map(|report| report.workload.as_ref()?.ns_per_message)
+        .collect();
+    let ns_per_message = spread(&untraced);
+    let switches = traced(|report| report.kernel_switches.per_message);
+    let by_switch = match (ns_per_message, switches) {
+        (Some(ns), Some(switches)) if !is_tasks && switches > 0.0 => Some(ns.median / switches),
+        _ => None,
+    };
+    let article = ARTICLE
+        .iter()
+        .find(|(mode, buffer, _)| *mode == spec.mode && spec.buffer == Some(*buffer))
+        .map(|(_, _, ns)| ns / ARTICLE_MESSAGES);
+    let mut noted = Noted { nulls, index };
+    Row {
+        name: name(spec),
+        mode: spec.mode,
+        language: spec.language,
+        buffer: noted.or(spec.buffer.map(|buffer| buffer as u64), "buffer", "it has no channel"),
+        workers: noted.or(
+            spec.workers.map(|workers| workers as u64),
+            "workers",
+            "it has no pool of workers",
+        ),
+        messages: spec.iterations,
+        runs: (case.untraced.len() + case.traced.len()) as u64,
+        cut_short: case.cut_short.clone(),
+        ns_per_message: noted.or(ns_per_message, "ns_per_message", not_run),
+        messages_per_second: noted.or(ns_per_message.map(|ns| 1e9 / ns.median), "messages_per_second", not_run),
+        kernel_switches_per_message: noted.or(switches, "kernel_switches_per_message", not_run),
+        task_switches_per_message: noted.or(
+            traced(|report| report.task_switches.as_ref()?.per_message),
+            "task_switches_per_message",
+            no_polls,
+        ),
+        hit_kernel_share: noted.or(traced(hit_kernel_share), "hit_kernel_share", no_polls),
+        ns_per_kernel_switch: noted.or(by_switch, "ns_per_kernel_switch", no_switches),
+        article_ns_per_message: noted.or(article, "article_ns_per_message", OTHER_FIGURE),
+        article_ns_per_switch: noted.or(
+            (!is_tasks).then_some(ARTICLE_NS_PER_SWITCH),
+            "article_ns_per_switch",
+            OTHER_FIGURE,
+        ),
+        traced_ns_per_message: noted.or(spread(&slowed), "traced_ns_per_message", not_run),
+        difference: case.traced.iter().map(|report| report.reconciliation.difference).sum(),
+        ledger_adds_up: case.traced.iter().all(|report| report.ledger_adds_up),
+    }
+}
+
+/// Notes nulls of one row.
+struct Noted<'a> {
+    nulls: &'a mut Nulls,
+    index: usize,
+}
+
+impl Noted<'_> {
+    fn or<T>(&mut self, value: Option<T>, name: &str, reason: &str) -> Option<T> {
+        self.nulls.or(value, &format!("rows[{}].{name}", self.index), reason)
+    }
+}
+
+fn hit_kernel_share(report: &Report) -> Option<f64> {
+    let switches = report.task_switches.as_ref()?;
+    (switches.total > 0).then(|| switches.hit_kernel as f64 / switches.total as f64)
+}
+
+fn spread(values: &[f64]) -> Option<Spread> {
+    Some(Spread {
+        median: median(values)?,
+        min: values.iter().copied().min_by(f64::total_cmp)?,
+        max: values.iter().copied().max_by(f64::total_cmp)?,
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::analyze::summarize::summarize;
+    use crate::analyze::summarize::tests::{info, run};
+
+    /// Every case, with three runs of each kind, but for one that could not be run and one that was cut short.
+    pub(crate) fn drawn() -> Suite {
+        let mut measured: Vec<Measured> = cases(2_000_000).into_iter().map(Measured::nothing).collect();
+        for (index, case) in measured.iter_mut().enumerate() {
+            for number in 0..3_u64 {
+                case.untraced.push(Outcome {
+                    elapsed_ns: (index as u64 + 1) * (100_000_000 + number * 7_000_000),
+                    messages: case.spec.iterations,
+                });
+                let mut traced = run(500_000 + number);
+                traced.aggregates.counters.switches += number;
+                let mut info = info(case.spec.mode);
+                info.subject = crate::trace::run::Subject::Workload(case.spec.clone());
+                case.traced.push(summarize(&info, &[traced]));
+            }
+        }
+        measured[0].untraced.clear();
+        measured[0].traced.clear();
+        measured[0].cut_short = Some("there is no C compiler (cc) here".to_owned());
+        measured[8].traced.truncate(1);
+        measured[8].cut_short = Some("interrupted by SIGINT".to_owned());
+        let host = Host {
+            name: "host".to_owned(),
+            kernel: "6.18.0".to_owned(),
+            cpus: 2,
+        };
+        suite("0.0.0", &host, 3, &measured)
+    }
+
+    #[test]
+    fn the_cases_are_the_articles() {
+        let names: Vec<String> = cases(2_000_000).iter().map(name).collect();
+        assert_eq!(
+            names,
+            [
+                "process, C",
+                "process, Rust",
+                "thread",
+                "go, buffer 0",
+                "go, buffer 4,096",
+                "task, buffer 0",
+                "task, buffer 4,096",
+                "task-pool, buffer 0",
+                "task-pool, buffer 4,096",
+            ]
+        );
+        let specs = cases(5);
+        assert_eq!((specs[0].iterations, specs[3].iterations), (1, 5));
+    }
+
+    #[test]
+    fn a_row_has_the_median_and_the_articles_figure() {
+        let suite = drawn();
+        let thread = &suite.rows[2];
+        let spread = thread.ns_per_message.expect("three runs");
+        assert_eq!((spread.min, spread.median, spread.max), (1_500.0, 1_605.0, 1_710.0));
+        assert_eq!(thread.article_ns_per_switch, Some(2_500.0));
+        let switches = thread.kernel_switches_per_message.expect("traced");
+        assert_eq!(thread.ns_per_kernel_switch, Some(1_605.0 / switches));
+        let task = &suite.rows[5];
+        assert_eq!(task.article_ns_per_message, Some(1_992.739_22));
+        assert_eq!(task.ns_per_kernel_switch, None);
+        assert!(!suite.complete);
+    }
+
+    #[test]
+    fn every_null_has_its_reason() {
+        let json = serde_json::to_value(drawn()).expect("JSON");
+        let mut nulls = Vec::new();
+        for (index, row) in json["rows"].as_array().expect("a list").iter().enumerate() {
+            let fields = row.as_object().expect("an object").iter();
+            nulls.extend(
+                fields
+                    .filter(|(_, value)| value.is_null())
+                    .map(|(name, _)| format!("rows[{index}].{name}")),
+            );
+        }
+        let reasons = json["unavailable"].as_array().expect("a list").iter();
+        let mut told: Vec<String> = reasons
+            .map(|entry| entry["path"].as_str().expect("text").to_owned())
+            .collect();
+        nulls.sort();
+        told.sort();
+        assert_eq!(told, nulls);
+    }
+}

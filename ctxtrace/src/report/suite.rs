@@ -1,0 +1,166 @@
+//! The article's table, for a terminal and as Markdown.
+
+use std::fmt::Write;
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::table::Style;
+use crate::analyze::suite::{Row, Suite};
+use crate::units::{significant, thousands};
+
+/// Where a figure is not to be had.
+const NONE: &str = "–";
+
+/// Whose figures stand beside the measured ones.
+const ARTICLE: &str =
+    "Article: \"Lightweight Tasks Switch in Go vs Rust\", measured on a notebook with 4 cores at 2.4 GHz.";
+
+/// The table for a terminal.
+#[must_use]
+pub fn render(suite: &Suite, style: Style) -> String {
+    let mut text = String::new();
+    if !suite.complete {
+        let _ = writeln!(text, "{}\n", style.red("PARTIAL: not every case was run to its end"));
+    }
+    let _ = writeln!(text, "{}\n", style.bold(&headline(suite)));
+    let mut table = cells(suite, "\n");
+    table.load_style(presets::NOTHING);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    for line in table.lines() {
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    let _ = writeln!(text, "\n{}", style.dim(&notes(suite)));
+    for problem in problems(suite) {
+        let _ = writeln!(text, "{}", style.red(&problem));
+    }
+    text
+}
+
+/// The table as GitHub's Markdown.
+#[must_use]
+pub fn markdown(suite: &Suite) -> String {
+    let mut table = cells(suite, " ");
+    table.load_style(presets::ASCII_MARKDOWN);
+    let mut text = format!(
+        "{}\n\n{table}\n\n{}\n",
+        headline(suite),
+        notes(suite).replace('\n', "\n\n")
+    );
+    for problem in problems(suite) {
+        let _ = write!(text, "\n**{problem}**\n");
+    }
+    text
+}
+
+fn headline(suite: &Suite) -> String {
+    let host = &suite.host;
+    let cpus = if host.cpus == 1 { "" } else { "s" };
+    let runs = if suite.repeat == 1 { "" } else { "s" };
+    format!(
+        "The article's cases on {}: {} CPU{cpus}, Linux {}, {} run{runs} each",
+        super::printable(&host.name),
+        host.cpus,
+        host.kernel,
+        suite.repeat
+    )
+}
+
+/// `line_end` separates the lines of the header.
+fn cells(suite: &Suite, line_end: &str) -> Table {
+    const HEADER: [[&str; 2]; 8] = [
+        ["", "Case"],
+        ["messages", "a second"],
+        ["ns a message", "(least to most)"],
+        ["", "article"],
+        ["kernel switches", "a message"],
+        ["task switches that", "hit the kernel"],
+        ["ns a kernel", "switch"],
+        ["", "article"],
+    ];
+    let mut table = Table::new();
+    table.set_header(HEADER.map(|lines| match lines {
+        ["", line] if line_end == " " => line.to_owned(),
+        lines => lines.join(line_end),
+    }));
+    for row in &suite.rows {
+        table.add_row(row_cells(row));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn row_cells(row: &Row) -> [String; 8] {
+    let or_none = |value: Option<String>| value.unwrap_or_else(|| NONE.to_owned());
+    let whole = |value: f64| thousands(value.round() as u64);
+    let figure = |value: Option<f64>| or_none(value.map(significant));
+    [
+        row.name.clone(),
+        or_none(row.messages_per_second.map(whole)),
+        or_none(row.ns_per_message.map(|ns| {
+            format!(
+                "{} ({} to {})",
+                significant(ns.median),
+                significant(ns.min),
+                significant(ns.max)
+            )
+        })),
+        figure(row.article_ns_per_message),
+        figure(row.kernel_switches_per_message),
+        or_none(
+            row.hit_kernel_share
+                .map(|share| format!("{} %", significant(share * 100.0))),
+        ),
+        figure(row.ns_per_kernel_switch),
+        figure(row.article_ns_per_switch),
+    ]
+}
+
+fn notes(suite: &Suite) -> String {
+    let mut text = format!(
+        "Speed: median of untraced runs. Counts: median of traced runs, interleaved with those.\n\
+         {ARTICLE}"
+    );
+    let slowed: Vec<f64> = suite
+        .rows
+        .iter()
+        .filter_map(|row| Some(row.traced_ns_per_message?.median / row.ns_per_message?.median))
+        .collect();
+    if let Some(most) = slowed.iter().copied().max_by(f64::total_cmp) {
+        let _ = write!(
+            text,
+            "\nTracing made a case up to {} times slower.",
+            significant(most.max(1.0))
+        );
+    }
+    text
+}
+
+/// What keeps the table from being trusted, or from being whole.
+fn problems(suite: &Suite) -> Vec<String> {
+    let mut problems = Vec::new();
+    for row in &suite.rows {
+        if let Some(reason) = &row.cut_short {
+            problems.push(format!("{}: {reason}", row.name));
+        }
+        if row.difference != 0 {
+            problems.push(format!(
+                "{}: the traced counts differ from the kernel's, by {}",
+                row.name, row.difference
+            ));
+        }
+        if !row.ledger_adds_up {
+            problems.push(format!("{}: the ledger does not add up", row.name));
+        }
+    }
+    problems
+}
+
+/// Whether all traced counts agree with the kernel's, and all ledgers add up.
+#[must_use]
+pub fn agrees(suite: &Suite) -> bool {
+    suite.rows.iter().all(|row| row.difference == 0 && row.ledger_adds_up)
+}

@@ -1,0 +1,174 @@
+//! `ctxtrace suite`: the article's table in one command.
+//!
+//! In every round each case is run twice, untraced for its speed and traced for its counts; so whatever disturbs the machine
+//! for a while disturbs all cases alike.
+
+use std::io::{self, IsTerminal, Write};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::interrupt::Interrupts;
+use super::program::Program;
+use super::watch::{OnInterrupt, Recorder};
+use super::{host, info, outputs, workload};
+use crate::analyze::suite::{Measured, cases, name, suite};
+use crate::analyze::summarize::summarize;
+use crate::capture::{Kernel, Settings, preflight};
+use crate::cli::settings::SuiteSettings;
+use crate::error::{Error, Result, status};
+use crate::report::output::Output;
+use crate::report::{json, suite as report};
+use crate::target::user::{Invoker, invoker};
+use crate::trace::Level;
+use crate::trace::run::Subject;
+
+/// Measures every case, writes every output, and returns the exit status. A case that cannot be run is a row that says why.
+///
+/// # Errors
+///
+/// If tracing is not possible here, or if an output cannot be written.
+pub fn run(settings: &SuiteSettings) -> Result<u8> {
+    preflight::check()?;
+    let user = invoker();
+    let open = |destination: &Option<_>| {
+        let opened = destination.as_ref().map(|to| Output::open(to, user.as_ref()));
+        opened.transpose()
+    };
+    let (json, markdown) = (open(&settings.json)?, open(&settings.markdown)?);
+    let mut cases = Cases::prepare(settings, user.as_ref());
+    let kernel = Kernel::discover()?;
+    let interrupts = Interrupts::catch()?;
+    let recorder = Recorder {
+        kernel: &kernel,
+        settings: Settings {
+            level: Level::Counts,
+            ..Settings::default()
+        },
+        interrupts: Some(&interrupts),
+        on_interrupt: OnInterrupt::Kill,
+        duration: None,
+    };
+    let bar = bar(settings.repeat * cases.0.len() as u64);
+    for round in 0..settings.repeat {
+        // Another one is first each time.
+        cases.0.rotate_left(usize::from(round > 0));
+        for case in &mut cases.0 {
+            bar.set_message(name(&case.measured.spec));
+            case.measure(&recorder, &interrupts, user.as_ref())?;
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+
+    let table = suite(
+        env!("CARGO_PKG_VERSION"),
+        &host()?,
+        settings.repeat,
+        &cases.into_measured(),
+    );
+    if let Some(output) = json {
+        told(output, &json::render(&table)?, "the table as JSON")?;
+    }
+    if let Some(output) = markdown {
+        told(output, report::markdown(&table).as_bytes(), "the table as Markdown")?;
+    }
+    outputs::print(settings.table_to_stderr, |style| report::render(&table, style))?;
+    Ok(if interrupts.any_seen() {
+        status::INTERRUPTED
+    } else if !table.complete {
+        status::FAILURE
+    } else if !report::agrees(&table) {
+        status::MISMATCH
+    } else {
+        0
+    })
+}
+
+struct Cases(Vec<Case>);
+
+struct Case {
+    /// Its place in the table.
+    place: usize,
+    /// What is started; `None` if it cannot be.
+    program: Option<Program>,
+    measured: Measured,
+}
+
+impl Cases {
+    /// Builds what has to be built.
+    fn prepare(settings: &SuiteSettings, user: Option<&Invoker>) -> Self {
+        let specs = cases(settings.iterations).into_iter().enumerate();
+        let cases = specs.map(|(place, spec)| {
+            let program = Program::of(&spec, user);
+            let mut measured = Measured::nothing(spec);
+            measured.cut_short = program.as_ref().err().map(Error::to_string);
+            Case {
+                place,
+                program: program.ok(),
+                measured,
+            }
+        });
+        Self(cases.collect())
+    }
+
+    fn into_measured(mut self) -> Vec<Measured> {
+        self.0.sort_by_key(|case| case.place);
+        self.0.into_iter().map(|case| case.measured).collect()
+    }
+}
+
+impl Case {
+    /// Runs it once untraced and once traced, unless it has failed before.
+    fn measure(&mut self, recorder: &Recorder<'_>, interrupts: &Interrupts, user: Option<&Invoker>) -> Result<()> {
+        let Some(program) = self.program.as_ref().filter(|_| self.measured.cut_short.is_none()) else {
+            return Ok(());
+        };
+        if interrupts.any_seen() {
+            self.measured.cut_short = Some("interrupted".to_owned());
+            return Ok(());
+        }
+        match workload::timed(program, interrupts, user) {
+            Ok(Some(outcome)) => self.measured.untraced.push(outcome),
+            Ok(None) => {
+                self.measured.cut_short = Some("interrupted".to_owned());
+                return Ok(());
+            }
+            Err(error) => {
+                self.measured.cut_short = Some(error.to_string());
+                return Ok(());
+            }
+        }
+        match workload::counted(program, recorder, user) {
+            Ok(run) if run.cut_short.is_some() => self.measured.cut_short = run.cut_short,
+            Ok(run) => {
+                let info = info(Subject::Workload(self.measured.spec.clone()), Level::Counts)?;
+                self.measured.traced.push(summarize(&info, &[run]));
+            }
+            Err(error) => self.measured.cut_short = Some(error.to_string()),
+        }
+        Ok(())
+    }
+}
+
+fn told(output: Output, bytes: &[u8], what: &str) -> Result<()> {
+    let path = output.path().map(ToOwned::to_owned);
+    output.commit(bytes)?;
+    if let Some(path) = path {
+        // Nobody is there to be told if standard error is gone.
+        let _ = writeln!(io::stderr(), "wrote {} ({what})", path.display());
+    }
+    Ok(())
+}
+
+/// Shown on a terminal only.
+fn bar(length: u64) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(length);
+    if let Ok(style) = ProgressStyle::with_template("[{bar:30}] {pos}/{len}  {msg}  {eta} left") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.enable_steady_tick(std::time::Duration::from_millis(500));
+    bar
+}
