@@ -57,7 +57,10 @@ fn captures_of_every_version_are_reported_as_ever() {
 fn names_are_in_the_capture() {
     let capture = &captures()[1];
     assert!(capture.ends_with("v1-stacks.ctx"));
-    compare(&capture.with_extension("folded"), &reported(capture, &["--folded", "-"]));
+    compare(
+        &capture.with_extension("folded"),
+        &reported(capture, &["--folded", "-"]),
+    );
     let svg = reported(capture, &["--wakeups-flamegraph", "-"]);
     assert!(svg.contains("tokio::runtime"));
 }

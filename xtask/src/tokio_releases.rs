@@ -1,10 +1,11 @@
-//! One small program, built with several releases of tokio, in several ways: what the tests of the tokio locator trace.
+//! What the tests of the tokio locator trace: one small program, built with several releases of tokio, in several ways; and a
+//! server that is an example of somebody else's crate.
 //!
 //! The program knows nothing of ctxtrace. It is `ctxtrace/tests/privileged/programs/unmodified.rs`; its manifests are made
 //! here, below `target`, because cargo allows one release of tokio in a workspace.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -61,6 +62,9 @@ const fn pie(version: &'static str) -> Build {
     }
 }
 
+/// Crate, version and example of [`install_server`].
+const SERVER: (&str, &str, &str) = ("tokio-tungstenite", "0.30.0", "echo-server");
+
 /// The target is named, so that the flags are not for build scripts as well.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -95,5 +99,29 @@ pub(crate) fn build() -> Result<PathBuf> {
         let program = programs.join(format!("{}-{}", build.name, build.version));
         fs::copy(&built, &program).with_context(|| format!("cannot copy {}", built.display()))?;
     }
+    install_server(&folder)?;
     Ok(programs)
+}
+
+/// A server that somebody else has written: an example of a crate's own, with the type information that the tokio locator
+/// reads, and nothing of ours.
+fn install_server(folder: &Path) -> Result<()> {
+    let (package, version, example) = SERVER;
+    let mut install = process::cargo();
+    install
+        .args([
+            "install",
+            "--quiet",
+            "--locked",
+            "--force",
+            package,
+            "--version",
+            version,
+        ])
+        .args(["--example", example, "--root"])
+        .arg(folder.join("server"))
+        .arg("--target-dir")
+        .arg(folder.join("server-target"))
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "2");
+    process::run(&mut install)
 }

@@ -382,7 +382,11 @@ fn wakeups(report: &Report) -> Option<String> {
     let rest = &report.wakeups[shown.len()..];
     if !rest.is_empty() {
         table.add_row([
-            format!("{} more pair{}", thousands(rest.len() as u64), plural(rest.len() as u64)),
+            format!(
+                "{} more pair{}",
+                thousands(rest.len() as u64),
+                plural(rest.len() as u64)
+            ),
             thousands(rest.iter().map(|wakeups| wakeups.count).sum()),
         ]);
     }
