@@ -6,6 +6,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
 pub use crate::trace::run::Host;
 use crate::units::thousands;
@@ -55,6 +56,8 @@ pub struct Report {
     pub wakeups: Vec<Wakeups>,
     /// The events of the median run; null where there are none.
     pub timeline: Option<Timeline>,
+    /// How tasks were to be found.
+    pub locator: LocatorChoice,
     /// How the tasks of each program were found.
     pub locators: Vec<Locator>,
     /// Distributions of all runs together.

@@ -114,6 +114,7 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         tasks,
         wakeups: attribution::wakeups(&run.aggregates, &mut nulls),
         timeline: timeline(runs, median, &mut nulls),
+        locator: run.aggregates.programs.choice(),
         locators: attribution::locators(&run.aggregates),
         latency: latency(&latencies, open_intervals, &mut nulls),
         migrations: threads.iter().map(|thread| thread.migrations).sum(),

@@ -7,13 +7,18 @@ use comfy_table::{CellAlignment, Table, presets};
 use nix::sys::signal::Signal;
 
 use super::printable;
-use crate::analyze::result::{Class, CpuLosses, Distribution, Report, Target, Task, Timeline, WakeupOrigin, Workload};
+use crate::analyze::result::{
+    Class, CpuLosses, Distribution, Locator, Report, Target, Task, Timeline, WakeupOrigin, Workload,
+};
+use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
 use crate::units::{bytes, duration, signed_thousands, significant, thousands};
 use crate::workload::Language;
 
 /// Threads shown one by one; the rest is summed up.
 const THREADS_SHOWN: usize = 12;
+/// Programs named of those whose tasks are found in one way.
+const PROGRAMS_SHOWN: usize = 3;
 /// Tasks shown one by one.
 const TASKS_SHOWN: usize = 8;
 /// Pairs of waker and woken shown one by one.
@@ -455,7 +460,58 @@ fn counts(report: &Report, style: Style) -> String {
     if let Some(timeline) = &report.timeline {
         let _ = write!(text, "\n{}", timeline_line(timeline, style));
     }
+    for line in locator_lines(report) {
+        let _ = write!(text, "\n{line}");
+    }
     text
+}
+
+/// How tasks were found in each program, and what that can tell; programs of the same kind in one line.
+fn locator_lines(report: &Report) -> Vec<String> {
+    let mut kinds: Vec<(String, Vec<String>)> = Vec::new();
+    for locator in &report.locators {
+        let kind = locator_in_words(locator, report.locator);
+        let file = locator.program.rsplit('/').next().unwrap_or_default();
+        let name = printable(file);
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, names)) if names.contains(&name) => {}
+            Some((_, names)) => names.push(name),
+            None => kinds.push((kind, vec![name])),
+        }
+    }
+    let lines = kinds.into_iter().enumerate().map(|(index, (kind, names))| {
+        let label = if index == 0 { "Tasks found by" } else { "" };
+        let more = names.len().saturating_sub(PROGRAMS_SHOWN);
+        let mut shown = names[..names.len() - more].join(", ");
+        if more > 0 {
+            let _ = write!(shown, " and {more} more");
+        }
+        format!("{label:<18}{kind} ({shown})")
+    });
+    lines.collect()
+}
+
+fn locator_in_words(locator: &Locator, choice: LocatorChoice) -> String {
+    let version = |version: &Option<String>| version.as_ref().map_or(String::new(), |version| format!(" {version}"));
+    let tokio = version(&locator.tokio_version);
+    let go = version(&locator.go_version);
+    match (locator.locator.as_str(), &locator.reason) {
+        ("probe", _) => "probe: tasks by name, every poll counted".to_owned(),
+        ("tokio", _) => format!("tokio{tokio}: tasks by number and type, polls not counted"),
+        ("probe+tokio", _) => {
+            format!("probe: tasks by name, every poll counted; tokio{tokio}: the other tasks by number")
+        }
+        ("go", _) => format!("go{go}: goroutines by number and function, their switches not counted"),
+        ("none", Some(_)) => "nothing: its tasks cannot be found, see \"unattributed\" below".to_owned(),
+        ("none", None) => match choice {
+            LocatorChoice::Auto => "nothing: no tokio, no Go and no ctxtrace-probe in it".to_owned(),
+            LocatorChoice::None => "nothing: they were not looked for".to_owned(),
+            LocatorChoice::Probe => "nothing: no ctxtrace-probe in it".to_owned(),
+            LocatorChoice::Tokio => "nothing: no tokio in it".to_owned(),
+            LocatorChoice::Go => "nothing: no Go in it".to_owned(),
+        },
+        (several, _) => several.replace('+', " and "),
+    }
 }
 
 fn timeline_line(timeline: &Timeline, style: Style) -> String {

@@ -101,6 +101,12 @@ impl Programs {
             .collect()
     }
 
+    /// Which locators were to be used.
+    #[must_use]
+    pub fn choice(&self) -> LocatorChoice {
+        self.choice
+    }
+
     /// Once the run is over: assigns what is left, and looks for tokio and Go in shared objects.
     pub fn complete(&mut self, mappings: &Mappings) {
         for (image, path) in self.unassigned(mappings) {

@@ -1,7 +1,7 @@
 //! Builds a small program with the machine's own compiler, and keeps it.
 //!
 //! Everything is done *as the user the program will run as*: under `sudo` root neither runs a compiler nor touches anything
-//! in a user's folders. The program is kept in that user's cache folder, under a name made of the source and of what the
+//! in a user's folders. The program is kept in that user's cache folder, in a folder whose name is made of the source and of what the
 //! compiler says of itself, so that another source or compiler is another program. It appears there whole or not at all. What
 //! is found there is run only if it, and the folder, are that user's, and nobody else can write them.
 
@@ -160,13 +160,15 @@ fn build_as_self(source: &Source, folders: &[PathBuf]) -> std::result::Result<Pa
     let last_resort = std::env::temp_dir().join(format!("ctxtrace-{}", geteuid()));
     let mut refusals = Vec::new();
     for folder in folders.iter().chain([&last_resort]) {
-        match usable(folder) {
+        // A folder of its own, so that the program is called what it is called.
+        let own = folder.join(key(source, &version));
+        match usable(folder).and_then(|()| usable(&own)) {
             Ok(()) => {
-                let program = folder.join(format!("{}-{}", source.name, key(source, &version)));
+                let program = own.join(source.name);
                 return if is_ours(&program) {
                     Ok(program)
                 } else {
-                    compile(source, &found, folder, &program).map(|()| program)
+                    compile(source, &found, &own, &program).map(|()| program)
                 };
             }
             Err(reason) => refusals.push(format!("{} ({reason})", folder.display())),
