@@ -1,7 +1,7 @@
 //! The rings of events, mapped into this process: see `ctxtrace-ebpf/src/events.rs` for the other end.
 //!
 //! Each CPU's ring is in the order of time. They are merged here, up to a moment a little before the draining began
-//! ([`MARGIN_NS`]), so that the order holds from one draining to the next as well: an event on its way into one ring while
+//! (`MARGIN_NS`), so that the order holds from one draining to the next as well: an event on its way into one ring while
 //! another one is read is not missed by more than the time it takes to write it.
 //!
 //! The order of one thread's switches and wakings is safe in any case. Each is there before the kernel goes on, so before

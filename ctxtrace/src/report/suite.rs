@@ -110,13 +110,19 @@ fn row_cells(row: &Row) -> [String; 8] {
         })),
         figure(row.article_ns_per_message),
         figure(row.kernel_switches_per_message),
-        or_none(
-            row.hit_kernel_share
-                .map(|share| format!("{} %", significant(share * 100.0))),
-        ),
+        or_none(row.hit_kernel_share.map(share)),
         figure(row.ns_per_kernel_switch),
         figure(row.article_ns_per_switch),
     ]
+}
+
+fn share(share: f64) -> String {
+    const LEAST: f64 = 1e-4;
+    if share > 0.0 && share < LEAST {
+        "under 0.01 %".to_owned()
+    } else {
+        format!("{} %", significant(share * 100.0))
+    }
 }
 
 fn notes(suite: &Suite) -> String {
