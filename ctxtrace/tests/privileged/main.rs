@@ -23,6 +23,8 @@ mod timeline;
 
 use std::process::ExitCode;
 
+use nix::sys::signal::{SigHandler, Signal, signal};
+
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Test = fn();
@@ -32,6 +34,9 @@ fn main() -> ExitCode {
         return programs::run(&program);
     }
     let mut arguments = Arguments::from_args();
+    // A shell without job control starts what it puts in the background with this signal ignored, and that is inherited.
+    // SAFETY: no handler is installed, and there is one thread.
+    unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }.expect("a valid signal");
     // Two tests at once would be each other's noise, and each other's competitors for the CPU.
     arguments.test_threads = Some(1);
     let tests: Vec<(&str, Test)> = [
