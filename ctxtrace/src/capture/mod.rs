@@ -17,7 +17,7 @@ pub mod offsets;
 pub mod preflight;
 mod wire;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
@@ -385,11 +385,20 @@ impl Session {
     ///
     /// If a map cannot be read.
     pub fn so_far(&self, mappings: &Mappings) -> Result<Aggregates> {
-        let live = self.live_threads()?;
+        // Who ends at this moment may yet be seen to.
+        self.aggregates(mappings, &HashSet::new())
+    }
+
+    fn aggregates(&self, mappings: &Mappings, vanished: &HashSet<u64>) -> Result<Aggregates> {
+        let threads_by_address = self.live_threads()?;
         let mut threads = self.ended.clone();
-        threads.extend(live.iter().map(|&thread| ThreadRecord {
+        threads.extend(threads_by_address.iter().map(|&(address, thread)| ThreadRecord {
             thread,
-            fate: fate_of(&thread),
+            fate: if vanished.contains(&address) {
+                Fate::Vanished
+            } else {
+                Fate::Alive
+            },
         }));
         Ok(Aggregates {
             level: self.settings.level,
@@ -398,7 +407,7 @@ impl Session {
             lost_by_cpu: self.lost_by_cpu()?,
             latencies: self.latencies()?,
             stacks: self.stacks()?,
-            switch_sums: self.switch_sums(&live)?,
+            switch_sums: self.switch_sums(threads_by_address.iter().map(|(_, thread)| thread))?,
             overflow_sums: self.overflow_sums()?,
             handovers: self.handovers.values().copied().collect(),
             names: self.names.clone(),
@@ -428,6 +437,7 @@ impl Session {
             self.events.drain(sink);
             tracker.tick();
         }
+        let vanished = self.vanished(&mut tracker, sink)?;
         self.cost.stop();
         // Unloading detaches; the maps stay for as long as they are open.
         for name in PROGRAMS.into_iter().chain(extra_programs(self.settings.level)) {
@@ -439,7 +449,31 @@ impl Session {
         self.events.drain_all(sink);
         let mappings = tracker.finish();
         self.programs.complete(&mappings);
-        self.so_far(&mappings)
+        self.aggregates(&mappings, &vanished)
+    }
+
+    /// The threads that are gone, so have made their last switch, and nobody saw it; by the address of their record.
+    ///
+    /// Asked while everything is still attached: whoever ends after that is none of them. A thread leaves `/proc` a little
+    /// before its last switch, so those that have left it now are given time.
+    fn vanished(&mut self, tracker: &mut Tracker, sink: &mut dyn EventSink) -> Result<HashSet<u64>> {
+        let mut gone = self.live_threads()?;
+        gone.retain(|(_, thread)| procfs::status(thread.tgid as i32, thread.tid as i32).is_none());
+        let deadline = Instant::now() + LAST_SWITCH_TIMEOUT;
+        while !gone.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(200));
+            self.drain();
+            self.events.drain(sink);
+            tracker.tick();
+            let still: HashMap<u64, Thread> = self.live_threads()?.into_iter().collect();
+            // The kernel may have given the address to another thread.
+            gone.retain(|(address, thread)| {
+                still
+                    .get(address)
+                    .is_some_and(|there| there.start_boottime_ns == thread.start_boottime_ns)
+            });
+        }
+        Ok(gone.into_iter().map(|(address, _)| address).collect())
     }
 
     fn drain(&mut self) {
@@ -522,16 +556,17 @@ impl Session {
         Ok(latencies)
     }
 
-    fn live_threads(&self) -> Result<Vec<Thread>> {
+    /// The threads in the table, by the address of their `task_struct`.
+    fn live_threads(&self) -> Result<Vec<(u64, Thread)>> {
         let mut threads = self.entries::<u64, Thread>("THREADS")?;
         threads.sort_by_key(|(_, thread)| (thread.start_boottime_ns, thread.tid));
-        Ok(threads.into_iter().map(|(_, thread)| thread).collect())
+        Ok(threads)
     }
 
     /// The kernel's sums, and the switch-outs of threads that are off the CPU still, with no time.
-    fn switch_sums(&self, live: &[Thread]) -> Result<Vec<(SumKey, SwitchSum)>> {
+    fn switch_sums<'a>(&self, live: impl Iterator<Item = &'a Thread>) -> Result<Vec<(SumKey, SwitchSum)>> {
         let mut sums: HashMap<SumKey, SwitchSum> = self.entries("SWITCH_SUMS")?.into_iter().collect();
-        for thread in live.iter().filter(|thread| thread.flags & PENDING_SUM != 0) {
+        for thread in live.filter(|thread| thread.flags & PENDING_SUM != 0) {
             sums.entry(thread.pending).or_default().count += 1;
         }
         let mut sums: Vec<_> = sums.into_iter().collect();
@@ -592,14 +627,6 @@ fn extra_programs(level: Level) -> impl Iterator<Item = &'static str> {
     [WAKING_TIMER]
         .into_iter()
         .chain((level == Level::Timeline).then_some(RENAME))
-}
-
-/// Whether a thread that is still in the table lives, or was missed when it made its last switch.
-fn fate_of(thread: &Thread) -> Fate {
-    match procfs::status(thread.tgid as i32, thread.tid as i32) {
-        Some(_) => Fate::Alive,
-        None => Fate::Vanished,
-    }
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTracePoint> {

@@ -51,6 +51,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         a_process_that_ends_at_that_moment_is_recorded_or_said_to_be_gone,
     ),
     (
+        "who_ends_while_the_recording_does_is_not_missed",
+        who_ends_while_the_recording_does_is_not_missed,
+    ),
+    (
         "what_cannot_be_attached_to_says_why",
         what_cannot_be_attached_to_says_why,
     ),
@@ -264,7 +268,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        drop(self.0.stdin.take());
+        if self.0.stdin.take().is_none() {
+            // Somebody else has its input.
+            let _ = self.0.kill();
+        }
         let _ = self.0.wait();
     }
 }
@@ -373,6 +380,29 @@ fn a_process_that_ends_at_that_moment_is_recorded_or_said_to_be_gone() {
         recorded > 0 && gone > 0,
         "{recorded} recorded, {gone} gone: the test met one end only"
     );
+}
+
+fn who_ends_while_the_recording_does_is_not_missed() {
+    // Children that live for a millisecond, so that one of them is nearly always about to end.
+    let mut forking = Command::new("sh");
+    forking
+        .args(["-c", "while read -r _; do /bin/true; done"])
+        .stdin(Stdio::piped());
+    forking.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut shell = Server(forking.spawn().expect("started"));
+    let mut lines = shell.0.stdin.take().expect("piped");
+    let feeder = std::thread::spawn(move || while lines.write_all(&[b'\n'; 512]).is_ok() {});
+    for _ in 0..25 {
+        let output = ctxtrace(&format!(
+            "record --level counts --children --duration 30ms -p {} --json -",
+            shell.0.id()
+        ));
+        let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        reconciles(&json);
+        assert_eq!(number(&json, "/lost/events"), 0, "{}", stderr(&output));
+    }
+    drop(shell);
+    feeder.join().expect("no panic");
 }
 
 fn what_cannot_be_attached_to_says_why() {
