@@ -1,6 +1,7 @@
 //! Every output but the capture: opened before the run, written after it.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 
 use crate::analyze::result::Report;
 use crate::cli::settings::OutputSettings;
@@ -74,11 +75,16 @@ impl Outputs {
             commit(output, &svg, "flamegraph of wakeups: who ended the sleeps, from where")?;
         }
         for (path, how) in written {
-            // Nobody is there to be told if standard error is gone.
-            let _ = writeln!(io::stderr(), "wrote {} ({how})", path.display());
+            wrote(&path, how);
         }
         Ok(())
     }
+}
+
+/// Says that a file was written, and what it is.
+pub(super) fn wrote(path: &Path, what: &str) {
+    // Nobody is there to be told if standard error is gone.
+    let _ = writeln!(io::stderr(), "wrote {} ({what})", path.display());
 }
 
 /// Prints the table, where nothing else goes: to standard output, or to standard error.

@@ -1,12 +1,13 @@
 //! The capture file, written while the run goes on.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ctxtrace_common::event::Event;
 
+use super::outputs::wrote;
 use super::watch::Underway;
 use crate::cli::settings::SaveSettings;
 use crate::error::{Error, Result};
@@ -109,9 +110,7 @@ impl Saver {
                 source,
             });
         }
-        // Nobody is there to be told if standard error is gone.
-        let path = saving.path.display();
-        let _ = writeln!(io::stderr(), "wrote {path} (the capture, for ctxtrace report)");
+        wrote(&saving.path, "the capture, for ctxtrace report");
         Ok(())
     }
 }

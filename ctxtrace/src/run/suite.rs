@@ -3,7 +3,7 @@
 //! In every round each case is run twice, untraced for its speed and traced for its counts; so whatever disturbs the machine
 //! for a while disturbs all cases alike.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -154,8 +154,7 @@ fn told(output: Output, bytes: &[u8], what: &str) -> Result<()> {
     let path = output.path().map(ToOwned::to_owned);
     output.commit(bytes)?;
     if let Some(path) = path {
-        // Nobody is there to be told if standard error is gone.
-        let _ = writeln!(io::stderr(), "wrote {} ({what})", path.display());
+        outputs::wrote(&path, what);
     }
     Ok(())
 }
