@@ -134,7 +134,9 @@ fn go_mode_counts_and_names() {
     let schema = include_str!("../../../docs/schema/ctxtrace.report-1.schema.json");
     let validator = jsonschema::validator_for(&serde_json::from_str(schema).expect("JSON")).expect("a schema");
     for (buffer, workers) in [(0, 2), (4_096, 2), (0, 1)] {
-        let line = format!("--mode go --buffer {buffer} --workers {workers} --iterations 300000");
+        // On one CPU the runtime's own monitor has to take it from the goroutines, thousands of times a second at
+        // first and a hundred at the least: with two CPUs free, neither of them may be switched out at all.
+        let line = format!("--mode go --buffer {buffer} --workers {workers} --pin same-cpu --iterations 2000000");
         // Exit status 0: the counts reconcile, and the ledger adds up.
         let json = run_json(&line);
         let errors: Vec<String> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
@@ -143,7 +145,7 @@ fn go_mode_counts_and_names() {
         assert_eq!(json["workload"]["mode"], "go");
         assert_eq!(number(&json, "/workload/buffer"), buffer);
         assert_eq!(number(&json, "/workload/workers"), workers);
-        assert_eq!(number(&json, "/workload/messages"), 300_000);
+        assert_eq!(number(&json, "/workload/messages"), 2_000_000);
         assert!(number(&json, "/workload/elapsed_ns") > 1_000_000);
         assert_eq!(json["locators"][0]["locator"], "go", "{:#}", json["locators"]);
         assert!(
@@ -157,16 +159,15 @@ fn go_mode_counts_and_names() {
             .iter()
             .filter_map(|row| row["type"].as_str())
             .collect();
-        assert!(types.contains(&"runtime.main"), "{types:?}");
+        for function in ["runtime.main", "main.child"] {
+            assert!(types.contains(&function), "{line}: {types:?}");
+        }
         let tasks = json["tasks"].as_array().expect("tasks");
         let main = tasks
             .iter()
             .find(|task| task["name"] == "goroutine 1")
-            .expect("it is switched out at least once");
+            .expect("one of them is the first");
         assert_eq!(main["type"], "runtime.main");
-        if workers == 2 {
-            assert!(types.contains(&"main.child"), "{types:?}");
-        }
         let reasons = json["unavailable"].as_array().expect("reasons");
         for path in ["task_switches", "workload.root", "tasks[0].hit_kernel"] {
             assert!(reasons.iter().any(|row| row["path"] == path), "{path}: {reasons:#?}");
