@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use ctxtrace_common::clock::{Clock, Entered, Leave, Phase};
+use ctxtrace_common::clock::{Clock, Entered, Leave, Phase, Waking};
 use ctxtrace_common::event::{Decoded, EVENT_BYTES, Event, In, Out};
 use ctxtrace_common::histogram::Latency;
 use ctxtrace_common::ledger::Class;
@@ -91,6 +91,9 @@ struct Live {
     last_cpu: Option<u16>,
     /// Where its last switch-out was counted, if the time is to be added there.
     pending: Option<Row>,
+    /// When it was woken first, should it have been since its last switch-out. Not for the clock, which is told of wakings
+    /// with the switch-in: these may come late.
+    woken_ns: u64,
     /// Task, class and reason of its last switch-out.
     left_for: (u64, u8, u8),
     /// What its last switch-out was, and where that is counted: mostly the next one is the same.
@@ -219,7 +222,12 @@ impl<I: IntervalSink> Replay<I> {
                     self.switch_in(event, &into);
                 }
             }
-            Some(Decoded::Waking { .. }) => self.wakeups += 1,
+            Some(Decoded::Waking { tid, .. }) => {
+                self.wakeups += 1;
+                if let Some(live) = self.live.get_mut(&tid) {
+                    live.first_waking_ns(event.at_ns);
+                }
+            }
             Some(Decoded::Thread {
                 tid,
                 previous_tid,
@@ -262,12 +270,13 @@ impl<I: IntervalSink> Replay<I> {
                     self.intervals
                         .interval(&live.interval(State::OnCpu, since_ns, now_ns, (0, 0, 0)));
                 }
-                Phase::Slept if since_ns < now_ns && live.clock.wake_off_ns == 0 => {
+                Phase::Slept if since_ns < now_ns && live.woken_ns <= since_ns => {
                     self.intervals
                         .interval(&live.interval(State::Blocked, since_ns, now_ns, live.left_for));
                 }
                 Phase::Slept | Phase::Runnable => {
                     let mut clock = live.clock;
+                    clock.waking(Waking::OffCpu, live.woken_ns);
                     let entered = clock.switch_in(now_ns.max(since_ns));
                     for interval in live.off_intervals(now_ns.max(since_ns), &entered).iter().flatten() {
                         self.intervals.interval(interval);
@@ -447,8 +456,15 @@ impl Live {
             image: 0,
             last_cpu: None,
             pending: None,
+            woken_ns: 0,
             left_for: (0, 0, 0),
             last: None,
+        }
+    }
+
+    fn first_waking_ns(&mut self, at_ns: u64) {
+        if self.woken_ns <= self.clock.since_ns {
+            self.woken_ns = at_ns;
         }
     }
 
@@ -620,7 +636,6 @@ fn threads_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) 
 mod tests {
     use std::collections::BTreeMap;
 
-    use ctxtrace_common::clock::Waking;
     use ctxtrace_common::wakeup::Waker;
     use proptest::prelude::*;
 
