@@ -6,6 +6,8 @@
 //! * [`timeline`]: the events, added up again.
 //! * [`wakeups`]: who woke whom.
 
+pub mod budget;
+pub mod intervals;
 pub mod ledger;
 pub mod reconcile;
 pub mod tasks;

@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use ctxtrace_common::clock::{Clock, Leave};
+use ctxtrace_common::clock::{Clock, Entered, Leave, Phase, Waking};
 use ctxtrace_common::event::{Decoded, EVENT_BYTES, Event, In, Out};
 use ctxtrace_common::histogram::Latency;
 use ctxtrace_common::ledger::Class;
@@ -22,6 +22,7 @@ use ctxtrace_common::process::Image;
 use ctxtrace_common::stack::{SumKey, SwitchSum};
 use ctxtrace_common::thread::Thread;
 
+use super::intervals::{Interval, IntervalSink, State, ThreadId};
 use crate::trace::events::EventSink;
 use crate::trace::run::Timeline;
 use crate::trace::{Aggregates, Latencies};
@@ -90,6 +91,11 @@ struct Live {
     last_cpu: Option<u16>,
     /// Where its last switch-out was counted, if the time is to be added there.
     pending: Option<Row>,
+    /// When it was woken first, should it have been since its last switch-out. Not for the clock, which is told of wakings
+    /// with the switch-in: these may come late.
+    woken_ns: u64,
+    /// Task, class and reason of its last switch-out.
+    left_for: (u64, u8, u8),
     /// What its last switch-out was, and where that is counted: mostly the next one is the same.
     last: Option<(u64, u8, u8, Row)>,
 }
@@ -126,7 +132,7 @@ impl Hasher for TidHasher {
 
 /// See the text of this module.
 #[derive(Clone, Debug)]
-pub struct Replay {
+pub struct Replay<I = ()> {
     /// Events.
     pub events: u64,
     /// Switch-outs of the target's threads.
@@ -151,10 +157,19 @@ pub struct Replay {
     rows: Vec<(SumKey, SwitchSum)>,
     row_of: HashMap<SumKey, u32>,
     overflow: [SwitchSum; Class::COUNT],
+    intervals: I,
 }
 
 impl Default for Replay {
     fn default() -> Self {
+        Self::telling(())
+    }
+}
+
+impl<I> Replay<I> {
+    /// One that tells the intervals as they end.
+    #[must_use]
+    pub fn telling(intervals: I) -> Self {
         Self {
             events: 0,
             switches: 0,
@@ -171,11 +186,18 @@ impl Default for Replay {
             rows: Vec::new(),
             row_of: HashMap::new(),
             overflow: [SwitchSum::default(); Class::COUNT],
+            intervals,
         }
+    }
+
+    /// Those who were told of the intervals.
+    #[must_use]
+    pub fn into_intervals(self) -> I {
+        self.intervals
     }
 }
 
-impl EventSink for Replay {
+impl<I: IntervalSink> EventSink for Replay<I> {
     fn events(&mut self, batch: &[Event]) {
         for event in batch {
             self.event(event);
@@ -183,7 +205,7 @@ impl EventSink for Replay {
     }
 }
 
-impl Replay {
+impl<I: IntervalSink> Replay<I> {
     /// The next event.
     pub fn event(&mut self, event: &Event) {
         self.events += 1;
@@ -200,7 +222,12 @@ impl Replay {
                     self.switch_in(event, &into);
                 }
             }
-            Some(Decoded::Waking { .. }) => self.wakeups += 1,
+            Some(Decoded::Waking { tid, .. }) => {
+                self.wakeups += 1;
+                if let Some(live) = self.live.get_mut(&tid) {
+                    live.first_waking_ns(event.at_ns);
+                }
+            }
             Some(Decoded::Thread {
                 tid,
                 previous_tid,
@@ -230,6 +257,33 @@ impl Replay {
             switches: self.switches,
             wakeups: self.wakeups,
             disagreements: comparable.then(|| disagreements(self, aggregates)),
+        }
+    }
+
+    /// Tells the intervals that are open, as if they ended now: of threads that live on where the timeline ends.
+    pub fn close(&mut self, now_ns: u64) {
+        for live in self.live.values() {
+            let since_ns = live.clock.since_ns;
+            match live.clock.phase() {
+                Phase::On if since_ns < now_ns => {
+                    // It has not left, so it has left for nothing.
+                    self.intervals
+                        .interval(&live.interval(State::OnCpu, since_ns, now_ns, (0, 0, 0)));
+                }
+                Phase::Slept if since_ns < now_ns && live.woken_ns <= since_ns => {
+                    self.intervals
+                        .interval(&live.interval(State::Blocked, since_ns, now_ns, live.left_for));
+                }
+                Phase::Slept | Phase::Runnable => {
+                    let mut clock = live.clock;
+                    clock.waking(Waking::OffCpu, live.woken_ns);
+                    let entered = clock.switch_in(now_ns.max(since_ns));
+                    for interval in live.off_intervals(now_ns.max(since_ns), &entered).iter().flatten() {
+                        self.intervals.interval(interval);
+                    }
+                }
+                Phase::On | Phase::Unknown | Phase::New | Phase::Dead => {}
+            }
         }
     }
 
@@ -294,6 +348,16 @@ impl Replay {
         }
         let left = live.clock.switch_out(event.at_ns, out.leave);
         live.totals.on_cpu_ns += left.on_cpu_ns.unwrap_or(0);
+        if let Some(ns) = left.on_cpu_ns {
+            let interval = live.interval(
+                State::OnCpu,
+                event.at_ns - ns,
+                event.at_ns,
+                (out.task, out.class, out.reason),
+            );
+            self.intervals.interval(&interval);
+        }
+        let live = self.live(out.tid);
         let (tgid, image) = (live.totals.tgid, live.image);
         let row = match live.last {
             Some((task, class, reason, row)) if (task, class, reason) == (out.task, out.class, out.reason) => row,
@@ -303,6 +367,7 @@ impl Replay {
         sum.count += 1;
         let live = self.live(out.tid);
         live.pending = Some(row);
+        live.left_for = (out.task, out.class, out.reason);
         live.last = Some((out.task, out.class, out.reason, row));
         if let Some(ns) = left.on_cpu_ns {
             self.latencies.get_mut(Latency::OnCpu).record(ns);
@@ -321,6 +386,11 @@ impl Replay {
         let entered = live.clock.switch_in(event.at_ns);
         live.totals.off_cpu_ns += entered.off_cpu_ns.unwrap_or(0);
         live.totals.run_queue_ns += entered.run_queue_ns.unwrap_or(0);
+        let off = live.off_intervals(event.at_ns, &entered);
+        for interval in off.iter().flatten() {
+            self.intervals.interval(interval);
+        }
+        let live = self.live(into.tid);
         if live.last_cpu.is_some_and(|cpu| cpu != event.cpu) {
             live.totals.migrations += 1;
         }
@@ -386,7 +456,54 @@ impl Live {
             image: 0,
             last_cpu: None,
             pending: None,
+            woken_ns: 0,
+            left_for: (0, 0, 0),
             last: None,
+        }
+    }
+
+    fn first_waking_ns(&mut self, at_ns: u64) {
+        if self.woken_ns <= self.clock.since_ns {
+            self.woken_ns = at_ns;
+        }
+    }
+
+    fn interval(&self, state: State, start_ns: u64, end_ns: u64, (task, class, reason): (u64, u8, u8)) -> Interval {
+        Interval {
+            thread: ThreadId {
+                start_boottime_ns: self.totals.start_boottime_ns,
+                tgid: self.totals.tgid,
+                tid: self.totals.tid,
+            },
+            state,
+            start_ns,
+            end_ns,
+            image: Image {
+                tgid: self.totals.tgid,
+                number: self.image,
+            },
+            task,
+            class,
+            reason,
+        }
+    }
+
+    /// What ended when the thread came onto a CPU at `now_ns`: a sleep and a wait, one of them, or none.
+    fn off_intervals(&self, now_ns: u64, entered: &Entered) -> [Option<Interval>; 2] {
+        let interval = |state, start_ns, end_ns| Some(self.interval(state, start_ns, end_ns, self.left_for));
+        match (entered.off_cpu_ns, entered.run_queue_ns) {
+            (Some(off), Some(waited)) => {
+                let (out_ns, ready_ns) = (now_ns - off, now_ns - waited);
+                let blocked = if out_ns < ready_ns {
+                    interval(State::Blocked, out_ns, ready_ns)
+                } else {
+                    None
+                };
+                [blocked, interval(State::RunQueue, ready_ns, now_ns)]
+            }
+            (Some(off), None) => [interval(State::Off, now_ns - off, now_ns), None],
+            (None, Some(waited)) => [interval(State::RunQueue, now_ns - waited, now_ns), None],
+            (None, None) => [None, None],
         }
     }
 }
@@ -415,7 +532,7 @@ fn by_class(rows: &[(SumKey, SwitchSum)], overflow: &[SwitchSum]) -> [SwitchSum;
 /// What differs between the events and what the kernel side has added up; empty if they agree. Of a timeline that lacks
 /// events it cannot be asked.
 #[must_use]
-pub fn disagreements(replay: &Replay, aggregates: &Aggregates) -> Vec<String> {
+pub fn disagreements<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) -> Vec<String> {
     let mut found = Vec::new();
     let counters = &aggregates.counters;
     for (what, events, counted) in [
@@ -461,7 +578,7 @@ fn differ(what: &str, events: u64, counted: u64) -> String {
     )
 }
 
-fn ledgers_differ(replay: &Replay, aggregates: &Aggregates) -> Option<String> {
+fn ledgers_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) -> Option<String> {
     let overflowed = |sums: &[SwitchSum]| sums.iter().any(|sum| sum.count > 0);
     if overflowed(&replay.overflow) || overflowed(&aggregates.overflow_sums) {
         let counted = by_class(&aggregates.switch_sums, &aggregates.overflow_sums);
@@ -489,7 +606,7 @@ fn ledgers_differ(replay: &Replay, aggregates: &Aggregates) -> Option<String> {
     }
 }
 
-fn threads_differ(replay: &Replay, aggregates: &Aggregates) -> Option<String> {
+fn threads_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) -> Option<String> {
     if aggregates.counters.lost_records > 0 {
         // The records to compare with did not fit their ring.
         return None;
@@ -519,11 +636,11 @@ fn threads_differ(replay: &Replay, aggregates: &Aggregates) -> Option<String> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use ctxtrace_common::clock::Waking;
     use ctxtrace_common::wakeup::Waker;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::correlate::budget::{Budget, Window};
     use crate::trace::{Fate, ThreadRecord, build};
 
     /// How a thread leaves in these tests: the way, and the counter that moves.
@@ -848,6 +965,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_open_at_the_end_can_be_told() {
+        // Thread 0 is on its CPU at the end, 1 asleep, 2 woken and waiting.
+        let (_, events) = draw(&["0.......", "1.z.....", "2.z.C..."]);
+        let mut replay = Replay::telling(Vec::new());
+        replay.events(&events);
+        let end_ns = 1_000 + 90;
+        replay.close(end_ns);
+        let open: Vec<(u32, State, u64)> = replay
+            .into_intervals()
+            .iter()
+            .filter(|interval| interval.end_ns == end_ns)
+            .map(|interval| (interval.thread.tid, interval.state, interval.end_ns - interval.start_ns))
+            .collect();
+        let mut open = open;
+        open.sort_unstable();
+        assert_eq!(
+            open,
+            [(1, State::OnCpu, 80), (2, State::Blocked, 60), (3, State::RunQueue, 40)]
+        );
+    }
+
+    #[test]
     fn memory_is_for_the_living() {
         let mut kernel = Kernel::new();
         let mut replay = Replay::default();
@@ -934,6 +1073,15 @@ mod tests {
             let in_order = replay(&events);
             prop_assert_eq!(disagreements(&in_order, &aggregates), Vec::<String>::new());
             prop_assert_eq!(in_order.unordered, 0);
+
+            // Its intervals are those that were added up.
+            let mut telling = Replay::telling(Budget::of(Window::ALL));
+            telling.events(&events);
+            let budget = telling.into_intervals();
+            let sum = |latency| aggregates.latencies.get(latency).sum_ns;
+            prop_assert_eq!(budget.in_state(State::OnCpu), sum(Latency::OnCpu));
+            prop_assert_eq!(budget.in_state(State::RunQueue), sum(Latency::RunQueue));
+            prop_assert_eq!(budget.in_state(State::Blocked), sum(Latency::Blocked));
 
             // Wakings may come at any other place.
             let is_waking = |event: &&Event| matches!(event.decode(), Some(Decoded::Waking { .. }));

@@ -1,0 +1,72 @@
+//! What each thread did from when to when: the intervals that a timeline consists of, told one by one as they end.
+//!
+//! The intervals of a thread follow one another without a gap, from its first event on, for as long as nothing is lost:
+//!
+//! ```text
+//!   … on CPU ─┬─ blocked ─┬─ run queue ─┬─ on CPU …
+//!            out        waking          in
+//! ```
+
+use ctxtrace_common::process::Image;
+
+/// A thread, whatever other thread has its id later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ThreadId {
+    /// `task_struct.start_boottime`, nanoseconds.
+    pub start_boottime_ns: u64,
+    /// Process id.
+    pub tgid: u32,
+    /// Thread id.
+    pub tid: u32,
+}
+
+/// Where a thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// On a CPU.
+    OnCpu,
+    /// Ready to run, and waiting for a CPU.
+    RunQueue,
+    /// Asleep.
+    Blocked,
+    /// Off the CPU; when somebody woke it is not known.
+    Off,
+}
+
+/// One interval of one thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interval {
+    /// The thread.
+    pub thread: ThreadId,
+    /// Where it was.
+    pub state: State,
+    /// From when, `CLOCK_MONOTONIC` nanoseconds.
+    pub start_ns: u64,
+    /// To when.
+    pub end_ns: u64,
+    /// The program it ran.
+    pub image: Image,
+    /// The task it polled when it left the CPU, or 0: at the end of an interval on the CPU, before one off it.
+    pub task: u64,
+    /// The class of the ledger of that switch-out, as in [`ctxtrace_common::stack::SumKey`].
+    pub class: u8,
+    /// And its reason.
+    pub reason: u8,
+}
+
+/// Takes intervals as they end: those of one thread in their order.
+pub trait IntervalSink {
+    /// The next one.
+    fn interval(&mut self, interval: &Interval);
+}
+
+/// Takes nothing.
+impl IntervalSink for () {
+    fn interval(&mut self, _interval: &Interval) {}
+}
+
+impl IntervalSink for Vec<Interval> {
+    fn interval(&mut self, interval: &Interval) {
+        self.push(*interval);
+    }
+}
