@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 /// What one CPU counted. User space adds the CPUs up. Every loss has a cause of its own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct Counters {
     /// Switch-outs of target threads: one for each run of the `sched_switch` program whose `prev` is one.
     pub switches: u64,
@@ -37,11 +37,15 @@ pub struct Counters {
     pub lost_handovers: u64,
     /// Events of the timeline that found the ring full (`lost.timeline_events`).
     pub lost_timeline_events: u64,
+    /// Samples that found the ring full (`lost.samples`).
+    pub lost_samples: u64,
+    /// Samples one of whose stacks did not fit the stack table (`lost.sample_stacks`).
+    pub lost_sample_stacks: u64,
     /// Runs of the `sched_switch` program while the fault injection of the tests is on, the dropped ones included.
     pub fault_injection_runs: u64,
 }
 
-const _: () = assert!(size_of::<Counters>() == 16 * 8);
+const _: () = assert!(size_of::<Counters>() == 18 * 8);
 
 impl Counters {
     /// Adds another CPU's counts to these.
@@ -62,6 +66,8 @@ impl Counters {
             lost_wakeup_edges,
             lost_handovers,
             lost_timeline_events,
+            lost_samples,
+            lost_sample_stacks,
             fault_injection_runs,
         } = other;
         self.switches += switches;
@@ -79,6 +85,8 @@ impl Counters {
         self.lost_wakeup_edges += lost_wakeup_edges;
         self.lost_handovers += lost_handovers;
         self.lost_timeline_events += lost_timeline_events;
+        self.lost_samples += lost_samples;
+        self.lost_sample_stacks += lost_sample_stacks;
         self.fault_injection_runs += fault_injection_runs;
     }
 }

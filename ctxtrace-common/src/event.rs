@@ -1,4 +1,4 @@
-//! The events of a timeline: what a switch or a waking was, in forty bytes.
+//! The events of a timeline: what a switch, a waking or a sample was, in forty bytes.
 //!
 //! One event tells one run of a BPF program, so a switch from one thread of the target to another is one event for both of
 //! them. An event says enough for the state machine of [`crate::clock`] to be run again, outside the kernel, with the same
@@ -22,6 +22,7 @@ const WAKING: u8 = 2;
 const THREAD: u8 = 3;
 const NAME: u8 = 4;
 const EXEC: u8 = 5;
+const SAMPLE: u8 = 6;
 
 // Flags of a switch.
 const VOLUNTARY: u8 = 1;
@@ -37,6 +38,9 @@ const NEWBORN: u8 = 4;
 /// Flag of a thread: it has never run.
 const NEW: u8 = 1;
 
+/// Flag of a sample: the thread was in the kernel.
+const IN_KERNEL: u8 = 1;
+
 /// One event as it lies in the ring and in files. What the fields mean depends on the kind; see [`Event::decode`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -44,9 +48,10 @@ pub struct Event {
     /// `CLOCK_MONOTONIC` nanoseconds: the reading that the state machine was given too.
     pub at_ns: u64,
     /// Switch: the task that was polled. Waking: the task that woke. Thread: its start time. Name: its first half. Exec: when.
+    /// Sample: its kernel stack.
     task: u64,
     /// Switch: when the waking of the thread that comes was made. Waking, thread: a process and its image. Name: its second
-    /// half.
+    /// half. Sample: its user stack.
     word: u64,
     /// Switch: the thread that leaves. Otherwise the thread that it is about. 0 if it is not the target's.
     tid: u32,
@@ -148,6 +153,21 @@ pub enum Decoded {
         /// The program it runs since.
         image: Image,
     },
+    /// A thread was found on its CPU by the timer.
+    Sample(Sample),
+}
+
+/// What a thread was doing when the timer found it on its CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// The thread.
+    pub tid: u32,
+    /// Whether it was in the kernel.
+    pub in_kernel: bool,
+    /// Key of its kernel stack in the stack table; 0 for none: it was in user mode, or the table was full.
+    pub kernel_stack: u64,
+    /// Key of its user stack; 0 if that could not be read, or the table was full.
+    pub user_stack: u64,
 }
 
 impl Event {
@@ -276,6 +296,18 @@ impl Event {
         event
     }
 
+    /// A sample.
+    #[inline(always)]
+    #[must_use]
+    pub fn sample(at_ns: u64, cpu: u32, tid: u32, in_kernel: bool, kernel_stack: u64, user_stack: u64) -> Self {
+        let mut event = Self::of(SAMPLE, at_ns, cpu);
+        event.tid = tid;
+        event.task = kernel_stack;
+        event.word = user_stack;
+        event.flags = if in_kernel { IN_KERNEL } else { 0 };
+        event
+    }
+
     /// What the event says; `None` if it is of a kind that this version does not know.
     #[inline]
     #[must_use]
@@ -321,6 +353,12 @@ impl Event {
                 executed_ns: self.task,
                 image: self.image(),
             },
+            SAMPLE => Decoded::Sample(Sample {
+                tid: self.tid,
+                in_kernel: self.flags & IN_KERNEL != 0,
+                kernel_stack: self.task,
+                user_stack: self.word,
+            }),
             _ => return None,
         })
     }
@@ -496,6 +534,21 @@ mod tests {
                 image
             })
         );
+    }
+
+    #[test]
+    fn a_sample_says_where_the_thread_was() {
+        for in_kernel in [false, true] {
+            assert_eq!(
+                Event::sample(1, 0, 5, in_kernel, 7, u64::MAX).decode(),
+                Some(Decoded::Sample(Sample {
+                    tid: 5,
+                    in_kernel,
+                    kernel_stack: 7,
+                    user_stack: u64::MAX
+                }))
+            );
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The events of `--level timeline`: a ring for each CPU, in memory that user space has mapped.
 //!
-//! A CPU writes to its own ring only, and only from programs of the scheduler's lane, of which no second one can come in
+//! A CPU writes to its own ring only, and only from programs of the scheduler's lane and from the timer, of which no second one can come in
 //! between: so an event takes a few stores and no lock, no helper. (The kernel's own ring buffer is one for all CPUs, under
 //! a lock; an event through it costs several times as much.) What does not fit is counted, on that CPU.
 
@@ -33,8 +33,9 @@ pub(crate) fn publish(event: &Event) -> bool {
     false
 }
 
+/// The same, without counting what finds no room.
 #[inline(always)]
-fn write(event: &Event) -> bool {
+pub(crate) fn write(event: &Event) -> bool {
     let cpu = cpu();
     // A CPU that was not there when the rings were made has none.
     let Some(ring) = RINGS.get_ptr_mut(cpu) else {

@@ -5,6 +5,7 @@
 //! * [`switch`]: `sched_switch`. The thread that leaves is counted, put in its class of the ledger, and its stacks are taken;
 //!   the thread that comes gets its off-CPU interval closed.
 //! * [`wakeup`]: `sched_waking`, `sched_wakeup_new`, `sys_exit`. Ends of sleeps, who ends them, and what that costs.
+//! * [`sample`]: a timer. What the target is doing while it is on its CPU.
 //! * [`lifecycle`]: `sched_process_fork`, `_exec`, `_exit`, `task_rename`. Who belongs to the target.
 //!
 //! and what they share: [`maps`] (every map, and every constant the loader sets), [`task`] (reading the kernel's
@@ -12,7 +13,8 @@
 //! [`locate`] (what the thread is doing), [`hits`] (its task switches), [`handover`] (its final numbers), [`waker`] (who makes a wakeup), [`stacks`] and
 //! [`sums`] (the tables things are added up in), [`events`] (what is told one by one).
 //!
-//! All are `tp_btf` programs: they get typed pointers and read through them directly, no helper call for each field.
+//! All but the timer's are `tp_btf` programs: they get typed pointers and read through them directly, no helper call for each
+//! field.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 #![cfg_attr(
     target_arch = "bpf",
@@ -40,6 +42,8 @@ mod lifecycle;
 mod locate;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod sample;
 #[cfg(target_arch = "bpf")]
 mod stacks;
 #[cfg(target_arch = "bpf")]

@@ -150,7 +150,8 @@ pub(crate) struct WakingNow {
 /// that does not, so they must not share.
 #[derive(Clone, Copy)]
 pub(crate) enum Lane {
-    /// `sched_switch`, `sched_waking`, `sched_wakeup_new`: the kernel runs them with interrupts disabled.
+    /// `sched_switch`, `sched_waking`, `sched_wakeup_new`, and the timer of samples: the kernel runs them with interrupts
+    /// disabled.
     Scheduler = 0,
     /// The birth, `execve` and end of threads.
     Lifecycle = 1,

@@ -56,7 +56,7 @@ const KERNEL_WORKER_FLAGS: u32 = 0x0020_0000 | 0x4000 | 0x10;
 /// `TS_COMPAT` (kernel: `arch/x86/include/asm/thread_info.h`): in a 32-bit system call.
 const TS_COMPAT: u32 = 0x2;
 
-/// A pointer to a `task_struct` that came out of a `tp_btf` argument.
+/// A pointer to a `task_struct` whose type the verifier knows: a `tp_btf` argument, or `current`.
 #[derive(Clone, Copy)]
 pub(crate) struct Task(*const u8);
 

@@ -6,11 +6,12 @@ use anyhow::Result;
 use crate::process;
 use crate::toolchain::{self, Compiler, DEBIAN_PACKAGES, LINKER_VERSION, NIGHTLY, Toolchain};
 
-/// Programs that the tests start, with the Debian packages they are in. Of Go any version that is in
+/// Programs that the tests start or are built with, with the Debian packages they are in. Of Go any version that is in
 /// `ctxtrace/src/target/locate/go.rs` will do; Debian 12's is the oldest of them.
-const FOR_TESTS: [(&str, &str); 7] = [
+const FOR_TESTS: [(&str, &str); 8] = [
     ("cc", "gcc"),
     ("go", "golang-go"),
+    ("make", "make"),
     ("perf", "linux-perf"),
     ("redis-benchmark", "redis-tools"),
     ("redis-server", "redis-server"),

@@ -2,14 +2,20 @@
 //!
 //! * [`assertion`]: `--assert`, a sentence about one figure of the result.
 //! * [`attribution`]: the part of the result that is about tasks.
+//! * [`explain`]: why one case is slower than another.
 //! * [`percentile`]: figures out of log-linear histograms.
+//! * [`profile`]: what samples of the time on the CPU were in.
 //! * [`result`]: the result itself, [`result::Report`]; its JSON form is the contract.
+//! * [`statistics`]: whether two cases differ, by how much, and what takes it away.
 //! * [`summarize`]: makes it out of one or several runs.
 //! * [`suite`]: the article's table, out of the results of its cases.
 
 pub mod assertion;
 pub mod attribution;
+pub mod explain;
 pub mod percentile;
+pub mod profile;
 pub mod result;
+pub mod statistics;
 pub mod suite;
 pub mod summarize;

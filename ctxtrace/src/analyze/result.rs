@@ -6,12 +6,13 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::symbolize::category::Category;
 use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
 pub use crate::trace::run::Host;
 use crate::units::thousands;
 use crate::workload::pin::Pin;
-use crate::workload::{Language, Mode, Root};
+use crate::workload::{Allocator, Channel, Language, Mode, Protocol, Root};
 
 /// Name and version of the format.
 pub const SCHEMA: &str = "ctxtrace.report/1";
@@ -56,6 +57,8 @@ pub struct Report {
     pub wakeups: Vec<Wakeups>,
     /// The events of the median run; null where there are none.
     pub timeline: Option<Timeline>,
+    /// What the target did on its CPUs, all runs together; null unless `--sample` asked.
+    pub on_cpu: Option<OnCpu>,
     /// How tasks were to be found.
     pub locator: LocatorChoice,
     /// How the tasks of each program were found.
@@ -98,8 +101,12 @@ pub struct Workload {
     pub mode: Mode,
     /// What it is written in.
     pub language: Language,
-    /// Messages a channel holds: of `futures` channels beyond one per sender, of Go's in all.
+    /// Messages a channel holds: of `futures` channels beyond one per sender, of tokio's and Go's in all.
     pub buffer: Option<u64>,
+    /// Which channel joins the tasks.
+    pub channel: Option<Channel>,
+    /// When the next message is sent.
+    pub protocol: Option<Protocol>,
     /// Messages asked for.
     pub iterations: u64,
     /// Worker threads; for `go` it is `GOMAXPROCS`.
@@ -108,12 +115,19 @@ pub struct Workload {
     pub pin: Pin,
     /// Where the receiver ran.
     pub root: Option<Root>,
+    /// What it got its memory from.
+    pub allocator: Option<Allocator>,
+    /// Threads in each process that did nothing but sleep.
+    pub idle_threads: u64,
     /// From before the first message to after the last, by the workload's clock, in the median run.
     pub elapsed_ns: Option<u64>,
     /// `elapsed_ns` by messages.
     pub ns_per_message: Option<f64>,
     /// Messages by `elapsed_ns`.
     pub messages_per_second: Option<f64>,
+    /// The most messages that were in flight at a time: made by the sender and not yet received by the receiver (of `go`: not
+    /// yet back). Null unless `--count-in-flight` was given.
+    pub max_in_flight: Option<u64>,
     /// Messages done; in a partial run the number last heard of, which may be up to 1,024 too low.
     pub messages: u64,
     /// Every run, in order.
@@ -556,6 +570,10 @@ pub struct Lost {
     pub recursion: u64,
     /// Events of the timeline that found the ring full: the timeline lacks them, the counts do not.
     pub timeline_events: u64,
+    /// Samples that found the ring full.
+    pub samples: u64,
+    /// Samples a stack of which did not fit the stack table.
+    pub sample_stacks: u64,
     /// The CPUs that have lost kernel switches or events of the timeline.
     pub by_cpu: Vec<CpuLosses>,
 }
@@ -563,7 +581,7 @@ pub struct Lost {
 impl Lost {
     /// Every cause with its count, named in the singular and in the plural.
     #[must_use]
-    pub fn causes(&self) -> [(&'static str, &'static str, u64); 15] {
+    pub fn causes(&self) -> [(&'static str, &'static str, u64); 17] {
         [
             ("kernel switch", "kernel switches", self.events),
             ("off-CPU interval", "off-CPU intervals", self.intervals),
@@ -580,6 +598,8 @@ impl Lost {
             ("mapping", "mappings", self.mappings),
             ("program run (recursion)", "program runs (recursion)", self.recursion),
             ("event of the timeline", "events of the timeline", self.timeline_events),
+            ("sample", "samples", self.samples),
+            ("stack of a sample", "stacks of samples", self.sample_stacks),
         ]
     }
 
@@ -600,6 +620,8 @@ impl Lost {
         self.mappings += other.mappings;
         self.recursion += other.recursion;
         self.timeline_events += other.timeline_events;
+        self.samples += other.samples;
+        self.sample_stacks += other.sample_stacks;
         for losses in &other.by_cpu {
             match self.by_cpu.iter_mut().find(|known| known.cpu == losses.cpu) {
                 Some(known) => {
@@ -622,6 +644,49 @@ impl Lost {
             .collect();
         (!lost.is_empty()).then(|| lost.join(", "))
     }
+}
+
+/// What the target did on its CPUs: what samples of its stacks were in.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct OnCpu {
+    /// Samples that found a thread of the target.
+    pub samples: u64,
+    /// Of them, those in the kernel.
+    pub in_kernel: u64,
+    /// The time on the CPU that they share, nanoseconds: the sum of the on-CPU intervals.
+    pub on_cpu_ns: u64,
+    /// By what the code is for, most first.
+    pub categories: Vec<OnCpuCategory>,
+    /// The functions with most of them, at most 40.
+    pub functions: Vec<OnCpuFunction>,
+}
+
+/// Code of a kind.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct OnCpuCategory {
+    /// What it is for.
+    pub category: Category,
+    /// Samples in it.
+    pub samples: u64,
+    /// Of all samples.
+    pub share: f64,
+    /// The part of `on_cpu_ns` that they stand for.
+    pub ns: u64,
+}
+
+/// One function.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct OnCpuFunction {
+    /// Its name, without generic arguments; of the kernel, the system call.
+    pub function: String,
+    /// What it is for.
+    pub category: Category,
+    /// Samples in it, or in what it calls that belongs to nobody.
+    pub samples: u64,
+    /// Of all samples.
+    pub share: f64,
+    /// The part of `on_cpu_ns` that they stand for.
+    pub ns: u64,
 }
 
 /// What tracing itself cost.

@@ -10,8 +10,7 @@ use super::percentile::median;
 use super::result::{Host, Report, Unavailable};
 use super::summarize::Nulls;
 use crate::units::thousands;
-use crate::workload::pin::Pin;
-use crate::workload::{Language, Mode, Outcome, Root, Spec};
+use crate::workload::{Language, Mode, Outcome, Spec};
 
 /// Name and version of the format.
 pub const SCHEMA: &str = "ctxtrace.suite/1";
@@ -140,22 +139,14 @@ pub fn cases(iterations: u64) -> Vec<Spec> {
         (Mode::Thread, Language::Rust),
     ];
     let pipes = pipes.map(|(mode, language)| Spec {
-        mode,
         language,
         iterations: (iterations / 10).max(1),
-        pin: mode.default_pin(),
-        buffer: None,
-        workers: None,
-        root: None,
+        ..Spec::of(mode)
     });
     let tasks = ARTICLE.map(|(mode, buffer, _)| Spec {
-        mode,
-        language: mode.default_language(),
         iterations,
-        pin: Pin::None,
         buffer: Some(buffer),
-        workers: mode.has_workers().then_some(2),
-        root: mode.has_root().then_some(Root::Spawned),
+        ..Spec::of(mode)
     });
     pipes.into_iter().chain(tasks).collect()
 }
@@ -298,6 +289,8 @@ pub(crate) mod tests {
                 case.untraced.push(Outcome {
                     elapsed_ns: (index as u64 + 1) * (100_000_000 + number * 7_000_000),
                     messages: case.spec.iterations,
+                    started_ns: None,
+                    max_in_flight: None,
                 });
                 let mut traced = run(500_000 + number);
                 traced.aggregates.counters.switches += number;

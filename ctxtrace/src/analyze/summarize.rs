@@ -7,17 +7,20 @@ use ctxtrace_common::histogram::{Histogram, Latency as Kind};
 
 use super::attribution;
 use super::percentile::percentile;
+use super::profile::{Profile, Share, places};
 use super::result::{
-    CpuLosses, Distribution, KernelSwitches, Latency, Lost, Overhead, ProgramOverhead, Reconciliation, Report,
-    Run as RunRow, Rusage, SCHEMA, Target, Thread, ThreadReconciliation, Timeline, Unavailable, Workload,
+    CpuLosses, Distribution, KernelSwitches, Latency, Lost, OnCpu, OnCpuCategory, OnCpuFunction, Overhead,
+    ProgramOverhead, Reconciliation, Report, Run as RunRow, Rusage, SCHEMA, Target, Thread, ThreadReconciliation,
+    Timeline, Unavailable, Workload,
 };
 use crate::correlate::ledger::ledger;
 use crate::correlate::reconcile::{self, reconcile};
 use crate::correlate::tasks::beyond_the_tables;
+use crate::symbolize::category::{Belongs, Category};
 use crate::symbolize::stacks;
 use crate::trace::run::{Info, Launched, Run, Subject};
 use crate::trace::{Aggregates, Fate, Latencies, name_of};
-use crate::workload::{Mode, Outcome, Spec};
+use crate::workload::{Language, Mode, Outcome, Spec};
 
 fn reconciled(run: &Run) -> reconcile::Reconciliation {
     reconcile(&run.aggregates.threads, run.launched.as_ref())
@@ -114,6 +117,7 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         tasks,
         wakeups: attribution::wakeups(&run.aggregates, &mut nulls),
         timeline: timeline(runs, median, &mut nulls),
+        on_cpu: on_cpu(runs, &mut nulls),
         locator: run.aggregates.programs.choice(),
         locators: attribution::locators(&run.aggregates),
         latency: latency(&latencies, open_intervals, &mut nulls),
@@ -167,6 +171,20 @@ fn workload(spec: &Spec, runs: &[Run], median: usize, nulls: &mut Nulls) -> Work
             "workload.buffer",
             "this mode has no channel",
         ),
+        channel: nulls.or(
+            spec.channel(),
+            "workload.channel",
+            if spec.mode == Mode::Go {
+                "Go has one kind of channel"
+            } else {
+                "this mode has no channel"
+            },
+        ),
+        protocol: nulls.or(
+            spec.protocol(),
+            "workload.protocol",
+            "each message is a round trip, and there is one at a time",
+        ),
         iterations: spec.iterations,
         workers: nulls.or(
             spec.workers.map(|workers| workers as u64),
@@ -183,12 +201,27 @@ fn workload(spec: &Spec, runs: &[Run], median: usize, nulls: &mut Nulls) -> Work
                 "this mode has no runtime"
             },
         ),
+        allocator: nulls.or(
+            (spec.language == Language::Rust).then_some(spec.allocator),
+            "workload.allocator",
+            "only a workload in Rust can be given one",
+        ),
+        idle_threads: spec.idle_threads as u64,
         elapsed_ns: nulls.or(elapsed_ns, "workload.elapsed_ns", UNFINISHED),
         ns_per_message: nulls.or(ns_per_message, "workload.ns_per_message", UNFINISHED),
         messages_per_second: nulls.or(
             ns_per_message.map(|ns| 1e9 / ns),
             "workload.messages_per_second",
             UNFINISHED,
+        ),
+        max_in_flight: nulls.or(
+            run.outcome.and_then(|outcome| outcome.max_in_flight),
+            "workload.max_in_flight",
+            if spec.count_in_flight {
+                UNFINISHED
+            } else {
+                "they were not counted (--count-in-flight does)"
+            },
         ),
         messages: run.outcome.map_or(run.messages_seen, |outcome| outcome.messages),
         runs: each,
@@ -339,6 +372,56 @@ fn timeline(runs: &[Run], median: usize, nulls: &mut Nulls) -> Option<Timeline> 
     })
 }
 
+/// Functions of the profile that are told.
+const MOST_FUNCTIONS: usize = 40;
+
+/// What the samples of all runs were in.
+fn on_cpu(runs: &[Run], nulls: &mut Nulls) -> Option<OnCpu> {
+    let mut profile = Profile::default();
+    for run in runs {
+        profile.merge(&Profile::of(run, &places(run, |_| true)));
+    }
+    if profile.samples() == 0 {
+        nulls.note(
+            "on_cpu",
+            "no samples were taken: --level timeline --sample 997 takes them",
+        );
+        return None;
+    }
+    let on_cpu_ns = runs
+        .iter()
+        .flat_map(|run| &run.aggregates.threads)
+        .map(|record| record.thread.on_cpu_ns)
+        .sum();
+    let share = |samples: u64| samples as f64 / profile.samples() as f64;
+    let ns = |samples: u64| (on_cpu_ns as f64 * share(samples)).round() as u64;
+    let category = |of: &Share<Category>| OnCpuCategory {
+        category: of.of,
+        samples: of.samples,
+        share: share(of.samples),
+        ns: ns(of.samples),
+    };
+    let function = |of: Share<Belongs>| OnCpuFunction {
+        function: of.of.function,
+        category: of.of.category,
+        samples: of.samples,
+        share: share(of.samples),
+        ns: ns(of.samples),
+    };
+    Some(OnCpu {
+        samples: profile.samples(),
+        in_kernel: profile.in_kernel(),
+        on_cpu_ns,
+        categories: profile.categories().iter().map(category).collect(),
+        functions: profile
+            .functions()
+            .into_iter()
+            .take(MOST_FUNCTIONS)
+            .map(function)
+            .collect(),
+    })
+}
+
 /// Off-CPU intervals that have begun and not ended: the last switch-out of ended threads, and of others that are off.
 fn open_off_intervals(aggregates: &Aggregates) -> u64 {
     let open = |record: &&crate::trace::ThreadRecord| match record.fate {
@@ -423,6 +506,8 @@ fn lost_in(aggregates: &Aggregates) -> Lost {
         mappings: aggregates.mappings.lost,
         recursion: aggregates.recursion_misses,
         timeline_events: counters.lost_timeline_events,
+        samples: counters.lost_samples,
+        sample_stacks: counters.lost_sample_stacks,
         by_cpu: aggregates
             .lost_by_cpu
             .iter()
@@ -480,19 +565,16 @@ pub(crate) mod tests {
     use super::*;
     use crate::trace::run::{ClockAnchor, Exit, Host, Timeline};
     use crate::trace::{Level, build};
+    use crate::workload::Mode;
     use crate::workload::pin::Pin;
-    use crate::workload::{Language, Mode, Root};
     use ctxtrace_common::thread::KernelCount;
 
     pub(crate) fn spec(mode: Mode) -> Spec {
         Spec {
-            mode,
             language: Language::Rust,
             iterations: 1_000,
             pin: Pin::None,
-            buffer: mode.is_tasks().then_some(0),
-            workers: mode.has_workers().then_some(2),
-            root: mode.has_root().then_some(Root::Spawned),
+            ..Spec::of(mode)
         }
     }
 
@@ -532,6 +614,8 @@ pub(crate) mod tests {
             outcome: Some(Outcome {
                 elapsed_ns,
                 messages: 1_000,
+                started_ns: Some(1),
+                max_in_flight: None,
             }),
             messages_seen: 1_000,
             ..build::run(aggregates)

@@ -6,7 +6,8 @@
 //! 2. [`offsets`]: where the fields of the running kernel's `task_struct` lie.
 //! 3. [`Session`]: one run's programs and maps, from load to the last count.
 //! 4. [`events`]: the rings of events, where those are wanted.
-//! 5. `cost`: what the programs cost, as measured by the kernel.
+//! 5. `sampling`: the timer that asks what the target does on its CPUs, where that is wanted.
+//! 6. `cost`: what the programs cost, as measured by the kernel.
 //!
 //! Everything is attached through file descriptors of this process, so nothing can stay behind: when the process ends, even
 //! by `kill -9`, the kernel detaches and frees it all.
@@ -15,6 +16,7 @@ mod cost;
 pub mod events;
 pub mod offsets;
 pub mod preflight;
+mod sampling;
 mod wire;
 
 use std::collections::{HashMap, HashSet};
@@ -94,6 +96,8 @@ pub struct Settings {
     /// Size of the rings of events together, with [`Level::Timeline`]: memory that is not swapped. `None` for
     /// [`events::DEFAULT_RING_BYTES`], or more if there are many CPUs.
     pub ring_bytes: Option<usize>,
+    /// Samples a second of what each CPU does, with [`Level::Timeline`]; `None` for none.
+    pub sample_hz: Option<u32>,
     /// Fault injection: drop one `sched_switch` run in this many; 0 for none.
     pub drop_one_in: u32,
 }
@@ -108,6 +112,7 @@ impl Default for Settings {
             max_threads: 16_384,
             max_stacks: 16_384,
             ring_bytes: None,
+            sample_hz: None,
             drop_one_in: 0,
         }
     }
@@ -192,7 +197,8 @@ impl Session {
         loader.map_max_entries("THREADS", settings.max_threads);
         loader.map_max_entries("SWITCH_SUMS", settings.max_stacks);
         // A table that would stay empty takes no locked memory: that of stacks is 17 MB.
-        let stacks = if with_stacks != 0 { settings.max_stacks } else { 1 };
+        let takes_stacks = with_stacks != 0 || settings.sample_hz.is_some();
+        let stacks = if takes_stacks { settings.max_stacks } else { 1 };
         loader.map_max_entries("STACKS", stacks);
         let waker_sums = if settings.waker_stacks { settings.max_stacks } else { 1 };
         loader.map_max_entries("WAKER_SUMS", waker_sums);
@@ -201,6 +207,9 @@ impl Session {
             program(&mut ebpf, name)?
                 .load(name, &kernel.btf)
                 .map_err(refused_for("load", name))?;
+        }
+        if settings.sample_hz.is_some() {
+            sampling::load(&mut ebpf)?;
         }
         let mut ring = |name: &'static str| {
             let map = ebpf.take_map(name).ok_or_else(|| missing(name))?;
@@ -328,6 +337,9 @@ impl Session {
                 .attach()
                 .map_err(refused_for("attach", name))?;
         }
+        if let Some(hz) = self.settings.sample_hz {
+            sampling::attach(&mut self.ebpf, hz)?;
+        }
         self.cost.start();
         self.time_wakings();
         Ok(())
@@ -440,6 +452,9 @@ impl Session {
         let vanished = self.vanished(&mut tracker, sink)?;
         self.cost.stop();
         // Unloading detaches; the maps stay for as long as they are open.
+        if self.settings.sample_hz.is_some() {
+            sampling::unload(&mut self.ebpf)?;
+        }
         for name in PROGRAMS.into_iter().chain(extra_programs(self.settings.level)) {
             program(&mut self.ebpf, name)?
                 .unload()

@@ -17,7 +17,7 @@ use crate::report::Weight;
 use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
 use crate::workload::pin::Pin;
-use crate::workload::{Language, Mode, Root};
+use crate::workload::{Allocator, Channel, Language, Mode, Plant, Protocol, Root};
 
 /// Shows which task switches of an async program hit the kernel, and what that cost.
 #[derive(Debug, Parser)]
@@ -38,12 +38,30 @@ pub enum Command {
     /// The command's input, output and exit status stay its own; the table goes to standard error. Ctrl-C goes to the command
     /// too, which is recorded until it ends; a second one kills it.
     Record(RecordArgs),
+    /// Find out why one case is slower than another, by measuring and by changing one thing at a time
+    Explain(ExplainArgs),
     /// Measure every case of the article, beside the article's own figures
     Suite(SuiteArgs),
     /// Make every output again from a capture; needs no root
     Report(ReportArgs),
     /// Be a workload: how `run` starts its child
     #[command(hide = true)]
+    Workload(WorkloadArgs),
+}
+
+/// The command line of an executable that is a workload and nothing else.
+#[derive(Debug, Parser)]
+#[command(version, about = "A workload of ctxtrace, which starts it")]
+pub struct WorkloadCli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: OnlyWorkload,
+}
+
+/// Its one command, which is [`Command::Workload`].
+#[derive(Debug, Subcommand)]
+pub enum OnlyWorkload {
+    /// Be a workload: how `run` starts its child
     Workload(WorkloadArgs),
 }
 
@@ -54,7 +72,27 @@ pub struct RunArgs {
     #[arg(long, value_enum)]
     pub mode: Mode,
 
-    /// Messages a channel holds, beyond one per sender with tokio; 0 forces a task switch a message [default: 0] (tasks, go)
+    /// How it is varied
+    #[command(flatten)]
+    pub case: CaseArgs,
+
+    /// Run it this often; the headline is the median run's
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    pub repeat: u64,
+
+    /// What to record, and where to keep it
+    #[command(flatten)]
+    pub recording: RecordingArgs,
+
+    /// What to write
+    #[command(flatten)]
+    pub outputs: OutputArgs,
+}
+
+/// What a case is beside its mode; the same wherever one is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct CaseArgs {
+    /// Messages a channel holds, of futures' channels beyond one per sender; 0 forces a task switch a message [default: 0] (tasks, go)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=16_777_216))]
     pub buffer: Option<u64>,
 
@@ -74,21 +112,85 @@ pub struct RunArgs {
     #[arg(long, value_enum)]
     pub root: Option<Root>,
 
+    /// Which channel joins the tasks [default: futures] (tasks)
+    #[arg(long, value_enum)]
+    pub channel: Option<Channel>,
+
+    /// When the next message is sent [default: pipelined for tasks, lock-step for go] (tasks, go)
+    #[arg(long, value_enum)]
+    pub protocol: Option<Protocol>,
+
+    /// Count the most messages ever in flight, at some cost for each (tasks, go)
+    #[arg(long)]
+    pub count_in_flight: bool,
+
+    /// Threads in each process that do nothing but sleep
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=64))]
+    pub idle_threads: u64,
+
+    /// What a workload in Rust gets its memory from [default: system]
+    #[arg(long, value_enum)]
+    pub allocator: Option<Allocator>,
+
     /// What it is written in [default: rust] (process)
     #[arg(long, value_enum)]
     pub language: Option<Language>,
 
-    /// Run it this often; the headline is the median run's
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000))]
-    pub repeat: u64,
+    /// For the tests: a cause of slowness to be found
+    #[arg(long, value_enum, hide = true, conflicts_with = "count_in_flight")]
+    pub plant: Option<Plant>,
+}
 
-    /// What to record, and where to keep it
-    #[command(flatten)]
-    pub recording: RecordingArgs,
+/// `ctxtrace explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// The case in question [default: task-pool, with --buffer 4096]
+    #[arg(long, value_enum)]
+    pub mode: Option<Mode>,
 
-    /// What to write
+    /// How it is varied
     #[command(flatten)]
-    pub outputs: OutputArgs,
+    pub case: CaseArgs,
+
+    /// What it is held against: a mode and its options, up to the end of the line [default: task, the same otherwise]
+    #[arg(long, value_name = "MODE [OPTIONS]", num_args = 1.., allow_hyphen_values = true, conflicts_with_all = ["base", "subject"])]
+    pub against: Vec<String>,
+
+    /// A command of yours that is as fast as it should be, as one word: 'CMD ARGS'
+    #[arg(long, value_name = "CMD", requires = "subject", conflicts_with = "mode")]
+    pub base: Option<String>,
+
+    /// A command of yours that is slower
+    #[arg(long, value_name = "CMD", requires = "base", conflicts_with = "mode")]
+    pub subject: Option<String>,
+
+    /// Fewer runs and the most telling interventions only: less than 45 seconds
+    #[arg(long)]
+    pub quick: bool,
+
+    /// Try these interventions only, by name
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub only: Vec<String>,
+
+    /// Leave these interventions out
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub skip: Vec<String>,
+
+    /// Write the answer as JSON ("-": standard output)
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Write the answer as Markdown, to be pasted into an issue ("-": standard output)
+    #[arg(long, value_name = "FILE.md")]
+    pub markdown: Option<PathBuf>,
+
+    /// Write a differential on-CPU flamegraph
+    #[arg(long, value_name = "FILE.svg")]
+    pub on_cpu_flamegraph: Option<PathBuf>,
+
+    /// Write a differential off-CPU flamegraph
+    #[arg(long, value_name = "FILE.svg")]
+    pub flamegraph: Option<PathBuf>,
 }
 
 /// Options of `record`.
@@ -187,6 +289,10 @@ pub struct RecordingArgs {
     #[arg(long, value_name = "SIZE")]
     pub ring_size: Option<ByteSize>,
 
+    /// Take this many samples a second of what each CPU does for the target (level timeline)
+    #[arg(long, value_name = "HZ", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub sample: Option<u32>,
+
     /// Fault injection for the tests: lose one switch event in this many
     #[arg(long, value_name = "N", hide = true, default_value_t = 0)]
     pub drop_one_in: u32,
@@ -202,6 +308,10 @@ pub struct OutputArgs {
     /// Write an off-CPU flamegraph
     #[arg(long, value_name = "FILE.svg")]
     pub flamegraph: Option<PathBuf>,
+
+    /// Write an on-CPU flamegraph (of --sample)
+    #[arg(long, value_name = "FILE.svg")]
+    pub on_cpu_flamegraph: Option<PathBuf>,
 
     /// Write a flamegraph of the makers of wakeups
     #[arg(long, value_name = "FILE.svg")]
@@ -256,6 +366,7 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+        WorkloadCli::command().debug_assert();
     }
 
     #[test]

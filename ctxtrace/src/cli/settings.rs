@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use crate::analyze::assertion::Assertion;
 use crate::capture::Settings;
-use crate::cli::{OutputArgs, RecordArgs, RecordingArgs, ReportArgs, RunArgs, SuiteArgs};
+use crate::cli::{CaseArgs, ExplainArgs, OutputArgs, RecordArgs, RecordingArgs, ReportArgs, RunArgs, SuiteArgs};
 use crate::error::{Error, Result};
 use crate::report::Weight;
 use crate::report::output::Destination;
 use crate::trace::Level;
 use crate::workload::pin::Pin;
-use crate::workload::{Mode, Root, Spec};
+use crate::workload::{Channel, Language, Mode, Spec};
 
 /// `ctxtrace run`, every option resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +102,8 @@ pub struct OutputSettings {
     pub json: Option<Destination>,
     /// Where the flamegraph goes.
     pub flamegraph: Option<Destination>,
+    /// Where the flamegraph of samples goes.
+    pub on_cpu_flamegraph: Option<Destination>,
     /// Where the flamegraph of wakers goes.
     pub wakeups_flamegraph: Option<Destination>,
     /// Where the folded stacks go.
@@ -124,7 +126,7 @@ impl TryFrom<RunArgs> for RunSettings {
     type Error = Error;
 
     fn try_from(args: RunArgs) -> Result<Self> {
-        let spec = spec(&args)?;
+        let spec = spec(args.mode, &args.case)?;
         let outputs = outputs(args.outputs)?;
         Ok(Self {
             spec,
@@ -179,6 +181,151 @@ impl TryFrom<SuiteArgs> for SuiteSettings {
     }
 }
 
+/// `ctxtrace explain`, every option resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExplainSettings {
+    /// What is compared.
+    pub cases: Cases,
+    /// Whether to be quick about it.
+    pub quick: bool,
+    /// The interventions to try; all of them if there are none.
+    pub only: Vec<String>,
+    /// Those not to try.
+    pub skip: Vec<String>,
+    /// Where the JSON goes.
+    pub json: Option<Destination>,
+    /// Where the Markdown goes.
+    pub markdown: Option<Destination>,
+    /// Where the differential flamegraph of samples goes.
+    pub on_cpu_flamegraph: Option<Destination>,
+    /// Where the differential off-CPU flamegraph goes.
+    pub flamegraph: Option<Destination>,
+    /// Whether standard output is not the table's.
+    pub table_to_stderr: bool,
+}
+
+/// A base, and a subject that may be slower.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cases {
+    /// Built-in workloads.
+    Workloads {
+        /// The base.
+        base: Box<Spec>,
+        /// The subject.
+        subject: Box<Spec>,
+    },
+    /// Commands, as words.
+    Commands {
+        /// The base.
+        base: Vec<String>,
+        /// The subject.
+        subject: Vec<String>,
+    },
+}
+
+/// What the article ended on.
+const SUBJECT_BUFFER: u64 = 4_096;
+
+/// A case on a line of its own, behind `--against`.
+#[derive(Debug, clap::Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+struct AgainstLine {
+    #[arg(value_enum)]
+    mode: Mode,
+    #[command(flatten)]
+    case: CaseArgs,
+}
+
+impl TryFrom<ExplainArgs> for ExplainSettings {
+    type Error = Error;
+
+    fn try_from(args: ExplainArgs) -> Result<Self> {
+        let settings = Self {
+            cases: compared(&args)?,
+            quick: args.quick,
+            only: args.only,
+            skip: args.skip,
+            json: args.json.map(Destination::from),
+            markdown: args.markdown.map(Destination::from),
+            on_cpu_flamegraph: args.on_cpu_flamegraph.map(Destination::from),
+            flamegraph: args.flamegraph.map(Destination::from),
+            table_to_stderr: false,
+        };
+        let destinations: Vec<_> = [
+            ("--json", &settings.json),
+            ("--markdown", &settings.markdown),
+            ("--on-cpu-flamegraph", &settings.on_cpu_flamegraph),
+            ("--flamegraph", &settings.flamegraph),
+        ]
+        .into_iter()
+        .filter_map(|(option, destination)| Some((option, destination.as_ref()?)))
+        .collect();
+        for (index, (option, destination)) in destinations.iter().enumerate() {
+            if let Some((other, _)) = destinations[..index].iter().find(|(_, other)| other == destination) {
+                return Err(same_place(other, option));
+            }
+        }
+        let table_to_stderr = destinations.iter().any(|(_, to)| **to == Destination::Stdout);
+        Ok(Self {
+            table_to_stderr,
+            ..settings
+        })
+    }
+}
+
+fn compared(args: &ExplainArgs) -> Result<Cases> {
+    if let (Some(base), Some(subject)) = (&args.base, &args.subject) {
+        if args.case != CaseArgs::default() {
+            return Err(Error::Usage(
+                "--base and --subject are commands of yours: options of the built-in workloads have no meaning for them".to_owned(),
+            ));
+        }
+        return Ok(Cases::Commands {
+            base: words("--base", base)?,
+            subject: words("--subject", subject)?,
+        });
+    }
+    let mut subject = args.case.clone();
+    if args.mode.is_none() && subject.buffer.is_none() {
+        subject.buffer = Some(SUBJECT_BUFFER);
+    }
+    let mode = args.mode.unwrap_or(Mode::TaskPool);
+    let base = if args.against.is_empty() {
+        // The same without what it has not.
+        let mut base = subject.clone();
+        base.workers = None;
+        base.pin = base.pin.filter(|&pin| pin != Pin::SplitCpus);
+        if mode == Mode::Task {
+            return Err(Error::Usage(
+                "--mode task is what others are held against: say with --against what it is slower than".to_owned(),
+            ));
+        }
+        spec(Mode::Task, &base)?
+    } else {
+        let line = <AgainstLine as clap::Parser>::try_parse_from(&args.against).map_err(|error| {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            Error::Usage(format!(
+                "--against takes a mode and options of `run`, up to the end of the line: {first} (options of explain come before it)"
+            ))
+        })?;
+        spec(line.mode, &line.case)?
+    };
+    Ok(Cases::Workloads {
+        base: Box::new(base),
+        subject: Box::new(spec(mode, &subject)?),
+    })
+}
+
+/// A command as a shell would split it.
+fn words(option: &str, line: &str) -> Result<Vec<String>> {
+    match shlex::split(line) {
+        Some(words) if !words.is_empty() => Ok(words),
+        Some(_) => Err(Error::Usage(format!("{option} is empty: give a command"))),
+        None => Err(Error::Usage(format!("{option} has a quote that is not closed: {line}"))),
+    }
+}
+
 impl TryFrom<ReportArgs> for ReportSettings {
     type Error = Error;
 
@@ -190,8 +337,9 @@ impl TryFrom<ReportArgs> for ReportSettings {
     }
 }
 
-fn spec(args: &RunArgs) -> Result<Spec> {
-    let mode = args.mode;
+fn spec(mode: Mode, args: &CaseArgs) -> Result<Spec> {
+    let default = Spec::of(mode);
+    let language = args.language.unwrap_or(default.language);
     let no_meaning = |option: &str, reason: &str| {
         Err(Error::Usage(format!(
             "{option} has no meaning for --mode {}: {reason}",
@@ -224,6 +372,51 @@ fn spec(args: &RunArgs) -> Result<Spec> {
     if mode != Mode::Process && args.language.is_some() {
         return no_meaning("--language", "only process is there in two of them");
     }
+    if !mode.has_root() && args.channel.is_some() {
+        let why = if mode == Mode::Go {
+            "Go has one kind of channel (use --mode task or task-pool)"
+        } else {
+            "it talks over pipes, not channels (use --mode task or task-pool)"
+        };
+        return no_meaning("--channel", why);
+    }
+    for (option, is_given) in [
+        ("--protocol", args.protocol.is_some()),
+        ("--count-in-flight", args.count_in_flight),
+    ] {
+        if !mode.is_tasks() && is_given {
+            return no_meaning(
+                option,
+                "each message is a round trip, and there is one at a time (use --mode task, task-pool or go)",
+            );
+        }
+    }
+    if args.channel == Some(Channel::Tokio) && args.buffer.unwrap_or(0) == 0 {
+        return Err(Error::Usage(
+            "--channel tokio needs a --buffer of at least 1: tokio's channel holds exactly so many messages, while futures' \
+             holds one more of each sender. What compares with futures' --buffer 0 is --channel tokio --buffer 1"
+                .to_owned(),
+        ));
+    }
+    if args.idle_threads > 0 && language != Language::Rust {
+        let why = if mode == Mode::Go {
+            "Go's runtime starts threads as it likes, and never has only one (use another mode)"
+        } else {
+            "in C it is the textbook's program as it stands (leave --language out)"
+        };
+        return no_meaning("--idle-threads", why);
+    }
+    if args.allocator.is_some() && language != Language::Rust {
+        let why = if mode == Mode::Go {
+            "Go has an allocator of its own (use another mode)"
+        } else {
+            "in C it is the textbook's program, which allocates nothing (leave --language out)"
+        };
+        return no_meaning("--allocator", why);
+    }
+    if !mode.has_root() && args.plant.is_some() {
+        return no_meaning("--plant", "only tokio's tasks have any (use --mode task or task-pool)");
+    }
     if mode == Mode::Task && args.pin == Some(Pin::SplitCpus) {
         return no_meaning(
             "--pin split-cpus",
@@ -232,13 +425,19 @@ fn spec(args: &RunArgs) -> Result<Spec> {
     }
     Ok(Spec {
         mode,
-        language: args.language.unwrap_or_else(|| mode.default_language()),
-        iterations: args.iterations.unwrap_or_else(|| mode.default_iterations()),
-        pin: args.pin.unwrap_or_else(|| mode.default_pin()),
+        language,
+        iterations: args.iterations.unwrap_or(default.iterations),
+        pin: args.pin.unwrap_or(default.pin),
         // The parser has bounded these far below what a `usize` holds.
-        buffer: mode.is_tasks().then(|| args.buffer.unwrap_or(0) as usize),
-        workers: mode.has_workers().then(|| args.workers.unwrap_or(2) as usize),
-        root: mode.has_root().then(|| args.root.unwrap_or(Root::Spawned)),
+        buffer: args.buffer.map(|buffer| buffer as usize).or(default.buffer),
+        workers: args.workers.map(|workers| workers as usize).or(default.workers),
+        root: args.root.or(default.root),
+        channel: args.channel.or(default.channel),
+        protocol: args.protocol.or(default.protocol),
+        count_in_flight: args.count_in_flight,
+        idle_threads: args.idle_threads as usize,
+        allocator: args.allocator.unwrap_or(default.allocator),
+        plant: args.plant,
     })
 }
 
@@ -250,7 +449,7 @@ fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
             args.level.name()
         )));
     }
-    if args.max_stacks.is_some() && args.level != Level::Stacks {
+    if args.max_stacks.is_some() && args.level != Level::Stacks && args.sample.is_none() {
         return Err(Error::Usage(format!(
             "--max-stacks has no meaning for --level {}, which takes no stacks",
             args.level.name()
@@ -262,6 +461,17 @@ fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
             args.level.name()
         )));
     }
+    if args.sample.is_some() && args.level != Level::Timeline {
+        return Err(Error::Usage(format!(
+            "--sample has no meaning for --level {}, which tells no events (use --level timeline)",
+            args.level.name()
+        )));
+    }
+    if outputs.on_cpu_flamegraph.is_some() && args.sample.is_none() {
+        return Err(Error::Usage(
+            "--on-cpu-flamegraph needs samples: give --level timeline --sample 997 too".to_owned(),
+        ));
+    }
     let default = Settings::default();
     Ok(Settings {
         level: args.level,
@@ -272,6 +482,7 @@ fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
         ring_bytes: args
             .ring_size
             .map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX)),
+        sample_hz: args.sample,
         drop_one_in: args.drop_one_in,
         ..default
     })
@@ -282,6 +493,7 @@ fn save(args: RecordingArgs, outputs: &OutputSettings) -> Result<Option<SaveSett
     let taken = [
         ("--json", &outputs.json),
         ("--flamegraph", &outputs.flamegraph),
+        ("--on-cpu-flamegraph", &outputs.on_cpu_flamegraph),
         ("--wakeups-flamegraph", &outputs.wakeups_flamegraph),
         ("--folded", &outputs.folded),
     ];
@@ -308,19 +520,21 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
         weight: args.weight.unwrap_or(Weight::Time),
         json: args.json.map(Destination::from),
         flamegraph: args.flamegraph.map(Destination::from),
+        on_cpu_flamegraph: args.on_cpu_flamegraph.map(Destination::from),
         wakeups_flamegraph: args.wakeups_flamegraph.map(Destination::from),
         folded: args.folded.map(Destination::from),
         assertions: args.assertions,
         table_to_stderr: false,
     };
-    if args.weight.is_some() && !settings.wants_stacks() {
+    if args.weight.is_some() && !settings.wants_stacks() && settings.on_cpu_flamegraph.is_none() {
         return Err(Error::Usage(
-            "--weight says what the widths in a flamegraph mean: give --flamegraph, --wakeups-flamegraph or --folded too".to_owned(),
+            "--weight says what the widths in a flamegraph mean: give one of the options for flamegraphs, or --folded, too".to_owned(),
         ));
     }
     let destinations: Vec<_> = [
         ("--json", &settings.json),
         ("--flamegraph", &settings.flamegraph),
+        ("--on-cpu-flamegraph", &settings.on_cpu_flamegraph),
         ("--wakeups-flamegraph", &settings.wakeups_flamegraph),
         ("--folded", &settings.folded),
     ]
@@ -343,7 +557,7 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
 mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
-    use crate::workload::Language;
+    use crate::workload::{Allocator, Plant, Protocol, Root};
     use clap::Parser;
 
     fn settings(line: &str) -> Result<RunSettings> {
@@ -368,6 +582,12 @@ mod tests {
                 buffer: Some(0),
                 workers: Some(2),
                 root: Some(Root::Spawned),
+                channel: Some(Channel::Futures),
+                protocol: Some(Protocol::Pipelined),
+                count_in_flight: false,
+                idle_threads: 0,
+                allocator: Allocator::System,
+                plant: None,
             }
         );
         let process = settings("--mode process").expect("valid");
@@ -376,7 +596,9 @@ mod tests {
             (process.spec.buffer, process.spec.workers, process.spec.root),
             (None, None, None)
         );
+        assert_eq!((process.spec.channel, process.spec.protocol), (None, None));
         let go = settings("--mode go").expect("valid");
+        assert_eq!((go.spec.channel, go.spec.protocol), (None, Some(Protocol::LockStep)));
         assert_eq!((go.spec.iterations, go.spec.pin), (2_000_000, Pin::None));
         assert_eq!(
             (go.spec.buffer, go.spec.workers, go.spec.root),
@@ -401,6 +623,16 @@ mod tests {
             ("--mode task --language rust", "--language"),
             ("--mode go --pin split-cpus", "--pin split-cpus"),
             ("--mode go --root spawned", "--root"),
+            ("--mode thread --channel tokio --buffer 1", "--buffer"),
+            ("--mode thread --channel tokio", "--channel"),
+            ("--mode go --channel futures", "--channel"),
+            ("--mode process --protocol lock-step", "--protocol"),
+            ("--mode thread --count-in-flight", "--count-in-flight"),
+            ("--mode go --idle-threads 1", "--idle-threads"),
+            ("--mode go --plant sleep", "--plant"),
+            ("--mode go --allocator system", "--allocator"),
+            ("--mode process --language c --allocator jemalloc", "--allocator"),
+            ("--mode process --language c --idle-threads 1", "--idle-threads"),
         ] {
             let error = settings(line).expect_err(line);
             assert_eq!(error.exit_status(), 2);
@@ -414,6 +646,41 @@ mod tests {
     }
 
     #[test]
+    fn variants_are_taken_as_given() {
+        let line = "--mode task --channel tokio --buffer 1 --protocol lock-step --count-in-flight";
+        let spec = settings(line).expect("valid").spec;
+        assert_eq!(
+            (spec.channel, spec.protocol, spec.buffer, spec.count_in_flight),
+            (Some(Channel::Tokio), Some(Protocol::LockStep), Some(1), true)
+        );
+        let idle = settings("--mode process --idle-threads 64").expect("valid").spec;
+        assert_eq!((idle.idle_threads, idle.allocator), (64, Allocator::System));
+        let planted = settings("--mode task-pool --plant mutex").expect("valid").spec;
+        assert_eq!(planted.plant, Some(Plant::Mutex));
+        settings("--mode task-pool --plant mutex --count-in-flight").expect_err("one or the other");
+        for mode in ["process --language rust", "thread", "task", "task-pool"] {
+            let spec = settings(&format!("--mode {mode} --allocator jemalloc"))
+                .expect("valid")
+                .spec;
+            assert_eq!(spec.allocator, Allocator::Jemalloc);
+        }
+        let go = settings("--mode go --protocol pipelined").expect("valid").spec;
+        assert_eq!((go.protocol, go.count_in_flight), (Some(Protocol::Pipelined), false));
+    }
+
+    #[test]
+    fn tokios_channel_holds_a_message_at_least() {
+        for line in [
+            "--mode task --channel tokio",
+            "--mode task-pool --channel tokio --buffer 0",
+        ] {
+            let error = settings(line).expect_err(line);
+            assert_eq!(error.exit_status(), 2);
+            assert!(error.to_string().ends_with("is --channel tokio --buffer 1"), "{error}");
+        }
+    }
+
+    #[test]
     fn absurd_numbers_are_errors() {
         for line in [
             "--mode task --iterations 0",
@@ -422,6 +689,7 @@ mod tests {
             "--mode task-pool --workers 100000",
             "--mode task --repeat 0",
             "--mode task --iterations -5",
+            "--mode task --idle-threads 65",
         ] {
             assert!(settings(line).is_err(), "{line}");
         }
@@ -454,6 +722,9 @@ mod tests {
             "--mode task --level timeline --wakeups-flamegraph x.svg",
             "--mode task --level timeline --folded x",
             "--mode task --ring-size 4096",
+            "--mode task --sample 997",
+            "--mode task --level timeline --on-cpu-flamegraph x.svg",
+            "--mode task --level timeline --sample 0",
             "--mode task --weight count",
             "--mode task --json - --folded -",
             "--mode task --json x --folded x",

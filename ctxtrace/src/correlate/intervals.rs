@@ -9,6 +9,8 @@
 
 use ctxtrace_common::process::Image;
 
+use crate::trace::samples::{Place, Samples};
+
 /// A thread, whatever other thread has its id later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ThreadId {
@@ -58,6 +60,31 @@ pub struct Interval {
 pub trait IntervalSink {
     /// The next one.
     fn interval(&mut self, interval: &Interval);
+
+    /// A sample of what a thread does in an interval on a CPU that goes on.
+    fn sample(&mut self, _at_ns: u64, _place: Place) {}
+}
+
+/// Both get all of them.
+impl<A: IntervalSink, B: IntervalSink> IntervalSink for (A, B) {
+    fn interval(&mut self, interval: &Interval) {
+        self.0.interval(interval);
+        self.1.interval(interval);
+    }
+
+    fn sample(&mut self, at_ns: u64, place: Place) {
+        self.0.sample(at_ns, place);
+        self.1.sample(at_ns, place);
+    }
+}
+
+/// Keeps the samples.
+impl IntervalSink for Samples {
+    fn interval(&mut self, _interval: &Interval) {}
+
+    fn sample(&mut self, at_ns: u64, place: Place) {
+        self.add(at_ns, place);
+    }
 }
 
 /// Takes nothing.

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use ctxtrace_common::clock::{Clock, Entered, Leave, Phase, Waking};
-use ctxtrace_common::event::{Decoded, EVENT_BYTES, Event, In, Out};
+use ctxtrace_common::event::{Decoded, EVENT_BYTES, Event, In, Out, Sample};
 use ctxtrace_common::histogram::Latency;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::process::Image;
@@ -25,6 +25,7 @@ use ctxtrace_common::thread::Thread;
 use super::intervals::{Interval, IntervalSink, State, ThreadId};
 use crate::trace::events::EventSink;
 use crate::trace::run::Timeline;
+use crate::trace::samples::Place;
 use crate::trace::{Aggregates, Latencies};
 use crate::units::{signed_thousands, thousands};
 
@@ -235,6 +236,7 @@ impl<I: IntervalSink> Replay<I> {
                 image,
                 new,
             }) => self.introduce(tid, previous_tid, start_boottime_ns, image, new),
+            Some(Decoded::Sample(sample)) => self.sample(event.at_ns, &sample),
             Some(Decoded::Name { .. } | Decoded::Exec { .. }) => {}
             None => self.unknown += 1,
         }
@@ -336,6 +338,20 @@ impl<I: IntervalSink> Replay<I> {
             live.totals.tid = tid;
             live
         })
+    }
+
+    fn sample(&mut self, at_ns: u64, sample: &Sample) {
+        let live = self.live(sample.tid);
+        let place = Place {
+            image: Image {
+                tgid: live.totals.tgid,
+                number: live.image,
+            },
+            in_kernel: sample.in_kernel,
+            kernel_stack: sample.kernel_stack,
+            user_stack: sample.user_stack,
+        };
+        self.intervals.sample(at_ns, place);
     }
 
     fn switch_out(&mut self, event: &Event, out: &Out) {

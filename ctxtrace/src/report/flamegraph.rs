@@ -30,6 +30,8 @@ pub enum Subject {
     Switches,
     /// The makers of wakeups.
     Wakeups,
+    /// Samples of what it did on its CPUs.
+    Samples,
 }
 
 impl Subject {
@@ -39,6 +41,8 @@ impl Subject {
             (Self::Switches, Weight::Count) => "Kernel switches by stack",
             (Self::Wakeups, Weight::Time) => "Off-CPU time by the stack that ended it",
             (Self::Wakeups, Weight::Count) => "Wakeups by stack",
+            (Self::Samples, Weight::Time) => "On-CPU time by stack",
+            (Self::Samples, Weight::Count) => "Samples on the CPU by stack",
         }
     }
 
@@ -47,6 +51,7 @@ impl Subject {
             (_, Weight::Time) => "ns",
             (Self::Switches, Weight::Count) => "switches",
             (Self::Wakeups, Weight::Count) => "wakeups",
+            (Self::Samples, Weight::Count) => "samples",
         }
     }
 }
@@ -142,7 +147,7 @@ mod tests {
                     frame(FrameKind::Kernel, "__schedule"),
                 ],
                 count: 2,
-                off_cpu_ns: 900,
+                ns: 900,
             }],
             with_user_stack: 8,
             broken: 2,

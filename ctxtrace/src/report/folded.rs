@@ -20,7 +20,7 @@ pub fn render(stacks: &[ResolvedStack], weight: Weight) -> String {
             lines.push_str(&name(frame));
         }
         let value = match weight {
-            Weight::Time => stack.off_cpu_ns,
+            Weight::Time => stack.ns,
             Weight::Count => stack.count,
         };
         // Writing to a string does not fail.
@@ -63,7 +63,7 @@ mod tests {
                 frame(FrameKind::Kernel, "__schedule"),
             ],
             count: 3,
-            off_cpu_ns: 4_500,
+            ns: 4_500,
         }];
         let line = "worker\u{fffd};<[u8: 4] as Read>::read;park_[i];__schedule_[k]";
         assert_eq!(render(&stacks, Weight::Time), format!("{line} 4500\n"));

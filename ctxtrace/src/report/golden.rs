@@ -137,11 +137,7 @@ fn resolved() -> Resolved {
         kind,
         name: name.to_owned(),
     };
-    let stack = |frames: Vec<Frame>, count, off_cpu_ns| ResolvedStack {
-        frames,
-        count,
-        off_cpu_ns,
-    };
+    let stack = |frames: Vec<Frame>, count, ns| ResolvedStack { frames, count, ns };
     Resolved {
         stacks: vec![
             stack(

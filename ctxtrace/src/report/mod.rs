@@ -7,6 +7,8 @@
 //! * [`flamegraph`]: the picture (inferno).
 //! * [`output`]: where the bytes go; every target is opened before the run, and written whole or not at all.
 
+pub mod differential;
+pub mod explain;
 pub mod flamegraph;
 pub mod folded;
 #[cfg(test)]

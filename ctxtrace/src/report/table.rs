@@ -8,12 +8,12 @@ use nix::sys::signal::Signal;
 
 use super::printable;
 use crate::analyze::result::{
-    Class, CpuLosses, Distribution, Locator, Report, Target, Task, Timeline, WakeupOrigin, Workload,
+    Class, CpuLosses, Distribution, Locator, OnCpu, Report, Target, Task, Timeline, WakeupOrigin, Workload,
 };
 use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
 use crate::units::{bytes, duration, signed_thousands, significant, thousands};
-use crate::workload::Language;
+use crate::workload::{Allocator, Channel, Language};
 
 /// Threads shown one by one; the rest is summed up.
 const THREADS_SHOWN: usize = 12;
@@ -72,6 +72,7 @@ pub fn render(report: &Report, style: Style) -> String {
     sections.extend(tasks(report));
     sections.extend(wakeups(report));
     sections.push(latencies(report));
+    sections.extend(report.on_cpu.as_ref().map(on_cpu));
     sections.push(threads(report));
     sections.push(footer(report, style));
     sections.join("\n\n") + "\n"
@@ -140,6 +141,14 @@ pub fn workload_in_words(workload: &Workload) -> String {
     if let Some(buffer) = workload.buffer {
         words.push(format!("buffer {}", thousands(buffer)));
     }
+    if workload.channel == Some(Channel::Tokio) {
+        words.push("tokio's channel".to_owned());
+    }
+    if let Some(protocol) = workload.protocol
+        && workload.protocol != workload.mode.default_protocol()
+    {
+        words.push(protocol.name().to_owned());
+    }
     if let Some(workers) = workload.workers {
         words.push(format!("{workers} worker{}", plural(workers)));
     }
@@ -149,6 +158,16 @@ pub fn workload_in_words(workload: &Workload) -> String {
     });
     if workload.root == Some(crate::workload::Root::BlockOn) {
         words.push("receiver is the block_on root".to_owned());
+    }
+    if workload.allocator == Some(Allocator::Jemalloc) {
+        words.push("jemalloc".to_owned());
+    }
+    if workload.idle_threads > 0 {
+        words.push(format!(
+            "{} idle thread{}",
+            workload.idle_threads,
+            plural(workload.idle_threads)
+        ));
     }
     words.push(format!("{} messages", thousands(workload.messages)));
     words.join(", ")
@@ -172,6 +191,14 @@ fn headline(report: &Report, workload: &Workload, style: Style) -> String {
     let _ = write!(text, "\n\n  {}", style.bold(&speed));
     if let Some(ns) = report.kernel_switches.ns_per_switch {
         let _ = write!(text, "\n  {} ns per measured kernel switch", significant(ns));
+    }
+    if let Some(most) = workload.max_in_flight {
+        let _ = write!(
+            text,
+            "\n  At most {} message{} in flight",
+            thousands(most),
+            plural(most)
+        );
     }
     if workload.runs.len() > 1 {
         let mut speeds: Vec<f64> = workload.runs.iter().filter_map(|run| run.ns_per_message).collect();
@@ -543,6 +570,32 @@ pub fn agrees(report: &Report) -> bool {
     runs_agree && report.reconciliation.difference == 0
 }
 
+/// Functions of the profile that the table has room for.
+const FUNCTIONS: usize = 12;
+
+/// What the target did on its CPUs.
+fn on_cpu(profile: &OnCpu) -> String {
+    let mut kinds = plain_table(&["On the CPU", "samples", "share", "time"]);
+    for of in &profile.categories {
+        kinds.add_row([
+            of.category.in_words().to_owned(),
+            thousands(of.samples),
+            format!("{} %", significant(100.0 * of.share)),
+            duration(of.ns),
+        ]);
+    }
+    let mut functions = plain_table(&["Function", "in", "share", "time"]);
+    for of in profile.functions.iter().take(FUNCTIONS) {
+        functions.add_row([
+            printable(&of.function),
+            of.category.in_words().to_owned(),
+            format!("{} %", significant(100.0 * of.share)),
+            duration(of.ns),
+        ]);
+    }
+    format!("{kinds}\n\n{functions}")
+}
+
 fn latencies(report: &Report) -> String {
     let mut table = plain_table(&["Intervals", "count", "p50", "p90", "p99", "p99.9", "max", "sum"]);
     let latency = &report.latency;
@@ -638,8 +691,8 @@ fn room(report: &Report) -> String {
     let lost = &report.lost;
     let options = [
         ("--max-threads", lost.threads),
-        ("--max-stacks", lost.stacks + lost.stack_sums),
-        ("--ring-size", lost.timeline_events),
+        ("--max-stacks", lost.stacks + lost.stack_sums + lost.sample_stacks),
+        ("--ring-size", lost.timeline_events + lost.samples),
     ];
     let wanted: Vec<&str> = options
         .iter()
@@ -699,7 +752,7 @@ fn without_trailing_spaces(table: &Table) -> String {
     lines.join("\n")
 }
 
-fn plain_table(header: &[&str]) -> Table {
+pub(super) fn plain_table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(header.to_vec());
@@ -722,7 +775,7 @@ mod tests {
     use crate::analyze::summarize::summarize;
     use crate::analyze::summarize::tests::{about, command, info, run};
     use crate::trace::run::{Exit, Subject};
-    use crate::workload::Mode;
+    use crate::workload::{Mode, Protocol, Spec};
 
     const PLAIN: Style = Style { color: false };
     const COLOR: Style = Style { color: true };
@@ -769,6 +822,43 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("Lost              nothing"));
+    }
+
+    #[test]
+    fn a_variant_is_named_by_what_is_not_as_usual() {
+        let in_words = |spec: Spec, max_in_flight| {
+            let mut run = run(670_000);
+            if let Some(outcome) = &mut run.outcome {
+                outcome.max_in_flight = max_in_flight;
+            }
+            let text = render(&summarize(&about(Subject::Workload(spec)), &[run]), PLAIN);
+            text.lines().take(4).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let variant = Spec {
+            buffer: Some(1),
+            channel: Some(Channel::Tokio),
+            protocol: Some(Protocol::LockStep),
+            count_in_flight: true,
+            idle_threads: 1,
+            allocator: Allocator::Jemalloc,
+            ..Spec::of(Mode::Task)
+        };
+        let lines = in_words(variant, Some(1_234));
+        assert_eq!(
+            lines[0],
+            "task, buffer 1, tokio's channel, lock-step, not pinned, jemalloc, 1 idle thread, 1,000 messages"
+        );
+        assert_eq!(lines[3], "  At most 1,234 messages in flight");
+        let usual = in_words(Spec::of(Mode::Go), None);
+        assert_eq!(usual[0], "go, buffer 0, 2 workers, not pinned, 1,000 messages");
+        let variant = Spec {
+            protocol: Some(Protocol::Pipelined),
+            ..Spec::of(Mode::Go)
+        };
+        assert_eq!(
+            in_words(variant, None)[0],
+            "go, buffer 0, pipelined, 2 workers, not pinned, 1,000 messages"
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@
 mod assertions;
 mod bar;
 pub mod child;
+pub mod explain;
 pub mod interrupt;
 mod observe;
 mod outputs;

@@ -5,9 +5,11 @@ use ctxtrace_common::event::Event;
 use super::save::Saver;
 use super::watch::{Observer, Underway};
 use crate::correlate::timeline::Replay;
+use crate::symbolize::symbols;
 use crate::trace::Level;
 use crate::trace::events::EventSink;
 use crate::trace::run::Run;
+use crate::trace::samples::Samples;
 
 /// Keeps what comes; `tick` is called in between.
 pub(super) struct Keeper<'a, F> {
@@ -18,12 +20,12 @@ pub(super) struct Keeper<'a, F> {
 /// What has come.
 pub(super) struct Kept<'a> {
     saver: &'a mut Saver,
-    replay: Option<Replay>,
+    replay: Option<Replay<Samples>>,
 }
 
 impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
     pub(super) fn new(level: Level, saver: &'a mut Saver, tick: F) -> Self {
-        let replay = (level == Level::Timeline).then(Replay::default);
+        let replay = (level == Level::Timeline).then(|| Replay::telling(Samples::default()));
         Self {
             kept: Kept { saver, replay },
             tick,
@@ -37,9 +39,13 @@ impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
 }
 
 impl Kept<'_> {
-    /// Gives a run that is over what its events came to, and saves it.
+    /// Gives a run that is over what its events came to, and the names of its stacks, and saves it.
     pub(super) fn finish(self, mut run: Run) -> Run {
-        run.timeline = self.replay.map(|replay| replay.conclude(&run.aggregates, true));
+        if let Some(replay) = self.replay {
+            run.timeline = Some(replay.conclude(&run.aggregates, true));
+            run.samples = replay.into_intervals();
+        }
+        run.symbols = symbols::resolve(&run.aggregates, &run.samples);
         self.saver.run(&run);
         run
     }

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
+use crate::analyze::profile;
 use crate::analyze::result::Report;
 use crate::cli::settings::OutputSettings;
 use crate::error::{Error, Result};
@@ -19,6 +20,7 @@ pub(super) struct Outputs {
     weight: Weight,
     json: Option<Output>,
     flamegraph: Option<Output>,
+    on_cpu_flamegraph: Option<Output>,
     wakeups_flamegraph: Option<Output>,
     folded: Option<Output>,
 }
@@ -30,6 +32,7 @@ impl Outputs {
             weight: settings.weight,
             json: open(&settings.json)?,
             flamegraph: open(&settings.flamegraph)?,
+            on_cpu_flamegraph: open(&settings.on_cpu_flamegraph)?,
             wakeups_flamegraph: open(&settings.wakeups_flamegraph)?,
             folded: open(&settings.folded)?,
         })
@@ -68,6 +71,17 @@ impl Outputs {
                 let svg = flamegraph::render(&resolved, Subject::Switches, self.weight, &labels)?;
                 commit(output, &svg, "flamegraph: open it in a web browser, click to zoom")?;
             }
+        }
+        if let Some(output) = self.on_cpu_flamegraph {
+            let threads = run.aggregates.threads.iter();
+            let on_cpu_ns = threads.map(|record| record.thread.on_cpu_ns).sum();
+            let resolved = stacks::samples(run, &profile::places(run, |_| true), on_cpu_ns);
+            let svg = flamegraph::render(&resolved, Subject::Samples, self.weight, &labels)?;
+            commit(
+                output,
+                &svg,
+                "on-CPU flamegraph: open it in a web browser, click to zoom",
+            )?;
         }
         if let Some(output) = self.wakeups_flamegraph {
             let resolved = stacks::wakers(run);

@@ -1,14 +1,31 @@
-//! What a built-in workload is started as: this executable again or, in another language, one that is built for it.
+//! What a built-in workload is started as: this executable again, its neighbour with another allocator or, in another language,
+//! one that is built for it.
 
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::target::environment::Environment;
 use crate::target::toolchain::{self, Compiler, Source};
 use crate::target::user::Invoker;
 use crate::workload::pin::{Pin, Pinning};
-use crate::workload::{Language, PING_PONG_IN_GO, PROCESS_IN_C, Spec};
+use crate::workload::{Allocator, Language, PING_PONG_IN_GO, PROCESS_IN_C, Protocol, Spec};
+
+/// The executable with the same workloads and jemalloc.
+const WITH_JEMALLOC: &str = "ctxtrace-workload-jemalloc";
+
+/// The executable of this name in the folder of another one.
+fn beside(executable: &Path, name: &str) -> Result<PathBuf> {
+    let path = executable.with_file_name(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(Error::Workload(format!(
+        "--allocator jemalloc takes a second executable, and there is no {}: `cargo install` and `cargo build` make it beside \
+         ctxtrace, unless they are told to leave the feature `jemalloc` out",
+        path.display()
+    )))
+}
 
 /// An executable, and the arguments that make it the workload.
 pub(super) struct Program {
@@ -27,9 +44,15 @@ impl Program {
     pub(super) fn of(spec: &Spec, user: Option<&Invoker>) -> Result<Self> {
         match spec.language {
             Language::Rust => {
+                let allocator = spec.allocator;
                 let spec = serde_json::to_string(spec).map_err(|error| Error::Workload(error.to_string()))?;
+                let this = std::env::current_exe().map_err(Error::system("finding this executable"))?;
+                let path = match allocator {
+                    Allocator::System => this,
+                    Allocator::Jemalloc => beside(&this, WITH_JEMALLOC)?,
+                };
                 Ok(Self {
-                    path: std::env::current_exe().map_err(Error::system("finding this executable"))?,
+                    path,
                     arguments: ["ctxtrace", "workload", "--spec", &spec].map(str::to_owned).to_vec(),
                     announce: [Some("--report-fd"), Some("--progress-fd")],
                     variable: None,
@@ -56,6 +79,7 @@ impl Program {
                     compiler: Compiler::Go,
                     text: PING_PONG_IN_GO,
                 };
+                let protocol = spec.protocol().unwrap_or(Protocol::LockStep);
                 Ok(Self {
                     path: toolchain::build(&source, user)?,
                     arguments: vec![
@@ -63,6 +87,8 @@ impl Program {
                         format!("-iterations={}", spec.iterations),
                         format!("-buffer={}", spec.buffer.unwrap_or(0)),
                         format!("-same-cpu={}", spec.pin == Pin::SameCpu),
+                        format!("-pipelined={}", protocol == Protocol::Pipelined),
+                        format!("-count-in-flight={}", spec.count_in_flight),
                     ],
                     announce: [Some("-report-fd"), Some("-progress-fd")],
                     variable: spec.workers.map(|workers| ("GOMAXPROCS", workers.to_string())),
@@ -88,5 +114,24 @@ impl Program {
             arguments.push(fd.to_string());
         }
         arguments
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_neighbour_that_is_missing_is_asked_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let this = folder.path().join("ctxtrace");
+        let error = beside(&this, WITH_JEMALLOC).expect_err("not there").to_string();
+        assert!(
+            error.contains("cargo install") && error.contains(WITH_JEMALLOC),
+            "{error}"
+        );
+        let there = folder.path().join(WITH_JEMALLOC);
+        std::fs::write(&there, "").expect("written");
+        assert_eq!(beside(&this, WITH_JEMALLOC).expect("there"), there);
     }
 }

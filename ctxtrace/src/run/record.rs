@@ -17,7 +17,6 @@ use crate::capture::{Kernel, preflight};
 use crate::cli::settings::{RecordSettings, RecordTarget};
 use crate::error::{Result, status};
 use crate::report::printable;
-use crate::symbolize::symbols;
 use crate::target::attach::Attached;
 use crate::target::environment::Environment;
 use crate::target::launch::Command;
@@ -47,7 +46,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
         duration: settings.duration,
     };
     let mut keeper = Keeper::new(settings.capture.level, &mut saver, |_: &Underway<'_>| {});
-    let Recorded { mut run, cut } = match &target {
+    let Recorded { run, cut } = match &target {
         Found::Command { words, program, env } => {
             let args: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();
             let command = Command {
@@ -71,8 +70,6 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
             recorder.process(attached, *children, began, &mut keeper)?
         }
     };
-    run.symbols = symbols::resolve(&run.aggregates);
-
     let runs = [keeper.stop().finish(run)];
     let report = summarize(&info, &runs);
     outputs.write(&report, &runs)?;

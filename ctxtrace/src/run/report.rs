@@ -13,6 +13,7 @@ use crate::target::user::invoker;
 use crate::trace::Level;
 use crate::trace::events::EventSink;
 use crate::trace::file;
+use crate::trace::samples::Samples;
 
 /// Reads a capture and writes every output. Of a file that is damaged the readable part is reported, and the status says so.
 ///
@@ -29,21 +30,23 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
     if opened.metadata().is_ok_and(|file| file.is_dir()) {
         return Err(unreadable("it is a folder".to_owned()));
     }
-    let mut replays: Vec<Replay> = Vec::new();
+    let replay = || Replay::telling(Samples::default());
+    let mut replays: Vec<Replay<Samples>> = Vec::new();
     let mut saved = file::read(BufReader::new(opened), |run, events| {
         // In the order of the runs.
         if replays.len() <= run {
-            replays.resize_with(run + 1, Replay::default);
+            replays.resize_with(run + 1, replay);
         }
         replays[run].events(events);
     })
     .map_err(unreadable)?;
     if saved.info.level == Level::Timeline {
-        replays.resize_with(saved.runs.len(), Replay::default);
+        replays.resize_with(saved.runs.len(), replay);
         let last = saved.runs.len() - 1;
         for (index, (run, replay)) in saved.runs.iter_mut().zip(replays).enumerate() {
             let is_whole = index < last || saved.is_whole;
             run.timeline = Some(replay.conclude(&run.aggregates, is_whole));
+            run.samples = replay.into_intervals();
         }
     }
     if settings.outputs.wants_stacks() && saved.info.level != Level::Stacks {
@@ -58,6 +61,11 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         return Err(unreadable(
             "it has no stacks of wakers: they are taken only where --wakeups-flamegraph is given to `run` or `record`"
                 .to_owned(),
+        ));
+    }
+    if settings.outputs.on_cpu_flamegraph.is_some() && saved.runs.iter().all(|run| run.samples.is_empty()) {
+        return Err(unreadable(
+            "it has no samples: they are taken only where --sample is given to `run` or `record`".to_owned(),
         ));
     }
     let outputs = Outputs::open(&settings.outputs, invoker().as_ref())?;

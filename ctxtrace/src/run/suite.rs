@@ -138,7 +138,7 @@ impl Case {
                 return Ok(());
             }
         }
-        match workload::counted(program, recorder, user) {
+        match workload::observed(program, recorder, user, &mut ()) {
             Ok(run) if run.cut_short.is_some() => self.measured.cut_short = run.cut_short,
             Ok(run) => {
                 let info = info(Subject::Workload(self.measured.spec.clone()), Level::Counts)?;
@@ -150,7 +150,7 @@ impl Case {
     }
 }
 
-fn told(output: Output, bytes: &[u8], what: &str) -> Result<()> {
+pub(super) fn told(output: Output, bytes: &[u8], what: &str) -> Result<()> {
     let path = output.path().map(ToOwned::to_owned);
     output.commit(bytes)?;
     if let Some(path) = path {
@@ -160,7 +160,7 @@ fn told(output: Output, bytes: &[u8], what: &str) -> Result<()> {
 }
 
 /// Shown on a terminal only.
-fn bar(length: u64) -> ProgressBar {
+pub(super) fn bar(length: u64) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

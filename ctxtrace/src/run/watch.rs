@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 
 use super::interrupt::Interrupts;
 use crate::capture::{Kernel, Session, Settings};
+use crate::correlate::intervals::IntervalSink;
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result};
 use crate::target::attach::{Attached, descendants};
@@ -17,6 +18,7 @@ use crate::target::launch::{Child, Command, Ended};
 use crate::target::mappings::Tracker;
 use crate::trace::events::EventSink;
 use crate::trace::run::{Launched, Run};
+use crate::trace::samples::Samples;
 use crate::trace::symbols::Symbols;
 
 /// How often the tracer wakes up while the target runs: seldom, because each time it takes a CPU for some microseconds.
@@ -92,6 +94,7 @@ impl Underway<'_> {
             messages_seen: 0,
             cut_short: None,
             timeline: None,
+            samples: Samples::default(),
         })
     }
 }
@@ -104,7 +107,7 @@ pub trait Observer: EventSink {
 }
 
 impl Observer for () {}
-impl Observer for Replay {}
+impl<I: IntervalSink> Observer for Replay<I> {}
 
 impl Recorder<'_> {
     /// Runs a command under tracing, from its first switch to its last, its children included.
@@ -216,6 +219,7 @@ impl Recorder<'_> {
                 messages_seen: 0,
                 cut_short: None,
                 timeline: None,
+                samples: Samples::default(),
             },
             cut,
         })

@@ -15,10 +15,9 @@ use super::interrupt::Interrupts;
 use super::observe::Keeper;
 use super::program::Program;
 use super::save::Saver;
-use super::watch::{Recorded, Recorder, Underway};
+use super::watch::{Observer, Recorded, Recorder, Underway};
 use crate::cli::settings::RunSettings;
 use crate::error::{Error, Result};
-use crate::symbolize::symbols;
 use crate::target::launch::{Child, Command};
 use crate::target::user::Invoker;
 use crate::trace::run::{Exit, Run};
@@ -114,10 +113,15 @@ pub(super) fn recorded(
     Ok(kept.finish(finished(recorded, start)?))
 }
 
-/// Runs the workload once under tracing, and keeps nothing but the counts.
-pub(super) fn counted(program: &Program, recorder: &Recorder<'_>, user: Option<&Invoker>) -> Result<Run> {
+/// Runs the workload once under tracing; whoever wants more of it than the counts observes.
+pub(super) fn observed(
+    program: &Program,
+    recorder: &Recorder<'_>,
+    user: Option<&Invoker>,
+    observer: &mut dyn Observer,
+) -> Result<Run> {
     let start = Start::new(program, user)?;
-    let recorded = start.with_command(|command| recorder.command(command, &mut ()))?;
+    let recorded = start.with_command(|command| recorder.command(command, observer))?;
     finished(recorded, start)
 }
 
@@ -127,7 +131,6 @@ fn finished(recorded: Recorded, start: Start<'_>) -> Result<Run> {
     run.messages_seen = told.messages_seen;
     run.outcome = told.outcome;
     run.cut_short = told.cut_short;
-    run.symbols = symbols::resolve(&run.aggregates);
     Ok(run)
 }
 
@@ -150,7 +153,7 @@ pub(super) fn timed(program: &Program, interrupts: &Interrupts, user: Option<&In
 }
 
 /// Waits for a child's end; the first signal ends it.
-fn until_the_end(child: &Child, interrupts: &Interrupts) -> Result<Option<Signal>> {
+pub(super) fn until_the_end(child: &Child, interrupts: &Interrupts) -> Result<Option<Signal>> {
     loop {
         let mut fds = [
             PollFd::new(child.pidfd(), PollFlags::POLLIN),
@@ -211,6 +214,8 @@ mod tests {
         let done = Message::Done(Outcome {
             elapsed_ns: 1,
             messages: 1,
+            started_ns: None,
+            max_in_flight: None,
         });
         let failed = Message::Failed("no pipe".to_owned());
         assert_eq!(cut_short(None, Some(&done), ended(Some(0), None)), None);

@@ -2,9 +2,11 @@
 //!
 //! * [`symbols`]: looks every stack of a run up, on the machine it was recorded on, while its files are there.
 //! * [`stacks`]: pure: the stacks of a run by their names, under what the threads were doing.
+//! * [`category`]: what the code of a stack is for.
 //! * `future`: what kind of task a stack belongs to.
 //! * `goroutine`: what function a goroutine was started with.
 
+pub mod category;
 mod future;
 mod goroutine;
 pub mod stacks;

@@ -15,18 +15,19 @@ use crate::correlate::tasks;
 use crate::correlate::wakeups::Names;
 use crate::target::locate;
 use crate::trace::run::Run;
+use crate::trace::samples::Place;
 use crate::trace::symbols::{Frame, FrameKind, Symbols};
 use crate::trace::{Aggregates, name_of};
 
-/// Switch-outs with the same resolved stack.
+/// Switch-outs, wakeups or samples with the same resolved stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedStack {
     /// From what the thread was doing, and its name, to the innermost kernel function.
     pub frames: Vec<Frame>,
-    /// Switch-outs.
+    /// How many.
     pub count: u64,
-    /// Their off-CPU time.
-    pub off_cpu_ns: u64,
+    /// Their time, nanoseconds: off the CPU; of samples, the time on a CPU that they stand for.
+    pub ns: u64,
 }
 
 /// All stacks of a capture.
@@ -34,7 +35,7 @@ pub struct ResolvedStack {
 pub struct Resolved {
     /// Distinct ones, in the order of their frames.
     pub stacks: Vec<ResolvedStack>,
-    /// Switch-outs with a user stack.
+    /// Of their number, those with a user stack.
     pub with_user_stack: u64,
     /// Of those, the ones whose user stack does not reach a thread's or program's entry: code without frame pointers.
     pub broken: u64,
@@ -45,18 +46,17 @@ pub struct Resolved {
 struct Merged(BTreeMap<Vec<Frame>, (u64, u64)>);
 
 impl Merged {
-    fn add(&mut self, frames: Vec<Frame>, count: u64, off_cpu_ns: u64) {
+    fn add(&mut self, frames: Vec<Frame>, count: u64, ns: u64) {
         let sum = self.0.entry(frames).or_default();
         sum.0 += count;
-        sum.1 += off_cpu_ns;
+        sum.1 += ns;
     }
 
     fn into_stacks(self) -> Vec<ResolvedStack> {
-        let stacks = self.0.into_iter().map(|(frames, (count, off_cpu_ns))| ResolvedStack {
-            frames,
-            count,
-            off_cpu_ns,
-        });
+        let stacks = self
+            .0
+            .into_iter()
+            .map(|(frames, (count, ns))| ResolvedStack { frames, count, ns });
         stacks.collect()
     }
 }
@@ -146,6 +146,45 @@ pub fn switches(run: &Run) -> Resolved {
     }
     resolved.stacks = merged.into_stacks();
     resolved
+}
+
+/// The stacks of samples of what a run did on its CPUs: of each place, how many there are, which stand for `on_cpu_ns`
+/// together.
+#[must_use]
+pub fn samples(run: &Run, places: &BTreeMap<Place, u64>, on_cpu_ns: u64) -> Resolved {
+    let mut resolved = Resolved::default();
+    let mut merged = Merged::default();
+    let total: u64 = places.values().sum();
+    for (place, &count) in places {
+        let frames = sampled(run, place);
+        if place.user_stack != 0 {
+            resolved.with_user_stack += count;
+            resolved.broken += if is_complete(&frames) { 0 } else { count };
+        }
+        let ns = u128::from(on_cpu_ns) * u128::from(count) / u128::from(total.max(1));
+        merged.add(frames, count, ns as u64);
+    }
+    resolved.stacks = merged.into_stacks();
+    resolved
+}
+
+/// The stack that a switch-out was made with, outermost frame first.
+#[must_use]
+pub fn switched(run: &Run, key: &SumKey) -> Vec<Frame> {
+    let mut frames =
+        user_stack(run, image_of(key), key.user_stack).unwrap_or_else(|| vec![reason(no_user_stack(key.user_state))]);
+    frames.extend(kernel_stack(run, key.kernel_stack));
+    frames
+}
+
+/// The stack of a sample, outermost frame first.
+#[must_use]
+pub fn sampled(run: &Run, place: &Place) -> Vec<Frame> {
+    let mut frames = user_stack(run, place.image, place.user_stack).unwrap_or_else(|| vec![reason("no user stack")]);
+    if place.in_kernel {
+        frames.extend(kernel_stack(run, place.kernel_stack));
+    }
+    frames
 }
 
 /// The stacks of the makers of wakeups: under what the woken thread had been doing, who woke it, and from where.
@@ -254,7 +293,7 @@ mod tests {
 
     fn resolve(aggregates: Aggregates) -> Resolved {
         let mut run = build::run(aggregates);
-        run.symbols = symbols::resolve(&run.aggregates);
+        run.symbols = symbols::resolve(&run.aggregates, &run.samples);
         switches(&run)
     }
 
@@ -308,7 +347,7 @@ mod tests {
         )];
         let resolved = resolve(aggregates);
         assert_eq!(resolved.stacks.len(), 1);
-        assert_eq!((resolved.stacks[0].count, resolved.stacks[0].off_cpu_ns), (3, 70));
+        assert_eq!((resolved.stacks[0].count, resolved.stacks[0].ns), (3, 70));
         assert_eq!(
             resolved.stacks[0].frames,
             [

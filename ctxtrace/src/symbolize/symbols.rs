@@ -18,6 +18,7 @@ use ctxtrace_common::process::Image;
 use super::{goroutine, reason};
 use crate::target::mappings::Mappings;
 use crate::trace::Aggregates;
+use crate::trace::samples::Samples;
 use crate::trace::symbols::{Frame, FrameKind, Symbols};
 
 /// The kernel's functions that raise the tracepoints: what lies further in is our own.
@@ -25,7 +26,7 @@ const TRACED_FUNCTIONS: [&str; 3] = ["__schedule", "try_to_wake_up", "wake_up_ne
 
 /// Resolves every stack of a run, and the functions that goroutines were started with.
 #[must_use]
-pub fn resolve(aggregates: &Aggregates) -> Symbols {
+pub fn resolve(aggregates: &Aggregates, samples: &Samples) -> Symbols {
     let mut resolver = Resolver::new(&aggregates.mappings);
     let mut symbols = Symbols::default();
     let switches = aggregates.switch_sums.iter().map(|(key, _)| {
@@ -42,7 +43,11 @@ pub fn resolve(aggregates: &Aggregates) -> Symbols {
         };
         (image, key.from.user_stack, key.from.kernel_stack)
     });
-    for (image, user, kernel) in switches.chain(wakers) {
+    let sampled = samples
+        .places()
+        .iter()
+        .map(|place| (place.image, place.user_stack, place.kernel_stack));
+    for (image, user, kernel) in switches.chain(wakers).chain(sampled) {
         if let Some(addresses) = aggregates.stacks.get(&user)
             && !symbols.has_user(image, user)
         {

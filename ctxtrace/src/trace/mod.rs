@@ -3,11 +3,13 @@
 //! * [`Aggregates`]: what the kernel had summed up when a run was over. It knows nothing of BPF maps, and everything behind
 //!   it is a pure function of it.
 //! * [`run`]: one recording: the aggregates, and what else is known of what was recorded.
+//! * [`samples`]: what it did on its CPUs, where that was asked.
 //! * [`symbols`]: the names of its stacks.
 //! * [`mod@file`]: recordings in a file.
 
 pub mod file;
 pub mod run;
+pub mod samples;
 pub mod symbols;
 
 pub mod events;
@@ -219,6 +221,7 @@ pub(crate) mod build {
     use ctxtrace_common::thread::KernelCount;
 
     use super::run::Run;
+    use super::samples::Samples;
     use super::symbols::Symbols;
 
     /// A thread that was switched `voluntary` + `involuntary` times, all of them seen, and has ended.
@@ -250,6 +253,7 @@ pub(crate) mod build {
         Run {
             aggregates,
             timeline: None,
+            samples: Samples::default(),
             symbols: Symbols::default(),
             launched: None,
             recorded_ns: 2_000_000,

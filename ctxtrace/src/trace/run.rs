@@ -4,6 +4,7 @@ use ctxtrace_common::thread::KernelCount;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use super::samples::Samples;
 use super::symbols::Symbols;
 use super::{Aggregates, Level};
 use crate::workload::{Outcome, Spec};
@@ -135,6 +136,9 @@ pub struct Run {
     /// Its events, added up; `None` where none were recorded.
     #[serde(skip)]
     pub timeline: Option<Timeline>,
+    /// What it did on its CPUs; none unless that was asked.
+    #[serde(skip)]
+    pub samples: Samples,
     /// The process, if it was started for the recording and not attached to.
     pub launched: Option<Launched>,
     /// From when the programs were attached to when they were detached.

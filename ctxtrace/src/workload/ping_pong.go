@@ -1,4 +1,5 @@
-// The article's Go program: two goroutines in lockstep over two channels of strings.
+// The article's Go program: two goroutines in lock-step over two channels of strings.
+// A variant has a third one, which sends without waiting for answers.
 //
 // It is built and started by `ctxtrace run --mode go`, and says on a descriptor how it went and in a shared page how far it
 // has got, as ctxtrace's other workloads do.
@@ -25,6 +26,8 @@ var (
 	iterations = flag.Uint64("iterations", 2000000, "messages to send")
 	buffer     = flag.Int("buffer", 0, "messages a channel holds")
 	sameCPU    = flag.Bool("same-cpu", false, "run on one CPU")
+	pipelined  = flag.Bool("pipelined", false, "send without waiting for answers")
+	count      = flag.Bool("count-in-flight", false, "count the messages in flight")
 	reportFD   = flag.Int("report-fd", 1, "descriptor to report to")
 	progressFD = flag.Int("progress-fd", -1, "descriptor of the page to show progress in")
 )
@@ -35,46 +38,150 @@ var there, back chan string
 
 func main() {
 	flag.Parse()
-	elapsed, err := play()
+	result, err := play()
 	report := os.NewFile(uintptr(*reportFD), "report")
 	if err != nil {
 		fmt.Fprintf(report, "{\"failed\":%s}\n", strconv.QuoteToASCII(err.Error()))
 		os.Exit(1)
 	}
-	_, err = fmt.Fprintf(report, "{\"done\":{\"elapsed_ns\":%d,\"messages\":%d}}\n", elapsed.Nanoseconds(), *iterations)
+	most := ""
+	if *count {
+		most = fmt.Sprintf(",\"max_in_flight\":%d", atomic.LoadInt64(&maxInFlight))
+	}
+	_, err = fmt.Fprintf(report, "{\"done\":{\"elapsed_ns\":%d,\"messages\":%d,\"started_ns\":%d%s}}\n",
+		result.elapsed.Nanoseconds(), *iterations, result.started, most)
 	if err != nil {
 		os.Exit(1)
 	}
 }
 
-// Sends all messages, one by one, and waits for each to come back.
-func play() (time.Duration, error) {
+// How it went.
+type outcome struct {
+	elapsed time.Duration
+	started int64
+}
+
+// Sends all messages, and sees that each comes back.
+func play() (result outcome, err error) {
 	progress, err := mapProgress()
 	if err != nil {
-		return 0, err
+		return result, err
 	}
 	if *sameCPU {
 		if err := pin(); err != nil {
-			return 0, err
+			return result, err
 		}
 	}
 	there, back = make(chan string, *buffer), make(chan string, *buffer)
 	go child()
 
+	result.started, err = monotonic()
+	if err != nil {
+		return result, err
+	}
 	start := time.Now()
+	switch {
+	case *pipelined:
+		go sender()
+		err = receiveAll(progress)
+	case *count:
+		err = lockStepCounted(progress)
+	default:
+		err = lockStep(progress)
+	}
+	result.elapsed = time.Since(start)
+	if err != nil {
+		return result, err
+	}
+	atomic.StoreUint64(progress, *iterations)
+	return result, nil
+}
+
+// Sends one by one, and waits for each to come back.
+func lockStep(progress *uint64) error {
 	for i := uint64(0); i < *iterations; i++ {
 		there <- text
 		if <-back != text {
-			return 0, fmt.Errorf("message %d did not arrive as it was sent (\"%s\")", i, text)
+			return altered(i)
 		}
 		if (i+1)%step == 0 {
 			atomic.StoreUint64(progress, i+1)
 		}
 	}
-	elapsed := time.Since(start)
-	atomic.StoreUint64(progress, *iterations)
 	close(there)
-	return elapsed, nil
+	return nil
+}
+
+// The same, counted. It is a loop of its own so that the other one stays as it is.
+func lockStepCounted(progress *uint64) error {
+	for i := uint64(0); i < *iterations; i++ {
+		isSent()
+		there <- text
+		message := <-back
+		atomic.AddInt64(&inFlight, -1)
+		if message != text {
+			return altered(i)
+		}
+		if (i+1)%step == 0 {
+			atomic.StoreUint64(progress, i+1)
+		}
+	}
+	close(there)
+	return nil
+}
+
+// Sends without waiting for anything but room.
+func sender() {
+	for i := uint64(0); i < *iterations; i++ {
+		if *count {
+			isSent()
+		}
+		there <- text
+	}
+	close(there)
+}
+
+// Receives what sender has sent.
+func receiveAll(progress *uint64) error {
+	for i := uint64(0); i < *iterations; i++ {
+		message := <-back
+		if *count {
+			atomic.AddInt64(&inFlight, -1)
+		}
+		if message != text {
+			return altered(i)
+		}
+		if (i+1)%step == 0 {
+			atomic.StoreUint64(progress, i+1)
+		}
+	}
+	return nil
+}
+
+func altered(index uint64) error {
+	return fmt.Errorf("message %d did not arrive as it was sent (\"%s\")", index, text)
+}
+
+// Messages on their way, and the most there ever were. One goroutine raises them.
+var inFlight, maxInFlight int64
+
+// Another one is on its way.
+func isSent() {
+	now := atomic.AddInt64(&inFlight, 1)
+	if now > atomic.LoadInt64(&maxInFlight) {
+		atomic.StoreInt64(&maxInFlight, now)
+	}
+}
+
+// The clock of the tracer's events, nanoseconds; package time tells durations only.
+func monotonic() (int64, error) {
+	const clockMonotonic = 1
+	var now syscall.Timespec
+	_, _, errno := syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, clockMonotonic, uintptr(unsafe.Pointer(&now)), 0)
+	if errno != 0 {
+		return 0, fmt.Errorf("clock_gettime: %w", errno)
+	}
+	return now.Nano(), nil
 }
 
 // Sends back what it gets.

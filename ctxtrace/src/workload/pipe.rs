@@ -4,7 +4,6 @@
 //! for the answer, so on one CPU the kernel has to switch for every byte to go on.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -12,6 +11,8 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork, getppid, pipe, read, write};
 
+use super::clock::Stopwatch;
+use super::idle::IdleThreads;
 use super::pin::Pinning;
 use super::progress::Progress;
 use super::{MESSAGE, Outcome, Spec, altered};
@@ -63,18 +64,15 @@ impl Line {
 
     /// The side that begins: sends and waits for each answer.
     fn ping(&self, iterations: u64, progress: &Progress) -> Result<Outcome> {
-        let start = Instant::now();
+        let stopwatch = Stopwatch::start();
         for index in 0..iterations {
             self.send(MESSAGE.as_bytes())?;
             self.receive(index)?;
             progress.reached(index + 1);
         }
-        let elapsed = start.elapsed();
+        let outcome = stopwatch.outcome(iterations);
         progress.ended(iterations);
-        Ok(Outcome {
-            elapsed_ns: elapsed.as_nanos() as u64,
-            messages: iterations,
-        })
+        Ok(outcome)
     }
 
     /// The side that answers.
@@ -134,13 +132,28 @@ pub(super) fn between_processes(spec: &Spec, progress: &Progress) -> Result<Outc
                     if getppid() == parent { Ok(()) } else { Err(peer_gone()) }
                 })
                 .and_then(|()| pinning.apply(1))
-                .and_then(|()| far.pong(spec.iterations));
+                .and_then(|()| IdleThreads::start(spec.idle_threads))
+                .and_then(|_idle| {
+                    if spec.idle_threads > 0 {
+                        far.send(MESSAGE.as_bytes())?;
+                    }
+                    far.pong(spec.iterations)
+                });
             // SAFETY: ends the child at once; nothing of the parent's (buffers, destructors) may run twice.
             unsafe { libc::_exit(i32::from(echoed.is_err())) }
         }
         ForkResult::Parent { child } => {
             drop(far);
-            let played = pinning.apply(0).and_then(|()| near.ping(spec.iterations, progress));
+            let played = pinning
+                .apply(0)
+                .and_then(|()| IdleThreads::start(spec.idle_threads))
+                .and_then(|_idle| {
+                    if spec.idle_threads > 0 {
+                        // The other side's threads are there.
+                        near.receive(0)?;
+                    }
+                    near.ping(spec.iterations, progress)
+                });
             drop(near);
             let ended = waitpid(child, None).map_err(Error::errno("waitpid"))?;
             let outcome = played?;
@@ -154,19 +167,13 @@ pub(super) fn between_processes(spec: &Spec, progress: &Progress) -> Result<Outc
 
 #[cfg(test)]
 mod tests {
-    use super::super::pin::Pin;
-    use super::super::{Language, Mode, run};
+    use super::super::{Mode, run};
     use super::*;
 
     fn spec(mode: Mode, iterations: u64) -> Spec {
         Spec {
-            mode,
-            language: Language::Rust,
             iterations,
-            pin: Pin::SameCpu,
-            buffer: None,
-            workers: None,
-            root: None,
+            ..Spec::of(mode)
         }
     }
 

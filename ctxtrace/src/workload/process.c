@@ -76,9 +76,9 @@ static void pin(int cpu) {
     CPU_FREE(set);
 }
 
-/* The side that begins: sends and waits for each answer. Returns how long that took. */
-static uint64_t ping(int from, int to, uint64_t round_trips, uint64_t *progress) {
-    uint64_t start = now_ns();
+/* The side that begins: sends and waits for each answer. Says when it began, and returns how long that took. */
+static uint64_t ping(int from, int to, uint64_t round_trips, uint64_t *progress, uint64_t *started) {
+    uint64_t start = *started = now_ns();
     for (uint64_t index = 0; index < round_trips; index++) {
         send(to);
         receive(from, index);
@@ -134,13 +134,13 @@ int main(int argc, char **argv) {
     close(there[0]);
     close(back[1]);
     pin(near_cpu);
-    uint64_t elapsed = ping(back[0], there[1], round_trips, progress);
+    uint64_t started, elapsed = ping(back[0], there[1], round_trips, progress, &started);
     int status;
     if (waitpid(child, &status, 0) != child)
         fail("waitpid", errno);
     if (status != 0)
         fail("the echo process ended badly", 0);
-    dprintf(report_fd, "{\"done\":{\"elapsed_ns\":%llu,\"messages\":%llu}}\n", (unsigned long long)elapsed,
-            (unsigned long long)round_trips);
+    dprintf(report_fd, "{\"done\":{\"elapsed_ns\":%llu,\"messages\":%llu,\"started_ns\":%llu}}\n",
+            (unsigned long long)elapsed, (unsigned long long)round_trips, (unsigned long long)started);
     return 0;
 }

@@ -219,10 +219,18 @@ fn a_run_that_does_not_begin_leaves_no_capture() {
 }
 
 fn a_full_disk_is_told_and_the_readable_part_stays() {
-    // A file may not grow beyond 8 KiB: the beginning fits, all of it does not.
+    // A file may not grow beyond half of what the capture needs: the beginning fits, all of it does not.
     let folder = tempfile::tempdir().expect("a folder");
+    let line = "run --mode task-pool --iterations 20000 --repeat 5 -o";
+    let whole = in_folder(folder.path(), &format!("{line} whole.ctx"));
+    assert_eq!(whole.status.code(), Some(0), "{}", stderr(&whole));
+    let bytes = std::fs::metadata(folder.path().join("whole.ctx"))
+        .expect("written")
+        .len();
+    // The shell counts in blocks of 512 bytes.
     let script = format!(
-        "trap '' XFSZ; ulimit -f 16; exec {CTXTRACE} run --mode task-pool --iterations 20000 --repeat 5 -o run.ctx"
+        "trap '' XFSZ; ulimit -f {}; exec {CTXTRACE} {line} run.ctx",
+        bytes / 1_024
     );
     let output = std::process::Command::new("sh")
         .args(["-c", &script])

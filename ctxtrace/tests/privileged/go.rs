@@ -60,7 +60,7 @@ const CROWD: u64 = 3_000;
 const FEW: u64 = 6;
 
 /// Whether there is a Go; a test that needs one may only skip itself where tests may skip themselves.
-fn has_go() -> bool {
+pub(crate) fn has_go() -> bool {
     let there = Command::new("go").arg("version").output().is_ok();
     assert!(
         there || std::env::var_os("CTXTRACE_REQUIRE_PRIVILEGED").is_none(),

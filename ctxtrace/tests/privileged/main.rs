@@ -16,10 +16,12 @@ mod go;
 mod programs;
 mod real_programs;
 mod record;
+mod sampling;
 mod suite;
 mod support;
 mod tasks;
 mod timeline;
+mod variants;
 
 use std::process::ExitCode;
 
@@ -47,7 +49,9 @@ fn main() -> ExitCode {
         real_programs::TESTS,
         go::TESTS,
         timeline::TESTS,
+        sampling::TESTS,
         suite::TESTS,
+        variants::TESTS,
         cli::TESTS,
         faults::TESTS,
     ]

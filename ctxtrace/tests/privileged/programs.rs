@@ -43,6 +43,7 @@ pub(crate) fn run(name: &OsStr) -> ExitCode {
         Some("thread-crowd") => thread_crowd(),
         Some("many-threads") => many_threads(),
         Some("storm") => storm(),
+        Some("half-and-half") => half_and_half(),
         Some("server") => server(),
         Some(name) if tasks::run(name) => {}
         _ => return ExitCode::FAILURE,
@@ -58,6 +59,38 @@ fn sleeper() {
         }
     });
     sleeper.expect("started").join().expect("ended");
+}
+
+/// CPU time of each half of `half-and-half`.
+const SPIN: Duration = Duration::from_millis(400);
+
+/// Computes for a while, and then reads for as long.
+fn half_and_half() {
+    spin_in_user();
+    let mut zeroes = std::fs::File::open("/dev/zero").expect("a device");
+    let mut buffer = vec![0_u8; 1 << 20];
+    let end = cpu_time() + SPIN;
+    while cpu_time() < end {
+        std::io::Read::read_exact(&mut zeroes, &mut buffer).expect("read");
+    }
+}
+
+#[inline(never)]
+fn spin_in_user() {
+    let end = cpu_time() + SPIN;
+    let mut sum = 0_u64;
+    while cpu_time() < end {
+        // Long enough for the reading of the clock, a system call, to be nothing beside it.
+        for number in 0..1_000_000_u64 {
+            sum = std::hint::black_box(sum.wrapping_mul(31).wrapping_add(number));
+        }
+    }
+}
+
+/// What this thread has used.
+fn cpu_time() -> Duration {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a clock");
+    now.into()
 }
 
 /// A thread that yields in a loop, beside one that is always busy on the same CPU.

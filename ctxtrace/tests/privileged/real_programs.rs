@@ -148,12 +148,16 @@ fn a_tokio_server_of_tokio_releases_under_load() {
     let server = Server(command.spawn().expect("built by `cargo xtask test`"));
     wait_until("the server listens", || TcpStream::connect(&address).is_ok());
     let recorder = recorder_at_work(&format!("record -p {} --json -", server.0.id()));
+    let mut connections = ECHOES.map(|_| greeted(&address));
     std::thread::scope(|scope| {
-        for echoes in ECHOES {
-            let address = &address;
-            scope.spawn(move || echo(address, echoes));
+        for (stream, echoes) in connections.iter_mut().zip(ECHOES) {
+            scope.spawn(move || echo(stream, echoes));
         }
     });
+    // While others talk, a worker may always find another task before it parks. Each in turn, it cannot.
+    for stream in &mut connections {
+        echo(stream, 200);
+    }
     kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("sent");
     let output = recorder.wait_with_output().expect("ended");
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
@@ -163,16 +167,16 @@ fn a_tokio_server_of_tokio_releases_under_load() {
     // Each connection is a task of its own, told apart by tokio's number for it, and so is the one that accepts them.
     let tasks = json["tasks"].as_array().expect("a list");
     let names: Vec<&str> = tasks.iter().filter_map(|task| task["name"].as_str()).collect();
-    let connections = names.iter().filter(|name| name.starts_with('#')).count();
-    assert!(connections >= ECHOES.len(), "{names:?}");
+    let numbered = names.iter().filter(|name| name.starts_with('#')).count();
+    assert!(numbered >= ECHOES.len(), "{names:?}");
     let ledger = json["ledger"].as_array().expect("a list");
     assert!(ledger.iter().any(|row| row["class"] == "worker-parked"), "{ledger:#?}");
     let unattributed = ledger.iter().filter(|row| row["class"] == "unattributed").count();
     assert_eq!(unattributed, 0, "{ledger:#?}");
 }
 
-/// A WebSocket client (RFC 6455) that sends a text and waits for it to come back.
-fn echo(address: &str, times: u32) {
+/// A connection of a WebSocket client (RFC 6455), after the handshake.
+fn greeted(address: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).expect("it listens");
     let request = format!(
         "GET / HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -190,6 +194,11 @@ fn echo(address: &str, times: u32) {
         "{}",
         String::from_utf8_lossy(&answer)
     );
+    stream
+}
+
+/// Sends a text and waits for it to come back, so many times.
+fn echo(stream: &mut TcpStream, times: u32) {
     for _ in 0..times {
         // A whole text of five bytes, masked with zeroes; it comes back unmasked.
         stream.write_all(b"\x81\x85\0\0\0\0hello").expect("sent");

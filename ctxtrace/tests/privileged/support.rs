@@ -80,11 +80,25 @@ pub(crate) fn trace_program_by(name: &str, locator: LocatorChoice) -> Run {
 
 /// Traces one of [`crate::programs`] with all its events, which go to `observer`.
 pub(crate) fn trace_events(name: &str, observer: &mut dyn Observer) -> Run {
-    let executable = std::env::current_exe().expect("a path");
     let settings = Settings {
         level: Level::Timeline,
         ..Settings::default()
     };
+    trace_program_at(settings, name, observer)
+}
+
+/// The same, with so many samples a second besides.
+pub(crate) fn trace_samples(name: &str, hz: u32, observer: &mut dyn Observer) -> Run {
+    let settings = Settings {
+        level: Level::Timeline,
+        sample_hz: Some(hz),
+        ..Settings::default()
+    };
+    trace_program_at(settings, name, observer)
+}
+
+fn trace_program_at(settings: Settings, name: &str, observer: &mut dyn Observer) -> Run {
+    let executable = std::env::current_exe().expect("a path");
     let traced = trace_at(settings, &executable, &[(crate::programs::VARIABLE, name)], observer);
     assert_eq!(
         traced.exit.expect("waited for").status,
@@ -124,7 +138,7 @@ fn trace_at(settings: Settings, executable: &Path, env: &[(&str, &str)], observe
         duration: None,
     };
     let mut run = recorder.command(&command, observer).expect("traced").run;
-    run.symbols = symbols::resolve(&run.aggregates);
+    run.symbols = symbols::resolve(&run.aggregates, &run.samples);
     run
 }
 

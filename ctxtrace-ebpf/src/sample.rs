@@ -1,0 +1,48 @@
+//! A sample of what the target is doing on its CPU: a `perf` event on each CPU (`cpu-clock`) calls this at a steady rate.
+//!
+//! It runs in the interrupt of a high-resolution timer. The programs of the scheduler's lane run with interrupts disabled,
+//! so a sample never comes in the middle of one of them, and may use their scratch space and their rings.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_ktime_get_ns};
+use aya_ebpf::macros::perf_event;
+use aya_ebpf::programs::PerfEventContext;
+use ctxtrace_common::event::Event;
+
+use crate::events::{cpu, introduce, write};
+use crate::maps::{Lane, count};
+use crate::stacks::{Space, Walked, walk};
+use crate::target::{FirstSeen, find};
+use crate::task::Task;
+
+/// Entry point.
+#[perf_event]
+pub(crate) fn cpu_clock(ctx: PerfEventContext) -> u32 {
+    // SAFETY: the helper has no preconditions.
+    let task = Task::from_arg(unsafe { bpf_get_current_task_btf() } as *const u8);
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let Some(thread) = find(task, tid, FirstSeen::Otherwise, Lane::Scheduler) else {
+        return 0;
+    };
+    let Some(scratch) = Lane::Scheduler.scratch() else {
+        return 0;
+    };
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    introduce(task, tid, thread, now_ns);
+    // There is no kernel stack if the interrupt has come in user mode: that is how the two are told apart.
+    let kernel = walk(ctx.as_ptr(), Space::Kernel, scratch);
+    let user = walk(ctx.as_ptr(), Space::User, scratch);
+    let key = |walked| match walked {
+        Walked::Stack(key) => key,
+        Walked::Failed | Walked::TableFull => 0,
+    };
+    if matches!(kernel, Walked::TableFull) || matches!(user, Walked::TableFull) {
+        count(|counters| &mut counters.lost_sample_stacks);
+    }
+    let in_kernel = !matches!(kernel, Walked::Failed);
+    if !write(&Event::sample(now_ns, cpu(), tid, in_kernel, key(kernel), key(user))) {
+        count(|counters| &mut counters.lost_samples);
+    }
+    0
+}

@@ -1,0 +1,298 @@
+//! Where the time of all threads goes in the measured section of a run, for each message: the budget of [`crate::correlate`],
+//! with the time on the CPU shared out by samples, and the time asleep by the stacks of another run.
+//!
+//! Each part is put down to what it is for. Time in the kernel belongs to what called it, if that has a name of its own: a
+//! futex call belongs to the lock or to the scheduler that made it. Some time is only waiting: a worker that has nothing to do
+//! sleeps because the work is elsewhere. It is a part of the sum, and no cause.
+
+use std::collections::BTreeMap;
+
+use ctxtrace_common::ledger::Class;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::analyze::profile;
+use crate::correlate::budget::{Budget, Window};
+use crate::correlate::intervals::State;
+use crate::correlate::ledger::entry_of;
+use crate::symbolize::category::{Belongs, Category, calls_from, off_cpu, on_cpu};
+use crate::symbolize::stacks;
+use crate::trace::run::Run;
+use crate::trace::symbols::Frame;
+
+/// How a thread spent a part of its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Spent {
+    /// On a CPU, in the program
+    OnCpuUser,
+    /// On a CPU, in the kernel
+    OnCpuKernel,
+    /// Ready to run, without a CPU
+    RunQueue,
+    /// Asleep
+    Blocked,
+}
+
+impl Spent {
+    /// As it is called in tables.
+    #[must_use]
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::OnCpuUser => "on CPU, program",
+            Self::OnCpuKernel => "on CPU, kernel",
+            Self::RunQueue => "run queue",
+            Self::Blocked => "blocked",
+        }
+    }
+}
+
+/// What a part of the time is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// Code of this kind, and what it calls the kernel for, and what it sleeps for
+    Code(Category),
+    /// Other threads had the CPU
+    RunQueue,
+}
+
+impl Cause {
+    /// As it is called in sentences.
+    #[must_use]
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Code(category) => category.in_words(),
+            Self::RunQueue => "run queue (waiting for a CPU)",
+        }
+    }
+}
+
+/// A part of the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Part {
+    /// How it was spent.
+    pub spent: Spent,
+    /// Off the CPU: the class of the switch that ended the time before; its number.
+    pub class: u8,
+    /// What for.
+    pub cause: Cause,
+}
+
+impl Part {
+    /// Whether it is a thread's waiting for work, and no work.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        if self.spent != Spent::Blocked {
+            return false;
+        }
+        match Class::from_number(u32::from(self.class)) {
+            // Whatever a poll sleeps for, the tasks behind it wait.
+            Some(Class::TaskBlocked) => false,
+            Some(Class::ThreadBlocked | Class::Unattributed) => !matches!(
+                self.cause,
+                Cause::Code(Category::Locks | Category::Sleep | Category::Io | Category::Allocator)
+            ),
+            _ => true,
+        }
+    }
+}
+
+/// Time by stack, outermost frame first, nanoseconds a message.
+pub type Stacks = BTreeMap<Vec<Frame>, f64>;
+
+/// What threads sleep for, from a run with stacks.
+#[derive(Clone, Debug, Default)]
+pub struct Asleep {
+    /// By the number of the class, nanoseconds.
+    classes: BTreeMap<u8, BTreeMap<Category, u64>>,
+    /// By what they were doing and the stack they left with.
+    pub stacks: Stacks,
+}
+
+impl Asleep {
+    /// Adds up a run with stacks, of so many messages.
+    #[must_use]
+    pub fn of(run: &Run, messages: f64) -> Self {
+        let mut asleep = Self::default();
+        for stack in stacks::switches(run).stacks {
+            asleep.stacks.insert(stack.frames, stack.ns as f64 / messages);
+        }
+        for (key, sum) in &run.aggregates.switch_sums {
+            let class = entry_of(key, &run.aggregates).class as u8;
+            let category = off_cpu(&stacks::switched(run, key)).category;
+            *asleep.classes.entry(class).or_default().entry(category).or_default() += sum.off_cpu_ns;
+        }
+        asleep
+    }
+
+    /// The shares of a class's sleep; all unknown where there was none.
+    fn shares(&self, class: u8) -> Vec<(Category, f64)> {
+        let by = self.classes.get(&class).into_iter().flatten();
+        let total: u64 = by.clone().map(|(_, ns)| ns).sum();
+        if total == 0 {
+            return vec![(Category::Unknown, 1.0)];
+        }
+        by.map(|(&category, &ns)| (category, ns as f64 / total as f64))
+            .collect()
+    }
+}
+
+/// The budget of one run, for each message.
+#[derive(Clone, Debug, Default)]
+pub struct Account {
+    /// Every part, nanoseconds a message.
+    pub parts: BTreeMap<Part, f64>,
+    /// On the CPU, by function, nanoseconds a message.
+    pub functions: BTreeMap<Belongs, f64>,
+    /// On the CPU, by stack.
+    pub stacks: Stacks,
+    /// From the first to the last message, nanoseconds a message.
+    pub wall_ns: f64,
+    /// Threads that were there.
+    pub threads: u64,
+    /// How long they were there, all together, nanoseconds a message.
+    pub alive_ns: f64,
+    /// Samples that share out the time on the CPU.
+    pub samples: u64,
+}
+
+impl Account {
+    /// Of a run with samples: what its timeline came to in this window, in which there were so many messages.
+    #[must_use]
+    pub fn of(run: &Run, budget: &Budget, window: Window, messages: f64, asleep: &Asleep) -> Self {
+        let mut account = Self {
+            wall_ns: (window.to_ns - window.from_ns) as f64 / messages,
+            threads: budget.threads() as u64,
+            alive_ns: budget.alive_ns() as f64 / messages,
+            ..Self::default()
+        };
+        let places = profile::places(run, |at_ns| window.clip(at_ns, at_ns + 1).is_some());
+        account.samples = places.values().sum();
+        let on_cpu_ns = budget.in_state(State::OnCpu) as f64 / messages;
+        let add = |parts: &mut BTreeMap<Part, f64>, spent, class, cause, ns| {
+            *parts.entry(Part { spent, class, cause }).or_default() += ns;
+        };
+        for (place, &count) in &places {
+            let frames = stacks::sampled(run, place);
+            let ns = on_cpu_ns * count as f64 / account.samples as f64;
+            let (spent, category) = if place.in_kernel {
+                (Spent::OnCpuKernel, calls_from(&frames))
+            } else {
+                (Spent::OnCpuUser, on_cpu(&frames, false).category)
+            };
+            add(&mut account.parts, spent, 0, Cause::Code(category), ns);
+            *account.functions.entry(on_cpu(&frames, place.in_kernel)).or_default() += ns;
+            *account.stacks.entry(frames).or_default() += ns;
+        }
+        if account.samples == 0 && on_cpu_ns > 0.0 {
+            let unknown = Cause::Code(Category::Unknown);
+            add(&mut account.parts, Spent::OnCpuUser, 0, unknown, on_cpu_ns);
+        }
+        for (part, ns) in budget.parts() {
+            let ns = ns as f64 / messages;
+            match part.state {
+                State::OnCpu => {}
+                State::RunQueue => add(&mut account.parts, Spent::RunQueue, part.class, Cause::RunQueue, ns),
+                State::Blocked | State::Off => {
+                    for (category, share) in asleep.shares(part.class) {
+                        let cause = Cause::Code(category);
+                        add(&mut account.parts, Spent::Blocked, part.class, cause, ns * share);
+                    }
+                }
+            }
+        }
+        account
+    }
+
+    /// All parts together, nanoseconds a message.
+    #[must_use]
+    pub fn sum_ns(&self) -> f64 {
+        self.parts.values().sum()
+    }
+
+    /// The parts that are no waiting.
+    #[must_use]
+    pub fn busy_ns(&self) -> f64 {
+        self.sum(|part| !part.is_waiting())
+    }
+
+    /// The parts put down to this that are no waiting.
+    #[must_use]
+    pub fn of_cause(&self, cause: Cause) -> f64 {
+        self.sum(|part| part.cause == cause && !part.is_waiting())
+    }
+
+    /// The parts that fit.
+    #[must_use]
+    pub fn sum(&self, fits: impl Fn(&Part) -> bool) -> f64 {
+        self.parts.iter().filter(|(part, _)| fits(part)).map(|(_, ns)| ns).sum()
+    }
+
+    /// By how much the parts miss the time that the threads were there, of it: 0.01 is one in a hundred. Where all were there
+    /// throughout, that is threads times wall time.
+    #[must_use]
+    pub fn misses(&self) -> f64 {
+        (self.sum_ns() - self.alive_ns).abs() / self.alive_ns.max(f64::MIN_POSITIVE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(spent: Spent, class: Class, category: Category) -> Part {
+        Part {
+            spent,
+            class: class as u8,
+            cause: Cause::Code(category),
+        }
+    }
+
+    #[test]
+    fn who_sleeps_for_want_of_work_is_waiting() {
+        for (class, category, is_waiting) in [
+            (Class::WorkerParked, Category::Locks, true),
+            (Class::PoolIdle, Category::Locks, true),
+            (Class::TaskBlocked, Category::Unknown, false),
+            (Class::TaskBlocked, Category::Sleep, false),
+            (Class::ThreadBlocked, Category::Program, true),
+            (Class::ThreadBlocked, Category::Channel, true),
+            (Class::ThreadBlocked, Category::Locks, false),
+            (Class::ThreadBlocked, Category::Sleep, false),
+        ] {
+            assert_eq!(
+                part(Spent::Blocked, class, category).is_waiting(),
+                is_waiting,
+                "{class:?} {category:?}"
+            );
+        }
+        assert!(!part(Spent::OnCpuUser, Class::WorkerParked, Category::Program).is_waiting());
+    }
+
+    #[test]
+    fn a_cause_has_all_its_parts_and_no_waiting() {
+        let mut account = Account {
+            wall_ns: 100.0,
+            threads: 2,
+            alive_ns: 200.0,
+            ..Account::default()
+        };
+        account.parts = BTreeMap::from([
+            (part(Spent::OnCpuUser, Class::Exited, Category::Locks), 10.0),
+            (part(Spent::OnCpuKernel, Class::Exited, Category::Locks), 20.0),
+            (part(Spent::Blocked, Class::TaskBlocked, Category::Locks), 30.0),
+            (part(Spent::Blocked, Class::WorkerParked, Category::Locks), 140.0),
+        ]);
+        assert_eq!(account.of_cause(Cause::Code(Category::Locks)), 60.0);
+        assert_eq!(
+            (account.busy_ns(), account.sum_ns(), account.misses()),
+            (60.0, 200.0, 0.0)
+        );
+    }
+
+    #[test]
+    fn a_class_that_never_slept_in_the_run_with_stacks_is_unknown() {
+        assert_eq!(Asleep::default().shares(5), [(Category::Unknown, 1.0)]);
+    }
+}

@@ -1,0 +1,141 @@
+//! Where a run's time on its CPUs went, by what the code is for and by function, as far as samples tell.
+//!
+//! A sample says where a thread was, not for how long. The time on the CPU is known exactly; the samples share it out.
+
+use std::collections::BTreeMap;
+
+use crate::symbolize::category::{Belongs, Category, on_cpu};
+use crate::symbolize::stacks;
+use crate::trace::run::Run;
+use crate::trace::samples::Place;
+
+/// Samples by what they are in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    by: BTreeMap<Belongs, u64>,
+    samples: u64,
+    in_kernel: u64,
+}
+
+/// A part of the samples.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share<T> {
+    /// Of what.
+    pub of: T,
+    /// How many.
+    pub samples: u64,
+}
+
+/// How many samples there are of each place, of those at times that `counts` accepts.
+#[must_use]
+pub fn places(run: &Run, counts: impl Fn(u64) -> bool) -> BTreeMap<Place, u64> {
+    let mut places = BTreeMap::new();
+    for (at_ns, place) in run.samples.iter() {
+        if counts(at_ns) {
+            *places.entry(place).or_default() += 1;
+        }
+    }
+    places
+}
+
+impl Profile {
+    /// Of samples of a run, so many of each place.
+    #[must_use]
+    pub fn of(run: &Run, places: &BTreeMap<Place, u64>) -> Self {
+        let mut profile = Self::default();
+        for (place, &samples) in places {
+            let belongs = on_cpu(&stacks::sampled(run, place), place.in_kernel);
+            profile.add(belongs, samples, place.in_kernel);
+        }
+        profile
+    }
+
+    fn add(&mut self, belongs: Belongs, samples: u64, in_kernel: bool) {
+        *self.by.entry(belongs).or_default() += samples;
+        self.samples += samples;
+        self.in_kernel += if in_kernel { samples } else { 0 };
+    }
+
+    /// Adds another run's.
+    pub fn merge(&mut self, other: &Self) {
+        for (belongs, samples) in &other.by {
+            *self.by.entry(belongs.clone()).or_default() += samples;
+        }
+        self.samples += other.samples;
+        self.in_kernel += other.in_kernel;
+    }
+
+    /// How many samples there are.
+    #[must_use]
+    pub fn samples(&self) -> u64 {
+        self.samples
+    }
+
+    /// How many of them were in the kernel.
+    #[must_use]
+    pub fn in_kernel(&self) -> u64 {
+        self.in_kernel
+    }
+
+    /// By what they are for, most first.
+    #[must_use]
+    pub fn categories(&self) -> Vec<Share<Category>> {
+        let mut by: BTreeMap<Category, u64> = BTreeMap::new();
+        for (belongs, samples) in &self.by {
+            *by.entry(belongs.category).or_default() += samples;
+        }
+        sorted(by.into_iter().map(|(of, samples)| Share { of, samples }).collect())
+    }
+
+    /// By function, most first.
+    #[must_use]
+    pub fn functions(&self) -> Vec<Share<Belongs>> {
+        let by = self.by.iter().map(|(of, &samples)| Share {
+            of: of.clone(),
+            samples,
+        });
+        sorted(by.collect())
+    }
+
+    /// The samples in functions of this kind.
+    #[must_use]
+    pub fn in_category(&self, category: Category) -> u64 {
+        let of = |(belongs, samples): (&Belongs, &u64)| if belongs.category == category { *samples } else { 0 };
+        self.by.iter().map(of).sum()
+    }
+}
+
+/// Most first; where there are as many, in the order they came.
+fn sorted<T>(mut shares: Vec<Share<T>>) -> Vec<Share<T>> {
+    shares.sort_by_key(|share| std::cmp::Reverse(share.samples));
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_add_up_by_kind_and_by_function() {
+        let belongs = |category, function: &str| Belongs {
+            category,
+            function: function.to_owned(),
+        };
+        let mut profile = Profile::default();
+        profile.add(belongs(Category::Allocator, "malloc"), 3, false);
+        profile.add(belongs(Category::Kernel, "futex"), 9, true);
+        let mut other = Profile::default();
+        other.add(belongs(Category::Allocator, "free"), 2, false);
+        profile.merge(&other);
+        assert_eq!((profile.samples(), profile.in_kernel()), (14, 9));
+        assert_eq!(profile.in_category(Category::Allocator), 5);
+        let categories: Vec<_> = profile
+            .categories()
+            .iter()
+            .map(|share| (share.of, share.samples))
+            .collect();
+        assert_eq!(categories, [(Category::Kernel, 9), (Category::Allocator, 5)]);
+        let functions: Vec<_> = profile.functions().into_iter().map(|share| share.of.function).collect();
+        assert_eq!(functions, ["futex", "malloc", "free"]);
+    }
+}

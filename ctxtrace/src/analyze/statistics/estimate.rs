@@ -1,0 +1,204 @@
+//! A figure with its interval, from what the runs of each block say.
+
+use serde::Serialize;
+
+use super::signed_rank::{averages, outside};
+
+/// A figure and where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, schemars::JsonSchema)]
+pub struct Estimate {
+    /// The figure.
+    pub value: f64,
+    /// The lower end of its interval; null if there are too few blocks for one.
+    pub low: Option<f64>,
+    /// The upper end.
+    pub high: Option<f64>,
+    /// How sure it is that the interval contains the truth, 0 to 1.
+    pub confidence: f64,
+}
+
+impl Estimate {
+    /// Whether the truth is known to be above this.
+    #[must_use]
+    pub fn is_above(&self, bound: f64) -> bool {
+        self.low.is_some_and(|low| low > bound)
+    }
+
+    /// Whether the truth is known to be below this.
+    #[must_use]
+    pub fn is_below(&self, bound: f64) -> bool {
+        self.high.is_some_and(|high| high < bound)
+    }
+
+    /// Half the width of the interval; infinite if an end is missing.
+    #[must_use]
+    pub fn half_width(&self) -> f64 {
+        match (self.low, self.high) {
+            (Some(low), Some(high)) => (high - low) / 2.0,
+            _ => f64::INFINITY,
+        }
+    }
+
+    /// How large it is, whatever its sign; for one whose interval excludes 0.
+    #[must_use]
+    pub fn magnitude(&self) -> Self {
+        if self.value >= 0.0 {
+            return *self;
+        }
+        Self {
+            value: -self.value,
+            low: self.high.map(|high| -high),
+            high: self.low.map(|low| -low),
+            confidence: self.confidence,
+        }
+    }
+
+    /// The same in another unit: every number times `factor`, which is positive.
+    #[must_use]
+    pub fn times(&self, factor: f64) -> Self {
+        Self {
+            value: self.value * factor,
+            low: self.low.map(|low| low * factor),
+            high: self.high.map(|high| high * factor),
+            confidence: self.confidence,
+        }
+    }
+}
+
+/// The centre of values: the median of their Walsh averages (J. L. Hodges and E. L. Lehmann, "Estimates of location based on
+/// rank tests", 1963). `None` if there are none, or one is not finite.
+#[must_use]
+pub fn centre(values: &[f64], confidence: f64) -> Option<Estimate> {
+    share(values, &vec![1.0; values.len()], confidence)
+}
+
+/// What share of the gap a change takes away: of each block, by how much the gap became smaller, and the gap itself. 0 is
+/// none of it, 1 all.
+///
+/// It is the s at which what the change took away, less s times the gap, lies around zero; the interval has every s that the
+/// signed ranks do not refute (the way of E. C. Fieller, "Some problems in interval estimation", 1954, with ranks in place of
+/// the normal distribution). `None` if there are no blocks, if a number is not finite, or if the gaps are so uncertain that
+/// the pairs of blocks with a gap at all are not most of them.
+#[must_use]
+pub fn share(taken: &[f64], gaps: &[f64], confidence: f64) -> Option<Estimate> {
+    let n = taken.len();
+    if n == 0 || gaps.len() != n || !taken.iter().chain(gaps).all(|value| value.is_finite()) {
+        return None;
+    }
+    // A pair of blocks refutes all s on one side of the quotient of its sums. Without a gap, it can be that of neither side.
+    let mut quotients = Vec::with_capacity(averages(n));
+    let mut undecided = 0;
+    for first in 0..n {
+        for second in first..n {
+            let gap = gaps[first] + gaps[second];
+            if gap > 0.0 {
+                quotients.push((taken[first] + taken[second]) / gap);
+            } else {
+                undecided += 1;
+            }
+        }
+    }
+    if quotients.len() <= undecided {
+        return None;
+    }
+    quotients.sort_unstable_by(f64::total_cmp);
+    let count = quotients.len();
+    let value = f64::midpoint(quotients[(count - 1) / 2], quotients[count / 2]);
+    // Those that are undecided are taken for outside, at either end.
+    let skipped = outside(n, confidence).and_then(|outside| outside.checked_sub(undecided));
+    let ends = skipped.filter(|&skipped| 2 * skipped < count);
+    Some(Estimate {
+        value,
+        low: ends.map(|skipped| quotients[skipped]),
+        high: ends.map(|skipped| quotients[count - 1 - skipped]),
+        confidence,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Noise as runs have it: mostly small, sometimes a run that was disturbed.
+    fn noise(random: &mut fastrand::Rng) -> f64 {
+        let small = (0..6).map(|_| random.f64() - 0.5).sum::<f64>();
+        if random.u8(0..10) == 0 { 8.0 * small } else { small }
+    }
+
+    #[test]
+    fn the_interval_contains_the_truth_as_often_as_it_says() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for blocks in [9, 15, 25] {
+            for truth in [0.0, 0.5, 1.0] {
+                let (mut centres, mut shares) = (0, 0);
+                const TRIES: u32 = 600;
+                for _ in 0..TRIES {
+                    let gaps: Vec<f64> = (0..blocks).map(|_| 20.0 + noise(&mut random)).collect();
+                    // The noise of the gap is in what is left of it too, plus its own.
+                    let taken: Vec<f64> = gaps
+                        .iter()
+                        .map(|gap| gap - (20.0 * (1.0 - truth) + noise(&mut random)))
+                        .collect();
+                    let contains = |estimate: Option<Estimate>, truth: f64| {
+                        let estimate = estimate.expect("blocks");
+                        u32::from(!estimate.is_above(truth) && !estimate.is_below(truth))
+                    };
+                    centres += contains(centre(&gaps, 0.95), 20.0);
+                    shares += contains(share(&taken, &gaps, 0.95), truth);
+                }
+                for covered in [centres, shares] {
+                    let covered = f64::from(covered) / f64::from(TRIES);
+                    assert!((0.925..=0.995).contains(&covered), "{blocks} {truth}: {covered}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fifteen_values_have_the_interval_of_the_tables() {
+        let values: Vec<f64> = (1..=15).map(f64::from).collect();
+        let mut averages: Vec<f64> = Vec::new();
+        for first in 0..15 {
+            for second in first..15 {
+                averages.push((values[first] + values[second]) / 2.0);
+            }
+        }
+        averages.sort_unstable_by(f64::total_cmp);
+        let estimate = centre(&values, 0.95).expect("values");
+        assert_eq!(
+            (estimate.value, estimate.low, estimate.high),
+            (8.0, Some(averages[25]), Some(averages[94]))
+        );
+    }
+
+    #[test]
+    fn too_little_is_said_to_be_too_little() {
+        assert_eq!(centre(&[], 0.95), None);
+        assert_eq!(centre(&[1.0, f64::NAN], 0.95), None);
+        let few = centre(&[1.0, 2.0, 3.0], 0.95).expect("values");
+        assert_eq!((few.value, few.low, few.high), (2.0, None, None));
+        assert!(few.half_width().is_infinite() && !few.is_above(-1e9) && !few.is_below(1e9));
+        // No gap, no share of it.
+        assert_eq!(share(&[1.0; 8], &[-1.0; 8], 0.95), None);
+        let unclear = share(&[0.5; 8], &[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -9.0], 0.95).expect("mostly a gap");
+        assert_eq!(unclear.low, None);
+    }
+
+    proptest! {
+        #[test]
+        fn an_estimate_lies_in_its_interval_and_moves_with_the_values(
+            values in prop::collection::vec(-1e6..1e6_f64, 1..40),
+            by in -1e6..1e6_f64,
+        ) {
+            let estimate = centre(&values, 0.9).expect("values");
+            if let (Some(low), Some(high)) = (estimate.low, estimate.high) {
+                prop_assert!(low <= estimate.value && estimate.value <= high);
+            }
+            let moved: Vec<f64> = values.iter().rev().map(|value| value + by).collect();
+            let moved = centre(&moved, 0.9).expect("values");
+            prop_assert!((moved.value - estimate.value - by).abs() < 1e-3);
+            prop_assert_eq!(moved.low.is_some(), estimate.low.is_some());
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Random order in blocks.
+
+/// Makes the order of block after block.
+#[derive(Clone, Debug)]
+pub struct Order(fastrand::Rng);
+
+impl Order {
+    /// The same seed gives the same orders.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(fastrand::Rng::with_seed(seed))
+    }
+
+    /// The numbers below `count`, each once, all orders being as likely.
+    pub fn block(&mut self, count: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..count).collect();
+        self.0.shuffle(&mut order);
+        order
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_comes_once_a_block_and_anywhere_in_it() {
+        let mut order = Order::new(1);
+        let mut first = [0; 4];
+        for _ in 0..4_000 {
+            let block = order.block(4);
+            let mut sorted = block.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, [0, 1, 2, 3]);
+            first[block[0]] += 1;
+        }
+        assert!(first.iter().all(|&times| (850..1_150).contains(&times)), "{first:?}");
+    }
+}

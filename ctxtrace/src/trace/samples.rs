@@ -1,0 +1,85 @@
+//! Samples of what the target did on its CPUs, as the timer took them: an instant and a pair of stacks each.
+
+use std::collections::HashMap;
+
+use ctxtrace_common::process::Image;
+
+/// Where a thread was when the timer found it on its CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The program it ran.
+    pub image: Image,
+    /// Whether it was in the kernel.
+    pub in_kernel: bool,
+    /// Key of its kernel stack in [`super::Aggregates::stacks`]; 0 for none.
+    pub kernel_stack: u64,
+    /// Key of its user stack; 0 for none.
+    pub user_stack: u64,
+}
+
+/// All samples of a run, in 16 bytes each: which part of the run counts is often known only when it is over.
+#[derive(Clone, Debug, Default)]
+pub struct Samples {
+    places: Vec<Place>,
+    place_of: HashMap<Place, u32>,
+    taken: Vec<(u64, u32)>,
+}
+
+impl Samples {
+    /// Adds one.
+    pub fn add(&mut self, at_ns: u64, place: Place) {
+        let index = *self.place_of.entry(place).or_insert_with(|| {
+            self.places.push(place);
+            self.places.len() as u32 - 1
+        });
+        self.taken.push((at_ns, index));
+    }
+
+    /// The distinct places, in the order in which they were first met.
+    #[must_use]
+    pub fn places(&self) -> &[Place] {
+        &self.places
+    }
+
+    /// Each sample: when (`CLOCK_MONOTONIC`, nanoseconds) and where.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, Place)> {
+        self.taken
+            .iter()
+            .map(|&(at_ns, index)| (at_ns, self.places[index as usize]))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.taken.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.taken.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_kept_once_and_every_sample_comes_back() {
+        let place = |user_stack| Place {
+            image: Image { tgid: 1, number: 0 },
+            in_kernel: false,
+            kernel_stack: 0,
+            user_stack,
+        };
+        let taken = [(10, place(7)), (20, place(8)), (30, place(7))];
+        let mut samples = Samples::default();
+        assert!(samples.is_empty());
+        for (at_ns, place) in taken {
+            samples.add(at_ns, place);
+        }
+        assert_eq!(samples.iter().collect::<Vec<_>>(), taken);
+        assert_eq!((samples.len(), samples.places().len()), (3, 2));
+    }
+}

@@ -1,0 +1,303 @@
+//! `task` and `task-pool`: the article's three tokio tasks over two channels.
+//!
+//! ```text
+//!   sender ──(channel, buffer N)──▶ repeater ──(channel, buffer N)──▶ receiver
+//!      ▲                                                                 │
+//!      └──────────── lock-step only: (channel, buffer N) ────────────────┘
+//! ```
+//!
+//! With `--buffer 0` a `futures` channel holds one message a sender, so each task has to give way after every message: the
+//! article's forced task switch. The article's arrangement is made of combinators ([`combinators`]), the variants of it are
+//! plain loops ([`loops`]).
+//!
+//! The tasks are wrapped in the probe, so that ctxtrace knows them by name and counts their polls: a few plain stores a poll,
+//! and one a message and task.
+
+mod combinators;
+mod loops;
+mod plants;
+mod script;
+
+use std::fmt::Display;
+use std::future::Future;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ctxtrace_probe::{runtime_thread, section, traced};
+use futures::TryFutureExt;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
+
+use super::clock::Stopwatch;
+use super::pin::{Pin, Pinning};
+use super::progress::Progress;
+use super::{Channel, Outcome, Plant, Protocol, Root, Spec, altered};
+use crate::error::{Error, Result};
+use plants::{Contending, Dozing, Hoarding};
+use script::{InFlight, Plain, Script};
+
+/// All tasks on the thread that calls `block_on`.
+pub(super) fn on_one_thread(spec: &Spec, progress: &Progress) -> Result<Outcome> {
+    Pinning::new(spec.pin, 1)?.apply(0)?;
+    let runtime = Builder::new_current_thread().build().map_err(cannot_start)?;
+    play(spec, progress, &runtime)
+}
+
+/// The tasks on a pool of worker threads.
+pub(super) fn on_a_pool(spec: &Spec, progress: &Progress) -> Result<Outcome> {
+    let workers = spec.workers.unwrap_or(1);
+    let pinning = Pinning::new(spec.pin, workers)?;
+    if spec.pin == Pin::SameCpu {
+        // Before there are workers, so that they and this thread inherit it.
+        pinning.apply(0)?;
+    }
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(workers);
+    let split = spec.pin == Pin::SplitCpus;
+    let next_worker = AtomicUsize::new(0);
+    builder.on_thread_start(move || {
+        runtime_thread();
+        if split {
+            // A worker that cannot be pinned still does the work; the CPUs were checked to be there beforehand.
+            let _ = pinning.apply(next_worker.fetch_add(1, Ordering::Relaxed));
+        }
+    });
+    let runtime = builder.build().map_err(cannot_start)?;
+    play(spec, progress, &runtime)
+}
+
+fn cannot_start(source: io::Error) -> Error {
+    Error::System {
+        action: "starting the tokio runtime",
+        source,
+    }
+}
+
+/// The three tasks' futures.
+struct Players<S, R, V> {
+    sender: S,
+    repeater: R,
+    receiver: V,
+}
+
+/// Sends all messages through the three tasks and takes the time.
+fn play(spec: &Spec, progress: &Progress, runtime: &Runtime) -> Result<Outcome> {
+    match spec.plant {
+        Some(Plant::Mutex) => return arrange(spec, progress, runtime, Contending::default()),
+        Some(Plant::Sleep) => return arrange(spec, progress, runtime, Dozing::default()),
+        Some(Plant::Allocations) => return arrange(spec, progress, runtime, Hoarding),
+        None if !spec.count_in_flight => return arrange(spec, progress, runtime, Plain),
+        None => {}
+    }
+    let in_flight = InFlight::default();
+    let outcome = arrange(spec, progress, runtime, in_flight.clone())?;
+    Ok(Outcome {
+        max_in_flight: Some(in_flight.max()),
+        ..outcome
+    })
+}
+
+/// The players who follow this script, over the channels and by the protocol asked for.
+fn arrange(spec: &Spec, progress: &Progress, runtime: &Runtime, script: impl Script) -> Result<Outcome> {
+    let iterations = spec.iterations;
+    let buffer = spec.buffer.unwrap_or(0);
+    let shown = progress.clone();
+    let channel = spec.channel().unwrap_or_default();
+    if channel == Channel::Tokio && buffer == 0 {
+        return Err(Error::Workload("tokio's channel holds at least one message".to_owned()));
+    }
+    let futures_ends = || futures::channel::mpsc::channel(buffer);
+    match (channel, spec.protocol().unwrap_or(Protocol::Pipelined)) {
+        (Channel::Futures, Protocol::Pipelined) => {
+            let players = combinators::players(iterations, buffer, script, shown);
+            conduct(spec, progress, runtime, players)
+        }
+        (Channel::Futures, Protocol::LockStep) => {
+            let acknowledgements = futures::channel::mpsc::channel(buffer);
+            let players = loops::in_lock_step(
+                iterations,
+                futures_ends(),
+                futures_ends(),
+                acknowledgements,
+                script,
+                shown,
+            );
+            conduct(spec, progress, runtime, players)
+        }
+        (Channel::Tokio, Protocol::Pipelined) => {
+            let players = loops::pipelined(
+                iterations,
+                tokio::sync::mpsc::channel(buffer),
+                tokio::sync::mpsc::channel(buffer),
+                script,
+                shown,
+            );
+            conduct(spec, progress, runtime, players)
+        }
+        (Channel::Tokio, Protocol::LockStep) => {
+            let players = loops::in_lock_step(
+                iterations,
+                tokio::sync::mpsc::channel(buffer),
+                tokio::sync::mpsc::channel(buffer),
+                tokio::sync::mpsc::channel(buffer),
+                script,
+                shown,
+            );
+            conduct(spec, progress, runtime, players)
+        }
+    }
+}
+
+/// Has the players play, and takes the time.
+fn conduct<E: Display + Send + 'static>(
+    spec: &Spec,
+    progress: &Progress,
+    runtime: &Runtime,
+    players: Players<
+        impl Future<Output = std::result::Result<(), E>> + Send + 'static,
+        impl Future<Output = std::result::Result<(), E>> + Send + 'static,
+        impl Future<Output = std::result::Result<u64, Altered>> + Send + 'static,
+    >,
+) -> Result<Outcome> {
+    let iterations = spec.iterations;
+    let sender = traced("sender", players.sender);
+    let repeater = traced("repeater", players.repeater);
+    let receiver = traced("receiver", players.receiver);
+
+    runtime_thread();
+    let section = section();
+    let stopwatch = Stopwatch::start();
+    let received = match spec.root.unwrap_or(Root::Spawned) {
+        Root::Spawned => runtime.block_on(traced("root", async {
+            let players = [tokio::spawn(sender), tokio::spawn(repeater)];
+            let receiver = tokio::spawn(receiver);
+            finish(joined(receiver).await?, players).await
+        })),
+        Root::BlockOn => runtime.block_on(async {
+            let players = [tokio::spawn(sender), tokio::spawn(repeater)];
+            finish(receiver.await, players).await
+        }),
+    }?;
+    let outcome = stopwatch.outcome(received);
+    drop(section);
+
+    if received != iterations {
+        return Err(Error::Workload(format!("{received} of {iterations} messages arrived")));
+    }
+    progress.ended(received);
+    Ok(outcome)
+}
+
+/// A message that is not what was sent, by its index.
+///
+/// The workload's own errors are small on purpose: a result is moved at each message, and [`Error`] would make a message
+/// 17 % slower than it is in a plain program (`cargo xtask bench workloads`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Altered(u64);
+
+/// Waits for the other two, which have nothing left to do; the first error counts.
+async fn finish<E: Display>(
+    received: std::result::Result<u64, Altered>,
+    players: [JoinHandle<std::result::Result<(), E>>; 2],
+) -> Result<u64> {
+    let received = received.map_err(|Altered(index)| altered(index))?;
+    for player in players {
+        joined(player)
+            .await?
+            .map_err(|error| Error::Workload(format!("a channel was closed in mid-run: {error}")))?;
+    }
+    Ok(received)
+}
+
+fn joined<T>(task: JoinHandle<T>) -> impl Future<Output = Result<T>> {
+    task.map_err(|error| Error::Workload(format!("a task ended badly: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Mode, run};
+    use super::*;
+
+    #[test]
+    fn every_message_arrives_in_every_arrangement() {
+        let (progress, _fd) = Progress::create().expect("a page");
+        for mode in [Mode::Task, Mode::TaskPool] {
+            for buffer in [0, 1, 4_096] {
+                for root in [Root::Spawned, Root::BlockOn] {
+                    for channel in [Channel::Futures, Channel::Tokio] {
+                        for protocol in [Protocol::Pipelined, Protocol::LockStep] {
+                            let spec = Spec {
+                                iterations: 3_000,
+                                buffer: Some(buffer),
+                                root: Some(root),
+                                channel: Some(channel),
+                                protocol: Some(protocol),
+                                ..Spec::of(mode)
+                            };
+                            if channel == Channel::Tokio && buffer == 0 {
+                                run(&spec, &progress).expect_err("no room for a message");
+                                continue;
+                            }
+                            let outcome = run(&spec, &progress).expect("a run");
+                            assert_eq!(outcome.messages, 3_000, "{spec:?}");
+                            assert_eq!(outcome.max_in_flight, None, "not asked for");
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(progress.messages(), 3_000);
+    }
+
+    #[test]
+    fn every_message_arrives_whatever_is_planted() {
+        let (progress, _fd) = Progress::create().expect("a page");
+        for plant in [Plant::Mutex, Plant::Sleep, Plant::Allocations] {
+            for channel in [Channel::Futures, Channel::Tokio] {
+                for protocol in [Protocol::Pipelined, Protocol::LockStep] {
+                    for mode in [Mode::Task, Mode::TaskPool] {
+                        let spec = Spec {
+                            iterations: 3_000,
+                            buffer: Some(64),
+                            channel: Some(channel),
+                            protocol: Some(protocol),
+                            plant: Some(plant),
+                            ..Spec::of(mode)
+                        };
+                        let outcome = run(&spec, &progress).expect("a run");
+                        assert_eq!(outcome.messages, 3_000, "{spec:?}");
+                        // Three sleeps, whatever else.
+                        assert!(plant != Plant::Sleep || outcome.elapsed_ns >= 150_000, "{outcome:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_buffer_is_what_lets_messages_be_in_flight() {
+        let (progress, _fd) = Progress::create().expect("a page");
+        let most = |mode, buffer, channel, protocol| {
+            let spec = Spec {
+                iterations: 20_000,
+                buffer: Some(buffer),
+                channel: Some(channel),
+                protocol: Some(protocol),
+                count_in_flight: true,
+                ..Spec::of(mode)
+            };
+            run(&spec, &progress).expect("a run").max_in_flight.expect("asked for")
+        };
+        for mode in [Mode::Task, Mode::TaskPool] {
+            for channel in [Channel::Futures, Channel::Tokio] {
+                assert_eq!(most(mode, 4_096, channel, Protocol::LockStep), 1);
+                // In two channels, and one in the hands of each of the players.
+                let small = most(mode, 2, channel, Protocol::Pipelined);
+                assert!((2..=9).contains(&small), "{mode:?} {channel:?}: {small}");
+            }
+        }
+        // On one thread a task goes on until it must give way; tokio's own channel makes it do so before the buffer is full.
+        let full = most(Mode::Task, 4_096, Channel::Futures, Protocol::Pipelined);
+        assert!((4_096..=2 * 4_097 + 3).contains(&full), "{full}");
+    }
+}

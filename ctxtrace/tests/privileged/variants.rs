@@ -1,0 +1,215 @@
+//! The variants of the built-in workloads: is each what it says, and does it reconcile like the rest?
+
+use std::fs::File;
+use std::process::Command;
+
+use ctxtrace::trace::file;
+use serde_json::{Value, json};
+
+use crate::go::has_go;
+use crate::support::{CTXTRACE, command, ctxtrace, number, run_json, stderr};
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    (
+        "the_measured_section_lies_within_the_recording",
+        the_measured_section_lies_within_the_recording,
+    ),
+    ("every_variant_says_what_it_is", every_variant_says_what_it_is),
+    ("idle_threads_are_there_and_sleep", idle_threads_are_there_and_sleep),
+    ("jemalloc_is_what_is_used", jemalloc_is_what_is_used),
+    (
+        "jemalloc_that_is_not_there_is_asked_for",
+        jemalloc_that_is_not_there_is_asked_for,
+    ),
+    ("what_is_planted_is_there", what_is_planted_is_there),
+    ("a_buffer_fills_where_nobody_waits", a_buffer_fills_where_nobody_waits),
+];
+
+/// `ctxtrace run` of a variant, which must reconcile: the JSON's `workload`.
+fn workload(line: &str) -> Value {
+    let mut json = run_json(&format!("{line} --level counts"));
+    assert_eq!(number(&json, "/reconciliation/difference"), 0, "{line}");
+    assert_eq!(number(&json, "/lost/events"), 0, "{line}");
+    json["workload"].take()
+}
+
+fn every_variant_says_what_it_is() {
+    for (line, field, value) in [
+        ("--mode task", "channel", json!("futures")),
+        ("--mode task --buffer 1 --channel tokio", "channel", json!("tokio")),
+        (
+            "--mode task-pool --buffer 4096 --channel tokio",
+            "channel",
+            json!("tokio"),
+        ),
+        (
+            "--mode task-pool --root block-on --buffer 1 --channel tokio",
+            "channel",
+            json!("tokio"),
+        ),
+        ("--mode task", "protocol", json!("pipelined")),
+        ("--mode task --protocol lock-step", "protocol", json!("lock-step")),
+        ("--mode task-pool --protocol lock-step", "protocol", json!("lock-step")),
+        (
+            "--mode task-pool --protocol lock-step --buffer 1 --channel tokio",
+            "protocol",
+            json!("lock-step"),
+        ),
+    ] {
+        let workload = workload(&format!("{line} --iterations 50000"));
+        assert_eq!(workload[field], value, "{line}: {workload:#}");
+        assert_eq!(number(&workload, "/messages"), 50_000, "{line}");
+    }
+}
+
+fn idle_threads_are_there_and_sleep() {
+    for (mode, idle) in [("process", 4), ("thread", 2), ("task", 2), ("task-pool", 2)] {
+        let json = run_json(&format!(
+            "--mode {mode} --iterations 20000 --level counts --idle-threads 2"
+        ));
+        assert_eq!(number(&json, "/workload/idle_threads"), 2);
+        assert_eq!(number(&json, "/reconciliation/difference"), 0, "{mode}");
+        let threads = json["threads"].as_array().expect("threads").iter();
+        let sleepers: Vec<_> = threads.filter(|thread| thread["name"] == "idle").collect();
+        assert_eq!(sleepers.len(), idle, "{mode}");
+        for thread in sleepers {
+            // One at the barrier, one asleep, one at the end; and what happens on the way.
+            assert!(number(thread, "/voluntary") <= 5, "{mode}: {thread:#}");
+        }
+    }
+}
+
+fn jemalloc_is_what_is_used() {
+    if !cfg!(feature = "jemalloc") {
+        return;
+    }
+    // It speaks at the end, if it has ever been asked for memory.
+    let speaks = |line: &str| {
+        let output = command(&format!("run {line} --iterations 20000 --level counts --json -"))
+            .env("_RJEM_MALLOC_CONF", "stats_print:true")
+            .output()
+            .expect("started");
+        assert_eq!(output.status.code(), Some(0), "{line}: {}", stderr(&output));
+        let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(number(&json, "/reconciliation/difference"), 0, "{line}");
+        let allocator = json["workload"]["allocator"].as_str().expect("told").to_owned();
+        (allocator, stderr(&output).contains("Begin jemalloc statistics"))
+    };
+    for mode in ["process", "thread", "task", "task-pool"] {
+        let jemalloc = speaks(&format!("--mode {mode} --allocator jemalloc"));
+        assert_eq!(jemalloc, ("jemalloc".to_owned(), true), "{mode}");
+        assert_eq!(
+            speaks(&format!("--mode {mode}")),
+            ("system".to_owned(), false),
+            "{mode}"
+        );
+    }
+    // And its tasks are found like those of the other executable.
+    let json = run_json("--mode task-pool --iterations 20000 --allocator jemalloc");
+    assert!(number(&json, "/task_switches/total") > 20_000);
+}
+
+fn jemalloc_that_is_not_there_is_asked_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let alone = folder.path().join("ctxtrace");
+    std::fs::copy(CTXTRACE, &alone).expect("copied");
+    let output = Command::new(&alone)
+        .args(["run", "--mode", "task", "--allocator", "jemalloc"])
+        .output()
+        .expect("started");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("cargo install"), "{}", stderr(&output));
+}
+
+fn what_is_planted_is_there() {
+    let run = |options: &str| {
+        run_json(&format!(
+            "--mode task-pool --buffer 64 --iterations 50000 --level counts {options}"
+        ))
+    };
+    let ns_per_message = |json: &Value| json["workload"]["ns_per_message"].as_f64().expect("told");
+    let blocked = |json: &Value, task: &str| -> i64 {
+        let rows = json["ledger"].as_array().expect("rows").iter();
+        rows.filter(|row| row["class"] == "task-blocked" && row["task"] == task)
+            .map(|row| number(row, "/count"))
+            .sum()
+    };
+    let (none, mutex, sleep, allocations) = (
+        run(""),
+        run("--plant mutex"),
+        run("--plant sleep"),
+        run("--plant allocations"),
+    );
+    // Three times a message, and one at a time.
+    assert!(ns_per_message(&mutex) > ns_per_message(&none) + 1_000.0);
+    assert!(ns_per_message(&allocations) > ns_per_message(&none) + 300.0);
+    assert!(blocked(&none, "repeater") < 25, "{none:#}");
+    assert!((50..75).contains(&blocked(&sleep, "repeater")), "{sleep:#}");
+    // It is the test's secret.
+    assert!(!mutex.to_string().contains("plant"));
+}
+
+fn a_buffer_fills_where_nobody_waits() {
+    let most = |line: &str| {
+        let workload = workload(&format!("{line} --buffer 4096 --iterations 200000 --count-in-flight"));
+        number(&workload, "/max_in_flight")
+    };
+    assert!(most("--mode task") > 1_000);
+    for line in [
+        "--mode task --protocol lock-step",
+        "--mode task-pool --protocol lock-step",
+        "--mode task --protocol lock-step --channel tokio",
+    ] {
+        assert_eq!(most(line), 1, "{line}");
+    }
+    // How far the pool's tasks run ahead of each other is the scheduler's affair, but there is no more than fits.
+    assert!((1..=2 * 4_097 + 3).contains(&most("--mode task-pool")));
+    assert!((1..=2 * 4_096 + 3).contains(&most("--mode task-pool --channel tokio")));
+    if has_go() {
+        assert_eq!(most("--mode go"), 1);
+        assert!(most("--mode go --protocol pipelined") > 1_000);
+    }
+}
+
+fn the_measured_section_lies_within_the_recording() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut lines = vec![
+        "--mode process --iterations 3000",
+        "--mode process --language c --iterations 3000",
+        "--mode thread --iterations 3000",
+        "--mode task --iterations 50000",
+        "--mode task-pool --iterations 50000",
+    ];
+    if has_go() {
+        lines.push("--mode go --iterations 50000");
+    }
+    for (index, line) in lines.into_iter().enumerate() {
+        let capture = folder.path().join(format!("{index}.ctx"));
+        let output = ctxtrace(&format!("run {line} --level timeline -o {}", capture.display()));
+        assert_eq!(output.status.code(), Some(0), "{line}: {}", stderr(&output));
+        let mut times = Vec::new();
+        let saved = file::read(File::open(&capture).expect("a capture"), |_, events| {
+            times.extend(events.iter().map(|event| event.at_ns));
+        })
+        .expect("readable");
+        let outcome = saved.runs[0].outcome.expect("it ended");
+        let started_ns = outcome.started_ns.expect("told");
+        let ended_ns = started_ns + outcome.elapsed_ns;
+        // The program is started before and ends after, and both are switches.
+        assert!(times[0] < started_ns, "{line}: {} {started_ns}", times[0]);
+        let last = times[times.len() - 1];
+        assert!(ended_ns < last, "{line}: {ended_ns} {last}");
+        // And most of its switches are made in between.
+        let within = times
+            .iter()
+            .filter(|time| (started_ns..=ended_ns).contains(time))
+            .count();
+        if line.contains("process") || line.contains("thread") {
+            assert!(
+                within >= 6_000 && within * 10 > times.len() * 9,
+                "{line}: {within} of {}",
+                times.len()
+            );
+        }
+    }
+}
