@@ -356,6 +356,7 @@ impl<I: IntervalSink> Replay<I> {
 
     fn switch_out(&mut self, event: &Event, out: &Out) {
         self.switches += 1;
+        self.intervals.switch_out(event.at_ns);
         let live = self.live(out.tid);
         if out.voluntary {
             live.totals.voluntary += 1;

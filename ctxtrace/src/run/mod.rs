@@ -11,6 +11,8 @@
 mod assertions;
 mod bar;
 pub mod child;
+mod compare;
+mod comparison;
 pub mod explain;
 pub mod interrupt;
 mod observe;
@@ -23,6 +25,7 @@ pub mod suite;
 pub mod watch;
 mod workload;
 
+pub use compare::compare;
 pub use record::record;
 pub use report::report;
 

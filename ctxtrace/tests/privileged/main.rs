@@ -11,6 +11,7 @@
 mod captures;
 mod cli;
 mod counts;
+mod explain;
 mod faults;
 mod go;
 mod programs;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         sampling::TESTS,
         suite::TESTS,
         variants::TESTS,
+        explain::TESTS,
         cli::TESTS,
         faults::TESTS,
     ]
