@@ -42,7 +42,7 @@ fn main() {
         words.pop();
     }
     let (cause, messages) = match words[..] {
-        [cause] => (cause, 200_000),
+        [cause] => (cause, 100_000),
         [cause, "--messages", messages] => (cause, messages.parse().expect("a number of messages")),
         _ => panic!("usage: planted none|mutex|own-mutexes|sleep|allocations [--messages N] [--one-thread]"),
     };

@@ -90,12 +90,7 @@ fn blocks(compared: &Compared) -> Vec<String> {
             significant(row.subject_off_cpu_ns),
         ]);
     }
-    let mut blocks = vec![
-        format!(
-            "{figures}\n\nPercentiles are those of single intervals. One recording of each: no interval says how much of a difference is chance."
-        ),
-        ledger.to_string(),
-    ];
+    let mut blocks = vec![format!("{figures}\n\n{}", wrapped(NOTE, "", "")), ledger.to_string()];
     blocks.extend(
         compared
             .budget

@@ -157,7 +157,11 @@ fn a_contended_mutex_is_found_in_a_workload() {
 }
 
 fn a_contended_mutex_is_found_in_a_command() {
-    finds_in_command("planted mutex", "planted own-mutexes", &["locks"]);
+    finds_in_command(
+        "planted mutex --messages 40000",
+        "planted own-mutexes --messages 40000",
+        &["locks"],
+    );
 }
 
 fn a_sleep_is_found_in_a_workload() {
@@ -184,7 +188,11 @@ fn an_allocation_storm_is_found_in_a_workload() {
 }
 
 fn an_allocation_storm_is_found_in_a_command() {
-    finds_in_command("planted allocations", "planted none", ALLOCATOR);
+    finds_in_command(
+        "planted allocations --messages 20000",
+        "planted none --messages 20000",
+        ALLOCATOR,
+    );
 }
 
 /// Somebody who keeps a CPU busy for as long as this is there.

@@ -538,7 +538,7 @@ pub(crate) mod tests {
     fn without_a_gap_pairs() -> Vec<Pair> {
         let same = |index| Pair {
             base: 80.0 + noise(index),
-            subject: 80.0 + noise(index + 3),
+            subject: 80.0 + noise(5 * index + 1),
         };
         (0..20).map(same).collect()
     }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::analyze::budget::Unit;
+
 /// The most blocks of anything: from there on the machine's drift is what is measured.
 const MOST_BLOCKS: usize = 60;
 
@@ -10,33 +12,36 @@ const MOST_BLOCKS: usize = 60;
 pub(super) struct Stage {
     /// After so long it ends, if it has what it needs.
     limit: Duration,
+    /// Whether it ends without, after half as much time again: runs of workloads can be made as short as they have to be. Runs of a
+    /// command cannot, and with fewer than are needed nothing could be said.
+    gives_up: bool,
 }
 
 /// A stage that has begun.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Underway {
     began: Instant,
-    limit: Duration,
+    stage: Stage,
 }
 
 impl Stage {
     pub(super) fn begin(self) -> Underway {
         Underway {
             began: Instant::now(),
-            limit: self.limit,
+            stage: self,
         }
     }
 }
 
 impl Underway {
-    /// Whether another block is to be made. `needed` are the fewest with which anything can be said: for them half as much
-    /// time again is spent, on a machine that is slow.
+    /// Whether another block is to be made. `needed` are the fewest with which anything can be said.
     pub(super) fn wants_more(&self, blocks: usize, needed: usize, is_enough: bool) -> bool {
         if blocks >= MOST_BLOCKS || is_enough {
             return false;
         }
         let elapsed = self.began.elapsed();
-        elapsed < self.limit || (blocks < needed && elapsed < self.limit * 3 / 2)
+        let limit = self.stage.limit;
+        elapsed < limit || (blocks < needed && !(self.stage.gives_up && elapsed > limit * 3 / 2))
     }
 }
 
@@ -62,9 +67,10 @@ pub(super) struct Effort {
 }
 
 impl Effort {
-    pub(super) fn of(quick: bool) -> Self {
+    pub(super) fn of(quick: bool, unit: Unit) -> Self {
         let seconds = |seconds| Stage {
             limit: Duration::from_secs(seconds),
+            gives_up: unit == Unit::Message,
         };
         if quick {
             Self {
@@ -98,17 +104,23 @@ mod tests {
 
     #[test]
     fn a_stage_ends_when_there_is_enough_or_the_time_is_up() {
-        let underway = |ago_s: u64| Underway {
+        let stage = |gives_up| Stage {
+            limit: Duration::from_secs(10),
+            gives_up,
+        };
+        let began = |ago_s: u64, gives_up| Underway {
             began: Instant::now()
                 .checked_sub(Duration::from_secs(ago_s))
                 .expect("the machine runs for longer"),
-            limit: Duration::from_secs(10),
+            stage: stage(gives_up),
         };
+        let underway = |ago_s| began(ago_s, true);
         assert!(underway(0).wants_more(0, 5, false));
         assert!(!underway(0).wants_more(20, 5, true));
         assert!(!underway(0).wants_more(MOST_BLOCKS, 5, false));
         assert!(underway(11).wants_more(4, 5, false), "what is needed is made");
         assert!(!underway(11).wants_more(5, 5, false));
         assert!(!underway(16).wants_more(4, 5, false), "but not at any price");
+        assert!(began(60, false).wants_more(4, 5, false), "unless nothing else would do");
     }
 }

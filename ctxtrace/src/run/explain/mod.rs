@@ -13,7 +13,7 @@ mod case;
 mod effort;
 
 use bench::{Chosen, measure};
-use case::Place;
+use case::{Case, Place};
 use effort::Effort;
 
 use super::comparison::{self, Comparison};
@@ -28,6 +28,7 @@ use crate::cli::comparison::{Cases, ExplainSettings};
 use crate::error::{Error, Result, status};
 use crate::report::{differential, explain as report, json};
 use crate::target::user::invoker;
+use crate::workload::Spec;
 use crate::workload::pin::allowed_cpus;
 
 /// Measures, writes every output, and returns the exit status.
@@ -77,13 +78,14 @@ pub fn run(settings: &ExplainSettings) -> Result<u8> {
 }
 
 fn measured(settings: &ExplainSettings, place: Place<'_>) -> Result<Measured> {
-    let effort = Effort::of(settings.quick);
     match &settings.cases {
         Cases::Workloads { base, subject } => {
+            let effort = Effort::of(settings.quick, Spec::UNIT);
             let chosen = choose(settings, of_workloads(base, subject), effort.most)?;
             measure(place, effort, base.as_ref(), subject.as_ref(), chosen)
         }
         Cases::Commands { base, subject } => {
+            let effort = Effort::of(settings.quick, CommandCase::UNIT);
             let case = |words: &Vec<String>| CommandCase {
                 words: words.clone(),
                 variables: Vec::new(),
