@@ -15,6 +15,9 @@ use crate::units::significant;
 /// What closes less of the gap than this, for sure, is not the cause.
 const HARDLY: f64 = 0.1;
 
+/// A difference of less than this of what the base takes matters to nobody.
+const SMALL: f64 = 0.02;
+
 /// The claims, and what is not explained.
 #[must_use]
 pub fn of(explanation: &Explanation) -> (Vec<Claim>, Vec<String>) {
@@ -192,9 +195,12 @@ fn without_a_gap(explanation: &Explanation) -> (Vec<Claim>, Vec<String>) {
     let mut claims: Vec<Claim> = of_unused_room(&explanation.base, &explanation.subject)
         .into_iter()
         .collect();
+    // What is real and does not matter is not told.
+    let least = SMALL * explanation.base.ns.map_or(0.0, |ns| ns.value);
     let mut opening: Vec<&Tried> = explanation
         .interventions
         .iter()
+        .filter(|tried| tried.gap_ns.is_some_and(|gap| gap.value.abs() > least))
         .filter(|tried| tried.gap_ns.is_some_and(|gap| gap.is_above(0.0) || gap.is_below(0.0)))
         .collect();
     let size = |tried: &&Tried| tried.gap_ns.map_or(0.0, |gap| gap.value.abs());
@@ -219,8 +225,11 @@ fn without_a_gap(explanation: &Explanation) -> (Vec<Claim>, Vec<String>) {
     }));
     let left = if explanation.gap.ns.is_some_and(|gap| gap.is_below(0.0)) {
         "The subject is the faster one: exchange the two to ask why the base is slower."
-    } else {
+    } else if claims.is_empty() {
         "There is no gap beyond noise, so there is nothing to explain."
+    } else {
+        "There is no gap beyond noise as they are. What makes a difference was not taken apart further: change both cases so, and ask \
+         again."
     };
     (claims, vec![left.to_owned()])
 }
