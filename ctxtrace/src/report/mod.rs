@@ -5,6 +5,8 @@
 //! * [`json`]: for programs; the contract.
 //! * [`folded`]: stacks as lines, which every flamegraph tool reads.
 //! * [`flamegraph`]: the picture (inferno).
+//! * [`perfetto`]: a timeline, for Perfetto.
+//! * [`pprof`]: stacks, for pprof and what reads its files.
 //! * [`output`]: where the bytes go; every target is opened before the run, and written whole or not at all.
 
 pub mod differential;
@@ -15,6 +17,8 @@ pub mod folded;
 mod golden;
 pub mod json;
 pub mod output;
+pub mod perfetto;
+pub mod pprof;
 pub mod suite;
 pub mod table;
 
