@@ -9,6 +9,9 @@
 //! * [`pprof`]: stacks, for pprof and what reads its files.
 //! * [`output`]: where the bytes go; every target is opened before the run, and written whole or not at all.
 
+#[cfg(test)]
+#[path = "../../tests/decode/mod.rs"]
+mod decode;
 pub mod differential;
 pub mod explain;
 pub mod flamegraph;

@@ -112,10 +112,9 @@ struct Line {
 struct Function {
     #[prost(uint64, tag = "1")]
     id: u64,
+    /// There is no `system_name`: pprof would take one that is the same for a mangled name, and cut what is between `<` and `>`.
     #[prost(int64, tag = "2")]
     name: i64,
-    #[prost(int64, tag = "3")]
-    system_name: i64,
 }
 
 // Functions have their names already, so a reader need not look for any.
@@ -307,7 +306,6 @@ fn finished(mut builder: Builder, info: &Info, run: &Run, labels: &Labels) -> Pr
     let function = functions.1.into_iter().enumerate().map(|(index, name)| Function {
         id: index as u64 + 1,
         name,
-        system_name: name,
     });
     let sample = samples.1.into_iter().zip(values).map(|((location_id, labels), (count, ns))| Sample {
         location_id,
@@ -336,4 +334,140 @@ fn signed(number: u64) -> i64 {
 fn name(frame: &Frame) -> String {
     let name = printable(&frame.name);
     if name.is_empty() { "[no name]".to_owned() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use ctxtrace_common::process::Image;
+    use ctxtrace_common::stack::{SumKey, SwitchSum, UserStack};
+    use std::fmt::Write as _;
+
+    use super::*;
+    use crate::analyze::summarize::tests::info;
+    use crate::correlate::ledger::ledger;
+    use crate::report::decode::pprof::Profile as Decoded;
+    use crate::report::golden::golden;
+    use crate::trace::build;
+    use crate::workload::Mode;
+
+    const IMAGE: Image = Image { tgid: 100, number: 0 };
+
+    fn frame(kind: FrameKind, name: &str) -> Frame {
+        Frame {
+            kind,
+            name: name.to_owned(),
+        }
+    }
+
+    fn key(class: Class, task: u64, (user, kernel): (u64, u64), comm: &str) -> SumKey {
+        let mut key = build::sum_key(class, task);
+        (key.user_stack, key.kernel_stack) = (user, kernel);
+        key.comm[..comm.len()].copy_from_slice(comm.as_bytes());
+        key
+    }
+
+    /// A task that blocks in two places, a parked worker, a thread with a name that wants to be more, and what did not fit.
+    fn run() -> Run {
+        let mut aggregates = build::aggregates(vec![]);
+        let sum = |count, off_cpu_ns| SwitchSum { count, off_cpu_ns };
+        aggregates.names.insert(IMAGE, vec![String::new(), "sender".to_owned()]);
+        let mut exiting = key(Class::Exited, 0, (0, 9), "<b>\u{1b}[31m");
+        exiting.user_state = UserStack::Exiting as u32;
+        let mut not_read = key(Class::ThreadBlocked, 0, (1, 9), "worker");
+        not_read.reason = Reason::NoTypeInfo as u8;
+        aggregates.switch_sums = vec![
+            (key(Class::TaskBlocked, 1, (1, 9), "worker"), sum(40, 73_000)),
+            (key(Class::TaskBlocked, 1, (2, 9), "worker"), sum(2, 5_000)),
+            (key(Class::WorkerParked, 0, (3, 9), "worker"), sum(7, 900_000)),
+            (exiting, sum(1, 0)),
+            (not_read, sum(3, 30)),
+        ];
+        aggregates.overflow_sums = vec![SwitchSum::default(); Class::COUNT];
+        aggregates.overflow_sums[Class::TaskPreempted as usize] = sum(11, 1_100);
+        for stack in [1, 2, 3, 9] {
+            aggregates.stacks.insert(stack, vec![stack]);
+        }
+        let mut run = build::run(aggregates);
+        let begin = || vec![frame(FrameKind::User, "clone3")];
+        let of_task = |inner: &[Frame]| {
+            let mut frames = begin();
+            frames.push(frame(FrameKind::User, "tokio::runtime::task::raw::poll"));
+            frames.push(frame(FrameKind::User, "<app::Job<[u8; 4]> as core::future::Future>::poll"));
+            frames.extend_from_slice(inner);
+            frames
+        };
+        let inlined = [frame(FrameKind::Inlined, "lock"), frame(FrameKind::Inlined, "wait")];
+        run.symbols.add_user(IMAGE, 1, &of_task(&inlined));
+        run.symbols.add_user(IMAGE, 2, &of_task(&[frame(FrameKind::User, "read")]));
+        run.symbols.add_user(IMAGE, 3, &begin());
+        let kernel = [frame(FrameKind::Kernel, "do_futex"), frame(FrameKind::Kernel, "__schedule")];
+        run.symbols.add_kernel(9, &kernel);
+        run
+    }
+
+    fn decoded(run: &Run) -> Decoded {
+        let labels = Labels {
+            subject: "task-pool, buffer 0".to_owned(),
+            lost: Some("11 switches by stack".to_owned()),
+        };
+        Decoded::read(&render(&info(Mode::TaskPool), run, &labels).expect("packed"))
+    }
+
+    #[test]
+    fn golden_pprof() {
+        let profile = decoded(&run());
+        let mut text = String::new();
+        for sample in &profile.samples {
+            let _ = writeln!(text, "{:?}", sample.values);
+            for (key, value) in &sample.labels {
+                let _ = writeln!(text, "    {key}: {value}");
+            }
+            for function in &sample.stack {
+                let _ = writeln!(text, "        {function}");
+            }
+        }
+        let _ = writeln!(text, "types {:?}, first shown {}", profile.types, profile.default_type);
+        let _ = writeln!(text, "mappings {:?}", profile.mappings);
+        let _ = writeln!(text, "comments {:?}", profile.comments);
+        let _ = writeln!(text, "time {}, duration {}", profile.time_ns, profile.duration_ns);
+        golden("stacks.pprof.txt", text);
+    }
+
+    #[test]
+    fn its_sums_are_the_ledgers() {
+        let run = run();
+        let profile = decoded(&run);
+        let ledger = ledger(&run.aggregates);
+        for of in Class::ALL {
+            let sum = ledger.of(of);
+            let sums = profile.sums(&[("class", class(of).in_words())]);
+            assert_eq!(sums, [sum.count as i64, sum.off_cpu_ns as i64], "{of:?}");
+        }
+        assert_eq!(profile.sums(&[])[0], 64);
+        assert_eq!(profile.sums(&[("task", "sender"), ("thread", "worker")]), [42, 78_000]);
+    }
+
+    #[test]
+    fn what_was_added_up_apart_and_looks_the_same_is_one_sample() {
+        let mut run = run();
+        let (mut again, sum) = run.aggregates.switch_sums[0];
+        again.image = 0;
+        again.user_state = UserStack::Failed as u32;
+        run.aggregates.switch_sums.push((again, sum));
+        let profile = decoded(&run);
+        assert_eq!(profile.samples.len(), decoded(&self::run()).samples.len());
+        assert_eq!(profile.sums(&[("task", "sender")]), [82, 151_000]);
+    }
+
+    #[test]
+    fn the_same_run_makes_the_same_bytes() {
+        let bytes = || {
+            let labels = Labels {
+                subject: String::new(),
+                lost: None,
+            };
+            render(&info(Mode::Task), &run(), &labels).expect("packed")
+        };
+        assert!(bytes() == bytes());
+    }
 }

@@ -20,6 +20,8 @@
 mod packets;
 mod proto;
 mod sched;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Write};
