@@ -268,10 +268,7 @@ fn finished(mut builder: Builder, info: &Info, run: &Run, labels: &Labels) -> Pr
         r#type: builder.string(r#type),
         unit: builder.string(unit),
     };
-    let sample_type = vec![
-        value_type("switches", "count"),
-        value_type("off_cpu", "nanoseconds"),
-    ];
+    let sample_type = vec![value_type("switches", "count"), value_type("off_cpu", "nanoseconds")];
     let subject = printable(&labels.subject);
     let lost = labels.lost.as_deref().unwrap_or("nothing");
     let comment = vec![
@@ -292,26 +289,34 @@ fn finished(mut builder: Builder, info: &Info, run: &Run, labels: &Labels) -> Pr
         values,
         strings,
     } = builder;
-    let location = places.1.into_iter().enumerate().map(|(index, (mapping_id, names))| Location {
-        id: index as u64 + 1,
-        mapping_id,
-        line: names
-            .into_iter()
-            .map(|name| Line {
-                function_id: functions.number(name) + 1,
-            })
-            .collect(),
-    });
+    let location = places
+        .1
+        .into_iter()
+        .enumerate()
+        .map(|(index, (mapping_id, names))| Location {
+            id: index as u64 + 1,
+            mapping_id,
+            line: names
+                .into_iter()
+                .map(|name| Line {
+                    function_id: functions.number(name) + 1,
+                })
+                .collect(),
+        });
     let location = location.collect();
     let function = functions.1.into_iter().enumerate().map(|(index, name)| Function {
         id: index as u64 + 1,
         name,
     });
-    let sample = samples.1.into_iter().zip(values).map(|((location_id, labels), (count, ns))| Sample {
-        location_id,
-        value: vec![signed(count), signed(ns)],
-        label: labels.into_iter().map(|(key, str)| Label { key, str }).collect(),
-    });
+    let sample = samples
+        .1
+        .into_iter()
+        .zip(values)
+        .map(|((location_id, labels), (count, ns))| Sample {
+            location_id,
+            value: vec![signed(count), signed(ns)],
+            label: labels.into_iter().map(|(key, str)| Label { key, str }).collect(),
+        });
     Profile {
         default_sample_type: sample_type[1].r#type,
         sample_type,
@@ -392,15 +397,22 @@ mod tests {
         let of_task = |inner: &[Frame]| {
             let mut frames = begin();
             frames.push(frame(FrameKind::User, "tokio::runtime::task::raw::poll"));
-            frames.push(frame(FrameKind::User, "<app::Job<[u8; 4]> as core::future::Future>::poll"));
+            frames.push(frame(
+                FrameKind::User,
+                "<app::Job<[u8; 4]> as core::future::Future>::poll",
+            ));
             frames.extend_from_slice(inner);
             frames
         };
         let inlined = [frame(FrameKind::Inlined, "lock"), frame(FrameKind::Inlined, "wait")];
         run.symbols.add_user(IMAGE, 1, &of_task(&inlined));
-        run.symbols.add_user(IMAGE, 2, &of_task(&[frame(FrameKind::User, "read")]));
+        run.symbols
+            .add_user(IMAGE, 2, &of_task(&[frame(FrameKind::User, "read")]));
         run.symbols.add_user(IMAGE, 3, &begin());
-        let kernel = [frame(FrameKind::Kernel, "do_futex"), frame(FrameKind::Kernel, "__schedule")];
+        let kernel = [
+            frame(FrameKind::Kernel, "do_futex"),
+            frame(FrameKind::Kernel, "__schedule"),
+        ];
         run.symbols.add_kernel(9, &kernel);
         run
     }

@@ -70,7 +70,15 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
 
     let mut runs: Vec<Run> = Vec::new();
     for number in 1..=settings.repeat {
-        let run = workload::recorded(settings, &program, &recorder, user.as_ref(), number, &mut saver, &mut spool)?;
+        let run = workload::recorded(
+            settings,
+            &program,
+            &recorder,
+            user.as_ref(),
+            number,
+            &mut saver,
+            &mut spool,
+        )?;
         let cut_short = run.cut_short.is_some();
         runs.push(run);
         if cut_short {

@@ -47,11 +47,14 @@ impl Outputs {
     /// Where the events are put aside that will be asked for: beside the file that is made of them.
     pub(super) fn spool(&self) -> Spool {
         let elsewhere = std::env::temp_dir();
-        let folder = self.perfetto.as_ref().map(|output| match output.path().and_then(Path::parent) {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            Some(_) => Path::new("."),
-            None => &elsewhere,
-        });
+        let folder = self
+            .perfetto
+            .as_ref()
+            .map(|output| match output.path().and_then(Path::parent) {
+                Some(parent) if !parent.as_os_str().is_empty() => parent,
+                Some(_) => Path::new("."),
+                None => &elsewhere,
+            });
         Spool::new(folder)
     }
 
@@ -119,7 +122,10 @@ impl Outputs {
         }
         if let Some(output) = self.perfetto {
             if let Some(path) = output.path() {
-                written.push((path.to_owned(), "timeline: open it in https://ui.perfetto.dev, it stays on this machine"));
+                written.push((
+                    path.to_owned(),
+                    "timeline: open it in https://ui.perfetto.dev, it stays on this machine",
+                ));
             }
             output.stream(|to| {
                 let mut trace = perfetto::Trace::begin(to, info, run, &labels);

@@ -41,8 +41,10 @@ impl Spool {
     /// A run is over; what comes now belongs to the next one.
     pub(super) fn end_run(&mut self) {
         if self.folder.is_some() {
-            let keeping = self.now.take().map_or_else(|| self.begin(), |keeping| keeping);
-            let whole = keeping.0.and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error));
+            let keeping = self.now.take().unwrap_or_else(|| self.begin());
+            let whole = keeping
+                .0
+                .and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error));
             self.runs.push(whole);
         }
     }
@@ -130,7 +132,11 @@ mod tests {
         spool.end_run();
         spool.events(&events(2, 1));
         spool.end_run();
-        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0, "it has no name");
+        assert_eq!(
+            std::fs::read_dir(folder.path()).expect("a folder").count(),
+            0,
+            "it has no name"
+        );
         for _ in 0..2 {
             assert_eq!(told(&mut spool, 0), first);
         }

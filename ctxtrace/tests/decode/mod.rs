@@ -7,7 +7,9 @@
 pub(crate) mod perfetto;
 pub(crate) mod pprof;
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use protobuf::MessageDyn;
 use protobuf::reflect::{FileDescriptor, MessageRef, ReflectValueRef};
@@ -16,7 +18,13 @@ use protobuf::reflect::{FileDescriptor, MessageRef, ReflectValueRef};
 ///
 /// All of it must be known to that file: a field with a wrong number or of a wrong type is an unknown one.
 fn decode(file: &str, message: &str, bytes: &[u8]) -> Box<dyn MessageDyn> {
-    let descriptor = descriptor(file);
+    static PARSED: Mutex<BTreeMap<String, FileDescriptor>> = Mutex::new(BTreeMap::new());
+    let mut parsed = PARSED.lock().unwrap_or_else(PoisonError::into_inner);
+    let descriptor = parsed
+        .entry(file.to_owned())
+        .or_insert_with(|| descriptor(file))
+        .clone();
+    drop(parsed);
     let message = descriptor
         .message_by_package_relative_name(message)
         .expect("the file describes it");

@@ -167,7 +167,9 @@ impl Trace {
             self.interned.clear();
             self.is_cleared = true;
         }
-        let Some(data) = child(packet, "interned_data") else { return };
+        let Some(data) = child(packet, "interned_data") else {
+            return;
+        };
         for (kind, text_field) in [
             ("event_names", "name"),
             ("debug_annotation_names", "name"),
@@ -184,7 +186,10 @@ impl Trace {
 
     fn interned(&self, kind: &'static str, iid: i64) -> String {
         assert!(self.is_cleared, "nothing says from where on names hold");
-        self.interned.get(&(kind, iid)).expect("interned before it is used").clone()
+        self.interned
+            .get(&(kind, iid))
+            .expect("interned before it is used")
+            .clone()
     }
 
     fn bundle(&mut self, bundle: &dyn MessageDyn) {
@@ -328,12 +333,22 @@ impl Trace {
             assert_eq!(ends.count(), 1, "flow {flow}: {events:?}");
             assert!(events.len() >= 2, "flow {flow} has one end: {events:?}");
             let last = events.last().expect("two at least");
-            assert!(last.ending_flows.contains(&flow), "flow {flow} goes on after its end: {events:?}");
-            assert!(events.iter().all(|event| matches!(event.kind, Kind::Begin | Kind::Instant)));
+            assert!(
+                last.ending_flows.contains(&flow),
+                "flow {flow} goes on after its end: {events:?}"
+            );
+            assert!(
+                events
+                    .iter()
+                    .all(|event| matches!(event.kind, Kind::Begin | Kind::Instant))
+            );
         }
         let mut freed = HashSet::new();
         for &thread in &self.freed {
-            assert!(self.tree.contains_key(&thread) || self.created.contains(&thread), "{thread} ends and never was");
+            assert!(
+                self.tree.contains_key(&thread) || self.created.contains(&thread),
+                "{thread} ends and never was"
+            );
             freed.insert(thread);
         }
     }
@@ -355,4 +370,3 @@ impl Trace {
         }
     }
 }
-

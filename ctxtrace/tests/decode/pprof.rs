@@ -42,7 +42,10 @@ impl Profile {
         let strings = strings(profile);
         assert_eq!(strings[0], "", "the format's first rule");
         let text = |of: &dyn MessageDyn, name: &str| strings[number(of, name).unwrap_or(0) as usize].clone();
-        let functions: Vec<String> = numbered(profile, "function").iter().map(|of| text(&**of, "name")).collect();
+        let functions: Vec<String> = numbered(profile, "function")
+            .iter()
+            .map(|of| text(&**of, "name"))
+            .collect();
         let locations: Vec<Vec<String>> = numbered(profile, "location")
             .iter()
             .map(|location| {
@@ -74,8 +77,14 @@ impl Profile {
                 .collect(),
             default_type: text(profile, "default_sample_type"),
             samples: samples.collect(),
-            mappings: children(profile, "mapping").into_iter().map(|of| text(&*of, "filename")).collect(),
-            comments: numbers(profile, "comment").into_iter().map(|index| strings[index as usize].clone()).collect(),
+            mappings: children(profile, "mapping")
+                .into_iter()
+                .map(|of| text(&*of, "filename"))
+                .collect(),
+            comments: numbers(profile, "comment")
+                .into_iter()
+                .map(|index| strings[index as usize].clone())
+                .collect(),
             time_ns: number(profile, "time_nanos").unwrap_or(0),
             duration_ns: number(profile, "duration_nanos").unwrap_or(0),
         }
@@ -84,7 +93,10 @@ impl Profile {
     /// The sums of the samples, type by type, of those with these labels.
     pub(crate) fn sums(&self, labels: &[(&str, &str)]) -> Vec<i64> {
         let has = |sample: &Sample, (key, value): (&str, &str)| {
-            sample.labels.iter().any(|label| (label.0.as_str(), label.1.as_str()) == (key, value))
+            sample
+                .labels
+                .iter()
+                .any(|label| (label.0.as_str(), label.1.as_str()) == (key, value))
         };
         let mut sums = vec![0; self.types.len()];
         for sample in &self.samples {
@@ -115,4 +127,3 @@ fn numbered<'a>(profile: &'a dyn MessageDyn, name: &str) -> Vec<protobuf::reflec
     }
     all
 }
-

@@ -11,6 +11,8 @@
 mod captures;
 mod cli;
 mod counts;
+#[path = "../decode/mod.rs"]
+mod decode;
 mod faults;
 mod go;
 mod programs;
@@ -22,6 +24,7 @@ mod support;
 mod tasks;
 mod timeline;
 mod variants;
+mod viewers;
 
 use std::process::ExitCode;
 
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         sampling::TESTS,
         suite::TESTS,
         variants::TESTS,
+        viewers::TESTS,
         cli::TESTS,
         faults::TESTS,
     ]

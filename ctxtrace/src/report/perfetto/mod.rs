@@ -35,8 +35,8 @@ use ctxtrace_common::wakeup::{Origin, Waker};
 use self::packets::{Named, Packets};
 use self::proto::{
     Clock, ClockSnapshot, CounterDescriptor, Data, DebugAnnotation, Ftrace, ProcessTree, SchedProcessFree, SchedSwitch,
-    SchedWaking, SystemInfo, TaskNewtask, TaskRename, ThreadDescriptor, TrackDescriptor, TrackEvent, TreeThread, Utsname,
-    clock, kind,
+    SchedWaking, SystemInfo, TaskNewtask, TaskRename, ThreadDescriptor, TrackDescriptor, TrackEvent, TreeThread,
+    Utsname, clock, kind,
 };
 use self::sched::{Bundles, CLONE_THREAD, PRIORITY};
 use super::flamegraph::Labels;
@@ -49,8 +49,8 @@ use crate::correlate::timeline::Replay;
 use crate::correlate::wakes::{Wake, Wakes};
 use crate::symbolize::stacks::task_types;
 use crate::trace::events::EventSink;
-use crate::trace::run::{Info, Run};
 use crate::trace::name_of;
+use crate::trace::run::{Info, Run};
 
 /// The name of thread 0: whoever is on a CPU and not the target's.
 const NOBODY: &str = "not recorded";
@@ -301,7 +301,9 @@ impl<'a, W: Write> Trace<'a, W> {
     /// Says which process a thread belongs to.
     fn place_in_tree(&mut self, event: &Event, tid: u32) {
         let timestamp = self.boot(event.at_ns);
-        let Some(thread) = self.threads.get_mut(&tid) else { return };
+        let Some(thread) = self.threads.get_mut(&tid) else {
+            return;
+        };
         thread.is_new = false;
         let tree = ProcessTree {
             threads: vec![TreeThread {
@@ -339,7 +341,9 @@ impl<'a, W: Write> Trace<'a, W> {
     /// the kernel: to Perfetto the process ends with it.
     fn ended(&mut self, event: &Event, tid: u32) {
         self.end_of_flow(tid);
-        let Some(thread) = self.threads.remove(&tid) else { return };
+        let Some(thread) = self.threads.remove(&tid) else {
+            return;
+        };
         if thread.waits {
             self.wait(event.at_ns, -1);
         }
@@ -447,7 +451,9 @@ impl<'a, W: Write> Trace<'a, W> {
             next_prio: Some(PRIORITY),
         };
         self.kernel(event, out_tid, Ftrace::SchedSwitch(switch));
-        let told_ns = self.switches_told_ns.map_or(0, |at_ns| at_ns.saturating_add(COUNTER_STEP_NS));
+        let told_ns = self
+            .switches_told_ns
+            .map_or(0, |at_ns| at_ns.saturating_add(COUNTER_STEP_NS));
         if event.at_ns >= told_ns {
             self.switches_told_ns = Some(event.at_ns);
             self.counter(SWITCHES, event.at_ns, self.switches);

@@ -10,7 +10,8 @@ use flate2::write::ZlibEncoder;
 use prost::Message;
 
 use super::proto::{
-    Data, INCREMENTAL_STATE_CLEARED, InternedData, InternedName, NEEDS_INCREMENTAL_STATE, Trace, TracePacket, TrackEvent,
+    Data, INCREMENTAL_STATE_CLEARED, InternedData, InternedName, NEEDS_INCREMENTAL_STATE, Trace, TracePacket,
+    TrackEvent,
 };
 
 /// Bytes of packets that are packed together: the reader unpacks them as a whole, so they are not very many.

@@ -32,8 +32,7 @@ impl Drawn {
     fn meet(&mut self, at_ns: u64, tid: u32, comm: &str, new: bool) {
         let mut name = [0; 16];
         name[..comm.len()].copy_from_slice(comm.as_bytes());
-        self.0
-            .push(Event::thread(at_ns, 0, tid, 0, u64::from(tid), IMAGE, new));
+        self.0.push(Event::thread(at_ns, 0, tid, 0, u64::from(tid), IMAGE, new));
         self.0.push(Event::name(at_ns, 0, tid, &name));
     }
 
@@ -169,7 +168,10 @@ fn every_switch_is_one_of_the_kernels() {
     let trace = read(&drawn());
     let of_target = trace.switches.iter().filter(|switch| switch.prev != 0).count();
     assert_eq!(of_target, 9);
-    let first_of_both = trace.switches.iter().find(|switch| switch.prev != 0 && switch.next != 0);
+    let first_of_both = trace
+        .switches
+        .iter()
+        .find(|switch| switch.prev != 0 && switch.next != 0);
     assert_eq!(
         *first_of_both.expect("drawn"),
         Switch {
@@ -227,7 +229,10 @@ fn a_slice_is_a_task_known_at_a_switch() {
     );
     let begins = trace.track_events.iter().filter(|event| event.kind == Kind::Begin);
     let says: Vec<_> = begins.filter_map(|event| event.says.first().cloned()).collect();
-    assert!(says.contains(&("switched out".to_owned(), "task blocked".to_owned())), "{says:?}");
+    assert!(
+        says.contains(&("switched out".to_owned(), "task blocked".to_owned())),
+        "{says:?}"
+    );
     assert!(says.contains(&("lost".to_owned(), "nothing".to_owned())), "{says:?}");
 }
 
@@ -255,9 +260,15 @@ fn a_flow_leads_from_the_waking_to_the_task() {
                 step("wakeups by other programs", "wakes <b>\u{fffd}[31m\u{fffd} 102", 1_160),
                 step("102", "woken", 1_180)
             ],
-            vec![step("102", "wakes w 101", 1_200), step("101", "\u{fffd}]0;owned\u{fffd}", 1_240)],
+            vec![
+                step("102", "wakes w 101", 1_200),
+                step("101", "\u{fffd}]0;owned\u{fffd}", 1_240)
+            ],
             vec![step("102", "wakes a 100", 1_280), step("100", "woken", 1_290)],
-            vec![step("wakeups by interrupts", "wakes w 101", 1_430), step("101", "woken", 1_450)],
+            vec![
+                step("wakeups by interrupts", "wakes w 101", 1_430),
+                step("101", "woken", 1_450)
+            ],
         ]
     );
 }
@@ -278,7 +289,10 @@ fn counters_follow_the_threads() {
     assert_eq!(values("kernel switches").last(), Some(&(1_500, 9)));
     let waiting = values("threads waiting for a CPU");
     assert_eq!(waiting[..2], [(1_030, 1), (1_080, 0)]);
-    assert!(waiting.iter().all(|&(_, value)| (0..=2).contains(&value)), "{waiting:?}");
+    assert!(
+        waiting.iter().all(|&(_, value)| (0..=2).contains(&value)),
+        "{waiting:?}"
+    );
     assert_eq!(waiting.last().expect("some").1, 0);
 }
 
@@ -304,8 +318,14 @@ fn the_measured_section_lies_within_the_recording() {
     let trace = read(&drawn());
     let mut slices = trace.slices();
     slices.retain(|slice| trace.tracks[&slice.track].name == "ctxtrace");
-    let told: Vec<_> = slices.iter().map(|of| (of.name.as_str(), of.start - BOOT, of.depth)).collect();
-    assert_eq!(told, [("measured section", 1_050, 1), ("task-pool, buffer 0", 1_000, 0)]);
+    let told: Vec<_> = slices
+        .iter()
+        .map(|of| (of.name.as_str(), of.start - BOOT, of.depth))
+        .collect();
+    assert_eq!(
+        told,
+        [("measured section", 1_050, 1), ("task-pool, buffer 0", 1_000, 0)]
+    );
 }
 
 #[test]
