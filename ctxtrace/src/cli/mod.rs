@@ -348,6 +348,14 @@ pub struct OutputArgs {
     #[arg(long, value_name = "FILE")]
     pub folded: Option<PathBuf>,
 
+    /// Write the timeline for ui.perfetto.dev (level timeline)
+    #[arg(long, value_name = "FILE.pftrace")]
+    pub perfetto: Option<PathBuf>,
+
+    /// Write switches and off-CPU time by stack for pprof, Pyroscope, Parca or speedscope
+    #[arg(long, value_name = "FILE.pb.gz")]
+    pub pprof: Option<PathBuf>,
+
     /// What the widths in flamegraph and folded stacks mean [default: time]
     #[arg(long, value_enum)]
     pub weight: Option<Weight>,

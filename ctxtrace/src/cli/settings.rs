@@ -108,6 +108,10 @@ pub struct OutputSettings {
     pub wakeups_flamegraph: Option<Destination>,
     /// Where the folded stacks go.
     pub folded: Option<Destination>,
+    /// Where the timeline for Perfetto goes.
+    pub perfetto: Option<Destination>,
+    /// Where the profile for pprof goes.
+    pub pprof: Option<Destination>,
     /// What must hold of the result.
     pub assertions: Vec<Assertion>,
     /// Whether standard output is not the table's.
@@ -115,9 +119,14 @@ pub struct OutputSettings {
 }
 
 impl OutputSettings {
-    /// Whether any of them is made of stacks.
+    /// Whether any of them is made of the stacks of switches.
     #[must_use]
     pub fn wants_stacks(&self) -> bool {
+        self.draws_stacks() || self.pprof.is_some()
+    }
+
+    /// Whether any of them shows those stacks with a width.
+    fn draws_stacks(&self) -> bool {
         self.flamegraph.is_some() || self.wakeups_flamegraph.is_some() || self.folded.is_some()
     }
 }
@@ -300,7 +309,7 @@ pub(super) fn spec(mode: Mode, args: &CaseArgs) -> Result<Spec> {
 fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
     if outputs.wants_stacks() && args.level != Level::Stacks {
         return Err(Error::Usage(format!(
-            "--flamegraph, --wakeups-flamegraph and --folded need stacks, and --level {} takes none: leave --level out",
+            "--flamegraph, --wakeups-flamegraph, --folded and --pprof need stacks, and --level {} takes none: leave --level out",
             args.level.name()
         )));
     }
@@ -319,6 +328,12 @@ fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
     if args.sample.is_some() && args.level != Level::Timeline {
         return Err(Error::Usage(format!(
             "--sample has no meaning for --level {}, which tells no events (use --level timeline)",
+            args.level.name()
+        )));
+    }
+    if outputs.perfetto.is_some() && args.level != Level::Timeline {
+        return Err(Error::Usage(format!(
+            "--perfetto needs every switch and wakeup as an event, and --level {} tells none: give --level timeline too",
             args.level.name()
         )));
     }
@@ -351,6 +366,8 @@ fn save(args: RecordingArgs, outputs: &OutputSettings) -> Result<Option<SaveSett
         ("--on-cpu-flamegraph", &outputs.on_cpu_flamegraph),
         ("--wakeups-flamegraph", &outputs.wakeups_flamegraph),
         ("--folded", &outputs.folded),
+        ("--perfetto", &outputs.perfetto),
+        ("--pprof", &outputs.pprof),
     ];
     for (option, destination) in taken {
         if destination
@@ -378,10 +395,12 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
         on_cpu_flamegraph: args.on_cpu_flamegraph.map(Destination::from),
         wakeups_flamegraph: args.wakeups_flamegraph.map(Destination::from),
         folded: args.folded.map(Destination::from),
+        perfetto: args.perfetto.map(Destination::from),
+        pprof: args.pprof.map(Destination::from),
         assertions: args.assertions,
         table_to_stderr: false,
     };
-    if args.weight.is_some() && !settings.wants_stacks() && settings.on_cpu_flamegraph.is_none() {
+    if args.weight.is_some() && !settings.draws_stacks() && settings.on_cpu_flamegraph.is_none() {
         return Err(Error::Usage(
             "--weight says what the widths in a flamegraph mean: give one of the options for flamegraphs, or --folded, too".to_owned(),
         ));
@@ -392,6 +411,8 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
         ("--on-cpu-flamegraph", &settings.on_cpu_flamegraph),
         ("--wakeups-flamegraph", &settings.wakeups_flamegraph),
         ("--folded", &settings.folded),
+        ("--perfetto", &settings.perfetto),
+        ("--pprof", &settings.pprof),
     ]
     .into_iter()
     .filter_map(|(option, destination)| Some((option, destination.as_ref()?)))
@@ -586,6 +607,14 @@ mod tests {
             "--mode task --output x --folded x",
             "--mode task --force",
             "--mode task --level counts --max-stacks 100",
+            "--mode task --level counts --pprof x",
+            "--mode task --level timeline --pprof x",
+            "--mode task --perfetto x",
+            "--mode task --level counts --perfetto x",
+            "--mode task --level timeline --perfetto x --json x",
+            "--mode task --pprof x --folded x",
+            "--mode task --pprof x --weight count",
+            "--mode task --output x --pprof x",
         ] {
             assert!(settings(line).is_err(), "{line}");
         }

@@ -8,10 +8,15 @@
 //! * [`folded`]: stacks as lines, which every flamegraph tool reads.
 //! * [`flamegraph`]: the picture (inferno).
 //! * [`differential`]: two of them in one.
+//! * [`perfetto`]: a timeline, for Perfetto.
+//! * [`pprof`]: stacks, for pprof and what reads its files.
 //! * [`output`]: where the bytes go; every target is opened before the run, and written whole or not at all.
 
 mod budget;
 pub mod compare;
+#[cfg(test)]
+#[path = "../../tests/decode/mod.rs"]
+mod decode;
 pub mod differential;
 pub mod explain;
 pub mod flamegraph;
@@ -20,6 +25,8 @@ pub mod folded;
 mod golden;
 pub mod json;
 pub mod output;
+pub mod perfetto;
+pub mod pprof;
 pub mod suite;
 pub mod table;
 

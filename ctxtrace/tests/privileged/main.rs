@@ -11,6 +11,8 @@
 mod captures;
 mod cli;
 mod counts;
+#[path = "../decode/mod.rs"]
+mod decode;
 mod explain;
 mod faults;
 mod go;
@@ -23,6 +25,7 @@ mod support;
 mod tasks;
 mod timeline;
 mod variants;
+mod viewers;
 
 use std::process::ExitCode;
 
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         suite::TESTS,
         variants::TESTS,
         explain::TESTS,
+        viewers::TESTS,
         cli::TESTS,
         faults::TESTS,
     ]
