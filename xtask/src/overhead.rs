@@ -278,16 +278,7 @@ fn measure(row: &Row, iterations: u64) -> Result<(f64, u64)> {
             let mut other = Command::new("sleep").arg("600").spawn().context("cannot run sleep")?;
             let pid = other.id().to_string();
             let mut command = Command::new(process::root().join("target/release/ctxtrace"));
-            command.args([
-                "record",
-                "--level",
-                "counts",
-                "--json",
-                "/dev/null",
-                "--force",
-                "-p",
-                &pid,
-            ]);
+            command.args(["record", "--level", "counts", "--json", "/dev/null", "-p", &pid]);
             let result = beside(&mut command, Some("Ctrl-C ends it"), iterations);
             let _ = other.kill();
             let _ = other.wait();
