@@ -249,17 +249,20 @@ fn switch_in(thread: &mut Thread, now_ns: u64, scratch: &mut Scratch) {
     }
 }
 
-/// Adds the wakeup that ended the sleep to the edge it came along.
+/// Adds the wakeup that ended the sleep to the edge it came along. Of a waking that is not noted there is no time.
 #[inline(always)]
 fn note_wakeup(thread: &mut Thread, entered: &Entered, scratch: &mut Scratch) {
-    let (Some(waking), Some(wake_to_run_ns)) = (entered.woken, entered.wake_to_run_ns) else {
-        return;
-    };
+    if let (Some(waking), Some(wake_to_run_ns)) = (entered.woken, entered.wake_to_run_ns) {
+        let on_cpu = matches!(waking, Waking::OnCpu);
+        add_wakeup(thread, on_cpu, wake_to_run_ns, entered.off_cpu_ns.unwrap_or(0), scratch);
+    }
+}
+
+/// Kept out of line, for its keys need room on the stack: see `crate::locate::look`.
+#[inline(never)]
+fn add_wakeup(thread: &mut Thread, on_cpu: bool, wake_to_run_ns: u64, off_cpu_ns: u64, scratch: &mut Scratch) {
     // A constant index each, which needs no check of bounds: BPF has nowhere to panic to.
-    let waker = match waking {
-        Waking::OffCpu => thread.wakers[0],
-        Waking::OnCpu => thread.wakers[1],
-    };
+    let waker = if on_cpu { thread.wakers[1] } else { thread.wakers[0] };
     let key = EdgeKey::new(&waker, thread.tid, thread.tgid);
     if let Some(edge) = edge(&key, scratch) {
         // SAFETY: a live element; `record` changes fields that only the CPU changes that switches the woken thread.
@@ -285,7 +288,7 @@ fn note_wakeup(thread: &mut Thread, entered: &Entered, scratch: &mut Scratch) {
             to_class: u32::from(thread.pending.class),
             to_tid: thread.tid,
         };
-        add_waker(&key, entered.off_cpu_ns.unwrap_or(0));
+        add_waker(&key, off_cpu_ns);
     }
 }
 
