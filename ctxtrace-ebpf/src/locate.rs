@@ -35,9 +35,9 @@ pub(crate) fn locator_of(thread: &mut Thread) -> Option<&'static Locator> {
 /// What the thread that is `current` is doing. The probe's slot is left in the scratch space; its `magic` says whether
 /// there is one.
 #[inline(always)]
-pub(crate) fn locate(thread: &mut Thread, thread_pointer: u64, scratch: &mut Scratch) -> Doing {
+pub(crate) fn locate(thread: &mut Thread, thread_pointer: u64, scratch: &mut Scratch) -> Plain {
     let kind = look(thread, thread_pointer, scratch);
-    Plain::new(kind, scratch.value).doing()
+    Plain::new(kind, scratch.value)
 }
 
 /// Returns the kind of a [`Plain`] and leaves its value in the scratch space.
@@ -81,9 +81,9 @@ fn look_at(thread: &mut Thread, thread_pointer: u64, scratch: &mut Scratch) -> D
 }
 
 /// [`Doing`] as two plain numbers, both of which always have a value: where the paths of a program meet, an enum's payload
-/// may have none, and the verifier refuses to move it.
+/// may have none, and the verifier refuses to move it (before Linux 6.3 even from one place on the stack to another).
 #[derive(Clone, Copy)]
-struct Plain {
+pub(crate) struct Plain {
     kind: u64,
     value: u64,
 }
@@ -98,6 +98,33 @@ impl Plain {
     #[inline(always)]
     fn new(kind: u64, value: u64) -> Self {
         Self { kind, value }
+    }
+
+    /// Nothing that anybody could have a name for.
+    pub(crate) const OTHER: Self = Self { kind: OTHER, value: 0 };
+
+    /// The same with a payload that says nothing: for all who ask only which of them it is.
+    #[inline(always)]
+    pub(crate) fn shape(self) -> Doing {
+        match self.kind {
+            TASK => Doing::Task(0),
+            RUNTIME_KIND => Doing::Runtime,
+            POOL_IDLE => Doing::PoolIdle,
+            UNKNOWN => Doing::Unknown(Reason::ReadFailed),
+            _ => Doing::Other,
+        }
+    }
+
+    /// The task that is polled, or 0.
+    #[inline(always)]
+    pub(crate) fn task(self) -> u64 {
+        if self.kind == TASK { self.value } else { 0 }
+    }
+
+    /// The number of the [`Reason`] why it is not known, or 0.
+    #[inline(always)]
+    pub(crate) fn reason(self) -> u8 {
+        if self.kind == UNKNOWN { self.value as u8 } else { 0 }
     }
 
     #[inline(always)]

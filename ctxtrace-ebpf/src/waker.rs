@@ -85,11 +85,10 @@ fn from_thread(current: u64, tid: u32, scratch: &mut Scratch) {
     let thread = unsafe { &mut *thread };
     scratch.waker.tgid = thread.tgid;
     scratch.waker.image = thread.image;
-    let origin = match locate(thread, thread_pointer_of(current), scratch) {
-        Doing::Task(task) => {
-            scratch.waker.task = task;
-            Origin::Task
-        }
+    let plain = locate(thread, thread_pointer_of(current), scratch);
+    scratch.waker.task = plain.task();
+    let origin = match plain.shape() {
+        Doing::Task(_) => Origin::Task,
         Doing::Runtime | Doing::PoolIdle => Origin::Runtime,
         Doing::Other | Doing::Unknown(_) => Origin::Thread,
     };
