@@ -18,6 +18,7 @@ pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offsets {
     constants: Vec<(&'static str, u32)>,
+    exit_comes_in_time: bool,
 }
 
 impl Offsets {
@@ -74,13 +75,22 @@ impl Offsets {
             ("OFFSET_STACK", offset_of(task, "task_struct", &["stack"])?),
             ("HAS_TASK_PT_REGS", u32::from(helpers.has("task_pt_regs"))),
             ("HAS_CURRENT_TASK_BTF", u32::from(helpers.has("get_current_task_btf"))),
-            ("HAS_PREV_STATE_ARG", u32::from(switch_passes_prev_state(&btf)?)),
+            ("HAS_PREV_STATE_ARG", u32::from(parameters(&btf, "sched_switch")? >= 5)),
         ];
         // A kernel without them is traced all the same; only the makers of wakeups are not known then.
         if let Ok(per_cpu) = per_cpu(&btf, task) {
             constants.extend(per_cpu);
         }
-        Ok(Self { constants })
+        Ok(Self {
+            constants,
+            exit_comes_in_time: parameters(&btf, "sched_process_exit")? >= 3,
+        })
+    }
+
+    /// Whether `sched_process_exit` comes while a thread still has its memory.
+    #[must_use]
+    pub fn exit_comes_in_time(&self) -> bool {
+        self.exit_comes_in_time
     }
 
     /// Whether it can be told if a wakeup is made by a thread or by an interrupt.
@@ -242,17 +252,19 @@ fn per_cpu_symbol(table: &str, name: &str) -> Option<u32> {
     })
 }
 
-/// Whether `sched_switch` hands over `prev_state`: its BTF prototype then has five parameters, the first one being the
-/// tracepoint's private data.
-fn switch_passes_prev_state(btf: &Btf) -> Result<bool> {
-    const NAME: &str = "btf_trace_sched_switch";
+/// How many parameters a tracepoint has in BTF, the first one being its private data.
+///
+/// They tell kernels apart where a tracepoint has changed: `sched_switch` has a fifth one, `prev_state`, since Linux 5.18;
+/// `sched_process_exit` got its third one, `group_dead`, when it was moved to before the memory goes (6.16).
+fn parameters(btf: &Btf, tracepoint: &str) -> Result<usize> {
+    let name = format!("btf_trace_{tracepoint}");
     btf.get_types()
         .iter()
         .find_map(|ty| match &ty.base_type {
-            Type::FunctionProto(proto) if ty.name.as_deref() == Some(NAME) => Some(proto.params.len() >= 5),
+            Type::FunctionProto(proto) if ty.name.as_deref() == Some(&name) => Some(proto.params.len()),
             _ => None,
         })
-        .ok_or_else(|| lacks("the tracepoint sched_switch"))
+        .ok_or_else(|| lacks(format!("the tracepoint {tracepoint}")))
 }
 
 #[cfg(test)]
