@@ -45,7 +45,8 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         let last = saved.runs.len() - 1;
         for (index, (run, replay)) in saved.runs.iter_mut().zip(replays).enumerate() {
             let is_whole = index < last || saved.is_whole;
-            run.timeline = Some(replay.conclude(&run.aggregates, is_whole));
+            let dropped = saved.dropped[index];
+            run.timeline = Some(replay.conclude_kept(&run.aggregates, is_whole, dropped));
             run.samples = replay.into_intervals();
         }
     }

@@ -1,6 +1,6 @@
 //! One block: its header, its checksums, its packing.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 
 /// How a block's header begins.
 const MARK: [u8; 4] = *b"BLCK";
@@ -22,6 +22,7 @@ pub(super) enum Kind {
     Events = 5,
     EndOfRun = 6,
     End = 7,
+    Dropped = 8,
 }
 
 impl Kind {
@@ -34,13 +35,20 @@ impl Kind {
             Self::Events,
             Self::EndOfRun,
             Self::End,
+            Self::Dropped,
         ];
         kinds.into_iter().find(|&kind| kind as u32 == number)
     }
 }
 
-/// Writes one block with a single call, so that it is there whole or, if the disk is full, recognisably not.
-pub(super) fn write(to: &mut impl Write, kind: Kind, bytes: &[u8]) -> io::Result<()> {
+/// Bytes of a block of this kind with nothing in it, as it is in the file.
+pub(super) fn empty_bytes(kind: Kind) -> io::Result<u64> {
+    Ok(packed(kind, &[])?.len() as u64)
+}
+
+/// One block as it is in the file. It is written with a single call, so that it is there whole or, if the disk is full,
+/// recognisably not.
+pub(super) fn packed(kind: Kind, bytes: &[u8]) -> io::Result<Vec<u8>> {
     if bytes.len() > LONGEST {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
@@ -63,7 +71,7 @@ pub(super) fn write(to: &mut impl Write, kind: Kind, bytes: &[u8]) -> io::Result
     }
     block.extend(crc32fast::hash(&block).to_le_bytes());
     block.extend(packed);
-    to.write_all(&block)
+    Ok(block)
 }
 
 /// What comes next in a file.

@@ -7,9 +7,9 @@ use serde::de::DeserializeOwned;
 use ctxtrace_common::event::{EVENT_BYTES, Event};
 
 use super::block::{self, Kind, Next};
-use super::{MAGIC, VERSION};
+use super::{MAGIC, VERSION, VERSION_WITHOUT_DROPS};
 use crate::trace::ThreadRecord;
-use crate::trace::run::{Info, Run};
+use crate::trace::run::{Dropped, Info, Run};
 
 /// What was in a file.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub struct Saved {
     pub info: Info,
     /// The runs; of one that has no end the last state that was saved.
     pub runs: Vec<Run>,
+    /// For each run, the events that the capture has not kept.
+    pub dropped: Vec<Dropped>,
     /// Whether the end of the last run is in the file.
     pub is_whole: bool,
     /// What is wrong with the file, from where on nothing could be read; `None` if all of it could.
@@ -64,7 +66,7 @@ fn check_version(from: &mut impl Read) -> Result<(), String> {
     }
     let version = u32::from_le_bytes([version[0], version[1], version[2], version[3]]);
     match version {
-        VERSION => Ok(()),
+        VERSION_WITHOUT_DROPS..=VERSION => Ok(()),
         _ if version > VERSION => Err(format!(
             "it was made by a newer ctxtrace (format {version}, and this one reads up to {VERSION}): use that one"
         )),
@@ -76,6 +78,8 @@ fn check_version(from: &mut impl Read) -> Result<(), String> {
 struct Reading {
     info: Option<Info>,
     runs: Vec<Run>,
+    /// By run, up to the one that is being read.
+    dropped: Vec<Dropped>,
     /// Those that belong to the state that comes.
     threads: Vec<ThreadRecord>,
     /// The latest state of the run that is being read.
@@ -99,6 +103,10 @@ impl Reading {
                 }
             }
             Kind::EndOfRun => self.runs.extend(self.state.take()),
+            Kind::Dropped => {
+                self.dropped.resize(self.runs.len(), Dropped::default());
+                self.dropped.push(decode(bytes)?);
+            }
             Kind::Events | Kind::End => {}
         }
         Ok(())
@@ -111,11 +119,13 @@ impl Reading {
             run.cut_short = Some(run.cut_short.unwrap_or(cut_off));
             self.runs.push(run);
         }
+        self.dropped.resize(self.runs.len(), Dropped::default());
         let why = || damage.clone().unwrap_or_else(|| "it contains no run".to_owned());
         match self.info {
             Some(info) if !self.runs.is_empty() => Ok(Saved {
                 info,
                 runs: self.runs,
+                dropped: self.dropped,
                 is_whole,
                 damage,
             }),
