@@ -2,6 +2,8 @@
 
 use std::io::{self, Read};
 
+use super::room::Room;
+
 /// How a block's header begins.
 const MARK: [u8; 4] = *b"BLCK";
 /// Bytes of a header.
@@ -89,7 +91,7 @@ pub(super) enum Next {
 /// # Errors
 ///
 /// In a sentence: what is wrong with the file here.
-pub(super) fn read(from: &mut impl Read) -> Result<Next, String> {
+pub(super) fn read(from: &mut impl Read, room: &mut Room) -> Result<Next, String> {
     let mut header = [0; HEADER];
     match read_up_to(from, &mut header)? {
         0 => return Ok(Next::Nothing),
@@ -124,6 +126,7 @@ pub(super) fn read(from: &mut impl Read) -> Result<Next, String> {
     let Some(kind) = Kind::from_number(number(1)) else {
         return Ok(Next::Unknown);
     };
+    room.unpack(kind, HEADER + stored, unpacked)?;
     let mut bytes = Vec::new();
     zstd::Decoder::with_buffer(packed.as_slice())
         .and_then(|decoder| decoder.take(unpacked as u64 + 1).read_to_end(&mut bytes))

@@ -26,6 +26,7 @@
 
 mod block;
 mod read;
+pub(in crate::trace) mod room;
 mod write;
 
 pub use read::{Saved, read};

@@ -378,6 +378,77 @@ fn a_damaged_block_ends_the_readable_part() {
     assert_eq!(saved.damage.as_deref(), Some("a block is damaged"));
 }
 
+/// A capture whose contents somebody has made up.
+fn hostile(blocks: impl IntoIterator<Item = (block::Kind, Vec<u8>)>) -> Vec<u8> {
+    let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
+    writer.checkpoint(&small_run()).expect("written");
+    for (kind, bytes) in blocks {
+        writer.raw(kind, &bytes);
+    }
+    writer.end().expect("written")
+}
+
+/// What is said of one, of which the state before can still be reported.
+fn damage_of(bytes: &[u8]) -> String {
+    let saved = read(bytes, |_, _| {}).expect("the state before");
+    assert_eq!(saved.runs[0].aggregates.threads.len(), 3);
+    saved.damage.expect("refused")
+}
+
+fn encoded(value: &impl serde::Serialize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(value, &mut bytes).expect("encoded");
+    bytes
+}
+
+#[test]
+fn a_file_that_unpacks_to_far_more_than_it_has_is_refused() {
+    let zeroes = vec![0; 40 << 20];
+    let bytes = hostile((0..7).map(|_| (block::Kind::Events, zeroes.clone())));
+    assert!(bytes.len() < 1 << 20);
+    let mut events = 0;
+    let saved = read(bytes.as_slice(), |_, batch| events += batch.len()).expect("the state before");
+    let damage = saved.damage.expect("refused");
+    assert!(damage.contains("far more than a recording packs to"), "{damage}");
+    assert_eq!(events, 6 * (40 << 20) / 40, "what came before it");
+}
+
+#[test]
+fn a_file_that_takes_far_more_memory_than_it_has_bytes_is_refused() {
+    let names = std::collections::HashMap::from([("names", vec![""; 16 << 20])]);
+    let damage = damage_of(&hostile([(block::Kind::Names, encoded(&names))]));
+    assert_eq!(damage, "it claims to hold more than a recording of its size can");
+    // Rows of 8 KB each that take some bytes.
+    let mut edges = small_run();
+    edges.aggregates.edges = vec![(EdgeKey::new(&Waker::default(), 101, 100), Edge::EMPTY); 100_000];
+    let damage = damage_of(&hostile([(block::Kind::State, encoded(&edges))]));
+    assert!(damage.contains("more than a recording of its size can"), "{damage}");
+}
+
+#[test]
+fn a_long_recording_is_not_taken_for_a_hostile_one() {
+    let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
+    let run = run();
+    for _ in 0..30 {
+        writer.checkpoint(&run).expect("written");
+    }
+    writer.run(&run).expect("written");
+    let bytes = writer.end().expect("written");
+    let saved = read(bytes.as_slice(), |_, _| {}).expect("a capture");
+    assert_eq!((saved.damage, saved.runs.len()), (None, 1));
+}
+
+#[test]
+fn runs_are_not_without_number() {
+    let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
+    for _ in 0..room::MOST_RUNS + 1 {
+        writer.run(&build::run(build::aggregates(Vec::new()))).expect("written");
+    }
+    let bytes = writer.end().expect("written");
+    let saved = read(bytes.as_slice(), |_, _| {}).expect("a capture");
+    assert_eq!(saved.damage.as_deref(), Some("it claims to hold more than 1000 runs"));
+}
+
 /// A small capture, and what is in its blocks, to alter.
 static SMALL: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut run = run();
