@@ -77,9 +77,11 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     }
 
     let report = summarize(&info, &runs);
-    outputs.write(&report, &runs)?;
-    saver.end()?;
+    // The table is there whatever the disk does.
+    let written = outputs.write(&report, &runs);
+    let saved = saver.end();
     outputs::print_table(&settings.outputs, &report)?;
+    written.and(saved)?;
     let verdict = verdict(&settings.outputs.assertions, &report)?;
     Ok(if interrupts.any_seen() {
         status::INTERRUPTED

@@ -72,9 +72,11 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     };
     let runs = [keeper.stop().finish(run)];
     let report = summarize(&info, &runs);
-    outputs.write(&report, &runs)?;
-    saver.end()?;
+    // The table is there whatever the disk does.
+    let written = outputs.write(&report, &runs);
+    let saved = saver.end();
     outputs::print_table(&settings.outputs, &report)?;
+    written.and(saved)?;
     let verdict = verdict(&settings.outputs.assertions, &report)?;
     Ok(match runs[0].exit {
         Some(exit) => match exit_status(exit, cut) {

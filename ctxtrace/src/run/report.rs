@@ -75,8 +75,9 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         report.complete = false;
         report.cut_short = Some(format!("the file is damaged: {damage}"));
     }
-    outputs.write(&report, &saved.runs)?;
+    let written = outputs.write(&report, &saved.runs);
     outputs::print_table(&settings.outputs, &report)?;
+    written?;
     let verdict = verdict(&settings.outputs.assertions, &report)?;
     Ok(if saved.damage.is_some() {
         status::FAILURE

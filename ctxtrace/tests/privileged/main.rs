@@ -17,6 +17,7 @@ mod programs;
 mod real_programs;
 mod record;
 mod sampling;
+mod storms;
 mod suite;
 mod support;
 mod tasks;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         variants::TESTS,
         cli::TESTS,
         faults::TESTS,
+        storms::TESTS,
     ]
     .concat();
     let root = nix::unistd::geteuid().is_root();
