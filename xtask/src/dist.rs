@@ -92,7 +92,7 @@ pub(crate) fn main() -> Result<()> {
         sums += &format!("{}  {file}\n", hex(&Sha256::digest(bytes)));
     }
     fs::write(folder.join("SHA256SUMS"), &sums)?;
-    eprint!("{sums}in {}\n", folder.display());
+    eprintln!("{sums}in {}", folder.display());
     Ok(())
 }
 

@@ -14,6 +14,7 @@ mod dist;
 mod ebpf;
 mod fuzz;
 mod msrv;
+mod overhead;
 mod process;
 mod run;
 mod sbom;

@@ -1,4 +1,4 @@
-//! The bill of materials of a program: every package that is built into it, in CycloneDX's form.
+//! The bill of materials of a program: every package that is built into it, in the form of `CycloneDX`.
 
 use std::collections::{BTreeMap, BTreeSet};
 

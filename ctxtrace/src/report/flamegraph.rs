@@ -146,8 +146,8 @@ mod tests {
     /// Found by the fuzzer of names.
     #[test]
     fn more_than_can_be_shown_is_an_error() {
-        let stack = |ns| crate::symbolize::stacks::ResolvedStack {
-            frames: vec![crate::trace::symbols::Frame {
+        let stack = |ns: u64| ResolvedStack {
+            frames: vec![Frame {
                 kind: FrameKind::Thread,
                 name: ns.to_string(),
             }],

@@ -1,8 +1,10 @@
-//! What is done with a recording while it goes on: its events are played again and saved, and so is its state.
+//! What is done with a recording while it goes on: its events are played again, saved and put aside, and so
+//! is its state.
 
 use ctxtrace_common::event::Event;
 
 use super::save::Saver;
+use super::spool::Spool;
 use super::watch::{Observer, Underway};
 use crate::correlate::timeline::Replay;
 use crate::symbolize::symbols;
@@ -20,14 +22,15 @@ pub(super) struct Keeper<'a, F> {
 /// What has come.
 pub(super) struct Kept<'a> {
     saver: &'a mut Saver,
+    spool: &'a mut Spool,
     replay: Option<Replay<Samples>>,
 }
 
 impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
-    pub(super) fn new(level: Level, saver: &'a mut Saver, tick: F) -> Self {
+    pub(super) fn new(level: Level, saver: &'a mut Saver, spool: &'a mut Spool, tick: F) -> Self {
         let replay = (level == Level::Timeline).then(|| Replay::telling(Samples::default()));
         Self {
-            kept: Kept { saver, replay },
+            kept: Kept { saver, spool, replay },
             tick,
         }
     }
@@ -47,6 +50,7 @@ impl Kept<'_> {
         }
         run.symbols = symbols::resolve(&run.aggregates, &run.samples);
         self.saver.run(&run);
+        self.spool.end_run();
         run
     }
 }
@@ -55,6 +59,7 @@ impl<F> EventSink for Keeper<'_, F> {
     fn events(&mut self, batch: &[Event]) {
         self.kept.replay.events(batch);
         self.kept.saver.events(batch);
+        self.kept.spool.events(batch);
     }
 }
 

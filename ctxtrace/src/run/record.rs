@@ -45,7 +45,8 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
         on_interrupt: OnInterrupt::PassOn,
         duration: settings.duration,
     };
-    let mut keeper = Keeper::new(settings.capture.level, &mut saver, |_: &Underway<'_>| {});
+    let mut spool = outputs.spool();
+    let mut keeper = Keeper::new(settings.capture.level, &mut saver, &mut spool, |_: &Underway<'_>| {});
     let Recorded { run, cut } = match &target {
         Found::Command { words, program, env } => {
             let args: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();
@@ -73,7 +74,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     let runs = [keeper.stop().finish(run)];
     let report = summarize(&info, &runs);
     // The table is there whatever the disk does.
-    let written = outputs.write(&report, &runs);
+    let written = outputs.write(&info, &report, &runs, &mut spool);
     let saved = saver.end();
     outputs::print_table(&settings.outputs, &report)?;
     written.and(saved)?;

@@ -396,7 +396,7 @@ fn spoil(whole: &[u8]) {
             *place = state as usize % bytes.len();
             bytes[*place] = (state >> 32) as u8;
         }
-        examine_bytes(&bytes);
+        let _ = examine_bytes(&bytes);
         for place in places {
             bytes[place] = whole[place];
         }

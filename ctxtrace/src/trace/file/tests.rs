@@ -38,6 +38,7 @@ fn info() -> Info {
         started: ClockAnchor {
             monotonic_ns: 1,
             realtime_ns: 2,
+            boottime_ns: 3,
         },
     }
 }
@@ -189,9 +190,11 @@ fn noise(from_ns: u64, count: u64) -> Vec<Event> {
     let mut random = fastrand::Rng::with_seed(from_ns);
     (from_ns..from_ns + count)
         .map(|at_ns| {
-            let mut waker = Waker::default();
-            waker.task = random.u64(..);
-            waker.tid = random.u32(..);
+            let waker = Waker {
+                task: random.u64(..),
+                tid: random.u32(..),
+                ..Waker::default()
+            };
             Event::waking(at_ns, 0, random.u32(..), None, false, &waker)
         })
         .collect()
