@@ -549,6 +549,15 @@ fn timeline_line(timeline: &Timeline, style: Style) -> String {
     );
     match timeline.agrees {
         Some(true) => format!("{text}: played again, they give the same counts"),
+        None if timeline.dropped > 0 => {
+            let begins = timeline.begins_ns.map_or_else(String::new, |ns| {
+                format!(": the timeline begins {} after the recording", duration(ns))
+            });
+            format!(
+                "{text}; {} older ones were not kept (--max-size, --keep){begins}",
+                thousands(timeline.dropped)
+            )
+        }
         None => format!("{text}: not all of them, see what was lost"),
         Some(false) => {
             let mut text = format!("{text}: {}", style.red("THEY DO NOT GIVE THE SAME COUNTS"));

@@ -90,9 +90,11 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     }
 
     let report = summarize(&info, &runs);
-    outputs.write(&info, &report, &runs, &mut spool)?;
-    saver.end()?;
+    // The table is there whatever the disk does.
+    let written = outputs.write(&info, &report, &runs, &mut spool);
+    let saved = saver.end();
     outputs::print_table(&settings.outputs, &report)?;
+    written.and(saved)?;
     let verdict = verdict(&settings.outputs.assertions, &report)?;
     Ok(if interrupts.any_seen() {
         status::INTERRUPTED

@@ -73,9 +73,11 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     };
     let runs = [keeper.stop().finish(run)];
     let report = summarize(&info, &runs);
-    outputs.write(&info, &report, &runs, &mut spool)?;
-    saver.end()?;
+    // The table is there whatever the disk does.
+    let written = outputs.write(&info, &report, &runs, &mut spool);
+    let saved = saver.end();
     outputs::print_table(&settings.outputs, &report)?;
+    written.and(saved)?;
     let verdict = verdict(&settings.outputs.assertions, &report)?;
     Ok(match runs[0].exit {
         Some(exit) => match exit_status(exit, cut) {

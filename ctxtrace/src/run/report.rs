@@ -67,7 +67,8 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         let last = saved.runs.len() - 1;
         for (index, (run, replay)) in saved.runs.iter_mut().zip(replays).enumerate() {
             let is_whole = index < last || saved.is_whole;
-            run.timeline = Some(replay.conclude(&run.aggregates, is_whole));
+            let dropped = saved.dropped[index];
+            run.timeline = Some(replay.conclude_kept(&run.aggregates, is_whole, dropped));
             run.samples = replay.into_intervals();
         }
     }
@@ -107,8 +108,9 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         report.complete = false;
         report.cut_short = Some(format!("the file is damaged: {damage}"));
     }
-    outputs.write(&saved.info, &report, &saved.runs, &mut Again { path })?;
+    let written = outputs.write(&saved.info, &report, &saved.runs, &mut Again { path });
     outputs::print_table(&settings.outputs, &report)?;
+    written?;
     let verdict = verdict(&settings.outputs.assertions, &report)?;
     Ok(if saved.damage.is_some() {
         status::FAILURE

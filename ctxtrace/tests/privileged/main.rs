@@ -20,6 +20,7 @@ mod programs;
 mod real_programs;
 mod record;
 mod sampling;
+mod storms;
 mod suite;
 mod support;
 mod tasks;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         viewers::TESTS,
         cli::TESTS,
         faults::TESTS,
+        storms::TESTS,
     ]
     .concat();
     let root = nix::unistd::geteuid().is_root();
