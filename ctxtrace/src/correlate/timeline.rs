@@ -191,6 +191,12 @@ impl<I> Replay<I> {
         }
     }
 
+    /// When the last event was, `CLOCK_MONOTONIC` nanoseconds.
+    #[must_use]
+    pub fn last_ns(&self) -> u64 {
+        self.last_ns
+    }
+
     /// Those who were told of the intervals.
     #[must_use]
     pub fn into_intervals(self) -> I {
@@ -223,10 +229,13 @@ impl<I: IntervalSink> Replay<I> {
                     self.switch_in(event, &into);
                 }
             }
-            Some(Decoded::Waking { tid, .. }) => {
+            Some(Decoded::Waking { tid, noted, waker, .. }) => {
                 self.wakeups += 1;
                 if let Some(live) = self.live.get_mut(&tid) {
                     live.first_waking_ns(event.at_ns);
+                    if noted.is_some() {
+                        self.intervals.waking(event.at_ns, live.thread(), &waker);
+                    }
                 }
             }
             Some(Decoded::Thread {
@@ -486,11 +495,7 @@ impl Live {
 
     fn interval(&self, state: State, start_ns: u64, end_ns: u64, (task, class, reason): (u64, u8, u8)) -> Interval {
         Interval {
-            thread: ThreadId {
-                start_boottime_ns: self.totals.start_boottime_ns,
-                tgid: self.totals.tgid,
-                tid: self.totals.tid,
-            },
+            thread: self.thread(),
             state,
             start_ns,
             end_ns,
@@ -501,6 +506,15 @@ impl Live {
             task,
             class,
             reason,
+            cpu: self.last_cpu,
+        }
+    }
+
+    fn thread(&self) -> ThreadId {
+        ThreadId {
+            start_boottime_ns: self.totals.start_boottime_ns,
+            tgid: self.totals.tgid,
+            tid: self.totals.tid,
         }
     }
 

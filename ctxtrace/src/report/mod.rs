@@ -5,6 +5,7 @@
 //! * [`json`]: for programs; the contract.
 //! * [`folded`]: stacks as lines, which every flamegraph tool reads.
 //! * [`flamegraph`]: the picture (inferno).
+//! * [`html`]: all of it as a page, to be looked at.
 //! * [`output`]: where the bytes go; every target is opened before the run, and written whole or not at all.
 
 pub mod differential;
@@ -13,6 +14,7 @@ pub mod flamegraph;
 pub mod folded;
 #[cfg(test)]
 mod golden;
+pub mod html;
 pub mod json;
 pub mod output;
 pub mod suite;

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::report::flamegraph::{self, Labels, Subject};
 use crate::report::output::Output;
 use crate::report::table::{self, Style};
-use crate::report::{Weight, folded, json};
+use crate::report::{Weight, folded, html, json};
 use crate::symbolize::stacks;
 use crate::target::user::Invoker;
 use crate::trace::run::Run;
@@ -19,6 +19,7 @@ use crate::trace::run::Run;
 pub(super) struct Outputs {
     weight: Weight,
     json: Option<Output>,
+    html: Option<Output>,
     flamegraph: Option<Output>,
     on_cpu_flamegraph: Option<Output>,
     wakeups_flamegraph: Option<Output>,
@@ -31,6 +32,7 @@ impl Outputs {
         Ok(Self {
             weight: settings.weight,
             json: open(&settings.json)?,
+            html: open(&settings.html)?,
             flamegraph: open(&settings.flamegraph)?,
             on_cpu_flamegraph: open(&settings.on_cpu_flamegraph)?,
             wakeups_flamegraph: open(&settings.wakeups_flamegraph)?,
@@ -53,6 +55,10 @@ impl Outputs {
         let workload = report.workload.as_ref();
         let median = workload.and_then(|workload| workload.runs.iter().position(|run| run.median));
         let run = &runs[median.unwrap_or(0)];
+        if let Some(output) = self.html {
+            let page = html::render(report, run, runs)?;
+            commit(output, &page, "the report as a page: open it in a web browser")?;
+        }
         let labels = Labels {
             subject: table::subject_in_words(report),
             lost: report.lost.in_words(),

@@ -17,6 +17,7 @@ use super::program::Program;
 use super::save::Saver;
 use super::watch::{Observer, Recorded, Recorder, Underway};
 use crate::cli::settings::RunSettings;
+use crate::correlate::lanes::Limits;
 use crate::error::{Error, Result};
 use crate::target::launch::{Child, Command};
 use crate::target::user::Invoker;
@@ -103,7 +104,8 @@ pub(super) fn recorded(
 ) -> Result<Run> {
     let start = Start::new(program, user)?;
     let mut bar = Bar::new(settings.spec.iterations, number, settings.repeat);
-    let mut keeper = Keeper::new(settings.capture.level, saver, |underway: &Underway<'_>| {
+    let drawn = settings.outputs.html.is_some().then(|| Limits::for_each_of(settings.repeat));
+    let mut keeper = Keeper::new(settings.capture.level, drawn, saver, |underway: &Underway<'_>| {
         if bar.is_wanted() {
             bar.update(start.progress.messages(), underway.session.switches_so_far());
         }
