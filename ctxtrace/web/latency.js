@@ -47,6 +47,8 @@ function fillLatency() {
   function drawPercentiles(u, plot) {
     const { ctx, bbox } = u;
     ctx.save();
+    ctx.textAlign = "left";
+    ctx.textBaseline = "alphabetic";
     ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
     ctx.fillStyle = ctx.strokeStyle = color("text");
     ctx.lineWidth = devicePixelRatio;
@@ -72,6 +74,7 @@ function fillLatency() {
   function chart(plot) {
     const axis = { stroke: color("muted"), grid: { stroke: color("line"), width: 1 }, ticks: { stroke: color("line"), width: 1 }, font: "12px system-ui, sans-serif" };
     const isPower = (value) => Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-9;
+    const powers = (u, splits) => splits.map((value) => (isPower(value) ? value : null));
     const decades = Math.log10(range[1] / range[0]);
     const every = Math.max(1, Math.ceil(decades * 48 / plot.canvas.clientWidth));
     const shown = (value) => isPower(value) && Math.round(Math.log10(value / range[0])) % every === 0;
@@ -82,7 +85,7 @@ function fillLatency() {
     return new uPlot({
       width: plot.canvas.clientWidth,
       height: 190,
-      padding: [18, 12, 0, 0],
+      padding: [18, 22, 0, 0],
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { show: false } },
       scales: {
@@ -90,7 +93,14 @@ function fillLatency() {
         y: { range: (u, min, max) => [0, max * 1.05 || 1] },
       },
       axes: [
-        { ...axis, size: 34, filter: (u, splits) => splits.map((value) => (isPower(value) ? value : null)), values: (u, splits) => splits.map((value) => (value !== null && shown(value) ? duration(value) : "")) },
+        {
+          ...axis,
+          size: 34,
+          filter: powers,
+          grid: { ...axis.grid, filter: powers },
+          ticks: { ...axis.ticks, filter: powers },
+          values: (u, splits) => splits.map((value) => (value !== null && shown(value) ? duration(value).replace(/\.0+ /, " ") : "")),
+        },
         { ...axis, size: 48, values: (u, splits) => splits.map((value) => `${Number(value.toPrecision(3))} %`) },
       ],
       series: [{}, {

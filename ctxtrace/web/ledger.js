@@ -9,7 +9,8 @@ function readableOn(hex) {
     return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
   };
   const luminance = 0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5);
-  return luminance > 0.18 ? "#111111" : "#ffffff";
+  // Where black is as readable as white, both being a little off.
+  return luminance > 0.19 ? "#111111" : "#ffffff";
 }
 
 function fillLedger() {

@@ -4,7 +4,7 @@ function fillTop() {
   byId("subject").textContent = data.subject;
   byId("verdict").textContent = data.verdict;
   byId("setting").textContent = data.setting.join(" · ");
-  byId("alerts").append(...data.alerts.map((text) => make("p", { class: "alert" }, text)));
+  byId("alerts").append(...data.alerts.map(({ text, is_bad }) => make("p", { class: is_bad ? "alert" : "alert mild" }, text)));
   byId("facts").append(...data.facts.map((fact) => make("div", { title: fact.help },
     make("dt", {}, fact.label), make("dd", {}, fact.value))));
 }

@@ -212,6 +212,7 @@ class TimelineView {
     const { ctx, bbox } = u;
     const ratio = devicePixelRatio;
     ctx.save();
+    ctx.textAlign = "left";
     ctx.beginPath();
     ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
     ctx.clip();

@@ -18,8 +18,10 @@ mod setup;
 mod stamp;
 mod strip;
 mod test;
+mod test_web;
 mod tokio_releases;
 mod toolchain;
+mod vendor_web;
 
 /// The chores of ctxtrace's repository.
 #[derive(Debug, Parser)]
@@ -43,6 +45,10 @@ enum Chore {
     Run(run::Args),
     /// Run every test, the privileged ones as root
     Test(test::Args),
+    /// Open HTML reports in a headless browser and use them
+    TestWeb,
+    /// Make the libraries of the HTML report anew, from npm
+    VendorWeb(vendor_web::Args),
     /// Measure
     Bench(bench::Args),
 }
@@ -54,6 +60,8 @@ fn main() -> ExitCode {
         Chore::Setup => setup::main(),
         Chore::Run(args) => run::main(&args),
         Chore::Test(args) => test::main(&args),
+        Chore::TestWeb => test_web::main(),
+        Chore::VendorWeb(args) => vendor_web::main(&args),
         Chore::Bench(args) => bench::main(&args),
     };
     match done {

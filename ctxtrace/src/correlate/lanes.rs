@@ -402,10 +402,7 @@ impl Builder {
         let numbers = start_ns / windows.period_ns..=self.end_ns / windows.period_ns;
         let window = |number: u64| {
             let from_ns = number * windows.period_ns;
-            (
-                from_ns.max(start_ns),
-                (from_ns + windows.length_ns).min(self.end_ns),
-            )
+            (from_ns.max(start_ns), (from_ns + windows.length_ns).min(self.end_ns))
         };
         let around = |around: &Around| (around.from_ns.max(start_ns), around.to_ns.min(self.end_ns));
         numbers
@@ -707,7 +704,14 @@ mod tests {
         let states: Vec<Shown> = lanes.lanes[0].spans.iter().map(|span| span.shown).collect();
         assert_eq!(
             states,
-            [Shown::OnCpu, Shown::RunQueue, Shown::OnCpu, Shown::Parked, Shown::Blocked, Shown::Off]
+            [
+                Shown::OnCpu,
+                Shown::RunQueue,
+                Shown::OnCpu,
+                Shown::Parked,
+                Shown::Blocked,
+                Shown::Off
+            ]
         );
         assert_eq!(lanes.lanes[0].cells.iter().map(|cell| cell.switches).sum::<u32>(), 2);
     }
@@ -769,7 +773,13 @@ mod tests {
         let mut builder = Builder::new(limits);
         for turn in 0..turns {
             let (tid, at_ns) = (turn as u32 % 2 + 1, 1_024 * turn);
-            builder.interval(&interval(3 - tid, State::Blocked, Class::ThreadBlocked, at_ns.saturating_sub(1_024), at_ns));
+            builder.interval(&interval(
+                3 - tid,
+                State::Blocked,
+                Class::ThreadBlocked,
+                at_ns.saturating_sub(1_024),
+                at_ns,
+            ));
             builder.interval(&interval(tid, State::OnCpu, Class::ThreadBlocked, at_ns, at_ns + 1_024));
             let waker = Waker {
                 tid,
@@ -790,8 +800,13 @@ mod tests {
         assert!((8..=64).contains(&lanes.exact.len()), "{:?}", lanes.exact);
         for &(from_ns, to_ns) in &lanes.exact {
             for lane in &lanes.lanes {
-                let inside = lane.spans.iter().filter(|span| span.end_ns > from_ns && span.start_ns < to_ns);
-                let covered: u64 = inside.map(|span| span.end_ns.min(to_ns) - span.start_ns.max(from_ns)).sum();
+                let inside = lane
+                    .spans
+                    .iter()
+                    .filter(|span| span.end_ns > from_ns && span.start_ns < to_ns);
+                let covered: u64 = inside
+                    .map(|span| span.end_ns.min(to_ns) - span.start_ns.max(from_ns))
+                    .sum();
                 assert!(covered + 2_048 >= to_ns - from_ns, "{covered} of {from_ns} to {to_ns}");
             }
         }
@@ -803,8 +818,20 @@ mod tests {
         let mut at_ns = 0;
         for turn in 0..20_000_u64 {
             let wait_ns = if turn == 12_345 { 700_000 } else { 500 + turn % 7 };
-            builder.interval(&interval(1, State::RunQueue, Class::TaskPreempted, at_ns, at_ns + wait_ns));
-            builder.interval(&interval(1, State::OnCpu, Class::TaskPreempted, at_ns + wait_ns, at_ns + wait_ns + 1_000));
+            builder.interval(&interval(
+                1,
+                State::RunQueue,
+                Class::TaskPreempted,
+                at_ns,
+                at_ns + wait_ns,
+            ));
+            builder.interval(&interval(
+                1,
+                State::OnCpu,
+                Class::TaskPreempted,
+                at_ns + wait_ns,
+                at_ns + wait_ns + 1_000,
+            ));
             at_ns += wait_ns + 1_000;
         }
         let lanes = builder.finish();
@@ -813,7 +840,10 @@ mod tests {
         assert_eq!((longest.ns(), longest.kind), (700_000, MomentKind::LongWait));
         let around = |&&(from_ns, to_ns): &&(u64, u64)| from_ns < longest.start_ns && longest.end_ns < to_ns;
         let &(from_ns, to_ns) = lanes.exact.iter().find(around).expect("a window around it");
-        let neighbours = lanes.lanes[0].spans.iter().filter(|span| span.end_ns > from_ns && span.start_ns < to_ns);
+        let neighbours = lanes.lanes[0]
+            .spans
+            .iter()
+            .filter(|span| span.end_ns > from_ns && span.start_ns < to_ns);
         assert!(neighbours.count() > 10, "what led to it, and what came of it");
     }
 
@@ -824,7 +854,7 @@ mod tests {
             lanes: 2,
             ..LIMITS
         };
-        let lanes = drawn(few, &["=", "===", "==", "=", "="]).finish();
+        let lanes = drawn(few, &["=", "===", "==", "    =", "    ="]).finish();
         let tids: Vec<u32> = lanes.lanes.iter().map(|lane| lane.tid).collect();
         assert_eq!((tids, lanes.left_out), (vec![2, 3], 3), "the busiest, by their ids");
     }
@@ -833,7 +863,9 @@ mod tests {
     fn tasks_beyond_the_table_share_a_number() {
         let mut builder = Builder::new(LIMITS);
         let image = Image { tgid: 1, number: 0 };
-        let numbers: Vec<u32> = [7, 8, 7, 9, 10, 11, 12, 8].map(|task| builder.task(task, image)).to_vec();
+        let numbers: Vec<u32> = [7, 8, 7, 9, 10, 11, 12, 8]
+            .map(|task| builder.task(task, image))
+            .to_vec();
         assert_eq!(numbers, [1, 2, 1, 3, 4, 5, 5, 2]);
         assert_eq!(builder.finish().tasks.len(), 5);
     }

@@ -104,7 +104,11 @@ pub(super) fn recorded(
 ) -> Result<Run> {
     let start = Start::new(program, user)?;
     let mut bar = Bar::new(settings.spec.iterations, number, settings.repeat);
-    let drawn = settings.outputs.html.is_some().then(|| Limits::for_each_of(settings.repeat));
+    let drawn = settings
+        .outputs
+        .html
+        .is_some()
+        .then(|| Limits::for_each_of(settings.repeat));
     let mut keeper = Keeper::new(settings.capture.level, drawn, saver, |underway: &Underway<'_>| {
         if bar.is_wanted() {
             bar.update(start.progress.messages(), underway.session.switches_so_far());

@@ -166,7 +166,14 @@ mod tests {
 
     #[test]
     fn stacks_share_what_they_have_in_common() {
-        let tree = Tree::of(&resolved(&["a 1 5", "a;b;c 2 20", "a;b;d 3 30", "e;b 4 40", "a;b;c 1 1"])).expect("a tree");
+        let tree = Tree::of(&resolved(&[
+            "a 1 5",
+            "a;b;c 2 20",
+            "a;b;d 3 30",
+            "e;b 4 40",
+            "a;b;c 1 1",
+        ]))
+        .expect("a tree");
         assert_eq!(
             shown(&tree),
             ["a 7 56", " b 6 51", "  c 3 21", "  d 3 30", "e 4 40", " b 4 40"]

@@ -152,7 +152,10 @@ mod tests {
         for style in STYLES {
             assert!(!style.contains("</style"));
         }
-        for (name, text) in [("page.html", TEMPLATE)].into_iter().chain(SCRIPTS.map(|text| ("a script", text))) {
+        for (name, text) in [("page.html", TEMPLATE)]
+            .into_iter()
+            .chain(SCRIPTS.map(|text| ("a script", text)))
+        {
             // Only names of namespaces and links to be clicked; nothing is loaded.
             assert!(!text.contains("src=\"http") && !text.contains("@import"), "{name}");
         }

@@ -28,7 +28,7 @@ pub(super) struct Page {
     setting: Vec<String>,
     verdict: String,
     facts: Vec<Fact>,
-    alerts: Vec<String>,
+    alerts: Vec<Alert>,
     ledger: Ledger,
     distributions: Vec<Plot>,
     latency: Table,
@@ -44,6 +44,14 @@ struct Fact {
     value: String,
     label: &'static str,
     help: String,
+}
+
+/// What has to be known before anything else is read.
+#[derive(Clone, Debug, Serialize)]
+struct Alert {
+    text: String,
+    /// The figures are wrong, or not all there; else they are right as far as they go.
+    is_bad: bool,
 }
 
 /// Something that a recording may lack.
@@ -245,28 +253,43 @@ fn facts(report: &Report) -> Vec<Fact> {
     facts
 }
 
-fn alerts(report: &Report) -> Vec<String> {
+fn alerts(report: &Report) -> Vec<Alert> {
     let mut alerts = Vec::new();
+    let mut alert = |text: String, is_bad| alerts.push(Alert { text, is_bad });
     if let Some(reason) = &report.cut_short {
-        alerts.push(format!("Partial: {}. This is what was seen up to then.", printable(reason)));
+        alert(
+            format!("Partial: {}. This is what was seen up to then.", printable(reason)),
+            true,
+        );
     }
     if !table::agrees(report) {
-        alerts.push(format!(
-            "The counts are not the kernel's own: traced minus kernel is {}. Do not rely on the figures.",
-            signed_thousands(report.reconciliation.difference)
-        ));
+        let difference = signed_thousands(report.reconciliation.difference);
+        alert(
+            format!(
+                "The counts are not the kernel's own: traced minus kernel is {difference}. Do not rely on the figures."
+            ),
+            true,
+        );
     }
     if !report.ledger_adds_up {
-        alerts.push("The ledger does not add up to the kernel switches. Do not rely on it.".to_owned());
+        alert(
+            "The ledger does not add up to the kernel switches. Do not rely on it.".to_owned(),
+            true,
+        );
     }
-    if let Some(timeline) = report.timeline.as_ref().filter(|timeline| timeline.agrees == Some(false)) {
-        alerts.push(format!(
-            "The timeline gives other counts than the kernel side: {}.",
-            timeline.disagreements.join("; ")
-        ));
+    if let Some(timeline) = report
+        .timeline
+        .as_ref()
+        .filter(|timeline| timeline.agrees == Some(false))
+    {
+        let differences = timeline.disagreements.join("; ");
+        alert(
+            format!("The timeline gives other counts than the kernel side: {differences}."),
+            true,
+        );
     }
     if let Some(lost) = report.lost.in_words() {
-        alerts.push(format!("Lost: {lost}{}.", table::room(report)));
+        alert(format!("Lost: {lost}{}.", table::room(report)), report.lost.events > 0);
     }
     alerts
 }
@@ -447,7 +470,10 @@ fn bounded<T>(all: &[T], what: &str, row: impl Fn(&T) -> Vec<Cell>) -> (Vec<Vec<
     let notes = if more == 0 {
         vec![]
     } else {
-        vec![format!("{} more {what} are in the JSON (--json FILE).", thousands(more))]
+        vec![format!(
+            "{} more {what} are in the JSON (--json FILE).",
+            thousands(more)
+        )]
     };
     (all[..shown].iter().map(row).collect(), notes)
 }
@@ -497,7 +523,9 @@ fn tasks(report: &Report) -> Table {
         ]
     });
     if rows.is_empty() {
-        notes.push("No task was polled at any kernel switch. How tasks are found in each program is said below.".to_owned());
+        notes.push(
+            "No task was polled at any kernel switch. How tasks are found in each program is said below.".to_owned(),
+        );
     }
     if report.task_switches.is_none() {
         let why = report.unavailable.iter().find(|entry| entry.path == "task_switches");
@@ -512,7 +540,10 @@ fn tasks(report: &Report) -> Table {
             words("task", "as the program calls it, or its number"),
             words("type", "the type of its future, or the function it was started with"),
             figures("polls", "how often a thread began to poll it"),
-            figures("hit the kernel", "of those, the ones before which the thread was switched out"),
+            figures(
+                "hit the kernel",
+                "of those, the ones before which the thread was switched out",
+            ),
             figures("switches in a poll", "kernel switches while it was polled"),
             figures("off-CPU", "off-CPU time of those"),
         ],
@@ -551,8 +582,14 @@ fn wakeups(report: &Report) -> Table {
         title: "Wakeups",
         intro: "Who woke whom. Only wakeups that ended a sleep count.",
         columns: vec![
-            words("from task", "the task that was being polled by the thread that made the wakeup"),
-            words("from thread", "the thread that made it; interrupt for timers and devices"),
+            words(
+                "from task",
+                "the task that was being polled by the thread that made the wakeup",
+            ),
+            words(
+                "from thread",
+                "the thread that made it; interrupt for timers and devices",
+            ),
             words("to thread", "the thread that was woken"),
             figures("number", "how many"),
             figures("for nothing", "the woken worker polled nothing and went back to sleep"),
@@ -590,8 +627,14 @@ fn threads(report: &Report) -> Table {
             words("thread", "its name"),
             figures("id", "its thread id"),
             figures("process", "its process id"),
-            figures("voluntary", "kernel switches that the kernel counts as voluntary: mostly, it went to sleep"),
-            figures("involuntary", "kernel switches that the kernel counts as involuntary: it was made to give way"),
+            figures(
+                "voluntary",
+                "kernel switches that the kernel counts as voluntary: mostly, it went to sleep",
+            ),
+            figures(
+                "involuntary",
+                "kernel switches that the kernel counts as involuntary: it was made to give way",
+            ),
             figures("on-CPU", "its time on CPUs"),
             figures("run queue", "its time ready to run, with no CPU free"),
             figures("off-CPU", "its time off the CPU, the run queue included"),
@@ -652,7 +695,12 @@ fn flames(report: &Report, run: &Run) -> Vec<Flame> {
         Level::Counts | Level::Timeline => Resolved::default(),
     };
     let wakers = stacks::wakers(run);
-    let on_cpu_ns = run.aggregates.threads.iter().map(|record| record.thread.on_cpu_ns).sum();
+    let on_cpu_ns = run
+        .aggregates
+        .threads
+        .iter()
+        .map(|record| record.thread.on_cpu_ns)
+        .sum();
     let samples = if run.samples.is_empty() {
         Resolved::default()
     } else {
@@ -747,7 +795,10 @@ fn trust(report: &Report) -> Vec<Statement> {
     state(
         "Was anything lost?",
         match &lost {
-            Some(lost) => format!("{lost}{}. What each of them means is in docs/SEMANTICS.md.", table::room(report)),
+            Some(lost) => format!(
+                "{lost}{}. What each of them means is in docs/SEMANTICS.md.",
+                table::room(report)
+            ),
             None => "Nothing: no event, no interval, no stack, no reading of a task.".to_owned(),
         },
         lost.is_some(),
@@ -779,7 +830,10 @@ mod tests {
         let bins = bins(&histogram);
         assert_eq!(bins.iter().map(|bin| bin[2]).sum::<u64>() + 2, values.len() as u64);
         for &value in values.iter().filter(|&&value| value > 0) {
-            assert!(bins.iter().any(|&[from, to, _]| from <= value && value <= to), "{value}");
+            assert!(
+                bins.iter().any(|&[from, to, _]| from <= value && value <= to),
+                "{value}"
+            );
         }
         assert!(bins.windows(2).all(|pair| pair[0][1] < pair[1][0]), "in order, apart");
         assert_eq!(bins.last().expect("some")[1], u64::MAX);
