@@ -128,7 +128,7 @@ class TimelineView {
     this.plot = new uPlot({
       width: Math.max(this.box.clientWidth, 200),
       height: 34 + 10 + this.shown.length * LANE_HEIGHT,
-      padding: [0, 8, 0, 8],
+      padding: [0, 26, 0, 20],
       legend: { show: false },
       cursor: { y: false, points: { show: false }, drag: { x: true, y: false, setScale: false, dist: 4 }, bind: { dblclick: () => () => this.show(...this.whole) } },
       scales: { x: { time: false, range: () => this.view }, y: { range: () => [0, 1] } },
