@@ -64,6 +64,9 @@ pub trait IntervalSink {
     /// The next one.
     fn interval(&mut self, interval: &Interval);
 
+    /// A kernel switch takes a thread off its CPU: told also where it was not seen when that thread had come onto it.
+    fn switch_out(&mut self, _at_ns: u64) {}
+
     /// A sample of what a thread does in an interval on a CPU that goes on.
     fn sample(&mut self, _at_ns: u64, _place: Place) {}
 
@@ -76,6 +79,11 @@ impl<A: IntervalSink, B: IntervalSink> IntervalSink for (A, B) {
     fn interval(&mut self, interval: &Interval) {
         self.0.interval(interval);
         self.1.interval(interval);
+    }
+
+    fn switch_out(&mut self, at_ns: u64) {
+        self.0.switch_out(at_ns);
+        self.1.switch_out(at_ns);
     }
 
     fn sample(&mut self, at_ns: u64, place: Place) {

@@ -197,6 +197,11 @@ impl<I> Replay<I> {
         self.last_ns
     }
 
+    /// Those who are told of the intervals.
+    pub fn intervals_mut(&mut self) -> &mut I {
+        &mut self.intervals
+    }
+
     /// Those who were told of the intervals.
     #[must_use]
     pub fn into_intervals(self) -> I {
@@ -365,6 +370,7 @@ impl<I: IntervalSink> Replay<I> {
 
     fn switch_out(&mut self, event: &Event, out: &Out) {
         self.switches += 1;
+        self.intervals.switch_out(event.at_ns);
         let live = self.live(out.tid);
         if out.voluntary {
             live.totals.voluntary += 1;

@@ -1,8 +1,10 @@
-//! What is done with a recording while it goes on: its events are played again and saved, and so is its state.
+//! What is done with a recording while it goes on: its events are played again, saved and put aside, and so
+//! is its state.
 
 use ctxtrace_common::event::Event;
 
 use super::save::Saver;
+use super::spool::Spool;
 use super::watch::{Observer, Underway};
 use crate::correlate::lanes;
 use crate::correlate::timeline::Replay;
@@ -22,16 +24,23 @@ pub(super) struct Keeper<'a, F> {
 /// What has come.
 pub(super) struct Kept<'a> {
     saver: &'a mut Saver,
+    spool: &'a mut Spool,
     replay: Option<Replay<(Samples, Option<lanes::Builder>)>>,
 }
 
 impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
     /// `drawn` says how much of a timeline is kept to be drawn, if it is to be.
-    pub(super) fn new(level: Level, drawn: Option<lanes::Limits>, saver: &'a mut Saver, tick: F) -> Self {
+    pub(super) fn new(
+        level: Level,
+        drawn: Option<lanes::Limits>,
+        saver: &'a mut Saver,
+        spool: &'a mut Spool,
+        tick: F,
+    ) -> Self {
         let lanes = drawn.map(lanes::Builder::new);
         let replay = (level == Level::Timeline).then(|| Replay::telling((Samples::default(), lanes)));
         Self {
-            kept: Kept { saver, replay },
+            kept: Kept { saver, spool, replay },
             tick,
         }
     }
@@ -58,6 +67,7 @@ impl Kept<'_> {
         }
         run.symbols = symbols::resolve(&run.aggregates, &run.samples);
         self.saver.run(&run);
+        self.spool.end_run();
         run
     }
 }
@@ -66,6 +76,7 @@ impl<F> EventSink for Keeper<'_, F> {
     fn events(&mut self, batch: &[Event]) {
         self.kept.replay.events(batch);
         self.kept.saver.events(batch);
+        self.kept.spool.events(batch);
     }
 }
 

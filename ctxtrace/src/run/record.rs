@@ -47,7 +47,14 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
         duration: settings.duration,
     };
     let drawn = settings.outputs.html.is_some().then_some(Limits::ONE);
-    let mut keeper = Keeper::new(settings.capture.level, drawn, &mut saver, |_: &Underway<'_>| {});
+    let mut spool = outputs.spool();
+    let mut keeper = Keeper::new(
+        settings.capture.level,
+        drawn,
+        &mut saver,
+        &mut spool,
+        |_: &Underway<'_>| {},
+    );
     let Recorded { run, cut } = match &target {
         Found::Command { words, program, env } => {
             let args: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();
@@ -74,7 +81,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     };
     let runs = [keeper.stop().finish(run)];
     let report = summarize(&info, &runs);
-    outputs.write(&report, &runs)?;
+    outputs.write(&info, &report, &runs, &mut spool)?;
     saver.end()?;
     outputs::print_table(&settings.outputs, &report)?;
     let verdict = verdict(&settings.outputs.assertions, &report)?;

@@ -1,7 +1,8 @@
 //! `ctxtrace report`: every output again, from a capture.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{self, BufReader};
+use std::path::Path;
 
 use super::observe::taken;
 use super::outputs::{self, Outputs};
@@ -13,9 +14,28 @@ use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
 use crate::target::user::invoker;
 use crate::trace::Level;
-use crate::trace::events::EventSink;
+use crate::trace::events::{EventSink, EventSource};
 use crate::trace::file;
 use crate::trace::samples::Samples;
+
+/// The events of a capture, read again.
+struct Again<'a> {
+    path: &'a Path,
+}
+
+impl EventSource for Again<'_> {
+    fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()> {
+        let unreadable = |reason| io::Error::other(format!("reading {} again: {reason}", self.path.display()));
+        let file = File::open(self.path)?;
+        file::read(BufReader::new(file), |of, events| {
+            if of == run {
+                sink.events(events);
+            }
+        })
+        .map(drop)
+        .map_err(unreadable)
+    }
+}
 
 /// Reads a capture and writes every output. Of a file that is damaged the readable part is reported, and the status says so.
 ///
@@ -29,9 +49,11 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         reason,
     };
     let opened = File::open(path).map_err(|error| unreadable(error.to_string()))?;
-    if opened.metadata().is_ok_and(|file| file.is_dir()) {
+    let metadata = opened.metadata().map_err(|error| unreadable(error.to_string()))?;
+    if metadata.is_dir() {
         return Err(unreadable("it is a folder".to_owned()));
     }
+    let is_file = metadata.is_file();
     // How many runs there are is known only at the end, so each may keep less than the one before. Most captures have one.
     let limits = |before: usize| Limits::for_each_of(before as u64 + 1);
     let lanes = |before| settings.outputs.html.is_some().then(|| Builder::new(limits(before)));
@@ -58,7 +80,7 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
     }
     if settings.outputs.wants_stacks() && saved.info.level != Level::Stacks {
         return Err(unreadable(format!(
-            "it was recorded with --level {}, which takes no stacks for a flamegraph",
+            "it was recorded with --level {}, which takes no stacks",
             saved.info.level.name()
         )));
     }
@@ -75,13 +97,24 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
             "it has no samples: they are taken only where --sample is given to `run` or `record`".to_owned(),
         ));
     }
+    if settings.outputs.perfetto.is_some() && saved.info.level != Level::Timeline {
+        return Err(unreadable(format!(
+            "it was recorded with --level {}, which tells no events for --perfetto (--level timeline does)",
+            saved.info.level.name()
+        )));
+    }
+    if settings.outputs.perfetto.is_some() && !is_file {
+        return Err(unreadable(
+            "--perfetto reads it twice, so it has to be a file and not a pipe".to_owned(),
+        ));
+    }
     let outputs = Outputs::open(&settings.outputs, invoker().as_ref())?;
     let mut report = summarize(&saved.info, &saved.runs);
     if let Some(damage) = &saved.damage {
         report.complete = false;
         report.cut_short = Some(format!("the file is damaged: {damage}"));
     }
-    outputs.write(&report, &saved.runs)?;
+    outputs.write(&saved.info, &report, &saved.runs, &mut Again { path })?;
     outputs::print_table(&settings.outputs, &report)?;
     let verdict = verdict(&settings.outputs.assertions, &report)?;
     Ok(if saved.damage.is_some() {

@@ -11,6 +11,9 @@
 mod captures;
 mod cli;
 mod counts;
+#[path = "../decode/mod.rs"]
+mod decode;
+mod explain;
 mod faults;
 mod go;
 mod programs;
@@ -22,6 +25,7 @@ mod support;
 mod tasks;
 mod timeline;
 mod variants;
+mod viewers;
 
 use std::process::ExitCode;
 
@@ -52,6 +56,8 @@ fn main() -> ExitCode {
         sampling::TESTS,
         suite::TESTS,
         variants::TESTS,
+        explain::TESTS,
+        viewers::TESTS,
         cli::TESTS,
         faults::TESTS,
     ]

@@ -250,8 +250,8 @@ fn notes(lanes: &Lanes, report: &Report) -> Vec<String> {
     if !lanes.is_exact {
         notes.push(format!(
             "It is too long for every single interval to be in this page. All of it is there in steps of {}; single intervals and \
-             wakeups are there where the strip above the lanes is marked, the longest waits among them. The capture (-o FILE.ctx) \
-             has them all.",
+             wakeups are there where the strip above the lanes is marked, the longest waits among them. A Perfetto trace (--perfetto \
+             FILE) has them all.",
             duration(lanes.cell_ns)
         ));
     }
