@@ -156,7 +156,11 @@ fn threads_and_processes_come_and_go_in_a_perfetto_trace() {
     // One whose first waking comes late, from another CPU, is in the tree of processes instead.
     let named = trace.names.values().filter(|name| *name == "true").count();
     assert_eq!(named, 8, "{:?}", trace.names);
-    assert!(!trace.created.is_empty() && trace.created.len() <= 8, "{:?}", trace.created);
+    assert!(
+        !trace.created.is_empty() && trace.created.len() <= 8,
+        "{:?}",
+        trace.created
+    );
     for process in &trace.created {
         assert_eq!(trace.names[process], "true");
         assert!(trace.freed.contains(process), "{process} ends");
