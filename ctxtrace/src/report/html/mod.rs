@@ -3,9 +3,9 @@
 //! One HTML file with all that it needs inside, so it opens from a disk or an attachment, with no network and no server. It is made
 //! of `ctxtrace/web`: a template, a style sheet, plain scripts, and the libraries that draw (`web/vendor`, with their licences).
 //!
-//! * [`page`]: what is on it, as data: every sentence and figure, made here with the code that makes the table.
-//! * [`flame`]: stacks as trees, of bounded size.
-//! * [`timeline`]: the lanes, packed.
+//! * `page`: what is on it, as data: every sentence and figure, made here with the code that makes the table.
+//! * `flame`: stacks as trees, of bounded size.
+//! * `timeline`: the lanes, packed.
 //!
 //! The data is JSON in a script element of a type that is never executed, escaped so that nothing in it can end the element. The
 //! scripts put text into the page as text. And a policy in the page's head allows the one style and the one script whose hashes it
