@@ -33,8 +33,13 @@ pub enum Error {
     Usage(String),
 
     /// The process may not load BPF programs.
-    #[error("loading BPF programs needs root (or CAP_BPF and CAP_PERFMON): run\n  {command}")]
+    #[error(
+        "loading BPF programs needs root, or CAP_BPF and CAP_PERFMON ({missing}; `ctxtrace doctor` says what else there is to \
+         know): run\n  {command}"
+    )]
     NotRoot {
+        /// Which of the capabilities is not there.
+        missing: &'static str,
         /// The very command that works.
         command: String,
     },

@@ -9,6 +9,7 @@ use ctxtrace::cli::settings::{RecordSettings, ReportSettings, RunSettings, Suite
 use ctxtrace::cli::{Cli, Command};
 use ctxtrace::error::{Result, status};
 use ctxtrace::run;
+use ctxtrace::target::user::keep_capabilities_from_children;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -19,6 +20,13 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { status::USAGE } else { 0 });
         }
     };
+    if let Err(error) = keep_capabilities_from_children() {
+        let _ = writeln!(
+            std::io::stderr(),
+            "ctxtrace: giving up ambient capabilities failed: {error}"
+        );
+        return ExitCode::from(status::FAILURE);
+    }
     let has_a_command = matches!(&cli.command, Command::Record(args) if args.pid.is_none());
     match execute(cli) {
         Ok(status) => ExitCode::from(status),
@@ -41,6 +49,7 @@ fn execute(cli: Cli) -> Result<u8> {
         Command::Compare(args) => run::compare(&CompareSettings::try_from(args)?),
         Command::Suite(args) => run::suite::run(&SuiteSettings::try_from(args)?),
         Command::Report(args) => run::report(&ReportSettings::try_from(args)?),
+        Command::Doctor(args) => run::doctor::run(args.program.as_deref(), args.json.map(Into::into).as_ref()),
         Command::Workload(args) => run::child::be_a_workload(&args.spec, args.report_fd, args.progress_fd),
     }
 }

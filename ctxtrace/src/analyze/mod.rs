@@ -16,6 +16,7 @@ pub mod assertion;
 pub mod attribution;
 pub mod budget;
 pub mod compare;
+pub mod doctor;
 pub mod explain;
 pub mod percentile;
 pub mod profile;

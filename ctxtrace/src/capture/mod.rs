@@ -14,6 +14,7 @@
 
 mod cost;
 pub mod events;
+mod machine;
 pub mod offsets;
 pub mod preflight;
 mod sampling;
@@ -209,9 +210,7 @@ impl Session {
         loader.map_max_entries("WAKER_SUMS", waker_sums);
         let mut ebpf = loader.load(OBJECT).map_err(refused("load the BPF maps"))?;
         for name in PROGRAMS.into_iter().chain(extra_programs(settings.level)) {
-            program(&mut ebpf, name)?
-                .load(name, &kernel.btf)
-                .map_err(refused_for("load", name))?;
+            load(&mut ebpf, kernel, name)?;
         }
         if settings.sample_hz.is_some() {
             sampling::load(&mut ebpf)?;
@@ -658,6 +657,43 @@ fn extra_programs(level: Level) -> impl Iterator<Item = &'static str> {
     [WAKING_TIMER]
         .into_iter()
         .chain((level == Level::Timeline).then_some(RENAME))
+}
+
+/// Loads every program there is, each for itself, to see which the kernel takes: with stacks and events, which is all that they
+/// can do.
+fn tried(kernel: &Kernel) -> Vec<(&'static str, Result<()>)> {
+    let on = 1_u32;
+    let mut loader = EbpfLoader::new();
+    loader.btf(Some(&kernel.btf));
+    for (name, value) in kernel.offsets.constants() {
+        loader.override_global(name, value, true);
+    }
+    for name in ["WITH_STACKS", "WITH_WAKER_STACKS", "WITH_EVENTS"] {
+        loader.override_global(name, &on, true);
+    }
+    Layout::NONE.apply(&mut loader);
+    // No more memory than it takes to be a map.
+    for name in ["THREADS", "SWITCH_SUMS", "STACKS", "WAKER_SUMS"] {
+        loader.map_max_entries(name, 1);
+    }
+    let mut ebpf = match loader.load(OBJECT).map_err(refused("load the BPF maps")) {
+        Ok(ebpf) => ebpf,
+        Err(error) => return vec![("sched_switch", Err(error))],
+    };
+    let scheduler = PROGRAMS.into_iter().chain([WAKING_TIMER, RENAME]);
+    let mut tried: Vec<(&'static str, Result<()>)> =
+        scheduler.map(|name| (name, load(&mut ebpf, kernel, name))).collect();
+    tried.push((sampling::SAMPLER, sampling::load(&mut ebpf)));
+    if !kernel.offsets.exit_comes_in_time() {
+        tried.push((EXIT, load_at_exit(&mut ebpf)));
+    }
+    tried
+}
+
+fn load(ebpf: &mut Ebpf, kernel: &Kernel, name: &'static str) -> Result<()> {
+    program(ebpf, name)?
+        .load(name, &kernel.btf)
+        .map_err(refused_for("load", name))
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTracePoint> {

@@ -151,6 +151,39 @@ fn bit_offset<'a>(fields: &'a Struct, name: &str, inner: &dyn Fn(u32) -> Option<
     })
 }
 
+/// What the kernel's type information says that it has, for who may not try. Anybody may read it.
+#[derive(Clone, Debug, Default)]
+pub struct Description {
+    /// Names of `enum bpf_func_id`.
+    pub helpers: Vec<String>,
+    /// Names of `enum bpf_map_type`.
+    pub maps: Vec<String>,
+    /// Names of `enum bpf_prog_type`.
+    pub programs: Vec<String>,
+    /// Tracepoints that BPF programs can be attached to.
+    pub tracepoints: Vec<String>,
+}
+
+impl Description {
+    /// That of the running kernel, if it can be read.
+    #[must_use]
+    pub fn of_running_kernel() -> Option<Self> {
+        let btf = Btf::from_file(BTF_PATH).ok()?;
+        let of = |name| enumerators(&btf, name).into_iter().map(str::to_owned).collect();
+        Some(Self {
+            helpers: of("bpf_func_id"),
+            maps: of("bpf_map_type"),
+            programs: of("bpf_prog_type"),
+            tracepoints: btf
+                .get_types()
+                .iter()
+                .filter_map(|ty| ty.name.as_deref()?.strip_prefix("btf_trace_"))
+                .map(str::to_owned)
+                .collect(),
+        })
+    }
+}
+
 /// The helper functions that the kernel has for BPF programs, by the enumeration that numbers them.
 struct Helpers<'a>(Vec<&'a str>);
 

@@ -20,20 +20,38 @@ const CAP_BPF: u64 = 1 << 39;
 ///
 /// If not, with the `sudo` command line that does the same with the right to.
 pub fn check() -> Result<()> {
-    if allows_tracing(geteuid().is_root(), effective_capabilities()) {
-        return check_pid_namespace();
+    if may_trace() {
+        return if is_first_pid_namespace() {
+            Ok(())
+        } else {
+            Err(Error::PidNamespace)
+        };
     }
     let program = std::env::current_exe().map_or_else(|_| OsString::from("ctxtrace"), OsString::from);
     Err(Error::NotRoot {
+        missing: missing(effective_capabilities()),
         command: sudo_command(program, std::env::args_os().skip(1)),
     })
 }
 
-/// The kernel's events carry the ids of the first pid namespace; in any other one processes go by other ids.
-fn check_pid_namespace() -> Result<()> {
-    match std::fs::read_link("/proc/self/ns/pid") {
-        Ok(namespace) if namespace.as_os_str() != FIRST_PID_NAMESPACE => Err(Error::PidNamespace),
-        _ => Ok(()),
+/// Whether this process has the rights that loading BPF programs takes.
+#[must_use]
+pub fn may_trace() -> bool {
+    allows_tracing(geteuid().is_root(), effective_capabilities())
+}
+
+/// Whether processes go by the ids here that the kernel's events carry: those of the first pid namespace.
+#[must_use]
+pub fn is_first_pid_namespace() -> bool {
+    !std::fs::read_link("/proc/self/ns/pid").is_ok_and(|namespace| namespace.as_os_str() != FIRST_PID_NAMESPACE)
+}
+
+/// Which of the two capabilities is not there, in words.
+fn missing(capabilities: u64) -> &'static str {
+    match (capabilities & CAP_BPF != 0, capabilities & CAP_PERFMON != 0) {
+        (true, _) => "CAP_PERFMON is missing",
+        (false, true) => "CAP_BPF is missing",
+        (false, false) => "both are missing",
     }
 }
 
@@ -79,6 +97,9 @@ mod tests {
         assert!(allows_tracing(false, CAP_BPF | CAP_PERFMON));
         assert!(allows_tracing(false, CAP_SYS_ADMIN));
         assert!(!allows_tracing(false, CAP_BPF));
+        assert_eq!(missing(CAP_BPF), "CAP_PERFMON is missing");
+        assert_eq!(missing(CAP_PERFMON), "CAP_BPF is missing");
+        assert_eq!(missing(0), "both are missing");
         assert!(!allows_tracing(false, 0));
     }
 }

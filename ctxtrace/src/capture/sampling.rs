@@ -12,7 +12,7 @@ use super::{missing, refused, refused_for};
 use crate::error::{Error, Result};
 
 /// The program.
-const SAMPLER: &str = "cpu_clock";
+pub(super) const SAMPLER: &str = "cpu_clock";
 
 pub(super) fn load(ebpf: &mut Ebpf) -> Result<()> {
     sampler(ebpf)?.load().map_err(refused_for("load", SAMPLER))

@@ -47,9 +47,25 @@ pub enum Command {
     Suite(SuiteArgs),
     /// Make every output again from a capture; needs no root
     Report(ReportArgs),
+    /// Say what this machine allows, and the command that gives what is missing; needs no root
+    ///
+    /// Exits with 0 if tracing works for who asks. With a program: what can be told of its tasks and functions.
+    Doctor(DoctorArgs),
     /// Be a workload: how `run` starts its child
     #[command(hide = true)]
     Workload(WorkloadArgs),
+}
+
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// A program that is to be traced: what of it can be told, and how it would have to be built
+    #[arg(value_name = "BIN", last = true)]
+    pub program: Option<PathBuf>,
+
+    /// Write the answers as JSON ("-": standard output)
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 /// The command line of an executable that is a workload and nothing else.

@@ -19,6 +19,7 @@ pub mod compare;
 #[path = "../../tests/decode/mod.rs"]
 mod decode;
 pub mod differential;
+pub mod doctor;
 pub mod explain;
 pub mod flamegraph;
 pub mod folded;

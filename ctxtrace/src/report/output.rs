@@ -7,12 +7,12 @@
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::linkat;
+use nix::unistd::{geteuid, linkat};
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Error, Result};
@@ -226,7 +226,7 @@ fn open_file(path: &Path, user: Option<&Invoker>) -> io::Result<Output> {
     }
     if existing.is_some_and(|metadata| !metadata.is_file()) {
         return Ok(Output::Stream {
-            file: File::options().write(true).open(path)?,
+            file: open_stream(path, user)?,
             path: path.to_owned(),
         });
     }
@@ -235,6 +235,32 @@ fn open_file(path: &Path, user: Option<&Invoker>) -> io::Result<Output> {
         temporary,
         path: path.to_owned(),
     })
+}
+
+/// Opens what is a device or a pipe. A symbolic link to one is followed if it is one of ours or of root's, as `/dev/stdout` is:
+/// one that somebody else has planted could lead root to any device.
+fn open_stream(path: &Path, user: Option<&Invoker>) -> io::Result<File> {
+    let link = fs::symlink_metadata(path)?;
+    if link.is_symlink() && !is_trusted(link.uid(), geteuid().as_raw(), user) {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!(
+                "it is a symbolic link, made by user {}, to what is no file: it is not followed",
+                link.uid()
+            ),
+        ));
+    }
+    let file = File::options().write(true).open(path)?;
+    // Somebody may have put another thing there meanwhile.
+    if file.metadata()?.is_file() {
+        return Err(io::Error::other("it has become a file while it was opened"));
+    }
+    Ok(file)
+}
+
+/// Whether a symbolic link of this owner's is followed.
+fn is_trusted(owner: u32, ourselves: u32, user: Option<&Invoker>) -> bool {
+    owner == 0 || owner == ourselves || user.is_some_and(|user| user.uid.as_raw() == owner)
 }
 
 /// A file under another name in the same folder, from where it can be renamed to the path.
@@ -275,6 +301,32 @@ fn current_umask() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::unistd::{Gid, Uid};
+
+    #[test]
+    fn a_link_is_followed_if_it_is_ours_or_roots() {
+        let invoker = Invoker {
+            uid: Uid::from_raw(1_000),
+            gid: Gid::from_raw(1_000),
+            groups: Vec::new(),
+        };
+        assert!(is_trusted(0, 1_000, None));
+        assert!(is_trusted(1_000, 1_000, None));
+        assert!(is_trusted(1_000, 0, Some(&invoker)));
+        assert!(!is_trusted(1_000, 0, None));
+        assert!(!is_trusted(1_001, 0, Some(&invoker)));
+    }
+
+    #[test]
+    fn a_stream_is_opened_through_a_link_of_ours() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let link = folder.path().join("null");
+        std::os::unix::fs::symlink("/dev/null", &link).expect("made");
+        let output = Output::open(&file(&link), None).expect("writable");
+        assert!(matches!(output, Output::Stream { .. }));
+        output.commit(b"gone").expect("written");
+        assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
+    }
 
     fn file(path: &Path) -> Destination {
         Destination::File(path.to_owned())

@@ -13,6 +13,7 @@ mod bar;
 pub mod child;
 mod compare;
 mod comparison;
+pub mod doctor;
 pub mod explain;
 pub mod interrupt;
 mod observe;

@@ -5,6 +5,9 @@
 //! traced event is the wakeup out of that read. Should `execve` fail, the reason comes back over the *status* pipe, which
 //! an `execve` that works closes (`samply` starts its targets in the same way).
 //!
+//! Where the tracer is not root and has capabilities, the child gives them all up, and can get none by executing a program that has
+//! some (`PR_SET_NO_NEW_PRIVS`): the tracer's own executable may be one, and is a workload too.
+//!
 //! The child never outlives the tracer: `PR_SET_PDEATHSIG` kills it when the thread that forked it ends, so the tracer
 //! forks from its main thread. The request is made after the change of user, which would clear it.
 
@@ -18,11 +21,11 @@ use std::time::{Duration, Instant};
 use ctxtrace_common::thread::KernelCount;
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
-use nix::unistd::{ForkResult, Pid, fork, getpid, pipe2};
+use nix::unistd::{ForkResult, Pid, fork, geteuid, getpid, pipe2};
 
 use super::environment::Environment;
 use super::procfs;
-use super::user::Invoker;
+use super::user::{self, Invoker};
 use crate::error::{Error, Result};
 use crate::trace::run::Exit;
 
@@ -54,6 +57,8 @@ struct Prepared<'a> {
     by_shell: &'a [*const libc::c_char],
     envp: &'a [*const libc::c_char],
     groups: &'a [libc::gid_t],
+    /// Whether the tracer may trace by capabilities, which are not for the child.
+    by_capabilities: bool,
 }
 
 /// A child that sleeps before its first instruction.
@@ -115,6 +120,7 @@ impl Command<'_> {
             .user
             .map(|user| user.groups.iter().map(|group| group.as_raw()).collect())
             .unwrap_or_default();
+        let by_capabilities = !geteuid().is_root() && procfs::effective_capabilities() != 0;
         let tracer = getpid();
 
         // SAFETY: the child calls nothing but async-signal-safe functions until it executes or exits.
@@ -128,6 +134,7 @@ impl Command<'_> {
                     by_shell: &by_shell,
                     envp: &envp,
                     groups: &groups,
+                    by_capabilities,
                 };
                 let errno = self.become_program(&prepared, tracer, &go_read);
                 // SAFETY: async-signal-safe; the descriptor is open, the buffer is four bytes. Should the write fail there
@@ -176,6 +183,11 @@ impl Command<'_> {
                 && (libc::setgroups(prepared.groups.len(), prepared.groups.as_ptr()) != 0
                     || libc::setgid(user.gid.as_raw()) != 0
                     || libc::setuid(user.uid.as_raw()) != 0)
+            {
+                return *libc::__errno_location();
+            }
+            if prepared.by_capabilities
+                && (user::give_up_capabilities() != 0 || libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
             {
                 return *libc::__errno_location();
             }

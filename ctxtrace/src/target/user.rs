@@ -1,7 +1,7 @@
 //! Who called: under `sudo`, root is needed for tracing only, and everything else is the invoking user's.
 
 use std::ffi::{CString, OsString};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -58,7 +58,7 @@ impl Invoker {
     ///
     /// If the work fails, or the user cannot be become.
     pub fn perform(&self, work: impl FnOnce() -> Result<PathBuf, String>) -> Result<PathBuf, String> {
-        let (mut from_child, mut to_parent) = std::io::pipe().map_err(|error| format!("pipe failed: {error}"))?;
+        let (mut from_child, mut to_parent) = io::pipe().map_err(|error| format!("pipe failed: {error}"))?;
         // SAFETY: this process has one thread, so the child may do anything.
         match unsafe { fork() }.map_err(|errno| format!("fork failed: {errno}"))? {
             ForkResult::Child => {
@@ -99,6 +99,55 @@ impl Invoker {
             // The change of user clears it, so it comes after.
             .and_then(|()| prctl::set_pdeathsig(Signal::SIGKILL))
             .map_err(|errno| format!("becoming user {} failed: {errno}", self.uid))
+    }
+}
+
+/// `_LINUX_CAPABILITY_VERSION_3` (kernel: `include/uapi/linux/capability.h`): 64 capabilities, in two halves.
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
+
+/// `struct __user_cap_header_struct`.
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: i32,
+}
+
+/// `struct __user_cap_data_struct`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct CapabilityData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Gives up every capability of this thread, for good: those in effect, and those that a program executed later would have.
+/// Returns what the system call does. It is async-signal-safe, for a child that has just been forked.
+pub(super) fn give_up_capabilities() -> i64 {
+    let header = CapabilityHeader {
+        version: CAPABILITY_VERSION,
+        pid: 0,
+    };
+    let none = [CapabilityData {
+        effective: 0,
+        permitted: 0,
+        inheritable: 0,
+    }; 2];
+    // SAFETY: both pointers are to structures as the kernel defines them for this version.
+    unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) }
+}
+
+/// Keeps ambient capabilities from the programs that this process executes: they are for tracing, and not for a compiler or
+/// for whatever is asked for the version of its Go. To be called while there is one thread.
+///
+/// # Errors
+///
+/// If the kernel refuses, which no kernel since Linux 4.3 does.
+pub fn keep_capabilities_from_children() -> io::Result<()> {
+    // SAFETY: changes this thread's credentials only, and takes no pointer.
+    match unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -10,6 +10,7 @@
 
 pub mod file;
 pub mod lanes;
+pub mod machine;
 pub mod run;
 pub mod samples;
 pub mod symbols;

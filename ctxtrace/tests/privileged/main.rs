@@ -16,6 +16,7 @@ mod decode;
 mod explain;
 mod faults;
 mod go;
+mod privileges;
 mod programs;
 mod real_programs;
 mod record;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         explain::TESTS,
         viewers::TESTS,
         cli::TESTS,
+        privileges::TESTS,
         faults::TESTS,
         storms::TESTS,
     ]

@@ -250,6 +250,12 @@ impl<'a> Elf<'a> {
         self.file.section_by_name(name).is_some()
     }
 
+    /// How callers are found (`.eh_frame`), and the address that it is loaded at.
+    pub(super) fn unwind_section(&self) -> Option<(Cow<'a, [u8]>, u64)> {
+        let address = self.file.section_by_name(".eh_frame")?.address();
+        Some((self.section(".eh_frame")?, address))
+    }
+
     /// What DWARF there is, decompressed.
     pub(super) fn debug_sections(&self) -> DebugSections<'a> {
         let section = |name| self.section(name).unwrap_or_default();

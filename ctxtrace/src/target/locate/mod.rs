@@ -6,6 +6,7 @@
 //! * `tokio`: the layout of tokio's thread-local, walked by names.
 //! * `go`: where a Go program has its goroutines, by its types or by its version.
 //! * `buildinfo`: what Go it was built with.
+//! * `frames`: whether its functions keep a frame pointer.
 //!
 //! What a release of tokio or of Rust's `std` looks like is nowhere assumed: every offset, size and discriminant comes from
 //! the type information of the program itself, and what is not found there by its name is said to be missing. Nothing here
@@ -14,6 +15,7 @@
 
 mod buildinfo;
 mod elf;
+mod frames;
 mod go;
 mod signs;
 #[cfg(test)]
@@ -31,6 +33,7 @@ use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Locator, Reason};
 use serde::{Deserialize, Serialize};
 
 use elf::{Elf, File, Kind, ThreadLocal};
+pub use frames::Frames;
 use tokio::Sought;
 
 /// What was found in an executable.
@@ -74,6 +77,57 @@ pub fn examine(path: &Path) -> Found {
         || Found::because(Reason::Unreadable),
         |file| examine_bytes(file.bytes()),
     )
+}
+
+/// What a file is, for who wants to know why something is found in it or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// It cannot be opened, or is no plain file.
+    Unreadable,
+    /// No program, but perhaps a script.
+    NotElf,
+    /// A program for another machine, or for x32.
+    Foreign,
+    /// A program, or a library, for x86-64.
+    Executable(Parts),
+}
+
+/// What an executable has in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// Whether there are symbols of its own functions, which `strip` takes away.
+    pub symbols: bool,
+    /// Whether there is DWARF with types (`.debug_info`).
+    pub debug_info: bool,
+    /// Size of its thread-locals, in bytes; `None` if it has none.
+    pub tls_bytes: Option<u64>,
+    /// How many functions keep a frame pointer; `None` if it says of none.
+    pub frames: Option<Frames>,
+}
+
+/// Looks at what kind of file it is, and at what helps in finding tasks and naming functions.
+#[must_use]
+pub fn look(path: &Path) -> Look {
+    let Some(file) = File::open(path) else {
+        return Look::Unreadable;
+    };
+    let bytes = file.bytes();
+    match elf::kind(bytes) {
+        Kind::NotElf => Look::NotElf,
+        Kind::Foreign => Look::Foreign,
+        Kind::X86_64 => Elf::parse(bytes).map_or(Look::Unreadable, |elf| {
+            let frames = elf
+                .unwind_section()
+                .map(|(section, address)| frames::count(&section, address))
+                .filter(|frames| frames.functions > 0);
+            Look::Executable(Parts {
+                symbols: elf.has_local_symbols(),
+                debug_info: elf.has_section(".debug_info"),
+                tls_bytes: elf.tls_bytes(),
+                frames,
+            })
+        }),
+    }
 }
 
 /// Whether a file is an ELF object. A script is none: what runs is its interpreter.

@@ -1,0 +1,489 @@
+//! A machine's lines.
+
+use super::{Line, Standing};
+use crate::trace::machine::{Answer, Machine, Wanted};
+
+const CAP_SYS_PTRACE: u64 = 1 << 19;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_SYSLOG: u64 = 1 << 34;
+const CAP_PERFMON: u64 = 1 << 38;
+const CAP_BPF: u64 = 1 << 39;
+
+/// Those that are spoken of, by name.
+const CAPABILITIES: [(u64, &str); 5] = [
+    (CAP_BPF, "CAP_BPF"),
+    (CAP_PERFMON, "CAP_PERFMON"),
+    (CAP_SYSLOG, "CAP_SYSLOG"),
+    (CAP_SYS_PTRACE, "CAP_SYS_PTRACE"),
+    (CAP_SYS_ADMIN, "CAP_SYS_ADMIN"),
+];
+
+/// How it stands with this machine.
+#[must_use]
+pub fn machine(facts: &Machine) -> Vec<Line> {
+    let mut lines = vec![
+        kernel(facts),
+        btf(facts),
+        rights(facts),
+        pid_namespace(facts),
+        lockdown(facts),
+        kinds("map types", &facts.maps, facts),
+        kinds("helpers", &facts.helpers, facts),
+        kinds("BPF programs", &facts.programs, facts),
+    ];
+    lines.extend([
+        wakers(facts),
+        kernel_names(facts),
+        others_processes(facts),
+        cost(facts),
+        unprivileged_bpf(facts),
+        perf_event_paranoid(facts),
+        locked_memory(facts),
+        free_memory(facts),
+        hardware_counters(facts),
+        cpus(facts),
+    ]);
+    lines
+}
+
+fn may_trace(facts: &Machine) -> bool {
+    let has = |capability| facts.capabilities & capability != 0;
+    facts.user == 0 || has(CAP_SYS_ADMIN) || (has(CAP_BPF) && has(CAP_PERFMON))
+}
+
+/// This program, as a word for a shell.
+fn program(facts: &Machine) -> String {
+    let path = facts.program.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./+".contains(c);
+    if path.chars().all(plain) {
+        path.into_owned()
+    } else {
+        format!("'{}'", path.replace('\'', r"'\''"))
+    }
+}
+
+fn kernel(facts: &Machine) -> Line {
+    let found = format!("Linux {} on {}", facts.kernel, facts.architecture);
+    if facts.architecture == "x86_64" {
+        Line::ok("kernel", found)
+    } else {
+        Line::new("kernel", Standing::Missing, format!("{found}: ctxtrace is for x86-64"))
+    }
+}
+
+fn btf(facts: &Machine) -> Line {
+    match &facts.btf_problem {
+        None => Line::ok("BTF", "the kernel describes every type and field that is needed"),
+        Some(problem) => Line::new("BTF", Standing::Missing, problem.clone()).fixed_by(
+            "sudo apt install linux-image-amd64 && sudo reboot   # Debian; elsewhere the distribution's own kernel",
+        ),
+    }
+}
+
+fn rights(facts: &Machine) -> Line {
+    let held: Vec<&str> = CAPABILITIES
+        .into_iter()
+        .filter(|(capability, _)| facts.capabilities & capability != 0)
+        .map(|(_, name)| name)
+        .collect();
+    let held = if held.is_empty() {
+        "no capability that matters here".to_owned()
+    } else {
+        held.join(", ")
+    };
+    let who = if facts.user == 0 {
+        format!("this is root, with {held}")
+    } else {
+        format!("this is user {}, with {held}", facts.user)
+    };
+    if may_trace(facts) {
+        return Line::ok("rights", who);
+    }
+    let program = program(facts);
+    Line::new(
+        "rights",
+        Standing::Missing,
+        format!("{who}; tracing takes root, or CAP_BPF and CAP_PERFMON"),
+    )
+    .fixed_by(format!(
+        "sudo {program} doctor   # or, for every user of this file: sudo setcap \
+         cap_bpf,cap_perfmon,cap_syslog=ep {program}"
+    ))
+}
+
+fn pid_namespace(facts: &Machine) -> Line {
+    if facts.first_pid_namespace {
+        return Line::ok(
+            "pid namespace",
+            "processes have the ids here that the kernel's events give",
+        );
+    }
+    Line::new(
+        "pid namespace",
+        Standing::Missing,
+        "this is a container, where processes go by other ids than in the kernel's events",
+    )
+    .fixed_by("docker run --pid=host …   # or run ctxtrace on the host")
+}
+
+fn lockdown(facts: &Machine) -> Line {
+    match facts.lockdown.as_deref() {
+        None => Line::ok("lockdown", "this kernel has none, or does not show it"),
+        Some("confidentiality") => Line::new(
+            "lockdown",
+            Standing::Missing,
+            "[confidentiality]: BPF programs may not read the kernel's memory",
+        )
+        .fixed_by("boot without lockdown=confidentiality on the kernel's command line"),
+        Some(level) => Line::ok("lockdown", format!("[{level}]: in nobody's way")),
+    }
+}
+
+/// Things of one kind in one line: what is missing is named, and what is left out for it.
+fn kinds(about: &'static str, wanted: &[Wanted], facts: &Machine) -> Line {
+    let missing: Vec<(&Wanted, &str)> = wanted
+        .iter()
+        .filter_map(|one| match &one.answer {
+            Answer::Missing(reason) => Some((one, reason.as_str())),
+            Answer::Works | Answer::Described => None,
+        })
+        .collect();
+    if missing.is_empty() {
+        let names = wanted
+            .iter()
+            .map(|one| one.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ");
+        // The kernel's list of helpers is all there is to be asked; programs that load have used them.
+        if about == "helpers" || wanted.iter().all(|one| one.answer == Answer::Works) {
+            return Line::ok(about, names);
+        }
+        return Line::new(
+            about,
+            Standing::Unknown,
+            format!("the kernel says that it has {names}; whether they work cannot be tried by this user"),
+        )
+        .fixed_by(format!("sudo {} doctor", program(facts)));
+    }
+    let sentences = missing.iter().map(|(one, reason)| match one.without {
+        Some(without) => format!("{}: {reason} (left out: {without})", one.name),
+        None => format!("{}: {reason}", one.name),
+    });
+    let standing = if missing.iter().any(|(one, _)| one.without.is_none()) {
+        Standing::Missing
+    } else {
+        Standing::Less
+    };
+    let line = Line::new(about, standing, sentences.collect::<Vec<_>>().join("; "));
+    if standing == Standing::Missing {
+        line.fixed_by("sudo apt install linux-image-amd64 && sudo reboot   # Linux 5.10 or later, with BPF")
+    } else {
+        line
+    }
+}
+
+fn wakers(facts: &Machine) -> Line {
+    match facts.tells_interrupts {
+        Some(true) => Line::ok("wakers", "a wakeup by an interrupt is told from one by the thread it interrupts"),
+        Some(false) => Line::new(
+            "wakers",
+            Standing::Less,
+            "the kernel's per-CPU variables are neither in BTF nor to be read in /proc/kallsyms: who makes a wakeup is not told",
+        )
+        .fixed_by(format!("sudo {} doctor   # root sees them", program(facts))),
+        None => Line::new("wakers", Standing::Unknown, "this takes BTF"),
+    }
+}
+
+fn kernel_names(facts: &Machine) -> Line {
+    let setting = facts.kptr_restrict.map_or("kernel.kptr_restrict".to_owned(), |value| {
+        format!("kernel.kptr_restrict = {value}")
+    });
+    if facts.kernel_symbols {
+        return Line::ok(
+            "kernel names",
+            format!("functions of the kernel have names in stacks ({setting})"),
+        );
+    }
+    let line = Line::new(
+        "kernel names",
+        Standing::Less,
+        format!(
+            "functions of the kernel have no names in stacks: /proc/kallsyms hides them from this user ({setting})"
+        ),
+    );
+    match facts.kptr_restrict {
+        // It hides them from everybody.
+        Some(value) if value >= 2 => line.fixed_by("sudo sysctl kernel.kptr_restrict=1"),
+        _ => line.fixed_by(format!(
+            "sudo setcap cap_bpf,cap_perfmon,cap_syslog=ep {}   # or run it as root",
+            program(facts)
+        )),
+    }
+}
+
+fn others_processes(facts: &Machine) -> Line {
+    if facts.user == 0 || facts.capabilities & (CAP_SYS_PTRACE | CAP_SYS_ADMIN) != 0 {
+        return Line::ok("attaching", "to any process (record -p)");
+    }
+    Line::new(
+        "attaching",
+        Standing::Less,
+        "to this user's processes only: what programs and libraries another user's process runs cannot be read (record -p)",
+    )
+    .fixed_by(format!(
+        "sudo setcap cap_bpf,cap_perfmon,cap_syslog,cap_sys_ptrace=ep {}   # or run it as root",
+        program(facts)
+    ))
+}
+
+fn cost(facts: &Machine) -> Line {
+    if facts.user == 0 || facts.capabilities & CAP_SYS_ADMIN != 0 || facts.bpf_stats_enabled == Some(1) {
+        return Line::ok("cost", "what tracing takes is measured by the kernel");
+    }
+    Line::new(
+        "cost",
+        Standing::Less,
+        "what tracing takes is not measured: the kernel times its programs for CAP_SYS_ADMIN only",
+    )
+    .fixed_by("sudo sysctl kernel.bpf_stats_enabled=1")
+}
+
+fn unprivileged_bpf(facts: &Machine) -> Line {
+    let value = facts
+        .unprivileged_bpf_disabled
+        .map_or("not there".to_owned(), |value| value.to_string());
+    Line::ok(
+        "unprivileged BPF",
+        format!("kernel.unprivileged_bpf_disabled is {value}; who traces has the right to in any case"),
+    )
+}
+
+fn perf_event_paranoid(facts: &Machine) -> Line {
+    let value = facts
+        .perf_event_paranoid
+        .map_or("not there".to_owned(), |value| value.to_string());
+    Line::ok(
+        "perf events",
+        format!("kernel.perf_event_paranoid is {value}; CAP_PERFMON passes it"),
+    )
+}
+
+fn locked_memory(facts: &Machine) -> Line {
+    let limit = facts.memlock_bytes.map_or("no limit".to_owned(), |bytes| {
+        format!("a limit of {}", mebibytes(bytes))
+    });
+    Line::ok(
+        "locked memory",
+        format!("{limit} for this user; BPF tables are not part of it since Linux 5.11, and before it is raised"),
+    )
+}
+
+fn free_memory(facts: &Machine) -> Line {
+    let needed = mebibytes(facts.needed_bytes);
+    match facts.available_bytes {
+        Some(available) if available < 2 * facts.needed_bytes => Line::new(
+            "memory",
+            Standing::Less,
+            format!(
+                "{} are available, and tables and rings take {needed} that are not swapped",
+                mebibytes(available)
+            ),
+        )
+        .fixed_by("smaller tables: --max-threads 1024 --max-stacks 1024, and --ring-size 4MiB for --level timeline"),
+        Some(available) => Line::ok(
+            "memory",
+            format!(
+                "{} are available; tables and rings take {needed} of it",
+                mebibytes(available)
+            ),
+        ),
+        None => Line::new(
+            "memory",
+            Standing::Unknown,
+            "what is available is not told by /proc/meminfo",
+        ),
+    }
+}
+
+fn hardware_counters(facts: &Machine) -> Line {
+    match &facts.hardware_counters {
+        Answer::Works | Answer::Described => Line::ok("hardware counters", "cycles and instructions can be counted"),
+        Answer::Missing(reason) => {
+            let line = Line::new(
+                "hardware counters",
+                Standing::Less,
+                format!("{reason}; they are not needed but for what `explain` says of cycles"),
+            );
+            if reason.contains("paranoid") {
+                line.fixed_by("sudo sysctl kernel.perf_event_paranoid=2")
+            } else {
+                line
+            }
+        }
+    }
+}
+
+fn cpus(facts: &Machine) -> Line {
+    let (allowed, online) = (facts.cpus_allowed, facts.cpus_online);
+    if allowed < 2 {
+        return Line::new(
+            "CPUs",
+            Standing::Less,
+            format!(
+                "{allowed} of {online} may be used: a pool's workers take turns, and --pin split-cpus does not work"
+            ),
+        );
+    }
+    Line::ok("CPUs", format!("{online} online, of which {allowed} may be used"))
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::analyze::doctor::Diagnosis;
+
+    fn wanted(name: &str, without: Option<&'static str>, answer: Answer) -> Wanted {
+        Wanted {
+            name: name.to_owned(),
+            without,
+            answer,
+        }
+    }
+
+    /// A machine on which everything works, for root.
+    pub(crate) fn good() -> Machine {
+        Machine {
+            kernel: "6.12.9".to_owned(),
+            architecture: "x86_64".to_owned(),
+            program: "/home/joe/.cargo/bin/ctxtrace".into(),
+            user: 0,
+            capabilities: u64::MAX >> 23,
+            first_pid_namespace: true,
+            btf_problem: None,
+            tells_interrupts: Some(true),
+            lockdown: Some("none".to_owned()),
+            perf_event_paranoid: Some(2),
+            kptr_restrict: Some(0),
+            unprivileged_bpf_disabled: Some(2),
+            bpf_stats_enabled: Some(0),
+            kernel_symbols: true,
+            memlock_bytes: Some(8 << 20),
+            available_bytes: Some(8 << 30),
+            needed_bytes: 80 << 20,
+            cpus_online: 8,
+            cpus_allowed: 8,
+            hardware_counters: Answer::Works,
+            maps: vec![wanted("BPF_MAP_TYPE_RINGBUF", None, Answer::Works)],
+            helpers: vec![wanted("bpf_get_stack", None, Answer::Described)],
+            programs: vec![
+                wanted("sched_switch", None, Answer::Works),
+                wanted("cpu_clock", Some("--sample"), Answer::Works),
+            ],
+        }
+    }
+
+    /// The same for a user without any rights, and a kernel that lacks this and that.
+    pub(crate) fn bad() -> Machine {
+        Machine {
+            user: 1_000,
+            capabilities: 0,
+            kernel_symbols: false,
+            kptr_restrict: Some(1),
+            lockdown: Some("confidentiality".to_owned()),
+            first_pid_namespace: false,
+            tells_interrupts: Some(false),
+            available_bytes: Some(100 << 20),
+            cpus_allowed: 1,
+            hardware_counters: Answer::Missing("this processor, or the virtual machine, has none".to_owned()),
+            maps: vec![wanted("BPF_MAP_TYPE_RINGBUF", None, Answer::Described)],
+            helpers: vec![
+                wanted("bpf_get_stack", None, Answer::Described),
+                wanted(
+                    "bpf_task_pt_regs",
+                    Some("something"),
+                    Answer::Missing("this kernel's BTF does not have it".to_owned()),
+                ),
+            ],
+            programs: vec![wanted("sched_switch", None, Answer::Described)],
+            ..good()
+        }
+    }
+
+    fn line(facts: &Machine, about: &str) -> Line {
+        let mut lines = machine(facts).into_iter();
+        lines.find(|line| line.about == about).expect("a line")
+    }
+
+    #[test]
+    fn where_all_is_there_nothing_is_to_be_fixed() {
+        let lines = machine(&good());
+        assert!(
+            lines
+                .iter()
+                .all(|line| line.standing == Standing::Ok && line.fix.is_none())
+        );
+        assert!(Diagnosis::new(lines, None).tracing_works);
+    }
+
+    #[test]
+    fn every_line_that_stops_tracing_has_its_fix() {
+        let lines = machine(&bad());
+        assert!(!Diagnosis::new(lines.clone(), None).tracing_works);
+        for line in lines.iter().filter(|line| line.standing == Standing::Missing) {
+            assert!(line.fix.is_some(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn two_capabilities_are_enough() {
+        let facts = Machine {
+            capabilities: CAP_BPF | CAP_PERFMON,
+            ..Machine { user: 1_000, ..good() }
+        };
+        assert_eq!(line(&facts, "rights").standing, Standing::Ok);
+        assert_eq!(line(&facts, "cost").standing, Standing::Less);
+        assert_eq!(line(&facts, "attaching").standing, Standing::Less);
+        assert!(Diagnosis::new(machine(&facts), None).tracing_works);
+        let half = Machine {
+            capabilities: CAP_BPF,
+            ..facts
+        };
+        assert_eq!(line(&half, "rights").standing, Standing::Missing);
+    }
+
+    #[test]
+    fn a_program_that_does_not_load_stops_tracing_if_it_is_needed() {
+        let refused = || Answer::Missing("the verifier refused it".to_owned());
+        let mut facts = good();
+        facts.programs[1].answer = refused();
+        let less = line(&facts, "BPF programs");
+        assert_eq!(less.standing, Standing::Less);
+        assert!(less.found.contains("left out: --sample"), "{less:?}");
+        facts.programs[0].answer = refused();
+        assert_eq!(line(&facts, "BPF programs").standing, Standing::Missing);
+    }
+
+    #[test]
+    fn what_cannot_be_tried_is_unknown_and_not_missing() {
+        let programs = line(&bad(), "BPF programs");
+        assert_eq!(programs.standing, Standing::Unknown);
+        assert_eq!(
+            programs.fix.as_deref(),
+            Some("sudo /home/joe/.cargo/bin/ctxtrace doctor")
+        );
+    }
+
+    #[test]
+    fn the_program_is_a_word_for_a_shell() {
+        let facts = Machine {
+            program: "/home/joe's/ctx trace".into(),
+            ..bad()
+        };
+        assert_eq!(program(&facts), r"'/home/joe'\''s/ctx trace'");
+    }
+}

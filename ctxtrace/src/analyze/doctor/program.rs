@@ -1,0 +1,341 @@
+//! A program's lines: which locator would be used, why not the others, and whether stacks will be whole.
+
+use std::path::Path;
+
+use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Reason};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{Line, Standing};
+use crate::target::locate::{Found, Frames, Look, Parts, in_words, is_of_go, is_of_tokio};
+
+/// From this share of functions on a program is said to keep frame pointers.
+const MOST: f64 = 0.9;
+/// Below this one it is said not to.
+const FEW: f64 = 0.2;
+
+/// What there is to say of a program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Program {
+    /// Its path, as it was given.
+    pub path: String,
+    /// How its tasks would be found, as `probe+tokio`; null if they would not.
+    pub locator: Option<String>,
+    /// Line by line.
+    pub lines: Vec<Line>,
+}
+
+/// What can be told of a program that looks so, and in which this was found.
+#[must_use]
+pub fn program(path: &Path, look: &Look, found: &Found) -> Program {
+    let (locator, lines) = match look {
+        Look::Unreadable => (None, vec![unreadable("it cannot be read, or is no program")]),
+        Look::NotElf => (
+            None,
+            vec![unreadable(
+                "it is no ELF file; of a script it is the interpreter that runs",
+            )],
+        ),
+        Look::Foreign => (
+            None,
+            vec![
+                Line::new("architecture", Standing::Missing, "it is not for x86-64")
+                    .fixed_by("build it for x86_64-unknown-linux-gnu, or with GOARCH=amd64"),
+            ],
+        ),
+        Look::Executable(parts) => (locator(found), executable(parts, found)),
+    };
+    Program {
+        path: path.to_string_lossy().into_owned(),
+        locator,
+        lines,
+    }
+}
+
+fn unreadable(why: &str) -> Line {
+    Line::new("program", Standing::Missing, why).fixed_by("name the executable file itself, readable for this user")
+}
+
+/// The locators that would be used, joined.
+fn locator(found: &Found) -> Option<String> {
+    let names: Vec<&str> = [(HAS_PROBE, "probe"), (HAS_TOKIO, "tokio"), (HAS_GO, "go")]
+        .into_iter()
+        .filter(|(flag, _)| found.locator.flags & flag != 0)
+        .map(|(_, name)| name)
+        .collect();
+    (!names.is_empty()).then(|| names.join("+"))
+}
+
+fn executable(parts: &Parts, found: &Found) -> Vec<Line> {
+    vec![
+        Line::ok("architecture", "x86-64"),
+        tasks(found),
+        probe(found),
+        tokio(found),
+        go(found),
+        symbols(parts, found),
+        debug_info(parts),
+        thread_locals(parts),
+        frame_pointers(parts, found),
+    ]
+}
+
+fn has(found: &Found, flag: u32) -> bool {
+    found.locator.flags & flag != 0
+}
+
+fn tasks(found: &Found) -> Line {
+    match locator(found) {
+        Some(locator) => Line::ok("tasks", format!("would be found by {locator}")),
+        None if found.reason() == Reason::None => {
+            Line::ok("tasks", "it has none that are known of: switches are told by thread")
+        }
+        None => Line::new("tasks", Standing::Missing, in_words(found.reason())),
+    }
+}
+
+fn probe(found: &Found) -> Line {
+    if has(found, HAS_PROBE) {
+        return Line::ok(
+            "probe",
+            "ctxtrace-probe is linked: tasks have names, and every poll is counted",
+        );
+    }
+    let detail = found.detail.as_deref().filter(|detail| detail.contains("probe"));
+    // Where there is nothing to be polled a probe is no loss.
+    if detail.is_none() && !has(found, HAS_TOKIO) && !is_of_tokio(found.reason()) {
+        return Line::ok(
+            "probe",
+            "ctxtrace-probe is not linked, and no tokio whose tasks it would name",
+        );
+    }
+    let why = detail.map_or("no symbol of ctxtrace-probe", |detail| detail);
+    Line::new("probe", Standing::Less, format!("{why}: polls are not counted"))
+        .fixed_by("cargo add ctxtrace-probe   # and wrap futures with `traced`")
+}
+
+fn tokio(found: &Found) -> Line {
+    let version = found
+        .tokio_version
+        .as_ref()
+        .map_or("tokio".to_owned(), |version| format!("tokio {version}"));
+    if has(found, HAS_TOKIO) {
+        return Line::ok(
+            "tokio",
+            format!("{version}: its tasks are found in its thread-local CONTEXT"),
+        );
+    }
+    if is_of_tokio(found.reason()) {
+        let detail = found
+            .detail
+            .as_ref()
+            .map_or(String::new(), |detail| format!(" ({detail})"));
+        let line = Line::new(
+            "tokio",
+            Standing::Missing,
+            format!("{version}: {}{detail}", in_words(found.reason())),
+        );
+        return match found.reason() {
+            Reason::Stripped | Reason::NoTypeInfo => {
+                line.fixed_by("CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=false cargo build --release")
+            }
+            _ => line,
+        };
+    }
+    Line::ok("tokio", "there is none inside")
+}
+
+fn go(found: &Found) -> Line {
+    let version = found
+        .go_version
+        .as_ref()
+        .map_or("Go".to_owned(), |version| format!("Go {version}"));
+    if has(found, HAS_GO) {
+        return Line::ok("Go", format!("{version}: goroutines are found in its thread-local g"));
+    }
+    if is_of_go(found.reason()) {
+        let line = Line::new(
+            "Go",
+            Standing::Missing,
+            format!("{version}: {}", in_words(found.reason())),
+        );
+        return match found.reason() {
+            Reason::GoVersion | Reason::GoStripped => {
+                line.fixed_by("go build   # without -ldflags=-s or -w, and not stripped")
+            }
+            _ => line,
+        };
+    }
+    Line::ok("Go", "there is none inside")
+}
+
+fn symbols(parts: &Parts, found: &Found) -> Line {
+    if parts.symbols {
+        return Line::ok("symbols", "its functions have names");
+    }
+    // Go's runtime has names of its own.
+    let consequence = if has(found, HAS_GO) {
+        "it was stripped: a Go program's functions have names all the same"
+    } else {
+        "it was stripped: its functions have no names in stacks"
+    };
+    Line::new("symbols", Standing::Less, consequence)
+        .fixed_by("build it with `strip = false`, and do not run strip on it")
+}
+
+fn debug_info(parts: &Parts) -> Line {
+    if parts.debug_info {
+        return Line::ok("debug info", "there is some: inlined functions are told");
+    }
+    Line::new(
+        "debug info",
+        Standing::Less,
+        "there is none: inlined functions are not told",
+    )
+    .fixed_by("CARGO_PROFILE_RELEASE_DEBUG=2 cargo build --release   # of C: cc -g")
+}
+
+fn thread_locals(parts: &Parts) -> Line {
+    match parts.tls_bytes {
+        Some(bytes) => Line::ok(
+            "thread-locals",
+            format!("{bytes} bytes a thread, at a fixed distance from its pointer"),
+        ),
+        None => Line::ok("thread-locals", "it has none of its own"),
+    }
+}
+
+fn frame_pointers(parts: &Parts, found: &Found) -> Line {
+    const ABOUT: &str = "frame pointers";
+    let fix = "RUSTFLAGS='-C force-frame-pointers=yes' cargo build --release   # of C: cc -fno-omit-frame-pointer";
+    if found.go_version.is_some() {
+        return Line::ok(ABOUT, "Go keeps them: user stacks are whole");
+    }
+    let Some(frames) = parts.frames else {
+        return Line::new(
+            ABOUT,
+            Standing::Unknown,
+            "it has no .eh_frame, by which it could be told whether functions keep them",
+        );
+    };
+    let share = frames.with_pointer as f64 / frames.functions as f64;
+    let found = in_numbers(frames);
+    if share >= MOST {
+        Line::ok(ABOUT, format!("{found}: user stacks are whole"))
+    } else if share < FEW {
+        Line::new(ABOUT, Standing::Less, format!("{found}: user stacks break off")).fixed_by(fix)
+    } else {
+        Line::new(ABOUT, Standing::Less, format!("{found}: user stacks may break off")).fixed_by(fix)
+    }
+}
+
+fn in_numbers(frames: Frames) -> String {
+    format!(
+        "{} of {} functions keep one (by .eh_frame: the caller is found from rbp)",
+        frames.with_pointer, frames.functions
+    )
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    fn found(flags: u32, reason: Reason) -> Found {
+        let mut found = Found::default();
+        found.locator.flags = flags;
+        found.locator.reason = reason as u32;
+        found
+    }
+
+    fn parts(with_pointer: u64) -> Parts {
+        Parts {
+            symbols: true,
+            debug_info: true,
+            tls_bytes: Some(160),
+            frames: Some(Frames {
+                functions: 100,
+                with_pointer,
+            }),
+        }
+    }
+
+    /// A server of somebody's, in release mode as cargo makes it.
+    pub(crate) fn server() -> Program {
+        let mut found = found(0, Reason::NoTypeInfo);
+        found.tokio_version = Some("1.54.1".to_owned());
+        let look = Look::Executable(Parts {
+            debug_info: false,
+            ..parts(30)
+        });
+        program(Path::new("target/release/server"), &look, &found)
+    }
+
+    fn standing(program: &Program, about: &str) -> Standing {
+        program
+            .lines
+            .iter()
+            .find(|line| line.about == about)
+            .expect("a line")
+            .standing
+    }
+
+    #[test]
+    fn the_locator_that_would_be_used_is_named() {
+        let both = program(
+            Path::new("x"),
+            &Look::Executable(parts(100)),
+            &found(HAS_PROBE | HAS_TOKIO, Reason::None),
+        );
+        assert_eq!(both.locator.as_deref(), Some("probe+tokio"));
+        assert!(both.lines.iter().all(|line| line.standing == Standing::Ok), "{both:#?}");
+    }
+
+    #[test]
+    fn a_reason_why_not_has_its_cure() {
+        let server = server();
+        assert_eq!(server.locator, None);
+        assert_eq!(standing(&server, "tasks"), Standing::Missing);
+        let tokio = server.lines.iter().find(|line| line.about == "tokio").expect("a line");
+        assert!(tokio.found.starts_with("tokio 1.54.1: "), "{tokio:?}");
+        assert!(
+            tokio.fix.as_ref().is_some_and(|fix| fix.contains("DEBUG=2")),
+            "{tokio:?}"
+        );
+    }
+
+    #[test]
+    fn a_program_without_tasks_lacks_nothing() {
+        let plain = program(Path::new("x"), &Look::Executable(parts(100)), &found(0, Reason::None));
+        assert_eq!(plain.locator, None);
+        assert_eq!(standing(&plain, "tasks"), Standing::Ok);
+    }
+
+    #[test]
+    fn frame_pointers_are_judged_by_their_share() {
+        for (with, expected) in [
+            (100, Standing::Ok),
+            (90, Standing::Ok),
+            (50, Standing::Less),
+            (0, Standing::Less),
+        ] {
+            let program = program(Path::new("x"), &Look::Executable(parts(with)), &found(0, Reason::None));
+            assert_eq!(standing(&program, "frame pointers"), expected, "{with}");
+        }
+        let without = Parts {
+            frames: None,
+            ..parts(0)
+        };
+        let program = program(Path::new("x"), &Look::Executable(without), &found(0, Reason::None));
+        assert_eq!(standing(&program, "frame pointers"), Standing::Unknown);
+    }
+
+    #[test]
+    fn what_is_no_program_says_so() {
+        for look in [Look::Unreadable, Look::NotElf, Look::Foreign] {
+            let program = program(Path::new("x"), &look, &Found::default());
+            assert_eq!(program.lines.len(), 1);
+            assert_eq!(program.lines[0].standing, Standing::Missing);
+            assert!(program.lines[0].fix.is_some());
+        }
+    }
+}

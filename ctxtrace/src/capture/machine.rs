@@ -1,0 +1,255 @@
+//! What this machine allows: looked at and, as far as the user may, tried. For `ctxtrace doctor`.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+
+use aya::maps::MapType;
+use aya::sys::is_map_supported;
+use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::geteuid;
+use perf_event::Builder;
+use perf_event::events::Hardware;
+
+use super::offsets::{BTF_PATH, Description};
+use super::{EXIT, Kernel, PROGRAMS, RENAME, WAKING_TIMER, events, preflight, sampling, tried};
+use crate::error::{Error, Result};
+use crate::target::procfs::effective_capabilities;
+use crate::trace::machine::{Answer, Machine, Wanted};
+
+/// Types of maps that are made, with their names in the kernel.
+const MAPS: [(MapType, &str); 4] = [
+    (MapType::Hash, "BPF_MAP_TYPE_HASH"),
+    (MapType::Array, "BPF_MAP_TYPE_ARRAY"),
+    (MapType::PerCpuArray, "BPF_MAP_TYPE_PERCPU_ARRAY"),
+    (MapType::RingBuf, "BPF_MAP_TYPE_RINGBUF"),
+];
+
+/// Helper functions that are called. The others are older than everything else that is needed.
+const HELPERS: [&str; 8] = [
+    "probe_read_user",
+    "probe_read_kernel",
+    "get_stack",
+    "get_current_task",
+    "ringbuf_output",
+    "ringbuf_reserve",
+    "ringbuf_submit",
+    "ringbuf_discard",
+];
+
+/// Those that something else can stand in for.
+const BETTER_HELPERS: [(&str, &str); 2] = [
+    (
+        "task_pt_regs",
+        "a thread's system call is read from the end of its kernel stack instead",
+    ),
+    (
+        "get_current_task_btf",
+        "samples of a thread begin with its first switch (--sample)",
+    ),
+];
+
+/// Memory of the tables by default: of stacks above all, and of threads.
+const TABLE_BYTES: u64 = 48 << 20;
+
+impl Machine {
+    /// Looks at the machine that this runs on.
+    ///
+    /// # Errors
+    ///
+    /// If not even `/proc` can be read.
+    pub fn this() -> Result<Self> {
+        let described = Description::of_running_kernel();
+        let kernel = Kernel::discover();
+        let may_trace = preflight::may_trace();
+        let online = aya::util::online_cpus().map_err(|(what, error)| Error::system(what)(error))?;
+        let per_cpu = 1 << 20;
+        Ok(Self {
+            kernel: proc_sys("kernel/osrelease").ok_or_else(|| {
+                Error::system("reading the kernel's release in /proc/sys/kernel")(ErrorKind::NotFound.into())
+            })?,
+            architecture: std::env::consts::ARCH.to_owned(),
+            program: std::env::current_exe().unwrap_or_else(|_| "ctxtrace".into()),
+            user: geteuid().as_raw(),
+            capabilities: effective_capabilities(),
+            first_pid_namespace: preflight::is_first_pid_namespace(),
+            btf_problem: kernel.as_ref().err().map(ToString::to_string),
+            tells_interrupts: kernel.as_ref().ok().map(|kernel| kernel.offsets.tell_interrupts()),
+            lockdown: fs::read_to_string("/sys/kernel/security/lockdown")
+                .ok()
+                .map(|text| chosen(&text)),
+            perf_event_paranoid: proc_sys_number("kernel/perf_event_paranoid"),
+            kptr_restrict: proc_sys_number("kernel/kptr_restrict"),
+            unprivileged_bpf_disabled: proc_sys_number("kernel/unprivileged_bpf_disabled"),
+            bpf_stats_enabled: proc_sys_number("kernel/bpf_stats_enabled"),
+            kernel_symbols: shows_addresses(),
+            memlock_bytes: memlock(),
+            available_bytes: procfs::Current::current()
+                .ok()
+                .and_then(|memory: procfs::Meminfo| memory.mem_available),
+            needed_bytes: TABLE_BYTES + (events::DEFAULT_RING_BYTES as u64).max(per_cpu * online.len() as u64),
+            cpus_online: online.len(),
+            cpus_allowed: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            hardware_counters: hardware_counters(),
+            maps: maps(may_trace, described.as_ref()),
+            helpers: helpers(described.as_ref()),
+            programs: programs(may_trace, kernel.as_ref().ok(), described.as_ref()),
+        })
+    }
+}
+
+fn proc_sys(name: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
+    Some(text.trim().to_owned())
+}
+
+fn proc_sys_number(name: &str) -> Option<i64> {
+    proc_sys(name)?.parse().ok()
+}
+
+/// The word in brackets: `none [integrity] confidentiality`.
+fn chosen(text: &str) -> String {
+    let in_brackets = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    in_brackets.map_or(text, |(word, _)| word).trim().to_owned()
+}
+
+/// Whether the kernel shows its symbols with their addresses: hidden ones are zeroes.
+fn shows_addresses() -> bool {
+    let symbols = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+    let mut addresses = symbols.lines().filter_map(|line| line.split(' ').next());
+    addresses.any(|address| address.bytes().any(|digit| digit != b'0'))
+}
+
+fn memlock() -> Option<u64> {
+    let (soft, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
+    (soft != libc::RLIM_INFINITY).then_some(soft)
+}
+
+fn hardware_counters() -> Answer {
+    let opened = Builder::new(Hardware::CPU_CYCLES).exclude_kernel(true).build();
+    opened.map_or_else(|error| Answer::Missing(why_not_counted(&error)), |_| Answer::Works)
+}
+
+fn why_not_counted(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::NotFound => "this processor, or the virtual machine, has none".to_owned(),
+        ErrorKind::PermissionDenied => "kernel.perf_event_paranoid forbids them to this user".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn maps(may_trace: bool, described: Option<&Description>) -> Vec<Wanted> {
+    let answer = |map: MapType, name: &str| {
+        if may_trace {
+            return match is_map_supported(map) {
+                Ok(true) => Answer::Works,
+                Ok(false) => Answer::Missing("the kernel has no such map".to_owned()),
+                Err(error) => Answer::Missing(error.to_string()),
+            };
+        }
+        by_description(described, |types| types.maps.iter().any(|known| known == name))
+    };
+    MAPS.into_iter()
+        .map(|(map, name)| Wanted {
+            name: name.to_owned(),
+            without: None,
+            answer: answer(map, name),
+        })
+        .collect()
+}
+
+fn helpers(described: Option<&Description>) -> Vec<Wanted> {
+    let wanted = |name: &str, without| Wanted {
+        name: format!("bpf_{name}"),
+        without,
+        answer: by_description(described, |types| {
+            types
+                .helpers
+                .iter()
+                .any(|known| known.strip_prefix("BPF_FUNC_") == Some(name))
+        }),
+    };
+    let needed = HELPERS.into_iter().map(|name| wanted(name, None));
+    let better = BETTER_HELPERS
+        .into_iter()
+        .map(|(name, without)| wanted(name, Some(without)));
+    needed.chain(better).collect()
+}
+
+/// What each program is for, if something works without it.
+fn without(program: &str) -> Option<&'static str> {
+    match program {
+        WAKING_TIMER => Some("what a wakeup costs its maker is not told"),
+        RENAME => Some("--level timeline"),
+        sampling::SAMPLER => Some("--sample"),
+        EXIT => Some("the final numbers of ended threads, which `lost.handovers` counts"),
+        _ => None,
+    }
+}
+
+fn programs(may_trace: bool, kernel: Option<&Kernel>, described: Option<&Description>) -> Vec<Wanted> {
+    let wanted = |name: &str, answer| Wanted {
+        name: name.to_owned(),
+        without: without(name),
+        answer,
+    };
+    if let (true, Some(kernel)) = (may_trace, kernel) {
+        let answers = tried(kernel).into_iter().map(|(name, loaded)| {
+            wanted(
+                name,
+                loaded.map_or_else(
+                    |error| Answer::Missing(first_line(&error.to_string())),
+                    |()| Answer::Works,
+                ),
+            )
+        });
+        return answers.collect();
+    }
+    let attached_to = PROGRAMS.into_iter().chain([WAKING_TIMER, RENAME]);
+    let mut programs: Vec<Wanted> = attached_to
+        .map(|name| {
+            let answer = by_description(described, |types| types.tracepoints.iter().any(|known| known == name));
+            wanted(name, answer)
+        })
+        .collect();
+    programs.push(wanted(
+        sampling::SAMPLER,
+        by_description(described, |types| {
+            types.programs.iter().any(|known| known == "BPF_PROG_TYPE_PERF_EVENT")
+        }),
+    ));
+    programs
+}
+
+/// Of what a verifier says the first line says what is wrong; the rest is the program.
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn by_description(described: Option<&Description>, is_there: impl Fn(&Description) -> bool) -> Answer {
+    match described {
+        Some(types) if is_there(types) => Answer::Described,
+        Some(_) => Answer::Missing("this kernel's BTF does not have it".to_owned()),
+        None => Answer::Missing(format!("{BTF_PATH} cannot be read, so it cannot be told")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lockdown_is_the_word_in_brackets() {
+        assert_eq!(chosen("none [integrity] confidentiality\n"), "integrity");
+        assert_eq!(chosen("[none] integrity confidentiality\n"), "none");
+        assert_eq!(chosen("odd\n"), "odd");
+    }
+
+    #[test]
+    fn this_machine_can_be_looked_at_by_anybody() {
+        let machine = Machine::this().expect("it has a /proc");
+        assert!(!machine.kernel.is_empty());
+        assert!(machine.cpus_online >= 1 && machine.cpus_allowed >= 1);
+        assert_eq!(machine.maps.len(), MAPS.len());
+        assert!(machine.programs.iter().any(|program| program.name == "sched_switch"));
+    }
+}
