@@ -1,20 +1,27 @@
 //! `cargo xtask setup`: installs what building and linting the BPF programs needs, and the programs that the tests trace or build
-//! with; and skips what is there.
+//! with, cargo-deny too; and skips what is there.
 
 use anyhow::Result;
 
 use crate::process;
 use crate::toolchain::{self, Compiler, DEBIAN_PACKAGES, LINKER_VERSION, NIGHTLY, Toolchain};
 
+/// The version of cargo-deny.
+const DENY_VERSION: &str = "0.20.2";
+
 /// Programs that the tests start or are built with, with the Debian packages they are in. Of Go any version that is in
 /// `ctxtrace/src/target/locate/go.rs` will do; Debian 12's is the oldest of them.
-const FOR_TESTS: [(&str, &str); 8] = [
+const FOR_TESTS: [(&str, &str); 12] = [
+    ("busybox", "busybox-static"),
     ("cc", "gcc"),
+    ("cpio", "cpio"),
     ("go", "golang-go"),
     ("make", "make"),
     ("perf", "linux-perf"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
     ("redis-benchmark", "redis-tools"),
     ("redis-server", "redis-server"),
+    ("setcap", "libcap2-bin"),
     ("setpriv", "util-linux"),
     ("stress-ng", "stress-ng"),
 ];
@@ -33,6 +40,7 @@ pub(crate) fn main() -> Result<()> {
         Err(_) => install_linker()?,
     }
     install_for_tests()?;
+    install_deny()?;
     Toolchain::find().map(|toolchain| eprintln!("ready: {}", toolchain.compiler))
 }
 
@@ -80,6 +88,16 @@ fn install_nightly() -> Result<()> {
     let mut install = process::clean("rustup");
     install.args(["toolchain", "install", NIGHTLY, "--profile", "minimal"]);
     process::run(install.args(["--component", "rust-src,clippy"]))
+}
+
+/// What looks at the licences and the sources of the crates that are linked, by `deny.toml`.
+fn install_deny() -> Result<()> {
+    if !process::programs("cargo-deny").is_empty() {
+        eprintln!("cargo-deny is there");
+        return Ok(());
+    }
+    let mut install = process::cargo();
+    process::run(install.args(["install", "cargo-deny", "--version", DENY_VERSION, "--locked"]))
 }
 
 /// bpf-linker, built by the user's own cargo.

@@ -44,7 +44,7 @@ const BETTER_HELPERS: [(&str, &str); 2] = [
     ),
     (
         "get_current_task_btf",
-        "samples of a thread begin with its first switch (--sample)",
+        "samples of a thread begin with its first switch",
     ),
 ];
 
@@ -179,9 +179,9 @@ fn helpers(described: Option<&Description>) -> Vec<Wanted> {
 fn without(program: &str) -> Option<&'static str> {
     match program {
         WAKING_TIMER => Some("what a wakeup costs its maker is not told"),
-        RENAME => Some("--level timeline"),
-        sampling::SAMPLER => Some("--sample"),
-        EXIT => Some("the final numbers of ended threads, which `lost.handovers` counts"),
+        RENAME => Some("no --level timeline"),
+        sampling::SAMPLER => Some("no --sample"),
+        EXIT => Some("the final numbers of ended threads are missing, which `lost.handovers` counts"),
         _ => None,
     }
 }

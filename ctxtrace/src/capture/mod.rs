@@ -161,6 +161,8 @@ pub struct Session {
     cost: CostMeter,
     /// Whether [`EXIT`] is needed, and the kernel has taken it. Without it `lost.handovers` counts what is missing.
     reads_at_exit: bool,
+    /// Whether the kernel has taken [`WAKING_TIMER`].
+    times_wakings: bool,
     /// While the making of wakeups is timed.
     waking_timer: Option<BtfTracePointLinkId>,
 }
@@ -209,9 +211,11 @@ impl Session {
         let waker_sums = if settings.waker_stacks { settings.max_stacks } else { 1 };
         loader.map_max_entries("WAKER_SUMS", waker_sums);
         let mut ebpf = loader.load(OBJECT).map_err(refused("load the BPF maps"))?;
-        for name in PROGRAMS.into_iter().chain(extra_programs(settings.level)) {
+        for name in PROGRAMS.into_iter().chain(rename(settings.level)) {
             load(&mut ebpf, kernel, name)?;
         }
+        // Without it the making of wakeups is not timed, and the report says so.
+        let times_wakings = load(&mut ebpf, kernel, WAKING_TIMER).is_ok();
         if settings.sample_hz.is_some() {
             sampling::load(&mut ebpf)?;
         }
@@ -238,6 +242,7 @@ impl Session {
             locators: Vec::new(),
             settings,
             waking_timer: None,
+            times_wakings,
             reads_at_exit,
         })
     }
@@ -340,8 +345,7 @@ impl Session {
     ///
     /// If the kernel refuses.
     pub fn attach(&mut self) -> Result<()> {
-        let rename = (self.settings.level == Level::Timeline).then_some(RENAME);
-        for name in rename.into_iter().chain(PROGRAMS) {
+        for name in rename(self.settings.level).into_iter().chain(PROGRAMS) {
             program(&mut self.ebpf, name)?
                 .attach()
                 .map_err(refused_for("attach", name))?;
@@ -470,7 +474,8 @@ impl Session {
         if self.reads_at_exit {
             at_exit(&mut self.ebpf)?.unload().map_err(refused_for("detach", EXIT))?;
         }
-        for name in PROGRAMS.into_iter().chain(extra_programs(self.settings.level)) {
+        let timer = self.times_wakings.then_some(WAKING_TIMER);
+        for name in PROGRAMS.into_iter().chain(rename(self.settings.level)).chain(timer) {
             program(&mut self.ebpf, name)?
                 .unload()
                 .map_err(refused_for("detach", name))?;
@@ -652,11 +657,9 @@ impl Session {
     }
 }
 
-/// The programs that are not attached from beginning to end at every level.
-fn extra_programs(level: Level) -> impl Iterator<Item = &'static str> {
-    [WAKING_TIMER]
-        .into_iter()
-        .chain((level == Level::Timeline).then_some(RENAME))
+/// The program that only a timeline needs.
+fn rename(level: Level) -> Option<&'static str> {
+    (level == Level::Timeline).then_some(RENAME)
 }
 
 /// Loads every program there is, each for itself, to see which the kernel takes: with stacks and events, which is all that they

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::table::{Style, plain_table};
-use super::{budget, printable, wrapped};
+use super::{budget, fenced, markdown_text, printable, wrapped};
 use crate::analyze::compare::{Compared, Figure, Side};
 use crate::units::{Scale, duration, significant};
 
@@ -24,12 +24,15 @@ pub fn render(compared: &Compared, style: Style) -> String {
 /// To be pasted into an issue.
 #[must_use]
 pub fn markdown(compared: &Compared) -> String {
-    let mut text = format!("## Two recordings compared\n\n{}\n\n", sides(compared).join("  \n"));
+    let mut text = format!(
+        "## Two recordings compared\n\n{}\n\n",
+        sides(compared).map(|side| markdown_text(&side)).join("  \n")
+    );
     for line in incomplete(compared) {
         let _ = writeln!(text, "**{line}**\n");
     }
     for block in blocks(compared).into_iter().chain(missing(compared)) {
-        let _ = writeln!(text, "```text\n{block}\n```\n");
+        let _ = writeln!(text, "{}", fenced(&block));
     }
     let _ = writeln!(text, "ctxtrace {}.", compared.ctxtrace_version);
     text
@@ -42,7 +45,7 @@ fn sides(compared: &Compared) -> [String; 2] {
             printable(&side.name),
             side.level.name(),
             printable(&side.host.name),
-            side.host.kernel,
+            printable(&side.host.kernel),
             side.host.cpus
         );
         wrapped(&text, "", "         ")

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::table::{Style, plain_table};
-use super::{budget, printable, wrapped};
+use super::{budget, fenced, markdown_text, printable, wrapped};
 use crate::analyze::explain::result::{Claim, Explanation, Others, Says, Side};
 use crate::units::{significant, thousands};
 
@@ -49,12 +49,12 @@ pub fn render(answer: &Explanation, style: Style) -> String {
 /// To be pasted into an issue.
 #[must_use]
 pub fn markdown(answer: &Explanation) -> String {
-    let mut text = format!("## {}\n\n", headline(answer));
+    let mut text = format!("## {}\n\n", markdown_text(&headline(answer)));
     let sides = [
         side("base", &answer.base, answer),
         side("subject", &answer.subject, answer),
     ];
-    let _ = writeln!(text, "{}\n", sides.join("  \n"));
+    let _ = writeln!(text, "{}\n", sides.map(|side| markdown_text(&side)).join("  \n"));
     if let Some(sentence) = disturbance(answer) {
         let _ = writeln!(text, "**{sentence}**\n");
     }
@@ -62,7 +62,7 @@ pub fn markdown(answer: &Explanation) -> String {
         let _ = writeln!(text, "### {title}\n");
         for (number, sentence) in claims {
             let mark = number.map_or("-".to_owned(), |number| format!("{number}."));
-            let _ = writeln!(text, "{mark} {sentence}");
+            let _ = writeln!(text, "{mark} {}", markdown_text(&sentence));
         }
         text.push('\n');
     }
@@ -76,7 +76,7 @@ pub fn markdown(answer: &Explanation) -> String {
         not_tried(answer),
     ];
     for block in blocks.into_iter().flatten() {
-        let _ = writeln!(text, "```text\n{block}\n```\n");
+        let _ = writeln!(text, "{}", fenced(&block));
     }
     let host = &answer.host;
     let _ = writeln!(

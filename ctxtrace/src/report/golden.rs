@@ -8,6 +8,8 @@ use super::flamegraph::{Labels, Subject};
 use super::table::Style;
 use super::{Weight, explain, flamegraph, folded, html, json, suite, table};
 use crate::analyze::compare::tests as compare_tests;
+use crate::analyze::doctor::tests::{machine as doctor_tests, program as program_tests};
+use crate::analyze::doctor::{self, Diagnosis};
 use crate::analyze::explain::answer::tests as explain_tests;
 use crate::analyze::result::Report;
 use crate::analyze::suite::{Suite, tests as suite_tests};
@@ -409,6 +411,30 @@ fn golden_compared() {
         &super::compare::render(&drawn, Style { color: false }),
         &super::compare::markdown(&drawn),
     );
+}
+
+/// A machine on which everything works, and one on which little does, with a program that lacks what it takes.
+#[test]
+fn golden_diagnoses() {
+    let good = Diagnosis::new(doctor::machine(&doctor_tests::good()), None);
+    let bad = Diagnosis::new(doctor::machine(&doctor_tests::bad()), Some(program_tests::server()));
+    for (name, drawn) in [("doctor-good", &good), ("doctor-bad", &bad)] {
+        golden(
+            &format!("{name}.table"),
+            super::doctor::render(drawn, Style { color: false }),
+        );
+    }
+    let json = json::render(&bad).expect("JSON");
+    golden("doctor-bad.json", &json);
+    let schema = json::schema::<Diagnosis>().expect("JSON");
+    compare(
+        &manifest().join("../docs/schema/ctxtrace.doctor-1.schema.json"),
+        &schema,
+    );
+    let validator = jsonschema::validator_for(&serde_json::from_slice(&schema).expect("JSON")).expect("a schema");
+    let json = serde_json::from_slice(&json).expect("JSON");
+    let errors: Vec<String> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
+    assert!(errors.is_empty(), "{errors:?}");
 }
 
 /// The schema in the documentation is the one of the types, and the golden JSON follows it.

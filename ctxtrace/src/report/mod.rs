@@ -66,9 +66,48 @@ fn wrapped(text: &str, first: &str, rest: &str) -> String {
     textwrap::fill(text, options)
 }
 
+/// Text for Markdown, outside of code: names in it make no links, no emphasis, no code and no HTML.
+#[must_use]
+fn markdown_text(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '\\' | '`' | '*' | '[' | ']' | '<' | '>' | '&') {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    escaped
+}
+
+/// A block of text for Markdown as it is, in a fence that is longer than any in it.
+#[must_use]
+fn fenced(block: &str) -> String {
+    let longest = block
+        .lines()
+        .map(|line| line.trim_start().chars().take_while(|&c| c == '`').count())
+        .max();
+    let fence = "`".repeat(longest.map_or(3, |longest| (longest + 1).max(3)));
+    format!("{fence}text\n{block}\n{fence}\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_makes_no_markdown() {
+        assert_eq!(
+            markdown_text("![x](http://y) <b>*`&amp;"),
+            r"!\[x\](http://y) \<b\>\*\`\&amp;"
+        );
+        assert_eq!(markdown_text("task-pool, buffer 4,096"), "task-pool, buffer 4,096");
+    }
+
+    #[test]
+    fn a_name_does_not_end_the_fence_it_is_in() {
+        assert_eq!(fenced("a\nb"), "```text\na\nb\n```\n");
+        assert_eq!(fenced("a\n  ````\nb"), "`````text\na\n  ````\nb\n`````\n");
+    }
 
     #[test]
     fn nothing_a_terminal_acts_on_gets_through() {

@@ -31,6 +31,14 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         "a_planted_link_to_a_device_is_refused",
         a_planted_link_to_a_device_is_refused,
     ),
+    (
+        "the_doctor_finds_nothing_in_the_way",
+        the_doctor_finds_nothing_in_the_way,
+    ),
+    (
+        "the_doctor_names_the_command_that_works_and_it_does",
+        the_doctor_names_the_command_that_works_and_it_does,
+    ),
 ];
 
 const NOBODY: u32 = 65_534;
@@ -131,6 +139,59 @@ fn with_one_of_the_capabilities_nothing_is_traced() {
         assert_eq!(output.status.code(), Some(1), "{capability}");
         let said = stderr(&output);
         assert!(said.contains(missing) && said.contains("doctor"), "{said}");
+    }
+}
+
+/// What `doctor --json -` says, and its status.
+fn diagnosis(mut command: Command) -> (Value, Option<i32>) {
+    let output = command.args(["doctor", "--json", "-"]).output().expect("started");
+    let json = serde_json::from_slice(&output.stdout).expect("nothing but JSON on standard output");
+    (json, output.status.code())
+}
+
+/// How it stands with one thing.
+fn standing<'a>(json: &'a Value, about: &str) -> &'a str {
+    let mut lines = json["machine"].as_array().expect("lines").iter();
+    let line = lines.find(|line| line["about"] == about).expect(about);
+    line["standing"].as_str().expect("a word")
+}
+
+fn the_doctor_finds_nothing_in_the_way() {
+    let (json, status) = diagnosis(Command::new(CTXTRACE));
+    assert_eq!(
+        (&json["tracing_works"], status),
+        (&Value::Bool(true), Some(0)),
+        "{json:#}"
+    );
+    for about in ["BTF", "rights", "map types", "BPF programs"] {
+        assert_eq!(standing(&json, about), "ok", "{about}");
+    }
+}
+
+fn the_doctor_names_the_command_that_works_and_it_does() {
+    let (_folder, program) = for_nobody();
+    let (json, status) = diagnosis(as_nobody(&program, None));
+    assert_eq!(
+        (&json["tracing_works"], status),
+        (&Value::Bool(false), Some(1)),
+        "{json:#}"
+    );
+    assert_eq!(standing(&json, "rights"), "missing");
+    assert_eq!(standing(&json, "BPF programs"), "unknown", "it was not tried");
+    let lines = json["machine"].as_array().expect("lines");
+    let rights = lines.iter().find(|line| line["about"] == "rights").expect("a line");
+    let fix = rights["fix"].as_str().expect("a command");
+    let setcap = fix.split_once("sudo setcap ").expect("the other way").1;
+    let set = Command::new("setcap").args(setcap.split_whitespace()).status();
+    assert!(set.expect("setcap is installed (Debian package libcap2-bin)").success());
+    let (json, status) = diagnosis(as_nobody(&program, None));
+    assert_eq!(
+        (&json["tracing_works"], status),
+        (&Value::Bool(true), Some(0)),
+        "{json:#}"
+    );
+    for about in ["rights", "BPF programs", "kernel names"] {
+        assert_eq!(standing(&json, about), "ok", "{about}: {json:#}");
     }
 }
 

@@ -166,7 +166,7 @@ fn kinds(about: &'static str, wanted: &[Wanted], facts: &Machine) -> Line {
         .fixed_by(format!("sudo {} doctor", program(facts)));
     }
     let sentences = missing.iter().map(|(one, reason)| match one.without {
-        Some(without) => format!("{}: {reason} (left out: {without})", one.name),
+        Some(without) => format!("{}: {reason} (without it: {without})", one.name),
         None => format!("{}: {reason}", one.name),
     });
     let standing = if missing.iter().any(|(one, _)| one.without.is_none()) {
@@ -382,7 +382,7 @@ pub(crate) mod tests {
             helpers: vec![wanted("bpf_get_stack", None, Answer::Described)],
             programs: vec![
                 wanted("sched_switch", None, Answer::Works),
-                wanted("cpu_clock", Some("--sample"), Answer::Works),
+                wanted("cpu_clock", Some("no --sample"), Answer::Works),
             ],
         }
     }
@@ -405,7 +405,7 @@ pub(crate) mod tests {
                 wanted("bpf_get_stack", None, Answer::Described),
                 wanted(
                     "bpf_task_pt_regs",
-                    Some("something"),
+                    Some("a thread's system call is read from the end of its kernel stack instead"),
                     Answer::Missing("this kernel's BTF does not have it".to_owned()),
                 ),
             ],
@@ -463,7 +463,7 @@ pub(crate) mod tests {
         facts.programs[1].answer = refused();
         let less = line(&facts, "BPF programs");
         assert_eq!(less.standing, Standing::Less);
-        assert!(less.found.contains("left out: --sample"), "{less:?}");
+        assert!(less.found.contains("without it: no --sample"), "{less:?}");
         facts.programs[0].answer = refused();
         assert_eq!(line(&facts, "BPF programs").standing, Standing::Missing);
     }

@@ -13,6 +13,13 @@ use serde::Serialize;
 pub use machine::machine;
 pub use program::{Program, program};
 
+/// What the tests of renderers draw.
+#[cfg(test)]
+pub(crate) mod tests {
+    pub(crate) use super::machine::tests as machine;
+    pub(crate) use super::program::tests as program;
+}
+
 /// The version of the JSON.
 pub const SCHEMA: &str = "ctxtrace.doctor/1";
 
