@@ -58,8 +58,8 @@ const TESTS: [&str; 9] = [
     "processes_that_live_for_an_instant_are_all_there",
     "a_thread_that_executes_a_program_keeps_its_count",
     "stack_sums_hold_every_switch_once",
-    "a_task_that_blocks_in_its_polls_is_told_by_name",
-    "an_unmodified_program_is_attributed_the_same",
+    "sixty_four_tasks_are_told_apart",
+    "every_mode_has_its_ledger",
     "events_agree_whatever_threads_and_processes_do",
 ];
 
@@ -80,8 +80,31 @@ const MEMORY_MB: u32 = 3_072;
 /// The longest a guest may take, seconds.
 const LIMIT_S: u32 = 900;
 
-/// Boots the kernel and runs the tests of `privileged`, which starts `others`. `append` is added to the kernel's command line.
-pub(crate) fn test(kernel: Kernel, privileged: &Path, others: &[PathBuf], append: Option<&str>) -> Result<()> {
+/// How a kernel is tested.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way<'a> {
+    /// What is added to its command line.
+    pub(crate) append: Option<&'a str>,
+    /// Which of [`TESTS`] are run; all of them if it is empty.
+    pub(crate) only: &'a [String],
+}
+
+impl Way<'_> {
+    fn tests(&self) -> Result<Vec<&str>> {
+        if let Some(unknown) = self.only.iter().find(|name| !TESTS.contains(&name.as_str())) {
+            bail!(
+                "`{unknown}` is none of the tests that run there, which are {}",
+                TESTS.join(", ")
+            );
+        }
+        let wanted = |test: &&str| self.only.is_empty() || self.only.iter().any(|name| name == test);
+        Ok(TESTS.into_iter().filter(wanted).collect())
+    }
+}
+
+/// Boots the kernel and runs the tests of `privileged`, which starts `others`.
+pub(crate) fn test(kernel: Kernel, privileged: &Path, others: &[PathBuf], way: &Way<'_>) -> Result<()> {
+    let tests = way.tests()?;
     for (program, package) in PROGRAMS {
         if process::programs(program).is_empty() {
             bail!(
@@ -105,11 +128,11 @@ pub(crate) fn test(kernel: Kernel, privileged: &Path, others: &[PathBuf], append
     let image = image(kernel, &folder)?;
     let root = folder.join("root");
     let _ = fs::remove_dir_all(&root);
-    fill(&root, privileged, others)?;
+    fill(&root, privileged, others, &tests)?;
     let initramfs = folder.join("initramfs.cpio");
     pack(&root, &initramfs)?;
     fs::remove_dir_all(&root).context("cannot remove the guest's files")?;
-    boot(kernel, &image, &initramfs, append)
+    boot(kernel, &image, &initramfs, way.append)
 }
 
 /// The kernel's image, downloaded and unpacked unless that was done before.
@@ -190,7 +213,7 @@ impl Apt {
 }
 
 /// Everything that is in the guest.
-fn fill(root: &Path, privileged: &Path, others: &[PathBuf]) -> Result<()> {
+fn fill(root: &Path, privileged: &Path, others: &[PathBuf], tests: &[&str]) -> Result<()> {
     for folder in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"] {
         fs::create_dir_all(root.join(folder)).context("cannot make the guest's folders")?;
     }
@@ -199,7 +222,9 @@ fn fill(root: &Path, privileged: &Path, others: &[PathBuf]) -> Result<()> {
         .next()
         .context("there is no busybox")?;
     fs::copy(busybox, root.join("bin/busybox")).context("cannot copy busybox")?;
-    for name in ["cat", "echo", "false", "ip", "mount", "poweroff", "sh", "sleep", "true"] {
+    for name in [
+        "cat", "echo", "false", "grep", "ip", "mount", "poweroff", "sh", "sleep", "true",
+    ] {
         symlink("busybox", root.join("bin").join(name)).context("cannot make the guest's commands")?;
     }
     for executable in others.iter().map(PathBuf::as_path).chain([privileged]) {
@@ -212,7 +237,7 @@ fn fill(root: &Path, privileged: &Path, others: &[PathBuf]) -> Result<()> {
     fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\n").context("cannot write the guest's users")?;
     fs::write(root.join("etc/group"), "root:x:0:\n").context("cannot write the guest's groups")?;
     let init = root.join("init");
-    fs::write(&init, script(privileged)).context("cannot write the guest's script")?;
+    fs::write(&init, script(privileged, tests)).context("cannot write the guest's script")?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).context("cannot make the script executable")
 }
 
@@ -228,7 +253,7 @@ fn add(root: &Path, file: &Path) -> Result<()> {
 }
 
 /// What the guest does.
-fn script(privileged: &Path) -> String {
+fn script(privileged: &Path, tests: &[&str]) -> String {
     let program = privileged.display();
     let mut script = format!(
         "#!/bin/sh\n\
@@ -236,10 +261,12 @@ fn script(privileged: &Path) -> String {
          mount -t tracefs none /sys/kernel/tracing; mount -t debugfs none /sys/kernel/debug; ip link set lo up\n\
          export PATH=/bin HOME=/root CTXTRACE_REQUIRE_PRIVILEGED=1 RUST_BACKTRACE=0\n\
          cat /proc/version; failed=0\n\
+         for word in $(cat /proc/cmdline); do case $word in preempt=*) \
+         grep -qF \"(${{word#preempt=}})\" /sys/kernel/debug/sched/preempt || {{ echo this kernel cannot $word; failed=1; }};; esac; done\n\
          cd {}\n",
         privileged.parent().unwrap_or(Path::new("/")).display()
     );
-    for test in TESTS {
+    for test in tests {
         script.push_str(&format!("{program} --test-threads=1 --exact {test} || failed=1\n"));
     }
     script.push_str(&format!("echo '{MARK}'$failed\npoweroff -f\n"));
@@ -319,7 +346,7 @@ mod tests {
 
     #[test]
     fn the_guest_runs_every_test_and_says_how_it_went() {
-        let script = script(Path::new("/x/deps/privileged-1"));
+        let script = script(Path::new("/x/deps/privileged-1"), &TESTS);
         for test in TESTS {
             assert!(script.contains(&format!("--exact {test} || failed=1")), "{test}");
         }
@@ -331,6 +358,21 @@ mod tests {
     fn a_path_that_a_shell_would_take_apart_is_refused() {
         assert!(is_plain(Path::new("/a/b-1.2/c_d+e")));
         assert!(!is_plain(Path::new("/a b")) && !is_plain(Path::new("/a;b")) && !is_plain(Path::new("/$a")));
+    }
+
+    #[test]
+    fn some_of_the_tests_can_be_chosen_by_name() {
+        let tests = |only: &[&str]| {
+            let only: Vec<String> = only.iter().copied().map(str::to_owned).collect();
+            let way = Way {
+                append: None,
+                only: &only,
+            };
+            way.tests().map(|tests| tests.len()).ok()
+        };
+        assert_eq!(tests(&[]), Some(TESTS.len()));
+        assert_eq!(tests(&[TESTS[3], TESTS[0]]), Some(2));
+        assert_eq!(tests(&["no_such_test"]), None);
     }
 
     #[test]

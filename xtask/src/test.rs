@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use cargo_metadata::{Artifact, Message, TargetKind};
 
-use crate::kernels::{self, Kernel};
+use crate::kernels::{self, Kernel, Way};
 use crate::{process, tokio_releases};
 
 /// The integration test of the crate `ctxtrace` that needs root.
@@ -36,6 +36,10 @@ pub(crate) struct Args {
     /// What to add to that kernel's command line, as preempt=full
     #[arg(long, value_name = "WORDS", requires = "kernel")]
     append: Option<String>,
+
+    /// Run only this one of the tests there; may be given several times
+    #[arg(long, value_name = "TEST", requires = "kernel")]
+    only: Vec<String>,
 }
 
 /// One executable with tests in it.
@@ -104,7 +108,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         bail!("there is no test target `{PRIVILEGED}`");
     };
     if !args.kernel.is_empty() {
-        return on_kernels(&args.kernel, first, args.append.as_deref());
+        return on_kernels(args, first);
     }
     let mut failures = Vec::new();
     let mut note = |name: &str, result: Result<()>| {
@@ -123,7 +127,11 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 }
 
 /// Privileged tests on other kernels.
-fn on_kernels(wanted: &[Kernel], privileged: &TestProgram, append: Option<&str>) -> Result<()> {
+fn on_kernels(args: &Args, privileged: &TestProgram) -> Result<()> {
+    let way = Way {
+        append: args.append.as_deref(),
+        only: &args.only,
+    };
     // The executables that tests start are two folders up from the tests.
     let folder = privileged
         .path
@@ -131,8 +139,8 @@ fn on_kernels(wanted: &[Kernel], privileged: &TestProgram, append: Option<&str>)
         .and_then(Path::parent)
         .context("the tests are in no folder")?;
     let others = ["ctxtrace", "ctxtrace-workload-jemalloc"].map(|name| folder.join(name));
-    for &kernel in wanted {
-        kernels::test(kernel, &privileged.path, &others, append)?;
+    for &kernel in &args.kernel {
+        kernels::test(kernel, &privileged.path, &others, &way)?;
     }
     Ok(())
 }
