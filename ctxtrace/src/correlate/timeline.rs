@@ -193,6 +193,12 @@ impl<I> Replay<I> {
         }
     }
 
+    /// When the last event was, `CLOCK_MONOTONIC` nanoseconds.
+    #[must_use]
+    pub fn last_ns(&self) -> u64 {
+        self.last_ns
+    }
+
     /// Those who are told of the intervals.
     pub fn intervals_mut(&mut self) -> &mut I {
         &mut self.intervals
@@ -231,10 +237,13 @@ impl<I: IntervalSink> Replay<I> {
                     self.switch_in(event, &into);
                 }
             }
-            Some(Decoded::Waking { tid, .. }) => {
+            Some(Decoded::Waking { tid, noted, waker, .. }) => {
                 self.wakeups += 1;
                 if let Some(live) = self.live.get_mut(&tid) {
                     live.first_waking_ns(event.at_ns);
+                    if noted.is_some() {
+                        self.intervals.waking(event.at_ns, live.thread(), &waker);
+                    }
                 }
             }
             Some(Decoded::Thread {
@@ -509,11 +518,7 @@ impl Live {
 
     fn interval(&self, state: State, start_ns: u64, end_ns: u64, (task, class, reason): (u64, u8, u8)) -> Interval {
         Interval {
-            thread: ThreadId {
-                start_boottime_ns: self.totals.start_boottime_ns,
-                tgid: self.totals.tgid,
-                tid: self.totals.tid,
-            },
+            thread: self.thread(),
             state,
             start_ns,
             end_ns,
@@ -524,6 +529,15 @@ impl Live {
             task,
             class,
             reason,
+            cpu: self.last_cpu,
+        }
+    }
+
+    fn thread(&self) -> ThreadId {
+        ThreadId {
+            start_boottime_ns: self.totals.start_boottime_ns,
+            tgid: self.totals.tgid,
+            tid: self.totals.tid,
         }
     }
 

@@ -217,7 +217,7 @@ fn headline(report: &Report, workload: &Workload, style: Style) -> String {
 }
 
 /// The answer to "which task switches hit the kernel?", in one line.
-fn verdict(report: &Report, style: Style) -> String {
+pub(super) fn verdict(report: &Report, style: Style) -> String {
     let name = |target: &Target| {
         let file = target.name.rsplit('/').next().unwrap_or_default();
         printable(file)
@@ -276,7 +276,7 @@ fn verdict(report: &Report, style: Style) -> String {
 }
 
 /// A share in percent. Neither 0 nor 100 is said of what is not exactly that.
-fn percent(part: u64, whole: u64) -> String {
+pub(super) fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "0 %".to_owned();
     }
@@ -295,7 +295,7 @@ fn percent(part: u64, whole: u64) -> String {
 }
 
 /// Kernel switches and off-CPU time by class, most switches first.
-fn by_class(report: &Report) -> Vec<(Class, u64, u64)> {
+pub(super) fn by_class(report: &Report) -> Vec<(Class, u64, u64)> {
     let mut classes: BTreeMap<Class, (u64, u64)> = BTreeMap::new();
     for row in &report.ledger {
         let sum = classes.entry(row.class).or_default();
@@ -380,7 +380,7 @@ fn tasks(report: &Report) -> Option<String> {
 }
 
 /// Whether a task goes by a number, or shares its name with others.
-fn is_number(name: &str) -> bool {
+pub(super) fn is_number(name: &str) -> bool {
     name == "other" || name.starts_with('#') || name.starts_with("goroutine ")
 }
 
@@ -494,7 +494,7 @@ fn counts(report: &Report, style: Style) -> String {
 }
 
 /// How tasks were found in each program, and what that can tell; programs of the same kind in one line.
-fn locator_lines(report: &Report) -> Vec<String> {
+pub(super) fn locator_lines(report: &Report) -> Vec<String> {
     let mut kinds: Vec<(String, Vec<String>)> = Vec::new();
     for locator in &report.locators {
         let kind = locator_in_words(locator, report.locator);
@@ -696,7 +696,7 @@ fn lost_by_cpu(losses: &CpuLosses) -> String {
 }
 
 /// Which options make room for what did not fit.
-fn room(report: &Report) -> String {
+pub(super) fn room(report: &Report) -> String {
     let lost = &report.lost;
     let options = [
         ("--max-threads", lost.threads),
@@ -718,7 +718,7 @@ fn room(report: &Report) -> String {
 const DISTURBING_SHARE: f64 = 0.05;
 
 /// What tracing cost, and what to do where that is much.
-fn tracing_cost(report: &Report) -> String {
+pub(super) fn tracing_cost(report: &Report) -> String {
     let overhead = &report.overhead;
     let each: Vec<String> = overhead
         .programs
