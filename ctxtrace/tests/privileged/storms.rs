@@ -152,7 +152,9 @@ fn a_bounded_capture_outlives_its_tracer() {
     let report = ctxtrace(&format!("report {path} --json -"));
     assert_eq!(report.status.code(), Some(1), "{}", stderr(&report));
     let json = json_of(&report);
-    counts_hold(&json);
+    // Its ledger may be a few switches off: the tables were read while the threads went on.
+    assert!(number(&json, "/kernel_switches/total") > 1_000);
+    assert_eq!(number(&json, "/reconciliation/difference"), 0);
     assert!(number(&json, "/timeline/dropped") > 0);
     assert!(number(&json, "/timeline/events") > 0);
     assert!(number(&json, "/timeline/begins_ns") > 0);
