@@ -11,9 +11,10 @@ use perf_event::Builder;
 use perf_event::events::Hardware;
 
 use super::offsets::{BTF_PATH, Description};
-use super::{EXIT, Kernel, PROGRAMS, RENAME, WAKING_TIMER, events, preflight, sampling, tried};
+use super::{EXIT, Kernel, PROGRAMS, RENAME, Tried, WAKING_TIMER, events, preflight, sampling, tried};
 use crate::error::{Error, Result};
 use crate::target::procfs::effective_capabilities;
+use crate::trace::Level;
 use crate::trace::machine::{Answer, Machine, Wanted};
 
 /// Types of maps that are made, with their names in the kernel.
@@ -193,16 +194,7 @@ fn programs(may_trace: bool, kernel: Option<&Kernel>, described: Option<&Descrip
         answer,
     };
     if let (true, Some(kernel)) = (may_trace, kernel) {
-        let answers = tried(kernel).into_iter().map(|(name, loaded)| {
-            wanted(
-                name,
-                loaded.map_or_else(
-                    |error| Answer::Missing(first_line(&error.to_string())),
-                    |()| Answer::Works,
-                ),
-            )
-        });
-        return answers.collect();
+        return all_tried(tried(kernel));
     }
     let attached_to = PROGRAMS.into_iter().chain([WAKING_TIMER, RENAME]);
     let mut programs: Vec<Wanted> = attached_to
@@ -220,9 +212,44 @@ fn programs(may_trace: bool, kernel: Option<&Kernel>, described: Option<&Descrip
     programs
 }
 
-/// Of what a verifier says the first line says what is wrong; the rest is the program.
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
+/// One answer for each program. One that is refused for a timeline only leaves out no more than that.
+fn all_tried(tried: Vec<Tried>) -> Vec<Wanted> {
+    let mut programs: Vec<Wanted> = Vec::new();
+    for Tried { name, level, loaded } in tried {
+        let answer = loaded.map_or_else(|error| Answer::Missing(reason(&error.to_string())), |()| Answer::Works);
+        match programs.iter().find(|program| program.name == name) {
+            Some(_) if answer == Answer::Works => {}
+            Some(_) => programs.push(Wanted {
+                name: format!("{name} of events"),
+                without: Some("no --level timeline"),
+                answer,
+            }),
+            None => programs.push(Wanted {
+                name: name.to_owned(),
+                without: without(name).or((level == Level::Timeline).then_some("no --level timeline")),
+                answer,
+            }),
+        }
+    }
+    programs
+}
+
+/// Of what a verifier says, what is wrong: its last line but for those that say how it fared.
+fn reason(text: &str) -> String {
+    const HOW_IT_FARED: [&str; 3] = ["verification time", "stack depth", "processed "];
+    let fared = |line: &&str| HOW_IT_FARED.iter().any(|begin| line.trim_start().starts_with(begin));
+    // What follows an empty line is advice.
+    let said = text.split("\n\n").next().unwrap_or_default();
+    let mut lines = said.lines().filter(|line| !line.trim().is_empty());
+    let first = lines.next().unwrap_or_default();
+    match lines.take_while(|line| !fared(line)).last() {
+        Some(last) => format!(
+            "{}: {}",
+            first.split(". Verifier output:").next().unwrap_or(first),
+            last.trim()
+        ),
+        None => first.to_owned(),
+    }
 }
 
 fn by_description(described: Option<&Description>, is_there: impl Fn(&Description) -> bool) -> Answer {
@@ -242,6 +269,34 @@ mod tests {
         assert_eq!(chosen("none [integrity] confidentiality\n"), "integrity");
         assert_eq!(chosen("[none] integrity confidentiality\n"), "none");
         assert_eq!(chosen("odd\n"), "odd");
+    }
+
+    #[test]
+    fn the_verifiers_last_word_is_the_reason() {
+        let text = "the kernel refused to load the BPF program x: Permission denied. Verifier output: arg#0 type is not a struct\n\
+                    ; \n33: (bf) r1 = r2\ninvalid read from stack\nverification time 99 usec\nstack depth 8\n\
+                    processed 3 insns\n\n  If this is a container, do something";
+        assert_eq!(
+            reason(text),
+            "the kernel refused to load the BPF program x: Permission denied: invalid read from stack"
+        );
+        assert_eq!(reason("no such thing"), "no such thing");
+    }
+
+    #[test]
+    fn a_program_that_only_a_timeline_cannot_have_leaves_out_that() {
+        let tried = |level, loaded| Tried {
+            name: "sched_switch",
+            level,
+            loaded,
+        };
+        let refused = || Err(Error::Workload("refused".to_owned()));
+        let programs = all_tried(vec![tried(Level::Stacks, Ok(())), tried(Level::Timeline, refused())]);
+        assert_eq!((programs[0].without, &programs[0].answer), (None, &Answer::Works));
+        assert_eq!(programs[1].without, Some("no --level timeline"));
+        let programs = all_tried(vec![tried(Level::Stacks, refused()), tried(Level::Timeline, Ok(()))]);
+        assert_eq!(programs.len(), 1);
+        assert_eq!(programs[0].without, None, "nothing works then");
     }
 
     #[test]

@@ -662,35 +662,56 @@ fn rename(level: Level) -> Option<&'static str> {
     (level == Level::Timeline).then_some(RENAME)
 }
 
-/// Loads every program there is, each for itself, to see which the kernel takes: with stacks and events, which is all that they
-/// can do.
-fn tried(kernel: &Kernel) -> Vec<(&'static str, Result<()>)> {
-    let on = 1_u32;
+/// A program that was loaded to see whether the kernel takes it.
+struct Tried {
+    name: &'static str,
+    /// As it is for this level.
+    level: Level,
+    loaded: Result<()>,
+}
+
+/// Loads every program there is, as it is for stacks and for a timeline: counts alone are a part of both.
+fn tried(kernel: &Kernel) -> Vec<Tried> {
+    [Level::Stacks, Level::Timeline]
+        .into_iter()
+        .flat_map(|level| tried_at(kernel, level))
+        .collect()
+}
+
+fn tried_at(kernel: &Kernel, level: Level) -> Vec<Tried> {
+    let (stacks, events) = (u32::from(level == Level::Stacks), u32::from(level == Level::Timeline));
     let mut loader = EbpfLoader::new();
     loader.btf(Some(&kernel.btf));
     for (name, value) in kernel.offsets.constants() {
         loader.override_global(name, value, true);
     }
-    for name in ["WITH_STACKS", "WITH_WAKER_STACKS", "WITH_EVENTS"] {
-        loader.override_global(name, &on, true);
-    }
+    loader.override_global("WITH_STACKS", &stacks, true);
+    loader.override_global("WITH_WAKER_STACKS", &stacks, true);
+    loader.override_global("WITH_EVENTS", &events, true);
     Layout::NONE.apply(&mut loader);
     // No more memory than it takes to be a map.
     for name in ["THREADS", "SWITCH_SUMS", "STACKS", "WAKER_SUMS"] {
         loader.map_max_entries(name, 1);
     }
+    let tried = |name, loaded| Tried { name, level, loaded };
     let mut ebpf = match loader.load(OBJECT).map_err(refused("load the BPF maps")) {
         Ok(ebpf) => ebpf,
-        Err(error) => return vec![("sched_switch", Err(error))],
+        Err(error) => return vec![tried("sched_switch", Err(error))],
     };
-    let scheduler = PROGRAMS.into_iter().chain([WAKING_TIMER, RENAME]);
-    let mut tried: Vec<(&'static str, Result<()>)> =
-        scheduler.map(|name| (name, load(&mut ebpf, kernel, name))).collect();
-    tried.push((sampling::SAMPLER, sampling::load(&mut ebpf)));
-    if !kernel.offsets.exit_comes_in_time() {
-        tried.push((EXIT, load_at_exit(&mut ebpf)));
+    let scheduler = PROGRAMS.into_iter().chain(rename(level));
+    let mut all: Vec<Tried> = scheduler
+        .map(|name| tried(name, load(&mut ebpf, kernel, name)))
+        .collect();
+    match level {
+        Level::Timeline => all.push(tried(sampling::SAMPLER, sampling::load(&mut ebpf))),
+        Level::Counts | Level::Stacks => {
+            all.push(tried(WAKING_TIMER, load(&mut ebpf, kernel, WAKING_TIMER)));
+            if !kernel.offsets.exit_comes_in_time() {
+                all.push(tried(EXIT, load_at_exit(&mut ebpf)));
+            }
+        }
     }
-    tried
+    all
 }
 
 fn load(ebpf: &mut Ebpf, kernel: &Kernel, name: &'static str) -> Result<()> {
