@@ -7,7 +7,9 @@ use std::task::{Context, Poll};
 use ctxtrace_abi::task_index;
 
 use crate::registry::REGISTRY;
+use crate::rings;
 use crate::slot::{SLOT, State};
+use crate::waker::OwnWaker;
 
 /// Makes `future` a task that ctxtrace knows by `name`.
 ///
@@ -40,6 +42,8 @@ pub fn traced<F: Future>(name: impl AsRef<str>, future: F) -> Traced<F> {
 pub struct Traced<F> {
     id: u64,
     index: u16,
+    /// The waker that tells of wakes; only where somebody wants to know.
+    waker: Option<Box<OwnWaker>>,
     future: F,
 }
 
@@ -48,6 +52,7 @@ impl<F> Traced<F> {
         Self {
             id,
             index: task_index(id),
+            waker: None,
             future,
         }
     }
@@ -60,15 +65,28 @@ impl<F: Future> Future for Traced<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         // SAFETY: `future` is pinned with the whole: it is never moved out, there is no `Drop` that could, the struct is
         // not packed, and it is `Unpin` only where `F` is (by the compiler's own rule).
-        let (id, index, future) = unsafe {
+        let (id, index, waker, future) = unsafe {
             let this = self.get_unchecked_mut();
-            (this.id, this.index, Pin::new_unchecked(&mut this.future))
+            (
+                this.id,
+                this.index,
+                &mut this.waker,
+                Pin::new_unchecked(&mut this.future),
+            )
         };
         SLOT.with(|state| {
-            let _polling = Polling {
-                state,
-                outer: state.begin(id, index),
-            };
+            let outer = state.begin(id, index);
+            let _polling = Polling { state, outer };
+            let mut own_context;
+            let mut cx = cx;
+            if rings::are_on()
+                && let Some(own) = OwnWaker::of_task(waker, cx.waker(), id, outer)
+            {
+                own_context = Context::from_waker(own);
+                // SAFETY: it is called a context of as long a life as the other one is, and lives only for the call. But a
+                // future's `poll` is made for contexts of any life, so it can keep nothing of this one.
+                cx = unsafe { &mut *(&raw mut own_context).cast() };
+            }
             future.poll(cx)
         })
     }
