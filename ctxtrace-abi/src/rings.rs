@@ -85,6 +85,22 @@ pub struct Header {
 
 const _: () = assert!(size_of::<Header>() == 48);
 
+impl Header {
+    /// As it lies in memory.
+    #[must_use]
+    pub const fn to_bytes(self) -> [u8; size_of::<Self>()] {
+        // SAFETY: integers without padding, of that size.
+        unsafe { core::mem::transmute(self) }
+    }
+
+    /// Out of memory, whatever is in it.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; size_of::<Self>()]) -> Self {
+        // SAFETY: of that size, and any bytes are integers.
+        unsafe { core::mem::transmute(bytes) }
+    }
+}
+
 /// Where one ring stands. Two cache lines, so that no two writers share one, nor a line that is fetched with it.
 #[repr(C, align(128))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

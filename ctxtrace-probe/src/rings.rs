@@ -1,53 +1,99 @@
 //! Stamps of polls and wakes, in rings that ctxtrace hands to the program it starts: `ctxtrace … --polls`.
 //!
-//! Nearly always there are none, and then this is one test of a flag a poll's beginning, its end and its waker. Where there
-//! are, each thread takes a ring of its own and writes one word for each beginning and end of an outermost poll, and for each
-//! wake: a reading of the clock, the kind and the task. [`ctxtrace_abi::rings`] describes the memory. Nobody else writes to
-//! a thread's ring, so the stores are plain ones, and the number that publishes them is a plain one, too (x86-64 keeps stores
-//! in their order).
+//! Nearly always there are none, and then this is one test a poll of a variable of the thread. Where there are, each thread
+//! takes a ring of its own and writes one word for each beginning and end of an outermost poll, and for each wake: a reading
+//! of the clock, the kind and the task. [`ctxtrace_abi::rings`] describes the memory. Nobody else writes to a thread's ring,
+//! so the stores are plain ones, and the number that publishes them is a plain one, too (x86-64 keeps stores in their order).
 //!
 //! A ring is given back when its thread ends. After a `fork` the child's one thread takes another ring than its parent's.
 
 use std::cell::Cell;
 use std::ptr::null;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use ctxtrace_abi::HOOKED;
 use ctxtrace_abi::rings::{BEGIN, CLOCK_TSC, END, RingState, owner, record, short_task, what};
 
 use self::system::Rings;
 
-/// Whether there are rings. Set once, before any thread's first poll.
-static ON: AtomicBool = AtomicBool::new(false);
+/// What a thread's polls are to be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// Nobody has looked yet.
+    Unknown,
+    /// Polls and nothing else; also within a poll that is told.
+    Plain,
+    /// Told.
+    Told,
+}
 
 /// How many records a thread without a ring counts as lost before it looks for a ring again.
 const PATIENCE: u32 = 4_096;
 
-/// Whether there are rings.
+/// Whether the calling thread's polls are polls and nothing else.
 #[inline(always)]
-pub(crate) fn are_on() -> bool {
-    ON.load(Ordering::Relaxed)
+pub(crate) fn is_plain() -> bool {
+    HOW.get() == How::Plain
 }
 
-/// Takes over what ctxtrace has left in the environment, if it has. To be called before a thread's first poll.
-#[cold]
-pub(crate) fn set_up() {
-    if system::rings().is_some() {
-        ON.store(true, Ordering::Relaxed);
+/// Whether they are to be told; to be asked where they are not plain.
+pub(crate) fn are_wanted() -> bool {
+    if HOW.get() == How::Unknown {
+        HOW.set(match system::rings() {
+            Some(_) => How::Told,
+            None => How::Plain,
+        });
+    }
+    HOW.get() == How::Told
+}
+
+/// A poll that is told, until it is dropped; those within it are plain.
+pub(crate) struct Polling {
+    is_outermost: bool,
+}
+
+impl Polling {
+    /// Task `id` begins to be polled, within the poll of `outer`, if that is not 0: then only what is within it changes.
+    pub(crate) fn begin(id: u64, outer: u64) -> Self {
+        HOW.set(How::Plain);
+        let is_outermost = outer == 0;
+        if is_outermost {
+            tell(what(BEGIN, short_task(id)));
+        }
+        Self { is_outermost }
     }
 }
 
-/// Says that an outermost poll begins.
+impl Drop for Polling {
+    fn drop(&mut self) {
+        if self.is_outermost {
+            tell(what(END, 0));
+        }
+        HOW.set(How::Told);
+    }
+}
+
+/// A hook announces a poll of `id`, while `current` was being polled.
 #[cold]
 #[inline(never)]
-pub(crate) fn begin(id: u64) {
+pub(crate) fn begin_hooked(id: u64, current: u64) {
+    if !are_wanted() || current != 0 && current & HOOKED == 0 {
+        return;
+    }
+    if current != 0 {
+        // Its end was never announced.
+        tell(what(END, 0));
+    }
     tell(what(BEGIN, short_task(id)));
 }
 
-/// Says that it ends.
+/// A hook announces the end of the poll of `current`, which began while `outer` was being polled.
 #[cold]
 #[inline(never)]
-pub(crate) fn end() {
-    tell(what(END, 0));
+pub(crate) fn end_hooked(current: u64, outer: u64) {
+    if are_wanted() && outer == 0 && current & HOOKED != 0 {
+        tell(what(END, 0));
+    }
 }
 
 /// Writes a record, with the time.
@@ -62,6 +108,7 @@ pub(crate) fn tell(what: u64) {
 }
 
 thread_local! {
+    static HOW: Cell<How> = const { Cell::new(How::Unknown) };
     static WRITER: Writer = const { Writer::NONE };
     static GIVE_BACK: GiveBack = const { GiveBack };
 }
@@ -290,8 +337,7 @@ mod system {
         let file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
         let mut words = [0; size_of::<Header>()];
         file.read_exact_at(&mut words, 0).ok()?;
-        // SAFETY: of so many bytes, made of integers without padding, and any bytes are such.
-        let header: Header = unsafe { std::mem::transmute(words) };
+        let header = Header::from_bytes(words);
         let is_meant = header.magic == MAGIC && header.nonce == [(nonce >> 64) as u64, nonce as u64];
         let (count, capacity) = (header.rings as usize, header.capacity as usize);
         let is_sound = count > 0 && count < 1 << 20 && capacity.is_power_of_two() && capacity < 1 << 32;

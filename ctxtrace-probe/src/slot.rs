@@ -16,7 +16,6 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering, compiler_fence};
 use ctxtrace_abi::{HOOKED, MAGIC, RECENT_POLLS, RUNTIME_THREAD, TASK_INDICES, ThreadState, bucket, message_bucket};
 
 use crate::registry::REGISTRY;
-use crate::rings;
 
 thread_local! {
     /// The one of the calling thread. All zeroes and without a destructor, hence a plain thread-local variable of the
@@ -76,9 +75,6 @@ impl State {
     pub(crate) fn end(&self, outer: u64) {
         in_this_order();
         if outer == 0 {
-            if rings::are_on() {
-                rings::end();
-            }
             self.count_messages();
         }
         word!(self, slot.task).store(outer, Ordering::Relaxed);
@@ -91,9 +87,6 @@ impl State {
             self.begin_first(id, index);
         } else {
             self.begin_usual(id, index);
-        }
-        if rings::are_on() {
-            rings::begin(id);
         }
     }
 
@@ -184,6 +177,12 @@ impl State {
         }
     }
 
+    /// The innermost task being polled, or 0.
+    #[inline(always)]
+    pub(crate) fn task(&self) -> u64 {
+        word!(self, slot.task).load(Ordering::Relaxed)
+    }
+
     /// Marks one message.
     #[inline(always)]
     pub(crate) fn message(&self) {
@@ -207,7 +206,6 @@ impl State {
     #[cold]
     #[inline(never)]
     fn set_up(&self) {
-        rings::set_up();
         self.touch();
         expose(self.0.get());
         word!(self, tables.registry).store(REGISTRY.address(), Ordering::Relaxed);

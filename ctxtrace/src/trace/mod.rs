@@ -4,10 +4,12 @@
 //!   it is a pure function of it.
 //! * [`run`]: one recording: the aggregates, and what else is known of what was recorded.
 //! * [`samples`]: what it did on its CPUs, where that was asked.
+//! * [`polls`]: when tasks were polled and woken, where that was asked.
 //! * [`symbols`]: the names of its stacks.
 //! * [`mod@file`]: recordings in a file.
 
 pub mod file;
+pub mod polls;
 pub mod run;
 pub mod samples;
 pub mod symbols;
