@@ -593,6 +593,7 @@ pub(crate) mod tests {
             subject,
             level: Level::Counts,
             started: ClockAnchor::default(),
+            polls: None,
         }
     }
 

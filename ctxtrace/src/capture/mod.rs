@@ -47,7 +47,6 @@ use crate::target::mappings::{Mappings, Tracker};
 use crate::target::procfs;
 use crate::target::programs::{LocatorChoice, Programs};
 use crate::trace::events::EventSink;
-use crate::trace::polls::PollClock;
 use crate::trace::{Aggregates, CpuLosses, Fate, Latencies, Level, ThreadRecord, merge, name_of};
 use cost::CostMeter;
 use events::{EventRings, Layout};
@@ -102,9 +101,8 @@ pub struct Settings {
     pub ring_bytes: Option<usize>,
     /// Samples a second of what each CPU does, with [`Level::Timeline`]; `None` for none.
     pub sample_hz: Option<u32>,
-    /// Whether a launched program is asked to tell when it polls and wakes its tasks, and by which clock; needs
-    /// [`Level::Timeline`].
-    pub polls: Option<PollClock>,
+    /// Whether a launched program is asked to tell when it polls and wakes its tasks; needs [`Level::Timeline`].
+    pub polls: bool,
     /// Size of each thread's ring of polls; `None` for [`polls::DEFAULT_RING_BYTES`].
     pub poll_ring_bytes: Option<usize>,
     /// Fault injection: drop one `sched_switch` run in this many; 0 for none.
@@ -122,7 +120,7 @@ impl Default for Settings {
             max_stacks: 16_384,
             ring_bytes: None,
             sample_hz: None,
-            polls: None,
+            polls: false,
             poll_ring_bytes: None,
             drop_one_in: 0,
         }

@@ -12,6 +12,7 @@ use crate::cli::{CaseArgs, ExplainArgs, OutputArgs, RecordArgs, RecordingArgs, R
 use crate::error::{Error, Result};
 use crate::report::Weight;
 use crate::report::output::Destination;
+use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
 use crate::workload::pin::Pin;
 use crate::workload::{Channel, Language, Mode, Spec};
@@ -127,6 +128,12 @@ impl TryFrom<RunArgs> for RunSettings {
 
     fn try_from(args: RunArgs) -> Result<Self> {
         let spec = spec(args.mode, &args.case)?;
+        if args.recording.polls && !spec.mode.has_root() {
+            return Err(Error::Usage(format!(
+                "--polls has no meaning for --mode {}: only tokio's tasks tell of their polls (use --mode task or task-pool)",
+                spec.mode.name()
+            )));
+        }
         let outputs = outputs(args.outputs)?;
         Ok(Self {
             spec,
@@ -142,6 +149,12 @@ impl TryFrom<RecordArgs> for RecordSettings {
     type Error = Error;
 
     fn try_from(args: RecordArgs) -> Result<Self> {
+        if args.recording.polls && args.pid.is_some() {
+            return Err(Error::Usage(
+                "--polls needs a program that ctxtrace starts, for that is how it gets what it writes its polls to: give the                  command in place of --pid"
+                    .to_owned(),
+            ));
+        }
         let outputs = OutputSettings {
             // Standard output is the command's.
             table_to_stderr: true,
@@ -467,6 +480,17 @@ fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
             args.level.name()
         )));
     }
+    if args.polls && args.level != Level::Timeline {
+        return Err(Error::Usage(format!(
+            "--polls has no meaning for --level {}, which tells no events (use --level timeline)",
+            args.level.name()
+        )));
+    }
+    if args.polls && !matches!(args.locator, LocatorChoice::Auto | LocatorChoice::Probe) {
+        return Err(Error::Usage(
+            "--polls are told by the probe, and --locator leaves it out: give --locator auto or probe".to_owned(),
+        ));
+    }
     if outputs.on_cpu_flamegraph.is_some() && args.sample.is_none() {
         return Err(Error::Usage(
             "--on-cpu-flamegraph needs samples: give --level timeline --sample 997 too".to_owned(),
@@ -483,6 +507,10 @@ fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
             .ring_size
             .map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX)),
         sample_hz: args.sample,
+        polls: args.polls,
+        poll_ring_bytes: args
+            .poll_ring_size
+            .map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX)),
         drop_one_in: args.drop_one_in,
         ..default
     })

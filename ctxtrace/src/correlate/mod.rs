@@ -2,6 +2,7 @@
 //!
 //! * [`reconcile`]: traced switches against the kernel's own count.
 //! * [`ledger`]: every kernel switch in its class.
+//! * [`polls`]: polls and wakes put together with the events.
 //! * [`tasks`]: the tasks by name, and their switches.
 //! * [`timeline`]: the events, added up again.
 //! * [`wakeups`]: who woke whom.
@@ -9,6 +10,7 @@
 pub mod budget;
 pub mod intervals;
 pub mod ledger;
+pub mod polls;
 pub mod reconcile;
 pub mod tasks;
 pub mod timeline;

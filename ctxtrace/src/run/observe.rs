@@ -4,10 +4,13 @@ use ctxtrace_common::event::Event;
 
 use super::save::Saver;
 use super::watch::{Observer, Underway};
+use crate::capture::Settings;
+use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::symbolize::symbols;
 use crate::trace::Level;
 use crate::trace::events::EventSink;
+use crate::trace::polls::PollBatch;
 use crate::trace::run::Run;
 use crate::trace::samples::Samples;
 
@@ -21,13 +24,15 @@ pub(super) struct Keeper<'a, F> {
 pub(super) struct Kept<'a> {
     saver: &'a mut Saver,
     replay: Option<Replay<Samples>>,
+    polls: Option<PollReplay>,
 }
 
 impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
-    pub(super) fn new(level: Level, saver: &'a mut Saver, tick: F) -> Self {
-        let replay = (level == Level::Timeline).then(|| Replay::telling(Samples::default()));
+    pub(super) fn new(settings: &Settings, saver: &'a mut Saver, tick: F) -> Self {
+        let replay = (settings.level == Level::Timeline).then(|| Replay::telling(Samples::default()));
+        let polls = settings.polls.then(PollReplay::default);
         Self {
-            kept: Kept { saver, replay },
+            kept: Kept { saver, replay, polls },
             tick,
         }
     }
@@ -45,6 +50,7 @@ impl Kept<'_> {
             run.timeline = Some(replay.conclude(&run.aggregates, true));
             run.samples = replay.into_intervals();
         }
+        run.polls = self.polls.map(|polls| polls.conclude().0);
         run.symbols = symbols::resolve(&run.aggregates, &run.samples);
         self.saver.run(&run);
         run
@@ -54,7 +60,13 @@ impl Kept<'_> {
 impl<F> EventSink for Keeper<'_, F> {
     fn events(&mut self, batch: &[Event]) {
         self.kept.replay.events(batch);
+        self.kept.polls.events(batch);
         self.kept.saver.events(batch);
+    }
+
+    fn polls(&mut self, batch: &PollBatch) {
+        self.kept.polls.polls(batch);
+        self.kept.saver.polls(batch);
     }
 }
 

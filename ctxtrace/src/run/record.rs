@@ -36,7 +36,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     let outputs = Outputs::open(&settings.outputs, user.as_ref())?;
     let kernel = Kernel::discover()?;
     let interrupts = Interrupts::catch()?;
-    let info = info(target.subject(), settings.capture.level)?;
+    let info = info(target.subject(), &settings.capture)?;
     let mut saver = Saver::begin(settings.save.as_ref(), &info, user.as_ref())?;
     let recorder = Recorder {
         kernel: &kernel,
@@ -45,7 +45,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
         on_interrupt: OnInterrupt::PassOn,
         duration: settings.duration,
     };
-    let mut keeper = Keeper::new(settings.capture.level, &mut saver, |_: &Underway<'_>| {});
+    let mut keeper = Keeper::new(&settings.capture, &mut saver, |_: &Underway<'_>| {});
     let Recorded { run, cut } = match &target {
         Found::Command { words, program, env } => {
             let args: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();

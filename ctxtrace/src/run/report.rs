@@ -7,12 +7,13 @@ use super::outputs::{self, Outputs};
 use super::verdict;
 use crate::analyze::summarize::summarize;
 use crate::cli::settings::ReportSettings;
+use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
 use crate::target::user::invoker;
 use crate::trace::Level;
 use crate::trace::events::EventSink;
-use crate::trace::file;
+use crate::trace::file::{self, Told};
 use crate::trace::samples::Samples;
 
 /// Reads a capture and writes every output. Of a file that is damaged the readable part is reported, and the status says so.
@@ -32,12 +33,26 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
     }
     let replay = || Replay::telling(Samples::default());
     let mut replays: Vec<Replay<Samples>> = Vec::new();
-    let mut saved = file::read(BufReader::new(opened), |run, events| {
+    let mut polls: Vec<Option<PollReplay>> = Vec::new();
+    let mut has_polls = false;
+    let mut saved = file::read_with_polls(BufReader::new(opened), |run, told| {
+        if let Told::Info(info) = told {
+            has_polls = info.polls.is_some();
+            return;
+        }
         // In the order of the runs.
         if replays.len() <= run {
             replays.resize_with(run + 1, replay);
+            polls.resize_with(run + 1, || has_polls.then(PollReplay::default));
         }
-        replays[run].events(events);
+        match told {
+            Told::Info(_) => {}
+            Told::Events(batch) => {
+                replays[run].events(batch);
+                polls[run].events(batch);
+            }
+            Told::Polls(batch) => polls[run].polls(batch),
+        }
     })
     .map_err(unreadable)?;
     if saved.info.level == Level::Timeline {
@@ -47,6 +62,12 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
             let is_whole = index < last || saved.is_whole;
             run.timeline = Some(replay.conclude(&run.aggregates, is_whole));
             run.samples = replay.into_intervals();
+        }
+    }
+    if saved.info.polls.is_some() {
+        polls.resize_with(saved.runs.len(), || Some(PollReplay::default()));
+        for (run, polls) in saved.runs.iter_mut().zip(polls) {
+            run.polls = polls.map(|polls| polls.conclude().0);
         }
     }
     if settings.outputs.wants_stacks() && saved.info.level != Level::Stacks {

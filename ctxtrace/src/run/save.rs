@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::report::output;
 use crate::target::user::Invoker;
 use crate::trace::file::Writer;
+use crate::trace::polls::PollBatch;
 use crate::trace::run::{Info, Run};
 
 /// When a run's state is saved for the first time; then after twice as long, and so on.
@@ -83,6 +84,13 @@ impl Saver {
     pub(super) fn events(&mut self, batch: &[Event]) {
         if let Some(saving) = &mut self.0 {
             saving.write(|writer| writer.events(batch));
+        }
+    }
+
+    /// Saves polls of the run that goes on.
+    pub(super) fn polls(&mut self, batch: &PollBatch) {
+        if let Some(saving) = &mut self.0 {
+            saving.write(|writer| writer.polls(batch));
         }
     }
 

@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use super::interrupt::Interrupts;
-use crate::capture::polls::PollRings;
+use crate::capture::polls::{self, PollRings};
 use crate::capture::{Kernel, Session, Settings};
 use crate::correlate::intervals::IntervalSink;
 use crate::correlate::timeline::Replay;
@@ -95,6 +95,7 @@ impl Underway<'_> {
             messages_seen: 0,
             cut_short: None,
             timeline: None,
+            polls: None,
             samples: Samples::default(),
         })
     }
@@ -160,8 +161,8 @@ impl Recorder<'_> {
 
     /// What a command tells its polls in, if that is wanted.
     fn poll_rings(&self) -> Result<Option<PollRings>> {
-        let rings = |clock| PollRings::create(clock, self.settings.poll_ring_bytes);
-        self.settings.polls.map(rings).transpose()
+        let rings = || PollRings::create(polls::clock().clock, self.settings.poll_ring_bytes);
+        self.settings.polls.then(rings).transpose()
     }
 
     /// Records a process that runs already, with the children it has and makes if `children` says so, until it ends, is
@@ -233,6 +234,7 @@ impl Recorder<'_> {
                 messages_seen: 0,
                 cut_short: None,
                 timeline: None,
+                polls: None,
                 samples: Samples::default(),
             },
             cut,

@@ -103,7 +103,7 @@ pub(super) fn recorded(
 ) -> Result<Run> {
     let start = Start::new(program, user)?;
     let mut bar = Bar::new(settings.spec.iterations, number, settings.repeat);
-    let mut keeper = Keeper::new(settings.capture.level, saver, |underway: &Underway<'_>| {
+    let mut keeper = Keeper::new(&settings.capture, saver, |underway: &Underway<'_>| {
         if bar.is_wanted() {
             bar.update(start.progress.messages(), underway.session.switches_so_far());
         }

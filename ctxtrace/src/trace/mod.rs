@@ -255,6 +255,7 @@ pub(crate) mod build {
         Run {
             aggregates,
             timeline: None,
+            polls: None,
             samples: Samples::default(),
             symbols: Symbols::default(),
             launched: None,

@@ -4,13 +4,14 @@ use ctxtrace_common::thread::KernelCount;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use super::polls::{PollInfo, Polls};
 use super::samples::Samples;
 use super::symbols::Symbols;
 use super::{Aggregates, Level};
 use crate::workload::{Outcome, Spec};
 
 /// What is said once of a capture, whatever the number of its runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Info {
     /// Version of the program that recorded.
     pub ctxtrace_version: String,
@@ -22,6 +23,9 @@ pub struct Info {
     pub level: Level,
     /// When it began.
     pub started: ClockAnchor,
+    /// How polls were recorded; `None` where they were not.
+    #[serde(default)]
+    pub polls: Option<PollInfo>,
 }
 
 /// A machine.
@@ -136,6 +140,9 @@ pub struct Run {
     /// Its events, added up; `None` where none were recorded.
     #[serde(skip)]
     pub timeline: Option<Timeline>,
+    /// What its polls came to; `None` where none were recorded.
+    #[serde(skip)]
+    pub polls: Option<Polls>,
     /// What it did on its CPUs; none unless that was asked.
     #[serde(skip)]
     pub samples: Samples,

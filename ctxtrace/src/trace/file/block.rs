@@ -22,6 +22,7 @@ pub(super) enum Kind {
     Events = 5,
     EndOfRun = 6,
     End = 7,
+    Polls = 16,
 }
 
 impl Kind {
@@ -34,6 +35,7 @@ impl Kind {
             Self::Events,
             Self::EndOfRun,
             Self::End,
+            Self::Polls,
         ];
         kinds.into_iter().find(|&kind| kind as u32 == number)
     }

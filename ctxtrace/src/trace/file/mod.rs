@@ -18,6 +18,7 @@
 //! | 5 events | events of the timeline | while the run goes on |
 //! | 6 end of run | nothing | after a run's last block |
 //! | 7 end | nothing | last |
+//! | 16 polls | a [`PollBatch`] | while the run goes on, after the events of its time |
 //!
 //! Numbers are little-endian. Blocks are packed with zstd; what is in them is CBOR with the names of all fields (events
 //! excepted), so that fields can be added without a new version, and a reader skips kinds of blocks that it does not know.
@@ -27,7 +28,7 @@ mod block;
 mod read;
 mod write;
 
-pub use read::{Saved, read};
+pub use read::{Saved, Told, read, read_with_polls};
 pub use write::Writer;
 
 /// How a capture begins.
@@ -37,6 +38,8 @@ const VERSION: u32 = 1;
 /// Thread records in one block.
 const THREADS_PER_BLOCK: usize = 4_096;
 
+#[cfg(doc)]
+use super::polls::PollBatch;
 #[cfg(doc)]
 use super::run::{Info, Run};
 #[cfg(doc)]

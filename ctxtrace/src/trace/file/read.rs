@@ -9,6 +9,7 @@ use ctxtrace_common::event::{EVENT_BYTES, Event};
 use super::block::{self, Kind, Next};
 use super::{MAGIC, VERSION};
 use crate::trace::ThreadRecord;
+use crate::trace::polls::PollBatch;
 use crate::trace::run::{Info, Run};
 
 /// What was in a file.
@@ -31,19 +32,50 @@ pub struct Saved {
 ///
 /// In a sentence, if nothing of it can be reported: it is no capture, it is a newer release's, or it ends before the first
 /// state was saved.
-pub fn read(mut from: impl Read, mut events: impl FnMut(usize, &[Event])) -> Result<Saved, String> {
+pub fn read(from: impl Read, mut events: impl FnMut(usize, &[Event])) -> Result<Saved, String> {
+    read_with_polls(from, |run, told| {
+        if let Told::Events(batch) = told {
+            events(run, batch);
+        }
+    })
+}
+
+/// What a run has told while it went on.
+#[derive(Clone, Copy, Debug)]
+pub enum Told<'a> {
+    /// First of all: what is said of the whole capture.
+    Info(&'a Info),
+    /// Events of the timeline.
+    Events(&'a [Event]),
+    /// Polls and wakes. Events of the same time have come before.
+    Polls(&'a PollBatch),
+}
+
+/// The same, with the polls.
+///
+/// # Errors
+///
+/// As [`read`].
+pub fn read_with_polls(mut from: impl Read, mut told: impl FnMut(usize, Told<'_>)) -> Result<Saved, String> {
     check_version(&mut from)?;
     let mut reading = Reading::default();
     let damage = loop {
         match block::read(&mut from) {
             Ok(Next::Block(Kind::End, _)) => break None,
             Ok(Next::Block(Kind::Events, bytes)) => match decode_events(&bytes) {
-                Ok(batch) => events(reading.runs.len(), &batch),
+                Ok(batch) => told(reading.runs.len(), Told::Events(&batch)),
+                Err(damage) => break Some(damage),
+            },
+            Ok(Next::Block(Kind::Polls, bytes)) => match PollBatch::from_bytes(&bytes) {
+                Ok(batch) => told(reading.runs.len(), Told::Polls(&batch)),
                 Err(damage) => break Some(damage),
             },
             Ok(Next::Block(kind, bytes)) => {
                 if let Err(damage) = reading.take(kind, &bytes) {
                     break Some(damage);
+                }
+                if let (Kind::Info, Some(info)) = (kind, &reading.info) {
+                    told(0, Told::Info(info));
                 }
             }
             Ok(Next::Unknown) => {}
@@ -99,7 +131,7 @@ impl Reading {
                 }
             }
             Kind::EndOfRun => self.runs.extend(self.state.take()),
-            Kind::Events | Kind::End => {}
+            Kind::Events | Kind::Polls | Kind::End => {}
         }
         Ok(())
     }

@@ -35,6 +35,7 @@ fn info() -> Info {
             monotonic_ns: 1,
             realtime_ns: 2,
         },
+        polls: None,
     }
 }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::block::{self, Kind};
 use super::{MAGIC, THREADS_PER_BLOCK, VERSION};
+use crate::trace::polls::PollBatch;
 use crate::trace::run::{Info, Run};
 
 /// A capture that is being written.
@@ -47,6 +48,15 @@ impl<W: Write> Writer<W> {
     /// If they cannot be written.
     pub fn events(&mut self, batch: &[Event]) -> io::Result<()> {
         block::write(&mut self.to, Kind::Events, bytemuck::cast_slice(batch))
+    }
+
+    /// Saves what was found in the rings of polls; it belongs to the run that ends next.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written.
+    pub fn polls(&mut self, batch: &PollBatch) -> io::Result<()> {
+        block::write(&mut self.to, Kind::Polls, &batch.to_bytes())
     }
 
     /// Saves a run that is over.
