@@ -205,7 +205,10 @@ mod tests {
         assert_eq!(record >> KIND_BITS & 0x3f_ffff, 0x3f_ffff);
         assert_eq!(record >> CLOCK_SHIFT, 0xab_cdef_0123);
         // What does not fit of the clock goes, and nothing else.
-        assert_eq!(super::record(what(BEGIN, 7), 1 << 40 | 5), super::record(what(BEGIN, 7), 5));
+        assert_eq!(
+            super::record(what(BEGIN, 7), 1 << 40 | 5),
+            super::record(what(BEGIN, 7), 5)
+        );
     }
 
     #[test]

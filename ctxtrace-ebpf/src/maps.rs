@@ -12,10 +12,10 @@ use ctxtrace_common::event::{Event, RingState};
 use ctxtrace_common::histogram::{Histogram, Latency};
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{Locator, MAX_CONTEXT_BYTES};
-use ctxtrace_common::process::{Image, Process, TaskKey};
+use ctxtrace_common::process::{FILTER_PLACES, Image, Process, TaskKey};
 use ctxtrace_common::stack::{Stack, SumKey, SwitchSum};
 use ctxtrace_common::thread::Thread;
-use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
+use ctxtrace_common::wakeup::{Edge, EdgeKey, Waker, WakerStackKey};
 
 /// Live target threads by the address of their `task_struct`.
 #[map]
@@ -24,6 +24,11 @@ pub(crate) static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(16_3
 /// Target processes by thread-group id.
 #[map]
 pub(crate) static PROCESSES: HashMap<u32, Process> = HashMap::with_max_entries(8_192, 0);
+
+/// By [`filter_place`](ctxtrace_common::process::filter_place): 0 where no process of that place has ever been a target. Set
+/// before the process is followed, and never taken back: each place is stored to as a whole, so no CPU undoes another's.
+#[map]
+pub(crate) static FILTER: Array<u64> = Array::with_max_entries(FILTER_PLACES, 0);
 
 /// Records of exited threads, for user space to collect.
 #[map]
@@ -135,6 +140,10 @@ pub(crate) struct Scratch {
     pub(crate) thread: Thread,
     pub(crate) edge: Edge,
     pub(crate) event: Event,
+    pub(crate) waker: Waker,
+    pub(crate) key: TaskKey,
+    /// What [`crate::locate`] has found; see there.
+    pub(crate) value: u64,
 }
 
 /// See [`WAKINGS`].
@@ -197,6 +206,14 @@ pub(crate) static DROP_ONE_IN: Global<u32> = Global::new(0);
 /// Whether `sched_switch` passes `prev_state` as its fourth argument (since Linux 5.18).
 #[unsafe(no_mangle)]
 pub(crate) static HAS_PREV_STATE_ARG: Global<u32> = Global::new(1);
+
+/// Whether the kernel has `bpf_task_pt_regs` (since Linux 5.15).
+#[unsafe(no_mangle)]
+pub(crate) static HAS_TASK_PT_REGS: Global<u32> = Global::new(1);
+
+/// Whether the kernel has `bpf_get_current_task_btf` (since Linux 5.11).
+#[unsafe(no_mangle)]
+pub(crate) static HAS_CURRENT_TASK_BTF: Global<u32> = Global::new(1);
 
 /// Adds one to a counter of this CPU: `count(|counters| &mut counters.switches)`.
 #[inline(always)]

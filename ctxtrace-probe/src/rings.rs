@@ -184,7 +184,8 @@ impl Writer {
         if !self.ended.get() && self.patience.get() == 0 && self.claims(rings) {
             return true;
         }
-        self.patience.set(self.patience.get().checked_sub(1).unwrap_or(PATIENCE));
+        self.patience
+            .set(self.patience.get().checked_sub(1).unwrap_or(PATIENCE));
         rings.homeless().fetch_add(1, Ordering::Relaxed);
         false
     }
@@ -249,7 +250,8 @@ mod system {
 
     // What the standard library links anyway; the crate has no dependency for it.
     unsafe extern "C" {
-        fn mmap(address: *mut c_void, bytes: usize, access: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut c_void;
+        fn mmap(address: *mut c_void, bytes: usize, access: c_int, flags: c_int, fd: c_int, offset: i64)
+        -> *mut c_void;
         fn pthread_atfork(
             before: Option<extern "C" fn()>,
             parent: Option<extern "C" fn()>,

@@ -10,16 +10,24 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod build_ebpf;
 mod clippy_ebpf;
+mod dist;
 mod ebpf;
+mod fuzz;
+mod kernels;
+mod msrv;
+mod overhead;
 mod process;
 mod run;
+mod sbom;
 mod setup;
 #[path = "../../ctxtrace/build/stamp.rs"]
 mod stamp;
 mod strip;
 mod test;
+mod test_web;
 mod tokio_releases;
 mod toolchain;
+mod vendor_web;
 
 /// The chores of ctxtrace's repository.
 #[derive(Debug, Parser)]
@@ -43,6 +51,16 @@ enum Chore {
     Run(run::Args),
     /// Run every test, the privileged ones as root
     Test(test::Args),
+    /// Run the fuzz targets
+    Fuzz(fuzz::Args),
+    /// Check that the stated Rust version is one that all dependencies can be built with
+    Msrv,
+    /// Make the release archive, its checksums and its bill of materials
+    Dist,
+    /// Open HTML reports in a headless browser and use them
+    TestWeb,
+    /// Make the libraries of the HTML report anew, from npm
+    VendorWeb(vendor_web::Args),
     /// Measure
     Bench(bench::Args),
 }
@@ -54,6 +72,11 @@ fn main() -> ExitCode {
         Chore::Setup => setup::main(),
         Chore::Run(args) => run::main(&args),
         Chore::Test(args) => test::main(&args),
+        Chore::Fuzz(args) => fuzz::main(&args),
+        Chore::Msrv => msrv::main(),
+        Chore::Dist => dist::main(),
+        Chore::TestWeb => test_web::main(),
+        Chore::VendorWeb(args) => vendor_web::main(&args),
         Chore::Bench(args) => bench::main(&args),
     };
     match done {

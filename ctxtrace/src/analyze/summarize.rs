@@ -7,6 +7,7 @@ use ctxtrace_common::histogram::{Histogram, Latency as Kind};
 
 use super::attribution;
 use super::percentile::percentile;
+use super::polls::polls;
 use super::profile::{Profile, Share, places};
 use super::result::{
     CpuLosses, Distribution, KernelSwitches, Latency, Lost, OnCpu, OnCpuCategory, OnCpuFunction, Overhead,
@@ -88,7 +89,7 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
     let mut lost = Lost::default();
     for run in runs {
         latencies.merge(&run.aggregates.latencies);
-        lost.add(&lost_in(&run.aggregates));
+        lost.add(&lost_in(run));
     }
     let open_intervals = runs.iter().map(|run| open_off_intervals(&run.aggregates)).sum();
     let threads: Vec<Thread> = run
@@ -116,7 +117,8 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         task_types: attribution::task_types(&tasks),
         tasks,
         wakeups: attribution::wakeups(&run.aggregates, &mut nulls),
-        timeline: timeline(runs, median, &mut nulls),
+        timeline: timeline(info, runs, median, &mut nulls),
+        polls: polls(info, run, &mut nulls),
         on_cpu: on_cpu(runs, &mut nulls),
         locator: run.aggregates.programs.choice(),
         locators: attribution::locators(&run.aggregates),
@@ -343,7 +345,7 @@ fn reconciliation(is_workload: bool, run: &Run, nulls: &mut Nulls) -> Reconcilia
 }
 
 /// The median run's events, and whether those of every run agree with its counts.
-fn timeline(runs: &[Run], median: usize, nulls: &mut Nulls) -> Option<Timeline> {
+fn timeline(info: &Info, runs: &[Run], median: usize, nulls: &mut Nulls) -> Option<Timeline> {
     let Some(events) = &runs[median].timeline else {
         nulls.note(
             "timeline",
@@ -357,8 +359,13 @@ fn timeline(runs: &[Run], median: usize, nulls: &mut Nulls) -> Option<Timeline> 
     // One that is known to disagree is told even if others cannot be compared.
     let agrees = (complete || !disagreements.is_empty()).then_some(disagreements.is_empty());
     let any_lost = runs.iter().any(|run| run.aggregates.counters.lost_timeline_events > 0);
+    let any_dropped = runs
+        .iter()
+        .any(|run| run.timeline.as_ref().is_some_and(|timeline| timeline.dropped > 0));
     let why_not = if any_lost {
         "events were lost (lost.timeline_events), so they cannot add up to the counts"
+    } else if any_dropped {
+        "the capture has not kept the oldest events (timeline.dropped), so the rest cannot add up to the counts"
     } else {
         "the capture does not contain the end of the run, so its events go further than its counts"
     };
@@ -367,6 +374,14 @@ fn timeline(runs: &[Run], median: usize, nulls: &mut Nulls) -> Option<Timeline> 
         switches: events.switches,
         wakeups: events.wakeups,
         bytes: events.bytes,
+        begins_ns: nulls.or(
+            events
+                .first_ns
+                .map(|first_ns| first_ns.saturating_sub(info.started.monotonic_ns)),
+            "timeline.begins_ns",
+            "there are no events",
+        ),
+        dropped: events.dropped,
         agrees: nulls.or(agrees, "timeline.agrees", why_not),
         disagreements,
     })
@@ -483,7 +498,8 @@ fn thread(thread: &ctxtrace_common::thread::Thread) -> Thread {
     }
 }
 
-fn lost_in(aggregates: &Aggregates) -> Lost {
+fn lost_in(run: &Run) -> Lost {
+    let aggregates = &run.aggregates;
     let vanished = aggregates
         .threads
         .iter()
@@ -508,6 +524,7 @@ fn lost_in(aggregates: &Aggregates) -> Lost {
         timeline_events: counters.lost_timeline_events,
         samples: counters.lost_samples,
         sample_stacks: counters.lost_sample_stacks,
+        poll_stamps: run.polls.as_ref().map_or(0, |polls| polls.lost),
         by_cpu: aggregates
             .lost_by_cpu
             .iter()

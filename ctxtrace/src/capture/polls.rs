@@ -21,8 +21,8 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Instant;
 
 use ctxtrace_abi::rings::{
-    CLOCK_BITS, CLOCK_MONOTONIC, CLOCK_SHIFT, CLOCK_TSC, CONTROL, Header, KIND_BITS, MAGIC, RingState, STATES_AT, VARIABLE, owner_of,
-    records_at, total_bytes,
+    CLOCK_BITS, CLOCK_MONOTONIC, CLOCK_SHIFT, CLOCK_TSC, CONTROL, Header, KIND_BITS, MAGIC, RingState, STATES_AT,
+    VARIABLE, owner_of, records_at, total_bytes,
 };
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -114,10 +114,13 @@ impl Anchor {
             let before = read(clock);
             let ns = monotonic_ns();
             let took = read(clock).saturating_sub(before);
-            (took, Self {
-                clock: before + took / 2,
-                ns,
-            })
+            (
+                took,
+                Self {
+                    clock: before + took / 2,
+                    ns,
+                },
+            )
         });
         tries
             .min_by_key(|(took, _)| *took)
@@ -210,7 +213,8 @@ impl PollRings {
         let bytes = total_bytes(RINGS, capacity);
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file = File::from(memfd_create("ctxtrace-polls", flags).map_err(Error::errno("memfd_create"))?);
-        file.set_len(bytes as u64).map_err(Error::system("making the rings of polls"))?;
+        file.set_len(bytes as u64)
+            .map_err(Error::system("making the rings of polls"))?;
         let nonce = fastrand::u128(..);
         let header = Header {
             magic: MAGIC,
@@ -338,11 +342,7 @@ impl PollRings {
                 self.scale.ns(record >> CLOCK_SHIFT).max(at.last_ns)
             })
         };
-        heads
-            .iter()
-            .enumerate()
-            .filter_map(too_full)
-            .fold(until_ns, u64::min)
+        heads.iter().enumerate().filter_map(too_full).fold(until_ns, u64::min)
     }
 
     /// The batch's base is the time of the first stamp in any ring.
@@ -466,7 +466,8 @@ impl PollRings {
     }
 
     fn homeless_written(&self) -> u64 {
-        self.word(std::mem::offset_of!(Header, homeless)).load(Ordering::Relaxed)
+        self.word(std::mem::offset_of!(Header, homeless))
+            .load(Ordering::Relaxed)
     }
 
     #[inline]
@@ -481,5 +482,206 @@ impl PollRings {
         // SAFETY: within the mapping, whose file cannot get shorter, aligned, and only loaded from. The other end stores whole
         // words.
         unsafe { &*self.memory.as_ptr().add(at).cast::<AtomicU64>() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::polls::What;
+    use ctxtrace_abi::rings::{BEGIN, END, owner, record, short_task, what};
+    use memmap2::MmapMut;
+
+    const SMALL: usize = LEAST_CAPACITY * 8;
+
+    #[derive(Default)]
+    struct Taken(Vec<PollBatch>);
+
+    impl EventSink for Taken {
+        fn events(&mut self, _: &[ctxtrace_common::event::Event]) {}
+
+        fn polls(&mut self, batch: &PollBatch) {
+            self.0.push(batch.clone());
+        }
+    }
+
+    impl Taken {
+        fn stamps(&self) -> Vec<(u32, What)> {
+            let threads = self.0.iter().flat_map(|batch| &batch.threads);
+            threads
+                .flat_map(|thread| thread.stamps.iter().map(|stamp| (thread.tid, stamp.what())))
+                .collect()
+        }
+
+        fn lost(&self) -> u64 {
+            let of = |batch: &PollBatch| batch.homeless + batch.threads.iter().map(|thread| thread.lost).sum::<u64>();
+            self.0.iter().map(of).sum()
+        }
+    }
+
+    /// The other end: what a probe, or somebody worse, writes.
+    struct Writer(MmapMut);
+
+    impl Writer {
+        fn of(rings: &PollRings) -> Self {
+            // SAFETY: it is shared memory, which is what it is for.
+            Self(unsafe { MmapMut::map_mut(&rings.file) }.expect("mapped"))
+        }
+
+        fn put(&mut self, at: usize, word: u64) {
+            self.0[at..at + 8].copy_from_slice(&word.to_ne_bytes());
+        }
+
+        fn state(ring: usize, field: usize) -> usize {
+            STATES_AT + ring * size_of::<RingState>() + field
+        }
+
+        fn head(&mut self, ring: usize, head: u64) {
+            self.put(Self::state(ring, std::mem::offset_of!(RingState, head)), head);
+        }
+
+        fn own(&mut self, ring: usize, tid: u32, since: u64) {
+            self.put(Self::state(ring, std::mem::offset_of!(RingState, owner)), owner(7, tid));
+            self.put(Self::state(ring, std::mem::offset_of!(RingState, since)), since);
+        }
+
+        fn record(&mut self, ring: usize, capacity: usize, number: u64, word: u64) {
+            let place = ring * capacity + (number as usize & (capacity - 1));
+            self.put(records_at(RINGS) + 8 * place, word);
+        }
+    }
+
+    fn begin(task: u64) -> u64 {
+        record(what(BEGIN, short_task(task)), read(PollClock::Monotonic))
+    }
+
+    fn end() -> u64 {
+        record(what(END, 0), read(PollClock::Monotonic))
+    }
+
+    fn small() -> (PollRings, Writer) {
+        let rings = PollRings::create(PollClock::Monotonic, Some(SMALL)).expect("memory");
+        let writer = Writer::of(&rings);
+        (rings, writer)
+    }
+
+    #[test]
+    fn what_was_written_is_read_once_and_in_its_time() {
+        let (mut rings, mut writer) = small();
+        let mut taken = Taken::default();
+        let before_ns = monotonic_ns();
+        for (number, word) in (0..).zip([owner(7, 8), begin(5), end(), owner(7, 9), begin(6)]) {
+            writer.record(3, 64, number, word);
+        }
+        writer.head(3, 5);
+        rings.drain(before_ns, &mut taken);
+        assert_eq!(taken.stamps(), [], "they are later");
+        rings.drain(u64::MAX, &mut taken);
+        rings.drain(u64::MAX, &mut taken);
+        assert_eq!(taken.lost(), 0);
+        assert_eq!(
+            taken.stamps(),
+            [(8, What::Begin(5)), (8, What::End), (9, What::Begin(6))]
+        );
+        let batch = &taken.0[1];
+        let first_ns = batch.base_ns + batch.threads[0].stamps[0].since_base_ns();
+        assert!((before_ns..=monotonic_ns()).contains(&first_ns), "{first_ns}");
+    }
+
+    #[test]
+    fn who_goes_around_has_lost_the_oldest_and_it_is_told_how_many() {
+        let (mut rings, mut writer) = small();
+        let mut taken = Taken::default();
+        writer.own(0, 8, 0);
+        for number in 0..200 {
+            let word = if number == 0 { owner(7, 8) } else { begin(number) };
+            writer.record(0, 64, number, word);
+        }
+        writer.head(0, 200);
+        rings.drain(u64::MAX, &mut taken);
+        // One place less than there are: the writer may be at it.
+        assert_eq!(taken.lost(), 200 - 63);
+        assert_eq!(taken.stamps().len(), 63);
+        assert_eq!(taken.stamps()[0], (8, What::Begin(200 - 63)));
+        // Whose the rest is cannot be known if the thread took the ring later.
+        writer.own(0, 9, 300);
+        for number in 200..290 {
+            writer.record(0, 64, number, begin(1));
+        }
+        writer.head(0, 290);
+        rings.drain(u64::MAX, &mut taken);
+        assert_eq!(taken.stamps().len(), 63);
+        assert_eq!(taken.0[1].homeless, 63);
+    }
+
+    #[test]
+    fn a_ring_that_goes_backwards_is_read_no_more() {
+        let (mut rings, mut writer) = small();
+        let mut taken = Taken::default();
+        writer.record(0, 64, 0, owner(7, 8));
+        writer.record(0, 64, 1, begin(1));
+        writer.head(0, 2);
+        rings.drain(u64::MAX, &mut taken);
+        for head in [1, 50] {
+            writer.head(0, head);
+            rings.drain(u64::MAX, &mut taken);
+        }
+        assert_eq!(taken.stamps().len(), 1);
+    }
+
+    #[test]
+    fn nobody_can_take_the_memory_away() {
+        let (rings, _) = small();
+        assert!(rings.file.set_len(0).is_err());
+        assert!(rings.file.set_len(1 << 40).is_err());
+    }
+
+    #[test]
+    fn scribbling_does_no_harm() {
+        let (mut rings, mut writer) = small();
+        let mut taken = Taken::default();
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..300 {
+            for _ in 0..200 {
+                let at = random.usize(0..writer.0.len() / 8) * 8;
+                writer.put(at, random.u64(..));
+                let state = Writer::state(random.usize(0..RINGS), 8 * random.usize(0..3));
+                let word = [random.u64(..), random.u64(..1_000), u64::MAX][random.usize(0..3)];
+                writer.put(state, word);
+            }
+            rings.drain(monotonic_ns(), &mut taken);
+            let batch = taken.0.pop().expect("one");
+            assert!(batch.threads.len() <= MOST_THREADS + RINGS);
+            assert!(batch.stamps() <= (RINGS * LEAST_CAPACITY) as u64);
+            assert_eq!(PollBatch::from_bytes(&batch.to_bytes()), Ok(batch));
+        }
+        rings.drain_all(&mut taken);
+    }
+
+    #[test]
+    fn readings_are_put_between_the_anchors() {
+        let anchor = |clock, ns| Anchor { clock, ns };
+        let mut last = anchor(1 << 41, 1_000_000_000);
+        let mut scale = Scale::new(last);
+        // Three units a nanosecond.
+        scale.advance(anchor((1 << 41) + 150_000_000, 1_050_000_000), &mut last);
+        assert_eq!(scale.ns(0), 1_000_000_000);
+        assert_eq!(scale.ns(75_000_000), 1_025_000_000);
+        // From before the anchor, and from a little after.
+        let before = (1_u64 << 41).wrapping_sub(3_000) & ((1 << CLOCK_BITS) - 1);
+        assert_eq!(scale.ns(before), 999_999_000);
+        assert_eq!(scale.ns(150_003_000), 1_050_001_000);
+        // Two looks at one time tell nothing of the rate.
+        scale.advance(anchor((1 << 41) + 150_000_100, 1_050_000_001), &mut last);
+        assert_eq!(scale.ns(75_000_000), 1_025_000_000);
+    }
+
+    #[test]
+    fn the_clocks_agree() {
+        let info = clock();
+        assert!(info.reading_ns > 0.0);
+        let rings = PollRings::create(info.clock, Some(SMALL)).expect("memory");
+        let (_, value) = rings.variable(5);
+        assert_eq!(value.len(), "5,".len() + 32);
     }
 }

@@ -8,6 +8,7 @@
 //! ```
 
 use ctxtrace_common::process::Image;
+use ctxtrace_common::wakeup::Waker;
 
 use crate::trace::samples::{Place, Samples};
 
@@ -54,6 +55,8 @@ pub struct Interval {
     pub class: u8,
     /// And its reason.
     pub reason: u8,
+    /// The CPU it was on, or was on last.
+    pub cpu: Option<u16>,
 }
 
 /// Takes intervals as they end: those of one thread in their order.
@@ -61,8 +64,14 @@ pub trait IntervalSink {
     /// The next one.
     fn interval(&mut self, interval: &Interval);
 
+    /// A kernel switch takes a thread off its CPU: told also where it was not seen when that thread had come onto it.
+    fn switch_out(&mut self, _at_ns: u64) {}
+
     /// A sample of what a thread does in an interval on a CPU that goes on.
     fn sample(&mut self, _at_ns: u64, _place: Place) {}
+
+    /// A waking of a thread that has ended its sleep, or may have.
+    fn waking(&mut self, _at_ns: u64, _woken: ThreadId, _waker: &Waker) {}
 }
 
 /// Both get all of them.
@@ -72,9 +81,39 @@ impl<A: IntervalSink, B: IntervalSink> IntervalSink for (A, B) {
         self.1.interval(interval);
     }
 
+    fn switch_out(&mut self, at_ns: u64) {
+        self.0.switch_out(at_ns);
+        self.1.switch_out(at_ns);
+    }
+
     fn sample(&mut self, at_ns: u64, place: Place) {
         self.0.sample(at_ns, place);
         self.1.sample(at_ns, place);
+    }
+
+    fn waking(&mut self, at_ns: u64, woken: ThreadId, waker: &Waker) {
+        self.0.waking(at_ns, woken, waker);
+        self.1.waking(at_ns, woken, waker);
+    }
+}
+
+impl<S: IntervalSink> IntervalSink for Option<S> {
+    fn interval(&mut self, interval: &Interval) {
+        if let Some(sink) = self {
+            sink.interval(interval);
+        }
+    }
+
+    fn sample(&mut self, at_ns: u64, place: Place) {
+        if let Some(sink) = self {
+            sink.sample(at_ns, place);
+        }
+    }
+
+    fn waking(&mut self, at_ns: u64, woken: ThreadId, waker: &Waker) {
+        if let Some(sink) = self {
+            sink.waking(at_ns, woken, waker);
+        }
     }
 }
 

@@ -166,9 +166,9 @@ pub struct PollReplay<S = ()> {
     sink: S,
 }
 
-impl Default for PollReplay {
+impl<S: Default> Default for PollReplay<S> {
     fn default() -> Self {
-        Self::telling(())
+        Self::telling(S::default())
     }
 }
 
@@ -194,6 +194,11 @@ impl<S> PollReplay<S> {
             epoch: 0,
             sink,
         }
+    }
+
+    /// Who is told.
+    pub fn sink_mut(&mut self) -> &mut S {
+        &mut self.sink
     }
 
     /// What it came to, and who was told.
@@ -302,7 +307,11 @@ impl<S: PollSink> PollReplay<S> {
         } else {
             self.last_ns = at_ns;
         }
-        if self.switches.front().is_some_and(|(switched_ns, _)| *switched_ns <= at_ns) {
+        if self
+            .switches
+            .front()
+            .is_some_and(|(switched_ns, _)| *switched_ns <= at_ns)
+        {
             self.switch_until(at_ns);
         }
         match what {
@@ -428,7 +437,9 @@ impl<S: PollSink> PollReplay<S> {
         {
             self.switches.pop_front();
             let (Switch::Out { tid, .. } | Switch::In { tid, .. }) = switch;
-            let Some(thread) = self.thread_by_tid(tid) else { continue };
+            let Some(thread) = self.thread_by_tid(tid) else {
+                continue;
+            };
             let thread = &mut self.threads[thread];
             thread.is_known = true;
             match switch {
@@ -634,13 +645,30 @@ mod tests {
         assert_eq!(
             slices,
             [
-                PollSlice { tgid: 10, tid: A, task: key(SENDER), begin_ns: 1_010, end_ns: 1_070 },
-                PollSlice { tgid: 10, tid: B, task: key(RECEIVER), begin_ns: 1_180, end_ns: 1_200 },
+                PollSlice {
+                    tgid: 10,
+                    tid: A,
+                    task: key(SENDER),
+                    begin_ns: 1_010,
+                    end_ns: 1_070
+                },
+                PollSlice {
+                    tgid: 10,
+                    tid: B,
+                    task: key(RECEIVER),
+                    begin_ns: 1_180,
+                    end_ns: 1_200
+                },
             ]
         );
         assert_eq!(
             wakes,
-            [Wake { at_ns: 1_050, by_tid: A, by_task: Some(key(SENDER)), task: key(RECEIVER) }]
+            [Wake {
+                at_ns: 1_050,
+                by_tid: A,
+                by_task: Some(key(SENDER)),
+                task: key(RECEIVER)
+            }]
         );
         let ((by, whom), edge) = &polls.edges[0];
         assert_eq!((*by, *whom), (PollWaker::Task(key(SENDER)), key(RECEIVER)));
@@ -707,7 +735,13 @@ mod tests {
             vec![told(
                 A,
                 0,
-                &[(10, BEGIN, SENDER), (20, WAKE, SENDER), (70, END, 0), (75, BEGIN, SENDER), (76, END, 0)],
+                &[
+                    (10, BEGIN, SENDER),
+                    (20, WAKE, SENDER),
+                    (70, END, 0),
+                    (75, BEGIN, SENDER),
+                    (76, END, 0),
+                ],
             )],
         ));
         let (polls, _) = replay.conclude();

@@ -24,7 +24,7 @@ use ctxtrace_common::thread::Thread;
 
 use super::intervals::{Interval, IntervalSink, State, ThreadId};
 use crate::trace::events::EventSink;
-use crate::trace::run::Timeline;
+use crate::trace::run::{Dropped, Timeline};
 use crate::trace::samples::Place;
 use crate::trace::{Aggregates, Latencies};
 use crate::units::{signed_thousands, thousands};
@@ -156,6 +156,7 @@ pub struct Replay<I = ()> {
     pub lost_wakeups: u64,
     /// The distributions.
     pub latencies: Latencies,
+    first_ns: Option<u64>,
     last_ns: u64,
     live: HashMap<u32, Live, BuildHasherDefault<IdHasher>>,
     ended: Vec<ThreadTotals>,
@@ -185,6 +186,7 @@ impl<I> Replay<I> {
             lost_intervals: 0,
             lost_wakeups: 0,
             latencies: Latencies::default(),
+            first_ns: None,
             last_ns: 0,
             live: HashMap::default(),
             ended: Vec::new(),
@@ -193,6 +195,17 @@ impl<I> Replay<I> {
             overflow: [SwitchSum::default(); Class::COUNT],
             intervals,
         }
+    }
+
+    /// When the last event was, `CLOCK_MONOTONIC` nanoseconds.
+    #[must_use]
+    pub fn last_ns(&self) -> u64 {
+        self.last_ns
+    }
+
+    /// Those who are told of the intervals.
+    pub fn intervals_mut(&mut self) -> &mut I {
+        &mut self.intervals
     }
 
     /// Those who were told of the intervals.
@@ -217,6 +230,7 @@ impl<I: IntervalSink> Replay<I> {
         if event.at_ns < self.last_ns {
             self.unordered += 1;
         }
+        self.first_ns.get_or_insert(event.at_ns);
         self.last_ns = event.at_ns;
         match event.decode() {
             Some(Decoded::Switch { out, into }) => {
@@ -227,10 +241,13 @@ impl<I: IntervalSink> Replay<I> {
                     self.switch_in(event, &into);
                 }
             }
-            Some(Decoded::Waking { tid, .. }) => {
+            Some(Decoded::Waking { tid, noted, waker, .. }) => {
                 self.wakeups += 1;
                 if let Some(live) = self.live.get_mut(&tid) {
                     live.first_waking_ns(event.at_ns);
+                    if noted.is_some() {
+                        self.intervals.waking(event.at_ns, live.thread(), &waker);
+                    }
                 }
             }
             Some(Decoded::Thread {
@@ -262,7 +279,21 @@ impl<I: IntervalSink> Replay<I> {
             bytes: self.bytes(),
             switches: self.switches,
             wakeups: self.wakeups,
+            first_ns: self.first_ns,
+            dropped: 0,
             disagreements: comparable.then(|| disagreements(self, aggregates)),
+        }
+    }
+
+    /// The same of a run whose oldest events the capture has not kept.
+    #[must_use]
+    pub fn conclude_kept(&self, aggregates: &Aggregates, whole: bool, dropped: Dropped) -> Timeline {
+        let events = self.events.saturating_sub(dropped.told_again);
+        Timeline {
+            events,
+            bytes: events * EVENT_BYTES as u64,
+            dropped: dropped.events,
+            ..self.conclude(aggregates, whole && dropped.events == 0)
         }
     }
 
@@ -360,6 +391,7 @@ impl<I: IntervalSink> Replay<I> {
 
     fn switch_out(&mut self, event: &Event, out: &Out) {
         self.switches += 1;
+        self.intervals.switch_out(event.at_ns);
         let live = self.live(out.tid);
         if out.voluntary {
             live.totals.voluntary += 1;
@@ -490,11 +522,7 @@ impl Live {
 
     fn interval(&self, state: State, start_ns: u64, end_ns: u64, (task, class, reason): (u64, u8, u8)) -> Interval {
         Interval {
-            thread: ThreadId {
-                start_boottime_ns: self.totals.start_boottime_ns,
-                tgid: self.totals.tgid,
-                tid: self.totals.tid,
-            },
+            thread: self.thread(),
             state,
             start_ns,
             end_ns,
@@ -505,6 +533,15 @@ impl Live {
             task,
             class,
             reason,
+            cpu: self.last_cpu,
+        }
+    }
+
+    fn thread(&self) -> ThreadId {
+        ThreadId {
+            start_boottime_ns: self.totals.start_boottime_ns,
+            tgid: self.totals.tgid,
+            tid: self.totals.tid,
         }
     }
 

@@ -8,10 +8,12 @@ use nix::sys::signal::Signal;
 
 use super::printable;
 use crate::analyze::result::{
-    Class, CpuLosses, Distribution, Locator, OnCpu, Report, Target, Task, Timeline, WakeupOrigin, Workload,
+    Class, CpuLosses, Distribution, Leg, Locator, OnCpu, Path, Polls, Report, Spread, Target, Task, Timeline,
+    WakeupOrigin, Workload,
 };
 use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
+use crate::trace::polls::PollClock;
 use crate::units::{bytes, duration, signed_thousands, significant, thousands};
 use crate::workload::{Allocator, Channel, Language};
 
@@ -72,6 +74,7 @@ pub fn render(report: &Report, style: Style) -> String {
     sections.extend(tasks(report));
     sections.extend(wakeups(report));
     sections.push(latencies(report));
+    sections.extend(report.polls.as_ref().map(|polls| polls_section(polls, style)));
     sections.extend(report.on_cpu.as_ref().map(on_cpu));
     sections.push(threads(report));
     sections.push(footer(report, style));
@@ -217,7 +220,7 @@ fn headline(report: &Report, workload: &Workload, style: Style) -> String {
 }
 
 /// The answer to "which task switches hit the kernel?", in one line.
-fn verdict(report: &Report, style: Style) -> String {
+pub(super) fn verdict(report: &Report, style: Style) -> String {
     let name = |target: &Target| {
         let file = target.name.rsplit('/').next().unwrap_or_default();
         printable(file)
@@ -276,7 +279,7 @@ fn verdict(report: &Report, style: Style) -> String {
 }
 
 /// A share in percent. Neither 0 nor 100 is said of what is not exactly that.
-fn percent(part: u64, whole: u64) -> String {
+pub(super) fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "0 %".to_owned();
     }
@@ -295,7 +298,7 @@ fn percent(part: u64, whole: u64) -> String {
 }
 
 /// Kernel switches and off-CPU time by class, most switches first.
-fn by_class(report: &Report) -> Vec<(Class, u64, u64)> {
+pub(super) fn by_class(report: &Report) -> Vec<(Class, u64, u64)> {
     let mut classes: BTreeMap<Class, (u64, u64)> = BTreeMap::new();
     for row in &report.ledger {
         let sum = classes.entry(row.class).or_default();
@@ -380,7 +383,7 @@ fn tasks(report: &Report) -> Option<String> {
 }
 
 /// Whether a task goes by a number, or shares its name with others.
-fn is_number(name: &str) -> bool {
+pub(super) fn is_number(name: &str) -> bool {
     name == "other" || name.starts_with('#') || name.starts_with("goroutine ")
 }
 
@@ -494,7 +497,7 @@ fn counts(report: &Report, style: Style) -> String {
 }
 
 /// How tasks were found in each program, and what that can tell; programs of the same kind in one line.
-fn locator_lines(report: &Report) -> Vec<String> {
+pub(super) fn locator_lines(report: &Report) -> Vec<String> {
     let mut kinds: Vec<(String, Vec<String>)> = Vec::new();
     for locator in &report.locators {
         let kind = locator_in_words(locator, report.locator);
@@ -549,6 +552,15 @@ fn timeline_line(timeline: &Timeline, style: Style) -> String {
     );
     match timeline.agrees {
         Some(true) => format!("{text}: played again, they give the same counts"),
+        None if timeline.dropped > 0 => {
+            let begins = timeline.begins_ns.map_or_else(String::new, |ns| {
+                format!(": the timeline begins {} after the recording", duration(ns))
+            });
+            format!(
+                "{text}; {} older ones were not kept (--max-size, --keep){begins}",
+                thousands(timeline.dropped)
+            )
+        }
         None => format!("{text}: not all of them, see what was lost"),
         Some(false) => {
             let mut text = format!("{text}: {}", style.red("THEY DO NOT GIVE THE SAME COUNTS"));
@@ -609,6 +621,93 @@ fn latencies(report: &Report) -> String {
         table.add_row(distribution_row(name, distribution));
     }
     without_trailing_spaces(&table)
+}
+
+/// How long tasks wait for their polls, and where the time goes.
+fn polls_section(polls: &Polls, style: Style) -> String {
+    let mut table = plain_table(&["Polls", "count", "p50", "p90", "p99", "max"]);
+    let row = |name: &str, spread: &Spread| {
+        [
+            name.to_owned(),
+            thousands(spread.count),
+            duration(spread.p50_ns),
+            duration(spread.p90_ns),
+            duration(spread.p99_ns),
+            duration(spread.max_ns),
+        ]
+    };
+    for (name, spread) in [("a poll", &polls.poll), ("wake to poll", &polls.wake_to_poll)] {
+        if let Some(spread) = spread {
+            table.add_row(row(name, spread));
+        }
+    }
+    for path in &polls.paths {
+        table.add_row(row(&format!("  {}", path_in_words(path.path)), &path.wake_to_poll));
+        let legs = path.legs.iter().filter_map(|leg| Some((leg_in_words(leg.leg)?, leg)));
+        for (name, leg) in legs.filter(|_| matches!(path.path, Path::Kernel | Path::AlreadyComing)) {
+            table.add_row(row(&format!("    {name}"), &leg.spread));
+        }
+    }
+    let mut tasks = plain_table(&[
+        "Wake to poll",
+        "polls",
+        "a poll, p50",
+        "p99",
+        "wake to poll, p50",
+        "p99",
+    ]);
+    for task in polls.tasks.iter().take(TASKS_SHOWN) {
+        let time = |spread: &Option<Spread>, of: fn(&Spread) -> u64| {
+            spread
+                .as_ref()
+                .map_or_else(|| "–".to_owned(), |spread| duration(of(spread)))
+        };
+        tasks.add_row([
+            printable(&task.name),
+            thousands(task.polls),
+            time(&task.poll, |spread| spread.p50_ns),
+            time(&task.poll, |spread| spread.p99_ns),
+            time(&task.wake_to_poll, |spread| spread.p50_ns),
+            time(&task.wake_to_poll, |spread| spread.p99_ns),
+        ]);
+    }
+    let clock = match polls.clock {
+        PollClock::Tsc => "the time-stamp counter",
+        PollClock::Monotonic => "CLOCK_MONOTONIC",
+    };
+    let counted = match polls.agrees {
+        Some(true) => "as many polls as the probe counted".to_owned(),
+        Some(false) => style.red("NOT AS MANY POLLS AS THE PROBE COUNTED"),
+        None if polls.dropped > 0 => format!("{} older ones were not kept", thousands(polls.dropped)),
+        None => "not all of them, see what was lost".to_owned(),
+    };
+    format!(
+        "{}\n\n{}\n{} stamps by {clock}, {} ns each: {counted}",
+        without_trailing_spaces(&table),
+        without_trailing_spaces(&tasks),
+        thousands(polls.stamps),
+        significant(polls.reading_ns),
+    )
+}
+
+fn path_in_words(path: Path) -> &'static str {
+    match path {
+        Path::UserSpace => "in user space",
+        Path::Kernel => "through the kernel",
+        Path::AlreadyComing => "thread was coming",
+        Path::Unknown => "on unknown threads",
+    }
+}
+
+/// The parts of the delay; nothing for what is beside it.
+fn leg_in_words(leg: Leg) -> Option<&'static str> {
+    match leg {
+        Leg::WakeToWaking => Some("to its waking"),
+        Leg::WakingToSwitchIn => Some("to its switch-in"),
+        Leg::WakeToSwitchIn => Some("to its switch-in"),
+        Leg::SwitchInToPoll => Some("to the poll"),
+        Leg::WakersPoll | Leg::WakeToPoll | Leg::Poll => None,
+    }
 }
 
 fn distribution_row(name: &str, distribution: &Distribution) -> Vec<String> {
@@ -687,7 +786,7 @@ fn lost_by_cpu(losses: &CpuLosses) -> String {
 }
 
 /// Which options make room for what did not fit.
-fn room(report: &Report) -> String {
+pub(super) fn room(report: &Report) -> String {
     let lost = &report.lost;
     let options = [
         ("--max-threads", lost.threads),
@@ -709,7 +808,7 @@ fn room(report: &Report) -> String {
 const DISTURBING_SHARE: f64 = 0.05;
 
 /// What tracing cost, and what to do where that is much.
-fn tracing_cost(report: &Report) -> String {
+pub(super) fn tracing_cost(report: &Report) -> String {
     let overhead = &report.overhead;
     let each: Vec<String> = overhead
         .programs

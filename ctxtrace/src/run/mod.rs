@@ -11,6 +11,8 @@
 mod assertions;
 mod bar;
 pub mod child;
+mod compare;
+mod comparison;
 pub mod explain;
 pub mod interrupt;
 mod observe;
@@ -19,10 +21,12 @@ mod program;
 mod record;
 mod report;
 mod save;
+mod spool;
 pub mod suite;
 pub mod watch;
 mod workload;
 
+pub use compare::compare;
 pub use record::record;
 pub use report::report;
 
@@ -57,6 +61,7 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     let interrupts = Interrupts::catch()?;
     let info = info(Subject::Workload(settings.spec.clone()), &settings.capture)?;
     let mut saver = Saver::begin(settings.save.as_ref(), &info, user.as_ref())?;
+    let mut spool = outputs.spool();
     let recorder = Recorder {
         kernel: &kernel,
         settings: settings.capture,
@@ -67,7 +72,15 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
 
     let mut runs: Vec<Run> = Vec::new();
     for number in 1..=settings.repeat {
-        let run = workload::recorded(settings, &program, &recorder, user.as_ref(), number, &mut saver)?;
+        let run = workload::recorded(
+            settings,
+            &program,
+            &recorder,
+            user.as_ref(),
+            number,
+            &mut saver,
+            &mut spool,
+        )?;
         let cut_short = run.cut_short.is_some();
         runs.push(run);
         if cut_short {
@@ -76,9 +89,11 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     }
 
     let report = summarize(&info, &runs);
-    outputs.write(&report, &runs)?;
-    saver.end()?;
+    // The table is there whatever the disk does.
+    let written = outputs.write(&info, &report, &runs, &mut spool);
+    let saved = saver.end();
     outputs::print_table(&settings.outputs, &report)?;
+    written.and(saved)?;
     let verdict = verdict(&settings.outputs.assertions, &report)?;
     Ok(if interrupts.any_seen() {
         status::INTERRUPTED

@@ -1,15 +1,19 @@
-//! What is done with a recording while it goes on: its events are played again and saved, and so is its state.
+//! What is done with a recording while it goes on: its events are played again, saved and put aside, and so
+//! is its state.
 
 use ctxtrace_common::event::Event;
 
 use super::save::Saver;
+use super::spool::Spool;
 use super::watch::{Observer, Underway};
 use crate::capture::Settings;
+use crate::correlate::lanes;
 use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::symbolize::symbols;
 use crate::trace::Level;
 use crate::trace::events::EventSink;
+use crate::trace::lanes::Lanes;
 use crate::trace::polls::PollBatch;
 use crate::trace::run::Run;
 use crate::trace::samples::Samples;
@@ -23,16 +27,30 @@ pub(super) struct Keeper<'a, F> {
 /// What has come.
 pub(super) struct Kept<'a> {
     saver: &'a mut Saver,
-    replay: Option<Replay<Samples>>,
+    spool: &'a mut Spool,
+    replay: Option<Replay<(Samples, Option<lanes::Builder>)>>,
     polls: Option<PollReplay>,
 }
 
 impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
-    pub(super) fn new(settings: &Settings, saver: &'a mut Saver, tick: F) -> Self {
-        let replay = (settings.level == Level::Timeline).then(|| Replay::telling(Samples::default()));
+    /// `drawn` says how much of a timeline is kept to be drawn, if it is to be.
+    pub(super) fn new(
+        settings: &Settings,
+        drawn: Option<lanes::Limits>,
+        saver: &'a mut Saver,
+        spool: &'a mut Spool,
+        tick: F,
+    ) -> Self {
+        let lanes = drawn.map(lanes::Builder::new);
+        let replay = (settings.level == Level::Timeline).then(|| Replay::telling((Samples::default(), lanes)));
         let polls = settings.polls.then(PollReplay::default);
         Self {
-            kept: Kept { saver, replay, polls },
+            kept: Kept {
+                saver,
+                spool,
+                replay,
+                polls,
+            },
             tick,
         }
     }
@@ -43,16 +61,24 @@ impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
     }
 }
 
+/// What a replay that is over has told. What goes on where a timeline ends is drawn up to there.
+pub(super) fn taken(mut replay: Replay<(Samples, Option<lanes::Builder>)>) -> (Samples, Option<Lanes>) {
+    replay.close(replay.last_ns());
+    let (samples, lanes) = replay.into_intervals();
+    (samples, lanes.map(lanes::Builder::finish))
+}
+
 impl Kept<'_> {
     /// Gives a run that is over what its events came to, and the names of its stacks, and saves it.
     pub(super) fn finish(self, mut run: Run) -> Run {
         if let Some(replay) = self.replay {
             run.timeline = Some(replay.conclude(&run.aggregates, true));
-            run.samples = replay.into_intervals();
+            (run.samples, run.lanes) = taken(replay);
         }
         run.polls = self.polls.map(|polls| polls.conclude().0);
         run.symbols = symbols::resolve(&run.aggregates, &run.samples);
         self.saver.run(&run);
+        self.spool.end_run();
         run
     }
 }
@@ -62,11 +88,13 @@ impl<F> EventSink for Keeper<'_, F> {
         self.kept.replay.events(batch);
         self.kept.polls.events(batch);
         self.kept.saver.events(batch);
+        self.kept.spool.events(batch);
     }
 
     fn polls(&mut self, batch: &PollBatch) {
         self.kept.polls.polls(batch);
         self.kept.saver.polls(batch);
+        self.kept.spool.polls(batch);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
+use super::spool::Spool;
 use crate::analyze::profile;
 use crate::analyze::result::Report;
 use crate::cli::settings::OutputSettings;
@@ -10,19 +11,23 @@ use crate::error::{Error, Result};
 use crate::report::flamegraph::{self, Labels, Subject};
 use crate::report::output::Output;
 use crate::report::table::{self, Style};
-use crate::report::{Weight, folded, json};
+use crate::report::{Weight, folded, html, json, perfetto, pprof};
 use crate::symbolize::stacks;
 use crate::target::user::Invoker;
-use crate::trace::run::Run;
+use crate::trace::events::EventSource;
+use crate::trace::run::{Info, Run};
 
 /// The files asked for, open and known to be writable.
 pub(super) struct Outputs {
     weight: Weight,
     json: Option<Output>,
+    html: Option<Output>,
     flamegraph: Option<Output>,
     on_cpu_flamegraph: Option<Output>,
     wakeups_flamegraph: Option<Output>,
     folded: Option<Output>,
+    perfetto: Option<Output>,
+    pprof: Option<Output>,
 }
 
 impl Outputs {
@@ -31,15 +36,32 @@ impl Outputs {
         Ok(Self {
             weight: settings.weight,
             json: open(&settings.json)?,
+            html: open(&settings.html)?,
             flamegraph: open(&settings.flamegraph)?,
             on_cpu_flamegraph: open(&settings.on_cpu_flamegraph)?,
             wakeups_flamegraph: open(&settings.wakeups_flamegraph)?,
             folded: open(&settings.folded)?,
+            perfetto: open(&settings.perfetto)?,
+            pprof: open(&settings.pprof)?,
         })
     }
 
-    /// Writes them. Stacks are those of the median run, like the counts beside them.
-    pub(super) fn write(self, report: &Report, runs: &[Run]) -> Result<()> {
+    /// Where the events are put aside that will be asked for: beside the file that is made of them.
+    pub(super) fn spool(&self) -> Spool {
+        let elsewhere = std::env::temp_dir();
+        let folder = self
+            .perfetto
+            .as_ref()
+            .map(|output| match output.path().and_then(Path::parent) {
+                Some(parent) if !parent.as_os_str().is_empty() => parent,
+                Some(_) => Path::new("."),
+                None => &elsewhere,
+            });
+        Spool::new(folder)
+    }
+
+    /// Writes them. Stacks and timelines are those of the median run, like the counts beside them.
+    pub(super) fn write(self, info: &Info, report: &Report, runs: &[Run], events: &mut dyn EventSource) -> Result<()> {
         let mut written = Vec::new();
         let mut commit = |output: Output, bytes: &[u8], how: &'static str| {
             if let Some(path) = output.path() {
@@ -52,7 +74,12 @@ impl Outputs {
         }
         let workload = report.workload.as_ref();
         let median = workload.and_then(|workload| workload.runs.iter().position(|run| run.median));
-        let run = &runs[median.unwrap_or(0)];
+        let shown = median.unwrap_or(0);
+        let run = &runs[shown];
+        if let Some(output) = self.html {
+            let page = html::render(report, run, runs)?;
+            commit(output, &page, "the report as a page: open it in a web browser")?;
+        }
         let labels = Labels {
             subject: table::subject_in_words(report),
             lost: report.lost.in_words(),
@@ -87,6 +114,30 @@ impl Outputs {
             let resolved = stacks::wakers(run);
             let svg = flamegraph::render(&resolved, Subject::Wakeups, self.weight, &labels)?;
             commit(output, &svg, "flamegraph of wakeups: who ended the sleeps, from where")?;
+        }
+        if let Some(output) = self.pprof {
+            let profile = pprof::render(info, run, &labels).map_err(|error| Error::Render {
+                what: "pprof profile",
+                reason: error.to_string(),
+            })?;
+            commit(
+                output,
+                &profile,
+                "off-CPU profile: open it with `go tool pprof -http=: FILE`, Pyroscope, Parca or speedscope",
+            )?;
+        }
+        if let Some(output) = self.perfetto {
+            if let Some(path) = output.path() {
+                written.push((
+                    path.to_owned(),
+                    "timeline: open it in https://ui.perfetto.dev, it stays on this machine",
+                ));
+            }
+            output.stream(|to| {
+                let mut trace = perfetto::Trace::begin(to, info, run, &labels);
+                events.tell(shown, &mut trace)?;
+                trace.end().map(drop)
+            })?;
         }
         for (path, how) in written {
             wrote(&path, how);

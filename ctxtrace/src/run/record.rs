@@ -15,6 +15,7 @@ use super::{info, verdict};
 use crate::analyze::summarize::summarize;
 use crate::capture::{Kernel, preflight};
 use crate::cli::settings::{RecordSettings, RecordTarget};
+use crate::correlate::lanes::Limits;
 use crate::error::{Result, status};
 use crate::report::printable;
 use crate::target::attach::Attached;
@@ -45,7 +46,9 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
         on_interrupt: OnInterrupt::PassOn,
         duration: settings.duration,
     };
-    let mut keeper = Keeper::new(&settings.capture, &mut saver, |_: &Underway<'_>| {});
+    let drawn = settings.outputs.html.is_some().then_some(Limits::ONE);
+    let mut spool = outputs.spool();
+    let mut keeper = Keeper::new(&settings.capture, drawn, &mut saver, &mut spool, |_: &Underway<'_>| {});
     let Recorded { run, cut } = match &target {
         Found::Command { words, program, env } => {
             let args: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();
@@ -72,9 +75,11 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     };
     let runs = [keeper.stop().finish(run)];
     let report = summarize(&info, &runs);
-    outputs.write(&report, &runs)?;
-    saver.end()?;
+    // The table is there whatever the disk does.
+    let written = outputs.write(&info, &report, &runs, &mut spool);
+    let saved = saver.end();
     outputs::print_table(&settings.outputs, &report)?;
+    written.and(saved)?;
     let verdict = verdict(&settings.outputs.assertions, &report)?;
     Ok(match runs[0].exit {
         Some(exit) => match exit_status(exit, cut) {

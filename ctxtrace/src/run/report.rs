@@ -1,20 +1,42 @@
 //! `ctxtrace report`: every output again, from a capture.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{self, BufReader};
+use std::path::Path;
 
+use super::observe::taken;
 use super::outputs::{self, Outputs};
 use super::verdict;
 use crate::analyze::summarize::summarize;
 use crate::cli::settings::ReportSettings;
+use crate::correlate::lanes::{Builder, Limits};
 use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
 use crate::target::user::invoker;
 use crate::trace::Level;
-use crate::trace::events::EventSink;
+use crate::trace::events::{EventSink, EventSource};
 use crate::trace::file::{self, Told};
 use crate::trace::samples::Samples;
+
+/// The events of a capture, read again.
+struct Again<'a> {
+    path: &'a Path,
+}
+
+impl EventSource for Again<'_> {
+    fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()> {
+        let unreadable = |reason| io::Error::other(format!("reading {} again: {reason}", self.path.display()));
+        let file = File::open(self.path)?;
+        file::read_with_polls(BufReader::new(file), |of, told| match told {
+            Told::Events(batch) if of == run => sink.events(batch),
+            Told::Polls(batch) if of == run => sink.polls(batch),
+            _ => {}
+        })
+        .map(drop)
+        .map_err(unreadable)
+    }
+}
 
 /// Reads a capture and writes every output. Of a file that is damaged the readable part is reported, and the status says so.
 ///
@@ -28,11 +50,15 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         reason,
     };
     let opened = File::open(path).map_err(|error| unreadable(error.to_string()))?;
-    if opened.metadata().is_ok_and(|file| file.is_dir()) {
+    let metadata = opened.metadata().map_err(|error| unreadable(error.to_string()))?;
+    if metadata.is_dir() {
         return Err(unreadable("it is a folder".to_owned()));
     }
-    let replay = || Replay::telling(Samples::default());
-    let mut replays: Vec<Replay<Samples>> = Vec::new();
+    let is_file = metadata.is_file();
+    // How many runs there are is known only at the end, so each may keep less than the one before. Most captures have one.
+    let limits = |before: usize| Limits::for_each_of(before as u64 + 1);
+    let lanes = |before| settings.outputs.html.is_some().then(|| Builder::new(limits(before)));
+    let mut replays: Vec<Replay<(Samples, Option<Builder>)>> = Vec::new();
     let mut polls: Vec<Option<PollReplay>> = Vec::new();
     let mut has_polls = false;
     let mut saved = file::read_with_polls(BufReader::new(opened), |run, told| {
@@ -41,9 +67,9 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
             return;
         }
         // In the order of the runs.
-        if replays.len() <= run {
-            replays.resize_with(run + 1, replay);
-            polls.resize_with(run + 1, || has_polls.then(PollReplay::default));
+        while replays.len() <= run {
+            replays.push(Replay::telling((Samples::default(), lanes(replays.len()))));
+            polls.push(has_polls.then(PollReplay::default));
         }
         match told {
             Told::Info(_) => {}
@@ -56,23 +82,30 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
     })
     .map_err(unreadable)?;
     if saved.info.level == Level::Timeline {
-        replays.resize_with(saved.runs.len(), replay);
+        while replays.len() < saved.runs.len() {
+            replays.push(Replay::telling((Samples::default(), lanes(replays.len()))));
+        }
+        replays.truncate(saved.runs.len());
         let last = saved.runs.len() - 1;
         for (index, (run, replay)) in saved.runs.iter_mut().zip(replays).enumerate() {
             let is_whole = index < last || saved.is_whole;
-            run.timeline = Some(replay.conclude(&run.aggregates, is_whole));
-            run.samples = replay.into_intervals();
+            let dropped = saved.dropped[index];
+            run.timeline = Some(replay.conclude_kept(&run.aggregates, is_whole, dropped));
+            (run.samples, run.lanes) = taken(replay);
         }
     }
     if saved.info.polls.is_some() {
         polls.resize_with(saved.runs.len(), || Some(PollReplay::default()));
-        for (run, polls) in saved.runs.iter_mut().zip(polls) {
+        for ((run, polls), dropped) in saved.runs.iter_mut().zip(polls).zip(&saved.dropped) {
             run.polls = polls.map(|polls| polls.conclude().0);
+            if let Some(polls) = &mut run.polls {
+                polls.dropped = dropped.stamps;
+            }
         }
     }
     if settings.outputs.wants_stacks() && saved.info.level != Level::Stacks {
         return Err(unreadable(format!(
-            "it was recorded with --level {}, which takes no stacks for a flamegraph",
+            "it was recorded with --level {}, which takes no stacks",
             saved.info.level.name()
         )));
     }
@@ -89,14 +122,26 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
             "it has no samples: they are taken only where --sample is given to `run` or `record`".to_owned(),
         ));
     }
+    if settings.outputs.perfetto.is_some() && saved.info.level != Level::Timeline {
+        return Err(unreadable(format!(
+            "it was recorded with --level {}, which tells no events for --perfetto (--level timeline does)",
+            saved.info.level.name()
+        )));
+    }
+    if settings.outputs.perfetto.is_some() && !is_file {
+        return Err(unreadable(
+            "--perfetto reads it twice, so it has to be a file and not a pipe".to_owned(),
+        ));
+    }
     let outputs = Outputs::open(&settings.outputs, invoker().as_ref())?;
     let mut report = summarize(&saved.info, &saved.runs);
     if let Some(damage) = &saved.damage {
         report.complete = false;
         report.cut_short = Some(format!("the file is damaged: {damage}"));
     }
-    outputs.write(&report, &saved.runs)?;
+    let written = outputs.write(&saved.info, &report, &saved.runs, &mut Again { path });
     outputs::print_table(&settings.outputs, &report)?;
+    written?;
     let verdict = verdict(&settings.outputs.assertions, &report)?;
     Ok(if saved.damage.is_some() {
         status::FAILURE

@@ -97,6 +97,7 @@ impl Underway<'_> {
             timeline: None,
             polls: None,
             samples: Samples::default(),
+            lanes: None,
         })
     }
 }
@@ -236,6 +237,7 @@ impl Recorder<'_> {
                 timeline: None,
                 polls: None,
                 samples: Samples::default(),
+                lanes: None,
             },
             cut,
         })

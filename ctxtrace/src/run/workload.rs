@@ -15,10 +15,12 @@ use super::interrupt::Interrupts;
 use super::observe::Keeper;
 use super::program::Program;
 use super::save::Saver;
+use super::spool::Spool;
 use super::watch::{Observer, Recorded, Recorder, Underway};
 use crate::cli::settings::RunSettings;
+use crate::correlate::lanes::Limits;
 use crate::error::{Error, Result};
-use crate::target::launch::{Child, Command};
+use crate::target::launch::{Child, Command, Suspended};
 use crate::target::user::Invoker;
 use crate::trace::run::{Exit, Run};
 use crate::workload::Outcome;
@@ -100,10 +102,16 @@ pub(super) fn recorded(
     user: Option<&Invoker>,
     number: u64,
     saver: &mut Saver,
+    spool: &mut Spool,
 ) -> Result<Run> {
     let start = Start::new(program, user)?;
     let mut bar = Bar::new(settings.spec.iterations, number, settings.repeat);
-    let mut keeper = Keeper::new(&settings.capture, saver, |underway: &Underway<'_>| {
+    let drawn = settings
+        .outputs
+        .html
+        .is_some()
+        .then(|| Limits::for_each_of(settings.repeat));
+    let mut keeper = Keeper::new(&settings.capture, drawn, saver, spool, |underway: &Underway<'_>| {
         if bar.is_wanted() {
             bar.update(start.progress.messages(), underway.session.switches_so_far());
         }
@@ -140,8 +148,22 @@ fn finished(recorded: Recorded, start: Start<'_>) -> Result<Run> {
 ///
 /// If it cannot be started, or does not get to its end; `Ok(None)` if it was interrupted.
 pub(super) fn timed(program: &Program, interrupts: &Interrupts, user: Option<&Invoker>) -> Result<Option<Outcome>> {
+    timed_with(program, interrupts, user, |_| Ok(()))
+}
+
+/// The same; `begin` is called when it is about to execute its program.
+pub(super) fn timed_with(
+    program: &Program,
+    interrupts: &Interrupts,
+    user: Option<&Invoker>,
+    begin: impl FnOnce(&Suspended) -> Result<()>,
+) -> Result<Option<Outcome>> {
     let start = Start::new(program, user)?;
-    let mut child = start.with_command(|command| command.launch_suspended()?.resume())?;
+    let mut child = start.with_command(|command| {
+        let suspended = command.launch_suspended()?;
+        begin(&suspended)?;
+        suspended.resume()
+    })?;
     let interrupted = until_the_end(&child, interrupts)?;
     let exit = child.wait()?.exit;
     let told = start.told(interrupted, exit)?;

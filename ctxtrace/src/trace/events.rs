@@ -1,4 +1,6 @@
-//! Where the events of a timeline go while it is recorded.
+//! Where the events of a timeline go while it is recorded, and where they come from afterwards.
+
+use std::io;
 
 use ctxtrace_common::event::Event;
 
@@ -14,6 +16,16 @@ pub trait EventSink {
 
     /// What was found in the rings of polls, where those are recorded. Events of the same time have come before.
     fn polls(&mut self, _batch: &PollBatch) {}
+}
+
+/// Tells the events of runs that are over once more.
+pub trait EventSource {
+    /// Those of one run, by its index.
+    ///
+    /// # Errors
+    ///
+    /// If they are not there any more.
+    fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()>;
 }
 
 /// Takes nothing: for the levels at which there are no events.

@@ -119,6 +119,24 @@ impl PollBatch {
         self.threads.is_empty() && self.homeless == 0
     }
 
+    /// How many stamps are in it.
+    #[must_use]
+    pub fn stamps(&self) -> u64 {
+        self.threads.iter().map(|thread| thread.stamps.len() as u64).sum()
+    }
+
+    /// What is left of it where there is no room: how many stamps there were.
+    #[must_use]
+    pub fn as_lost(&self) -> Self {
+        let lost = |thread: &ThreadStamps| thread.lost.saturating_add(thread.stamps.len() as u64);
+        let homeless = self.threads.iter().map(lost).fold(self.homeless, u64::saturating_add);
+        Self {
+            homeless,
+            threads: Vec::new(),
+            ..*self
+        }
+    }
+
     /// As it lies in a file.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -370,6 +388,8 @@ pub struct Polls {
     pub wakes: u64,
     /// Stamps lost.
     pub lost: u64,
+    /// Stamps that the capture has not kept.
+    pub dropped: u64,
     /// Stamps that were earlier than one before them, of another thread.
     pub unordered: u64,
     /// Tasks; those beyond the first 1,024 are one, [`ctxtrace_common::locator::OTHER_TASKS`].

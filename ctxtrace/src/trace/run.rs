@@ -4,6 +4,7 @@ use ctxtrace_common::thread::KernelCount;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use super::lanes::Lanes;
 use super::polls::{PollInfo, Polls};
 use super::samples::Samples;
 use super::symbols::Symbols;
@@ -39,14 +40,20 @@ pub struct Host {
     pub cpus: u64,
 }
 
-/// The same instant by the clock of the events and by the wall clock: the one is turned into the other by it.
+/// The same instant by the clock of the events and by other clocks: the one is turned into the others by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockAnchor {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub monotonic_ns: u64,
     /// `CLOCK_REALTIME`, nanoseconds since 1970.
     pub realtime_ns: u64,
+    /// `CLOCK_BOOTTIME`, nanoseconds, which counts the time that the machine was suspended too; 0 if it was not noted.
+    #[serde(default)]
+    pub boottime_ns: u64,
 }
+
+/// Clocks that are read one after the other, and differ by less than this, are the same.
+const READ_APART_NS: u64 = 1_000_000;
 
 impl ClockAnchor {
     /// This instant.
@@ -57,7 +64,17 @@ impl ClockAnchor {
         Self {
             monotonic_ns: read(ClockId::CLOCK_MONOTONIC),
             realtime_ns: read(ClockId::CLOCK_REALTIME),
+            boottime_ns: read(ClockId::CLOCK_BOOTTIME),
         }
+    }
+
+    /// How much further `CLOCK_BOOTTIME` is than `CLOCK_MONOTONIC`; 0 where that was not noted, as on a machine that was never
+    /// suspended.
+    #[must_use]
+    pub fn boot_minus_monotonic_ns(&self) -> u64 {
+        // They are read one after the other, so on such a machine they differ by what that takes.
+        let ns = self.boottime_ns.saturating_sub(self.monotonic_ns);
+        if ns < READ_APART_NS { 0 } else { ns }
     }
 }
 
@@ -114,6 +131,18 @@ pub struct Exit {
     pub signal: Option<i32>,
 }
 
+/// Which events and stamps of a run a capture has not kept, because it was given a limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// How many, all of them older than those that are there.
+    pub events: u64,
+    /// Events at the beginning of those that are there which tell again what the dropped ones had told: who the threads are.
+    pub told_again: u64,
+    /// Stamps of polls and wakes that are not there.
+    #[serde(default)]
+    pub stamps: u64,
+}
+
 /// What the events of a run came to when they were played again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Timeline {
@@ -125,6 +154,10 @@ pub struct Timeline {
     pub switches: u64,
     /// Wakings of the target's threads.
     pub wakeups: u64,
+    /// When the first event was, `CLOCK_MONOTONIC`; `None` if there is none.
+    pub first_ns: Option<u64>,
+    /// Older events, which the capture has not kept.
+    pub dropped: u64,
     /// What they say otherwise than the run's counts; `None` if they cannot be compared, because not all of them are there.
     pub disagreements: Option<Vec<String>>,
 }
@@ -146,6 +179,9 @@ pub struct Run {
     /// What it did on its CPUs; none unless that was asked.
     #[serde(skip)]
     pub samples: Samples,
+    /// Its timeline as it is drawn; `None` unless there is one and somebody wants to.
+    #[serde(skip)]
+    pub lanes: Option<Lanes>,
     /// The process, if it was started for the recording and not attached to.
     pub launched: Option<Launched>,
     /// From when the programs were attached to when they were detached.

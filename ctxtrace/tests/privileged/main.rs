@@ -11,17 +11,23 @@
 mod captures;
 mod cli;
 mod counts;
+#[path = "../decode/mod.rs"]
+mod decode;
+mod explain;
 mod faults;
 mod go;
+mod polls;
 mod programs;
 mod real_programs;
 mod record;
 mod sampling;
+mod storms;
 mod suite;
 mod support;
 mod tasks;
 mod timeline;
 mod variants;
+mod viewers;
 
 use std::process::ExitCode;
 
@@ -49,11 +55,15 @@ fn main() -> ExitCode {
         real_programs::TESTS,
         go::TESTS,
         timeline::TESTS,
+        polls::TESTS,
         sampling::TESTS,
         suite::TESTS,
         variants::TESTS,
+        explain::TESTS,
+        viewers::TESTS,
         cli::TESTS,
         faults::TESTS,
+        storms::TESTS,
     ]
     .concat();
     let root = nix::unistd::geteuid().is_root();
