@@ -49,6 +49,10 @@ const MOST_THREADS: usize = 1 << 14;
 const CHUNK: usize = 4_096;
 /// How much later than it was read here a stamp may be: CPUs are not quite in step.
 const AHEAD: u64 = 1 << 24;
+/// How precise a rate is: over a second to a thousandth of a nanosecond.
+const RATE_SHIFT: u32 = 40;
+/// Nobody has ever written so much.
+const IMPOSSIBLE: u64 = 1 << 62;
 /// Two readings of the clocks that are closer than this give no good rate.
 const LEAST_APART_NS: u64 = 5_000_000;
 
@@ -132,7 +136,7 @@ impl Anchor {
 #[derive(Clone, Copy, Debug)]
 struct Scale {
     from: Anchor,
-    /// Nanoseconds for each unit of the clock, times 2^32.
+    /// Nanoseconds for each unit of the clock, times 2^[`RATE_SHIFT`].
     rate: u64,
     now: u64,
 }
@@ -141,7 +145,7 @@ impl Scale {
     fn new(first: Anchor) -> Self {
         Self {
             from: first,
-            rate: 1 << 32,
+            rate: 1 << RATE_SHIFT,
             now: first.clock,
         }
     }
@@ -152,7 +156,7 @@ impl Scale {
         let (ns, units) = (to.ns.saturating_sub(last.ns), to.clock.saturating_sub(last.clock));
         if ns >= LEAST_APART_NS && units > 0 {
             self.from = *last;
-            self.rate = ((u128::from(ns) << 32) / u128::from(units)) as u64;
+            self.rate = ((u128::from(ns) << RATE_SHIFT) / u128::from(units)) as u64;
             *last = to;
         }
     }
@@ -165,7 +169,7 @@ impl Scale {
 
     fn ns(&self, low: u64) -> u64 {
         let since = self.whole(low).wrapping_sub(self.from.clock) as i64;
-        let ns = (i128::from(since) * i128::from(self.rate)) >> 32;
+        let ns = (i128::from(since) * i128::from(self.rate) + (1 << (RATE_SHIFT - 1))) >> RATE_SHIFT;
         self.from.ns.saturating_add_signed(ns as i64)
     }
 }
@@ -313,7 +317,7 @@ impl PollRings {
         for (ring, &head) in heads.iter().enumerate() {
             let mut at = self.positions[ring];
             // Whoever went backwards will do anything.
-            at.is_broken |= head < at.tail;
+            at.is_broken |= head < at.tail || head > IMPOSSIBLE;
             let oldest = self.oldest(head);
             if !at.is_broken && at.tail < oldest {
                 self.lose(ring, &mut at, oldest);
