@@ -41,6 +41,9 @@ use crate::trace::polls::{Leg, Path, PollBatch, PollWaker, Polls, Stamp, TaskPol
 const MOST_ROWS: usize = 1_024;
 /// Threads that are known at a time: what can be claimed in the rings is bounded, too.
 const MOST_THREADS: usize = 1 << 16;
+/// Switches that wait for the polls of their time: more than the rings of events hold, if nobody asks for larger ones. Where
+/// there are more, as in a file that was made up, they wait no longer.
+const MOST_WAITING: usize = 1 << 21;
 /// The row of all tasks beyond.
 const OTHERS: u32 = 0;
 
@@ -144,7 +147,7 @@ struct Task {
 /// What is kept of a switch until the polls of its time come.
 #[derive(Clone, Copy, Debug)]
 enum Switch {
-    Out { tid: u32, slept: bool },
+    Out { tid: u32, leave: Leave },
     In { tid: u32, woken_ns: u64 },
 }
 
@@ -153,6 +156,8 @@ enum Switch {
 pub struct PollReplay<S = ()> {
     sums: Polls,
     threads: Vec<Thread>,
+    /// The places of threads that have ended.
+    vacant: Vec<usize>,
     thread_of: HashMap<u32, usize, BuildHasherDefault<IdHasher>>,
     images: HashMap<u32, Image, BuildHasherDefault<IdHasher>>,
     tasks: Vec<Task>,
@@ -183,6 +188,7 @@ impl<S> PollReplay<S> {
         Self {
             sums: Polls::default(),
             threads: Vec::new(),
+            vacant: Vec::new(),
             thread_of: HashMap::default(),
             images: HashMap::default(),
             tasks: vec![Task::new(others)],
@@ -220,8 +226,8 @@ impl<S: PollSink> EventSink for PollReplay<S> {
             match event.decode() {
                 Some(Decoded::Switch { out, into }) => {
                     if let Some(out) = out {
-                        let (tid, slept) = (out.tid, out.leave == Leave::Slept);
-                        self.switches.push_back((event.at_ns, Switch::Out { tid, slept }));
+                        let (tid, leave) = (out.tid, out.leave);
+                        self.switches.push_back((event.at_ns, Switch::Out { tid, leave }));
                     }
                     if let Some(into) = into {
                         let (tid, woken_ns) = (into.tid, into.woken_ns);
@@ -232,6 +238,9 @@ impl<S: PollSink> EventSink for PollReplay<S> {
                     self.images.insert(image.tgid, image);
                 }
                 _ => {}
+            }
+            while self.switches.len() > MOST_WAITING {
+                self.next_switch();
             }
         }
     }
@@ -432,24 +441,30 @@ impl<S: PollSink> PollReplay<S> {
 
     /// Takes the switches up to this time.
     fn switch_until(&mut self, until_ns: u64) {
-        while let Some(&(at_ns, switch)) = self.switches.front()
-            && at_ns <= until_ns
-        {
-            self.switches.pop_front();
-            let (Switch::Out { tid, .. } | Switch::In { tid, .. }) = switch;
-            let Some(thread) = self.thread_by_tid(tid) else {
-                continue;
-            };
-            let thread = &mut self.threads[thread];
-            thread.is_known = true;
-            match switch {
-                Switch::Out { slept, .. } => thread.slept = slept,
-                Switch::In { woken_ns, .. } => {
-                    thread.last = SwitchIn {
-                        at_ns,
-                        woken_ns: if thread.slept { woken_ns } else { 0 },
-                    };
-                }
+        while self.switches.front().is_some_and(|(at_ns, _)| *at_ns <= until_ns) {
+            self.next_switch();
+        }
+    }
+
+    fn next_switch(&mut self) {
+        let Some((at_ns, switch)) = self.switches.pop_front() else {
+            return;
+        };
+        let (Switch::Out { tid, .. } | Switch::In { tid, .. }) = switch;
+        let Some(index) = self.thread_by_tid(tid) else { return };
+        let thread = &mut self.threads[index];
+        thread.is_known = true;
+        match switch {
+            Switch::Out { leave: Leave::Dead, .. } => {
+                self.thread_of.remove(&tid);
+                self.vacant.push(index);
+            }
+            Switch::Out { leave, .. } => thread.slept = leave == Leave::Slept,
+            Switch::In { woken_ns, .. } => {
+                thread.last = SwitchIn {
+                    at_ns,
+                    woken_ns: if thread.slept { woken_ns } else { 0 },
+                };
             }
         }
     }
@@ -459,15 +474,23 @@ impl<S: PollSink> PollReplay<S> {
         if let Some(&thread) = self.thread_of.get(&tid) {
             return Some(thread);
         }
-        if self.threads.len() >= MOST_THREADS {
-            return None;
-        }
-        self.threads.push(Thread {
+        let thread = Thread {
             tid,
             ..Thread::default()
-        });
-        self.thread_of.insert(tid, self.threads.len() - 1);
-        Some(self.threads.len() - 1)
+        };
+        let index = match self.vacant.pop() {
+            Some(index) => {
+                self.threads[index] = thread;
+                index
+            }
+            None if self.threads.len() >= MOST_THREADS => return None,
+            None => {
+                self.threads.push(thread);
+                self.threads.len() - 1
+            }
+        };
+        self.thread_of.insert(tid, index);
+        Some(index)
     }
 
     /// The same as a ring tells of it.

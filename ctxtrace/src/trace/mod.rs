@@ -105,7 +105,8 @@ pub fn merge(into: &mut Histogram, from: &Histogram) {
     };
     into.max_ns = into.max_ns.max(from.max_ns);
     into.count += from.count;
-    into.sum_ns += from.sum_ns;
+    // Like the kernel side: what a program makes up may be too much.
+    into.sum_ns = into.sum_ns.wrapping_add(from.sum_ns);
     for (mine, theirs) in into.buckets.iter_mut().zip(&from.buckets) {
         *mine += theirs;
     }

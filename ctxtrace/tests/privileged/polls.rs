@@ -23,7 +23,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         polls_follow_one_another_within_their_threads_lives,
     ),
     ("a_capture_says_it_again", a_capture_says_it_again),
-    ("a_tiny_ring_loses_and_says_how_many", a_tiny_ring_loses_and_says_how_many),
+    (
+        "a_tiny_ring_loses_and_says_how_many",
+        a_tiny_ring_loses_and_says_how_many,
+    ),
     (
         "a_program_that_scribbles_does_no_harm",
         a_program_that_scribbles_does_no_harm,
@@ -43,11 +46,7 @@ fn check(json: &Value, line: &str) {
     let polls = &json["polls"];
     assert_eq!(number(json, "/lost/poll_stamps"), 0, "{line}");
     assert_eq!(polls["agrees"], Value::Bool(true), "{line}: {polls:#}");
-    assert_eq!(
-        number(polls, "/polls"),
-        number(json, "/task_switches/total"),
-        "{line}"
-    );
+    assert_eq!(number(polls, "/polls"), number(json, "/task_switches/total"), "{line}");
     assert_eq!(number(polls, "/open"), 0, "{line}");
     let all = number(polls, "/stamps");
     assert_eq!(all, 2 * number(polls, "/polls") + number(polls, "/wakes"), "{line}");
@@ -71,7 +70,11 @@ fn check(json: &Value, line: &str) {
         assert_eq!(sum, number(path, "/wake_to_poll/sum_ns"), "{line}: {path:#}");
         assert_ne!(path["path"], "unknown", "{line}");
     }
-    assert_eq!(arrived + number(polls, "/without_wake"), number(polls, "/polls"), "{line}");
+    assert_eq!(
+        arrived + number(polls, "/without_wake"),
+        number(polls, "/polls"),
+        "{line}"
+    );
 }
 
 fn way<'a>(json: &'a Value, path: &str) -> Option<&'a Value> {
@@ -154,7 +157,10 @@ fn polls_follow_one_another_within_their_threads_lives() {
     for slice in &slices {
         assert!(slice.begin_ns <= slice.end_ns, "{slice:?}");
         let last_ns = last.entry(slice.tid).or_default();
-        assert!(*last_ns <= slice.begin_ns, "{slice:?} overlaps one that ends at {last_ns}");
+        assert!(
+            *last_ns <= slice.begin_ns,
+            "{slice:?} overlaps one that ends at {last_ns}"
+        );
         *last_ns = slice.end_ns;
         // The two clocks are read apart: a microsecond is more than they can differ by.
         let (first_ns, gone_ns) = lives[&slice.tid];
@@ -194,11 +200,18 @@ fn a_tiny_ring_loses_and_says_how_many() {
     // Every stamp was either read or is counted: two for each poll, and wakes of which only those that were read are known.
     let total = number(&json, "/task_switches/total");
     assert!(lost + number(polls, "/stamps") >= 2 * total, "{lost} lost: {polls:#}");
-    assert!(lost > total && number(polls, "/polls") < total, "{lost} lost: {polls:#}");
+    assert!(
+        lost > total && number(polls, "/polls") < total,
+        "{lost} lost: {polls:#}"
+    );
     assert_eq!(polls["agrees"], Value::Null);
     let reasons = json["unavailable"].as_array().expect("a list");
     assert!(reasons.iter().any(|entry| entry["path"] == "polls.agrees"));
-    assert!(stderr(&output).contains("stamps of polls and wakes"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("stamps of polls and wakes"),
+        "{}",
+        stderr(&output)
+    );
     // The counts are none the worse.
     assert_eq!(json["timeline"]["agrees"], Value::Bool(true));
 }
@@ -233,18 +246,30 @@ fn a_forked_process_tells_of_its_own_polls() {
     let polls = &json["polls"];
     assert_eq!(number(&json, "/lost/poll_stamps"), 0, "{polls:#}");
     let tasks = polls["tasks"].as_array().expect("a list").iter();
-    let mut rows: Vec<(i64, i64)> = tasks.map(|task| (number(task, "/pid"), number(task, "/polls"))).collect();
+    let mut rows: Vec<(i64, i64)> = tasks
+        .map(|task| (number(task, "/pid"), number(task, "/polls")))
+        .collect();
     rows.sort_by_key(|&(_, polls)| polls);
-    assert_eq!(rows.iter().map(|&(_, polls)| polls).collect::<Vec<_>>(), FORKED_POLLS.map(|polls| polls as i64), "{polls:#}");
+    assert_eq!(
+        rows.iter().map(|&(_, polls)| polls).collect::<Vec<_>>(),
+        FORKED_POLLS.map(|polls| polls as i64),
+        "{polls:#}"
+    );
     assert_ne!(rows[0].0, rows[1].0);
 }
 
 fn what_cannot_be_polled_is_said_beforehand() {
     for (line, says) in [
         ("run --mode task --polls", "--level timeline"),
-        ("run --mode process --level timeline --polls", "--mode task or task-pool"),
+        (
+            "run --mode process --level timeline --polls",
+            "--mode task or task-pool",
+        ),
         ("run --mode go --level timeline --polls", "--mode task or task-pool"),
-        ("run --mode task --level timeline --polls --locator tokio", "--locator auto or probe"),
+        (
+            "run --mode task --level timeline --polls --locator tokio",
+            "--locator auto or probe",
+        ),
         ("run --mode task --level timeline --poll-ring-size 1MiB", "--polls"),
         ("record -p 1 --level timeline --polls", "in place of --pid"),
     ] {
@@ -255,6 +280,10 @@ fn what_cannot_be_polled_is_said_beforehand() {
     // A program without a probe has none to tell.
     let output = ctxtrace("record --level timeline --polls --json /dev/stderr -- true");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(stderr(&output).contains("no thread has told of any"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("no thread has told of any"),
+        "{}",
+        stderr(&output)
+    );
     assert_eq!(stdout(&output), "");
 }

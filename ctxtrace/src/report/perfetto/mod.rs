@@ -58,6 +58,9 @@ use crate::trace::run::{Info, Run};
 /// The name of thread 0: whoever is on a CPU and not the target's.
 const NOBODY: &str = "not recorded";
 
+/// Events that wait for the polls of their time: more than the rings hold. More there are only in a file that was made up.
+const MOST_WAITING: usize = 1 << 20;
+
 /// How far apart the values of a counter are that grows all the time.
 const COUNTER_STEP_NS: u64 = 1_000_000;
 
@@ -768,6 +771,12 @@ impl<W: Write> EventSink for Trace<'_, W> {
         if let Some(polls) = &mut self.polls {
             polls.replay.events(batch);
             polls.waiting.extend(batch);
+            while let Some(polls) = &mut self.polls
+                && polls.waiting.len() > MOST_WAITING
+                && let Some(event) = polls.waiting.pop_front()
+            {
+                self.event(&event);
+            }
             return;
         }
         for event in batch {

@@ -242,7 +242,11 @@ const SCRIBBLE: Duration = Duration::from_millis(600);
 /// Writes anything into the rings of polls, and would take their memory away if it could.
 fn ring_scribbler() {
     let variable = std::env::var(ctxtrace_abi::rings::VARIABLE).expect("started with --polls");
-    let fd = variable.split(',').next().and_then(|fd| fd.parse().ok()).expect("a number");
+    let fd = variable
+        .split(',')
+        .next()
+        .and_then(|fd| fd.parse().ok())
+        .expect("a number");
     // SAFETY: it was inherited, and nobody else uses it: no task is polled here.
     let file = unsafe { std::fs::File::from_raw_fd(fd) };
     assert!(file.set_len(0).is_err(), "it is sealed");
