@@ -11,11 +11,14 @@
 //! Everything is `repr(C)`, made of integers, without padding, and valid as zeroes, so a thread-local of it takes no place
 //! in the executable. A change of layout changes [`MAGIC`].
 //!
-//! This crate has no dependency and no code but the arithmetic of the [`bucket`]s, so that a probed program pulls in
-//! nothing else.
+//! Where ctxtrace asks for it, the program also says when each poll began and ended, in [`rings`] of shared memory.
+//!
+//! This crate has no dependency and no code but the arithmetic of the [`bucket`]s and the packing of records, so that a probed
+//! program pulls in nothing else.
 #![no_std]
 
 pub mod bucket;
+pub mod rings;
 
 /// [`Slot::magic`] and [`Registry::magic`] of this layout: `ctxprob1`.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"ctxprob1");

@@ -31,7 +31,8 @@ use std::hash::{Hash, Hasher};
 
 use ctxtrace_abi::{HOOKED, task_index};
 
-use crate::slot::SLOT;
+use crate::rings;
+use crate::slot::{SLOT, State};
 
 thread_local! {
     /// The traced future in whose poll the hooked one was announced, or 0: a runtime that is driven from within one.
@@ -44,12 +45,18 @@ thread_local! {
 #[inline]
 pub fn before_poll(id: &impl Hash) {
     let id = HOOKED | number(id);
+    if !rings::is_plain() {
+        rings::begin_hooked(id, SLOT.with(State::task));
+    }
     OUTER.set(SLOT.with(|state| state.begin_hooked(id, task_index(id))));
 }
 
 /// Says that the poll announced last on the calling thread is over. Without such a poll it does nothing.
 #[inline]
 pub fn after_poll() {
+    if !rings::is_plain() {
+        rings::end_hooked(SLOT.with(State::task), OUTER.get());
+    }
     SLOT.with(|state| state.end_hooked(OUTER.get()));
 }
 

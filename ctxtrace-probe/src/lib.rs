@@ -11,6 +11,10 @@
 //! 20 KiB once. `cargo bench -p ctxtrace-probe` measures it. It is the same whether ctxtrace is there or not, and has no
 //! effect on what the program does.
 //!
+//! Only a program that is started by ctxtrace with `--polls` does more: it reads the clock at the beginning and the end of each
+//! poll and at each wake, and writes a word of shared memory for each, which takes some 15 ns. For the wakes a [`traced()`]
+//! future is then polled with a waker of its own, which passes everything on to the runtime's.
+//!
 //! # How to use it
 //!
 //! With tokio, or any other runtime, wrap the futures whose names matter, and announce the runtime's threads:
@@ -59,9 +63,11 @@
 
 pub mod hook;
 mod registry;
+mod rings;
 mod section;
 mod slot;
 mod traced;
+mod waker;
 
 pub use section::{SectionGuard, section};
 pub use traced::{Traced, traced};

@@ -177,6 +177,12 @@ impl State {
         }
     }
 
+    /// The innermost task being polled, or 0.
+    #[inline(always)]
+    pub(crate) fn task(&self) -> u64 {
+        word!(self, slot.task).load(Ordering::Relaxed)
+    }
+
     /// Marks one message.
     #[inline(always)]
     pub(crate) fn message(&self) {

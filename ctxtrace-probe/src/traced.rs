@@ -1,13 +1,17 @@
 //! The wrapper that gives a future a name and says when it is polled.
 
 use std::future::Future;
+use std::hint::black_box;
+use std::mem::ManuallyDrop;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use ctxtrace_abi::task_index;
 
 use crate::registry::REGISTRY;
+use crate::rings;
 use crate::slot::{SLOT, State};
+use crate::waker::OwnWaker;
 
 /// Makes `future` a task that ctxtrace knows by `name`.
 ///
@@ -40,6 +44,8 @@ pub fn traced<F: Future>(name: impl AsRef<str>, future: F) -> Traced<F> {
 pub struct Traced<F> {
     id: u64,
     index: u16,
+    /// The waker that tells of wakes; only where somebody wants to know.
+    waker: Option<Box<OwnWaker>>,
     future: F,
 }
 
@@ -48,6 +54,7 @@ impl<F> Traced<F> {
         Self {
             id,
             index: task_index(id),
+            waker: None,
             future,
         }
     }
@@ -58,6 +65,9 @@ impl<F: Future> Future for Traced<F> {
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        if !rings::is_plain() {
+            return self.poll_otherwise(cx);
+        }
         // SAFETY: `future` is pinned with the whole: it is never moved out, there is no `Drop` that could, the struct is
         // not packed, and it is `Unpin` only where `F` is (by the compiler's own rule).
         let (id, index, future) = unsafe {
@@ -71,6 +81,36 @@ impl<F: Future> Future for Traced<F> {
             };
             future.poll(cx)
         })
+    }
+}
+
+impl<F: Future> Traced<F> {
+    /// The same with stamps and a waker of its own, if somebody wants that; the thread's first poll finds it out.
+    ///
+    /// In the end it is the ordinary `poll` that is called, through a pointer that the compiler cannot look behind: so the
+    /// future's code is there once, and in the ordinary one.
+    #[cold]
+    #[inline(never)]
+    fn poll_otherwise(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        type PollFn<F> = fn(Pin<&mut Traced<F>>, &mut Context<'_>) -> Poll<<F as Future>::Output>;
+        let poll = black_box(<Self as Future>::poll as PollFn<F>);
+        if !rings::are_wanted() {
+            return poll(self, cx);
+        }
+        let id = self.id;
+        let outer = SLOT.with(State::task);
+        // SAFETY: the future is not touched.
+        let own = unsafe { &mut self.as_mut().get_unchecked_mut().waker };
+        // SAFETY: the copy is as good as a reference, since it is not dropped and goes before the one in `own`, which only
+        // this function changes: `is_plain` keeps it from being called again within this poll. A reference would borrow
+        // `self`, and a clone is counted.
+        let waker = OwnWaker::of_task(own, cx.waker(), id, outer)
+            .map(|waker| ManuallyDrop::new(unsafe { std::ptr::read(waker) }));
+        let _polling = rings::Polling::begin(id, outer);
+        match &waker {
+            Some(waker) => poll(self, &mut Context::from_waker(waker)),
+            None => poll(self, cx),
+        }
     }
 }
 

@@ -35,8 +35,11 @@ enum What {
         #[arg(long, default_value_t = 15)]
         pairs: usize,
         /// How much is recorded: counts, stacks or timeline
-        #[arg(long, default_value = "counts")]
+        #[arg(long, default_value = "counts", conflicts_with = "polls")]
         level: String,
+        /// Record a timeline, and stamp every poll and wake; of the cases that have tasks
+        #[arg(long)]
+        polls: bool,
     },
     /// A kernel switch under each level, under an empty program, and under the tools that people use for the same; as root
     Overhead {
@@ -102,6 +105,9 @@ const CASES: [Case; 6] = [
     },
 ];
 
+/// Where in [`CASES`] those begin that have tasks.
+const FIRST_OF_TASKS: usize = 2;
+
 /// Runs the benchmark asked for.
 pub(crate) fn main(args: &Args) -> Result<()> {
     process::run(process::cargo().current_dir(process::root()).args([
@@ -113,11 +119,19 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         "--examples",
     ]))?;
     match &args.what {
-        What::Workloads { pairs } => compare(*pairs, ["workload", "plain"], Case::workload, Case::plain),
-        What::Tracing { pairs, level } => compare(
+        What::Workloads { pairs } => compare(*pairs, &CASES, ["workload", "plain"], Case::workload, Case::plain),
+        What::Tracing { pairs, polls: true, .. } => compare(
             *pairs,
+            &CASES[FIRST_OF_TASKS..],
+            ["with polls", "untraced"],
+            |case| case.traced(&["timeline", "--polls"]),
+            Case::workload,
+        ),
+        What::Tracing { pairs, level, .. } => compare(
+            *pairs,
+            &CASES,
             ["traced", "untraced"],
-            |case| case.traced(level),
+            |case| case.traced(&[level]),
             Case::workload,
         ),
         What::Overhead {
@@ -132,6 +146,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
 fn compare(
     pairs: usize,
+    cases: &[Case],
     names: [&str; 2],
     subject: impl Fn(&Case) -> Result<f64>,
     base: impl Fn(&Case) -> Result<f64>,
@@ -140,7 +155,7 @@ fn compare(
         "{:24} {:>12} {:>12}   ratio (quartiles of {pairs} pairs)",
         "ns/message", names[0], names[1]
     );
-    for case in &CASES {
+    for case in cases {
         let (mut subjects, mut bases) = (Vec::new(), Vec::new());
         for pair in 0..pairs {
             // Who goes first changes, so that neither always meets the other's leftovers.
@@ -172,20 +187,14 @@ fn compare(
 
 impl Case {
     /// Nanoseconds a message of the workload under tracing.
-    fn traced(&self, level: &str) -> Result<f64> {
+    fn traced(&self, level: &[&str]) -> Result<f64> {
         let mut command = process::as_root(process::root().join("target/release/ctxtrace"));
         let iterations = self.iterations.to_string();
         let (mode, buffer) = self.plain.split_at(1);
-        command.args([
-            "run",
-            "--level",
-            level,
-            "--json",
-            "-",
-            "--iterations",
-            &iterations,
-            "--mode",
-        ]);
+        command
+            .args(["run", "--level"])
+            .args(level)
+            .args(["--json", "-", "--iterations", &iterations, "--mode"]);
         command
             .args(mode)
             .args(buffer.iter().flat_map(|buffer| ["--buffer", *buffer]));

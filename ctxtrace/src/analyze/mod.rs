@@ -19,6 +19,7 @@ pub mod compare;
 pub mod doctor;
 pub mod explain;
 pub mod percentile;
+mod polls;
 pub mod profile;
 pub mod result;
 pub mod statistics;

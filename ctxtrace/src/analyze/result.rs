@@ -9,6 +9,8 @@ use serde::Serialize;
 use crate::symbolize::category::Category;
 use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
+use crate::trace::polls::PollClock;
+pub use crate::trace::polls::{Leg, Path};
 pub use crate::trace::run::Host;
 use crate::units::thousands;
 use crate::workload::pin::Pin;
@@ -57,6 +59,8 @@ pub struct Report {
     pub wakeups: Vec<Wakeups>,
     /// The events of the median run; null where there are none.
     pub timeline: Option<Timeline>,
+    /// When tasks were woken and polled, in the median run; null unless `--polls` asked.
+    pub polls: Option<Polls>,
     /// What the target did on its CPUs, all runs together; null unless `--sample` asked.
     pub on_cpu: Option<OnCpu>,
     /// How tasks were to be found.
@@ -578,6 +582,8 @@ pub struct Lost {
     pub samples: u64,
     /// Samples a stack of which did not fit the stack table.
     pub sample_stacks: u64,
+    /// Stamps of polls and wakes that were overwritten before anybody read them, or found no ring.
+    pub poll_stamps: u64,
     /// The CPUs that have lost kernel switches or events of the timeline.
     pub by_cpu: Vec<CpuLosses>,
 }
@@ -585,7 +591,7 @@ pub struct Lost {
 impl Lost {
     /// Every cause with its count, named in the singular and in the plural.
     #[must_use]
-    pub fn causes(&self) -> [(&'static str, &'static str, u64); 17] {
+    pub fn causes(&self) -> [(&'static str, &'static str, u64); 18] {
         [
             ("kernel switch", "kernel switches", self.events),
             ("off-CPU interval", "off-CPU intervals", self.intervals),
@@ -604,6 +610,7 @@ impl Lost {
             ("event of the timeline", "events of the timeline", self.timeline_events),
             ("sample", "samples", self.samples),
             ("stack of a sample", "stacks of samples", self.sample_stacks),
+            ("stamp of a poll or wake", "stamps of polls and wakes", self.poll_stamps),
         ]
     }
 
@@ -626,6 +633,7 @@ impl Lost {
         self.timeline_events += other.timeline_events;
         self.samples += other.samples;
         self.sample_stacks += other.sample_stacks;
+        self.poll_stamps += other.poll_stamps;
         for losses in &other.by_cpu {
             match self.by_cpu.iter_mut().find(|known| known.cpu == losses.cpu) {
                 Some(known) => {
@@ -648,6 +656,137 @@ impl Lost {
             .collect();
         (!lost.is_empty()).then(|| lost.join(", "))
     }
+}
+
+/// When tasks were woken and polled, by the stamps that the probe makes.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Polls {
+    /// The clock that the stamps were read from.
+    pub clock: PollClock,
+    /// What one reading of it takes, measured before the run: it is in the target's time, once for each stamp.
+    pub reading_ns: f64,
+    /// Stamps: beginnings and ends of polls, and wakes.
+    pub stamps: u64,
+    /// Stamps that the capture has not kept.
+    pub dropped: u64,
+    /// Outermost polls begun.
+    pub polls: u64,
+    /// Whether these are as many as the probe has counted (`task_switches.total`). Null if stamps were lost.
+    pub agrees: Option<bool>,
+    /// Of them, those whose end is not known.
+    pub open: u64,
+    /// Of them, those that no wake is known of: first polls, those of tasks that only a hook announces, and what follows on
+    /// lost stamps.
+    pub without_wake: u64,
+    /// Wakes, those included that came to a task that was woken already.
+    pub wakes: u64,
+    /// Stamps that were earlier than one that came before, of another thread.
+    pub unordered: u64,
+    /// From the beginning of a poll to its end, time off the CPU included; absent if there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll: Option<Spread>,
+    /// From the wake that led to a poll to the poll's beginning; absent if there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wake_to_poll: Option<Spread>,
+    /// The same by the way it went, leg by leg.
+    pub paths: Vec<PollPath>,
+    /// Task by task, those with most polls first.
+    pub tasks: Vec<PolledTask>,
+    /// Which task woke which, the busiest first.
+    pub wakers: Vec<TaskWakes>,
+}
+
+/// Wakes that led to polls in one way.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct PollPath {
+    /// The way.
+    pub path: Path,
+    /// From the wake to the poll.
+    pub wake_to_poll: Spread,
+    /// The parts of it, in their order, and the polls before and after.
+    pub legs: Vec<PollLeg>,
+}
+
+/// One part of the way.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct PollLeg {
+    /// Which.
+    pub leg: Leg,
+    /// How long.
+    #[serde(flatten)]
+    pub spread: Spread,
+}
+
+/// A distribution with something in it, nanoseconds. Count, extremes and sum are exact, percentiles within 3.2 %.
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+pub struct Spread {
+    /// How many.
+    pub count: u64,
+    /// Shortest.
+    pub min_ns: u64,
+    /// Half of them are at most this long.
+    pub p50_ns: u64,
+    /// 90 %.
+    pub p90_ns: u64,
+    /// 99 %.
+    pub p99_ns: u64,
+    /// 99.9 %.
+    pub p999_ns: u64,
+    /// Longest.
+    pub max_ns: u64,
+    /// All of them together.
+    pub sum_ns: u64,
+}
+
+/// The polls of one task.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct PolledTask {
+    /// Its number, as in `tasks`.
+    pub id: u64,
+    /// Its name; `other` for all that did not fit.
+    pub name: String,
+    /// Its process; absent for `other`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Polls begun.
+    pub polls: u64,
+    /// Wakes of it.
+    pub wakes: u64,
+    /// From the beginning of a poll to its end; absent if there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll: Option<Spread>,
+    /// From the wake that led to a poll to the poll's beginning; absent if there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wake_to_poll: Option<Spread>,
+    /// Those that stayed in user space; absent if there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_user_space: Option<Spread>,
+    /// Those for which a thread was woken; absent if there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub through_kernel: Option<Spread>,
+}
+
+/// Wakes by one waker of one task that led to polls.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct TaskWakes {
+    /// The task that made them; absent where none was polled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_task: Option<String>,
+    /// The thread that made them, where no task was polled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_tid: Option<u32>,
+    /// The task that was woken.
+    pub to_task: String,
+    /// Its process.
+    pub pid: u32,
+    /// How many.
+    pub count: u64,
+    /// Of them, those that stayed in user space.
+    pub in_user_space: u64,
+    /// Those for which a thread was woken.
+    pub through_kernel: u64,
+    /// From the wake to the poll.
+    pub wake_to_poll: Spread,
 }
 
 /// What the target did on its CPUs: what samples of its stacks were in.

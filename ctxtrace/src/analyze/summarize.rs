@@ -7,6 +7,7 @@ use ctxtrace_common::histogram::{Histogram, Latency as Kind};
 
 use super::attribution;
 use super::percentile::percentile;
+use super::polls::polls;
 use super::profile::{Profile, Share, places};
 use super::result::{
     CpuLosses, Distribution, KernelSwitches, Latency, Lost, OnCpu, OnCpuCategory, OnCpuFunction, Overhead,
@@ -88,7 +89,7 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
     let mut lost = Lost::default();
     for run in runs {
         latencies.merge(&run.aggregates.latencies);
-        lost.add(&lost_in(&run.aggregates));
+        lost.add(&lost_in(run));
     }
     let open_intervals = runs.iter().map(|run| open_off_intervals(&run.aggregates)).sum();
     let threads: Vec<Thread> = run
@@ -117,6 +118,7 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         tasks,
         wakeups: attribution::wakeups(&run.aggregates, &mut nulls),
         timeline: timeline(info, runs, median, &mut nulls),
+        polls: polls(info, run, &mut nulls),
         on_cpu: on_cpu(runs, &mut nulls),
         locator: run.aggregates.programs.choice(),
         locators: attribution::locators(&run.aggregates),
@@ -496,7 +498,8 @@ fn thread(thread: &ctxtrace_common::thread::Thread) -> Thread {
     }
 }
 
-fn lost_in(aggregates: &Aggregates) -> Lost {
+fn lost_in(run: &Run) -> Lost {
+    let aggregates = &run.aggregates;
     let vanished = aggregates
         .threads
         .iter()
@@ -521,6 +524,7 @@ fn lost_in(aggregates: &Aggregates) -> Lost {
         timeline_events: counters.lost_timeline_events,
         samples: counters.lost_samples,
         sample_stacks: counters.lost_sample_stacks,
+        poll_stamps: run.polls.as_ref().map_or(0, |polls| polls.lost),
         by_cpu: aggregates
             .lost_by_cpu
             .iter()
@@ -606,6 +610,7 @@ pub(crate) mod tests {
             subject,
             level: Level::Counts,
             started: ClockAnchor::default(),
+            polls: None,
         }
     }
 

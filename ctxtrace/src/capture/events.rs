@@ -109,12 +109,14 @@ impl EventRings {
         unsafe { BorrowedFd::borrow_raw(self.half_full.as_raw_fd()) }
     }
 
-    /// Hands over what has happened up to a moment ago.
-    pub(super) fn drain(&mut self, sink: &mut dyn EventSink) {
+    /// Hands over what has happened up to a moment ago, and tells what moment that is.
+    pub(super) fn drain(&mut self, sink: &mut dyn EventSink) -> u64 {
         // Before anything is read: see the text of this module.
         let now_ns = monotonic_ns();
         while self.half_full.next().is_some() {}
-        self.drain_until(now_ns.saturating_sub(MARGIN_NS), sink);
+        let end_ns = now_ns.saturating_sub(MARGIN_NS);
+        self.drain_until(end_ns, sink);
+        end_ns
     }
 
     /// Hands over everything. To be called when no program runs any more.
@@ -206,7 +208,7 @@ fn mapped(ebpf: &mut Ebpf, name: &'static str, bytes: usize) -> Result<MmapRaw> 
 }
 
 /// The clock of the events.
-fn monotonic_ns() -> u64 {
+pub(super) fn monotonic_ns() -> u64 {
     // The clock exists on every Linux; a time of 0 would put the draining off to the end.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }

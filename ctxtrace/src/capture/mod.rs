@@ -6,8 +6,9 @@
 //! 2. [`offsets`]: where the fields of the running kernel's `task_struct` lie.
 //! 3. [`Session`]: one run's programs and maps, from load to the last count.
 //! 4. [`events`]: the rings of events, where those are wanted.
-//! 5. `sampling`: the timer that asks what the target does on its CPUs, where that is wanted.
-//! 6. `cost`: what the programs cost, as measured by the kernel.
+//! 5. [`polls`]: the rings of polls that the program itself writes, where those are wanted.
+//! 6. `sampling`: the timer that asks what the target does on its CPUs, where that is wanted.
+//! 7. `cost`: what the programs cost, as measured by the kernel.
 //!
 //! Everything is attached through file descriptors of this process, so nothing can stay behind: when the process ends, even
 //! by `kill -9`, the kernel detaches and frees it all.
@@ -16,6 +17,7 @@ mod cost;
 pub mod events;
 mod machine;
 pub mod offsets;
+pub mod polls;
 pub mod preflight;
 mod sampling;
 mod wire;
@@ -50,6 +52,7 @@ use crate::trace::{Aggregates, CpuLosses, Fate, Latencies, Level, ThreadRecord, 
 use cost::CostMeter;
 use events::{EventRings, Layout};
 use offsets::Offsets;
+use polls::PollRings;
 use wire::Wire;
 
 /// The BPF object, aligned as the ELF parser wants it.
@@ -102,6 +105,10 @@ pub struct Settings {
     pub ring_bytes: Option<usize>,
     /// Samples a second of what each CPU does, with [`Level::Timeline`]; `None` for none.
     pub sample_hz: Option<u32>,
+    /// Whether a launched program is asked to tell when it polls and wakes its tasks; needs [`Level::Timeline`].
+    pub polls: bool,
+    /// Size of each thread's ring of polls; `None` for [`polls::DEFAULT_RING_BYTES`].
+    pub poll_ring_bytes: Option<usize>,
     /// Fault injection: drop one `sched_switch` run in this many; 0 for none.
     pub drop_one_in: u32,
 }
@@ -117,6 +124,8 @@ impl Default for Settings {
             max_stacks: 16_384,
             ring_bytes: None,
             sample_hz: None,
+            polls: false,
+            poll_ring_bytes: None,
             drop_one_in: 0,
         }
     }
@@ -150,6 +159,8 @@ pub struct Session {
     ebpf: Ebpf,
     rings: Rings,
     events: EventRings,
+    /// What the launched program writes itself.
+    polls: Option<PollRings>,
     ended: Vec<ThreadRecord>,
     /// Added up by program: there may be very many threads.
     handovers: HashMap<Image, Handover>,
@@ -233,6 +244,7 @@ impl Session {
         Ok(Self {
             cost: CostMeter::new(&ebpf, &PROGRAMS)?,
             events: EventRings::new(&mut ebpf, layout)?,
+            polls: None,
             ebpf,
             rings,
             ended: Vec::new(),
@@ -259,6 +271,11 @@ impl Session {
         }
         let locator = self.programs.assign(image, executable, file);
         self.install(image, locator)
+    }
+
+    /// Takes the rings that the program to be launched has been given.
+    pub fn read_polls(&mut self, rings: PollRings) {
+        self.polls = Some(rings);
     }
 
     /// Says that an image has no tasks: the child that has not executed its program yet.
@@ -364,7 +381,7 @@ impl Session {
     /// To be called now and then while the target runs: empties the rings and measures the programs' cost.
     pub fn tick(&mut self, tracker: &Tracker, sink: &mut dyn EventSink) {
         self.drain();
-        self.events.drain(sink);
+        self.drain_events(sink);
         self.examine_new_programs(tracker);
         self.cost.tick();
         self.time_wakings();
@@ -392,7 +409,10 @@ impl Session {
 
     /// To be called when [`Session::events_fd`] is readable.
     pub fn drain_events(&mut self, sink: &mut dyn EventSink) {
-        self.events.drain(sink);
+        let until_ns = self.events.drain(sink);
+        if let Some(polls) = &mut self.polls {
+            polls.drain(until_ns, sink);
+        }
     }
 
     /// To be called when [`Session::executed_fd`] is readable.
@@ -462,7 +482,7 @@ impl Session {
         while self.last_switch_is_to_come()? && Instant::now() < deadline {
             std::thread::sleep(Duration::from_micros(200));
             self.drain();
-            self.events.drain(sink);
+            self.drain_events(sink);
             tracker.tick();
         }
         let vanished = self.vanished(&mut tracker, sink)?;
@@ -482,6 +502,9 @@ impl Session {
         }
         self.drain();
         self.events.drain_all(sink);
+        if let Some(polls) = &mut self.polls {
+            polls.drain_all(sink);
+        }
         let mappings = tracker.finish();
         self.programs.complete(&mappings);
         self.aggregates(&mappings, &vanished)
@@ -498,7 +521,7 @@ impl Session {
         while !gone.is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_micros(200));
             self.drain();
-            self.events.drain(sink);
+            self.drain_events(sink);
             tracker.tick();
             let still: HashMap<u64, Thread> = self.live_threads()?.into_iter().collect();
             // The kernel may have given the address to another thread.

@@ -340,6 +340,14 @@ pub struct RecordingArgs {
     #[arg(long, value_name = "SIZE")]
     pub ring_size: Option<ByteSize>,
 
+    /// Stamp every poll and wake of a program that is started and has ctxtrace-probe in it (level timeline)
+    #[arg(long)]
+    pub polls: bool,
+
+    /// Memory for the stamps of each thread on their way [default: 8MiB] (--polls)
+    #[arg(long, value_name = "SIZE", requires = "polls")]
+    pub poll_ring_size: Option<ByteSize>,
+
     /// Take this many samples a second of what each CPU does for the target (level timeline)
     #[arg(long, value_name = "HZ", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub sample: Option<u32>,

@@ -14,6 +14,7 @@ use crate::cli::{CaseArgs, OutputArgs, RecordArgs, RecordingArgs, ReportArgs, Ru
 use crate::error::{Error, Result};
 use crate::report::Weight;
 use crate::report::output::Destination;
+use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
 use crate::trace::file::Limits;
 use crate::workload::pin::Pin;
@@ -143,6 +144,12 @@ impl TryFrom<RunArgs> for RunSettings {
 
     fn try_from(args: RunArgs) -> Result<Self> {
         let spec = spec(args.mode, &args.case)?;
+        if args.recording.polls && !spec.mode.has_root() {
+            return Err(Error::Usage(format!(
+                "--polls has no meaning for --mode {}: only tokio's tasks tell of their polls (use --mode task or task-pool)",
+                spec.mode.name()
+            )));
+        }
         let outputs = outputs(args.outputs)?;
         Ok(Self {
             spec,
@@ -158,6 +165,12 @@ impl TryFrom<RecordArgs> for RecordSettings {
     type Error = Error;
 
     fn try_from(args: RecordArgs) -> Result<Self> {
+        if args.recording.polls && args.pid.is_some() {
+            return Err(Error::Usage(
+                "--polls needs a program that ctxtrace starts, for that is how it gets what it writes its polls to: give the                  command in place of --pid"
+                    .to_owned(),
+            ));
+        }
         let outputs = OutputSettings {
             // Standard output is the command's.
             table_to_stderr: true,
@@ -338,6 +351,17 @@ fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
             args.level.name()
         )));
     }
+    if args.polls && args.level != Level::Timeline {
+        return Err(Error::Usage(format!(
+            "--polls has no meaning for --level {}, which tells no events (use --level timeline)",
+            args.level.name()
+        )));
+    }
+    if args.polls && !matches!(args.locator, LocatorChoice::Auto | LocatorChoice::Probe) {
+        return Err(Error::Usage(
+            "--polls are told by the probe, and --locator leaves it out: give --locator auto or probe".to_owned(),
+        ));
+    }
     if outputs.perfetto.is_some() && args.level != Level::Timeline {
         return Err(Error::Usage(format!(
             "--perfetto needs every switch and wakeup as an event, and --level {} tells none: give --level timeline too",
@@ -360,6 +384,10 @@ fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
             .ring_size
             .map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX)),
         sample_hz: args.sample,
+        polls: args.polls,
+        poll_ring_bytes: args
+            .poll_ring_size
+            .map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX)),
         drop_one_in: args.drop_one_in,
         ..default
     })

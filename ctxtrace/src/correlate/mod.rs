@@ -3,6 +3,7 @@
 //! * [`reconcile`]: traced switches against the kernel's own count.
 //! * [`lanes`]: the timeline made small enough to be drawn.
 //! * [`ledger`]: every kernel switch in its class.
+//! * [`polls`]: polls and wakes put together with the events.
 //! * [`slices`]: which task a thread polled from when to when.
 //! * [`tasks`]: the tasks by name, and their switches.
 //! * [`timeline`]: the events, added up again.
@@ -13,6 +14,7 @@ pub mod budget;
 pub mod intervals;
 pub mod lanes;
 pub mod ledger;
+pub mod polls;
 pub mod reconcile;
 pub mod slices;
 pub mod tasks;

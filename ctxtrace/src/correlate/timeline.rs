@@ -110,11 +110,11 @@ enum Row {
     OfClass(u8),
 }
 
-/// Finds threads by id: the ids are small numbers, and nobody who could choose them gains anything by collisions.
-#[derive(Default)]
-struct TidHasher(u64);
+/// Finds things by their ids: those are small numbers, and nobody who could choose them gains anything by collisions.
+#[derive(Clone, Default)]
+pub(super) struct IdHasher(u64);
 
-impl Hasher for TidHasher {
+impl Hasher for IdHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -125,9 +125,13 @@ impl Hasher for TidHasher {
         }
     }
 
-    fn write_u32(&mut self, tid: u32) {
+    fn write_u32(&mut self, id: u32) {
+        self.write_u64(u64::from(id));
+    }
+
+    fn write_u64(&mut self, id: u64) {
         // Multiplied, because the table looks at the highest bits as well as at the lowest.
-        self.0 = (self.0 ^ u64::from(tid)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = (self.0.rotate_left(20) ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }
 
@@ -154,7 +158,7 @@ pub struct Replay<I = ()> {
     pub latencies: Latencies,
     first_ns: Option<u64>,
     last_ns: u64,
-    live: HashMap<u32, Live, BuildHasherDefault<TidHasher>>,
+    live: HashMap<u32, Live, BuildHasherDefault<IdHasher>>,
     ended: Vec<ThreadTotals>,
     rows: Vec<(SumKey, SwitchSum)>,
     row_of: HashMap<SumKey, u32>,

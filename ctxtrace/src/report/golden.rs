@@ -17,21 +17,27 @@ use crate::analyze::summarize::summarize;
 use crate::analyze::summarize::tests::{info, run};
 use crate::correlate::intervals::{Interval, IntervalSink, State, ThreadId};
 use crate::correlate::lanes::{Builder, Limits};
+use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::symbolize::stacks::{Resolved, ResolvedStack};
 use crate::trace::build;
+use crate::trace::events::EventSink;
+use crate::trace::polls::{PollBatch, PollClock, PollInfo, Stamp, ThreadStamps};
 use crate::trace::run::Run;
 use crate::trace::samples::Place;
 use crate::trace::symbols::{Frame, FrameKind};
 use crate::trace::{CpuLosses, Level, ProgramCost};
 use crate::workload::Mode;
+use ctxtrace_abi::rings;
+use ctxtrace_common::clock::{Leave, Waking};
+use ctxtrace_common::event::Event;
 use ctxtrace_common::handover::Handover;
 use ctxtrace_common::histogram::Latency;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::Reason;
 use ctxtrace_common::polls::{Gap, PollCounts};
 use ctxtrace_common::process::{Image, TaskKey};
-use ctxtrace_common::stack::SwitchSum;
+use ctxtrace_common::stack::{SumKey, SwitchSum};
 use ctxtrace_common::wakeup::{Edge, EdgeKey, Origin, Waker};
 
 fn manifest() -> &'static Path {
@@ -333,6 +339,89 @@ fn reports_for_the_browser() {
         let report = report(Mode::TaskPool, std::slice::from_ref(&run));
         let page = html::render(&report, &run, std::slice::from_ref(&run)).expect("a page");
         std::fs::write(Path::new(&folder).join(name).with_extension("html"), page).expect("written");
+    }
+}
+
+/// The same run, its polls stamped: a sender that wakes a task on its own thread, and one that has to be woken.
+fn run_with_polls() -> Run {
+    let stamp = |(ns, kind, task)| {
+        let record = rings::record(rings::what(kind, rings::short_task(task)), 0);
+        Stamp::of_record(record, ns).expect("a stamp")
+    };
+    let told = |tid, stamps: &[(u64, u64, u64)]| ThreadStamps {
+        tgid: 100,
+        tid,
+        lost: 0,
+        stamps: stamps.iter().copied().map(stamp).collect(),
+    };
+    let came = |at_ns, tid, woken_ns| {
+        let mut event = Event::switch(at_ns, 0);
+        event.set_in(tid, Waking::OffCpu, woken_ns);
+        event
+    };
+    let mut left = Event::switch(1_500, 1);
+    left.set_out(102, Leave::Slept, true, &SumKey::EMPTY);
+    let mut replay = PollReplay::<()>::default();
+    replay.events(&[
+        Event::thread(900, 0, 101, 0, 1, Image { tgid: 100, number: 0 }, true),
+        came(900, 101, 0),
+        came(900, 102, 0),
+        left,
+        came(61_000, 102, 12_000),
+    ]);
+    replay.polls(&PollBatch {
+        base_ns: 1_000,
+        until_ns: 100_000,
+        homeless: 0,
+        threads: vec![
+            told(
+                101,
+                &[
+                    (0, rings::BEGIN, 1),
+                    (250, rings::WAKE, 1),
+                    (300, rings::END, 0),
+                    (380, rings::BEGIN, 1),
+                    (1_000, rings::WAKE, 2),
+                    (1_100, rings::END, 0),
+                ],
+            ),
+            told(102, &[(62_500, rings::BEGIN, 2), (64_000, rings::END, 0)]),
+        ],
+    });
+    let mut run = run_with_events();
+    run.polls = Some(replay.conclude().0);
+    run
+}
+
+#[test]
+fn golden_polls() {
+    let mut info = info(Mode::TaskPool);
+    info.polls = Some(PollInfo {
+        clock: PollClock::Tsc,
+        reading_ns: 12.7,
+    });
+    let report = |run| {
+        let mut report = summarize(&info, &[run]);
+        report.ctxtrace_version = "0.0.0".to_owned();
+        report
+    };
+    let differs = report(run_with_polls());
+    let table = table::render(&differs, Style { color: true });
+    assert!(table.lines().all(|line| line.chars().count() < 160));
+    golden("polls.table", table);
+    let polls = serde_json::to_string_pretty(&differs.polls).expect("JSON");
+    golden("polls.json", polls + "\n");
+    let mut lossy = run_with_polls();
+    lossy.polls.as_mut().expect("just made").lost = 1_000;
+    let lossy = report(lossy);
+    assert_eq!(lossy.lost.poll_stamps, 1_000);
+    assert_eq!(lossy.polls.as_ref().and_then(|polls| polls.agrees), None);
+    let schema = serde_json::from_slice(&json::schema::<Report>().expect("JSON")).expect("JSON");
+    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    for report in [differs, lossy] {
+        let report = serde_json::to_value(report).expect("JSON");
+        let errors: Vec<String> = validator.iter_errors(&report).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:?}");
     }
 }
 

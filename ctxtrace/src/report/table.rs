@@ -8,10 +8,12 @@ use nix::sys::signal::Signal;
 
 use super::printable;
 use crate::analyze::result::{
-    Class, CpuLosses, Distribution, Locator, OnCpu, Report, Target, Task, Timeline, WakeupOrigin, Workload,
+    Class, CpuLosses, Distribution, Leg, Locator, OnCpu, Path, Polls, Report, Spread, Target, Task, Timeline,
+    WakeupOrigin, Workload,
 };
 use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
+use crate::trace::polls::PollClock;
 use crate::units::{bytes, duration, signed_thousands, significant, thousands};
 use crate::workload::{Allocator, Channel, Language};
 
@@ -72,6 +74,7 @@ pub fn render(report: &Report, style: Style) -> String {
     sections.extend(tasks(report));
     sections.extend(wakeups(report));
     sections.push(latencies(report));
+    sections.extend(report.polls.as_ref().map(|polls| polls_section(polls, style)));
     sections.extend(report.on_cpu.as_ref().map(on_cpu));
     sections.push(threads(report));
     sections.push(footer(report, style));
@@ -618,6 +621,93 @@ fn latencies(report: &Report) -> String {
         table.add_row(distribution_row(name, distribution));
     }
     without_trailing_spaces(&table)
+}
+
+/// How long tasks wait for their polls, and where the time goes.
+fn polls_section(polls: &Polls, style: Style) -> String {
+    let mut table = plain_table(&["Polls", "count", "p50", "p90", "p99", "max"]);
+    let row = |name: &str, spread: &Spread| {
+        [
+            name.to_owned(),
+            thousands(spread.count),
+            duration(spread.p50_ns),
+            duration(spread.p90_ns),
+            duration(spread.p99_ns),
+            duration(spread.max_ns),
+        ]
+    };
+    for (name, spread) in [("a poll", &polls.poll), ("wake to poll", &polls.wake_to_poll)] {
+        if let Some(spread) = spread {
+            table.add_row(row(name, spread));
+        }
+    }
+    for path in &polls.paths {
+        table.add_row(row(&format!("  {}", path_in_words(path.path)), &path.wake_to_poll));
+        let legs = path.legs.iter().filter_map(|leg| Some((leg_in_words(leg.leg)?, leg)));
+        for (name, leg) in legs.filter(|_| matches!(path.path, Path::Kernel | Path::AlreadyComing)) {
+            table.add_row(row(&format!("    {name}"), &leg.spread));
+        }
+    }
+    let mut tasks = plain_table(&[
+        "Wake to poll",
+        "polls",
+        "a poll, p50",
+        "p99",
+        "wake to poll, p50",
+        "p99",
+    ]);
+    for task in polls.tasks.iter().take(TASKS_SHOWN) {
+        let time = |spread: &Option<Spread>, of: fn(&Spread) -> u64| {
+            spread
+                .as_ref()
+                .map_or_else(|| "–".to_owned(), |spread| duration(of(spread)))
+        };
+        tasks.add_row([
+            printable(&task.name),
+            thousands(task.polls),
+            time(&task.poll, |spread| spread.p50_ns),
+            time(&task.poll, |spread| spread.p99_ns),
+            time(&task.wake_to_poll, |spread| spread.p50_ns),
+            time(&task.wake_to_poll, |spread| spread.p99_ns),
+        ]);
+    }
+    let clock = match polls.clock {
+        PollClock::Tsc => "the time-stamp counter",
+        PollClock::Monotonic => "CLOCK_MONOTONIC",
+    };
+    let counted = match polls.agrees {
+        Some(true) => "as many polls as the probe counted".to_owned(),
+        Some(false) => style.red("NOT AS MANY POLLS AS THE PROBE COUNTED"),
+        None if polls.dropped > 0 => format!("{} older ones were not kept", thousands(polls.dropped)),
+        None => "not all of them, see what was lost".to_owned(),
+    };
+    format!(
+        "{}\n\n{}\n{} stamps by {clock}, {} ns each: {counted}",
+        without_trailing_spaces(&table),
+        without_trailing_spaces(&tasks),
+        thousands(polls.stamps),
+        significant(polls.reading_ns),
+    )
+}
+
+fn path_in_words(path: Path) -> &'static str {
+    match path {
+        Path::UserSpace => "in user space",
+        Path::Kernel => "through the kernel",
+        Path::AlreadyComing => "thread was coming",
+        Path::Unknown => "on unknown threads",
+    }
+}
+
+/// The parts of the delay; nothing for what is beside it.
+fn leg_in_words(leg: Leg) -> Option<&'static str> {
+    match leg {
+        Leg::WakeToWaking => Some("to its waking"),
+        Leg::WakingToSwitchIn => Some("to its switch-in"),
+        Leg::WakeToSwitchIn => Some("to its switch-in"),
+        Leg::SwitchInToPoll => Some("to the poll"),
+        Leg::WakersPoll | Leg::WakeToPoll | Leg::Poll => None,
+    }
 }
 
 fn distribution_row(name: &str, distribution: &Distribution) -> Vec<String> {

@@ -34,12 +34,11 @@ pub use report::report;
 use crate::analyze::assertion::Assertion;
 use crate::analyze::result::Report;
 use crate::analyze::summarize::summarize;
-use crate::capture::{Kernel, preflight};
+use crate::capture::{Kernel, Settings, polls, preflight};
 use crate::cli::settings::RunSettings;
 use crate::error::{Error, Result, status};
 use crate::report::table;
 use crate::target::user::invoker;
-use crate::trace::Level;
 use crate::trace::run::{ClockAnchor, Host, Info, Run, Subject};
 use crate::workload::pin::allowed_cpus;
 use interrupt::Interrupts;
@@ -61,7 +60,7 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     let program = Program::of(&settings.spec, user.as_ref())?;
     let kernel = Kernel::discover()?;
     let interrupts = Interrupts::catch()?;
-    let info = info(Subject::Workload(settings.spec.clone()), settings.capture.level)?;
+    let info = info(Subject::Workload(settings.spec.clone()), &settings.capture)?;
     let mut saver = Saver::begin(settings.save.as_ref(), &info, user.as_ref())?;
     let mut spool = outputs.spool();
     let recorder = Recorder {
@@ -129,13 +128,14 @@ fn timeline_differs(report: &Report) -> bool {
 }
 
 /// What is said of a recording that begins now.
-fn info(subject: Subject, level: Level) -> Result<Info> {
+fn info(subject: Subject, capture: &Settings) -> Result<Info> {
     Ok(Info {
         ctxtrace_version: env!("CARGO_PKG_VERSION").to_owned(),
         host: host()?,
         subject,
-        level,
+        level: capture.level,
         started: ClockAnchor::now(),
+        polls: capture.polls.then(polls::clock),
     })
 }
 

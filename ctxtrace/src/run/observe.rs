@@ -6,12 +6,15 @@ use ctxtrace_common::event::Event;
 use super::save::Saver;
 use super::spool::Spool;
 use super::watch::{Observer, Underway};
+use crate::capture::Settings;
 use crate::correlate::lanes;
+use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::symbolize::symbols;
 use crate::trace::Level;
 use crate::trace::events::EventSink;
 use crate::trace::lanes::Lanes;
+use crate::trace::polls::PollBatch;
 use crate::trace::run::Run;
 use crate::trace::samples::Samples;
 
@@ -26,21 +29,28 @@ pub(super) struct Kept<'a> {
     saver: &'a mut Saver,
     spool: &'a mut Spool,
     replay: Option<Replay<(Samples, Option<lanes::Builder>)>>,
+    polls: Option<PollReplay>,
 }
 
 impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
     /// `drawn` says how much of a timeline is kept to be drawn, if it is to be.
     pub(super) fn new(
-        level: Level,
+        settings: &Settings,
         drawn: Option<lanes::Limits>,
         saver: &'a mut Saver,
         spool: &'a mut Spool,
         tick: F,
     ) -> Self {
         let lanes = drawn.map(lanes::Builder::new);
-        let replay = (level == Level::Timeline).then(|| Replay::telling((Samples::default(), lanes)));
+        let replay = (settings.level == Level::Timeline).then(|| Replay::telling((Samples::default(), lanes)));
+        let polls = settings.polls.then(PollReplay::default);
         Self {
-            kept: Kept { saver, spool, replay },
+            kept: Kept {
+                saver,
+                spool,
+                replay,
+                polls,
+            },
             tick,
         }
     }
@@ -65,6 +75,7 @@ impl Kept<'_> {
             run.timeline = Some(replay.conclude(&run.aggregates, true));
             (run.samples, run.lanes) = taken(replay);
         }
+        run.polls = self.polls.map(|polls| polls.conclude().0);
         run.symbols = symbols::resolve(&run.aggregates, &run.samples);
         self.saver.run(&run);
         self.spool.end_run();
@@ -75,8 +86,15 @@ impl Kept<'_> {
 impl<F> EventSink for Keeper<'_, F> {
     fn events(&mut self, batch: &[Event]) {
         self.kept.replay.events(batch);
+        self.kept.polls.events(batch);
         self.kept.saver.events(batch);
         self.kept.spool.events(batch);
+    }
+
+    fn polls(&mut self, batch: &PollBatch) {
+        self.kept.polls.polls(batch);
+        self.kept.saver.polls(batch);
+        self.kept.spool.polls(batch);
     }
 }
 

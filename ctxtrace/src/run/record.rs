@@ -37,7 +37,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     let outputs = Outputs::open(&settings.outputs, user.as_ref())?;
     let kernel = Kernel::discover()?;
     let interrupts = Interrupts::catch()?;
-    let info = info(target.subject(), settings.capture.level)?;
+    let info = info(target.subject(), &settings.capture)?;
     let mut saver = Saver::begin(settings.save.as_ref(), &info, user.as_ref())?;
     let recorder = Recorder {
         kernel: &kernel,
@@ -48,13 +48,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     };
     let drawn = settings.outputs.html.is_some().then_some(Limits::ONE);
     let mut spool = outputs.spool();
-    let mut keeper = Keeper::new(
-        settings.capture.level,
-        drawn,
-        &mut saver,
-        &mut spool,
-        |_: &Underway<'_>| {},
-    );
+    let mut keeper = Keeper::new(&settings.capture, drawn, &mut saver, &mut spool, |_: &Underway<'_>| {});
     let Recorded { run, cut } = match &target {
         Found::Command { words, program, env } => {
             let args: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();

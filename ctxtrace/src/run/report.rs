@@ -10,12 +10,13 @@ use super::verdict;
 use crate::analyze::summarize::summarize;
 use crate::cli::settings::ReportSettings;
 use crate::correlate::lanes::{Builder, Limits};
+use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
 use crate::target::user::invoker;
 use crate::trace::Level;
 use crate::trace::events::{EventSink, EventSource};
-use crate::trace::file;
+use crate::trace::file::{self, Told};
 use crate::trace::samples::Samples;
 
 /// The events of a capture, read again.
@@ -27,10 +28,10 @@ impl EventSource for Again<'_> {
     fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()> {
         let unreadable = |reason| io::Error::other(format!("reading {} again: {reason}", self.path.display()));
         let file = File::open(self.path)?;
-        file::read(BufReader::new(file), |of, events| {
-            if of == run {
-                sink.events(events);
-            }
+        file::read_with_polls(BufReader::new(file), |of, told| match told {
+            Told::Events(batch) if of == run => sink.events(batch),
+            Told::Polls(batch) if of == run => sink.polls(batch),
+            _ => {}
         })
         .map(drop)
         .map_err(unreadable)
@@ -58,12 +59,26 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
     let limits = |before: usize| Limits::for_each_of(before as u64 + 1);
     let lanes = |before| settings.outputs.html.is_some().then(|| Builder::new(limits(before)));
     let mut replays: Vec<Replay<(Samples, Option<Builder>)>> = Vec::new();
-    let mut saved = file::read(BufReader::new(opened), |run, events| {
+    let mut polls: Vec<Option<PollReplay>> = Vec::new();
+    let mut has_polls = false;
+    let mut saved = file::read_with_polls(BufReader::new(opened), |run, told| {
+        if let Told::Info(info) = told {
+            has_polls = info.polls.is_some();
+            return;
+        }
         // In the order of the runs.
         while replays.len() <= run {
             replays.push(Replay::telling((Samples::default(), lanes(replays.len()))));
+            polls.push(has_polls.then(PollReplay::default));
         }
-        replays[run].events(events);
+        match told {
+            Told::Info(_) => {}
+            Told::Events(batch) => {
+                replays[run].events(batch);
+                polls[run].events(batch);
+            }
+            Told::Polls(batch) => polls[run].polls(batch),
+        }
     })
     .map_err(unreadable)?;
     if saved.info.level == Level::Timeline {
@@ -77,6 +92,15 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
             let dropped = saved.dropped[index];
             run.timeline = Some(replay.conclude_kept(&run.aggregates, is_whole, dropped));
             (run.samples, run.lanes) = taken(replay);
+        }
+    }
+    if saved.info.polls.is_some() {
+        polls.resize_with(saved.runs.len(), || Some(PollReplay::default()));
+        for ((run, polls), dropped) in saved.runs.iter_mut().zip(polls).zip(&saved.dropped) {
+            run.polls = polls.map(|polls| polls.conclude().0);
+            if let Some(polls) = &mut run.polls {
+                polls.dropped = dropped.stamps;
+            }
         }
     }
     if settings.outputs.wants_stacks() && saved.info.level != Level::Stacks {

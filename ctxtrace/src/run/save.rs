@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::report::output::{self, Successor};
 use crate::target::user::Invoker;
 use crate::trace::file::{Place, Writer};
+use crate::trace::polls::PollBatch;
 use crate::trace::run::{Info, Run};
 use crate::units::thousands;
 
@@ -89,6 +90,13 @@ impl Saver {
     pub(super) fn events(&mut self, batch: &[Event]) {
         if let Some(saving) = &mut self.0 {
             saving.write(|writer| writer.events(batch));
+        }
+    }
+
+    /// Saves polls of the run that goes on.
+    pub(super) fn polls(&mut self, batch: &PollBatch) {
+        if let Some(saving) = &mut self.0 {
+            saving.write(|writer| writer.polls(batch));
         }
     }
 

@@ -2,18 +2,19 @@
 //!
 //! Such an output needs what is known at the end only: the names of tasks, and which of several runs is the one to be shown.
 //! And whatever would be done with an event while the run goes on would take CPU time from it. So the events go into a file
-//! that has no name, as they are.
+//! that has no name, as they are: each batch of them, or of polls, behind a word that says which and how long.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use ctxtrace_common::event::{EVENT_BYTES, Event};
 
 use crate::trace::events::{EventSink, EventSource};
+use crate::trace::polls::PollBatch;
 
-/// Events handed over at a time.
-const BATCH: usize = 4_096;
+/// Added to the length of a batch of polls.
+const POLLS: u64 = 1 << 63;
 
 /// A file for each run, if anybody wants the events.
 pub(super) struct Spool {
@@ -49,6 +50,18 @@ impl Spool {
         }
     }
 
+    /// Puts a batch aside.
+    fn keep(&mut self, kind: u64, bytes: &[u8]) {
+        let mut keeping = self.now.take().unwrap_or_else(|| self.begin());
+        if let Ok(file) = &mut keeping.0 {
+            let length = (bytes.len() as u64 | kind).to_le_bytes();
+            if let Err(error) = file.write_all(&length).and_then(|()| file.write_all(bytes)) {
+                keeping = Keeping(Err(error));
+            }
+        }
+        self.now = Some(keeping);
+    }
+
     fn begin(&self) -> Keeping {
         let folder = self.folder.as_deref().unwrap_or(Path::new("."));
         Keeping(tempfile::tempfile_in(folder).map(BufWriter::new))
@@ -60,13 +73,13 @@ impl EventSink for Spool {
         if self.folder.is_none() {
             return;
         }
-        let mut keeping = self.now.take().unwrap_or_else(|| self.begin());
-        if let Ok(file) = &mut keeping.0
-            && let Err(error) = file.write_all(bytemuck::cast_slice(batch))
-        {
-            keeping = Keeping(Err(error));
+        self.keep(0, bytemuck::cast_slice(batch));
+    }
+
+    fn polls(&mut self, batch: &PollBatch) {
+        if self.folder.is_some() {
+            self.keep(POLLS, &batch.to_bytes());
         }
-        self.now = Some(keeping);
     }
 }
 
@@ -78,22 +91,23 @@ impl EventSource for Spool {
             None => return Ok(()),
         };
         file.rewind()?;
-        let mut file = BufReader::with_capacity(BATCH * EVENT_BYTES, file);
-        let mut batch = vec![Event::default(); BATCH];
-        loop {
-            let mut there = 0;
-            let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut batch);
-            while there < bytes.len() {
-                match file.read(&mut bytes[there..])? {
-                    0 => break,
-                    read => there += read,
-                }
+        let mut file = BufReader::with_capacity(1 << 18, file);
+        let mut events: Vec<Event> = Vec::new();
+        let mut word = [0; 8];
+        while !file.fill_buf()?.is_empty() {
+            file.read_exact(&mut word)?;
+            let (kind, bytes) = (u64::from_le_bytes(word) & POLLS, u64::from_le_bytes(word) & !POLLS);
+            if kind == POLLS {
+                let mut batch = vec![0; bytes as usize];
+                file.read_exact(&mut batch)?;
+                sink.polls(&PollBatch::from_bytes(&batch).map_err(io::Error::other)?);
+            } else {
+                events.resize(bytes as usize / EVENT_BYTES, Event::default());
+                file.read_exact(bytemuck::cast_slice_mut(&mut events))?;
+                sink.events(&events);
             }
-            if there == 0 {
-                return Ok(());
-            }
-            sink.events(&batch[..there / EVENT_BYTES]);
         }
+        Ok(())
     }
 }
 
@@ -124,7 +138,7 @@ mod tests {
     fn events_come_back_run_by_run_and_as_often_as_asked() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut spool = Spool::new(Some(folder.path()));
-        let first = events(3 * BATCH as u64 + 7, 0);
+        let first = events(12_295, 0);
         for batch in first.chunks(1_000) {
             spool.events(batch);
         }

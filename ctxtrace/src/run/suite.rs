@@ -141,7 +141,7 @@ impl Case {
         match workload::observed(program, recorder, user, &mut ()) {
             Ok(run) if run.cut_short.is_some() => self.measured.cut_short = run.cut_short,
             Ok(run) => {
-                let info = info(Subject::Workload(self.measured.spec.clone()), Level::Counts)?;
+                let info = info(Subject::Workload(self.measured.spec.clone()), &recorder.settings)?;
                 self.measured.traced.push(summarize(&info, &[run]));
             }
             Err(error) => self.measured.cut_short = Some(error.to_string()),

@@ -1,6 +1,6 @@
 //! One recording: of a command from its launch to its last switch, or of a process that runs already.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use ctxtrace_common::process::Image;
@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use super::interrupt::Interrupts;
+use crate::capture::polls::{self, PollRings};
 use crate::capture::{Kernel, Session, Settings};
 use crate::correlate::intervals::IntervalSink;
 use crate::correlate::timeline::Replay;
@@ -94,6 +95,7 @@ impl Underway<'_> {
             messages_seen: 0,
             cut_short: None,
             timeline: None,
+            polls: None,
             samples: Samples::default(),
             lanes: None,
         })
@@ -120,7 +122,11 @@ impl Recorder<'_> {
     ///
     /// If the command cannot be started, or the kernel refuses to trace.
     pub fn command(&self, command: &Command<'_>, observer: &mut dyn Observer) -> Result<Recorded> {
-        let suspended = command.launch_suspended()?;
+        let rings = self.poll_rings()?;
+        let suspended = match &rings {
+            Some(rings) => with_rings(command, rings, |command| command.launch_suspended()),
+            None => command.launch_suspended(),
+        }?;
         let pid = suspended.pid().as_raw() as u32;
         let mut launched = Launched {
             pid,
@@ -131,6 +137,9 @@ impl Recorder<'_> {
         let mut tracker = start_tracker()?;
         tracker.follow(pid);
         session.follow(pid)?;
+        if let Some(rings) = rings {
+            session.read_polls(rings);
+        }
         let image = |number| Image { tgid: pid, number };
         // Until it executes its program the child is a copy of this process, asleep.
         session.expect_no_tasks(image(0))?;
@@ -149,6 +158,12 @@ impl Recorder<'_> {
         let ended = child.wait()?;
         launched.rusage = Some(ended.rusage);
         Self::over(session, tracker, observer, since, Some((launched, ended)), cut)
+    }
+
+    /// What a command tells its polls in, if that is wanted.
+    fn poll_rings(&self) -> Result<Option<PollRings>> {
+        let rings = || PollRings::create(polls::clock().clock, self.settings.poll_ring_bytes);
+        self.settings.polls.then(rings).transpose()
     }
 
     /// Records a process that runs already, with the children it has and makes if `children` says so, until it ends, is
@@ -220,12 +235,25 @@ impl Recorder<'_> {
                 messages_seen: 0,
                 cut_short: None,
                 timeline: None,
+                polls: None,
                 samples: Samples::default(),
                 lanes: None,
             },
             cut,
         })
     }
+}
+
+/// Calls `start` with a command that inherits the rings and knows of them.
+fn with_rings<T>(command: &Command<'_>, rings: &PollRings, start: impl FnOnce(&Command<'_>) -> T) -> T {
+    let fd = rings.fd();
+    let (name, value) = rings.variable(fd.as_raw_fd());
+    let inherit: Vec<_> = command.inherit.iter().copied().chain([fd]).collect();
+    start(&Command {
+        env: &command.env.clone().with(name, value),
+        inherit: &inherit,
+        ..*command
+    })
 }
 
 /// Follows all descendants of a process, those too that are born meanwhile.

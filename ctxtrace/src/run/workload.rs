@@ -111,17 +111,11 @@ pub(super) fn recorded(
         .html
         .is_some()
         .then(|| Limits::for_each_of(settings.repeat));
-    let mut keeper = Keeper::new(
-        settings.capture.level,
-        drawn,
-        saver,
-        spool,
-        |underway: &Underway<'_>| {
-            if bar.is_wanted() {
-                bar.update(start.progress.messages(), underway.session.switches_so_far());
-            }
-        },
-    );
+    let mut keeper = Keeper::new(&settings.capture, drawn, saver, spool, |underway: &Underway<'_>| {
+        if bar.is_wanted() {
+            bar.update(start.progress.messages(), underway.session.switches_so_far());
+        }
+    });
     let recorded = start.with_command(|command| recorder.command(command, &mut keeper))?;
     let kept = keeper.stop();
     Ok(kept.finish(finished(recorded, start)?))

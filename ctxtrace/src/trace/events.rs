@@ -4,6 +4,8 @@ use std::io;
 
 use ctxtrace_common::event::Event;
 
+use super::polls::PollBatch;
+
 /// Takes the events of a timeline, in the order of their times (`docs/SEMANTICS.md`, "The timeline", says how far that
 /// can be relied on).
 ///
@@ -11,6 +13,9 @@ use ctxtrace_common::event::Event;
 pub trait EventSink {
     /// The next events.
     fn events(&mut self, batch: &[Event]);
+
+    /// What was found in the rings of polls, where those are recorded. Events of the same time have come before.
+    fn polls(&mut self, _batch: &PollBatch) {}
 }
 
 /// Tells the events of runs that are over once more.
@@ -34,11 +39,20 @@ impl<A: EventSink, B: EventSink> EventSink for (A, B) {
         self.0.events(batch);
         self.1.events(batch);
     }
+
+    fn polls(&mut self, batch: &PollBatch) {
+        self.0.polls(batch);
+        self.1.polls(batch);
+    }
 }
 
 impl<S: EventSink + ?Sized> EventSink for &mut S {
     fn events(&mut self, batch: &[Event]) {
         (**self).events(batch);
+    }
+
+    fn polls(&mut self, batch: &PollBatch) {
+        (**self).polls(batch);
     }
 }
 
@@ -46,6 +60,12 @@ impl<S: EventSink> EventSink for Option<S> {
     fn events(&mut self, batch: &[Event]) {
         if let Some(sink) = self {
             sink.events(batch);
+        }
+    }
+
+    fn polls(&mut self, batch: &PollBatch) {
+        if let Some(sink) = self {
+            sink.polls(batch);
         }
     }
 }

@@ -5,12 +5,14 @@
 //! * [`run`]: one recording: the aggregates, and what else is known of what was recorded.
 //! * [`samples`]: what it did on its CPUs, where that was asked.
 //! * [`lanes`]: its timeline, small enough to be drawn, where that was asked.
+//! * [`polls`]: when tasks were polled and woken, where that was asked.
 //! * [`symbols`]: the names of its stacks.
 //! * [`mod@file`]: recordings in a file.
 
 pub mod file;
 pub mod lanes;
 pub mod machine;
+pub mod polls;
 pub mod run;
 pub mod samples;
 pub mod symbols;
@@ -104,7 +106,8 @@ pub fn merge(into: &mut Histogram, from: &Histogram) {
     };
     into.max_ns = into.max_ns.max(from.max_ns);
     into.count += from.count;
-    into.sum_ns += from.sum_ns;
+    // Like the kernel side: what a program makes up may be too much.
+    into.sum_ns = into.sum_ns.wrapping_add(from.sum_ns);
     for (mine, theirs) in into.buckets.iter_mut().zip(&from.buckets) {
         *mine += theirs;
     }
@@ -257,6 +260,7 @@ pub(crate) mod build {
         Run {
             aggregates,
             timeline: None,
+            polls: None,
             samples: Samples::default(),
             lanes: None,
             symbols: Symbols::default(),

@@ -5,13 +5,14 @@ use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::lanes::Lanes;
+use super::polls::{PollInfo, Polls};
 use super::samples::Samples;
 use super::symbols::Symbols;
 use super::{Aggregates, Level};
 use crate::workload::{Outcome, Spec};
 
 /// What is said once of a capture, whatever the number of its runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Info {
     /// Version of the program that recorded.
     pub ctxtrace_version: String,
@@ -23,6 +24,9 @@ pub struct Info {
     pub level: Level,
     /// When it began.
     pub started: ClockAnchor,
+    /// How polls were recorded; `None` where they were not.
+    #[serde(default)]
+    pub polls: Option<PollInfo>,
 }
 
 /// A machine.
@@ -127,13 +131,16 @@ pub struct Exit {
     pub signal: Option<i32>,
 }
 
-/// Which events of a run a capture has not kept, because it was given a limit.
+/// Which events and stamps of a run a capture has not kept, because it was given a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
     /// How many, all of them older than those that are there.
     pub events: u64,
     /// Events at the beginning of those that are there which tell again what the dropped ones had told: who the threads are.
     pub told_again: u64,
+    /// Stamps of polls and wakes that are not there.
+    #[serde(default)]
+    pub stamps: u64,
 }
 
 /// What the events of a run came to when they were played again.
@@ -166,6 +173,9 @@ pub struct Run {
     /// Its events, added up; `None` where none were recorded.
     #[serde(skip)]
     pub timeline: Option<Timeline>,
+    /// What its polls came to; `None` where none were recorded.
+    #[serde(skip)]
+    pub polls: Option<Polls>,
     /// What it did on its CPUs; none unless that was asked.
     #[serde(skip)]
     pub samples: Samples,

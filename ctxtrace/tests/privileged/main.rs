@@ -17,6 +17,7 @@ mod explain;
 mod faults;
 mod go;
 mod privileges;
+mod polls;
 mod programs;
 mod real_programs;
 mod record;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         real_programs::TESTS,
         go::TESTS,
         timeline::TESTS,
+        polls::TESTS,
         sampling::TESTS,
         suite::TESTS,
         variants::TESTS,

@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         "threads_and_processes_come_and_go_in_a_perfetto_trace",
         threads_and_processes_come_and_go_in_a_perfetto_trace,
     ),
+    ("a_perfetto_trace_has_every_poll", a_perfetto_trace_has_every_poll),
     (
         "of_several_runs_perfetto_gets_the_median",
         of_several_runs_perfetto_gets_the_median,
@@ -136,6 +137,24 @@ fn a_perfetto_trace_has_every_switch_and_waking() {
         4,
         "nothing else is left"
     );
+}
+
+fn a_perfetto_trace_has_every_poll() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (json, _) = run_in(
+        &folder,
+        "run --mode task-pool --iterations 20000 --level timeline --polls --perfetto @run.pftrace -o @run.ctx",
+    );
+    let bytes = read(&folder.path().join("run.pftrace"));
+    let trace = Trace::read(&bytes);
+    check(&trace, &json);
+    assert_eq!(trace.task_slices().len() as i64, number(&json, "/polls/polls"));
+    assert_eq!(number(&json, "/polls/polls"), number(&json, "/task_switches/total"));
+    let again = folder.path().join("again.pftrace");
+    let capture = folder.path().join("run.ctx");
+    let output = ctxtrace(&format!("report {} --perfetto {}", capture.display(), again.display()));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(read(&again) == bytes, "a report from the capture is the same");
 }
 
 fn threads_and_processes_come_and_go_in_a_perfetto_trace() {

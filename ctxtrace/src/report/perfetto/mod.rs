@@ -4,7 +4,7 @@
 //!   `sched_wakeup_new`; threads come with `task_newtask` or in a process tree, are named by `task_rename`, and go with
 //!   `sched_process_free`. A thread that is not the target's is not in the events; it is thread 0 here, as is the idle one.
 //! * **A track for each thread that polled tasks** has a slice for each time that it is known to have polled one
-//!   ([`crate::correlate::slices`]).
+//!   ([`crate::correlate::slices`]), or, of a thread that tells of its polls, for each poll ([`crate::correlate::polls`]).
 //! * **Flows** lead from where a waking was made to the switch-in that it led to ([`crate::correlate::wakes`]), on the slice
 //!   that begins there, or to an event `woken` and from there to the next slice before the thread leaves its CPU. Both ends are
 //!   written together, so there is none with one end.
@@ -23,7 +23,7 @@ mod sched;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io::{self, Write};
 
 use ctxtrace_common::clock::Leave;
@@ -42,7 +42,9 @@ use self::sched::{Bundles, CLONE_THREAD, PRIORITY};
 use super::flamegraph::Labels;
 use super::printable;
 use crate::analyze::attribution::class;
+use crate::correlate::intervals::ThreadId;
 use crate::correlate::ledger::entry_of;
+use crate::correlate::polls::{PollReplay, PollSlice};
 use crate::correlate::slices::{AtSwitches, TaskSlice};
 use crate::correlate::tasks;
 use crate::correlate::timeline::Replay;
@@ -50,10 +52,14 @@ use crate::correlate::wakes::{Wake, Wakes};
 use crate::symbolize::stacks::task_types;
 use crate::trace::events::EventSink;
 use crate::trace::name_of;
+use crate::trace::polls::PollBatch;
 use crate::trace::run::{Info, Run};
 
 /// The name of thread 0: whoever is on a CPU and not the target's.
 const NOBODY: &str = "not recorded";
+
+/// Events that wait for the polls of their time: more than the rings hold. More there are only in a file that was made up.
+const MOST_WAITING: usize = 1 << 20;
 
 /// How far apart the values of a counter are that grows all the time.
 const COUNTER_STEP_NS: u64 = 1_000_000;
@@ -94,6 +100,16 @@ struct Process {
     leader_is_dead: bool,
 }
 
+/// What it takes to draw polls among the events of their time.
+#[derive(Default)]
+struct WithPolls {
+    replay: PollReplay<Vec<PollSlice>>,
+    /// Events of which the polls have not come.
+    waiting: VecDeque<Event>,
+    /// The threads that have told of polls.
+    telling: HashSet<u32>,
+}
+
 /// See the text of this module. It takes the events of one run.
 pub struct Trace<'a, W> {
     run: &'a Run,
@@ -105,6 +121,8 @@ pub struct Trace<'a, W> {
     types: HashMap<TaskKey, String>,
     replay: Replay<AtSwitches<Vec<TaskSlice>>>,
     wakes: Wakes,
+    /// Where polls are told: events wait for those of their time.
+    polls: Option<WithPolls>,
     threads: HashMap<u32, Thread>,
     processes: HashMap<u32, Process>,
     /// Other programs' threads that have a name by now.
@@ -133,6 +151,7 @@ impl<'a, W: Write> Trace<'a, W> {
             types: task_types(&run.aggregates, &run.symbols),
             replay: Replay::telling(AtSwitches::default()),
             wakes: Wakes::default(),
+            polls: info.polls.map(|_| WithPolls::default()),
             threads: HashMap::new(),
             processes: HashMap::new(),
             named_outsiders: HashSet::new(),
@@ -155,6 +174,7 @@ impl<'a, W: Write> Trace<'a, W> {
     ///
     /// If it could not be written, now or before.
     pub fn end(mut self) -> io::Result<W> {
+        self.events_until(u64::MAX);
         self.replay.close(self.last_ns);
         self.replay.intervals_mut().close();
         self.slices();
@@ -571,6 +591,8 @@ impl<'a, W: Write> Trace<'a, W> {
     fn slices(&mut self) {
         // Handed back empty, with its room.
         let mut told = std::mem::take(self.replay.intervals_mut().sink_mut());
+        let tells_polls = |tid| self.polls.as_ref().is_some_and(|polls| polls.telling.contains(&tid));
+        told.retain(|slice| !tells_polls(slice.thread.tid));
         for slice in &told {
             self.task_slice(slice);
         }
@@ -715,10 +737,68 @@ impl<'a, W: Write> Trace<'a, W> {
     }
 }
 
+impl<W: Write> Trace<'_, W> {
+    /// Draws what has happened up to this moment and waits.
+    fn events_until(&mut self, until_ns: u64) {
+        while let Some(polls) = &mut self.polls
+            && polls.waiting.front().is_some_and(|event| event.at_ns <= until_ns)
+            && let Some(event) = polls.waiting.pop_front()
+        {
+            self.event(&event);
+        }
+    }
+
+    fn poll_slice(&mut self, slice: &PollSlice) {
+        let thread = self.thread(slice.tid, slice.begin_ns);
+        let slice = TaskSlice {
+            thread: ThreadId {
+                start_boottime_ns: thread.start_boottime_ns,
+                tgid: slice.tgid,
+                tid: slice.tid,
+            },
+            image: slice.task.image,
+            task: slice.task.task,
+            start_ns: slice.begin_ns,
+            end_ns: slice.end_ns,
+            switched_out: None,
+        };
+        self.task_slice(&slice);
+    }
+}
+
 impl<W: Write> EventSink for Trace<'_, W> {
     fn events(&mut self, batch: &[Event]) {
+        if let Some(polls) = &mut self.polls {
+            polls.replay.events(batch);
+            polls.waiting.extend(batch);
+            while let Some(polls) = &mut self.polls
+                && polls.waiting.len() > MOST_WAITING
+                && let Some(event) = polls.waiting.pop_front()
+            {
+                self.event(&event);
+            }
+            return;
+        }
         for event in batch {
             self.event(event);
+        }
+    }
+
+    fn polls(&mut self, batch: &PollBatch) {
+        let Some(polls) = &mut self.polls else { return };
+        polls.replay.polls(batch);
+        polls.telling.extend(batch.threads.iter().map(|thread| thread.tid));
+        let mut told = std::mem::take(polls.replay.sink_mut());
+        // A poll that has gone on for long is told late. Those of one thread keep their order.
+        told.sort_by_key(|slice| slice.begin_ns);
+        for slice in &told {
+            self.events_until(slice.begin_ns);
+            self.poll_slice(slice);
+        }
+        self.events_until(batch.until_ns);
+        told.clear();
+        if let Some(polls) = &mut self.polls {
+            *polls.replay.sink_mut() = told;
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Drawn timelines, written as traces, decoded by another implementation.
 
+use ctxtrace_abi::rings;
 use ctxtrace_common::clock::{Leave, Waking};
 use ctxtrace_common::event::Event;
 use ctxtrace_common::ledger::Class;
@@ -13,6 +14,7 @@ use super::*;
 use crate::analyze::summarize::tests::info;
 use crate::report::decode::perfetto::{self as decoded, Kind, Slice, Switch};
 use crate::report::golden::golden;
+use crate::trace::polls::{PollClock, PollInfo, Stamp, ThreadStamps};
 use crate::trace::run::ClockAnchor;
 use crate::trace::{CpuLosses, build};
 use crate::workload::{Mode, Outcome};
@@ -234,6 +236,52 @@ fn a_slice_is_a_task_known_at_a_switch() {
         "{says:?}"
     );
     assert!(says.contains(&("lost".to_owned(), "nothing".to_owned())), "{says:?}");
+}
+
+/// The same with polls: those that the switches show, and two between them.
+#[test]
+fn who_tells_of_polls_has_a_slice_for_each() {
+    let stamp = |(ns, kind, task)| {
+        let record = rings::record(rings::what(kind, rings::short_task(task)), 0);
+        Stamp::of_record(record, ns).expect("a stamp")
+    };
+    let stamps = [
+        (90, rings::BEGIN, 1),
+        (92, rings::WAKE, 2),
+        (95, rings::END, 0),
+        (100, rings::BEGIN, 1),
+        (245, rings::END, 0),
+        (250, rings::BEGIN, 2),
+        (325, rings::END, 0),
+    ];
+    let batch = PollBatch {
+        base_ns: 1_000,
+        until_ns: 1_400,
+        homeless: 0,
+        threads: vec![ThreadStamps {
+            tgid: 100,
+            tid: 101,
+            lost: 0,
+            stamps: stamps.into_iter().map(stamp).collect(),
+        }],
+    };
+    let mut info = info(Mode::TaskPool);
+    info.polls = Some(PollInfo {
+        clock: PollClock::Tsc,
+        reading_ns: 13.0,
+    });
+    let (run, labels) = (run(), labels());
+    let mut trace = Trace::begin(Vec::new(), &info, &run, &labels);
+    trace.events(&drawn());
+    trace.polls(&batch);
+    let bytes = trace.end().expect("written");
+    let told: Vec<_> = decoded::Trace::read(&bytes)
+        .task_slices()
+        .into_iter()
+        .map(|Slice { start, end, name, .. }| (start, end, name.len()))
+        .collect();
+    let other = "\u{fffd}]0;owned\u{fffd}".len();
+    assert_eq!(told, [(1_090, 1_095, 6), (1_100, 1_245, 6), (1_250, 1_325, other)]);
 }
 
 #[test]

@@ -25,6 +25,7 @@ pub(super) enum Kind {
     EndOfRun = 6,
     End = 7,
     Dropped = 8,
+    Polls = 9,
 }
 
 impl Kind {
@@ -38,6 +39,7 @@ impl Kind {
             Self::EndOfRun,
             Self::End,
             Self::Dropped,
+            Self::Polls,
         ];
         kinds.into_iter().find(|&kind| kind as u32 == number)
     }

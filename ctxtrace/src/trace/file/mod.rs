@@ -19,6 +19,7 @@
 //! | 6 end of run | nothing | after a run's last block |
 //! | 7 end | nothing | last |
 //! | 8 dropped | [`Dropped`]: events that are not there | before the first event that is |
+//! | 9 polls | a [`PollBatch`] | while the run goes on, after the events of its time |
 //!
 //! Numbers are little-endian. Blocks are packed with zstd; what is in them is CBOR with the names of all fields (events
 //! excepted), so that fields can be added without a new version, and a reader skips kinds of blocks that it does not know.
@@ -29,7 +30,7 @@ mod read;
 pub(in crate::trace) mod room;
 mod write;
 
-pub use read::{Saved, read};
+pub use read::{Saved, Told, read, read_with_polls};
 pub use write::{Limits, Place, Writer};
 
 /// How a capture begins.
@@ -41,6 +42,8 @@ const VERSION_WITHOUT_DROPS: u32 = 1;
 /// Thread records in one block.
 const THREADS_PER_BLOCK: usize = 4_096;
 
+#[cfg(doc)]
+use super::polls::PollBatch;
 #[cfg(doc)]
 use super::run::{Dropped, Info, Run};
 #[cfg(doc)]

@@ -8,6 +8,7 @@ use super::block::{self, Kind, Next};
 use super::room::{MOST_RUNS, Room};
 use super::{MAGIC, VERSION, VERSION_WITHOUT_DROPS};
 use crate::trace::ThreadRecord;
+use crate::trace::polls::PollBatch;
 use crate::trace::run::{Dropped, Info, Run};
 
 /// Events that are handed over at a time.
@@ -35,7 +36,31 @@ pub struct Saved {
 ///
 /// In a sentence, if nothing of it can be reported: it is no capture, it is a newer release's, or it ends before the first
 /// state was saved.
-pub fn read(mut from: impl Read, mut events: impl FnMut(usize, &[Event])) -> Result<Saved, String> {
+pub fn read(from: impl Read, mut events: impl FnMut(usize, &[Event])) -> Result<Saved, String> {
+    read_with_polls(from, |run, told| {
+        if let Told::Events(batch) = told {
+            events(run, batch);
+        }
+    })
+}
+
+/// What a run has told while it went on.
+#[derive(Clone, Copy, Debug)]
+pub enum Told<'a> {
+    /// First of all: what is said of the whole capture.
+    Info(&'a Info),
+    /// Events of the timeline.
+    Events(&'a [Event]),
+    /// Polls and wakes. Events of the same time have come before.
+    Polls(&'a PollBatch),
+}
+
+/// The same, with the polls.
+///
+/// # Errors
+///
+/// As [`read`].
+pub fn read_with_polls(mut from: impl Read, mut told: impl FnMut(usize, Told<'_>)) -> Result<Saved, String> {
     check_version(&mut from)?;
     let mut reading = Reading::default();
     let damage = loop {
@@ -43,13 +68,20 @@ pub fn read(mut from: impl Read, mut events: impl FnMut(usize, &[Event])) -> Res
             Ok(Next::Block(Kind::End, _)) => break None,
             Ok(Next::Block(Kind::Events, bytes)) => {
                 let run = reading.runs.len();
-                if let Err(damage) = hand_over(&bytes, |batch| events(run, batch)) {
+                if let Err(damage) = hand_over(&bytes, |batch| told(run, Told::Events(batch))) {
                     break Some(damage);
                 }
             }
+            Ok(Next::Block(Kind::Polls, bytes)) => match PollBatch::from_bytes(&bytes) {
+                Ok(batch) => told(reading.runs.len(), Told::Polls(&batch)),
+                Err(damage) => break Some(damage),
+            },
             Ok(Next::Block(kind, bytes)) => {
                 if let Err(damage) = reading.take(kind, &bytes) {
                     break Some(damage);
+                }
+                if let (Kind::Info, Some(info)) = (kind, &reading.info) {
+                    told(0, Told::Info(info));
                 }
             }
             Ok(Next::Unknown) => {}
@@ -130,7 +162,7 @@ impl Reading {
                 self.dropped.resize(self.runs.len(), Dropped::default());
                 self.dropped.push(self.room.decode(bytes)?);
             }
-            Kind::Events | Kind::End => {}
+            Kind::Events | Kind::Polls | Kind::End => {}
         }
         Ok(())
     }

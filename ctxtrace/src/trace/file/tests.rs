@@ -5,6 +5,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::LazyLock;
 
+use ctxtrace_abi::rings;
 use ctxtrace_common::clock::Leave;
 use ctxtrace_common::event::Event;
 use ctxtrace_common::histogram::Latency;
@@ -15,10 +16,12 @@ use ctxtrace_common::wakeup::{Edge, EdgeKey, Waker};
 use proptest::prelude::*;
 
 use super::*;
+use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::report::json;
 use crate::symbolize::stacks;
 use crate::trace::events::EventSink;
+use crate::trace::polls::{PollBatch, Stamp, ThreadStamps};
 use crate::trace::run::{ClockAnchor, Dropped, Host, Info, Run, Subject};
 use crate::trace::symbols::{Frame, FrameKind};
 use crate::trace::{Level, build};
@@ -40,6 +43,7 @@ fn info() -> Info {
             realtime_ns: 2,
             boottime_ns: 3,
         },
+        polls: None,
     }
 }
 
@@ -274,7 +278,8 @@ fn a_bounded_capture_is_bounded_at_every_moment_and_always_readable() {
         saved.dropped[0],
         Dropped {
             events: 30_005,
-            told_again: 0
+            told_again: 0,
+            stamps: 0
         }
     );
     assert_eq!(saved.dropped[2].told_again, 2, "of the one thread that lives");
@@ -288,6 +293,84 @@ fn a_bounded_capture_is_bounded_at_every_moment_and_always_readable() {
     let timeline = replay.conclude_kept(&saved.runs[2].aggregates, true, saved.dropped[2]);
     assert_eq!(timeline.disagreements, None, "half of it cannot be compared");
     assert_eq!(timeline.events + timeline.dropped, 30_005);
+}
+
+/// Polls of one thread, one a nanosecond.
+fn polls(from_ns: u64, count: u64) -> PollBatch {
+    let stamp = |ns: u64| {
+        Stamp::of_record(
+            rings::what(rings::BEGIN, ns.wrapping_mul(0x9e37_79b9_7f4a_7c15) as u32 >> 12),
+            ns,
+        )
+        .expect("a stamp")
+    };
+    PollBatch {
+        base_ns: from_ns,
+        until_ns: from_ns + count,
+        homeless: 0,
+        threads: vec![ThreadStamps {
+            tgid: 100,
+            tid: 101,
+            lost: 0,
+            stamps: (0..count).map(stamp).collect(),
+        }],
+    }
+}
+
+#[test]
+fn polls_come_out_as_they_went_in_after_the_events_of_their_time() {
+    let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
+    writer.events(&switches(10)).expect("written");
+    writer.polls(&polls(5, 100)).expect("written");
+    writer.run(&small_run()).expect("written");
+    let bytes = writer.end().expect("written");
+    let mut order = Vec::new();
+    let saved = read_with_polls(bytes.as_slice(), |run, told| match told {
+        Told::Info(told) => order.push(format!("{}", *told == info())),
+        Told::Events(batch) => order.push(format!("{run}: {} events", batch.len())),
+        Told::Polls(batch) => {
+            assert_eq!(*batch, polls(5, 100));
+            order.push(format!("{run}: polls"));
+        }
+    })
+    .expect("a capture");
+    assert!(saved.is_whole);
+    assert_eq!(order, ["true", "0: 10 events", "0: polls"]);
+    // Who does not ask for them reads the rest.
+    assert_eq!(read(bytes.as_slice(), |_, _| {}).expect("a capture").runs.len(), 1);
+}
+
+#[test]
+fn polls_are_bounded_with_the_events() {
+    let max_bytes = 1 << 16;
+    let limits = Limits {
+        max_bytes: Some(max_bytes),
+        keep_ns: None,
+    };
+    let drawer = Drawer::default();
+    let mut writer = Writer::within(limits, drawer.clone(), drawer.make(), &info()).expect("written");
+    for batch in 0..300 {
+        // Now and then more than may be.
+        let count = if batch % 100 == 50 { 100_000 } else { 100 };
+        writer.polls(&polls(1_000_000 * batch, count)).expect("written");
+        assert!(drawer.at_place().len() as u64 <= max_bytes);
+    }
+    writer.run(&small_run()).expect("written");
+    drop(writer.end().expect("written"));
+    let (mut there, mut lost) = (0, 0);
+    let saved = read_with_polls(drawer.at_place().as_slice(), |_, told| {
+        if let Told::Polls(batch) = told {
+            there += batch.stamps();
+            lost += batch.homeless;
+        }
+    })
+    .expect("a capture");
+    assert_eq!(there + lost + saved.dropped[0].stamps, 3 * 100_000 + 297 * 100);
+    assert!(
+        saved.dropped[0].stamps > 0 && lost > 0,
+        "{:?}, {lost} lost",
+        saved.dropped
+    );
 }
 
 #[test]
@@ -514,5 +597,36 @@ proptest! {
         let mut replay = Replay::default();
         replay.events(&events);
         let _ = replay.conclude(&run().aggregates, true);
+    }
+
+    /// And with them polls of any content.
+    #[test]
+    fn no_polls_make_the_replay_panic(
+        words in prop::collection::vec(any::<[u64; 5]>(), 1..30),
+        batches in prop::collection::vec(prop::collection::vec(any::<u64>(), 3..60), 1..6),
+        small in any::<bool>(),
+    ) {
+        let few = |word: u64| if small { word & 0x0303_0303_0303_0303 } else { word };
+        let events: Vec<Event> = words.into_iter().map(|words| bytemuck::cast(words.map(few))).collect();
+        let mut replay = PollReplay::default();
+        for words in batches {
+            replay.events(&events);
+            let (header, stamps) = words.split_at(3);
+            let half = stamps.len() / 2;
+            let part = |tid: u64, words: &[u64]| ThreadStamps {
+                tgid: few(header[2]) as u32,
+                tid: few(tid) as u32,
+                lost: few(header[1]),
+                stamps: words.iter().filter_map(|&word| Stamp::of_record(few(word), few(word) >> 24)).collect(),
+            };
+            replay.polls(&PollBatch {
+                base_ns: few(header[0]),
+                until_ns: few(header[1]),
+                homeless: few(header[2]),
+                threads: vec![part(header[0], &stamps[..half]), part(header[1], &stamps[half..])],
+            });
+        }
+        let (polls, ()) = replay.conclude();
+        let _ = polls.tasks.iter().map(|(_, task)| task.delay().count()).sum::<u64>();
     }
 }

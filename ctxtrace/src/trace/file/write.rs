@@ -25,6 +25,7 @@ use serde::Serialize;
 
 use super::block::{self, Kind};
 use super::{MAGIC, THREADS_PER_BLOCK, VERSION, VERSION_WITHOUT_DROPS};
+use crate::trace::polls::PollBatch;
 use crate::trace::run::{Dropped, Info, Run};
 
 /// How much of a recording a capture keeps. Counts are always kept: only events are dropped.
@@ -41,6 +42,9 @@ impl Limits {
         self.max_bytes.is_some() || self.keep_ns.is_some()
     }
 }
+
+/// The part of a limited file that the polls of one draining may take: one divided by this.
+const MOST_POLLS: u64 = 4;
 
 /// Where a capture is written, and where its successors come from.
 pub trait Place {
@@ -87,7 +91,7 @@ struct Part<W> {
     base: u64,
     /// When the first of its events was.
     first_ns: Option<u64>,
-    /// Events of all runs that are not in it.
+    /// Events and stamps of all runs that are not in it.
     dropped: u64,
 }
 
@@ -129,12 +133,12 @@ pub struct Writer<P: Place> {
     info: Vec<u8>,
     part: Part<P::File>,
     successor: Option<Part<P::File>>,
-    /// The runs that are over: events, and blocks.
-    over: Vec<(u64, Vec<u8>)>,
+    /// The runs that are over: what they have told, and blocks.
+    over: Vec<(Told, Vec<u8>)>,
     /// The latest state of the run that goes on.
     state: Vec<u8>,
-    /// Events of the run that goes on.
-    events: u64,
+    /// What the run that goes on has told.
+    told: Told,
     /// The time of the latest event.
     now_ns: u64,
     threads: Threads,
@@ -167,7 +171,7 @@ impl<P: Place> Writer<P> {
             successor: None,
             over: Vec::new(),
             state: Vec::new(),
-            events: 0,
+            told: Told::default(),
             now_ns: 0,
             threads: Threads::default(),
         })
@@ -198,10 +202,33 @@ impl<P: Place> Writer<P> {
         };
         let block = block::packed(Kind::Events, bytemuck::cast_slice(batch))?;
         self.append(&block, Some(first.at_ns))?;
-        self.events += batch.len() as u64;
+        self.told.events += batch.len() as u64;
         self.now_ns = last.at_ns;
         if self.limits.any() {
             self.threads.follow(batch);
+            self.look_ahead()?;
+        }
+        Ok(())
+    }
+
+    /// Saves what was found in the rings of polls; it belongs to the run that ends next.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written.
+    pub fn polls(&mut self, batch: &PollBatch) -> io::Result<()> {
+        let mut block = block::packed(Kind::Polls, &batch.to_bytes())?;
+        if self
+            .limits
+            .max_bytes
+            .is_some_and(|most| block.len() as u64 > most / MOST_POLLS)
+        {
+            // One that takes so much of the file would drive everything else out of it.
+            block = block::packed(Kind::Polls, &batch.as_lost().to_bytes())?;
+        }
+        self.append(&block, batch.threads.first().map(|_| batch.base_ns))?;
+        self.told.stamps += batch.stamps();
+        if self.limits.any() {
             self.look_ahead()?;
         }
         Ok(())
@@ -218,11 +245,11 @@ impl<P: Place> Writer<P> {
         blocks.extend(block::packed(Kind::EndOfRun, &[])?);
         self.append(&blocks, None)?;
         if self.limits.any() {
-            self.over.push((self.events, blocks));
+            self.over.push((self.told, blocks));
             self.state.clear();
             self.threads = Threads::default();
         }
-        self.events = 0;
+        self.told = Told::default();
         Ok(())
     }
 
@@ -247,7 +274,7 @@ impl<P: Place> Writer<P> {
         Ok(self.part.to)
     }
 
-    /// Events that are not in the file.
+    /// Events and stamps that are not in the file.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.part.dropped
@@ -314,20 +341,35 @@ impl<P: Place> Writer<P> {
 
     fn begin_successor(&mut self) -> io::Result<Part<P::File>> {
         let mut contents = self.info.clone();
-        let dropped = |events, told_again| block::packed(Kind::Dropped, &encode(&Dropped { events, told_again })?);
-        for (events, blocks) in &self.over {
-            contents.extend(dropped(*events, 0)?);
+        let dropped = |told: Told, told_again| {
+            let dropped = Dropped {
+                events: told.events,
+                told_again,
+                stamps: told.stamps,
+            };
+            block::packed(Kind::Dropped, &encode(&dropped)?)
+        };
+        for (told, blocks) in &self.over {
+            contents.extend(dropped(*told, 0)?);
             contents.extend(blocks);
         }
         let introductions = self.threads.introductions(self.now_ns);
-        contents.extend(dropped(self.events, introductions.len() as u64)?);
+        contents.extend(dropped(self.told, introductions.len() as u64)?);
         if !introductions.is_empty() {
             contents.extend(block::packed(Kind::Events, bytemuck::cast_slice(&introductions))?);
         }
         contents.extend(&self.state);
-        let of_all_runs = self.over.iter().map(|(events, _)| events).sum::<u64>() + self.events;
+        let all = self.over.iter().map(|(told, _)| told).chain([&self.told]);
+        let of_all_runs = all.map(|told| told.events + told.stamps).sum();
         Part::begin(self.place.successor()?, VERSION, &contents, of_all_runs)
     }
+}
+
+/// What a run has told.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    events: u64,
+    stamps: u64,
 }
 
 /// The threads that live, as the events have introduced them.

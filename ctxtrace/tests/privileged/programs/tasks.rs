@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io::{Read, Write};
+use std::os::fd::FromRawFd;
 use std::pin::Pin as Pinned;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -58,6 +59,8 @@ pub(crate) fn run(name: &str) -> bool {
         }
         "sleeper-beside-spinner" => sleeper_beside_spinner(),
         "scribbler" => scribbler(),
+        "ring-scribbler" => ring_scribbler(),
+        "polling-fork" => polling_fork(),
         _ => return false,
     }
     true
@@ -231,4 +234,55 @@ fn scribbler() {
             std::thread::sleep(SLEEP);
         }
     }));
+}
+
+/// How long `ring-scribbler` scribbles.
+const SCRIBBLE: Duration = Duration::from_millis(600);
+
+/// Writes anything into the rings of polls, and would take their memory away if it could.
+fn ring_scribbler() {
+    let variable = std::env::var(ctxtrace_abi::rings::VARIABLE).expect("started with --polls");
+    let fd = variable
+        .split(',')
+        .next()
+        .and_then(|fd| fd.parse().ok())
+        .expect("a number");
+    // SAFETY: it was inherited, and nobody else uses it: no task is polled here.
+    let file = unsafe { std::fs::File::from_raw_fd(fd) };
+    assert!(file.set_len(0).is_err(), "it is sealed");
+    // SAFETY: shared memory, which is what this is about.
+    let mut memory = unsafe { memmap2::MmapMut::map_mut(&file) }.expect("mapped");
+    let mut random = fastrand::Rng::with_seed(7);
+    let states = ctxtrace_abi::rings::STATES_AT / 8;
+    let end = Instant::now() + SCRIBBLE;
+    let (_, words, _) = bytemuck::pod_align_to_mut::<u8, u64>(&mut memory);
+    while Instant::now() < end {
+        for _ in 0..1_000 {
+            // Among the states of the rings, among the first records, anywhere in the first part.
+            let most = [states + 4_096, states + 20_000, 1 << 22][random.usize(0..3)];
+            words[random.usize(states..most)] = [random.u64(..), random.u64(..1 << 20), u64::MAX][random.usize(0..3)];
+        }
+    }
+}
+
+/// Polls of the two processes of `polling-fork`.
+pub(crate) const FORKED_POLLS: [u64; 2] = [20, 30];
+
+/// Polls a task, and then another process of it does.
+fn polling_fork() {
+    let mut task = Box::pin(traced("forked", std::future::pending::<()>()));
+    let mut poll = |times: u64| {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        for _ in 0..times {
+            assert!(task.as_mut().poll(&mut context).is_pending());
+        }
+    };
+    poll(FORKED_POLLS[0]);
+    // SAFETY: there is one thread.
+    match unsafe { nix::unistd::fork() }.expect("a process") {
+        nix::unistd::ForkResult::Child => poll(FORKED_POLLS[1]),
+        nix::unistd::ForkResult::Parent { child } => {
+            nix::sys::wait::waitpid(child, None).expect("ended");
+        }
+    }
 }

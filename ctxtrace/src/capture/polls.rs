@@ -1,0 +1,691 @@
+//! The rings of polls, shared with the program that is traced: see `ctxtrace-probe/src/rings.rs` for the other end, and
+//! [`ctxtrace_abi::rings`] for the layout.
+//!
+//! They are a piece of memory without a name, whose descriptor the program inherits. Every thread of it that polls or wakes
+//! writes to a ring of its own, and never waits: if it has gone around before anybody looked, the oldest stamps are gone. The
+//! numbers tell how many. Here the rings are read every 50 ms, up to the same moment as the events.
+//!
+//! **Nothing in them is believed.** The program may write there what it likes. It cannot take the memory away, for its size is
+//! sealed. Numbers are masked before they are used as indices, a ring whose numbers go backwards is read no more, times are
+//! held between the last one of the ring and the present, and what is read at a time is bounded.
+//!
+//! **Time.** The stamps are readings of the CPU's time-stamp counter, modulo 2^40. At each draining the counter and
+//! `CLOCK_MONOTONIC` are read together, an *anchor*; stamps are put between the last two anchors in proportion. So the
+//! kernel may correct its clock's rate as it likes. Where the counter cannot be relied upon (the kernel says so), the program
+//! reads `CLOCK_MONOTONIC` itself, and the same arithmetic does nothing.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::time::Instant;
+
+use ctxtrace_abi::rings::{
+    CLOCK_BITS, CLOCK_MONOTONIC, CLOCK_SHIFT, CLOCK_TSC, CONTROL, Header, KIND_BITS, MAGIC, RingState, STATES_AT,
+    VARIABLE, owner_of, records_at, total_bytes,
+};
+use memmap2::{MmapOptions, MmapRaw};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::events::monotonic_ns;
+use crate::error::{Error, Result};
+use crate::trace::events::EventSink;
+use crate::trace::polls::{PollBatch, PollClock, PollInfo, Stamp, ThreadStamps};
+
+/// Threads that can have a ring at a time. Only what is written to takes memory.
+const RINGS: usize = 256;
+/// A ring's size if nobody says otherwise: a tenth of a second of a thread that does nothing but poll.
+pub const DEFAULT_RING_BYTES: usize = 8 << 20;
+/// The least that a ring can have.
+const LEAST_CAPACITY: usize = 64;
+/// The most: what a batch can hold.
+const MOST_CAPACITY: usize = MOST_STAMPS;
+/// Stamps in a batch: 128 MB of them, which fit a block of a capture.
+const MOST_STAMPS: usize = 16 << 20;
+/// Changes from one thread to another, or gaps, in a batch.
+const MOST_THREADS: usize = 1 << 14;
+/// Stamps taken out of a ring between two looks at how far the writer is.
+const CHUNK: usize = 4_096;
+/// How much later than it was read here a stamp may be: CPUs are not quite in step.
+const AHEAD: u64 = 1 << 24;
+/// How precise a rate is: over a second to a thousandth of a nanosecond.
+const RATE_SHIFT: u32 = 40;
+/// Nobody has ever written so much.
+const IMPOSSIBLE: u64 = 1 << 62;
+/// Two readings of the clocks that are closer than this give no good rate.
+const LEAST_APART_NS: u64 = 5_000_000;
+
+/// Which clock the stamps are to have on this machine, and what reading it takes.
+#[must_use]
+pub fn clock() -> PollInfo {
+    let clock = if tsc_is_good() {
+        PollClock::Tsc
+    } else {
+        PollClock::Monotonic
+    };
+    PollInfo {
+        clock,
+        reading_ns: reading_ns(clock),
+    }
+}
+
+/// Whether the time-stamp counter runs at one rate whatever the CPU does, and is in step on all CPUs. The CPU says the one, the
+/// kernel the other: it takes the counter off this list when it finds it out of step.
+fn tsc_is_good() -> bool {
+    if !cfg!(target_arch = "x86_64") {
+        return false;
+    }
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let clocks = read("/sys/devices/system/clocksource/clocksource0/available_clocksource");
+    let cpus = read("/proc/cpuinfo");
+    let flags = cpus.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    let has = |text: &str, word: &str| text.split_whitespace().any(|found| found == word);
+    has(&clocks, "tsc") && has(flags, "constant_tsc") && has(flags, "nonstop_tsc")
+}
+
+/// What a reading of the clock takes.
+fn reading_ns(clock: PollClock) -> f64 {
+    const READINGS: u32 = 10_000;
+    let start = Instant::now();
+    for _ in 0..READINGS {
+        std::hint::black_box(read(clock));
+    }
+    start.elapsed().as_nanos() as f64 / f64::from(READINGS)
+}
+
+/// The clock's reading.
+fn read(clock: PollClock) -> u64 {
+    match clock {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction is there: the kernel uses it.
+        PollClock::Tsc => unsafe { std::arch::x86_64::_rdtsc() },
+        _ => monotonic_ns(),
+    }
+}
+
+/// The same moment by the stamps' clock and by that of the events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Anchor {
+    clock: u64,
+    ns: u64,
+}
+
+impl Anchor {
+    /// This moment: of some tries the one that took least.
+    fn now(clock: PollClock) -> Self {
+        let tries = (0..5).map(|_| {
+            let before = read(clock);
+            let ns = monotonic_ns();
+            let took = read(clock).saturating_sub(before);
+            (
+                took,
+                Self {
+                    clock: before + took / 2,
+                    ns,
+                },
+            )
+        });
+        tries
+            .min_by_key(|(took, _)| *took)
+            .map_or(Self { clock: 0, ns: 0 }, |(_, anchor)| anchor)
+    }
+}
+
+/// Turns readings into nanoseconds, by the last two anchors.
+#[derive(Clone, Copy, Debug)]
+struct Scale {
+    from: Anchor,
+    /// Nanoseconds for each unit of the clock, times 2^[`RATE_SHIFT`].
+    rate: u64,
+    now: u64,
+}
+
+impl Scale {
+    fn new(first: Anchor) -> Self {
+        Self {
+            from: first,
+            rate: 1 << RATE_SHIFT,
+            now: first.clock,
+        }
+    }
+
+    /// Goes on to another pair of anchors. If they are too close together the rate stays what it was.
+    fn advance(&mut self, to: Anchor, last: &mut Anchor) {
+        self.now = to.clock;
+        let (ns, units) = (to.ns.saturating_sub(last.ns), to.clock.saturating_sub(last.clock));
+        if ns >= LEAST_APART_NS && units > 0 {
+            self.from = *last;
+            self.rate = ((u128::from(ns) << RATE_SHIFT) / u128::from(units)) as u64;
+            *last = to;
+        }
+    }
+
+    /// The whole reading of which a record has the lower bits: the latest one that is not in the future.
+    fn whole(&self, low: u64) -> u64 {
+        let latest = self.now.wrapping_add(AHEAD);
+        latest.wrapping_sub(latest.wrapping_sub(low) & ((1 << CLOCK_BITS) - 1))
+    }
+
+    fn ns(&self, low: u64) -> u64 {
+        let since = self.whole(low).wrapping_sub(self.from.clock) as i64;
+        let ns = (i128::from(since) * i128::from(self.rate) + (1 << (RATE_SHIFT - 1))) >> RATE_SHIFT;
+        self.from.ns.saturating_add_signed(ns as i64)
+    }
+}
+
+/// Where reading has got to in one ring.
+#[derive(Clone, Copy, Debug, Default)]
+struct Position {
+    /// The next record.
+    tail: u64,
+    /// Process and thread that write there.
+    owner: Option<(u32, u32)>,
+    /// Time of the last stamp.
+    last_ns: u64,
+    /// Stamps lost since the last one that was read.
+    lost: u64,
+    /// What is written there makes no sense.
+    is_broken: bool,
+}
+
+/// The rings of one launched program.
+pub struct PollRings {
+    memory: MmapRaw,
+    file: File,
+    nonce: u128,
+    capacity: usize,
+    clock: PollClock,
+    scale: Scale,
+    last_anchor: Anchor,
+    positions: Vec<Position>,
+    homeless: u64,
+    batch: PollBatch,
+    /// Room for stamps, to be used again.
+    spare: Vec<Vec<Stamp>>,
+}
+
+impl PollRings {
+    /// Makes the memory; each ring has so many bytes, or as many as is sensible.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel has none.
+    pub fn create(clock: PollClock, ring_bytes: Option<usize>) -> Result<Self> {
+        let wanted = ring_bytes.unwrap_or(DEFAULT_RING_BYTES) / 8;
+        let capacity = 1 << wanted.clamp(LEAST_CAPACITY, MOST_CAPACITY).ilog2();
+        let bytes = total_bytes(RINGS, capacity);
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = File::from(memfd_create("ctxtrace-polls", flags).map_err(Error::errno("memfd_create"))?);
+        file.set_len(bytes as u64)
+            .map_err(Error::system("making the rings of polls"))?;
+        let nonce = fastrand::u128(..);
+        let header = Header {
+            magic: MAGIC,
+            nonce: [(nonce >> 64) as u64, nonce as u64],
+            clock: match clock {
+                PollClock::Tsc => CLOCK_TSC,
+                PollClock::Monotonic => CLOCK_MONOTONIC,
+            },
+            rings: RINGS as u32,
+            capacity: capacity as u64,
+            homeless: 0,
+        };
+        file.write_all_at(&header.to_bytes(), 0)
+            .map_err(Error::system("making the rings of polls"))?;
+        // Whoever has the descriptor could make the file shorter, and reading what is gone is deadly.
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(Error::errno("sealing the rings of polls"))?;
+        let memory = MmapOptions::new()
+            .len(bytes)
+            .map_raw_read_only(&file)
+            .map_err(Error::system("mapping the rings of polls"))?;
+        let anchor = Anchor::now(clock);
+        Ok(Self {
+            memory,
+            file,
+            nonce,
+            capacity,
+            clock,
+            scale: Scale::new(anchor),
+            last_anchor: anchor,
+            positions: vec![Position::default(); RINGS],
+            homeless: 0,
+            batch: PollBatch::default(),
+            spare: Vec::new(),
+        })
+    }
+
+    /// What the program is to inherit.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// What its environment is to have, if it inherits the descriptor under this number.
+    #[must_use]
+    pub fn variable(&self, number: i32) -> (&'static str, String) {
+        (VARIABLE, format!("{number},{:032x}", self.nonce))
+    }
+
+    /// Hands over the stamps up to this moment, as many as are taken at a time.
+    pub(super) fn drain(&mut self, until_ns: u64, sink: &mut dyn EventSink) {
+        let heads: Vec<u64> = (0..RINGS).map(|ring| self.head(ring)).collect();
+        // Only now: what is in the rings has been before.
+        self.scale.advance(Anchor::now(self.clock), &mut self.last_anchor);
+        let active = self.positions.iter().zip(&heads).filter(|(at, head)| at.tail != **head);
+        let budget = (MOST_STAMPS / active.count().max(1)) as u64;
+        self.skip_what_is_gone(&heads);
+        let until_ns = self.bounded(until_ns, &heads, budget);
+        self.batch.base_ns = u64::MAX;
+        for (ring, &head) in heads.iter().enumerate() {
+            self.look_for_the_base(ring, head);
+        }
+        if self.batch.base_ns == u64::MAX {
+            self.batch.base_ns = until_ns.min(self.scale.from.ns);
+        }
+        for (ring, &head) in heads.iter().enumerate() {
+            self.take(ring, head, until_ns, budget);
+        }
+        self.batch.until_ns = until_ns;
+        let homeless = self.homeless_written();
+        self.batch.homeless += homeless.saturating_sub(self.homeless);
+        self.homeless = homeless.max(self.homeless);
+        sink.polls(&self.batch);
+        self.batch.homeless = 0;
+        for thread in self.batch.threads.drain(..) {
+            let mut stamps = thread.stamps;
+            stamps.clear();
+            self.spare.push(stamps);
+        }
+        self.spare.truncate(RINGS);
+    }
+
+    /// Hands over all there is. To be called when the program has ended, or is let go.
+    pub(super) fn drain_all(&mut self, sink: &mut dyn EventSink) {
+        // More than once only if there is more than is taken at a time, or if it is written to still.
+        for _ in 0..1 + RINGS * self.capacity / MOST_STAMPS {
+            self.drain(u64::MAX, sink);
+            if (0..RINGS).all(|ring| self.positions[ring].is_broken || self.head(ring) == self.positions[ring].tail) {
+                break;
+            }
+        }
+    }
+
+    /// Finds out what has been overwritten already, and which rings make no sense.
+    fn skip_what_is_gone(&mut self, heads: &[u64]) {
+        for (ring, &head) in heads.iter().enumerate() {
+            let mut at = self.positions[ring];
+            // Whoever went backwards will do anything.
+            at.is_broken |= head < at.tail || head > IMPOSSIBLE;
+            let oldest = self.oldest(head);
+            if !at.is_broken && at.tail < oldest {
+                self.lose(ring, &mut at, oldest);
+            }
+            self.positions[ring] = at;
+        }
+    }
+
+    /// Goes on with record number `to`, and finds out whose it is.
+    fn lose(&self, ring: usize, at: &mut Position, to: u64) {
+        let (owner, since) = self.state(ring);
+        let before = owner.load(Ordering::Acquire);
+        let since = since.load(Ordering::Acquire);
+        let is_the_same = owner.load(Ordering::Acquire) == before;
+        at.lost = at.lost.saturating_add(to - at.tail);
+        at.tail = to;
+        at.owner = owner_of(before).filter(|_| is_the_same && since <= to);
+    }
+
+    /// Up to when all rings can be read at this draining.
+    fn bounded(&self, until_ns: u64, heads: &[u64], budget: u64) -> u64 {
+        let too_full = |(ring, &head): (usize, &u64)| {
+            let at = &self.positions[ring];
+            (!at.is_broken && head.saturating_sub(at.tail) > budget).then(|| {
+                let record = self.record(ring, at.tail + budget);
+                self.scale.ns(record >> CLOCK_SHIFT).max(at.last_ns)
+            })
+        };
+        heads.iter().enumerate().filter_map(too_full).fold(until_ns, u64::min)
+    }
+
+    /// The batch's base is the time of the first stamp in any ring.
+    fn look_for_the_base(&mut self, ring: usize, head: u64) {
+        let at = self.positions[ring];
+        if at.is_broken || at.tail >= head {
+            return;
+        }
+        // A control record has no time, and a stamp behind it.
+        let first = (at.tail..head.min(at.tail + 2))
+            .map(|number| self.record(ring, number))
+            .find(|record| owner_of(*record).is_none());
+        if let Some(record) = first {
+            let ns = self.scale.ns(record >> CLOCK_SHIFT).max(at.last_ns);
+            self.batch.base_ns = self.batch.base_ns.min(ns);
+        }
+    }
+
+    /// Takes a ring's stamps up to a moment.
+    fn take(&mut self, ring: usize, head: u64, until_ns: u64, budget: u64) {
+        let mut at = self.positions[ring];
+        let end = head.min(at.tail.saturating_add(budget));
+        let mut chunk = [0; CHUNK];
+        // What this ring's stamps go to, as long as they are the same thread's.
+        let mut part: Option<ThreadStamps> = None;
+        while !at.is_broken && at.tail < end {
+            let count = (end - at.tail).min(CHUNK as u64) as usize;
+            for (number, record) in (at.tail..).zip(&mut chunk[..count]) {
+                *record = self.record(ring, number);
+            }
+            // The writer may have been there meanwhile.
+            fence(Ordering::Acquire);
+            let oldest = self.oldest(self.head(ring));
+            let mut fresh = &chunk[..count];
+            if oldest > at.tail {
+                let to = oldest.min(at.tail + count as u64);
+                fresh = &fresh[(to - at.tail) as usize..];
+                self.lose(ring, &mut at, to);
+                self.batch.threads.extend(part.take());
+            }
+            let is_up_to_date = self.take_chunk(fresh, &mut at, until_ns, &mut part);
+            if is_up_to_date {
+                break;
+            }
+        }
+        self.batch.threads.extend(part);
+        self.positions[ring] = at;
+    }
+
+    /// Takes records, and tells whether one of them is later than `until_ns`.
+    fn take_chunk(
+        &mut self,
+        records: &[u64],
+        at: &mut Position,
+        until_ns: u64,
+        part: &mut Option<ThreadStamps>,
+    ) -> bool {
+        let (scale, base_ns) = (self.scale, self.batch.base_ns);
+        for &record in records {
+            if record & ((1 << KIND_BITS) - 1) == CONTROL {
+                at.tail += 1;
+                at.owner = owner_of(record).or(at.owner);
+                self.batch.threads.extend(part.take());
+                continue;
+            }
+            let ns = scale.ns(record >> CLOCK_SHIFT).max(at.last_ns);
+            if ns > until_ns {
+                return true;
+            }
+            at.tail += 1;
+            let Some(stamp) = Stamp::of_record(record, ns.saturating_sub(base_ns)) else {
+                continue;
+            };
+            at.last_ns = ns;
+            match part {
+                Some(part) => part.stamps.push(stamp),
+                None => *part = self.begin_part(at, stamp),
+            }
+        }
+        false
+    }
+
+    /// Begins what one thread tells. What has no place, or is nobody's, is lost.
+    fn begin_part(&mut self, at: &mut Position, first: Stamp) -> Option<ThreadStamps> {
+        let Some((tgid, tid)) = at.owner else {
+            self.batch.homeless = self.batch.homeless.saturating_add(1);
+            return None;
+        };
+        if self.batch.threads.len() >= MOST_THREADS {
+            at.lost = at.lost.saturating_add(1);
+            return None;
+        }
+        let mut stamps = self.spare.pop().unwrap_or_default();
+        stamps.push(first);
+        Some(ThreadStamps {
+            tgid,
+            tid,
+            lost: std::mem::take(&mut at.lost),
+            stamps,
+        })
+    }
+
+    /// The oldest record that can be relied on, if so many have been written. One more than these has overwritten, because the
+    /// writer may be at the next.
+    fn oldest(&self, head: u64) -> u64 {
+        head.saturating_add(1).saturating_sub(self.capacity as u64)
+    }
+
+    fn head(&self, ring: usize) -> u64 {
+        self.word(STATES_AT + ring * size_of::<RingState>() + std::mem::offset_of!(RingState, head))
+            .load(Ordering::Acquire)
+    }
+
+    /// Owner and since when.
+    fn state(&self, ring: usize) -> (&AtomicU64, &AtomicU64) {
+        let at = STATES_AT + ring * size_of::<RingState>();
+        (
+            self.word(at + std::mem::offset_of!(RingState, owner)),
+            self.word(at + std::mem::offset_of!(RingState, since)),
+        )
+    }
+
+    fn homeless_written(&self) -> u64 {
+        self.word(std::mem::offset_of!(Header, homeless))
+            .load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn record(&self, ring: usize, number: u64) -> u64 {
+        let place = ring * self.capacity + (number as usize & (self.capacity - 1));
+        self.word(records_at(RINGS) + 8 * place).load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn word(&self, at: usize) -> &AtomicU64 {
+        debug_assert!(at.is_multiple_of(8) && at + 8 <= self.memory.len());
+        // SAFETY: within the mapping, whose file cannot get shorter, aligned, and only loaded from. The other end stores whole
+        // words.
+        unsafe { &*self.memory.as_ptr().add(at).cast::<AtomicU64>() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::polls::What;
+    use ctxtrace_abi::rings::{BEGIN, END, owner, record, short_task, what};
+    use memmap2::MmapMut;
+
+    const SMALL: usize = LEAST_CAPACITY * 8;
+
+    #[derive(Default)]
+    struct Taken(Vec<PollBatch>);
+
+    impl EventSink for Taken {
+        fn events(&mut self, _: &[ctxtrace_common::event::Event]) {}
+
+        fn polls(&mut self, batch: &PollBatch) {
+            self.0.push(batch.clone());
+        }
+    }
+
+    impl Taken {
+        fn stamps(&self) -> Vec<(u32, What)> {
+            let threads = self.0.iter().flat_map(|batch| &batch.threads);
+            threads
+                .flat_map(|thread| thread.stamps.iter().map(|stamp| (thread.tid, stamp.what())))
+                .collect()
+        }
+
+        fn lost(&self) -> u64 {
+            let of = |batch: &PollBatch| batch.homeless + batch.threads.iter().map(|thread| thread.lost).sum::<u64>();
+            self.0.iter().map(of).sum()
+        }
+    }
+
+    /// The other end: what a probe, or somebody worse, writes.
+    struct Writer(MmapMut);
+
+    impl Writer {
+        fn of(rings: &PollRings) -> Self {
+            // SAFETY: it is shared memory, which is what it is for.
+            Self(unsafe { MmapMut::map_mut(&rings.file) }.expect("mapped"))
+        }
+
+        fn put(&mut self, at: usize, word: u64) {
+            self.0[at..at + 8].copy_from_slice(&word.to_ne_bytes());
+        }
+
+        fn state(ring: usize, field: usize) -> usize {
+            STATES_AT + ring * size_of::<RingState>() + field
+        }
+
+        fn head(&mut self, ring: usize, head: u64) {
+            self.put(Self::state(ring, std::mem::offset_of!(RingState, head)), head);
+        }
+
+        fn own(&mut self, ring: usize, tid: u32, since: u64) {
+            self.put(Self::state(ring, std::mem::offset_of!(RingState, owner)), owner(7, tid));
+            self.put(Self::state(ring, std::mem::offset_of!(RingState, since)), since);
+        }
+
+        fn record(&mut self, ring: usize, capacity: usize, number: u64, word: u64) {
+            let place = ring * capacity + (number as usize & (capacity - 1));
+            self.put(records_at(RINGS) + 8 * place, word);
+        }
+    }
+
+    fn begin(task: u64) -> u64 {
+        record(what(BEGIN, short_task(task)), read(PollClock::Monotonic))
+    }
+
+    fn end() -> u64 {
+        record(what(END, 0), read(PollClock::Monotonic))
+    }
+
+    fn small() -> (PollRings, Writer) {
+        let rings = PollRings::create(PollClock::Monotonic, Some(SMALL)).expect("memory");
+        let writer = Writer::of(&rings);
+        (rings, writer)
+    }
+
+    #[test]
+    fn what_was_written_is_read_once_and_in_its_time() {
+        let (mut rings, mut writer) = small();
+        let mut taken = Taken::default();
+        let before_ns = monotonic_ns();
+        for (number, word) in (0..).zip([owner(7, 8), begin(5), end(), owner(7, 9), begin(6)]) {
+            writer.record(3, 64, number, word);
+        }
+        writer.head(3, 5);
+        rings.drain(before_ns, &mut taken);
+        assert_eq!(taken.stamps(), [], "they are later");
+        rings.drain(u64::MAX, &mut taken);
+        rings.drain(u64::MAX, &mut taken);
+        assert_eq!(taken.lost(), 0);
+        assert_eq!(
+            taken.stamps(),
+            [(8, What::Begin(5)), (8, What::End), (9, What::Begin(6))]
+        );
+        let batch = &taken.0[1];
+        let first_ns = batch.base_ns + batch.threads[0].stamps[0].since_base_ns();
+        assert!((before_ns..=monotonic_ns()).contains(&first_ns), "{first_ns}");
+    }
+
+    #[test]
+    fn who_goes_around_has_lost_the_oldest_and_it_is_told_how_many() {
+        let (mut rings, mut writer) = small();
+        let mut taken = Taken::default();
+        writer.own(0, 8, 0);
+        for number in 0..200 {
+            let word = if number == 0 { owner(7, 8) } else { begin(number) };
+            writer.record(0, 64, number, word);
+        }
+        writer.head(0, 200);
+        rings.drain(u64::MAX, &mut taken);
+        // One place less than there are: the writer may be at it.
+        assert_eq!(taken.lost(), 200 - 63);
+        assert_eq!(taken.stamps().len(), 63);
+        assert_eq!(taken.stamps()[0], (8, What::Begin(200 - 63)));
+        // Whose the rest is cannot be known if the thread took the ring later.
+        writer.own(0, 9, 300);
+        for number in 200..290 {
+            writer.record(0, 64, number, begin(1));
+        }
+        writer.head(0, 290);
+        rings.drain(u64::MAX, &mut taken);
+        assert_eq!(taken.stamps().len(), 63);
+        assert_eq!(taken.0[1].homeless, 63);
+    }
+
+    #[test]
+    fn a_ring_that_goes_backwards_is_read_no_more() {
+        let (mut rings, mut writer) = small();
+        let mut taken = Taken::default();
+        writer.record(0, 64, 0, owner(7, 8));
+        writer.record(0, 64, 1, begin(1));
+        writer.head(0, 2);
+        rings.drain(u64::MAX, &mut taken);
+        for head in [1, 50] {
+            writer.head(0, head);
+            rings.drain(u64::MAX, &mut taken);
+        }
+        assert_eq!(taken.stamps().len(), 1);
+    }
+
+    #[test]
+    fn nobody_can_take_the_memory_away() {
+        let (rings, _) = small();
+        assert!(rings.file.set_len(0).is_err());
+        assert!(rings.file.set_len(1 << 40).is_err());
+    }
+
+    #[test]
+    fn scribbling_does_no_harm() {
+        let (mut rings, mut writer) = small();
+        let mut taken = Taken::default();
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..300 {
+            for _ in 0..200 {
+                let at = random.usize(0..writer.0.len() / 8) * 8;
+                writer.put(at, random.u64(..));
+                let state = Writer::state(random.usize(0..RINGS), 8 * random.usize(0..3));
+                let word = [random.u64(..), random.u64(..1_000), u64::MAX][random.usize(0..3)];
+                writer.put(state, word);
+            }
+            rings.drain(monotonic_ns(), &mut taken);
+            let batch = taken.0.pop().expect("one");
+            assert!(batch.threads.len() <= MOST_THREADS + RINGS);
+            assert!(batch.stamps() <= (RINGS * LEAST_CAPACITY) as u64);
+            assert_eq!(PollBatch::from_bytes(&batch.to_bytes()), Ok(batch));
+        }
+        rings.drain_all(&mut taken);
+    }
+
+    #[test]
+    fn readings_are_put_between_the_anchors() {
+        let anchor = |clock, ns| Anchor { clock, ns };
+        let mut last = anchor(1 << 41, 1_000_000_000);
+        let mut scale = Scale::new(last);
+        // Three units a nanosecond.
+        scale.advance(anchor((1 << 41) + 150_000_000, 1_050_000_000), &mut last);
+        assert_eq!(scale.ns(0), 1_000_000_000);
+        assert_eq!(scale.ns(75_000_000), 1_025_000_000);
+        // From before the anchor, and from a little after.
+        let before = (1_u64 << 41).wrapping_sub(3_000) & ((1 << CLOCK_BITS) - 1);
+        assert_eq!(scale.ns(before), 999_999_000);
+        assert_eq!(scale.ns(150_003_000), 1_050_001_000);
+        // Two looks at one time tell nothing of the rate.
+        scale.advance(anchor((1 << 41) + 150_000_100, 1_050_000_001), &mut last);
+        assert_eq!(scale.ns(75_000_000), 1_025_000_000);
+    }
+
+    #[test]
+    fn the_clocks_agree() {
+        let info = clock();
+        assert!(info.reading_ns > 0.0);
+        let rings = PollRings::create(info.clock, Some(SMALL)).expect("memory");
+        let (_, value) = rings.variable(5);
+        assert_eq!(value.len(), "5,".len() + 32);
+    }
+}
