@@ -73,6 +73,8 @@ pub struct SuiteSettings {
     pub markdown: Option<Destination>,
     /// Whether standard output is not the table's.
     pub table_to_stderr: bool,
+    /// Whether to say nothing but what goes wrong.
+    pub quiet: bool,
 }
 
 /// `ctxtrace report`, every option resolved.
@@ -108,8 +110,12 @@ pub struct OutputSettings {
     pub wakeups_flamegraph: Option<Destination>,
     /// Where the folded stacks go.
     pub folded: Option<Destination>,
+    /// The folder for the tables.
+    pub parquet: Option<PathBuf>,
     /// What must hold of the result.
     pub assertions: Vec<Assertion>,
+    /// Whether to say nothing but what goes wrong.
+    pub quiet: bool,
     /// Whether standard output is not the table's.
     pub table_to_stderr: bool,
 }
@@ -175,6 +181,7 @@ impl TryFrom<SuiteArgs> for SuiteSettings {
             repeat: args.repeat,
             iterations: args.iterations,
             table_to_stderr: [&json, &markdown].contains(&&Some(Destination::Stdout)),
+            quiet: args.quiet,
             json,
             markdown,
         })
@@ -505,6 +512,9 @@ fn save(args: RecordingArgs, outputs: &OutputSettings) -> Result<Option<SaveSett
             return Err(same_place("--output", option));
         }
     }
+    if outputs.parquet.as_ref() == Some(&path) {
+        return Err(same_place("--output", "--parquet"));
+    }
     Ok(Some(SaveSettings {
         path,
         force: args.force,
@@ -523,7 +533,9 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
         on_cpu_flamegraph: args.on_cpu_flamegraph.map(Destination::from),
         wakeups_flamegraph: args.wakeups_flamegraph.map(Destination::from),
         folded: args.folded.map(Destination::from),
+        parquet: args.parquet,
         assertions: args.assertions,
+        quiet: args.quiet,
         table_to_stderr: false,
     };
     if args.weight.is_some() && !settings.wants_stacks() && settings.on_cpu_flamegraph.is_none() {
@@ -544,6 +556,17 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
     for (index, (option, destination)) in destinations.iter().enumerate() {
         if let Some((other, _)) = destinations[..index].iter().find(|(_, other)| other == destination) {
             return Err(same_place(other, option));
+        }
+    }
+    if let Some(folder) = &settings.parquet {
+        if folder.as_os_str() == "-" {
+            return Err(Error::Usage(
+                "--parquet writes several tables, which need a folder: --parquet DIR".to_owned(),
+            ));
+        }
+        let taken = Destination::File(folder.clone());
+        if let Some((other, _)) = destinations.iter().find(|(_, other)| **other == taken) {
+            return Err(same_place(other, "--parquet"));
         }
     }
     let to_stdout = |(_, destination): &(_, &Destination)| **destination == Destination::Stdout;

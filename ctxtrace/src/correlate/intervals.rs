@@ -7,7 +7,10 @@
 //!            out        waking          in
 //! ```
 
+use ctxtrace_common::clock::{Entered, Waking};
+use ctxtrace_common::event::Out;
 use ctxtrace_common::process::Image;
+use ctxtrace_common::wakeup::Waker;
 
 use crate::trace::samples::{Place, Samples};
 
@@ -56,10 +59,64 @@ pub struct Interval {
     pub reason: u8,
 }
 
-/// Takes intervals as they end: those of one thread in their order.
+/// A thread has left its CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Departure {
+    /// The thread.
+    pub thread: ThreadId,
+    /// The program it ran.
+    pub image: Image,
+    /// When.
+    pub at_ns: u64,
+    /// The CPU it left.
+    pub cpu: u16,
+    /// How it left, and what it was doing.
+    pub out: Out,
+    /// How long it had been on the CPU; `None` if its coming was not seen.
+    pub on_cpu_ns: Option<u64>,
+}
+
+/// A thread has come onto a CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// The thread.
+    pub thread: ThreadId,
+    /// The CPU it came onto.
+    pub cpu: u16,
+    /// What that ended.
+    pub entered: Entered,
+}
+
+/// A thread was woken, whether it slept or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Woken {
+    /// The thread's id.
+    pub tid: u32,
+    /// When.
+    pub at_ns: u64,
+    /// The CPU on which it was woken.
+    pub cpu: u16,
+    /// Which of its two wakings it was noted as; `None` if it was of no consequence.
+    pub noted: Option<Waking>,
+    /// It had just been created.
+    pub newborn: bool,
+    /// Who woke it.
+    pub waker: Waker,
+}
+
+/// Takes intervals as they end: those of one thread in their order. Whoever wants more is told of the events that bound them.
 pub trait IntervalSink {
     /// The next one.
     fn interval(&mut self, interval: &Interval);
+
+    /// A thread has left its CPU.
+    fn left(&mut self, _departure: &Departure) {}
+
+    /// A thread has come onto a CPU.
+    fn came(&mut self, _arrival: &Arrival) {}
+
+    /// A thread was woken.
+    fn woken(&mut self, _woken: &Woken) {}
 
     /// A sample of what a thread does in an interval on a CPU that goes on.
     fn sample(&mut self, _at_ns: u64, _place: Place) {}
@@ -70,6 +127,21 @@ impl<A: IntervalSink, B: IntervalSink> IntervalSink for (A, B) {
     fn interval(&mut self, interval: &Interval) {
         self.0.interval(interval);
         self.1.interval(interval);
+    }
+
+    fn left(&mut self, departure: &Departure) {
+        self.0.left(departure);
+        self.1.left(departure);
+    }
+
+    fn came(&mut self, arrival: &Arrival) {
+        self.0.came(arrival);
+        self.1.came(arrival);
+    }
+
+    fn woken(&mut self, woken: &Woken) {
+        self.0.woken(woken);
+        self.1.woken(woken);
     }
 
     fn sample(&mut self, at_ns: u64, place: Place) {

@@ -22,7 +22,7 @@ use ctxtrace_common::process::Image;
 use ctxtrace_common::stack::{SumKey, SwitchSum};
 use ctxtrace_common::thread::Thread;
 
-use super::intervals::{Interval, IntervalSink, State, ThreadId};
+use super::intervals::{Arrival, Departure, Interval, IntervalSink, State, ThreadId, Woken};
 use crate::trace::events::EventSink;
 use crate::trace::run::Timeline;
 use crate::trace::samples::Place;
@@ -223,8 +223,21 @@ impl<I: IntervalSink> Replay<I> {
                     self.switch_in(event, &into);
                 }
             }
-            Some(Decoded::Waking { tid, .. }) => {
+            Some(Decoded::Waking {
+                tid,
+                noted,
+                newborn,
+                waker,
+            }) => {
                 self.wakeups += 1;
+                self.intervals.woken(&Woken {
+                    tid,
+                    at_ns: event.at_ns,
+                    cpu: event.cpu,
+                    noted,
+                    newborn,
+                    waker,
+                });
                 if let Some(live) = self.live.get_mut(&tid) {
                     live.first_waking_ns(event.at_ns);
                 }
@@ -374,6 +387,16 @@ impl<I: IntervalSink> Replay<I> {
             self.intervals.interval(&interval);
         }
         let live = self.live(out.tid);
+        let departure = Departure {
+            thread: live.id(),
+            image: live.program(),
+            at_ns: event.at_ns,
+            cpu: event.cpu,
+            out: *out,
+            on_cpu_ns: left.on_cpu_ns,
+        };
+        self.intervals.left(&departure);
+        let live = self.live(out.tid);
         let (tgid, image) = (live.totals.tgid, live.image);
         let row = match live.last {
             Some((task, class, reason, row)) if (task, class, reason) == (out.task, out.class, out.reason) => row,
@@ -403,9 +426,15 @@ impl<I: IntervalSink> Replay<I> {
         live.totals.off_cpu_ns += entered.off_cpu_ns.unwrap_or(0);
         live.totals.run_queue_ns += entered.run_queue_ns.unwrap_or(0);
         let off = live.off_intervals(event.at_ns, &entered);
+        let arrival = Arrival {
+            thread: live.id(),
+            cpu: event.cpu,
+            entered,
+        };
         for interval in off.iter().flatten() {
             self.intervals.interval(interval);
         }
+        self.intervals.came(&arrival);
         let live = self.live(into.tid);
         if live.last_cpu.is_some_and(|cpu| cpu != event.cpu) {
             live.totals.migrations += 1;
@@ -484,20 +513,28 @@ impl Live {
         }
     }
 
+    fn id(&self) -> ThreadId {
+        ThreadId {
+            start_boottime_ns: self.totals.start_boottime_ns,
+            tgid: self.totals.tgid,
+            tid: self.totals.tid,
+        }
+    }
+
+    fn program(&self) -> Image {
+        Image {
+            tgid: self.totals.tgid,
+            number: self.image,
+        }
+    }
+
     fn interval(&self, state: State, start_ns: u64, end_ns: u64, (task, class, reason): (u64, u8, u8)) -> Interval {
         Interval {
-            thread: ThreadId {
-                start_boottime_ns: self.totals.start_boottime_ns,
-                tgid: self.totals.tgid,
-                tid: self.totals.tid,
-            },
+            thread: self.id(),
             state,
             start_ns,
             end_ns,
-            image: Image {
-                tgid: self.totals.tgid,
-                number: self.image,
-            },
+            image: self.program(),
             task,
             class,
             reason,

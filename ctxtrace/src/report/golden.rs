@@ -46,7 +46,7 @@ fn compare(path: &Path, actual: &[u8]) {
     );
 }
 
-fn golden(name: &str, actual: impl AsRef<[u8]>) {
+pub(super) fn golden(name: &str, actual: impl AsRef<[u8]>) {
     let path: PathBuf = manifest().join("tests/golden").join(name);
     compare(&path, actual.as_ref());
 }

@@ -5,6 +5,7 @@
 //! * [`json`]: for programs; the contract.
 //! * [`folded`]: stacks as lines, which every flamegraph tool reads.
 //! * [`flamegraph`]: the picture (inferno).
+//! * [`parquet`]: tables, for databases (only if the feature of that name is on).
 //! * [`output`]: where the bytes go; every target is opened before the run, and written whole or not at all.
 
 pub mod differential;
@@ -15,6 +16,8 @@ pub mod folded;
 mod golden;
 pub mod json;
 pub mod output;
+#[cfg(feature = "parquet")]
+pub mod parquet;
 pub mod suite;
 pub mod table;
 

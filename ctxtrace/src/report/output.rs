@@ -153,7 +153,7 @@ fn open_file(path: &Path, user: Option<&Invoker>) -> io::Result<Output> {
 }
 
 /// A file under another name in the same folder, from where it can be renamed to the path.
-fn temporary_beside(path: &Path, user: Option<&Invoker>) -> io::Result<NamedTempFile> {
+pub(super) fn temporary_beside(path: &Path, user: Option<&Invoker>) -> io::Result<NamedTempFile> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

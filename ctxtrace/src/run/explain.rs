@@ -17,8 +17,9 @@ use nix::sched::{CpuSet, sched_setaffinity};
 
 use super::interrupt::Interrupts;
 use super::program::Program;
-use super::suite::{bar, told};
+use super::suite::bar;
 use super::watch::{Observer, OnInterrupt, Recorder};
+use super::written::{Opened, Written};
 use super::{host, outputs, workload};
 use crate::analyze::explain::account::{Account, Asleep, Stacks};
 use crate::analyze::explain::explain::{CONFIDENCE, Measured, Pair, Runs, explain, gap_of, is_enough};
@@ -137,11 +138,12 @@ pub fn run(settings: &ExplainSettings) -> Result<u8> {
         }
     };
     let answer = explain(env!("CARGO_PKG_VERSION"), &host()?, &measured);
+    let mut written = Written::default();
     if let Some(output) = json {
-        told(output, &json::render(&answer)?, "the answer as JSON")?;
+        written.commit(output, &json::render(&answer)?, "answer", Opened::With("jq ."))?;
     }
     if let Some(output) = markdown {
-        told(output, report::markdown(&answer).as_bytes(), "the answer as Markdown")?;
+        written.commit(output, report::markdown(&answer).as_bytes(), "answer", Opened::Pasted)?;
     }
     if let Some(output) = on_cpu {
         let mean = |side: fn(&(Account, Account)) -> &Account| {
@@ -155,11 +157,7 @@ pub fn run(settings: &ExplainSettings) -> Result<u8> {
         };
         let (base, subject) = (mean(|both| &both.0), mean(|both| &both.1));
         let svg = differential::render(&base, &subject, "On-CPU time", &answer)?;
-        told(
-            output,
-            &svg,
-            "differential on-CPU flamegraph: red is what the subject adds",
-        )?;
+        written.commit(output, &svg, "on-CPU flamegraph, red is added", Opened::Browser)?;
     }
     if let Some(output) = off_cpu {
         let (base, subject) = measured
@@ -169,13 +167,10 @@ pub fn run(settings: &ExplainSettings) -> Result<u8> {
             .unzip();
         let none = Stacks::new();
         let svg = differential::render(base.unwrap_or(&none), subject.unwrap_or(&none), "Off-CPU time", &answer)?;
-        told(
-            output,
-            &svg,
-            "differential off-CPU flamegraph: red is what the subject adds",
-        )?;
+        written.commit(output, &svg, "off-CPU flamegraph, red is added", Opened::Browser)?;
     }
     outputs::print(settings.table_to_stderr, |style| report::render(&answer, style))?;
+    written.tell();
     Ok(if interrupts.any_seen() {
         status::INTERRUPTED
     } else if answer.complete {
@@ -322,7 +317,7 @@ impl Bench<'_> {
             base.prepare(self, self.effort.run)?,
             subject.prepare(self, self.effort.run)?,
         ];
-        let progress = bar(4);
+        let progress = bar(4, false);
         progress.set_message("the gap");
         let until = Instant::now() + self.effort.gap;
         while !is_enough(&measured.gap) && measured.gap.len() < MOST_BLOCKS {

@@ -19,18 +19,20 @@ mod program;
 mod record;
 mod report;
 mod save;
+mod spool;
 pub mod suite;
+mod tables;
 pub mod watch;
 mod workload;
+mod written;
 
 pub use record::record;
 pub use report::report;
 
-use crate::analyze::assertion::Assertion;
 use crate::analyze::result::Report;
 use crate::analyze::summarize::summarize;
 use crate::capture::{Kernel, preflight};
-use crate::cli::settings::RunSettings;
+use crate::cli::settings::{OutputSettings, RunSettings};
 use crate::error::{Error, Result, status};
 use crate::report::table;
 use crate::target::user::invoker;
@@ -38,7 +40,7 @@ use crate::trace::Level;
 use crate::trace::run::{ClockAnchor, Host, Info, Run, Subject};
 use crate::workload::pin::allowed_cpus;
 use interrupt::Interrupts;
-use outputs::Outputs;
+use outputs::{Outputs, Told};
 use program::Program;
 use save::Saver;
 use watch::{OnInterrupt, Recorder};
@@ -52,7 +54,8 @@ use watch::{OnInterrupt, Recorder};
 pub fn run(settings: &RunSettings) -> Result<u8> {
     preflight::check()?;
     let user = invoker();
-    let outputs = Outputs::open(&settings.outputs, user.as_ref())?;
+    let events = settings.capture.level == Level::Timeline;
+    let mut outputs = Outputs::open(&settings.outputs, events, user.as_ref())?;
     let program = Program::of(&settings.spec, user.as_ref())?;
     let kernel = Kernel::discover()?;
     let interrupts = Interrupts::catch()?;
@@ -68,7 +71,8 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
 
     let mut runs: Vec<Run> = Vec::new();
     for number in 1..=settings.repeat {
-        let run = workload::recorded(settings, &program, &recorder, user.as_ref(), number, &mut saver)?;
+        let spool = outputs.spool();
+        let run = workload::recorded(settings, &program, &recorder, user.as_ref(), number, &mut saver, spool)?;
         let cut_short = run.cut_short.is_some();
         runs.push(run);
         if cut_short {
@@ -77,10 +81,16 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     }
 
     let report = summarize(&info, &runs);
-    outputs.write(&report, &runs)?;
-    saver.end()?;
-    outputs::print_table(&settings.outputs, &report)?;
-    let verdict = verdict(&settings.outputs.assertions, &report)?;
+    let mut written = outputs.write(Told {
+        info: &info,
+        report: &report,
+        runs: &runs,
+        damage: None,
+        events: None,
+    })?;
+    saver.end(&mut written)?;
+    outputs::print_table(&settings.outputs, &report, &written)?;
+    let verdict = verdict(&settings.outputs, &report)?;
     Ok(if interrupts.any_seen() {
         status::INTERRUPTED
     } else if !report.complete {
@@ -91,8 +101,8 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
 }
 
 /// The exit status of a report that is complete. Says which assertions do not hold.
-fn verdict(assertions: &[Assertion], report: &Report) -> Result<u8> {
-    let assertions_hold = assertions::all_hold(assertions, report)?;
+fn verdict(outputs: &OutputSettings, report: &Report) -> Result<u8> {
+    let assertions_hold = assertions::all_hold(&outputs.assertions, report, outputs.quiet)?;
     Ok(
         if !table::agrees(report) || !report.ledger_adds_up || timeline_differs(report) {
             status::MISMATCH

@@ -3,6 +3,7 @@
 use ctxtrace_common::event::Event;
 
 use super::save::Saver;
+use super::spool::Spool;
 use super::watch::{Observer, Underway};
 use crate::correlate::timeline::Replay;
 use crate::symbolize::symbols;
@@ -20,14 +21,15 @@ pub(super) struct Keeper<'a, F> {
 /// What has come.
 pub(super) struct Kept<'a> {
     saver: &'a mut Saver,
+    spool: Option<&'a mut Spool>,
     replay: Option<Replay<Samples>>,
 }
 
 impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
-    pub(super) fn new(level: Level, saver: &'a mut Saver, tick: F) -> Self {
+    pub(super) fn new(level: Level, saver: &'a mut Saver, spool: Option<&'a mut Spool>, tick: F) -> Self {
         let replay = (level == Level::Timeline).then(|| Replay::telling(Samples::default()));
         Self {
-            kept: Kept { saver, replay },
+            kept: Kept { saver, spool, replay },
             tick,
         }
     }
@@ -47,6 +49,9 @@ impl Kept<'_> {
         }
         run.symbols = symbols::resolve(&run.aggregates, &run.samples);
         self.saver.run(&run);
+        if let Some(spool) = self.spool {
+            spool.end_of_run();
+        }
         run
     }
 }
@@ -55,6 +60,7 @@ impl<F> EventSink for Keeper<'_, F> {
     fn events(&mut self, batch: &[Event]) {
         self.kept.replay.events(batch);
         self.kept.saver.events(batch);
+        self.kept.spool.events(batch);
     }
 }
 

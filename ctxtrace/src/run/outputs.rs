@@ -1,8 +1,11 @@
 //! Every output but the capture: opened before the run, written after it.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::path::PathBuf;
 
+use super::spool::Spool;
+use super::tables::Tables;
+use super::written::{Opened, Written};
 use crate::analyze::profile;
 use crate::analyze::result::Report;
 use crate::cli::settings::OutputSettings;
@@ -13,7 +16,8 @@ use crate::report::table::{self, Style};
 use crate::report::{Weight, folded, json};
 use crate::symbolize::stacks;
 use crate::target::user::Invoker;
-use crate::trace::run::Run;
+use crate::trace::events::EventSource;
+use crate::trace::run::{Info, Run};
 
 /// The files asked for, open and known to be writable.
 pub(super) struct Outputs {
@@ -23,11 +27,25 @@ pub(super) struct Outputs {
     on_cpu_flamegraph: Option<Output>,
     wakeups_flamegraph: Option<Output>,
     folded: Option<Output>,
+    tables: Option<Tables>,
+}
+
+/// What outputs are made of.
+pub(super) struct Told<'a> {
+    pub(super) info: &'a Info,
+    pub(super) report: &'a Report,
+    pub(super) runs: &'a [Run],
+    /// What is wrong with the capture that it was read from.
+    pub(super) damage: Option<&'a str>,
+    /// The events of a timeline that was read; of one that was recorded they are in [`Outputs::spool`].
+    pub(super) events: Option<&'a mut dyn EventSource>,
 }
 
 impl Outputs {
-    pub(super) fn open(settings: &OutputSettings, user: Option<&Invoker>) -> Result<Self> {
+    /// `events`: whether events will come, of a timeline that is recorded.
+    pub(super) fn open(settings: &OutputSettings, events: bool, user: Option<&Invoker>) -> Result<Self> {
         let open = |destination: &Option<_>| destination.as_ref().map(|to| Output::open(to, user)).transpose();
+        let tables = |path: &PathBuf| Tables::open(path, events, user);
         Ok(Self {
             weight: settings.weight,
             json: open(&settings.json)?,
@@ -35,20 +53,27 @@ impl Outputs {
             on_cpu_flamegraph: open(&settings.on_cpu_flamegraph)?,
             wakeups_flamegraph: open(&settings.wakeups_flamegraph)?,
             folded: open(&settings.folded)?,
+            tables: settings.parquet.as_ref().map(tables).transpose()?,
         })
     }
 
+    /// Where the events go that an output is made of when the run is over.
+    pub(super) fn spool(&mut self) -> Option<&mut Spool> {
+        self.tables.as_mut()?.spool()
+    }
+
     /// Writes them. Stacks are those of the median run, like the counts beside them.
-    pub(super) fn write(self, report: &Report, runs: &[Run]) -> Result<()> {
-        let mut written = Vec::new();
-        let mut commit = |output: Output, bytes: &[u8], how: &'static str| {
-            if let Some(path) = output.path() {
-                written.push((path.to_owned(), how));
-            }
-            output.commit(bytes)
-        };
+    pub(super) fn write(self, told: Told<'_>) -> Result<Written> {
+        let Told {
+            info,
+            report,
+            runs,
+            damage,
+            events,
+        } = told;
+        let mut written = Written::default();
         if let Some(output) = self.json {
-            commit(output, &json::render(report)?, "the result as JSON")?;
+            written.commit(output, &json::render(report)?, "result", Opened::With("jq ."))?;
         }
         let workload = report.workload.as_ref();
         let median = workload.and_then(|workload| workload.runs.iter().position(|run| run.median));
@@ -61,15 +86,12 @@ impl Outputs {
             let resolved = stacks::switches(run);
             if let Some(output) = self.folded {
                 let lines = folded::render(&resolved.stacks, self.weight);
-                commit(
-                    output,
-                    lines.as_bytes(),
-                    "folded stacks, for speedscope and other flamegraph tools",
-                )?;
+                let how = Opened::Either("https://www.speedscope.app", "inferno-flamegraph");
+                written.commit(output, lines.as_bytes(), "stacks", how)?;
             }
             if let Some(output) = self.flamegraph {
                 let svg = flamegraph::render(&resolved, Subject::Switches, self.weight, &labels)?;
-                commit(output, &svg, "flamegraph: open it in a web browser, click to zoom")?;
+                written.commit(output, &svg, "off-CPU flamegraph", Opened::Browser)?;
             }
         }
         if let Some(output) = self.on_cpu_flamegraph {
@@ -77,33 +99,29 @@ impl Outputs {
             let on_cpu_ns = threads.map(|record| record.thread.on_cpu_ns).sum();
             let resolved = stacks::samples(run, &profile::places(run, |_| true), on_cpu_ns);
             let svg = flamegraph::render(&resolved, Subject::Samples, self.weight, &labels)?;
-            commit(
-                output,
-                &svg,
-                "on-CPU flamegraph: open it in a web browser, click to zoom",
-            )?;
+            written.commit(output, &svg, "on-CPU flamegraph", Opened::Browser)?;
         }
         if let Some(output) = self.wakeups_flamegraph {
             let resolved = stacks::wakers(run);
             let svg = flamegraph::render(&resolved, Subject::Wakeups, self.weight, &labels)?;
-            commit(output, &svg, "flamegraph of wakeups: who ended the sleeps, from where")?;
+            written.commit(output, &svg, "flamegraph of wakers", Opened::Browser)?;
         }
-        for (path, how) in written {
-            wrote(&path, how);
+        if let Some(tables) = self.tables {
+            let path = tables.write(info, runs, damage, events)?;
+            written.add(&path, "tables", Opened::DuckDb);
         }
-        Ok(())
+        Ok(written)
     }
 }
 
-/// Says that a file was written, and what it is.
-pub(super) fn wrote(path: &Path, what: &str) {
-    // Nobody is there to be told if standard error is gone.
-    let _ = writeln!(io::stderr(), "wrote {} ({what})", path.display());
-}
-
-/// Prints the table, where nothing else goes: to standard output, or to standard error.
-pub(super) fn print_table(settings: &OutputSettings, report: &Report) -> Result<()> {
-    print(settings.table_to_stderr, |style| table::render(report, style))
+/// Prints the table, where nothing else goes, to standard output or to standard error; and then says what was written.
+pub(super) fn print_table(settings: &OutputSettings, report: &Report, written: &Written) -> Result<()> {
+    if settings.quiet {
+        return Ok(());
+    }
+    print(settings.table_to_stderr, |style| table::render(report, style))?;
+    written.tell();
+    Ok(())
 }
 
 /// Prints a text for people.

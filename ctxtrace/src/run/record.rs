@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use super::interrupt::Interrupts;
 use super::observe::Keeper;
-use super::outputs::{self, Outputs};
+use super::outputs::{self, Outputs, Told};
 use super::save::Saver;
 use super::watch::{Cut, OnInterrupt, Recorded, Recorder, Underway};
 use super::{info, verdict};
@@ -22,6 +22,7 @@ use crate::target::environment::Environment;
 use crate::target::launch::Command;
 use crate::target::search::find_program;
 use crate::target::user::{Invoker, invoker};
+use crate::trace::Level;
 use crate::trace::run::{Exit, Subject};
 
 /// Records a command or a process, writes every output, and returns the exit status: that of the command, if there is one.
@@ -33,7 +34,8 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     preflight::check()?;
     let user = invoker();
     let target = Found::find(&settings.target, user.as_ref())?;
-    let outputs = Outputs::open(&settings.outputs, user.as_ref())?;
+    let events = settings.capture.level == Level::Timeline;
+    let mut outputs = Outputs::open(&settings.outputs, events, user.as_ref())?;
     let kernel = Kernel::discover()?;
     let interrupts = Interrupts::catch()?;
     let info = info(target.subject(), settings.capture.level)?;
@@ -45,7 +47,12 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
         on_interrupt: OnInterrupt::PassOn,
         duration: settings.duration,
     };
-    let mut keeper = Keeper::new(settings.capture.level, &mut saver, |_: &Underway<'_>| {});
+    let mut keeper = Keeper::new(
+        settings.capture.level,
+        &mut saver,
+        outputs.spool(),
+        |_: &Underway<'_>| {},
+    );
     let Recorded { run, cut } = match &target {
         Found::Command { words, program, env } => {
             let args: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();
@@ -65,17 +72,25 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
             }
             let began = || {
                 let (pid, name) = (attached.pid, &attached.name);
-                say(&format!("recording process {pid} ({name}); Ctrl-C ends it"));
+                if !settings.outputs.quiet {
+                    say(&format!("recording process {pid} ({name}); Ctrl-C ends it"));
+                }
             };
             recorder.process(attached, *children, began, &mut keeper)?
         }
     };
     let runs = [keeper.stop().finish(run)];
     let report = summarize(&info, &runs);
-    outputs.write(&report, &runs)?;
-    saver.end()?;
-    outputs::print_table(&settings.outputs, &report)?;
-    let verdict = verdict(&settings.outputs.assertions, &report)?;
+    let mut written = outputs.write(Told {
+        info: &info,
+        report: &report,
+        runs: &runs,
+        damage: None,
+        events: None,
+    })?;
+    saver.end(&mut written)?;
+    outputs::print_table(&settings.outputs, &report, &written)?;
+    let verdict = verdict(&settings.outputs, &report)?;
     Ok(match runs[0].exit {
         Some(exit) => match exit_status(exit, cut) {
             0 => verdict,

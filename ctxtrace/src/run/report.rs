@@ -1,9 +1,12 @@
 //! `ctxtrace report`: every output again, from a capture.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{self, BufReader};
+use std::path::Path;
 
-use super::outputs::{self, Outputs};
+use ctxtrace_common::event::Event;
+
+use super::outputs::{self, Outputs, Told};
 use super::verdict;
 use crate::analyze::summarize::summarize;
 use crate::cli::settings::ReportSettings;
@@ -11,7 +14,7 @@ use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
 use crate::target::user::invoker;
 use crate::trace::Level;
-use crate::trace::events::EventSink;
+use crate::trace::events::{EventSink, EventSource};
 use crate::trace::file;
 use crate::trace::samples::Samples;
 
@@ -68,18 +71,42 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
             "it has no samples: they are taken only where --sample is given to `run` or `record`".to_owned(),
         ));
     }
-    let outputs = Outputs::open(&settings.outputs, invoker().as_ref())?;
+    let outputs = Outputs::open(&settings.outputs, false, invoker().as_ref())?;
     let mut report = summarize(&saved.info, &saved.runs);
     if let Some(damage) = &saved.damage {
         report.complete = false;
         report.cut_short = Some(format!("the file is damaged: {damage}"));
     }
-    outputs.write(&report, &saved.runs)?;
-    outputs::print_table(&settings.outputs, &report)?;
-    let verdict = verdict(&settings.outputs.assertions, &report)?;
+    let written = outputs.write(Told {
+        info: &saved.info,
+        report: &report,
+        runs: &saved.runs,
+        damage: saved.damage.as_deref(),
+        events: Some(&mut Again(path)),
+    })?;
+    outputs::print_table(&settings.outputs, &report, &written)?;
+    let verdict = verdict(&settings.outputs, &report)?;
     Ok(if saved.damage.is_some() {
         status::FAILURE
     } else {
         verdict
     })
+}
+
+/// The events of a capture, read once more.
+struct Again<'a>(&'a Path);
+
+impl EventSource for Again<'_> {
+    fn replay(&mut self, events: &mut dyn FnMut(usize, &[Event])) -> io::Result<()> {
+        let file = File::open(self.0)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other(
+                "the tables of a timeline are made in a second reading, and the capture is no regular file",
+            ));
+        }
+        // That the file is damaged is known from the first reading.
+        file::read(BufReader::new(file), events)
+            .map(drop)
+            .map_err(io::Error::other)
+    }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use ctxtrace_common::event::Event;
 
-use super::outputs::wrote;
 use super::watch::Underway;
+use super::written::{Opened, Written};
 use crate::cli::settings::SaveSettings;
 use crate::error::{Error, Result};
 use crate::report::output;
@@ -99,7 +99,7 @@ impl Saver {
     /// # Errors
     ///
     /// If it could not be written, now or earlier.
-    pub(super) fn end(self) -> Result<()> {
+    pub(super) fn end(self, written: &mut Written) -> Result<()> {
         let Some(mut saving) = self.0 else { return Ok(()) };
         if let (None, Some(writer)) = (&saving.error, saving.writer.take()) {
             saving.error = writer.end().err();
@@ -110,7 +110,7 @@ impl Saver {
                 source,
             });
         }
-        wrote(&saving.path, "the capture, for ctxtrace report");
+        written.add(&saving.path, "capture", Opened::With("ctxtrace report"));
         Ok(())
     }
 }

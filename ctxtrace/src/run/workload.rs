@@ -15,6 +15,7 @@ use super::interrupt::Interrupts;
 use super::observe::Keeper;
 use super::program::Program;
 use super::save::Saver;
+use super::spool::Spool;
 use super::watch::{Observer, Recorded, Recorder, Underway};
 use crate::cli::settings::RunSettings;
 use crate::error::{Error, Result};
@@ -100,10 +101,16 @@ pub(super) fn recorded(
     user: Option<&Invoker>,
     number: u64,
     saver: &mut Saver,
+    spool: Option<&mut Spool>,
 ) -> Result<Run> {
     let start = Start::new(program, user)?;
-    let mut bar = Bar::new(settings.spec.iterations, number, settings.repeat);
-    let mut keeper = Keeper::new(settings.capture.level, saver, |underway: &Underway<'_>| {
+    let mut bar = Bar::new(
+        settings.spec.iterations,
+        number,
+        settings.repeat,
+        settings.outputs.quiet,
+    );
+    let mut keeper = Keeper::new(settings.capture.level, saver, spool, |underway: &Underway<'_>| {
         if bar.is_wanted() {
             bar.update(start.progress.messages(), underway.session.switches_so_far());
         }

@@ -1,5 +1,7 @@
 //! Where the events of a timeline go while it is recorded.
 
+use std::io;
+
 use ctxtrace_common::event::Event;
 
 /// Takes the events of a timeline, in the order of their times (`docs/SEMANTICS.md`, "The timeline", says how far that
@@ -9,6 +11,16 @@ use ctxtrace_common::event::Event;
 pub trait EventSink {
     /// The next events.
     fn events(&mut self, batch: &[Event]);
+}
+
+/// Events that can be had again, when everything else is known of the runs they belong to: names above all.
+pub trait EventSource {
+    /// Gives all of them to `events`, in batches, with the index of the run they belong to; in the order of the runs.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be read any more.
+    fn replay(&mut self, events: &mut dyn FnMut(usize, &[Event])) -> io::Result<()>;
 }
 
 /// Takes nothing: for the levels at which there are no events.
