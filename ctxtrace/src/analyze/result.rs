@@ -549,6 +549,10 @@ pub struct Distribution {
     pub max_ns: Option<u64>,
     /// All of them together.
     pub sum_ns: u64,
+    /// The least value of each log-linear bucket that has any, with how many it has: what the percentiles are taken from, and
+    /// what pictures are made of.
+    #[serde(skip)]
+    pub buckets: Vec<(u64, u64)>,
 }
 
 /// One thread.

@@ -130,6 +130,10 @@ pub(super) fn print(to_stderr: bool, render: impl FnOnce(Style) -> String) -> Re
         path: "standard output".into(),
         source,
     };
+    let render = |style| {
+        let text = render(style);
+        if shows_unicode() { text } else { table::in_ascii(&text) }
+    };
     if to_stderr {
         let text = render(style(io::stderr().is_terminal()));
         io::stderr().write_all(text.as_bytes()).map_err(unwritable)
@@ -141,6 +145,17 @@ pub(super) fn print(to_stderr: bool, render: impl FnOnce(Style) -> String) -> Re
             other => other.map_err(unwritable),
         }
     }
+}
+
+/// Whether the locale's letters are Unicode's: unless it says otherwise. (Where none is set at all, in a container, the terminal
+/// that one looks from is not told of.)
+fn shows_unicode() -> bool {
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let locale = set("LC_ALL").or_else(|| set("LC_CTYPE")).or_else(|| set("LANG"));
+    locale.is_none_or(|locale| {
+        let locale = locale.to_ascii_lowercase();
+        locale.contains("utf-8") || locale.contains("utf8")
+    })
 }
 
 /// Colour on a terminal unless `NO_COLOR` is set (no-color.org); anywhere if `CLICOLOR_FORCE` is.

@@ -27,7 +27,7 @@ pub(super) struct Spool {
 
 impl Spool {
     #[cfg_attr(
-        not(feature = "parquet"),
+        not(any(feature = "parquet", test)),
         expect(dead_code, reason = "only tables want their events later")
     )]
     pub(super) fn begin(file: File) -> io::Result<Self> {

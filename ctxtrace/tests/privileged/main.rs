@@ -19,6 +19,8 @@ mod record;
 mod sampling;
 mod suite;
 mod support;
+#[cfg(feature = "parquet")]
+mod tables;
 mod tasks;
 mod timeline;
 mod variants;
@@ -46,6 +48,8 @@ fn main() -> ExitCode {
         tasks::TESTS,
         record::TESTS,
         captures::TESTS,
+        #[cfg(feature = "parquet")]
+        tables::TESTS,
         real_programs::TESTS,
         go::TESTS,
         timeline::TESTS,

@@ -1,4 +1,4 @@
-//! The tables of a capture as Parquet files, for DuckDB, Polars, Spark and whatever else reads them: `docs/FLEET.md`.
+//! The tables of a capture as Parquet files, for `DuckDB`, Polars, Spark and whatever else reads them: `docs/FLEET.md`.
 //!
 //! ```text
 //!   DIR/host/HOST-RUN.parquet       one row: the run               DIR/wakeups/…   who woke whom, added up
@@ -10,9 +10,9 @@
 //! Every row says of which host and run it is, and no two runs have a file in common, so the folders of any number of machines can
 //! be copied into one. Each run is a run of its own here, also where the report of a capture (`--repeat`) shows the median one.
 //!
-//! * [`rows`]: the tables; `file`: one of them as a file; [`Folder`]: all of them, at their places together or not at all.
-//! * [`sums`]: the rows of what was added up. They are taken from the report of the run, so they are what its JSON says.
-//! * [`timeline`]: the rows of events, as they come: in memory are those of one row group.
+//! * `rows`: the tables; `file`: one of them as a file; [`Folder`]: all of them, at their places together or not at all.
+//! * `sums`: the rows of what was added up. They are taken from the report of the run, so they are what its JSON says.
+//! * `timeline`: the rows of events, as they come: in memory are those of one row group.
 
 mod file;
 mod folder;
