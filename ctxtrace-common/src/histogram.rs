@@ -2,6 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::bound::element;
+
 pub use ctxtrace_abi::bucket::{BUCKETS, SUB_BITS, SUB_BUCKETS, bucket_of, lower_bound, upper_bound};
 
 /// One distribution of nanoseconds, as it lies in the kernel's per-CPU memory.
@@ -49,7 +51,7 @@ impl Histogram {
         if self.min_plus_one_ns == 0 || ns < self.min_plus_one_ns - 1 {
             self.min_plus_one_ns = ns.saturating_add(1);
         }
-        if let Some(bucket) = self.buckets.get_mut(bucket_of(ns)) {
+        if let Some(bucket) = element(&mut self.buckets, bucket_of(ns)) {
             *bucket += 1;
         }
     }

@@ -13,7 +13,9 @@
 //! * [`ledger`]: the class of every kernel switch.
 //! * [`event`]: what is told of a switch, so that all of these can be run again outside the kernel.
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+mod bound;
 pub mod clock;
 pub mod counters;
 pub mod event;

@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::bound::element;
 use crate::histogram::{SUB_BITS, SUB_BUCKETS, bucket_of};
 
 /// Buckets of an edge's distribution: everything below 2^36 ns (69 s), then one for the rest.
@@ -152,7 +153,7 @@ impl Edge {
         if bucket >= EDGE_BUCKETS {
             bucket = EDGE_BUCKETS - 1;
         }
-        if let Some(count) = self.buckets.get_mut(bucket) {
+        if let Some(count) = element(&mut self.buckets, bucket) {
             *count += 1;
         }
     }

@@ -1,8 +1,8 @@
 //! A thread's final numbers, read at the last moment at which its memory can be: in `sched_process_exit`.
 //!
 //! Since Linux 6.16 that tracepoint comes before the thread gives its memory up (kernel: `kernel/exit.c`, `do_exit()`), and
-//! it comes to threads that are killed as well. Before, the read fails, and the handover is counted as lost; then what was
-//! read at the thread's last switch has to do.
+//! it comes to threads that are killed as well. Before, they are read where that function begins. Where neither can be had the
+//! read fails, and the handover is counted as lost; then what was read at the thread's last switch has to do.
 
 use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::helpers::generated::bpf_probe_read_user as read_user;
@@ -16,18 +16,16 @@ use crate::hits::observe;
 use crate::locate::locator_of;
 use crate::maps::{HANDOVERS, NAMES, PROCESSES, count};
 use crate::switch::BPF_RB_NO_WAKEUP;
-use crate::task::Task;
 
-/// Brings home what there is of the thread that is `current` and about to end.
+/// Brings home what there is of the thread that is `current`, has this thread pointer, and is about to end.
 #[inline(always)]
-pub(crate) fn final_numbers(task: Task, thread: &mut Thread) {
+pub(crate) fn final_numbers(thread_pointer: u64, thread: &mut Thread) {
     if thread.flags & (KERNEL_WORKER | INHERITED) != 0 {
         return;
     }
     let Some(locator) = locator_of(thread) else {
         return;
     };
-    let thread_pointer = task.thread_pointer();
     if locator.flags & HAS_PROBE == 0 || thread_pointer == 0 {
         return;
     }

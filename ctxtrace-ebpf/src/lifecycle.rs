@@ -4,17 +4,17 @@
 //! None of these tells an event: they can be interrupted by those that do, and an event is told without a lock. What they
 //! have to say comes with the thread's next switch or waking, which is never far.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::macros::btf_tracepoint;
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
+use aya_ebpf::macros::{btf_tracepoint, kprobe};
+use aya_ebpf::programs::{BtfTracePointContext, ProbeContext};
 use ctxtrace_common::clock::Clock;
 use ctxtrace_common::process::Image;
-use ctxtrace_common::thread::{EXITING, FROM_BIRTH, INHERITED, KernelCount, RUNTIME};
+use ctxtrace_common::thread::{EXITING, FROM_BIRTH, INHERITED, KernelCount, RUNTIME, Thread};
 
 use crate::handover::final_numbers;
 use crate::maps::{EXECUTED, FOLLOW_CHILDREN, Lane, THREADS, WITH_EVENTS};
 use crate::target::{Begin, First, FirstSeen, begin, find, follow_process, program_replaced};
-use crate::task::Task;
+use crate::task::{Task, thread_pointer_of};
 
 /// A target's child, thread or process, is a target. The child has not run yet (kernel: `kernel/fork.c`,
 /// `kernel_clone()`), and its counters are 0 (`copy_mm()`).
@@ -101,12 +101,30 @@ pub(crate) fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 pub(crate) fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let task = Task::from_arg(ctx.arg(0));
     if let Some(thread) = find(task, task.tid(), FirstSeen::Otherwise, Lane::Lifecycle) {
-        if thread.flags & EXITING == 0 {
-            final_numbers(task, thread);
-        }
-        thread.flags |= EXITING;
+        exits(thread, task.thread_pointer());
     }
     0
+}
+
+/// The same moment before Linux 6.16, where [`sched_process_exit`] comes when the memory is gone. Attached there only: nearly
+/// all programs end through it, and those that do not lack their final numbers.
+#[kprobe(function = "do_exit")]
+pub(crate) fn do_exit(_ctx: ProbeContext) -> u32 {
+    // SAFETY: the helper has no preconditions.
+    let address = unsafe { bpf_get_current_task() };
+    if let Some(thread) = THREADS.get_ptr_mut(&address) {
+        // SAFETY: as in `crate::target::find`; a kprobe runs with preemption disabled, as a tracepoint does.
+        exits(unsafe { &mut *thread }, thread_pointer_of(address));
+    }
+    0
+}
+
+#[inline(always)]
+fn exits(thread: &mut Thread, thread_pointer: u64) {
+    if thread.flags & EXITING == 0 {
+        final_numbers(thread_pointer, thread);
+    }
+    thread.flags |= EXITING;
 }
 
 /// A thread gets another name; attached only where names are told as events.

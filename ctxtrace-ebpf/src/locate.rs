@@ -35,7 +35,24 @@ pub(crate) fn locator_of(thread: &mut Thread) -> Option<&'static Locator> {
 /// What the thread that is `current` is doing. The probe's slot is left in the scratch space; its `magic` says whether
 /// there is one.
 #[inline(always)]
-pub(crate) fn locate(thread: &mut Thread, thread_pointer: u64, scratch: &mut Scratch) -> Doing {
+pub(crate) fn locate(thread: &mut Thread, thread_pointer: u64, scratch: &mut Scratch) -> Plain {
+    let kind = look(thread, thread_pointer, scratch);
+    Plain::new(kind, scratch.value)
+}
+
+/// Returns the kind of a [`Plain`] and leaves its value in the scratch space.
+///
+/// Kept out of line: a program and what it calls have 512 bytes of stack together, so what needs much of it must not all lie
+/// in one frame (kernel: `kernel/bpf/verifier.c`, `check_max_stack_depth()`).
+#[inline(never)]
+fn look(thread: &mut Thread, thread_pointer: u64, scratch: &mut Scratch) -> u64 {
+    let plain = Plain::from(look_at(thread, thread_pointer, scratch));
+    scratch.value = plain.value;
+    plain.kind
+}
+
+#[inline(always)]
+fn look_at(thread: &mut Thread, thread_pointer: u64, scratch: &mut Scratch) -> Doing {
     scratch.slot.magic = 0;
     if thread.flags & KERNEL_WORKER != 0 {
         return Doing::Other;
@@ -64,9 +81,9 @@ pub(crate) fn locate(thread: &mut Thread, thread_pointer: u64, scratch: &mut Scr
 }
 
 /// [`Doing`] as two plain numbers, both of which always have a value: where the paths of a program meet, an enum's payload
-/// may have none, and the verifier refuses to move it.
+/// may have none, and the verifier refuses to move it (before Linux 6.3 even from one place on the stack to another).
 #[derive(Clone, Copy)]
-struct Plain {
+pub(crate) struct Plain {
     kind: u64,
     value: u64,
 }
@@ -81,6 +98,33 @@ impl Plain {
     #[inline(always)]
     fn new(kind: u64, value: u64) -> Self {
         Self { kind, value }
+    }
+
+    /// Nothing that anybody could have a name for.
+    pub(crate) const OTHER: Self = Self { kind: OTHER, value: 0 };
+
+    /// The same with a payload that says nothing: for all who ask only which of them it is.
+    #[inline(always)]
+    pub(crate) fn shape(self) -> Doing {
+        match self.kind {
+            TASK => Doing::Task(0),
+            RUNTIME_KIND => Doing::Runtime,
+            POOL_IDLE => Doing::PoolIdle,
+            UNKNOWN => Doing::Unknown(Reason::ReadFailed),
+            _ => Doing::Other,
+        }
+    }
+
+    /// The task that is polled, or 0.
+    #[inline(always)]
+    pub(crate) fn task(self) -> u64 {
+        if self.kind == TASK { self.value } else { 0 }
+    }
+
+    /// The number of the [`Reason`] why it is not known, or 0.
+    #[inline(always)]
+    pub(crate) fn reason(self) -> u8 {
+        if self.kind == UNKNOWN { self.value as u8 } else { 0 }
     }
 
     #[inline(always)]
@@ -114,7 +158,7 @@ impl Plain {
 #[inline(always)]
 fn read(thread: &mut Thread, locator: &Locator, thread_pointer: u64, scratch: &mut Scratch) -> Plain {
     if locator.flags & HAS_GO != 0 {
-        let by_go = by_go(thread, &locator.go, thread_pointer);
+        let by_go = by_go(thread, &locator.go, thread_pointer, &mut scratch.key);
         if by_go.kind != OTHER || locator.flags & (HAS_PROBE | HAS_TOKIO) == 0 {
             return by_go;
         }
@@ -127,48 +171,51 @@ fn read(thread: &mut Thread, locator: &Locator, thread_pointer: u64, scratch: &m
         Plain::new(OTHER, 0)
     };
     if locator.flags & HAS_PROBE == 0 {
-        return admitted(thread, by_tokio);
+        return admitted(thread, by_tokio, &mut scratch.key);
     }
 
-    let slot = thread_pointer.wrapping_sub(locator.probe_below_tp) as *const Slot;
-    // SAFETY: a read that fails says so.
-    let Ok(slot) = (unsafe { bpf_probe_read_user(slot) }) else {
+    let address = thread_pointer.wrapping_sub(locator.probe_below_tp) as *const core::ffi::c_void;
+    // SAFETY: the slot is as large as the size given; a read that fails says so.
+    if unsafe { read_user((&raw mut scratch.slot).cast(), size_of::<Slot>() as u32, address) } != 0 {
+        scratch.slot.magic = 0;
         return Plain::unknown(Reason::ReadFailed as u64);
-    };
+    }
+    let slot = &mut scratch.slot;
     if slot.magic == 0 {
-        return admitted(thread, by_tokio);
+        return admitted(thread, by_tokio, &mut scratch.key);
     }
     // What only the program itself can have done: another mark, or a number of polls that went down.
     if slot.magic != MAGIC || slot.polls < thread.polls.last.polls {
+        slot.magic = 0;
         return Plain::unknown(Reason::Overwritten as u64);
     }
-    scratch.slot = slot;
-    if slot.task != 0 {
-        let task = admit(thread, slot.task);
+    let (task, flags, polls) = (slot.task, slot.flags, slot.polls);
+    if task != 0 {
+        let task = admit(thread, task, &mut scratch.key);
         if by_tokio.kind == TASK {
-            learn(thread, by_tokio.value, task);
+            learn(thread, by_tokio.value, task, &mut scratch.key);
         }
         return Plain::new(TASK, task);
     }
-    let announced = slot.flags & RUNTIME_THREAD != 0;
+    let announced = flags & RUNTIME_THREAD != 0;
     if by_tokio.kind == TASK {
         // The program has announced this thread and wraps what it gives to `block_on`; it is not being polled, so this is
         // the runtime's own work around the poll of another task.
         if by_tokio.value == ROOT_TASK && announced {
             return Plain::new(RUNTIME_KIND, 0);
         }
-        return Plain::new(TASK, known_as(thread, by_tokio.value));
+        return Plain::new(TASK, known_as(thread, by_tokio.value, &mut scratch.key));
     }
-    if by_tokio.kind == OTHER && (announced || (slot.polls > 0 && locator.flags & HAS_TOKIO == 0)) {
+    if by_tokio.kind == OTHER && (announced || (polls > 0 && locator.flags & HAS_TOKIO == 0)) {
         return Plain::new(RUNTIME_KIND, 0);
     }
     by_tokio
 }
 
 #[inline(always)]
-fn admitted(thread: &mut Thread, plain: Plain) -> Plain {
+fn admitted(thread: &mut Thread, plain: Plain, key: &mut TaskKey) -> Plain {
     if plain.kind == TASK {
-        return Plain::new(TASK, admit(thread, plain.value));
+        return Plain::new(TASK, admit(thread, plain.value, key));
     }
     plain
 }
@@ -209,7 +256,7 @@ fn by_tokio(thread: &mut Thread, locator: &Locator, thread_pointer: u64, scratch
 }
 
 #[inline(always)]
-fn by_go(thread: &mut Thread, go: &GoLayout, thread_pointer: u64) -> Plain {
+fn by_go(thread: &mut Thread, go: &GoLayout, thread_pointer: u64, key: &mut TaskKey) -> Plain {
     let mut goroutine = 0;
     let mut number = 0;
     if !load(thread_pointer.wrapping_sub(go.below_tp), 0, &mut goroutine) {
@@ -239,7 +286,7 @@ fn by_go(thread: &mut Thread, go: &GoLayout, thread_pointer: u64) -> Plain {
     }
     let plain = Plain::from(go_doing(number));
     if plain.kind == TASK {
-        return Plain::new(TASK, admit_goroutine(thread, go, goroutine, plain.value));
+        return Plain::new(TASK, admit_goroutine(thread, go, goroutine, plain.value, key));
     }
     plain
 }
@@ -261,16 +308,17 @@ fn load(address: u64, offset: u32, into: &mut u64) -> bool {
 /// A goroutine's id as it may stand in a key: those beyond what the table holds share one with all that were started with
 /// the same function, so that a program with very many of them is still told apart by what they do.
 #[inline(always)]
-fn admit_goroutine(thread: &mut Thread, go: &GoLayout, goroutine: u64, id: u64) -> u64 {
+fn admit_goroutine(thread: &mut Thread, go: &GoLayout, goroutine: u64, id: u64, key: &mut TaskKey) -> u64 {
     if id == thread.last_task {
         return id;
     }
-    let key = key(thread, id);
-    if GOROUTINES.get_ptr(&key).is_none() {
+    *key = key_of(thread, id);
+    let key = &*key;
+    if GOROUTINES.get_ptr(key).is_none() {
         let mut startpc = 0;
         // Should it not be readable, the function has no name.
         let _ = load(goroutine, go.startpc, &mut startpc);
-        if GOROUTINES.insert(&key, &startpc, 0).is_err() {
+        if GOROUTINES.insert(key, &startpc, 0).is_err() {
             count(|counters| &mut counters.lost_tasks);
             return go_others(startpc);
         }
@@ -279,7 +327,8 @@ fn admit_goroutine(thread: &mut Thread, go: &GoLayout, goroutine: u64, id: u64) 
     id
 }
 
-fn key(thread: &Thread, task: u64) -> TaskKey {
+#[inline(always)]
+fn key_of(thread: &Thread, task: u64) -> TaskKey {
     TaskKey {
         task,
         image: Image {
@@ -290,8 +339,10 @@ fn key(thread: &Thread, task: u64) -> TaskKey {
 }
 
 /// A task's id as it may stand in a key: that of a task beyond what the tables hold becomes [`OTHER_TASKS`].
+///
+/// `key` is a place in the scratch space for looking it up, which takes less room on the stack than one for each look-up.
 #[inline(always)]
-fn admit(thread: &mut Thread, id: u64) -> u64 {
+fn admit(thread: &mut Thread, id: u64, key: &mut TaskKey) -> u64 {
     if id == ROOT_TASK || id < NAMED_TASKS as u64 || id == thread.last_task {
         return id;
     }
@@ -299,8 +350,9 @@ fn admit(thread: &mut Thread, id: u64) -> u64 {
         // One of the probe's that has no name; the probe's own count tells how many there are.
         return OTHER_TASKS;
     }
-    let key = key(thread, id);
-    if TASKS.get_ptr(&key).is_none() && TASKS.insert(&key, &0, 0).is_err() {
+    *key = key_of(thread, id);
+    let key = &*key;
+    if TASKS.get_ptr(key).is_none() && TASKS.insert(key, &0, 0).is_err() {
         count(|counters| &mut counters.lost_tasks);
         return OTHER_TASKS;
     }
@@ -310,24 +362,26 @@ fn admit(thread: &mut Thread, id: u64) -> u64 {
 
 /// Notes that tokio's `alias` is the probe's `task`.
 #[inline(always)]
-fn learn(thread: &Thread, alias: u64, task: u64) {
+fn learn(thread: &Thread, alias: u64, task: u64, key: &mut TaskKey) {
     if alias == ROOT_TASK || task == OTHER_TASKS {
         return;
     }
-    let key = key(thread, alias);
-    if ALIASES.get_ptr(&key).is_none() {
+    *key = key_of(thread, alias);
+    let key = &*key;
+    if ALIASES.get_ptr(key).is_none() {
         // Should there be no room, the task goes by both its names.
-        let _ = ALIASES.insert(&key, &task, 0);
+        let _ = ALIASES.insert(key, &task, 0);
     }
 }
 
 #[inline(always)]
-fn known_as(thread: &mut Thread, id: u64) -> u64 {
+fn known_as(thread: &mut Thread, id: u64, key: &mut TaskKey) -> u64 {
     if id != ROOT_TASK {
+        *key = key_of(thread, id);
         // SAFETY: the value is copied out at once.
-        if let Some(&task) = unsafe { ALIASES.get(&key(thread, id)) } {
+        if let Some(&task) = unsafe { ALIASES.get(&*key) } {
             return task;
         }
     }
-    admit(thread, id)
+    admit(thread, id, key)
 }

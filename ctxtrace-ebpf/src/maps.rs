@@ -15,7 +15,7 @@ use ctxtrace_common::locator::{Locator, MAX_CONTEXT_BYTES};
 use ctxtrace_common::process::{Image, Process, TaskKey};
 use ctxtrace_common::stack::{Stack, SumKey, SwitchSum};
 use ctxtrace_common::thread::Thread;
-use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
+use ctxtrace_common::wakeup::{Edge, EdgeKey, Waker, WakerStackKey};
 
 /// Live target threads by the address of their `task_struct`.
 #[map]
@@ -135,6 +135,10 @@ pub(crate) struct Scratch {
     pub(crate) thread: Thread,
     pub(crate) edge: Edge,
     pub(crate) event: Event,
+    pub(crate) waker: Waker,
+    pub(crate) key: TaskKey,
+    /// What [`crate::locate`] has found; see there.
+    pub(crate) value: u64,
 }
 
 /// See [`WAKINGS`].
@@ -197,6 +201,14 @@ pub(crate) static DROP_ONE_IN: Global<u32> = Global::new(0);
 /// Whether `sched_switch` passes `prev_state` as its fourth argument (since Linux 5.18).
 #[unsafe(no_mangle)]
 pub(crate) static HAS_PREV_STATE_ARG: Global<u32> = Global::new(1);
+
+/// Whether the kernel has `bpf_task_pt_regs` (since Linux 5.15).
+#[unsafe(no_mangle)]
+pub(crate) static HAS_TASK_PT_REGS: Global<u32> = Global::new(1);
+
+/// Whether the kernel has `bpf_get_current_task_btf` (since Linux 5.11).
+#[unsafe(no_mangle)]
+pub(crate) static HAS_CURRENT_TASK_BTF: Global<u32> = Global::new(1);
 
 /// Adds one to a counter of this CPU: `count(|counters| &mut counters.switches)`.
 #[inline(always)]

@@ -4,13 +4,13 @@
 //! so a sample never comes in the middle of one of them, and may use their scratch space and their rings.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns};
 use aya_ebpf::macros::perf_event;
 use aya_ebpf::programs::PerfEventContext;
 use ctxtrace_common::event::Event;
 
 use crate::events::{cpu, introduce, write};
-use crate::maps::{Lane, count};
+use crate::maps::{HAS_CURRENT_TASK_BTF, Lane, THREADS, count};
 use crate::stacks::{Space, Walked, walk};
 use crate::target::{FirstSeen, find};
 use crate::task::Task;
@@ -18,18 +18,15 @@ use crate::task::Task;
 /// Entry point.
 #[perf_event]
 pub(crate) fn cpu_clock(ctx: PerfEventContext) -> u32 {
-    // SAFETY: the helper has no preconditions.
-    let task = Task::from_arg(unsafe { bpf_get_current_task_btf() } as *const u8);
     let tid = bpf_get_current_pid_tgid() as u32;
-    let Some(thread) = find(task, tid, FirstSeen::Otherwise, Lane::Scheduler) else {
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    if !is_targets(tid, now_ns) {
         return 0;
-    };
+    }
     let Some(scratch) = Lane::Scheduler.scratch() else {
         return 0;
     };
-    // SAFETY: the helper has no preconditions.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
-    introduce(task, tid, thread, now_ns);
     // There is no kernel stack if the interrupt has come in user mode: that is how the two are told apart.
     let kernel = walk(ctx.as_ptr(), Space::Kernel, scratch);
     let user = walk(ctx.as_ptr(), Space::User, scratch);
@@ -45,4 +42,31 @@ pub(crate) fn cpu_clock(ctx: PerfEventContext) -> u32 {
         count(|counters| &mut counters.lost_samples);
     }
     0
+}
+
+/// Whether the thread that runs here is one of the target's; if so it has been introduced among the events.
+#[inline(always)]
+fn is_targets(tid: u32, now_ns: u64) -> bool {
+    if HAS_CURRENT_TASK_BTF.load() != 0 {
+        // SAFETY: the helper has no preconditions.
+        let task = Task::from_arg(unsafe { bpf_get_current_task_btf() } as *const u8);
+        let Some(thread) = find(task, tid, FirstSeen::Otherwise, Lane::Scheduler) else {
+            return false;
+        };
+        introduce(task, tid, thread, now_ns);
+        return true;
+    }
+    // The older helper gives an address without a type, by which a thread can be found, but not begun or introduced. Both
+    // happens at its next switch; what is sampled before has no thread to belong to.
+    // SAFETY: the helper has no preconditions.
+    let address = unsafe { bpf_get_current_task() };
+    let Some(thread) = THREADS.get_ptr(&address) else {
+        return false;
+    };
+    // SAFETY: a live element, of the thread that is running here; see `crate::target::find`.
+    if unsafe { (*thread).told_tid } != tid {
+        count(|counters| &mut counters.lost_samples);
+        return false;
+    }
+    true
 }

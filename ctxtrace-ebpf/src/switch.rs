@@ -12,7 +12,7 @@ use ctxtrace_common::clock::{Entered, Leave, Waking};
 use ctxtrace_common::event::Event;
 use ctxtrace_common::histogram::Latency;
 use ctxtrace_common::ledger::{Class, STATE_STOPPED, Syscall, classify, known};
-use ctxtrace_common::locator::{Doing, Reason};
+use ctxtrace_common::locator::Doing;
 use ctxtrace_common::polls::Gap;
 use ctxtrace_common::process::Image;
 use ctxtrace_common::stack::UserStack;
@@ -21,7 +21,7 @@ use ctxtrace_common::wakeup::{EdgeKey, WakerStackKey};
 
 use crate::events::{cpu, introduce, publish};
 use crate::hits::observe;
-use crate::locate::{locate, locator_of};
+use crate::locate::{Plain, locate, locator_of};
 use crate::maps::{
     COUNTERS, DROP_ONE_IN, EDGES, EXITED, HAS_PREV_STATE_ARG, Lane, Scratch, THREADS, WAKINGS, WITH_EVENTS,
     WITH_STACKS, WITH_WAKER_STACKS, add, count, record,
@@ -125,7 +125,7 @@ fn switch_out(
     } else {
         // In the middle of an `execve`: the old program's memory is gone, and the new one has not begun.
         scratch.slot.magic = 0;
-        Doing::Other
+        Plain::OTHER
     };
     let class = enter_in_ledger(task, thread, leave, state, doing);
     if WITH_EVENTS.load() != 0 {
@@ -136,7 +136,7 @@ fn switch_out(
         && let Some(locator) = locator_of(thread)
     {
         let address = task.thread_pointer().wrapping_sub(locator.probe_below_tp);
-        observe(thread, &scratch.slot, address, gap(doing, class));
+        observe(thread, &scratch.slot, address, gap(doing.shape(), class));
     }
     judge_last_wakeup(thread, class);
     if WITH_STACKS.load() != 0 {
@@ -152,25 +152,24 @@ fn switch_out(
 
 /// Decides the switch-out's class and notes what it is to be summed by.
 #[inline(always)]
-fn enter_in_ledger(task: Task, thread: &mut Thread, leave: Leave, state: u32, doing: Doing) -> Class {
+fn enter_in_ledger(task: Task, thread: &mut Thread, leave: Leave, state: u32, plain: Plain) -> Class {
     let syscall = if leave == Leave::Dead {
         Syscall::Other
     } else {
         task.syscall()
     };
     let stopped = state & STATE_STOPPED != 0;
-    let (class, reason) = classify(leave, stopped, doing, syscall);
+    let doing = plain.shape();
+    let (class, _) = classify(leave, stopped, doing, syscall);
     let pending = &mut thread.pending;
-    pending.class = if reason == Reason::None {
-        class as u8
+    if class as u32 == Class::Unattributed as u32 {
+        pending.class = known(leave == Leave::Slept, doing, syscall) as u8;
+        pending.reason = plain.reason();
     } else {
-        known(leave == Leave::Slept, doing, syscall) as u8
-    };
-    pending.reason = reason as u8;
-    pending.task = match doing {
-        Doing::Task(task) => task,
-        _ => 0,
-    };
+        pending.class = class as u8;
+        pending.reason = 0;
+    }
+    pending.task = plain.task();
     pending.tgid = thread.tgid;
     pending.image = thread.image;
     class
@@ -249,17 +248,20 @@ fn switch_in(thread: &mut Thread, now_ns: u64, scratch: &mut Scratch) {
     }
 }
 
-/// Adds the wakeup that ended the sleep to the edge it came along.
+/// Adds the wakeup that ended the sleep to the edge it came along. Of a waking that is not noted there is no time.
 #[inline(always)]
 fn note_wakeup(thread: &mut Thread, entered: &Entered, scratch: &mut Scratch) {
-    let (Some(waking), Some(wake_to_run_ns)) = (entered.woken, entered.wake_to_run_ns) else {
-        return;
-    };
+    if let (Some(waking), Some(wake_to_run_ns)) = (entered.woken, entered.wake_to_run_ns) {
+        let on_cpu = matches!(waking, Waking::OnCpu);
+        add_wakeup(thread, on_cpu, wake_to_run_ns, entered.off_cpu_ns.unwrap_or(0), scratch);
+    }
+}
+
+/// Kept out of line, for its keys need room on the stack: see `crate::locate::look`.
+#[inline(never)]
+fn add_wakeup(thread: &mut Thread, on_cpu: bool, wake_to_run_ns: u64, off_cpu_ns: u64, scratch: &mut Scratch) {
     // A constant index each, which needs no check of bounds: BPF has nowhere to panic to.
-    let waker = match waking {
-        Waking::OffCpu => thread.wakers[0],
-        Waking::OnCpu => thread.wakers[1],
-    };
+    let waker = if on_cpu { thread.wakers[1] } else { thread.wakers[0] };
     let key = EdgeKey::new(&waker, thread.tid, thread.tgid);
     if let Some(edge) = edge(&key, scratch) {
         // SAFETY: a live element; `record` changes fields that only the CPU changes that switches the woken thread.
@@ -285,7 +287,7 @@ fn note_wakeup(thread: &mut Thread, entered: &Entered, scratch: &mut Scratch) {
             to_class: u32::from(thread.pending.class),
             to_tid: thread.tid,
         };
-        add_waker(&key, entered.off_cpu_ns.unwrap_or(0));
+        add_waker(&key, off_cpu_ns);
     }
 }
 

@@ -10,6 +10,8 @@ use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_task_pt_regs};
 use ctxtrace_common::ledger::Syscall;
 use ctxtrace_common::thread::KernelCount;
 
+use crate::maps::HAS_TASK_PT_REGS;
+
 macro_rules! offsets {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         $($(#[$doc])* #[unsafe(no_mangle)] static $name: Global<u32> = Global::new(0);)*
@@ -43,6 +45,12 @@ offsets! {
     OFFSET_THREAD_STATUS,
     /// Offset of `pt_regs.orig_ax`.
     OFFSET_ORIG_AX,
+    /// Offset of `pt_regs.cs`.
+    OFFSET_CS,
+    /// Size of `pt_regs`.
+    SIZE_OF_PT_REGS,
+    /// Offset of `task_struct.stack`.
+    OFFSET_STACK,
 }
 
 /// `TASK_DEAD`, set for the very last switch of a thread (kernel: `include/linux/sched.h`, `do_task_dead()`). The value has
@@ -152,14 +160,46 @@ impl Task {
     /// Interrupts and exceptions save -1 there (kernel: `arch/x86/entry/entry_64.S`).
     #[inline(always)]
     pub(crate) fn syscall(self) -> Syscall {
-        // SAFETY: the helper takes a task that came out of a `tp_btf` argument.
-        let registers = unsafe { bpf_task_pt_regs(self.0.cast_mut().cast()) } as *const u8;
-        // SAFETY: as in `load`, for a field of `struct pt_regs`, whose type the verifier knows from the helper.
-        let number: i64 = unsafe { *registers.add(OFFSET_ORIG_AX.load() as usize).cast() };
+        let number: i64 = if HAS_TASK_PT_REGS.load() != 0 {
+            // SAFETY: the helper takes a task that came out of a `tp_btf` argument.
+            let registers = unsafe { bpf_task_pt_regs(self.0.cast_mut().cast()) } as *const u8;
+            // SAFETY: as in `load`, for a field of `struct pt_regs`, whose type the verifier knows from the helper.
+            unsafe { *registers.add(OFFSET_ORIG_AX.load() as usize).cast() }
+        } else {
+            self.saved_syscall()
+        };
         let status: u32 = self.load(&OFFSET_THREAD_STATUS);
         Syscall::from_number(number, status & TS_COMPAT != 0)
     }
+
+    /// The same number where no helper leads to the registers: they lie at the very end of the thread's kernel stack. Of what
+    /// was not saved in user mode, -1.
+    #[inline(always)]
+    fn saved_syscall(self) -> i64 {
+        let stack: u64 = self.load(&OFFSET_STACK);
+        let registers = stack
+            .wrapping_add(KERNEL_STACK_BYTES)
+            .wrapping_sub(u64::from(SIZE_OF_PT_REGS.load()));
+        let field = |offset: &Global<u32>| registers.wrapping_add(u64::from(offset.load()));
+        // SAFETY: reads that fail say so.
+        unsafe {
+            let (Ok(cs), Ok(number)) = (
+                bpf_probe_read_kernel(field(&OFFSET_CS) as *const u64),
+                bpf_probe_read_kernel(field(&OFFSET_ORIG_AX) as *const i64),
+            ) else {
+                return -1;
+            };
+            if cs & USER_MODE == USER_MODE { number } else { -1 }
+        }
+    }
 }
+
+/// `THREAD_SIZE` (kernel: `arch/x86/include/asm/page_64_types.h`): the size of a kernel stack since Linux 3.15. One built with
+/// KASAN has larger ones, and is found out by what lies there.
+const KERNEL_STACK_BYTES: u64 = 16 << 10;
+
+/// The bits of `cs` that are set in user mode.
+const USER_MODE: u64 = 3;
 
 /// The thread pointer of a task that is known by its address alone, as `current` is to the helper that names it.
 #[inline(always)]

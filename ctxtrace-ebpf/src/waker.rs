@@ -33,13 +33,13 @@ static PER_CPU_PREEMPT_COUNT: Global<u32> = Global::new(0);
 /// that has merely disabled softirqs counts in the bits above `SOFTIRQ_OFFSET`, and is no interrupt.
 const SERVING: u32 = 0x000f_0000 | 0x00f0_0000 | 0x0100;
 
-/// Names the maker of the wakeup that is being made on this CPU.
+/// Names the maker of the wakeup that is being made on this CPU, in the scratch space.
 #[inline(always)]
-pub(crate) fn waker(ctx: *mut core::ffi::c_void, scratch: &mut Scratch) -> Waker {
+pub(crate) fn waker(ctx: *mut core::ffi::c_void, scratch: &mut Scratch) {
     // SAFETY: the helpers have no preconditions.
     let (current, ids) = unsafe { (bpf_get_current_task(), bpf_get_current_pid_tgid()) };
     let tid = ids as u32;
-    let mut waker = Waker {
+    scratch.waker = Waker {
         task: 0,
         kernel_stack: 0,
         user_stack: 0,
@@ -50,29 +50,28 @@ pub(crate) fn waker(ctx: *mut core::ffi::c_void, scratch: &mut Scratch) -> Waker
     };
     match is_interrupt(current) {
         // The idle task wakes nobody by itself.
-        Some(true) => waker.origin = Origin::Interrupt as u32,
-        Some(false) if tid == 0 => waker.origin = Origin::Interrupt as u32,
-        Some(false) => from_thread(&mut waker, current, tid, scratch),
+        Some(true) => scratch.waker.origin = Origin::Interrupt as u32,
+        Some(false) if tid == 0 => scratch.waker.origin = Origin::Interrupt as u32,
+        Some(false) => from_thread(current, tid, scratch),
         None => {}
     }
     if WITH_WAKER_STACKS.load() != 0 {
         if let Walked::Stack(key) = walk(ctx, Space::Kernel, scratch) {
-            waker.kernel_stack = key;
+            scratch.waker.kernel_stack = key;
         }
-        if waker.origin != Origin::Interrupt as u32
+        if scratch.waker.origin != Origin::Interrupt as u32
             && let Walked::Stack(key) = walk(ctx, Space::User, scratch)
         {
-            waker.user_stack = key;
+            scratch.waker.user_stack = key;
         }
     }
-    waker
 }
 
 #[inline(always)]
-fn from_thread(waker: &mut Waker, current: u64, tid: u32, scratch: &mut Scratch) {
-    waker.tid = tid;
+fn from_thread(current: u64, tid: u32, scratch: &mut Scratch) {
+    scratch.waker.tid = tid;
     let Some(thread) = THREADS.get_ptr_mut(&current) else {
-        waker.origin = Origin::Outside as u32;
+        scratch.waker.origin = Origin::Outside as u32;
         if OUTSIDERS.get_ptr(&tid).is_none()
             && let Ok(comm) = bpf_get_current_comm()
         {
@@ -84,17 +83,16 @@ fn from_thread(waker: &mut Waker, current: u64, tid: u32, scratch: &mut Scratch)
     // SAFETY: a live element of a preallocated map, and the thread it belongs to is running here, so no other CPU switches
     // it meanwhile.
     let thread = unsafe { &mut *thread };
-    waker.tgid = thread.tgid;
-    waker.image = thread.image;
-    let origin = match locate(thread, thread_pointer_of(current), scratch) {
-        Doing::Task(task) => {
-            waker.task = task;
-            Origin::Task
-        }
+    scratch.waker.tgid = thread.tgid;
+    scratch.waker.image = thread.image;
+    let plain = locate(thread, thread_pointer_of(current), scratch);
+    scratch.waker.task = plain.task();
+    let origin = match plain.shape() {
+        Doing::Task(_) => Origin::Task,
         Doing::Runtime | Doing::PoolIdle => Origin::Runtime,
         Doing::Other | Doing::Unknown(_) => Origin::Thread,
     };
-    waker.origin = origin as u32;
+    scratch.waker.origin = origin as u32;
 }
 
 /// Whether this CPU serves an interrupt or a softirq; `None` if that cannot be told.

@@ -51,19 +51,24 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
     };
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let waker = waker(ctx.as_ptr(), scratch);
+    waker(ctx.as_ptr(), scratch);
+    let waker = &scratch.waker;
     if WITH_EVENTS.load() != 0 {
         // A thread that is on a CPU, or may be, introduces itself when it leaves: from here it could come too late for that.
         if matches!(noted, Some(Waking::OffCpu)) {
             introduce(task, tid, thread, now_ns);
         }
         let newborn = first_seen == FirstSeen::Newborn;
-        publish(&Event::waking(now_ns, cpu(), tid, noted, newborn, &waker));
+        publish(&Event::waking(now_ns, cpu(), tid, noted, newborn, waker));
     }
     let Some(waking) = noted else {
         return 0;
     };
-    thread.wakers[waking as usize] = waker;
+    // A constant index each, which needs no check of bounds: BPF has nowhere to panic to.
+    match waking {
+        Waking::OffCpu => thread.wakers[0] = *waker,
+        Waking::OnCpu => thread.wakers[1] = *waker,
+    }
     thread.clock.waking(waking, now_ns);
     if waker.tgid != 0
         && let Some(now) = WAKINGS.get_ptr_mut(0)
@@ -73,7 +78,7 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
         // SAFETY: the helper has no preconditions.
         now.waker = unsafe { bpf_get_current_task() };
         now.since_ns = now_ns;
-        now.edge = EdgeKey::new(&waker, thread.tid, thread.tgid);
+        now.edge = EdgeKey::new(waker, thread.tid, thread.tgid);
     }
     0
 }

@@ -1,7 +1,7 @@
-//! Two threads of a pool pass messages, with or without a cause of slowness planted: what `ctxtrace explain` is to find, and
+//! Three tasks on a pool of two threads, or on one thread, pass messages, with or without a cause of slowness planted: what `ctxtrace explain` is to find, and
 //! in programs that know nothing of ctxtrace.
 //!
-//! `planted none|mutex|sleep|allocations [--messages N]` does its work and prints nothing.
+//! `planted none|mutex|own-mutexes|sleep|allocations [--messages N] [--one-thread]` does its work and prints nothing.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Messages a channel holds.
-const BUFFER: usize = 64;
+const BUFFER: usize = 1_024;
 /// Boxes a message brings along, where they are planted, and the sizes of the first ones.
 const BOXES: usize = 32;
 const SIZES: [usize; 4] = [24, 100, 400, 1_600];
@@ -23,6 +23,8 @@ enum Cause {
     None,
     /// A lock that everybody takes for each message, and works in.
     Mutex,
+    /// The same with a lock for each: the base of the former.
+    OwnMutexes,
     /// Now and then one of the players blocks its thread.
     Sleep,
     /// Messages bring boxes along, which one player makes and another frees.
@@ -34,39 +36,54 @@ type Message = (u64, Vec<Box<[u8]>>);
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let on_one_thread = words.last() == Some(&"--one-thread");
+    if on_one_thread {
+        words.pop();
+    }
     let (cause, messages) = match words[..] {
-        [cause] => (cause, 40_000),
+        [cause] => (cause, 100_000),
         [cause, "--messages", messages] => (cause, messages.parse().expect("a number of messages")),
-        _ => panic!("usage: planted none|mutex|sleep|allocations [--messages N]"),
+        _ => panic!("usage: planted none|mutex|own-mutexes|sleep|allocations [--messages N] [--one-thread]"),
     };
     let cause = match cause {
         "none" => Cause::None,
         "mutex" => Cause::Mutex,
+        "own-mutexes" => Cause::OwnMutexes,
         "sleep" => Cause::Sleep,
         "allocations" => Cause::Allocations,
         other => panic!("no cause {other}"),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .build()
-        .expect("a runtime");
+    let mut builder = if on_one_thread {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
+    let runtime = builder.worker_threads(2).build().expect("a runtime");
     runtime.block_on(play(cause, messages));
 }
 
 /// One task sends all messages, another one passes them on, a third one receives and checks them.
 async fn play(cause: Cause, messages: u64) {
-    let lock = Arc::new(Mutex::new(1));
+    let new_lock = || Arc::new(Mutex::new(1));
+    let lock = new_lock();
+    let for_another = || {
+        if cause == Cause::Mutex {
+            lock.clone()
+        } else {
+            new_lock()
+        }
+    };
     let (to_repeater, mut from_sender) = mpsc::channel::<Message>(BUFFER);
     let (to_receiver, mut from_repeater) = mpsc::channel::<Message>(BUFFER);
-    let of_sender = lock.clone();
+    let of_sender = for_another();
     let sender = tokio::spawn(async move {
         for index in 0..messages {
             lock_and_work(cause, &of_sender);
             to_repeater.send((index, boxes(cause))).await.expect("received");
         }
     });
-    let of_repeater = lock.clone();
+    let of_repeater = for_another();
     let repeater = tokio::spawn(async move {
         while let Some(message) = from_sender.recv().await {
             lock_and_work(cause, &of_repeater);
@@ -91,9 +108,9 @@ async fn play(cause: Cause, messages: u64) {
     assert_eq!(receiver.await.expect("received"), messages);
 }
 
-/// About a microsecond of work, where nobody else can do any.
+/// About a microsecond of work, with the lock held.
 fn lock_and_work(cause: Cause, lock: &Mutex<u64>) {
-    if cause == Cause::Mutex {
+    if matches!(cause, Cause::Mutex | Cause::OwnMutexes) {
         let mut state = lock.lock().expect("nobody panics");
         for _ in 0..500 {
             *state ^= *state << 13;

@@ -4,7 +4,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use ctxtrace::cli::settings::{ExplainSettings, RecordSettings, ReportSettings, RunSettings, SuiteSettings};
+use ctxtrace::cli::comparison::{CompareSettings, ExplainSettings};
+use ctxtrace::cli::settings::{RecordSettings, ReportSettings, RunSettings, SuiteSettings};
 use ctxtrace::cli::{Cli, Command};
 use ctxtrace::error::{Result, status};
 use ctxtrace::run;
@@ -37,6 +38,7 @@ fn execute(cli: Cli) -> Result<u8> {
         Command::Run(args) => run::run(&RunSettings::try_from(args)?),
         Command::Record(args) => run::record(&RecordSettings::try_from(args)?),
         Command::Explain(args) => run::explain::run(&ExplainSettings::try_from(args)?),
+        Command::Compare(args) => run::compare(&CompareSettings::try_from(args)?),
         Command::Suite(args) => run::suite::run(&SuiteSettings::try_from(args)?),
         Command::Report(args) => run::report(&ReportSettings::try_from(args)?),
         Command::Workload(args) => run::child::be_a_workload(&args.spec, args.report_fd, args.progress_fd),

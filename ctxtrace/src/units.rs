@@ -38,6 +38,47 @@ pub fn duration(ns: u64) -> String {
     format!("{ns} ns")
 }
 
+/// The unit that suits times of this size, so that all of a table are told in the same.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scale {
+    /// Nanoseconds of one.
+    pub ns: f64,
+    /// Its name.
+    pub name: &'static str,
+}
+
+impl Scale {
+    /// Nanoseconds.
+    pub const NS: Self = Self { ns: 1.0, name: "ns" };
+
+    /// For times around this one.
+    #[must_use]
+    pub fn of(ns: f64) -> Self {
+        const UNITS: [Scale; 3] = [
+            Scale { ns: 1e9, name: "s" },
+            Scale { ns: 1e6, name: "ms" },
+            Scale { ns: 1e3, name: "µs" },
+        ];
+        // A message of some microseconds is best told in nanoseconds, like those that it is held against.
+        UNITS
+            .into_iter()
+            .find(|unit| ns.abs() >= 20.0 * unit.ns)
+            .unwrap_or(Self::NS)
+    }
+
+    /// A number of it.
+    #[must_use]
+    pub fn number(self, ns: f64) -> String {
+        significant(ns / self.ns)
+    }
+
+    /// A number of it, with its name.
+    #[must_use]
+    pub fn told(self, ns: f64) -> String {
+        format!("{} {}", self.number(ns), self.name)
+    }
+}
+
 /// A number of bytes with three significant digits, in powers of ten: `512 B`, `1.60 MB`.
 #[must_use]
 pub fn bytes(count: u64) -> String {
@@ -62,7 +103,8 @@ pub fn significant(value: f64) -> String {
     }
     let magnitude = value.abs();
     if magnitude >= 999.5 {
-        return thousands(value.round() as u64);
+        let sign = if value < 0.0 { "-" } else { "" };
+        return format!("{sign}{}", thousands(magnitude.round() as u64));
     }
     let decimals = decimals_for(magnitude);
     // 0.9996 is 1.00, not 1.000: what rounding has carried over a power of ten needs a decimal less.
@@ -124,6 +166,14 @@ mod tests {
     }
 
     #[test]
+    fn times_that_belong_together_have_one_unit() {
+        assert_eq!(Scale::of(292.0), Scale::NS);
+        assert_eq!(Scale::of(4_500.0), Scale::NS);
+        assert_eq!(Scale::of(79_095_543.0).told(1_234_000.0), "1.23 ms");
+        assert_eq!(Scale::of(-25e9).number(-1e9), "-1.00");
+    }
+
+    #[test]
     fn three_digits_are_enough() {
         for (value, text) in [
             (0.0, "0"),
@@ -135,5 +185,7 @@ mod tests {
             assert_eq!(significant(value), text);
         }
         assert_eq!(significant(1_234.5), "1,235");
+        assert_eq!(significant(-1_234.5), "-1,235");
+        assert_eq!(significant(-0.25), "-0.250");
     }
 }

@@ -64,3 +64,41 @@ fn names_are_in_the_capture() {
     let svg = reported(capture, &["--wakeups-flamegraph", "-"]);
     assert!(svg.contains("tokio::runtime"));
 }
+
+/// What a report of a capture refuses to make, in a sentence.
+fn refused(capture: &str, option: &str) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("file");
+    let output = Command::new(env!("CARGO_BIN_EXE_ctxtrace"))
+        .arg("report")
+        .arg(
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("tests/captures")
+                .join(capture),
+        )
+        .arg(option)
+        .arg(&file)
+        .output()
+        .expect("started");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!file.exists());
+    String::from_utf8(output.stderr).expect("UTF-8")
+}
+
+#[test]
+fn a_capture_gives_what_is_in_it_and_says_what_is_not() {
+    let error = refused("v1-stacks.ctx", "--perfetto");
+    assert!(error.contains("--level stacks, which tells no events"), "{error}");
+    let error = refused("v1-timeline.ctx", "--pprof");
+    assert!(error.contains("--level timeline, which takes no stacks"), "{error}");
+    let folder = tempfile::tempdir().expect("a folder");
+    for (capture, option) in [("v1-timeline.ctx", "--perfetto"), ("v1-stacks.ctx", "--pprof")] {
+        let capture = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/captures")
+            .join(capture);
+        let file = folder.path().join("file");
+        reported(&capture, &[option, file.to_str().expect("UTF-8")]);
+        assert!(std::fs::metadata(&file).expect("written").len() > 1_000);
+        std::fs::remove_file(&file).expect("there");
+    }
+}

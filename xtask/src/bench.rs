@@ -4,12 +4,13 @@
 //! * `workloads`: each built-in workload, untraced, against the plainest program that does the same
 //!   (`ctxtrace/examples/plain.rs`): the cost of the harness and, for tasks, of the probe.
 //! * `tracing`: each workload traced against untraced.
+//! * `overhead`: a kernel switch under ctxtrace and under its peers ([`crate::overhead`]).
 
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process;
+use crate::{overhead, process};
 
 /// The options of `bench`.
 #[derive(Debug, clap::Args)]
@@ -36,6 +37,18 @@ enum What {
         /// How much is recorded: counts, stacks or timeline
         #[arg(long, default_value = "counts")]
         level: String,
+    },
+    /// A kernel switch under each level, under an empty program, and under the tools that people use for the same; as root
+    Overhead {
+        /// Rounds of one run of everything
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+        /// Round trips of a run, two switches each
+        #[arg(long, default_value_t = 150_000)]
+        iterations: u64,
+        /// Write every figure as JSON
+        #[arg(long)]
+        json: Option<std::path::PathBuf>,
     },
 }
 
@@ -107,6 +120,11 @@ pub(crate) fn main(args: &Args) -> Result<()> {
             |case| case.traced(level),
             Case::workload,
         ),
+        What::Overhead {
+            rounds,
+            iterations,
+            json,
+        } => overhead::main(*rounds, *iterations, json.as_deref()),
     }
 }
 

@@ -11,6 +11,7 @@ mod bench;
 mod build_ebpf;
 mod clippy_ebpf;
 mod ebpf;
+mod overhead;
 mod process;
 mod run;
 mod setup;

@@ -2,6 +2,8 @@
 //!
 //! * [`assertion`]: `--assert`, a sentence about one figure of the result.
 //! * [`attribution`]: the part of the result that is about tasks.
+//! * [`budget`]: where the threads' time goes in one case and in another.
+//! * [`compare`]: two captures side by side.
 //! * [`explain`]: why one case is slower than another.
 //! * [`percentile`]: figures out of log-linear histograms.
 //! * [`profile`]: what samples of the time on the CPU were in.
@@ -12,6 +14,8 @@
 
 pub mod assertion;
 pub mod attribution;
+pub mod budget;
+pub mod compare;
 pub mod explain;
 pub mod percentile;
 pub mod profile;

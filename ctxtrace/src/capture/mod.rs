@@ -26,8 +26,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, RingBuf};
-use aya::programs::BtfTracePoint;
 use aya::programs::tp_btf::BtfTracePointLinkId;
+use aya::programs::{BtfTracePoint, KProbe};
 use aya::{Btf, Ebpf, EbpfLoader};
 use ctxtrace_common::counters::Counters;
 use ctxtrace_common::handover::{Handover, Names};
@@ -71,6 +71,9 @@ const WAKING_TIMER: &str = "sys_exit";
 
 /// The program that is attached only where names are told as events.
 const RENAME: &str = "task_rename";
+
+/// The program that reads a thread's final numbers where `sched_process_exit` comes too late for that.
+const EXIT: &str = "do_exit";
 
 /// `BPF_NOEXIST`: an element that is there stays (kernel: `include/uapi/linux/bpf.h`).
 const BPF_NOEXIST: u64 = 1;
@@ -155,6 +158,8 @@ pub struct Session {
     locators: Vec<Locator>,
     settings: Settings,
     cost: CostMeter,
+    /// Whether [`EXIT`] is needed, and the kernel has taken it. Without it `lost.handovers` counts what is missing.
+    reads_at_exit: bool,
     /// While the making of wakeups is timed.
     waking_timer: Option<BtfTracePointLinkId>,
 }
@@ -211,6 +216,7 @@ impl Session {
         if settings.sample_hz.is_some() {
             sampling::load(&mut ebpf)?;
         }
+        let reads_at_exit = !kernel.offsets.exit_comes_in_time() && load_at_exit(&mut ebpf).is_ok();
         let mut ring = |name: &'static str| {
             let map = ebpf.take_map(name).ok_or_else(|| missing(name))?;
             RingBuf::try_from(map).map_err(refused("map a ring"))
@@ -233,6 +239,7 @@ impl Session {
             locators: Vec::new(),
             settings,
             waking_timer: None,
+            reads_at_exit,
         })
     }
 
@@ -336,6 +343,9 @@ impl Session {
             program(&mut self.ebpf, name)?
                 .attach()
                 .map_err(refused_for("attach", name))?;
+        }
+        if self.reads_at_exit {
+            self.reads_at_exit = at_exit(&mut self.ebpf)?.attach(EXIT, 0).is_ok();
         }
         if let Some(hz) = self.settings.sample_hz {
             sampling::attach(&mut self.ebpf, hz)?;
@@ -454,6 +464,9 @@ impl Session {
         // Unloading detaches; the maps stay for as long as they are open.
         if self.settings.sample_hz.is_some() {
             sampling::unload(&mut self.ebpf)?;
+        }
+        if self.reads_at_exit {
+            at_exit(&mut self.ebpf)?.unload().map_err(refused_for("detach", EXIT))?;
         }
         for name in PROGRAMS.into_iter().chain(extra_programs(self.settings.level)) {
             program(&mut self.ebpf, name)?
@@ -649,6 +662,17 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTrac
         .ok_or_else(|| missing(name))?
         .try_into()
         .map_err(refused("use a BPF program"))
+}
+
+fn at_exit(ebpf: &mut Ebpf) -> Result<&mut KProbe> {
+    ebpf.program_mut(EXIT)
+        .ok_or_else(|| missing(EXIT))?
+        .try_into()
+        .map_err(refused("use a BPF program"))
+}
+
+fn load_at_exit(ebpf: &mut Ebpf) -> Result<()> {
+    at_exit(ebpf)?.load().map_err(refused_for("load", EXIT))
 }
 
 /// The committed object lacks something the loader asks for. The build checks that the object comes from these sources, so

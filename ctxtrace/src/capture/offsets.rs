@@ -4,6 +4,7 @@
 //! up in the kernel's own type information (BTF) and written into the program's read-only data before it is loaded. A field
 //! that has changed its name or place between kernels is found by name, never by kernel version.
 
+use std::fs;
 use std::path::Path;
 
 use btf::btf::{Btf, Struct, Type};
@@ -17,6 +18,7 @@ pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offsets {
     constants: Vec<(&'static str, u32)>,
+    exit_comes_in_time: bool,
 }
 
 impl Offsets {
@@ -27,7 +29,7 @@ impl Offsets {
     /// If it cannot be read, or lacks what is needed.
     pub fn from_running_kernel() -> Result<Self> {
         // Checked apart, to tell a kernel without BTF from one whose BTF is odd.
-        std::fs::File::open(BTF_PATH).map_err(|source| Error::NoBtf { path: BTF_PATH, source })?;
+        fs::File::open(BTF_PATH).map_err(|source| Error::NoBtf { path: BTF_PATH, source })?;
         Self::from_file(Path::new(BTF_PATH))
     }
 
@@ -36,11 +38,13 @@ impl Offsets {
             what: format!("a readable type table ({error})"),
         })?;
         let task = struct_named(&btf, "task_struct")?;
+        let offset_of = |fields: &Struct, structure: &str, names: &[&str]| offset_of(&btf, fields, structure, names);
         let nested = |outer: &str, inner_struct: &str, inner: &[&str]| {
             let inner = struct_named(&btf, inner_struct).and_then(|fields| offset_of(fields, inner_struct, inner));
             Ok::<u32, Error>(offset_of(task, "task_struct", &[outer])? + inner?)
         };
         let registers = struct_named(&btf, "pt_regs")?;
+        let helpers = Helpers::of(&btf);
         let mut constants = vec![
             ("OFFSET_PID", offset_of(task, "task_struct", &["pid"])?),
             ("OFFSET_TGID", offset_of(task, "task_struct", &["tgid"])?),
@@ -66,13 +70,33 @@ impl Offsets {
                 nested("thread_info", "thread_info", &["status"])?,
             ),
             ("OFFSET_ORIG_AX", offset_of(registers, "pt_regs", &["orig_ax"])?),
-            ("HAS_PREV_STATE_ARG", u32::from(switch_passes_prev_state(&btf)?)),
+            ("OFFSET_CS", offset_of(registers, "pt_regs", &["cs"])?),
+            ("SIZE_OF_PT_REGS", size_of_struct(&btf, "pt_regs")?),
+            ("OFFSET_STACK", offset_of(task, "task_struct", &["stack"])?),
+            ("HAS_TASK_PT_REGS", u32::from(helpers.has("task_pt_regs"))),
+            ("HAS_CURRENT_TASK_BTF", u32::from(helpers.has("get_current_task_btf"))),
+            ("HAS_PREV_STATE_ARG", u32::from(parameters(&btf, "sched_switch")? >= 5)),
         ];
         // A kernel without them is traced all the same; only the makers of wakeups are not known then.
         if let Ok(per_cpu) = per_cpu(&btf, task) {
             constants.extend(per_cpu);
         }
-        Ok(Self { constants })
+        Ok(Self {
+            constants,
+            exit_comes_in_time: parameters(&btf, "sched_process_exit")? >= 3,
+        })
+    }
+
+    /// Whether `sched_process_exit` comes while a thread still has its memory.
+    #[must_use]
+    pub fn exit_comes_in_time(&self) -> bool {
+        self.exit_comes_in_time
+    }
+
+    /// Whether it can be told if a wakeup is made by a thread or by an interrupt.
+    #[must_use]
+    pub fn tell_interrupts(&self) -> bool {
+        self.constants.iter().any(|&(name, _)| name == "PER_CPU_KNOWN")
     }
 
     /// Name and value of each constant.
@@ -95,30 +119,79 @@ fn struct_named<'a>(btf: &'a Btf, name: &str) -> Result<&'a Struct> {
         .ok_or_else(|| lacks(format!("struct {name}")))
 }
 
+/// Size of a structure in bytes.
+fn size_of_struct(btf: &Btf, name: &str) -> Result<u32> {
+    btf.get_types()
+        .iter()
+        .find(|ty| ty.num_refs == 0 && matches!(ty.base_type, Type::Struct(_)) && ty.name.as_deref() == Some(name))
+        .map(|ty| ty.bits / 8)
+        .ok_or_else(|| lacks(format!("struct {name}")))
+}
+
 /// Offset in bytes of the first of `names` that the structure has.
-fn offset_of(fields: &Struct, structure: &str, names: &[&str]) -> Result<u32> {
+fn offset_of(btf: &Btf, fields: &Struct, structure: &str, names: &[&str]) -> Result<u32> {
+    let inner = |id| match &btf.get_type_by_id(id).ok()?.base_type {
+        Type::Struct(fields) | Type::Union(fields) => Some(fields),
+        _ => None,
+    };
     names
         .iter()
-        .find_map(|&name| {
-            let member = fields
-                .members
-                .iter()
-                .find(|member| member.name.as_deref() == Some(name))?;
-            Some(member.offset / 8)
-        })
+        .find_map(|&name| bit_offset(fields, name, &inner))
+        .map(|bits| bits / 8)
         .ok_or_else(|| lacks(format!("{structure}.{}", names.join(" or "))))
+}
+
+/// Offset in bits of a member, be it one of a structure or union without a name, as C has it. `inner` gives a member's own
+/// members by its type.
+fn bit_offset<'a>(fields: &'a Struct, name: &str, inner: &dyn Fn(u32) -> Option<&'a Struct>) -> Option<u32> {
+    fields.members.iter().find_map(|member| match member.name.as_deref() {
+        Some(of_member) if of_member == name => Some(member.offset),
+        None | Some("") => Some(member.offset + bit_offset(inner(member.type_id)?, name, inner)?),
+        Some(_) => None,
+    })
+}
+
+/// The helper functions that the kernel has for BPF programs, by the enumeration that numbers them.
+struct Helpers<'a>(Vec<&'a str>);
+
+impl<'a> Helpers<'a> {
+    fn of(btf: &'a Btf) -> Self {
+        Self(enumerators(btf, "bpf_func_id"))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0
+            .iter()
+            .any(|helper| helper.strip_prefix("BPF_FUNC_") == Some(name))
+    }
+}
+
+/// The names in an enumeration; none if the kernel has no such enumeration.
+fn enumerators<'a>(btf: &'a Btf, name: &str) -> Vec<&'a str> {
+    btf.get_types()
+        .iter()
+        .filter(|ty| ty.num_refs == 0 && ty.name.as_deref() == Some(name))
+        .find_map(|ty| match &ty.base_type {
+            Type::Enum32(of) | Type::Enum64(of) => Some(&of.entries),
+            _ => None,
+        })
+        .map_or_else(Vec::new, |entries| {
+            entries.iter().filter_map(|entry| entry.name.as_deref()).collect()
+        })
 }
 
 /// The way from `current` to this CPU's preemption counter; see `waker.rs` on the BPF side.
 fn per_cpu(btf: &Btf, task: &Struct) -> Result<[(&'static str, u32); 6]> {
+    let offset_of = |fields: &Struct, structure: &str, name: &str| offset_of(btf, fields, structure, &[name]);
     let entity = struct_named(btf, "sched_entity")?;
-    let cfs_rq = offset_of(task, "task_struct", &["se"])? + offset_of(entity, "sched_entity", &["cfs_rq"])?;
-    let rq = offset_of(struct_named(btf, "cfs_rq")?, "cfs_rq", &["rq"])?;
-    let variable = |name: &str| per_cpu_variable(btf, name);
+    let cfs_rq = offset_of(task, "task_struct", "se")? + offset_of(entity, "sched_entity", "cfs_rq")?;
+    let rq = offset_of(struct_named(btf, "cfs_rq")?, "cfs_rq", "rq")?;
+    let symbols = PerCpuSymbols::default();
+    let variable = |name: &str| per_cpu_variable(btf, name).or_else(|error| symbols.offset(name).ok_or(error));
     // Linux 6.2 to 6.14 kept both in a structure of hot variables.
     let hot = |member: &str| {
         let fields = struct_named(btf, "pcpu_hot")?;
-        Ok::<u32, Error>(variable("pcpu_hot")? + offset_of(fields, "pcpu_hot", &[member])?)
+        Ok::<u32, Error>(variable("pcpu_hot")? + offset_of(fields, "pcpu_hot", member)?)
     };
     let current = variable("current_task").or_else(|_| hot("current_task"))?;
     let preempt_count = variable("__preempt_count").or_else(|_| hot("preempt_count"))?;
@@ -150,17 +223,48 @@ fn per_cpu_variable(btf: &Btf, name: &str) -> Result<u32> {
         .ok_or_else(|| lacks(format!("the per-CPU variable {name}")))
 }
 
-/// Whether `sched_switch` hands over `prev_state`: its BTF prototype then has five parameters, the first one being the
-/// tracepoint's private data.
-fn switch_passes_prev_state(btf: &Btf) -> Result<bool> {
-    const NAME: &str = "btf_trace_sched_switch";
+/// The kernel's table of symbols, for a kernel whose BTF has no variables (as Debian's 5.10): there a per-CPU variable's value
+/// is its offset in their section. Read once, and only if it is needed.
+#[derive(Default)]
+struct PerCpuSymbols {
+    table: std::cell::OnceCell<String>,
+}
+
+impl PerCpuSymbols {
+    fn offset(&self, name: &str) -> Option<u32> {
+        // A table that is hidden has zeroes; one that cannot be read has nothing.
+        let table = self
+            .table
+            .get_or_init(|| fs::read_to_string("/proc/kallsyms").unwrap_or_default());
+        per_cpu_symbol(table, name)
+    }
+}
+
+/// The value of a symbol, if that may be an offset among the per-CPU variables: not hidden, and not an address.
+fn per_cpu_symbol(table: &str, name: &str) -> Option<u32> {
+    table.lines().find_map(|line| {
+        let (value, rest) = line.split_once(' ')?;
+        let (_, symbol) = rest.split_once(' ')?;
+        if symbol != name {
+            return None;
+        }
+        u32::from_str_radix(value, 16).ok().filter(|&offset| offset != 0)
+    })
+}
+
+/// How many parameters a tracepoint has in BTF, the first one being its private data.
+///
+/// They tell kernels apart where a tracepoint has changed: `sched_switch` has a fifth one, `prev_state`, since Linux 5.18;
+/// `sched_process_exit` got its third one, `group_dead`, when it was moved to before the memory goes (6.16).
+fn parameters(btf: &Btf, tracepoint: &str) -> Result<usize> {
+    let name = format!("btf_trace_{tracepoint}");
     btf.get_types()
         .iter()
         .find_map(|ty| match &ty.base_type {
-            Type::FunctionProto(proto) if ty.name.as_deref() == Some(NAME) => Some(proto.params.len() >= 5),
+            Type::FunctionProto(proto) if ty.name.as_deref() == Some(&name) => Some(proto.params.len()),
             _ => None,
         })
-        .ok_or_else(|| lacks("the tracepoint sched_switch"))
+        .ok_or_else(|| lacks(format!("the tracepoint {tracepoint}")))
 }
 
 #[cfg(test)]
@@ -185,13 +289,58 @@ mod tests {
     fn a_field_is_found_under_its_older_name() {
         let new = fields(&[("flags", 0), ("__state", 192)]);
         let old = fields(&[("state", 128)]);
-        assert_eq!(offset_of(&new, "task_struct", &["__state", "state"]).ok(), Some(24));
-        assert_eq!(offset_of(&old, "task_struct", &["__state", "state"]).ok(), Some(16));
+        let btf = Btf::default();
+        assert_eq!(
+            offset_of(&btf, &new, "task_struct", &["__state", "state"]).ok(),
+            Some(24)
+        );
+        assert_eq!(
+            offset_of(&btf, &old, "task_struct", &["__state", "state"]).ok(),
+            Some(16)
+        );
     }
 
     #[test]
     fn a_missing_field_is_named() {
-        let error = offset_of(&fields(&[]), "task_struct", &["nvcsw"]).expect_err("missing");
+        let error = offset_of(&Btf::default(), &fields(&[]), "task_struct", &["nvcsw"]).expect_err("missing");
         assert!(error.to_string().contains("task_struct.nvcsw"), "{error}");
+    }
+
+    #[test]
+    fn a_member_is_found_in_a_union_without_a_name() {
+        // As `pcpu_hot` of Linux 6.12: a union of a structure and of bytes that fill a cache line.
+        let mut hot = fields(&[("", 0)]);
+        hot.members[0].type_id = 7;
+        let mut of_union = fields(&[("", 0), ("pad", 0)]);
+        of_union.members[0].type_id = 8;
+        let of_structure = fields(&[("current_task", 0), ("preempt_count", 64)]);
+        let inner = |id| match id {
+            7 => Some(&of_union),
+            8 => Some(&of_structure),
+            _ => None,
+        };
+        assert_eq!(bit_offset(&hot, "preempt_count", &inner), Some(64));
+        assert_eq!(bit_offset(&hot, "pad", &inner), Some(0));
+        assert_eq!(bit_offset(&hot, "nothing", &inner), None);
+    }
+
+    #[test]
+    fn a_per_cpu_symbol_is_an_offset_and_no_address() {
+        let table = "0000000000000000 A fixed_percpu_data\n0000000000017bc0 A current_task\n\
+                     ffffffff81000000 T _text\n0000000000001000 d other\t[module]\n";
+        assert_eq!(per_cpu_symbol(table, "current_task"), Some(0x17bc0));
+        for missing in ["fixed_percpu_data", "_text", "other", "current"] {
+            assert_eq!(per_cpu_symbol(table, missing), None, "{missing}");
+        }
+    }
+
+    #[test]
+    fn the_running_kernels_helpers_are_listed() {
+        let Ok(btf) = Btf::from_file(BTF_PATH) else {
+            return;
+        };
+        let helpers = Helpers::of(&btf);
+        assert!(helpers.has("map_lookup_elem"));
+        assert!(!helpers.has("no_such_helper"));
     }
 }

@@ -3,6 +3,7 @@
 //! clap's structures are here and nowhere else; [`settings`] turns them into plain ones in a second step, where options
 //! that do not go together are found.
 
+pub mod comparison;
 pub mod settings;
 
 use std::ffi::OsString;
@@ -38,8 +39,10 @@ pub enum Command {
     /// The command's input, output and exit status stay its own; the table goes to standard error. Ctrl-C goes to the command
     /// too, which is recorded until it ends; a second one kills it.
     Record(RecordArgs),
-    /// Find out why one case is slower than another, by measuring and by changing one thing at a time
+    /// Find out why one case is slower than another, by measuring and changing one thing at a time
     Explain(ExplainArgs),
+    /// Show two captures side by side: what one has more of, and where its time goes; needs no root
+    Compare(CompareArgs),
     /// Measure every case of the article, beside the article's own figures
     Suite(SuiteArgs),
     /// Make every output again from a capture; needs no root
@@ -176,11 +179,35 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub skip: Vec<String>,
 
-    /// Write the answer as JSON ("-": standard output)
+    /// What to write
+    #[command(flatten)]
+    pub outputs: ComparisonOutputArgs,
+}
+
+/// `ctxtrace compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// The capture that the other is held against
+    #[arg(value_name = "BASE.ctx")]
+    pub base: PathBuf,
+
+    /// The other
+    #[arg(value_name = "SUBJECT.ctx")]
+    pub subject: PathBuf,
+
+    /// What to write
+    #[command(flatten)]
+    pub outputs: ComparisonOutputArgs,
+}
+
+/// What a comparison writes.
+#[derive(Debug, Args)]
+pub struct ComparisonOutputArgs {
+    /// Write the result as JSON ("-": standard output)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
-    /// Write the answer as Markdown, to be pasted into an issue ("-": standard output)
+    /// Write the result as Markdown, to be pasted into an issue ("-": standard output)
     #[arg(long, value_name = "FILE.md")]
     pub markdown: Option<PathBuf>,
 
@@ -325,6 +352,13 @@ pub struct OutputArgs {
     #[arg(long, value_name = "FILE")]
     pub folded: Option<PathBuf>,
 
+    /// Write the timeline for ui.perfetto.dev (level timeline)
+    #[arg(long, value_name = "FILE.pftrace")]
+    pub perfetto: Option<PathBuf>,
+
+    /// Write switches and off-CPU time by stack for pprof, Pyroscope, Parca or speedscope
+    #[arg(long, value_name = "FILE.pb.gz")]
+    pub pprof: Option<PathBuf>,
     /// Write the tables of the capture as Parquet files into a folder, which may have those of others: docs/FLEET.md
     #[arg(long, value_name = "DIR")]
     pub parquet: Option<PathBuf>,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::analyze::assertion::Assertion;
 use crate::capture::Settings;
-use crate::cli::{CaseArgs, ExplainArgs, OutputArgs, RecordArgs, RecordingArgs, ReportArgs, RunArgs, SuiteArgs};
+use crate::cli::{CaseArgs, OutputArgs, RecordArgs, RecordingArgs, ReportArgs, RunArgs, SuiteArgs};
 use crate::error::{Error, Result};
 use crate::report::Weight;
 use crate::report::output::Destination;
@@ -110,6 +110,10 @@ pub struct OutputSettings {
     pub wakeups_flamegraph: Option<Destination>,
     /// Where the folded stacks go.
     pub folded: Option<Destination>,
+    /// Where the timeline for Perfetto goes.
+    pub perfetto: Option<Destination>,
+    /// Where the profile for pprof goes.
+    pub pprof: Option<Destination>,
     /// The folder for the tables.
     pub parquet: Option<PathBuf>,
     /// What must hold of the result.
@@ -121,9 +125,14 @@ pub struct OutputSettings {
 }
 
 impl OutputSettings {
-    /// Whether any of them is made of stacks.
+    /// Whether any of them is made of the stacks of switches.
     #[must_use]
     pub fn wants_stacks(&self) -> bool {
+        self.draws_stacks() || self.pprof.is_some()
+    }
+
+    /// Whether any of them shows those stacks with a width.
+    fn draws_stacks(&self) -> bool {
         self.flamegraph.is_some() || self.wakeups_flamegraph.is_some() || self.folded.is_some()
     }
 }
@@ -188,151 +197,6 @@ impl TryFrom<SuiteArgs> for SuiteSettings {
     }
 }
 
-/// `ctxtrace explain`, every option resolved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExplainSettings {
-    /// What is compared.
-    pub cases: Cases,
-    /// Whether to be quick about it.
-    pub quick: bool,
-    /// The interventions to try; all of them if there are none.
-    pub only: Vec<String>,
-    /// Those not to try.
-    pub skip: Vec<String>,
-    /// Where the JSON goes.
-    pub json: Option<Destination>,
-    /// Where the Markdown goes.
-    pub markdown: Option<Destination>,
-    /// Where the differential flamegraph of samples goes.
-    pub on_cpu_flamegraph: Option<Destination>,
-    /// Where the differential off-CPU flamegraph goes.
-    pub flamegraph: Option<Destination>,
-    /// Whether standard output is not the table's.
-    pub table_to_stderr: bool,
-}
-
-/// A base, and a subject that may be slower.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cases {
-    /// Built-in workloads.
-    Workloads {
-        /// The base.
-        base: Box<Spec>,
-        /// The subject.
-        subject: Box<Spec>,
-    },
-    /// Commands, as words.
-    Commands {
-        /// The base.
-        base: Vec<String>,
-        /// The subject.
-        subject: Vec<String>,
-    },
-}
-
-/// What the article ended on.
-const SUBJECT_BUFFER: u64 = 4_096;
-
-/// A case on a line of its own, behind `--against`.
-#[derive(Debug, clap::Parser)]
-#[command(no_binary_name = true, disable_help_flag = true)]
-struct AgainstLine {
-    #[arg(value_enum)]
-    mode: Mode,
-    #[command(flatten)]
-    case: CaseArgs,
-}
-
-impl TryFrom<ExplainArgs> for ExplainSettings {
-    type Error = Error;
-
-    fn try_from(args: ExplainArgs) -> Result<Self> {
-        let settings = Self {
-            cases: compared(&args)?,
-            quick: args.quick,
-            only: args.only,
-            skip: args.skip,
-            json: args.json.map(Destination::from),
-            markdown: args.markdown.map(Destination::from),
-            on_cpu_flamegraph: args.on_cpu_flamegraph.map(Destination::from),
-            flamegraph: args.flamegraph.map(Destination::from),
-            table_to_stderr: false,
-        };
-        let destinations: Vec<_> = [
-            ("--json", &settings.json),
-            ("--markdown", &settings.markdown),
-            ("--on-cpu-flamegraph", &settings.on_cpu_flamegraph),
-            ("--flamegraph", &settings.flamegraph),
-        ]
-        .into_iter()
-        .filter_map(|(option, destination)| Some((option, destination.as_ref()?)))
-        .collect();
-        for (index, (option, destination)) in destinations.iter().enumerate() {
-            if let Some((other, _)) = destinations[..index].iter().find(|(_, other)| other == destination) {
-                return Err(same_place(other, option));
-            }
-        }
-        let table_to_stderr = destinations.iter().any(|(_, to)| **to == Destination::Stdout);
-        Ok(Self {
-            table_to_stderr,
-            ..settings
-        })
-    }
-}
-
-fn compared(args: &ExplainArgs) -> Result<Cases> {
-    if let (Some(base), Some(subject)) = (&args.base, &args.subject) {
-        if args.case != CaseArgs::default() {
-            return Err(Error::Usage(
-                "--base and --subject are commands of yours: options of the built-in workloads have no meaning for them".to_owned(),
-            ));
-        }
-        return Ok(Cases::Commands {
-            base: words("--base", base)?,
-            subject: words("--subject", subject)?,
-        });
-    }
-    let mut subject = args.case.clone();
-    if args.mode.is_none() && subject.buffer.is_none() {
-        subject.buffer = Some(SUBJECT_BUFFER);
-    }
-    let mode = args.mode.unwrap_or(Mode::TaskPool);
-    let base = if args.against.is_empty() {
-        // The same without what it has not.
-        let mut base = subject.clone();
-        base.workers = None;
-        base.pin = base.pin.filter(|&pin| pin != Pin::SplitCpus);
-        if mode == Mode::Task {
-            return Err(Error::Usage(
-                "--mode task is what others are held against: say with --against what it is slower than".to_owned(),
-            ));
-        }
-        spec(Mode::Task, &base)?
-    } else {
-        let line = <AgainstLine as clap::Parser>::try_parse_from(&args.against).map_err(|error| {
-            let text = error.to_string();
-            let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            Error::Usage(format!(
-                "--against takes a mode and options of `run`, up to the end of the line: {first} (options of explain come before it)"
-            ))
-        })?;
-        spec(line.mode, &line.case)?
-    };
-    Ok(Cases::Workloads {
-        base: Box::new(base),
-        subject: Box::new(spec(mode, &subject)?),
-    })
-}
-
-/// A command as a shell would split it.
-fn words(option: &str, line: &str) -> Result<Vec<String>> {
-    match shlex::split(line) {
-        Some(words) if !words.is_empty() => Ok(words),
-        Some(_) => Err(Error::Usage(format!("{option} is empty: give a command"))),
-        None => Err(Error::Usage(format!("{option} has a quote that is not closed: {line}"))),
-    }
-}
-
 impl TryFrom<ReportArgs> for ReportSettings {
     type Error = Error;
 
@@ -344,7 +208,7 @@ impl TryFrom<ReportArgs> for ReportSettings {
     }
 }
 
-fn spec(mode: Mode, args: &CaseArgs) -> Result<Spec> {
+pub(super) fn spec(mode: Mode, args: &CaseArgs) -> Result<Spec> {
     let default = Spec::of(mode);
     let language = args.language.unwrap_or(default.language);
     let no_meaning = |option: &str, reason: &str| {
@@ -452,7 +316,7 @@ fn spec(mode: Mode, args: &CaseArgs) -> Result<Spec> {
 fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
     if outputs.wants_stacks() && args.level != Level::Stacks {
         return Err(Error::Usage(format!(
-            "--flamegraph, --wakeups-flamegraph and --folded need stacks, and --level {} takes none: leave --level out",
+            "--flamegraph, --wakeups-flamegraph, --folded and --pprof need stacks, and --level {} takes none: leave --level out",
             args.level.name()
         )));
     }
@@ -471,6 +335,12 @@ fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
     if args.sample.is_some() && args.level != Level::Timeline {
         return Err(Error::Usage(format!(
             "--sample has no meaning for --level {}, which tells no events (use --level timeline)",
+            args.level.name()
+        )));
+    }
+    if outputs.perfetto.is_some() && args.level != Level::Timeline {
+        return Err(Error::Usage(format!(
+            "--perfetto needs every switch and wakeup as an event, and --level {} tells none: give --level timeline too",
             args.level.name()
         )));
     }
@@ -503,6 +373,8 @@ fn save(args: RecordingArgs, outputs: &OutputSettings) -> Result<Option<SaveSett
         ("--on-cpu-flamegraph", &outputs.on_cpu_flamegraph),
         ("--wakeups-flamegraph", &outputs.wakeups_flamegraph),
         ("--folded", &outputs.folded),
+        ("--perfetto", &outputs.perfetto),
+        ("--pprof", &outputs.pprof),
     ];
     for (option, destination) in taken {
         if destination
@@ -521,7 +393,7 @@ fn save(args: RecordingArgs, outputs: &OutputSettings) -> Result<Option<SaveSett
     }))
 }
 
-fn same_place(one: &str, other: &str) -> Error {
+pub(super) fn same_place(one: &str, other: &str) -> Error {
     Error::Usage(format!("{one} and {other} go to the same place: give each its own"))
 }
 
@@ -533,12 +405,14 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
         on_cpu_flamegraph: args.on_cpu_flamegraph.map(Destination::from),
         wakeups_flamegraph: args.wakeups_flamegraph.map(Destination::from),
         folded: args.folded.map(Destination::from),
+        perfetto: args.perfetto.map(Destination::from),
+        pprof: args.pprof.map(Destination::from),
         parquet: args.parquet,
         assertions: args.assertions,
         quiet: args.quiet,
         table_to_stderr: false,
     };
-    if args.weight.is_some() && !settings.wants_stacks() && settings.on_cpu_flamegraph.is_none() {
+    if args.weight.is_some() && !settings.draws_stacks() && settings.on_cpu_flamegraph.is_none() {
         return Err(Error::Usage(
             "--weight says what the widths in a flamegraph mean: give one of the options for flamegraphs, or --folded, too".to_owned(),
         ));
@@ -549,6 +423,8 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
         ("--on-cpu-flamegraph", &settings.on_cpu_flamegraph),
         ("--wakeups-flamegraph", &settings.wakeups_flamegraph),
         ("--folded", &settings.folded),
+        ("--perfetto", &settings.perfetto),
+        ("--pprof", &settings.pprof),
     ]
     .into_iter()
     .filter_map(|(option, destination)| Some((option, destination.as_ref()?)))
@@ -757,6 +633,14 @@ mod tests {
             "--mode task --output x --folded x",
             "--mode task --force",
             "--mode task --level counts --max-stacks 100",
+            "--mode task --level counts --pprof x",
+            "--mode task --level timeline --pprof x",
+            "--mode task --perfetto x",
+            "--mode task --level counts --perfetto x",
+            "--mode task --level timeline --perfetto x --json x",
+            "--mode task --pprof x --folded x",
+            "--mode task --pprof x --weight count",
+            "--mode task --output x --pprof x",
         ] {
             assert!(settings(line).is_err(), "{line}");
         }

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use ctxtrace_common::process::{Image, TaskKey};
 
-use super::intervals::{Interval, IntervalSink, State, ThreadId};
+use super::intervals::{Departure, Interval, IntervalSink, State, ThreadId};
+use crate::workload::Outcome;
 
 /// From when to when, `CLOCK_MONOTONIC` nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,16 @@ impl Window {
         from_ns: 0,
         to_ns: u64::MAX,
     };
+
+    /// The measured section of a workload, if it has told when that began.
+    #[must_use]
+    pub fn measured(outcome: &Outcome) -> Option<Self> {
+        let from_ns = outcome.started_ns?;
+        Some(Self {
+            from_ns,
+            to_ns: from_ns.saturating_add(outcome.elapsed_ns),
+        })
+    }
 
     /// The part of an interval that lies in it; `None` if that is nothing.
     #[must_use]
@@ -64,6 +75,7 @@ pub struct Budget {
     window: Window,
     parts: BTreeMap<Part, u64>,
     threads: HashMap<ThreadId, Alive>,
+    switches: u64,
 }
 
 /// When a thread was alive, within the window, and how much of that is told.
@@ -82,6 +94,7 @@ impl Budget {
             window,
             parts: BTreeMap::new(),
             threads: HashMap::new(),
+            switches: 0,
         }
     }
 
@@ -95,6 +108,12 @@ impl Budget {
     pub fn in_state(&self, state: State) -> u64 {
         let parts = self.parts.iter().filter(|(part, _)| part.state == state);
         parts.map(|(_, ns)| ns).sum()
+    }
+
+    /// Kernel switches in the window.
+    #[must_use]
+    pub fn switches(&self) -> u64 {
+        self.switches
     }
 
     /// Threads that were alive in the window.
@@ -118,6 +137,11 @@ impl Budget {
 }
 
 impl IntervalSink for Budget {
+    fn left(&mut self, departure: &Departure) {
+        let window = self.window.from_ns..self.window.to_ns;
+        self.switches += u64::from(window.contains(&departure.at_ns));
+    }
+
     fn interval(&mut self, interval: &Interval) {
         let Some((start_ns, end_ns)) = self.window.clip(interval.start_ns, interval.end_ns) else {
             return;
@@ -148,6 +172,8 @@ impl IntervalSink for Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ctxtrace_common::clock::Leave;
+    use ctxtrace_common::event::Out;
     use ctxtrace_common::ledger::Class;
 
     fn interval(tid: u32, state: State, start_ns: u64, end_ns: u64) -> Interval {
@@ -205,6 +231,29 @@ mod tests {
         budget.interval(&interval(2, State::OnCpu, 0, 105));
         assert_eq!((budget.in_state(State::OnCpu), budget.in_state(State::Blocked)), (5, 2));
         assert_eq!(budget.threads(), 1);
+    }
+
+    #[test]
+    fn switches_in_the_window_are_counted() {
+        let mut budget = Budget::of(Window { from_ns: 20, to_ns: 60 });
+        for at_ns in [19, 20, 59, 60] {
+            budget.left(&Departure {
+                thread: ThreadId::default(),
+                image: Image::default(),
+                at_ns,
+                cpu: 0,
+                out: Out {
+                    tid: 1,
+                    leave: Leave::Slept,
+                    voluntary: true,
+                    task: 0,
+                    class: 0,
+                    reason: 0,
+                },
+                on_cpu_ns: None,
+            });
+        }
+        assert_eq!(budget.switches(), 2);
     }
 
     #[test]

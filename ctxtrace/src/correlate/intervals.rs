@@ -109,7 +109,7 @@ pub trait IntervalSink {
     /// The next one.
     fn interval(&mut self, interval: &Interval);
 
-    /// A thread has left its CPU.
+    /// A thread has left its CPU: told also where it was not seen when it had come onto it.
     fn left(&mut self, _departure: &Departure) {}
 
     /// A thread has come onto a CPU.

@@ -103,7 +103,8 @@ pub fn entry_of(key: &SumKey, aggregates: &Aggregates) -> Entry {
 }
 
 /// What is known of a switch that did not fit the table: its class.
-fn overflowed(class: Class) -> Entry {
+#[must_use]
+pub fn overflowed(class: Class) -> Entry {
     let task = TaskKey {
         task: OTHER_TASKS,
         image: Image::default(),

@@ -2,14 +2,18 @@
 //!
 //! * [`reconcile`]: traced switches against the kernel's own count.
 //! * [`ledger`]: every kernel switch in its class.
+//! * [`slices`]: which task a thread polled from when to when.
 //! * [`tasks`]: the tasks by name, and their switches.
 //! * [`timeline`]: the events, added up again.
+//! * [`wakes`]: which waking brought a thread onto its CPU.
 //! * [`wakeups`]: who woke whom.
 
 pub mod budget;
 pub mod intervals;
 pub mod ledger;
 pub mod reconcile;
+pub mod slices;
 pub mod tasks;
 pub mod timeline;
+pub mod wakes;
 pub mod wakeups;

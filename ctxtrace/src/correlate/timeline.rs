@@ -191,6 +191,11 @@ impl<I> Replay<I> {
         }
     }
 
+    /// Those who are told of the intervals.
+    pub fn intervals_mut(&mut self) -> &mut I {
+        &mut self.intervals
+    }
+
     /// Those who were told of the intervals.
     #[must_use]
     pub fn into_intervals(self) -> I {

@@ -6,25 +6,38 @@ use inferno::differential;
 use inferno::flamegraph::{self, Options};
 
 use super::{folded, printable};
-use crate::analyze::explain::account::Stacks;
-use crate::analyze::explain::result::Explanation;
+use crate::analyze::budget::Unit;
+use crate::analyze::budget::account::Stacks;
 use crate::error::{Error, Result};
 
 /// Widths are whole numbers: of picoseconds a message.
 const PS: f64 = 1e3;
+
+/// What is drawn.
+#[derive(Clone, Copy, Debug)]
+pub struct Labels<'a> {
+    /// What the widths are: `Off-CPU time`.
+    pub what: &'a str,
+    /// What they are for one of.
+    pub unit: Unit,
+    /// What the subject is held against.
+    pub base: &'a str,
+    /// Whose the widths are.
+    pub subject: &'a str,
+}
 
 /// Draws them.
 ///
 /// # Errors
 ///
 /// If there are no stacks.
-pub fn render(base: &Stacks, subject: &Stacks, what: &str, answer: &Explanation) -> Result<Vec<u8>> {
+pub fn render(base: &Stacks, subject: &Stacks, labels: &Labels<'_>) -> Result<Vec<u8>> {
     let failed = |reason: String| Error::Render {
         what: "differential flamegraph",
         reason,
     };
     if base.is_empty() && subject.is_empty() {
-        return Err(failed("there is no gap, so no run was traced".to_owned()));
+        return Err(failed("there are no stacks of either side".to_owned()));
     }
     let mut both = Vec::new();
     differential::from_readers(
@@ -35,10 +48,10 @@ pub fn render(base: &Stacks, subject: &Stacks, what: &str, answer: &Explanation)
     )
     .map_err(|error| failed(error.to_string()))?;
     let mut options = Options::default();
-    options.title = format!("{what} {}, subject against base", answer.unit.in_words());
+    options.title = format!("{} {}, subject against base", labels.what, labels.unit.in_words());
     options.subtitle = Some(printable(&format!(
         "widths: {} · red: more than {}, blue: less",
-        answer.subject.name, answer.base.name
+        labels.subject, labels.base
     )));
     options.count_name = "ps".to_owned();
     options.deterministic = true;

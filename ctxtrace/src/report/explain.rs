@@ -2,41 +2,47 @@
 
 use std::fmt::Write;
 
-use super::printable;
 use super::table::{Style, plain_table};
-use crate::analyze::explain::explain::plus_minus;
-use crate::analyze::explain::result::{Budget, Explanation, Side, Tried};
+use super::{budget, printable, wrapped};
+use crate::analyze::explain::result::{Claim, Explanation, Others, Says, Side};
 use crate::units::{significant, thousands};
-
-/// Functions that the table has room for.
-const FUNCTIONS: usize = 10;
 
 /// For a terminal.
 #[must_use]
 pub fn render(answer: &Explanation, style: Style) -> String {
     let mut sections = Vec::new();
     if let Some(reason) = &answer.cut_short {
-        sections.push(style.red(&format!("PARTIAL: {reason}. What was measured up to then:")));
+        sections.push(style.red(&format!(
+            "PARTIAL: {}. What was measured up to then:",
+            printable(reason)
+        )));
     }
-    sections.push(style.bold(&headline(answer)));
+    sections.push(style.bold(&wrapped(&headline(answer), "", "  ")));
     sections.push(format!(
         "{}\n{}",
-        side("base", &answer.base, answer),
-        side("subject", &answer.subject, answer)
+        wrapped(&side("base", &answer.base, answer), "", "         "),
+        wrapped(&side("subject", &answer.subject, answer), "", "         ")
     ));
-    sections.push(verdict(answer, "  "));
-    sections.extend(answer.budget.as_ref().map(|budget| tables(answer, budget)));
-    if !answer.interventions.is_empty() {
-        sections.push(interventions(answer));
-    }
-    if !answer.not_tried.is_empty() {
-        let list: Vec<String> = answer
-            .not_tried
+    sections.extend(disturbance(answer).map(|sentence| style.red(&wrapped(&sentence, "", ""))));
+    for (title, claims) in verdict(answer) {
+        let lines: Vec<String> = claims
             .iter()
-            .map(|not| format!("  {}: {}", not.name, printable(&not.reason)))
+            .map(|(number, sentence)| match number {
+                Some(number) => wrapped(sentence, &format!("  {number}. "), "     "),
+                None => wrapped(sentence, "  ", "  "),
+            })
             .collect();
-        sections.push(style.dim(&format!("Not tried\n{}", list.join("\n"))));
+        sections.push(format!("{}\n\n{}", style.bold(title), lines.join("\n")));
     }
+    sections.extend(
+        answer
+            .budget
+            .as_ref()
+            .map(|of| budget::tables(of, answer.unit, answer.scale())),
+    );
+    sections.extend(counters(answer));
+    sections.extend(interventions(answer));
+    sections.extend(not_tried(answer).map(|text| style.dim(&text)));
     sections.join("\n\n") + "\n"
 }
 
@@ -44,21 +50,33 @@ pub fn render(answer: &Explanation, style: Style) -> String {
 #[must_use]
 pub fn markdown(answer: &Explanation) -> String {
     let mut text = format!("## {}\n\n", headline(answer));
-    let _ = writeln!(
-        text,
-        "{}  \n{}\n",
+    let sides = [
         side("base", &answer.base, answer),
-        side("subject", &answer.subject, answer)
-    );
-    let _ = writeln!(text, "{}\n", verdict(answer, "- ").replace("  - ", "- "));
-    let mut block = |what: String| {
-        let _ = writeln!(text, "```text\n{what}\n```\n");
-    };
-    if let Some(budget) = &answer.budget {
-        block(tables(answer, budget));
+        side("subject", &answer.subject, answer),
+    ];
+    let _ = writeln!(text, "{}\n", sides.join("  \n"));
+    if let Some(sentence) = disturbance(answer) {
+        let _ = writeln!(text, "**{sentence}**\n");
     }
-    if !answer.interventions.is_empty() {
-        block(interventions(answer));
+    for (title, claims) in verdict(answer) {
+        let _ = writeln!(text, "### {title}\n");
+        for (number, sentence) in claims {
+            let mark = number.map_or("-".to_owned(), |number| format!("{number}."));
+            let _ = writeln!(text, "{mark} {sentence}");
+        }
+        text.push('\n');
+    }
+    let blocks = [
+        answer
+            .budget
+            .as_ref()
+            .map(|of| budget::tables(of, answer.unit, answer.scale())),
+        counters(answer),
+        interventions(answer),
+        not_tried(answer),
+    ];
+    for block in blocks.into_iter().flatten() {
+        let _ = writeln!(text, "```text\n{block}\n```\n");
     }
     let host = &answer.host;
     let _ = writeln!(
@@ -70,20 +88,19 @@ pub fn markdown(answer: &Explanation) -> String {
 }
 
 fn headline(answer: &Explanation) -> String {
-    let unit = answer.unit.in_words();
+    let (unit, scale) = (answer.unit.in_words(), answer.scale());
+    let (base, subject) = (printable(&answer.base.name), printable(&answer.subject.name));
     match (answer.gap.ns, answer.gap.ratio) {
         (Some(gap), Some(ratio)) if answer.gap.is_clear => format!(
-            "{} is slower than {} by {} ns {unit} ({ratio:.2} times, {} blocks)",
-            printable(&answer.subject.name),
-            printable(&answer.base.name),
-            plus_minus(&gap, 1),
+            "{subject} is slower than {base} by {} {} {unit} ({ratio:.2} times; {} pairs of untraced runs)",
+            gap.in_unit(scale),
+            scale.name,
             answer.gap.blocks
         ),
         (Some(gap), _) => format!(
-            "{} is not slower than {}: {} ns {unit} ({} blocks)",
-            printable(&answer.subject.name),
-            printable(&answer.base.name),
-            plus_minus(&gap, 1),
+            "{subject} is not slower than {base}: {} {} {unit} ({} pairs of untraced runs)",
+            gap.in_unit(scale),
+            scale.name,
             answer.gap.blocks
         ),
         (None, _) => "Nothing was measured".to_owned(),
@@ -91,122 +108,159 @@ fn headline(answer: &Explanation) -> String {
 }
 
 fn side(role: &str, side: &Side, answer: &Explanation) -> String {
-    let unit = answer.unit.in_words();
+    let (unit, scale) = (answer.unit.in_words(), answer.scale());
     let mut text = match (side.groups.as_slice(), &side.ns) {
         ([fast, slow], _) => format!(
-            "{role:<8} {} ns {unit} in {:.0} % of runs, {} in {:.0} %: two groups, so no one figure",
-            significant(fast.median),
+            "{role:<8} {} {unit} in {:.0} % of runs, {} in {:.0} %: two groups, so no one figure",
+            scale.told(fast.median),
             100.0 * fast.share,
-            significant(slow.median),
+            scale.told(slow.median),
             100.0 * slow.share
         ),
-        (_, Some(ns)) => format!("{role:<8} {} ns {unit}", plus_minus(ns, 1)),
+        (_, Some(ns)) => format!("{role:<8} {} {} {unit}", ns.in_unit(scale), scale.name),
         (_, None) => format!("{role:<8} not measured"),
     };
-    let _ = write!(text, "   {}", printable(&side.name));
+    let _ = write!(text, ": {}", printable(&side.name));
     if let Some(most) = side.max_in_flight {
-        let _ = write!(text, " (at most {} messages in flight)", thousands(most));
+        let _ = write!(text, " (at most {} in flight)", thousands(most));
     }
     text
 }
 
-fn verdict(answer: &Explanation, indent: &str) -> String {
-    let mut text = String::from("Why\n");
-    for (index, claim) in answer.verdict.iter().enumerate() {
-        let _ = write!(text, "\n{indent}{}. {}", index + 1, printable(&claim.sentence));
-    }
-    if answer.verdict.is_empty() {
-        let _ = write!(text, "\n{indent}Nothing can be claimed.");
-    }
-    if !answer.not_explained.is_empty() {
-        text += "\n\nNot explained\n";
-        for sentence in &answer.not_explained {
-            let _ = write!(text, "\n{indent}{}", printable(sentence));
-        }
-    }
-    text
+/// Says so if the machine was busy with others.
+fn disturbance(answer: &Explanation) -> Option<String> {
+    let others = answer.others.filter(Others::disturb)?;
+    Some(format!(
+        "Other programs had {:.0} % of the CPUs' time meanwhile, and the hypervisor took {:.0} %: intervals are wider for it, and what \
+         both cases wait for may be they. Measure again when the machine is at rest.",
+        100.0 * others.share,
+        100.0 * others.stolen
+    ))
 }
 
-fn tables(answer: &Explanation, budget: &Budget) -> String {
-    let unit = answer.unit.in_words();
-    let mut causes = plain_table(&["Thread time, no waiting", "base", "subject", "added", "share"]);
-    for row in &budget.causes {
-        causes.add_row([
-            row.cause.in_words().to_owned(),
-            significant(row.base_ns),
-            significant(row.subject_ns),
-            row.added_ns.map_or_else(String::new, |added| plus_minus(&added, 1)),
-            row.share
-                .map_or_else(String::new, |share| format!("{} %", plus_minus(&share.times(100.0), 0))),
-        ]);
+/// A title, and the sentences under it, with their numbers if they have any.
+type Section = (&'static str, Vec<(Option<usize>, String)>);
+
+fn verdict(answer: &Explanation) -> Vec<Section> {
+    let of = |says: Says| -> Vec<&Claim> { answer.verdict.iter().filter(|claim| claim.says == says).collect() };
+    let plain = |says: Says| {
+        of(says)
+            .into_iter()
+            .map(|claim| (None, printable(&claim.sentence)))
+            .collect::<Vec<_>>()
+    };
+    let mut sections: Vec<Section> = Vec::new();
+    let mut causes: Vec<(Option<usize>, String)> = of(Says::Cause)
+        .into_iter()
+        .enumerate()
+        .map(|(index, claim)| (Some(index + 1), printable(&claim.sentence)))
+        .collect();
+    if causes.is_empty() {
+        causes.push((None, "No cause can be claimed.".to_owned()));
     }
-    let mut parts = plain_table(&["All thread time", "for", "base", "subject"]);
-    for row in &budget.parts {
-        if row.base_ns.max(row.subject_ns) < 0.005 * budget.subject.parts_ns.max(budget.base.parts_ns) {
-            continue;
-        }
-        let spent = match row.class {
-            Some(class) => format!("{}: {}", row.spent.in_words(), class.in_words()),
-            None => row.spent.in_words().to_owned(),
-        };
-        parts.add_row([
-            spent,
-            if row.is_waiting {
-                "waiting for work".to_owned()
+    sections.push(("Why", causes));
+    for (title, says) in [
+        ("How much of it kernel switches can be", Says::Kernel),
+        (
+            if answer.gap.is_clear {
+                "What it takes"
             } else {
-                row.cause.in_words().to_owned()
+                "What makes a difference"
             },
-            significant(row.base_ns),
-            significant(row.subject_ns),
+            Says::Condition,
+        ),
+        ("What it is not", Says::NotTheCause),
+    ] {
+        sections.push((title, plain(says)));
+    }
+    sections.push((
+        "Not explained",
+        answer
+            .not_explained
+            .iter()
+            .map(|sentence| (None, printable(sentence)))
+            .collect(),
+    ));
+    sections.retain(|(_, sentences)| !sentences.is_empty());
+    sections
+}
+
+fn counters(answer: &Explanation) -> Option<String> {
+    if answer.counters.is_empty() {
+        return None;
+    }
+    let title = format!("Counted, {}", answer.unit.in_words());
+    let mut table = plain_table(&[&title, "base", "subject", "added"]);
+    for row in &answer.counters {
+        table.add_row([
+            row.counted.in_words().to_owned(),
+            significant(row.base),
+            significant(row.subject),
+            row.added.map_or_else(String::new, |added| {
+                let half = added.half_width();
+                if half.is_finite() {
+                    format!("{} ± {}", significant(added.value), significant(half))
+                } else {
+                    significant(added.value)
+                }
+            }),
         ]);
     }
-    let mut functions = plain_table(&["On the CPU, by function", "in", "base", "subject"]);
-    for row in budget.functions.iter().take(FUNCTIONS) {
-        functions.add_row([
-            printable(&row.function),
-            row.category.in_words().to_owned(),
-            significant(row.base_ns),
-            significant(row.subject_ns),
-        ]);
-    }
-    let check = |role: &str, sums: &crate::analyze::explain::result::Sums| {
+    let missing: Vec<&str> = answer
+        .unavailable
+        .iter()
+        .filter_map(|not| not.path.strip_prefix("counters[")?.strip_suffix(']'))
+        .collect();
+    let not = if missing.is_empty() {
+        String::new()
+    } else {
         format!(
-            "{role:<8} {} threads, {} ns of wall time, {} of thread time; the parts miss {:.2} % of it; {} samples a run; tracing \
-             makes it {:.0} % slower",
-            sums.threads,
-            significant(sums.wall_ns),
-            significant(sums.parts_ns),
-            100.0 * sums.misses,
-            thousands(sums.samples),
-            100.0 * sums.tracing_slows
+            "\n{}",
+            wrapped(&format!("This machine does not count: {}.", missing.join(", ")), "", "")
         )
     };
-    format!(
-        "{causes}\n\n{parts}\n\n{functions}\n\nns {unit}, of {} traced runs each. Tracing changed the gap by {} ns: nothing smaller \
-         is claimed of this.\n{}\n{}",
-        budget.runs,
-        significant(budget.tracing_changed_gap_ns),
-        check("base", &budget.base),
-        check("subject", &budget.subject)
-    )
+    Some(format!("{table}{not}"))
 }
 
-fn interventions(answer: &Explanation) -> String {
+fn interventions(answer: &Explanation) -> Option<String> {
+    if answer.interventions.is_empty() {
+        return None;
+    }
+    let scale = answer.scale();
     let mut table = plain_table(&["Intervention", "base", "subject", "gap left", "closes"]);
     for tried in &answer.interventions {
-        let ns = |ns: Option<f64>| ns.map_or_else(String::new, significant);
-        let of = |tried: &Tried| {
-            tried
-                .closes
-                .map(|closes| format!("{} %", plus_minus(&closes.times(100.0), 0)))
-        };
+        let of = |ns: Option<f64>| ns.map_or_else(String::new, |ns| scale.number(ns));
         table.add_row([
             tried.name.clone(),
-            ns(tried.base_ns),
-            ns(tried.subject_ns),
-            tried.gap_ns.map_or_else(String::new, |gap| plus_minus(&gap, 1)),
-            of(tried).unwrap_or_default(),
+            of(tried.base_ns),
+            of(tried.subject_ns),
+            tried.gap_ns.map_or_else(String::new, |gap| gap.in_unit(scale)),
+            tried.closes.map_or_else(String::new, |closes| closes.percent()),
         ]);
     }
-    table.to_string()
+    let blocks = answer.interventions.iter().map(|tried| tried.blocks).max().unwrap_or(0);
+    Some(format!(
+        "{table}\n\n{} {}, untraced, in {blocks} blocks of one run of everything.",
+        scale.name,
+        answer.unit.in_words()
+    ))
+}
+
+fn not_tried(answer: &Explanation) -> Option<String> {
+    if answer.not_tried.is_empty() {
+        return None;
+    }
+    // Of one reason there are often several.
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for not in &answer.not_tried {
+        match reasons.iter_mut().find(|(reason, _)| *reason == not.reason) {
+            Some((_, names)) => names.push(&not.name),
+            None => reasons.push((&not.reason, vec![&not.name])),
+        }
+    }
+    let lines: Vec<String> = reasons
+        .into_iter()
+        .map(|(reason, names)| wrapped(&format!("{} ({})", names.join(", "), printable(reason)), "  ", "  "))
+        .collect();
+    Some(format!("Not tried\n{}", lines.join("\n")))
 }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::flamegraph::{Labels, Subject};
 use super::table::Style;
-use super::{Weight, flamegraph, folded, json, suite, table};
+use super::{Weight, explain, flamegraph, folded, json, suite, table};
+use crate::analyze::compare::tests as compare_tests;
+use crate::analyze::explain::answer::tests as explain_tests;
 use crate::analyze::result::Report;
 use crate::analyze::suite::{Suite, tests as suite_tests};
 use crate::analyze::summarize::summarize;
@@ -247,6 +249,48 @@ fn golden_suite() {
     let json = serde_json::from_slice(&json).expect("JSON");
     let errors: Vec<String> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
     assert!(errors.is_empty(), "{errors:?}");
+}
+
+/// What is drawn of two cases, in every format that its renderer has, and against its schema.
+fn golden_comparison<T: serde::Serialize + schemars::JsonSchema>(name: &str, drawn: &T, table: &str, markdown: &str) {
+    golden(&format!("{name}.table"), table);
+    golden(&format!("{name}.md"), markdown);
+    let json = json::render(drawn).expect("JSON");
+    golden(&format!("{name}.json"), &json);
+    let schema = json::schema::<T>().expect("JSON");
+    let kind = name.split('-').next().unwrap_or(name);
+    compare(
+        &manifest().join(format!("../docs/schema/ctxtrace.{kind}-1.schema.json")),
+        &schema,
+    );
+    let validator = jsonschema::validator_for(&serde_json::from_slice(&schema).expect("JSON")).expect("a schema");
+    let json = serde_json::from_slice(&json).expect("JSON");
+    let errors: Vec<String> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
+    assert!(errors.is_empty(), "{errors:?}");
+}
+
+#[test]
+fn golden_explanations() {
+    for (name, drawn) in [
+        ("explain-gap", explain_tests::with_a_gap()),
+        ("explain-none", explain_tests::without_a_gap()),
+    ] {
+        let table = explain::render(&drawn, Style { color: false });
+        let widest = table.lines().map(|line| line.trim_end().chars().count()).max();
+        assert!(widest <= Some(80), "{widest:?}\n{table}");
+        golden_comparison(name, &drawn, &table, &explain::markdown(&drawn));
+    }
+}
+
+#[test]
+fn golden_compared() {
+    let drawn = compare_tests::drawn();
+    golden_comparison(
+        "compare-two",
+        &drawn,
+        &super::compare::render(&drawn, Style { color: false }),
+        &super::compare::markdown(&drawn),
+    );
 }
 
 /// The schema in the documentation is the one of the types, and the golden JSON follows it.

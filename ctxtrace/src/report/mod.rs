@@ -2,12 +2,22 @@
 //!
 //! * [`table`]: for people, on a terminal.
 //! * [`suite`]: the article's table, for people.
+//! * [`explain`]: the answer of `explain`, for people.
+//! * [`compare`]: two captures side by side, for people.
 //! * [`json`]: for programs; the contract.
 //! * [`folded`]: stacks as lines, which every flamegraph tool reads.
 //! * [`flamegraph`]: the picture (inferno).
+//! * [`differential`]: two of them in one.
 //! * [`parquet`]: tables, for databases (only if the feature of that name is on).
+//! * [`perfetto`]: a timeline, for Perfetto.
+//! * [`pprof`]: stacks, for pprof and what reads its files.
 //! * [`output`]: where the bytes go; every target is opened before the run, and written whole or not at all.
 
+mod budget;
+pub mod compare;
+#[cfg(test)]
+#[path = "../../tests/decode/mod.rs"]
+mod decode;
 pub mod differential;
 pub mod explain;
 pub mod flamegraph;
@@ -18,6 +28,8 @@ pub mod json;
 pub mod output;
 #[cfg(feature = "parquet")]
 pub mod parquet;
+pub mod perfetto;
+pub mod pprof;
 pub mod suite;
 pub mod table;
 
@@ -38,6 +50,20 @@ pub fn printable(text: &str) -> String {
         !c.is_control() && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
     text.chars().map(|c| if harmless(c) { c } else { '\u{fffd}' }).collect()
+}
+
+/// Columns of a terminal.
+const WIDTH: usize = 80;
+
+/// A text in lines that fit a terminal; what comes before the first one, and before the others.
+fn wrapped(text: &str, first: &str, rest: &str) -> String {
+    let options = textwrap::Options::new(WIDTH)
+        .initial_indent(first)
+        .subsequent_indent(rest)
+        .word_separator(textwrap::WordSeparator::AsciiSpace)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation)
+        .break_words(false);
+    textwrap::fill(text, options)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! the old file or the new one and never half of one. Under `sudo` the files are the invoking user's.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,9 @@ use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
 use crate::target::user::Invoker;
+
+/// Bytes that [`Output::stream`] hands to the kernel at a time.
+const WRITTEN_AT_ONCE: usize = 256 << 10;
 
 /// What a path on the command line means: `-` is standard output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +103,33 @@ impl Output {
             Self::Stream { mut file, path } => file.write_all(bytes).map_err(|source| Error::Output { path, source }),
             Self::File { mut temporary, path } => temporary
                 .write_all(bytes)
+                .and_then(|()| temporary.persist(&path).map_err(|error| error.error))
+                .map(drop)
+                .map_err(|source| Error::Output { path, source }),
+        }
+    }
+}
+
+impl Output {
+    /// Lets `write` write everything, for what is too much to be held in memory. The rule is the same: what ends with an error
+    /// leaves no file.
+    ///
+    /// # Errors
+    ///
+    /// Those of `write`, or if it cannot be written after all.
+    pub fn stream(self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+        let through = |to: &mut dyn Write| {
+            let mut buffered = BufWriter::with_capacity(WRITTEN_AT_ONCE, to);
+            write(&mut buffered)?;
+            buffered.flush()
+        };
+        match self {
+            Self::Stdout => through(&mut io::stdout().lock()).map_err(|source| Error::Output {
+                path: "standard output".into(),
+                source,
+            }),
+            Self::Stream { mut file, path } => through(&mut file).map_err(|source| Error::Output { path, source }),
+            Self::File { mut temporary, path } => through(&mut temporary)
                 .and_then(|()| temporary.persist(&path).map_err(|error| error.error))
                 .map(drop)
                 .map_err(|source| Error::Output { path, source }),
@@ -199,6 +229,27 @@ mod tests {
             1,
             "nothing is left beside it"
         );
+    }
+
+    #[test]
+    fn what_is_streamed_appears_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("out.pftrace");
+        fs::write(&path, "old").expect("written");
+        let open = || Output::open(&file(&path), None).expect("writable");
+        let error = open()
+            .stream(|to| {
+                to.write_all(&vec![7; 2 * WRITTEN_AT_ONCE])?;
+                Err(io::Error::other("the source is gone"))
+            })
+            .expect_err("given up");
+        assert!(error.to_string().contains("the source is gone"), "{error}");
+        assert_eq!(fs::read(&path).expect("there"), b"old");
+        open()
+            .stream(|to| to.write_all(b"all ").and_then(|()| to.write_all(b"of it")))
+            .expect("written");
+        assert_eq!(fs::read(&path).expect("there"), b"all of it");
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
     }
 
     #[test]

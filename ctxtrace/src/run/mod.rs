@@ -11,6 +11,8 @@
 mod assertions;
 mod bar;
 pub mod child;
+mod compare;
+mod comparison;
 pub mod explain;
 pub mod interrupt;
 mod observe;
@@ -26,6 +28,7 @@ pub mod watch;
 mod workload;
 mod written;
 
+pub use compare::compare;
 pub use record::record;
 pub use report::report;
 
@@ -54,13 +57,13 @@ use watch::{OnInterrupt, Recorder};
 pub fn run(settings: &RunSettings) -> Result<u8> {
     preflight::check()?;
     let user = invoker();
-    let events = settings.capture.level == Level::Timeline;
-    let mut outputs = Outputs::open(&settings.outputs, events, user.as_ref())?;
+    let outputs = Outputs::open(&settings.outputs, user.as_ref())?;
     let program = Program::of(&settings.spec, user.as_ref())?;
     let kernel = Kernel::discover()?;
     let interrupts = Interrupts::catch()?;
     let info = info(Subject::Workload(settings.spec.clone()), settings.capture.level)?;
     let mut saver = Saver::begin(settings.save.as_ref(), &info, user.as_ref())?;
+    let mut spool = outputs.spool(settings.capture.level);
     let recorder = Recorder {
         kernel: &kernel,
         settings: settings.capture,
@@ -71,8 +74,15 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
 
     let mut runs: Vec<Run> = Vec::new();
     for number in 1..=settings.repeat {
-        let spool = outputs.spool();
-        let run = workload::recorded(settings, &program, &recorder, user.as_ref(), number, &mut saver, spool)?;
+        let run = workload::recorded(
+            settings,
+            &program,
+            &recorder,
+            user.as_ref(),
+            number,
+            &mut saver,
+            &mut spool,
+        )?;
         let cut_short = run.cut_short.is_some();
         runs.push(run);
         if cut_short {
@@ -86,7 +96,7 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
         report: &report,
         runs: &runs,
         damage: None,
-        events: None,
+        events: &mut spool,
     })?;
     saver.end(&mut written)?;
     outputs::print_table(&settings.outputs, &report, &written)?;

@@ -1,4 +1,5 @@
-//! What is done with a recording while it goes on: its events are played again and saved, and so is its state.
+//! What is done with a recording while it goes on: its events are played again, saved and put aside, and so
+//! is its state.
 
 use ctxtrace_common::event::Event;
 
@@ -21,12 +22,12 @@ pub(super) struct Keeper<'a, F> {
 /// What has come.
 pub(super) struct Kept<'a> {
     saver: &'a mut Saver,
-    spool: Option<&'a mut Spool>,
+    spool: &'a mut Spool,
     replay: Option<Replay<Samples>>,
 }
 
 impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
-    pub(super) fn new(level: Level, saver: &'a mut Saver, spool: Option<&'a mut Spool>, tick: F) -> Self {
+    pub(super) fn new(level: Level, saver: &'a mut Saver, spool: &'a mut Spool, tick: F) -> Self {
         let replay = (level == Level::Timeline).then(|| Replay::telling(Samples::default()));
         Self {
             kept: Kept { saver, spool, replay },
@@ -49,9 +50,7 @@ impl Kept<'_> {
         }
         run.symbols = symbols::resolve(&run.aggregates, &run.samples);
         self.saver.run(&run);
-        if let Some(spool) = self.spool {
-            spool.end_of_run();
-        }
+        self.spool.end_run();
         run
     }
 }

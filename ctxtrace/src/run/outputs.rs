@@ -1,7 +1,7 @@
 //! Every output but the capture: opened before the run, written after it.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::spool::Spool;
 use super::tables::Tables;
@@ -13,9 +13,10 @@ use crate::error::{Error, Result};
 use crate::report::flamegraph::{self, Labels, Subject};
 use crate::report::output::Output;
 use crate::report::table::{self, Style};
-use crate::report::{Weight, folded, json};
+use crate::report::{Weight, folded, json, perfetto, pprof};
 use crate::symbolize::stacks;
 use crate::target::user::Invoker;
+use crate::trace::Level;
 use crate::trace::events::EventSource;
 use crate::trace::run::{Info, Run};
 
@@ -27,6 +28,8 @@ pub(super) struct Outputs {
     on_cpu_flamegraph: Option<Output>,
     wakeups_flamegraph: Option<Output>,
     folded: Option<Output>,
+    perfetto: Option<Output>,
+    pprof: Option<Output>,
     tables: Option<Tables>,
 }
 
@@ -37,15 +40,14 @@ pub(super) struct Told<'a> {
     pub(super) runs: &'a [Run],
     /// What is wrong with the capture that it was read from.
     pub(super) damage: Option<&'a str>,
-    /// The events of a timeline that was read; of one that was recorded they are in [`Outputs::spool`].
-    pub(super) events: Option<&'a mut dyn EventSource>,
+    /// The events of its timeline.
+    pub(super) events: &'a mut dyn EventSource,
 }
 
 impl Outputs {
-    /// `events`: whether events will come, of a timeline that is recorded.
-    pub(super) fn open(settings: &OutputSettings, events: bool, user: Option<&Invoker>) -> Result<Self> {
+    pub(super) fn open(settings: &OutputSettings, user: Option<&Invoker>) -> Result<Self> {
         let open = |destination: &Option<_>| destination.as_ref().map(|to| Output::open(to, user)).transpose();
-        let tables = |path: &PathBuf| Tables::open(path, events, user);
+        let tables = |path: &PathBuf| Tables::open(path, user);
         Ok(Self {
             weight: settings.weight,
             json: open(&settings.json)?,
@@ -53,16 +55,26 @@ impl Outputs {
             on_cpu_flamegraph: open(&settings.on_cpu_flamegraph)?,
             wakeups_flamegraph: open(&settings.wakeups_flamegraph)?,
             folded: open(&settings.folded)?,
+            perfetto: open(&settings.perfetto)?,
+            pprof: open(&settings.pprof)?,
             tables: settings.parquet.as_ref().map(tables).transpose()?,
         })
     }
 
-    /// Where the events go that an output is made of when the run is over.
-    pub(super) fn spool(&mut self) -> Option<&mut Spool> {
-        self.tables.as_mut()?.spool()
+    /// Where the events are put aside that will be asked for: beside what is made of them.
+    pub(super) fn spool(&self, level: Level) -> Spool {
+        let elsewhere = std::env::temp_dir();
+        let of_file = |output: &'_ Output| match output.path().and_then(Path::parent) {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            Some(_) => PathBuf::from("."),
+            None => elsewhere.clone(),
+        };
+        let of_tables = || self.tables.as_ref().map(|tables| tables.path().to_owned());
+        let folder = self.perfetto.as_ref().map(of_file).or_else(of_tables);
+        Spool::new(folder.filter(|_| level == Level::Timeline).as_deref())
     }
 
-    /// Writes them. Stacks are those of the median run, like the counts beside them.
+    /// Writes them. Stacks and timelines are those of the median run, like the counts beside them.
     pub(super) fn write(self, told: Told<'_>) -> Result<Written> {
         let Told {
             info,
@@ -77,7 +89,8 @@ impl Outputs {
         }
         let workload = report.workload.as_ref();
         let median = workload.and_then(|workload| workload.runs.iter().position(|run| run.median));
-        let run = &runs[median.unwrap_or(0)];
+        let shown = median.unwrap_or(0);
+        let run = &runs[shown];
         let labels = Labels {
             subject: table::subject_in_words(report),
             lost: report.lost.in_words(),
@@ -105,6 +118,24 @@ impl Outputs {
             let resolved = stacks::wakers(run);
             let svg = flamegraph::render(&resolved, Subject::Wakeups, self.weight, &labels)?;
             written.commit(output, &svg, "flamegraph of wakers", Opened::Browser)?;
+        }
+        if let Some(output) = self.pprof {
+            let profile = pprof::render(info, run, &labels).map_err(|error| Error::Render {
+                what: "pprof profile",
+                reason: error.to_string(),
+            })?;
+            written.commit(output, &profile, "profile", Opened::With("go tool pprof -http=:"))?;
+        }
+        if let Some(output) = self.perfetto {
+            let path = output.path().map(Path::to_owned);
+            output.stream(|to| {
+                let mut trace = perfetto::Trace::begin(to, info, run, &labels);
+                events.tell(shown, &mut trace)?;
+                trace.end().map(drop)
+            })?;
+            if let Some(path) = path {
+                written.add(&path, "timeline", Opened::Page("https://ui.perfetto.dev"));
+            }
         }
         if let Some(tables) = self.tables {
             let path = tables.write(info, runs, damage, events)?;

@@ -22,7 +22,6 @@ use crate::target::environment::Environment;
 use crate::target::launch::Command;
 use crate::target::search::find_program;
 use crate::target::user::{Invoker, invoker};
-use crate::trace::Level;
 use crate::trace::run::{Exit, Subject};
 
 /// Records a command or a process, writes every output, and returns the exit status: that of the command, if there is one.
@@ -34,8 +33,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     preflight::check()?;
     let user = invoker();
     let target = Found::find(&settings.target, user.as_ref())?;
-    let events = settings.capture.level == Level::Timeline;
-    let mut outputs = Outputs::open(&settings.outputs, events, user.as_ref())?;
+    let outputs = Outputs::open(&settings.outputs, user.as_ref())?;
     let kernel = Kernel::discover()?;
     let interrupts = Interrupts::catch()?;
     let info = info(target.subject(), settings.capture.level)?;
@@ -47,12 +45,8 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
         on_interrupt: OnInterrupt::PassOn,
         duration: settings.duration,
     };
-    let mut keeper = Keeper::new(
-        settings.capture.level,
-        &mut saver,
-        outputs.spool(),
-        |_: &Underway<'_>| {},
-    );
+    let mut spool = outputs.spool(settings.capture.level);
+    let mut keeper = Keeper::new(settings.capture.level, &mut saver, &mut spool, |_: &Underway<'_>| {});
     let Recorded { run, cut } = match &target {
         Found::Command { words, program, env } => {
             let args: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();
@@ -86,7 +80,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
         report: &report,
         runs: &runs,
         damage: None,
-        events: None,
+        events: &mut spool,
     })?;
     saver.end(&mut written)?;
     outputs::print_table(&settings.outputs, &report, &written)?;

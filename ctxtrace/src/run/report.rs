@@ -4,8 +4,6 @@ use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::Path;
 
-use ctxtrace_common::event::Event;
-
 use super::outputs::{self, Outputs, Told};
 use super::verdict;
 use crate::analyze::summarize::summarize;
@@ -17,6 +15,25 @@ use crate::trace::Level;
 use crate::trace::events::{EventSink, EventSource};
 use crate::trace::file;
 use crate::trace::samples::Samples;
+
+/// The events of a capture, read again.
+struct Again<'a> {
+    path: &'a Path,
+}
+
+impl EventSource for Again<'_> {
+    fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()> {
+        let unreadable = |reason| io::Error::other(format!("reading {} again: {reason}", self.path.display()));
+        let file = File::open(self.path)?;
+        file::read(BufReader::new(file), |of, events| {
+            if of == run {
+                sink.events(events);
+            }
+        })
+        .map(drop)
+        .map_err(unreadable)
+    }
+}
 
 /// Reads a capture and writes every output. Of a file that is damaged the readable part is reported, and the status says so.
 ///
@@ -30,9 +47,11 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         reason,
     };
     let opened = File::open(path).map_err(|error| unreadable(error.to_string()))?;
-    if opened.metadata().is_ok_and(|file| file.is_dir()) {
+    let metadata = opened.metadata().map_err(|error| unreadable(error.to_string()))?;
+    if metadata.is_dir() {
         return Err(unreadable("it is a folder".to_owned()));
     }
+    let is_file = metadata.is_file();
     let replay = || Replay::telling(Samples::default());
     let mut replays: Vec<Replay<Samples>> = Vec::new();
     let mut saved = file::read(BufReader::new(opened), |run, events| {
@@ -54,7 +73,7 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
     }
     if settings.outputs.wants_stacks() && saved.info.level != Level::Stacks {
         return Err(unreadable(format!(
-            "it was recorded with --level {}, which takes no stacks for a flamegraph",
+            "it was recorded with --level {}, which takes no stacks",
             saved.info.level.name()
         )));
     }
@@ -71,7 +90,19 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
             "it has no samples: they are taken only where --sample is given to `run` or `record`".to_owned(),
         ));
     }
-    let outputs = Outputs::open(&settings.outputs, false, invoker().as_ref())?;
+    if settings.outputs.perfetto.is_some() && saved.info.level != Level::Timeline {
+        return Err(unreadable(format!(
+            "it was recorded with --level {}, which tells no events for --perfetto (--level timeline does)",
+            saved.info.level.name()
+        )));
+    }
+    let reads_events = settings.outputs.perfetto.is_some() || settings.outputs.parquet.is_some();
+    if reads_events && saved.info.level == Level::Timeline && !is_file {
+        return Err(unreadable(
+            "--perfetto and --parquet read it twice, so it has to be a file and not a pipe".to_owned(),
+        ));
+    }
+    let outputs = Outputs::open(&settings.outputs, invoker().as_ref())?;
     let mut report = summarize(&saved.info, &saved.runs);
     if let Some(damage) = &saved.damage {
         report.complete = false;
@@ -82,7 +113,7 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         report: &report,
         runs: &saved.runs,
         damage: saved.damage.as_deref(),
-        events: Some(&mut Again(path)),
+        events: &mut Again { path },
     })?;
     outputs::print_table(&settings.outputs, &report, &written)?;
     let verdict = verdict(&settings.outputs, &report)?;
@@ -91,22 +122,4 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
     } else {
         verdict
     })
-}
-
-/// The events of a capture, read once more.
-struct Again<'a>(&'a Path);
-
-impl EventSource for Again<'_> {
-    fn replay(&mut self, events: &mut dyn FnMut(usize, &[Event])) -> io::Result<()> {
-        let file = File::open(self.0)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other(
-                "the tables of a timeline are made in a second reading, and the capture is no regular file",
-            ));
-        }
-        // That the file is damaged is known from the first reading.
-        file::read(BufReader::new(file), events)
-            .map(drop)
-            .map_err(io::Error::other)
-    }
 }

@@ -1,90 +1,99 @@
-//! The events of a timeline, kept until everything else is known of the run: tasks have names, and programs have been looked
-//! at, only when it is over. They lie in a file that has no name, packed, so they need neither memory nor tidying up.
+//! Events put aside while a run goes on, for outputs that are made of them when it is over.
+//!
+//! Such an output needs what is known at the end only: the names of tasks, and which of several runs is the one to be shown.
+//! And whatever would be done with an event while the run goes on would take CPU time from it. So the events go into a file
+//! that has no name, as they are.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::path::{Path, PathBuf};
 
-use ctxtrace_common::event::Event;
-use zstd::stream::{read, write};
+use ctxtrace_common::event::{EVENT_BYTES, Event};
 
 use crate::trace::events::{EventSink, EventSource};
 
-/// The quickest there is: it is done while the target runs.
-const ZSTD_LEVEL: i32 = 1;
-/// Events that are read at a time.
-const BATCH: u64 = 4_096;
+/// Events handed over at a time.
+const BATCH: usize = 4_096;
 
-/// Takes events, and gives them again.
+/// A file for each run, if anybody wants the events.
 pub(super) struct Spool {
-    to: Option<write::Encoder<'static, BufWriter<File>>>,
-    /// Events of the runs that are over.
-    runs: Vec<u64>,
-    /// Those of the current run so far.
-    events: u64,
-    /// What went wrong while there was nobody to be told.
-    error: Option<io::Error>,
+    folder: Option<PathBuf>,
+    runs: Vec<Kept>,
+    now: Option<Keeping>,
 }
 
+/// A run that goes on. An error ends the file, not the run: it is told when the events are asked for.
+struct Keeping(io::Result<BufWriter<File>>);
+
+/// A run that is over.
+type Kept = io::Result<File>;
+
 impl Spool {
-    #[cfg_attr(
-        not(any(feature = "parquet", test)),
-        expect(dead_code, reason = "only tables want their events later")
-    )]
-    pub(super) fn begin(file: File) -> io::Result<Self> {
-        Ok(Self {
-            to: Some(write::Encoder::new(BufWriter::new(file), ZSTD_LEVEL)?),
+    /// Puts events aside in a file in this folder; no folder, no events.
+    pub(super) fn new(folder: Option<&Path>) -> Self {
+        Self {
+            folder: folder.map(Path::to_owned),
             runs: Vec::new(),
-            events: 0,
-            error: None,
-        })
-    }
-
-    /// A run is over: what comes belongs to the next one.
-    pub(super) fn end_of_run(&mut self) {
-        self.runs.push(std::mem::take(&mut self.events));
-    }
-
-    /// The file, from its beginning.
-    fn rewound(&mut self) -> io::Result<File> {
-        if let Some(error) = self.error.take() {
-            return Err(error);
+            now: None,
         }
-        let encoder = self
-            .to
-            .take()
-            .ok_or_else(|| io::Error::other("they were read before"))?;
-        let mut file = encoder.finish()?.into_inner()?;
-        file.rewind()?;
-        Ok(file)
+    }
+
+    /// A run is over; what comes now belongs to the next one.
+    pub(super) fn end_run(&mut self) {
+        if self.folder.is_some() {
+            let keeping = self.now.take().unwrap_or_else(|| self.begin());
+            let whole = keeping
+                .0
+                .and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error));
+            self.runs.push(whole);
+        }
+    }
+
+    fn begin(&self) -> Keeping {
+        let folder = self.folder.as_deref().unwrap_or(Path::new("."));
+        Keeping(tempfile::tempfile_in(folder).map(BufWriter::new))
     }
 }
 
 impl EventSink for Spool {
     fn events(&mut self, batch: &[Event]) {
-        let (None, Some(to)) = (&self.error, &mut self.to) else {
+        if self.folder.is_none() {
             return;
-        };
-        match to.write_all(bytemuck::cast_slice(batch)) {
-            Ok(()) => self.events += batch.len() as u64,
-            Err(error) => self.error = Some(error),
         }
+        let mut keeping = self.now.take().unwrap_or_else(|| self.begin());
+        if let Ok(file) = &mut keeping.0
+            && let Err(error) = file.write_all(bytemuck::cast_slice(batch))
+        {
+            keeping = Keeping(Err(error));
+        }
+        self.now = Some(keeping);
     }
 }
 
 impl EventSource for Spool {
-    fn replay(&mut self, events: &mut dyn FnMut(usize, &[Event])) -> io::Result<()> {
-        let mut from = read::Decoder::new(BufReader::new(self.rewound()?))?;
-        let mut batch = vec![Event::default(); BATCH as usize];
-        for (run, &count) in self.runs.iter().enumerate() {
-            let mut left = count;
-            while left > 0 {
-                let batch = &mut batch[..left.min(BATCH) as usize];
-                from.read_exact(bytemuck::cast_slice_mut(batch))?;
-                events(run, batch);
-                left -= batch.len() as u64;
+    fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()> {
+        let file = match self.runs.get_mut(run) {
+            Some(Ok(file)) => file,
+            Some(Err(error)) => return Err(io::Error::new(error.kind(), format!("keeping the events: {error}"))),
+            None => return Ok(()),
+        };
+        file.rewind()?;
+        let mut file = BufReader::with_capacity(BATCH * EVENT_BYTES, file);
+        let mut batch = vec![Event::default(); BATCH];
+        loop {
+            let mut there = 0;
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut batch);
+            while there < bytes.len() {
+                match file.read(&mut bytes[there..])? {
+                    0 => break,
+                    read => there += read,
+                }
             }
+            if there == 0 {
+                return Ok(());
+            }
+            sink.events(&batch[..there / EVENT_BYTES]);
         }
-        Ok(())
     }
 }
 
@@ -92,32 +101,63 @@ impl EventSource for Spool {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_was_taken_is_given_again_run_by_run() {
-        let mut spool = Spool::begin(tempfile::tempfile().expect("a file")).expect("begun");
-        let event = |at_ns| Event::switch(at_ns, 0);
-        let first: Vec<Event> = (0..BATCH + 7).map(event).collect();
-        spool.events(&first);
-        spool.end_of_run();
-        spool.end_of_run();
-        spool.events(&[event(1)]);
-        spool.end_of_run();
-        let mut runs = vec![Vec::new(); 3];
-        let mut give = |run: usize, batch: &[Event]| runs[run].extend_from_slice(batch);
-        spool.replay(&mut give).expect("given");
-        assert_eq!(runs, [first, vec![], vec![event(1)]]);
-        assert!(spool.replay(&mut |_, _| {}).is_err(), "once");
+    #[derive(Default)]
+    struct Told(Vec<Event>);
+
+    impl EventSink for Told {
+        fn events(&mut self, batch: &[Event]) {
+            self.0.extend_from_slice(batch);
+        }
+    }
+
+    fn events(count: u64, cpu: u32) -> Vec<Event> {
+        (0..count).map(|at_ns| Event::switch(at_ns, cpu)).collect()
+    }
+
+    fn told(spool: &mut Spool, run: usize) -> Vec<Event> {
+        let mut told = Told::default();
+        spool.tell(run, &mut told).expect("readable");
+        told.0
     }
 
     #[test]
-    fn a_full_disk_is_told_afterwards() {
-        let full = File::options().write(true).open("/dev/full").expect("there");
-        let mut spool = Spool::begin(full).expect("begun");
-        for at_ns in 0..100_000_u64 {
-            // Nothing that can be packed well.
-            spool.events(&[Event::switch(at_ns.wrapping_mul(0x9e37_79b9_7f4a_7c15), at_ns as u32)]);
+    fn events_come_back_run_by_run_and_as_often_as_asked() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut spool = Spool::new(Some(folder.path()));
+        let first = events(3 * BATCH as u64 + 7, 0);
+        for batch in first.chunks(1_000) {
+            spool.events(batch);
         }
-        spool.end_of_run();
-        assert!(spool.replay(&mut |_, _| {}).is_err());
+        spool.end_run();
+        spool.end_run();
+        spool.events(&events(2, 1));
+        spool.end_run();
+        assert_eq!(
+            std::fs::read_dir(folder.path()).expect("a folder").count(),
+            0,
+            "it has no name"
+        );
+        for _ in 0..2 {
+            assert_eq!(told(&mut spool, 0), first);
+        }
+        assert_eq!(told(&mut spool, 1), []);
+        assert_eq!(told(&mut spool, 2), events(2, 1));
+    }
+
+    #[test]
+    fn what_could_not_be_kept_is_told_when_it_is_asked_for() {
+        let mut spool = Spool::new(Some(Path::new("/nonexistent")));
+        spool.events(&events(2, 1));
+        spool.end_run();
+        let error = spool.tell(0, &mut ()).expect_err("no folder");
+        assert!(error.to_string().starts_with("keeping the events: "), "{error}");
+    }
+
+    #[test]
+    fn nothing_is_kept_for_nobody() {
+        let mut spool = Spool::new(None);
+        spool.events(&events(2, 1));
+        spool.end_run();
+        assert!(spool.runs.is_empty() && spool.now.is_none());
     }
 }

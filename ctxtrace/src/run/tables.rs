@@ -11,49 +11,37 @@ mod with {
 
     use crate::error::Result;
     use crate::report::parquet::{self, Folder};
-    use crate::run::spool::Spool;
     use crate::target::user::Invoker;
     use crate::trace::events::EventSource;
     use crate::trace::run::{Info, Run};
 
-    /// The folder, known to be writable, and the events that come until it is written.
+    /// The folder, known to be writable.
     pub(in crate::run) struct Tables {
         path: PathBuf,
         folder: Folder,
-        spool: Option<Spool>,
     }
 
     impl Tables {
-        /// `events`: whether events will come that have to be kept.
-        pub(in crate::run) fn open(path: &Path, events: bool, user: Option<&Invoker>) -> Result<Self> {
-            let folder = Folder::open(path, user)?;
-            let begin = || Spool::begin(folder.unnamed_file()?);
-            let spool = events.then(begin).transpose().map_err(|error| folder.error(error))?;
+        pub(in crate::run) fn open(path: &Path, user: Option<&Invoker>) -> Result<Self> {
             Ok(Self {
                 path: path.to_owned(),
-                folder,
-                spool,
+                folder: Folder::open(path, user)?,
             })
         }
 
-        /// Where events are to be kept.
-        pub(in crate::run) fn spool(&mut self) -> Option<&mut Spool> {
-            self.spool.as_mut()
+        pub(in crate::run) fn path(&self) -> &Path {
+            &self.path
         }
 
-        /// Writes them all; `events` has those of a capture that is read, and `damage` what is wrong with it.
+        /// Writes them all, and says where; `damage` is what is wrong with the capture that is read.
         pub(in crate::run) fn write(
             mut self,
             info: &Info,
             runs: &[Run],
             damage: Option<&str>,
-            events: Option<&mut dyn EventSource>,
+            events: &mut dyn EventSource,
         ) -> Result<PathBuf> {
-            match (events, &mut self.spool) {
-                (Some(events), _) => parquet::write(&mut self.folder, info, runs, damage, Some(events)),
-                (None, Some(spool)) => parquet::write(&mut self.folder, info, runs, damage, Some(spool)),
-                (None, None) => parquet::write(&mut self.folder, info, runs, damage, None),
-            }?;
+            parquet::write(&mut self.folder, info, runs, damage, events)?;
             Ok(self.path)
         }
     }
@@ -64,7 +52,6 @@ mod without {
     use std::path::{Path, PathBuf};
 
     use crate::error::{Error, Result};
-    use crate::run::spool::Spool;
     use crate::target::user::Invoker;
     use crate::trace::events::EventSource;
     use crate::trace::run::{Info, Run};
@@ -73,14 +60,14 @@ mod without {
     pub(in crate::run) enum Tables {}
 
     impl Tables {
-        pub(in crate::run) fn open(_path: &Path, _events: bool, _user: Option<&Invoker>) -> Result<Self> {
+        pub(in crate::run) fn open(_path: &Path, _user: Option<&Invoker>) -> Result<Self> {
             Err(Error::Usage(
                 "--parquet is not in this ctxtrace: build it with the feature `parquet`, which is on by default"
                     .to_owned(),
             ))
         }
 
-        pub(in crate::run) fn spool(&mut self) -> Option<&mut Spool> {
+        pub(in crate::run) fn path(&self) -> &Path {
             match *self {}
         }
 
@@ -89,7 +76,7 @@ mod without {
             _info: &Info,
             _runs: &[Run],
             _damage: Option<&str>,
-            _events: Option<&mut dyn EventSource>,
+            _events: &mut dyn EventSource,
         ) -> Result<PathBuf> {
             match self {}
         }

@@ -19,7 +19,7 @@ use super::spool::Spool;
 use super::watch::{Observer, Recorded, Recorder, Underway};
 use crate::cli::settings::RunSettings;
 use crate::error::{Error, Result};
-use crate::target::launch::{Child, Command};
+use crate::target::launch::{Child, Command, Suspended};
 use crate::target::user::Invoker;
 use crate::trace::run::{Exit, Run};
 use crate::workload::Outcome;
@@ -101,7 +101,7 @@ pub(super) fn recorded(
     user: Option<&Invoker>,
     number: u64,
     saver: &mut Saver,
-    spool: Option<&mut Spool>,
+    spool: &mut Spool,
 ) -> Result<Run> {
     let start = Start::new(program, user)?;
     let mut bar = Bar::new(
@@ -147,8 +147,22 @@ fn finished(recorded: Recorded, start: Start<'_>) -> Result<Run> {
 ///
 /// If it cannot be started, or does not get to its end; `Ok(None)` if it was interrupted.
 pub(super) fn timed(program: &Program, interrupts: &Interrupts, user: Option<&Invoker>) -> Result<Option<Outcome>> {
+    timed_with(program, interrupts, user, |_| Ok(()))
+}
+
+/// The same; `begin` is called when it is about to execute its program.
+pub(super) fn timed_with(
+    program: &Program,
+    interrupts: &Interrupts,
+    user: Option<&Invoker>,
+    begin: impl FnOnce(&Suspended) -> Result<()>,
+) -> Result<Option<Outcome>> {
     let start = Start::new(program, user)?;
-    let mut child = start.with_command(|command| command.launch_suspended()?.resume())?;
+    let mut child = start.with_command(|command| {
+        let suspended = command.launch_suspended()?;
+        begin(&suspended)?;
+        suspended.resume()
+    })?;
     let interrupted = until_the_end(&child, interrupts)?;
     let exit = child.wait()?.exit;
     let told = start.told(interrupted, exit)?;

@@ -1,5 +1,7 @@
 //! The program that is traced: how it is started, whom it runs as, and what its memory looks like.
 //!
+//! * [`counters`]: what the processor and the kernel count of it.
+//! * [`load`]: how busy the machine is with others.
 //! * [`launch`]: starts it suspended before its first instruction, so that nothing it does goes untraced.
 //! * [`attach`]: finds a process that runs already.
 //! * [`environment`]: what a program is started with, also under `sudo`.
@@ -12,8 +14,10 @@
 //! * [`programs`]: which executable each process runs.
 
 pub mod attach;
+pub mod counters;
 pub mod environment;
 pub mod launch;
+pub mod load;
 pub mod locate;
 pub mod mappings;
 pub mod procfs;

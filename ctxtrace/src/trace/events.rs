@@ -1,4 +1,4 @@
-//! Where the events of a timeline go while it is recorded.
+//! Where the events of a timeline go while it is recorded, and where they come from afterwards.
 
 use std::io;
 
@@ -13,14 +13,14 @@ pub trait EventSink {
     fn events(&mut self, batch: &[Event]);
 }
 
-/// Events that can be had again, when everything else is known of the runs they belong to: names above all.
+/// Tells the events of runs that are over once more.
 pub trait EventSource {
-    /// Gives all of them to `events`, in batches, with the index of the run they belong to; in the order of the runs.
+    /// Those of one run, by its index.
     ///
     /// # Errors
     ///
-    /// If they cannot be read any more.
-    fn replay(&mut self, events: &mut dyn FnMut(usize, &[Event])) -> io::Result<()>;
+    /// If they are not there any more.
+    fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()>;
 }
 
 /// Takes nothing: for the levels at which there are no events.

@@ -84,14 +84,20 @@ pub struct Host {
     pub cpus: u64,
 }
 
-/// The same instant by the clock of the events and by the wall clock: the one is turned into the other by it.
+/// The same instant by the clock of the events and by other clocks: the one is turned into the others by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockAnchor {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub monotonic_ns: u64,
     /// `CLOCK_REALTIME`, nanoseconds since 1970.
     pub realtime_ns: u64,
+    /// `CLOCK_BOOTTIME`, nanoseconds, which counts the time that the machine was suspended too; 0 if it was not noted.
+    #[serde(default)]
+    pub boottime_ns: u64,
 }
+
+/// Clocks that are read one after the other, and differ by less than this, are the same.
+const READ_APART_NS: u64 = 1_000_000;
 
 impl ClockAnchor {
     /// This instant.
@@ -102,7 +108,17 @@ impl ClockAnchor {
         Self {
             monotonic_ns: read(ClockId::CLOCK_MONOTONIC),
             realtime_ns: read(ClockId::CLOCK_REALTIME),
+            boottime_ns: read(ClockId::CLOCK_BOOTTIME),
         }
+    }
+
+    /// How much further `CLOCK_BOOTTIME` is than `CLOCK_MONOTONIC`; 0 where that was not noted, as on a machine that was never
+    /// suspended.
+    #[must_use]
+    pub fn boot_minus_monotonic_ns(&self) -> u64 {
+        // They are read one after the other, so on such a machine they differ by what that takes.
+        let ns = self.boottime_ns.saturating_sub(self.monotonic_ns);
+        if ns < READ_APART_NS { 0 } else { ns }
     }
 }
 
@@ -239,6 +255,7 @@ mod tests {
             level: Level::Counts,
             started: ClockAnchor {
                 monotonic_ns: 5,
+                boottime_ns: 0,
                 realtime_ns,
             },
         }

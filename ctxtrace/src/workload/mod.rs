@@ -228,6 +228,8 @@ impl Allocator {
 pub enum Plant {
     /// Every task takes the same lock for each message, and works about a microsecond while it has it
     Mutex,
+    /// The same with a lock for each task: as much work, and nobody waits for a lock
+    OwnMutexes,
     /// The repeater blocks its thread for 50 µs at one message in a thousand
     Sleep,
     /// Every message brings 32 boxes along, which the sender makes and the receiver frees

@@ -11,6 +11,9 @@
 mod captures;
 mod cli;
 mod counts;
+#[path = "../decode/mod.rs"]
+mod decode;
+mod explain;
 mod faults;
 mod go;
 mod programs;
@@ -24,6 +27,7 @@ mod tables;
 mod tasks;
 mod timeline;
 mod variants;
+mod viewers;
 
 use std::process::ExitCode;
 
@@ -56,6 +60,8 @@ fn main() -> ExitCode {
         sampling::TESTS,
         suite::TESTS,
         variants::TESTS,
+        explain::TESTS,
+        viewers::TESTS,
         cli::TESTS,
         faults::TESTS,
     ]

@@ -5,36 +5,16 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::account::{Cause, Spent};
 use super::intervention::Kind;
-use crate::analyze::result::{Class, Host};
+use crate::analyze::budget::{Budget, Unit};
+use crate::analyze::result::{Host, Unavailable};
 use crate::analyze::statistics::estimate::Estimate;
 use crate::analyze::statistics::groups::Group;
-use crate::symbolize::category::Category;
+use crate::target::counters::Counted;
+use crate::units::Scale;
 
 /// Name and version of the format.
 pub const SCHEMA: &str = "ctxtrace.explain/1";
-
-/// What times are for one of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Unit {
-    /// A message of a built-in workload
-    Message,
-    /// A run of a command
-    Run,
-}
-
-impl Unit {
-    /// As in "ns a message".
-    #[must_use]
-    pub fn in_words(self) -> &'static str {
-        match self {
-            Self::Message => "a message",
-            Self::Run => "a run",
-        }
-    }
-}
 
 /// The whole answer.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -59,14 +39,45 @@ pub struct Explanation {
     pub gap: Gap,
     /// Where the threads' time goes; null if there is no gap to explain, or no run was traced.
     pub budget: Option<Budget>,
+    /// What the processor and the kernel counted, untraced.
+    pub counters: Vec<CounterRow>,
     /// What was changed, and what that did.
     pub interventions: Vec<Tried>,
     /// What was not, and why.
     pub not_tried: Vec<NotTried>,
-    /// What may be claimed, strongest first.
+    /// What may be claimed: what the subject has more of, strongest first, then what that takes, then what it is not.
     pub verdict: Vec<Claim>,
     /// What may not.
     pub not_explained: Vec<String>,
+    /// How busy the machine was with others meanwhile; null if that was not measured.
+    pub others: Option<Others>,
+    /// One for every null that has a reason.
+    pub unavailable: Vec<Unavailable>,
+}
+
+impl Explanation {
+    /// The unit that its times are told in to people.
+    #[must_use]
+    pub fn scale(&self) -> Scale {
+        Scale::of(self.base.ns.map_or(0.0, |ns| ns.value))
+    }
+}
+
+/// Shares of the time of all CPUs, 0 to 1, from the first run to the last.
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+pub struct Others {
+    /// What other programs had.
+    pub share: f64,
+    /// What the hypervisor took.
+    pub stolen: f64,
+}
+
+impl Others {
+    /// Whether it is so much that measurements suffer.
+    #[must_use]
+    pub fn disturb(&self) -> bool {
+        self.share + self.stolen > 0.05
+    }
 }
 
 /// One of the two cases, as nobody traced it.
@@ -78,6 +89,8 @@ pub struct Side {
     pub ns: Option<Estimate>,
     /// Its runs by what they take: one group, or two, and then `ns` is nobody's.
     pub groups: Vec<Group>,
+    /// Messages that a channel has room for, of a workload that has channels.
+    pub buffer: Option<u64>,
     /// The most messages ever in flight, where that was counted.
     pub max_in_flight: Option<u64>,
 }
@@ -95,87 +108,17 @@ pub struct Gap {
     pub is_clear: bool,
 }
 
-/// Where the time of all threads goes, in the measured section.
+/// One counter, over the whole life of untraced runs, start and end of the program included.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Budget {
-    /// Traced runs of each.
-    pub runs: u64,
-    /// The base's.
-    pub base: Sums,
+pub struct CounterRow {
+    /// What is counted.
+    pub counted: Counted,
+    /// The base's, for each message.
+    pub base: f64,
     /// The subject's.
-    pub subject: Sums,
-    /// What tracing changed of the gap, nanoseconds: nothing smaller is claimed of the budget.
-    pub tracing_changed_gap_ns: f64,
-    /// Time that is no waiting, subject less base.
-    pub added_ns: f64,
-    /// What the added time is for, most first.
-    pub causes: Vec<CauseRow>,
-    /// Every part.
-    pub parts: Vec<PartRow>,
-    /// The functions whose time on the CPU differs most.
-    pub functions: Vec<FunctionRow>,
-}
-
-/// The sums of one side.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Sums {
-    /// Threads.
-    pub threads: u64,
-    /// Wall time.
-    pub wall_ns: f64,
-    /// All parts together.
-    pub parts_ns: f64,
-    /// By how much they miss threads times wall time, of it.
-    pub misses: f64,
-    /// Samples that share out the time on the CPU.
-    pub samples: u64,
-    /// By how much a traced run is slower than an untraced one, of it.
-    pub tracing_slows: f64,
-}
-
-/// What a part of the added time is for.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct CauseRow {
-    /// What for.
-    pub cause: Cause,
-    /// The base's.
-    pub base_ns: f64,
-    /// The subject's.
-    pub subject_ns: f64,
+    pub subject: f64,
     /// The difference.
-    pub added_ns: Option<Estimate>,
-    /// Of all added time.
-    pub share: Option<Estimate>,
-}
-
-/// One part of the budget.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct PartRow {
-    /// How it is spent.
-    pub spent: Spent,
-    /// The class of the ledger, off the CPU.
-    pub class: Option<Class>,
-    /// What for.
-    pub cause: Cause,
-    /// Whether it is only waiting for work.
-    pub is_waiting: bool,
-    /// The base's.
-    pub base_ns: f64,
-    /// The subject's.
-    pub subject_ns: f64,
-}
-
-/// One function's time on the CPU.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct FunctionRow {
-    /// Its name.
-    pub function: String,
-    /// What it is for.
-    pub category: Category,
-    /// The base's.
-    pub base_ns: f64,
-    /// The subject's.
-    pub subject_ns: f64,
+    pub added: Option<Estimate>,
 }
 
 /// One intervention.
@@ -216,11 +159,29 @@ pub enum Evidence {
     Budget,
     /// An intervention
     Intervention,
+    /// The messages in flight, counted
+    InFlight,
+}
+
+/// What is claimed of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Says {
+    /// It is in the cause, or the cause is in it
+    Cause,
+    /// The most that kernel switches can be of it
+    Kernel,
+    /// The cause needs it, whatever it is
+    Condition,
+    /// It is not the cause, or hardly
+    NotTheCause,
 }
 
 /// Something that may be claimed.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Claim {
+    /// What is claimed.
+    pub says: Says,
     /// In words.
     pub sentence: String,
     /// The cause, or the name of the intervention.

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::signed_rank::{averages, outside};
+use crate::units::Scale;
 
 /// A figure and where it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, schemars::JsonSchema)]
@@ -50,6 +51,42 @@ impl Estimate {
             low: self.high.map(|high| -high),
             high: self.low.map(|low| -low),
             confidence: self.confidence,
+        }
+    }
+
+    /// As people read it: the figure, and how uncertain it is. `12.0 ± 3.0`; or `12.0 (2.5 to 15.0)` where it is more so on
+    /// one side.
+    #[must_use]
+    pub fn plus_minus(&self, digits: usize) -> String {
+        // What rounds to 0 has no sign.
+        let number = |value: f64| {
+            let unit = 10_f64.powi(digits as i32);
+            format!("{:.digits$}", (value * unit).round() / unit + 0.0)
+        };
+        let (Some(low), Some(high)) = (self.low, self.high) else {
+            return format!("{} (too few runs for an interval)", number(self.value));
+        };
+        let half = self.half_width();
+        if (f64::midpoint(low, high) - self.value).abs() <= 0.2 * half {
+            format!("{} ± {}", number(self.value), number(half))
+        } else {
+            format!("{} ({} to {})", number(self.value), number(low), number(high))
+        }
+    }
+
+    /// A time in nanoseconds, in this unit and without its name.
+    #[must_use]
+    pub fn in_unit(&self, scale: Scale) -> String {
+        self.times(1.0 / scale.ns).plus_minus(1)
+    }
+
+    /// As a share, in percent.
+    #[must_use]
+    pub fn percent(&self) -> String {
+        let percent = self.times(100.0).plus_minus(0);
+        match percent.split_once(" (") {
+            Some((value, interval)) => format!("{value} % ({interval}"),
+            None => format!("{percent} %"),
         }
     }
 
@@ -170,6 +207,24 @@ mod tests {
             (estimate.value, estimate.low, estimate.high),
             (8.0, Some(averages[25]), Some(averages[94]))
         );
+    }
+
+    #[test]
+    fn an_interval_is_told_as_it_lies() {
+        let estimate = |low, high| Estimate {
+            value: 0.12,
+            low,
+            high,
+            confidence: 0.99,
+        };
+        assert_eq!(estimate(Some(0.09), Some(0.15)).percent(), "12 ± 3 %");
+        assert_eq!(estimate(Some(0.02), Some(0.15)).percent(), "12 % (2 to 15)");
+        assert_eq!(
+            estimate(None, Some(0.15)).percent(),
+            "12 % (too few runs for an interval)"
+        );
+        assert_eq!(estimate(Some(0.02), Some(0.15)).plus_minus(2), "0.12 (0.02 to 0.15)");
+        assert_eq!(estimate(Some(-0.001), Some(0.15)).plus_minus(1), "0.1 (0.0 to 0.2)");
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub fn write(
     info: &Info,
     runs: &[Run],
     damage: Option<&str>,
-    events: Option<&mut dyn EventSource>,
+    events: &mut dyn EventSource,
 ) -> Result<()> {
     let written = write_tables(folder, info, runs, damage, events);
     written.map_err(|source| folder.error(source))?;
@@ -82,9 +82,9 @@ fn write_tables(
     info: &Info,
     runs: &[Run],
     damage: Option<&str>,
-    events: Option<&mut dyn EventSource>,
+    events: &mut dyn EventSource,
 ) -> io::Result<()> {
-    if let (Level::Timeline, Some(events)) = (info.level, events) {
+    if info.level == Level::Timeline {
         timeline::write(folder, info, runs, events)?;
     }
     let median = summarize(info, runs)

@@ -19,7 +19,7 @@ use crate::analyze::summarize::tests::{info, run};
 use crate::report::golden::golden;
 use crate::trace::Level;
 use crate::trace::build;
-use crate::trace::events::EventSource;
+use crate::trace::events::{EventSink, EventSource};
 use crate::trace::run::{ClockAnchor, Info, Run};
 use crate::workload::Mode;
 
@@ -51,13 +51,10 @@ fn golden_parquet_schema() {
 struct Events(Vec<Vec<Event>>);
 
 impl EventSource for Events {
-    fn replay(&mut self, events: &mut dyn FnMut(usize, &[Event])) -> std::io::Result<()> {
-        for (run, batch) in self.0.iter().enumerate() {
-            // One at a time: batches may be of any length.
-            for event in batch {
-                events(run, std::slice::from_ref(event));
-            }
-        }
+    fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> std::io::Result<()> {
+        // One at a time: batches may be of any length.
+        let events = self.0.get(run).into_iter().flatten();
+        events.for_each(|event| sink.events(std::slice::from_ref(event)));
         Ok(())
     }
 }
@@ -110,6 +107,7 @@ fn timeline() -> Info {
         level: Level::Timeline,
         started: ClockAnchor {
             monotonic_ns: 1_000,
+            boottime_ns: 0,
             realtime_ns: 1_700_000_000_000_000_000,
         },
         ..info(Mode::TaskPool)
@@ -165,14 +163,7 @@ fn every_switch_and_waking_is_a_row() {
     let place = tempfile::tempdir().expect("a folder");
     let mut folder = Folder::open(place.path(), None).expect("writable");
     let info = timeline();
-    write(
-        &mut folder,
-        &info,
-        &[with_names()],
-        None,
-        Some(&mut Events(vec![events()])),
-    )
-    .expect("written");
+    write(&mut folder, &info, &[with_names()], None, &mut Events(vec![events()])).expect("written");
 
     let switches = table(place.path(), "switches");
     let times = [
@@ -216,7 +207,14 @@ fn what_was_added_up_is_what_the_report_says() {
     let mut run = with_names();
     run.aggregates.counters.lost_wakeups = 7;
     let info = info(Mode::TaskPool);
-    write(&mut folder, &info, std::slice::from_ref(&run), None, None).expect("written");
+    write(
+        &mut folder,
+        &info,
+        std::slice::from_ref(&run),
+        None,
+        &mut Events(Vec::new()),
+    )
+    .expect("written");
     let host = table(place.path(), "host");
     let counted = longs(
         &host[0],
@@ -267,7 +265,7 @@ fn no_run_is_written_over_another() {
         // Twice: what is there of the same run is replaced.
         for _ in 0..2 {
             let mut folder = Folder::open(place.path(), None).expect("writable");
-            write(&mut folder, &one, &runs, None, Some(&mut Events(vec![events()]))).expect("written");
+            write(&mut folder, &one, &runs, None, &mut Events(vec![events()])).expect("written");
         }
     }
     for table in ["host", "ledger", "switches", "wakings"] {
@@ -300,14 +298,7 @@ fn rows_are_written_a_group_at_a_time() {
     }
     let place = tempfile::tempdir().expect("a folder");
     let mut folder = Folder::open(place.path(), None).expect("writable");
-    write(
-        &mut folder,
-        &timeline(),
-        &[with_names()],
-        None,
-        Some(&mut Events(vec![many])),
-    )
-    .expect("written");
+    write(&mut folder, &timeline(), &[with_names()], None, &mut Events(vec![many])).expect("written");
     let file = std::fs::read_dir(place.path().join("switches"))
         .expect("a table")
         .flatten()

@@ -8,7 +8,6 @@ use std::io;
 use std::sync::Arc;
 
 use ctxtrace_common::clock::Waking as Noted;
-use ctxtrace_common::event::Event;
 use ctxtrace_common::locator::Reason;
 use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::stack::SumKey;
@@ -25,7 +24,7 @@ use crate::correlate::tasks;
 use crate::correlate::timeline::Replay;
 use crate::correlate::wakeups::Names as WakerNames;
 use crate::target::locate;
-use crate::trace::events::{EventSink, EventSource};
+use crate::trace::events::EventSource;
 use crate::trace::run::{Info, Run};
 use crate::trace::{Aggregates, name_of};
 
@@ -36,72 +35,12 @@ const MOST_NAMES: usize = 1 << 16;
 
 /// Writes both tables for every run.
 pub(super) fn write(folder: &mut Folder, info: &Info, runs: &[Run], events: &mut dyn EventSource) -> io::Result<()> {
-    let mut writing = Writing {
-        folder,
-        info,
-        runs,
-        begun: 0,
-        current: None,
-        failed: None,
-    };
-    events.replay(&mut |run, batch| writing.events(run, batch))?;
-    writing.up_to(runs.len());
-    writing.failed.map_or(Ok(()), Err)
-}
-
-/// The run whose events come.
-struct Writing<'a> {
-    folder: &'a mut Folder,
-    info: &'a Info,
-    runs: &'a [Run],
-    /// Runs whose files were begun; the last one of them is the current.
-    begun: usize,
-    current: Option<Replay<Rows<'a>>>,
-    failed: Option<io::Error>,
-}
-
-impl Writing<'_> {
-    fn events(&mut self, run: usize, batch: &[Event]) {
-        // Those of a run of which there is nothing else belong nowhere.
-        if run >= self.runs.len() {
-            return;
-        }
-        if run >= self.begun {
-            self.up_to(run);
-            self.begin(run);
-        }
-        if let Some(replay) = &mut self.current {
-            replay.events(batch);
-        }
+    for (index, run) in runs.iter().enumerate() {
+        let mut replay = Replay::telling(Rows::begin(folder, info, run, index)?);
+        events.tell(index, &mut replay)?;
+        replay.into_intervals().end(folder)?;
     }
-
-    /// Ends the current run; those before `run` that had no events have empty tables.
-    fn up_to(&mut self, run: usize) {
-        self.end();
-        while self.begun < run {
-            self.begin(self.begun);
-            self.end();
-        }
-    }
-
-    fn begin(&mut self, run: usize) {
-        self.begun = run + 1;
-        if self.failed.is_some() {
-            return;
-        }
-        match Rows::begin(self.folder, self.info, &self.runs[run], run) {
-            Ok(rows) => self.current = Some(Replay::telling(rows)),
-            Err(error) => self.failed = Some(error),
-        }
-    }
-
-    fn end(&mut self) {
-        if let Some(replay) = self.current.take()
-            && let Err(error) = replay.into_intervals().end(self.folder)
-        {
-            self.failed.get_or_insert(error);
-        }
-    }
+    Ok(())
 }
 
 /// What a thread was doing when it left, in words.

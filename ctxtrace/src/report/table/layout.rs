@@ -7,8 +7,8 @@
 use comfy_table::{CellAlignment, Table, presets};
 use textwrap::{Options, WordSplitter, wrap};
 
-/// What everything fits into.
-pub(in crate::report) const COLUMNS: usize = 80;
+pub(super) use crate::report::WIDTH as COLUMNS;
+
 /// Where the text begins that has a label.
 const LABEL: usize = 18;
 /// The space between the columns of a table.

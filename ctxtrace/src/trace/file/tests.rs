@@ -34,6 +34,7 @@ fn info() -> Info {
         started: ClockAnchor {
             monotonic_ns: 1,
             realtime_ns: 2,
+            boottime_ns: 3,
         },
     }
 }

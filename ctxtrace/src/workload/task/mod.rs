@@ -33,7 +33,7 @@ use super::pin::{Pin, Pinning};
 use super::progress::Progress;
 use super::{Channel, Outcome, Plant, Protocol, Root, Spec, altered};
 use crate::error::{Error, Result};
-use plants::{Contending, Dozing, Hoarding};
+use plants::{Dozing, Hoarding, Locking};
 use script::{InFlight, Plain, Script};
 
 /// All tasks on the thread that calls `block_on`.
@@ -83,7 +83,8 @@ struct Players<S, R, V> {
 /// Sends all messages through the three tasks and takes the time.
 fn play(spec: &Spec, progress: &Progress, runtime: &Runtime) -> Result<Outcome> {
     match spec.plant {
-        Some(Plant::Mutex) => return arrange(spec, progress, runtime, Contending::default()),
+        Some(Plant::Mutex) => return arrange(spec, progress, runtime, Locking::of(true)),
+        Some(Plant::OwnMutexes) => return arrange(spec, progress, runtime, Locking::of(false)),
         Some(Plant::Sleep) => return arrange(spec, progress, runtime, Dozing::default()),
         Some(Plant::Allocations) => return arrange(spec, progress, runtime, Hoarding),
         None if !spec.count_in_flight => return arrange(spec, progress, runtime, Plain),

@@ -17,21 +17,41 @@ const ROUNDS: u32 = 500;
 const BOXES: usize = 32;
 const SIZES: [usize; 4] = [24, 100, 400, 1_600];
 
-/// Every player takes the same lock for each message, and works while it has it.
-#[derive(Clone, Debug)]
-pub(super) struct Contending(Arc<Mutex<u64>>);
+/// Every player takes a lock for each message, and works while it has it: all the same one, or each its own.
+#[derive(Debug)]
+pub(super) struct Locking {
+    lock: Arc<Mutex<u64>>,
+    shared: bool,
+}
 
-impl Default for Contending {
-    fn default() -> Self {
-        // The work is a xorshift, which needs something other than 0 to begin with.
-        Self(Arc::new(Mutex::new(1)))
+impl Locking {
+    /// The players are clones of this.
+    pub(super) fn of(shared: bool) -> Self {
+        Self {
+            // The work is a xorshift, which needs something other than 0 to begin with.
+            lock: Arc::new(Mutex::new(1)),
+            shared,
+        }
     }
 }
 
-impl Contending {
+impl Clone for Locking {
+    fn clone(&self) -> Self {
+        if self.shared {
+            Self {
+                lock: self.lock.clone(),
+                shared: true,
+            }
+        } else {
+            Self::of(false)
+        }
+    }
+}
+
+impl Locking {
     #[inline(never)]
     fn work(&self) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..ROUNDS {
             *state ^= *state << 13;
             *state ^= *state >> 7;
@@ -40,7 +60,7 @@ impl Contending {
     }
 }
 
-impl Script for Contending {
+impl Script for Locking {
     type Message = &'static str;
 
     fn send(&mut self) -> &'static str {

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::analyze::profile;
 use crate::correlate::budget::{Budget, Window};
 use crate::correlate::intervals::State;
-use crate::correlate::ledger::entry_of;
+use crate::correlate::ledger::{entry_of, ledger};
 use crate::symbolize::category::{Belongs, Category, calls_from, off_cpu, on_cpu};
 use crate::symbolize::stacks;
 use crate::trace::run::Run;
@@ -28,10 +28,14 @@ pub enum Spent {
     OnCpuUser,
     /// On a CPU, in the kernel
     OnCpuKernel,
+    /// On a CPU; in which of the two is not known
+    OnCpu,
     /// Ready to run, without a CPU
     RunQueue,
     /// Asleep
     Blocked,
+    /// Off the CPU: how long asleep and how long ready is not known of each part
+    OffCpu,
 }
 
 impl Spent {
@@ -41,8 +45,10 @@ impl Spent {
         match self {
             Self::OnCpuUser => "on CPU, program",
             Self::OnCpuKernel => "on CPU, kernel",
+            Self::OnCpu => "on CPU",
             Self::RunQueue => "run queue",
             Self::Blocked => "blocked",
+            Self::OffCpu => "off CPU",
         }
     }
 }
@@ -80,13 +86,21 @@ pub struct Part {
 }
 
 impl Part {
+    /// The class of the ledger, of time off the CPU.
+    #[must_use]
+    pub fn class(&self) -> Option<Class> {
+        matches!(self.spent, Spent::RunQueue | Spent::Blocked | Spent::OffCpu)
+            .then(|| Class::from_number(u32::from(self.class)))
+            .flatten()
+    }
+
     /// Whether it is a thread's waiting for work, and no work.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
-        if self.spent != Spent::Blocked {
+        if !matches!(self.spent, Spent::Blocked | Spent::OffCpu) {
             return false;
         }
-        match Class::from_number(u32::from(self.class)) {
+        match self.class() {
             // Whatever a poll sleeps for, the tasks behind it wait.
             Some(Class::TaskBlocked) => false,
             Some(Class::ThreadBlocked | Class::Unattributed) => !matches!(
@@ -153,6 +167,8 @@ pub struct Account {
     pub threads: u64,
     /// How long they were there, all together, nanoseconds a message.
     pub alive_ns: f64,
+    /// Kernel switches, for each message.
+    pub switches: f64,
     /// Samples that share out the time on the CPU.
     pub samples: u64,
 }
@@ -162,6 +178,7 @@ impl Account {
     #[must_use]
     pub fn of(run: &Run, budget: &Budget, window: Window, messages: f64, asleep: &Asleep) -> Self {
         let mut account = Self {
+            switches: budget.switches() as f64 / messages,
             wall_ns: (window.to_ns - window.from_ns) as f64 / messages,
             threads: budget.threads() as u64,
             alive_ns: budget.alive_ns() as f64 / messages,
@@ -170,9 +187,7 @@ impl Account {
         let places = profile::places(run, |at_ns| window.clip(at_ns, at_ns + 1).is_some());
         account.samples = places.values().sum();
         let on_cpu_ns = budget.in_state(State::OnCpu) as f64 / messages;
-        let add = |parts: &mut BTreeMap<Part, f64>, spent, class, cause, ns| {
-            *parts.entry(Part { spent, class, cause }).or_default() += ns;
-        };
+        let part = |spent, class, cause| Part { spent, class, cause };
         for (place, &count) in &places {
             let frames = stacks::sampled(run, place);
             let ns = on_cpu_ns * count as f64 / account.samples as f64;
@@ -181,28 +196,66 @@ impl Account {
             } else {
                 (Spent::OnCpuUser, on_cpu(&frames, false).category)
             };
-            add(&mut account.parts, spent, 0, Cause::Code(category), ns);
+            account.add(part(spent, 0, Cause::Code(category)), ns);
             *account.functions.entry(on_cpu(&frames, place.in_kernel)).or_default() += ns;
             *account.stacks.entry(frames).or_default() += ns;
         }
         if account.samples == 0 && on_cpu_ns > 0.0 {
-            let unknown = Cause::Code(Category::Unknown);
-            add(&mut account.parts, Spent::OnCpuUser, 0, unknown, on_cpu_ns);
+            account.add(part(Spent::OnCpu, 0, Cause::Code(Category::Unknown)), on_cpu_ns);
         }
-        for (part, ns) in budget.parts() {
+        for (of, ns) in budget.parts() {
             let ns = ns as f64 / messages;
-            match part.state {
+            match of.state {
                 State::OnCpu => {}
-                State::RunQueue => add(&mut account.parts, Spent::RunQueue, part.class, Cause::RunQueue, ns),
+                State::RunQueue => account.add(part(Spent::RunQueue, of.class, Cause::RunQueue), ns),
                 State::Blocked | State::Off => {
-                    for (category, share) in asleep.shares(part.class) {
-                        let cause = Cause::Code(category);
-                        add(&mut account.parts, Spent::Blocked, part.class, cause, ns * share);
+                    for (category, share) in asleep.shares(of.class) {
+                        account.add(part(Spent::Blocked, of.class, Cause::Code(category)), ns * share);
                     }
                 }
             }
         }
         account
+    }
+
+    /// Of a run without a timeline: what was added up of it from its beginning to its end. How long threads slept and how long
+    /// they were ready is not known by class, nor what their time on the CPU was for.
+    #[must_use]
+    pub fn of_sums(run: &Run, messages: f64, asleep: &Asleep) -> Self {
+        let threads = || run.aggregates.threads.iter().map(|record| &record.thread);
+        let mut account = Self {
+            switches: run.switches() as f64 / messages,
+            wall_ns: run.outcome.map_or(run.recorded_ns, |outcome| outcome.elapsed_ns) as f64 / messages,
+            threads: threads().count() as u64,
+            ..Self::default()
+        };
+        let on_cpu_ns: u64 = threads().map(|thread| thread.on_cpu_ns).sum();
+        account.add(
+            Part {
+                spent: Spent::OnCpu,
+                class: 0,
+                cause: Cause::Code(Category::Unknown),
+            },
+            on_cpu_ns as f64 / messages,
+        );
+        for (entry, sum) in ledger(&run.aggregates).rows {
+            let class = entry.class as u8;
+            for (category, share) in asleep.shares(class) {
+                let part = Part {
+                    spent: Spent::OffCpu,
+                    class,
+                    cause: Cause::Code(category),
+                };
+                account.add(part, sum.off_cpu_ns as f64 / messages * share);
+            }
+        }
+        account.parts.retain(|_, ns| *ns > 0.0);
+        account.alive_ns = account.sum_ns();
+        account
+    }
+
+    fn add(&mut self, part: Part, ns: f64) {
+        *self.parts.entry(part).or_default() += ns;
     }
 
     /// All parts together, nanoseconds a message.
@@ -221,6 +274,12 @@ impl Account {
     #[must_use]
     pub fn of_cause(&self, cause: Cause) -> f64 {
         self.sum(|part| part.cause == cause && !part.is_waiting())
+    }
+
+    /// What goes through the kernel, and is no waiting: its code, the run queue, and sleep. Kernel switches cost no more.
+    #[must_use]
+    pub fn kernel_ns(&self) -> f64 {
+        self.sum(|part| !matches!(part.spent, Spent::OnCpuUser | Spent::OnCpu) && !part.is_waiting())
     }
 
     /// The parts that fit.
@@ -285,6 +344,7 @@ mod tests {
             (part(Spent::Blocked, Class::WorkerParked, Category::Locks), 140.0),
         ]);
         assert_eq!(account.of_cause(Cause::Code(Category::Locks)), 60.0);
+        assert_eq!(account.kernel_ns(), 50.0);
         assert_eq!(
             (account.busy_ns(), account.sum_ns(), account.misses()),
             (60.0, 200.0, 0.0)

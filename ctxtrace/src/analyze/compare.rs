@@ -1,0 +1,314 @@
+//! Two captures side by side. Its JSON form is `ctxtrace.compare/1`.
+//!
+//! One recording of each says how they differ, not whether another pair of recordings would differ likewise: there are no
+//! intervals here, and no claims. [`crate::analyze::explain`] makes them, from many runs.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::budget::account::{Account, Asleep};
+use super::budget::{Budget, Pairs, Unit, budget};
+use super::explain::answer::CONFIDENCE;
+use super::result::{Class, Distribution, Host, LedgerRow, Report, Unavailable};
+use crate::trace::Level;
+
+/// Name and version of the format.
+pub const SCHEMA: &str = "ctxtrace.compare/1";
+
+/// The whole comparison.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Compared {
+    /// `ctxtrace.compare/1`.
+    pub schema: String,
+    /// Version of the program that made it.
+    pub ctxtrace_version: String,
+    /// What counts and times are for one of.
+    pub unit: Unit,
+    /// What the other is held against.
+    pub base: Side,
+    /// The other.
+    pub subject: Side,
+    /// Figures of both.
+    pub figures: Vec<Figure>,
+    /// The ledgers, by class.
+    pub ledger: Vec<ClassRow>,
+    /// Where the threads' time goes.
+    pub budget: Option<Budget>,
+    /// One for everything that could not be compared.
+    pub unavailable: Vec<Unavailable>,
+}
+
+/// One of the two.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Side {
+    /// What was recorded.
+    pub name: String,
+    /// Where.
+    pub host: Host,
+    /// How much.
+    pub level: Level,
+    /// Whether it ran to its end, and the file is whole.
+    pub complete: bool,
+    /// Messages, runs or seconds: what its counts and times are divided by.
+    pub units: f64,
+}
+
+/// A figure of both.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Figure {
+    /// What it is.
+    pub name: String,
+    /// Whether it is a time, in nanoseconds; else it is a count.
+    pub is_time: bool,
+    /// The base's.
+    pub base: Option<f64>,
+    /// The subject's.
+    pub subject: Option<f64>,
+    /// Subject by base.
+    pub ratio: Option<f64>,
+}
+
+/// A class of both ledgers, all its tasks and reasons together.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct ClassRow {
+    /// The class.
+    pub class: Class,
+    /// Switches of the base, for each unit.
+    pub base: f64,
+    /// Of the subject.
+    pub subject: f64,
+    /// Off-CPU time after them, nanoseconds for each unit.
+    pub base_off_cpu_ns: f64,
+    /// Of the subject.
+    pub subject_off_cpu_ns: f64,
+}
+
+/// One capture, as it is compared.
+#[derive(Clone, Debug)]
+pub struct Captured {
+    /// What was recorded, in words.
+    pub name: String,
+    /// What it came to.
+    pub report: Report,
+    /// Where the time of its median run went; see [`unit_of`] for what it is divided by.
+    pub account: Account,
+    /// What its threads slept for.
+    pub asleep: Asleep,
+}
+
+/// What a capture can be divided by. A process that was attached to did some of its work, and only time says how much.
+#[must_use]
+pub fn unit_of(base: &Report, subject: &Report) -> Unit {
+    let of = |fits: fn(&Report) -> bool| fits(base) && fits(subject);
+    if of(|report| report.workload.as_ref().is_some_and(|workload| workload.messages > 0)) {
+        Unit::Message
+    } else if of(|report| {
+        report
+            .target
+            .as_ref()
+            .map_or(report.workload.is_some(), |target| target.command.is_some())
+    }) {
+        Unit::Run
+    } else {
+        Unit::Second
+    }
+}
+
+/// What its counts and times are divided by.
+#[must_use]
+pub fn units(report: &Report, unit: Unit) -> f64 {
+    let units = match unit {
+        Unit::Message => report
+            .workload
+            .as_ref()
+            .map_or(1.0, |workload| workload.messages as f64),
+        Unit::Run => 1.0,
+        Unit::Second => report.recorded_ns as f64 / 1e9,
+    };
+    if units > 0.0 { units } else { 1.0 }
+}
+
+/// Compares. Both accounts are to be for each of `unit`.
+#[must_use]
+pub fn compare(version: &str, unit: Unit, base: &Captured, subject: &Captured) -> Compared {
+    let side = |captured: &Captured| Side {
+        name: captured.name.clone(),
+        host: captured.report.host.clone(),
+        level: captured.report.level,
+        complete: captured.report.complete,
+        units: units(&captured.report, unit),
+    };
+    let accounts = [(base.account.clone(), subject.account.clone())];
+    let pairs = Pairs {
+        accounts: &accounts,
+        discarded: 0,
+        untraced: None,
+    };
+    let mut compared = Compared {
+        schema: SCHEMA.to_owned(),
+        ctxtrace_version: version.to_owned(),
+        unit,
+        base: side(base),
+        subject: side(subject),
+        figures: figures(&base.report, &subject.report, unit),
+        ledger: ledger(&base.report, &subject.report, unit),
+        budget: budget(pairs, CONFIDENCE),
+        unavailable: Vec::new(),
+    };
+    for (path, captured) in [("base", base), ("subject", subject)] {
+        let mut add = |what: &str, reason: &str| {
+            compared.unavailable.push(Unavailable {
+                path: format!("{path}.{what}"),
+                reason: reason.to_owned(),
+            });
+        };
+        if captured.report.level != Level::Timeline {
+            add(
+                "run_queue",
+                "how long threads slept and how long they waited for a CPU is known by class at --level timeline only",
+            );
+        }
+        if captured.account.samples == 0 {
+            add(
+                "on_cpu",
+                "what the time on the CPU was for takes samples: record with --level timeline --sample 997",
+            );
+        }
+    }
+    compared
+}
+
+type DistributionOf = fn(&Report) -> &Distribution;
+
+fn figures(base: &Report, subject: &Report, unit: Unit) -> Vec<Figure> {
+    let figure = |name: &str, is_time, of: &dyn Fn(&Report) -> Option<f64>| {
+        let (base, subject) = (of(base), of(subject));
+        Figure {
+            name: name.to_owned(),
+            is_time,
+            base,
+            subject,
+            ratio: base
+                .zip(subject)
+                .filter(|&(base, _)| base > 0.0)
+                .map(|(base, subject)| subject / base),
+        }
+    };
+    let each = |report: &Report, count: u64| Some(count as f64 / units(report, unit));
+    let tasks = |report: &Report, of: &dyn Fn(&super::result::TaskSwitches) -> Option<u64>| {
+        each(report, report.task_switches.as_ref().and_then(of)?)
+    };
+    let percentile = |of: DistributionOf, at: fn(&Distribution) -> Option<u64>| {
+        move |report: &Report| at(of(report)).map(|ns| ns as f64)
+    };
+    let mut list = vec![
+        figure("elapsed time", true, &|report| {
+            let ns = match &report.workload {
+                Some(workload) => workload.elapsed_ns?,
+                None => report.recorded_ns,
+            };
+            each(report, ns)
+        }),
+        figure("kernel switches, voluntary", false, &|report| {
+            each(report, report.kernel_switches.voluntary)
+        }),
+        figure("kernel switches, involuntary", false, &|report| {
+            each(report, report.kernel_switches.involuntary)
+        }),
+        figure("migrations", false, &|report| each(report, report.migrations)),
+        figure("task switches", false, &|report| {
+            tasks(report, &|tasks| Some(tasks.total))
+        }),
+        figure("task switches that hit the kernel", false, &|report| {
+            tasks(report, &|tasks| Some(tasks.hit_kernel))
+        }),
+    ];
+    let distributions: [(&str, DistributionOf); 4] = [
+        ("off-CPU", |report| &report.latency.off_cpu),
+        ("run queue", |report| &report.latency.run_queue),
+        ("wake to run", |report| &report.latency.wake_to_run),
+        ("on-CPU", |report| &report.latency.on_cpu),
+    ];
+    for (name, of) in distributions {
+        list.push(figure(&format!("{name}, p50"), true, &percentile(of, |of| of.p50_ns)));
+        list.push(figure(&format!("{name}, p99"), true, &percentile(of, |of| of.p99_ns)));
+    }
+    list
+}
+
+fn ledger(base: &Report, subject: &Report, unit: Unit) -> Vec<ClassRow> {
+    let mut classes: Vec<Class> = Vec::new();
+    for row in base.ledger.iter().chain(&subject.ledger) {
+        if !classes.contains(&row.class) {
+            classes.push(row.class);
+        }
+    }
+    let sum = |report: &Report, class: Class, of: fn(&LedgerRow) -> u64| {
+        let rows = report.ledger.iter().filter(|row| row.class == class);
+        rows.map(of).sum::<u64>() as f64 / units(report, unit)
+    };
+    let mut rows: Vec<ClassRow> = classes
+        .into_iter()
+        .map(|class| ClassRow {
+            class,
+            base: sum(base, class, |row| row.count),
+            subject: sum(subject, class, |row| row.count),
+            base_off_cpu_ns: sum(base, class, |row| row.off_cpu_ns),
+            subject_off_cpu_ns: sum(subject, class, |row| row.off_cpu_ns),
+        })
+        .collect();
+    let difference = |row: &ClassRow| (row.subject - row.base).abs();
+    rows.sort_by(|one, other| difference(other).total_cmp(&difference(one)));
+    rows
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::analyze::summarize::summarize;
+    use crate::analyze::summarize::tests::{info, run};
+    use crate::workload::Mode;
+
+    fn captured(mode: Mode, elapsed_ns: u64) -> Captured {
+        let run = run(elapsed_ns);
+        let report = summarize(&info(mode), std::slice::from_ref(&run));
+        let asleep = Asleep::default();
+        Captured {
+            name: mode.name().to_owned(),
+            account: Account::of_sums(&run, 1.0, &asleep),
+            report,
+            asleep,
+        }
+    }
+
+    /// Two captures of the same run, one of which took three times as long.
+    pub(crate) fn drawn() -> Compared {
+        let (base, subject) = (captured(Mode::Task, 1_000_000), captured(Mode::TaskPool, 3_000_000));
+        compare("0.0.0", unit_of(&base.report, &subject.report), &base, &subject)
+    }
+
+    #[test]
+    fn what_has_messages_is_compared_by_message() {
+        let (base, subject) = (captured(Mode::Task, 1_000_000), captured(Mode::TaskPool, 3_000_000));
+        let unit = unit_of(&base.report, &subject.report);
+        assert_eq!(unit, Unit::Message);
+        let compared = compare("0.0.0", unit, &base, &subject);
+        let elapsed = &compared.figures[0];
+        assert_eq!(elapsed.ratio, Some(3.0));
+        let ns = base.report.workload.as_ref().expect("one").ns_per_message;
+        assert_eq!(elapsed.base, ns);
+        // The ledgers are the same run's.
+        assert!(compared.ledger.iter().all(|row| (row.base - row.subject).abs() < 1e-12));
+        let count: f64 = compared.ledger.iter().map(|row| row.base).sum();
+        assert!((count * compared.base.units - base.report.kernel_switches.total as f64).abs() < 1e-6);
+    }
+
+    #[test]
+    fn what_was_attached_to_is_compared_by_second() {
+        let (mut base, subject) = (captured(Mode::Task, 1_000_000), captured(Mode::Task, 1_000_000));
+        base.report.workload = None;
+        assert_eq!(unit_of(&base.report, &subject.report), Unit::Second);
+        base.report.recorded_ns = 2_000_000_000;
+        assert_eq!(units(&base.report, Unit::Second), 2.0);
+    }
+}

@@ -1,0 +1,555 @@
+//! From runs to the answer.
+
+use super::intervention::Kind;
+use super::result::{CounterRow, Explanation, Gap, NotTried, Others, SCHEMA, Side, Tried};
+use super::verdict;
+use crate::analyze::budget::account::{Account, Asleep};
+use crate::analyze::budget::{Pairs, Unit, budget};
+use crate::analyze::percentile::median;
+use crate::analyze::result::{Host, Unavailable};
+use crate::analyze::statistics::estimate::{centre, share};
+use crate::analyze::statistics::family;
+use crate::analyze::statistics::groups::groups;
+use crate::target::counters::Counted;
+
+/// How sure everything that is claimed is, all of it together. Of a hundred pairs of cases between which there is no
+/// difference, about one is said to have one.
+pub const CONFIDENCE: f64 = 0.99;
+
+/// The fewest blocks for the gap.
+pub const LEAST_BLOCKS: usize = 15;
+
+/// An intervention's interval is narrow enough if it is so wide, of the gap.
+const NARROW: f64 = 0.1;
+
+/// Runs of a block, what each took: nanoseconds a message.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pair {
+    /// The base's.
+    pub base: f64,
+    /// The subject's.
+    pub subject: f64,
+}
+
+impl Pair {
+    /// Subject less base.
+    #[must_use]
+    pub fn gap(&self) -> f64 {
+        self.subject - self.base
+    }
+}
+
+/// One intervention and its runs, in blocks with runs of both sides as they are.
+#[derive(Clone, Debug, Default)]
+pub struct Runs {
+    /// As they are.
+    pub plain: Vec<Pair>,
+    /// Changed; a side that is not touched is its plain run.
+    pub changed: Vec<Pair>,
+}
+
+/// One intervention that was tried.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// Its name.
+    pub name: String,
+    /// What was changed.
+    pub what: String,
+    /// What it can say.
+    pub kind: Kind,
+    /// What came of it.
+    pub runs: Runs,
+}
+
+/// What is known of one of the two cases.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What it is.
+    pub name: String,
+    /// Messages that a channel has room for.
+    pub buffer: Option<u64>,
+    /// The most messages in flight, if they were counted.
+    pub max_in_flight: Option<u64>,
+}
+
+/// Counts for each message of one run: of the base and of the subject.
+pub type CountedPair = (Vec<(Counted, f64)>, Vec<(Counted, f64)>);
+
+/// Everything that was measured.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// What times are for one of.
+    pub unit: Unit,
+    /// The two cases.
+    pub base: Case,
+    /// The one in question.
+    pub subject: Case,
+    /// Untraced runs for the gap.
+    pub gap: Vec<Pair>,
+    /// Budgets of traced runs, of base and subject.
+    pub accounts: Vec<(Account, Account)>,
+    /// Traced runs that do not add up.
+    pub discarded: u64,
+    /// What threads sleep for, in a run of the base and of the subject.
+    pub asleep: Option<(Asleep, Asleep)>,
+    /// What the processor and the kernel counted, pair by pair.
+    pub counters: Vec<CountedPair>,
+    /// Counters that are not there, and why.
+    pub no_counters: Vec<(Counted, String)>,
+    /// The interventions.
+    pub interventions: Vec<Trial>,
+    /// Those that were not tried.
+    pub not_tried: Vec<NotTried>,
+    /// How busy the machine was with others.
+    pub others: Option<Others>,
+    /// Why not everything was measured.
+    pub cut_short: Option<String>,
+}
+
+/// The gap between two cases.
+#[must_use]
+pub fn gap_of(pairs: &[Pair]) -> Gap {
+    let gaps: Vec<f64> = pairs.iter().map(Pair::gap).collect();
+    let ns = centre(&gaps, CONFIDENCE);
+    let side = |of: fn(&Pair) -> f64| centre(&pairs.iter().map(of).collect::<Vec<_>>(), CONFIDENCE);
+    let (base, subject) = (side(|pair| pair.base), side(|pair| pair.subject));
+    Gap {
+        ratio: base.zip(subject).map(|(base, subject)| subject.value / base.value),
+        blocks: pairs.len() as u64,
+        is_clear: ns.is_some_and(|ns| ns.is_above(0.0)),
+        ns,
+    }
+}
+
+/// Whether more blocks would say nothing new: there are enough, and the interval is narrow against the gap, or shows that
+/// there is none that matters against what the base takes.
+#[must_use]
+pub fn is_enough(pairs: &[Pair]) -> bool {
+    let Gap { ns: Some(ns), .. } = gap_of(pairs) else {
+        return false;
+    };
+    let base = median(&pairs.iter().map(|pair| pair.base).collect::<Vec<_>>()).unwrap_or(0.0);
+    let narrow = 2.0 * ns.half_width() < 0.1 * ns.value.abs();
+    let nothing = ns.half_width() + ns.value.abs() < 0.01 * base;
+    pairs.len() >= LEAST_BLOCKS && (narrow || nothing)
+}
+
+/// The blocks that each intervention needs, if there are so many: with fewer an interval has no ends.
+#[must_use]
+pub fn blocks_for(interventions: usize) -> usize {
+    family::blocks_needed(family::each(CONFIDENCE, interventions))
+}
+
+/// Whether more blocks would not say much more of any intervention.
+#[must_use]
+pub fn are_narrow<'a>(runs: impl ExactSizeIterator<Item = &'a Runs>) -> bool {
+    let confidence = family::each(CONFIDENCE, runs.len());
+    let mut runs = runs;
+    runs.all(|runs| {
+        let (taken, gaps) = taken(runs);
+        share(&taken, &gaps, confidence).is_some_and(|closes| 2.0 * closes.half_width() < NARROW)
+    })
+}
+
+/// Makes the answer.
+#[must_use]
+pub fn explain(version: &str, host: &Host, measured: &Measured) -> Explanation {
+    let gap = gap_of(&measured.gap);
+    let side = |case: &Case, of: fn(&Pair) -> f64| {
+        let values: Vec<f64> = measured.gap.iter().map(of).collect();
+        Side {
+            name: case.name.clone(),
+            ns: centre(&values, CONFIDENCE),
+            groups: groups(&values),
+            buffer: case.buffer,
+            max_in_flight: case.max_in_flight,
+        }
+    };
+    let interventions = interventions(&measured.interventions, gap.is_clear);
+    let middle = |of: fn(&Pair) -> f64| median(&measured.gap.iter().map(of).collect::<Vec<_>>());
+    let pairs = Pairs {
+        accounts: &measured.accounts,
+        discarded: measured.discarded,
+        untraced: middle(|pair| pair.base).zip(middle(|pair| pair.subject)),
+    };
+    let mut explanation = Explanation {
+        schema: SCHEMA.to_owned(),
+        ctxtrace_version: version.to_owned(),
+        host: host.clone(),
+        complete: measured.cut_short.is_none(),
+        cut_short: measured.cut_short.clone(),
+        unit: measured.unit,
+        base: side(&measured.base, |pair| pair.base),
+        subject: side(&measured.subject, |pair| pair.subject),
+        budget: budget(pairs, CONFIDENCE),
+        counters: counters(&measured.counters),
+        gap,
+        interventions,
+        not_tried: measured.not_tried.clone(),
+        verdict: Vec::new(),
+        not_explained: Vec::new(),
+        others: measured.others,
+        unavailable: Vec::new(),
+    };
+    explanation.unavailable = unavailable(&explanation, measured);
+    (explanation.verdict, explanation.not_explained) = verdict::of(&explanation);
+    explanation
+}
+
+/// By how much each block's gap became smaller, and the gap itself.
+fn taken(runs: &Runs) -> (Vec<f64>, Vec<f64>) {
+    let gaps: Vec<f64> = runs.plain.iter().map(Pair::gap).collect();
+    let left = runs.changed.iter().map(Pair::gap);
+    let taken = gaps.iter().zip(left).map(|(gap, left)| gap - left).collect();
+    (taken, gaps)
+}
+
+/// What each did. Where there is no gap, an intervention may still open one.
+fn interventions(trials: &[Trial], is_clear: bool) -> Vec<Tried> {
+    let confidence = family::each(CONFIDENCE, trials.len());
+    let result = |trial: &Trial| {
+        let (taken, gaps) = taken(&trial.runs);
+        let changed = &trial.runs.changed;
+        let left: Vec<f64> = changed.iter().map(Pair::gap).collect();
+        let middle = |of: fn(&Pair) -> f64| median(&changed.iter().map(of).collect::<Vec<_>>());
+        Tried {
+            name: trial.name.clone(),
+            what: trial.what.clone(),
+            kind: trial.kind,
+            base_ns: middle(|pair| pair.base),
+            subject_ns: middle(|pair| pair.subject),
+            gap_ns: centre(&left, confidence),
+            closes: is_clear.then(|| share(&taken, &gaps, confidence)).flatten(),
+            blocks: changed.len() as u64,
+        }
+    };
+    trials.iter().map(result).collect()
+}
+
+fn counters(pairs: &[CountedPair]) -> Vec<CounterRow> {
+    let Some((first, _)) = pairs.first() else {
+        return Vec::new();
+    };
+    let confidence = family::each(CONFIDENCE, first.len());
+    let row = |&(counted, _): &(Counted, f64)| {
+        let of = |counts: &[(Counted, f64)]| {
+            let found = counts.iter().find(|(other, _)| *other == counted);
+            found.map_or(0.0, |&(_, count)| count)
+        };
+        let sides: Vec<(f64, f64)> = pairs.iter().map(|(base, subject)| (of(base), of(subject))).collect();
+        let differences: Vec<f64> = sides.iter().map(|(base, subject)| subject - base).collect();
+        let middle = |values: Vec<f64>| median(&values).unwrap_or(0.0);
+        CounterRow {
+            counted,
+            base: middle(sides.iter().map(|&(base, _)| base).collect()),
+            subject: middle(sides.iter().map(|&(_, subject)| subject).collect()),
+            added: centre(&differences, confidence),
+        }
+    };
+    first.iter().map(row).collect()
+}
+
+fn unavailable(explanation: &Explanation, measured: &Measured) -> Vec<Unavailable> {
+    let mut list: Vec<Unavailable> = measured
+        .no_counters
+        .iter()
+        .map(|(counted, reason)| Unavailable {
+            path: format!("counters[{}]", counted.in_words()),
+            reason: reason.clone(),
+        })
+        .collect();
+    let mut add = |path: &str, reason: &str| {
+        list.push(Unavailable {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        });
+    };
+    if explanation.budget.is_none() {
+        let reason = match &explanation.cut_short {
+            _ if !explanation.gap.is_clear => "there is no gap beyond noise, so no run was traced",
+            Some(_) => "the measurement was cut short before a run was traced",
+            None => "no traced run was fit for use: events of all of them were hidden or lost",
+        };
+        add("budget", reason);
+    }
+    for (path, side) in [("base", &explanation.base), ("subject", &explanation.subject)] {
+        if side.max_in_flight.is_none() {
+            add(
+                &format!("{path}.max_in_flight"),
+                "messages in flight are counted of the workloads with tasks, where the two cases differ",
+            );
+        }
+    }
+    list
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::analyze::budget::account::{Cause, Part, Spent};
+    use crate::analyze::explain::result::{Evidence, Says};
+    use crate::symbolize::category::{Belongs, Category};
+    use ctxtrace_common::ledger::Class;
+
+    /// Numbers around 0 that look like noise and are always the same.
+    fn noise(index: usize) -> f64 {
+        ((index * 7 + 3) % 11) as f64 - 5.0
+    }
+
+    fn host() -> Host {
+        Host {
+            name: "drawn".to_owned(),
+            kernel: "6.18.0".to_owned(),
+            cpus: 2,
+        }
+    }
+
+    fn account(ns_by_part: &[(Spent, Class, Category, f64)], switches: f64, threads: u64) -> Account {
+        let mut account = Account {
+            switches,
+            threads,
+            samples: 300,
+            ..Account::default()
+        };
+        for &(spent, class, category, ns) in ns_by_part {
+            let cause = if spent == Spent::RunQueue {
+                Cause::RunQueue
+            } else {
+                Cause::Code(category)
+            };
+            let class = class as u8;
+            *account.parts.entry(Part { spent, class, cause }).or_default() += ns;
+            if spent == Spent::OnCpuUser {
+                let belongs = Belongs {
+                    category,
+                    function: format!("{}::function", category.in_words()),
+                };
+                *account.functions.entry(belongs).or_default() += ns;
+            }
+        }
+        account.alive_ns = account.sum_ns();
+        account.wall_ns = account.alive_ns / threads as f64;
+        account
+    }
+
+    fn case(name: &str, buffer: u64, max_in_flight: Option<u64>) -> Case {
+        Case {
+            name: name.to_owned(),
+            buffer: Some(buffer),
+            max_in_flight,
+        }
+    }
+
+    fn trial(name: &str, kind: Kind, base: f64, subject: f64) -> Trial {
+        let pairs = |base: f64, subject: f64, from: usize| {
+            let pair = |index| Pair {
+                base: base + noise(index) / 10.0,
+                subject: subject + noise(index + from),
+            };
+            (0..14).map(pair).collect()
+        };
+        Trial {
+            name: name.to_owned(),
+            what: format!("something else as {name}"),
+            kind,
+            runs: Runs {
+                plain: pairs(80.0, 290.0, 1),
+                changed: pairs(base, subject, 4),
+            },
+        }
+    }
+
+    fn measured() -> Measured {
+        let gap = |index| Pair {
+            base: 80.0 + noise(index) / 10.0,
+            subject: 290.0 + noise(index + 2),
+        };
+        let pair = |index: usize| {
+            (
+                account(
+                    &[
+                        (
+                            Spent::OnCpuUser,
+                            Class::Exited,
+                            Category::Channel,
+                            60.0 + noise(index) / 10.0,
+                        ),
+                        (Spent::OnCpuUser, Class::Exited, Category::Allocator, 22.0),
+                    ],
+                    0.000_001,
+                    1,
+                ),
+                account(
+                    &[
+                        (Spent::OnCpuUser, Class::Exited, Category::Channel, 200.0 + noise(index)),
+                        (
+                            Spent::OnCpuUser,
+                            Class::Exited,
+                            Category::Allocator,
+                            222.0 + noise(index + 5),
+                        ),
+                        (
+                            Spent::OnCpuKernel,
+                            Class::Exited,
+                            Category::Scheduler,
+                            6.0 + noise(index + 3) / 10.0,
+                        ),
+                        (
+                            Spent::RunQueue,
+                            Class::WorkerParked,
+                            Category::Unknown,
+                            9.0 + noise(index + 1) / 5.0,
+                        ),
+                        (Spent::Blocked, Class::WorkerParked, Category::Scheduler, 150.0),
+                    ],
+                    0.001_8,
+                    2,
+                ),
+            )
+        };
+        let counted = |index: usize| {
+            let of = |faults: f64| vec![(Counted::PageFaults, faults + noise(index) / 1e4)];
+            (of(0.001), of(0.002))
+        };
+        Measured {
+            unit: Unit::Message,
+            base: case("task, buffer 4096", 4_096, Some(8_195)),
+            subject: case("task-pool, buffer 4096", 4_096, Some(8_196)),
+            gap: (0..20).map(gap).collect(),
+            accounts: (0..14).map(pair).collect(),
+            discarded: 1,
+            asleep: None,
+            counters: (0..9).map(counted).collect(),
+            no_counters: vec![(Counted::Cycles, "this machine has none".to_owned())],
+            interventions: vec![
+                trial("one-worker", Kind::Concurrency, 80.0, 95.0),
+                trial("jemalloc", Kind::Part, 79.0, 160.0),
+                trial("block-on-root", Kind::Part, 80.0, 292.0),
+                trial("buffer-0", Kind::Load, 380.0, 900.0),
+            ],
+            not_tried: vec![
+                NotTried {
+                    name: "buffer-16".to_owned(),
+                    reason: "--skip".to_owned(),
+                },
+                NotTried {
+                    name: "buffer-256".to_owned(),
+                    reason: "--skip".to_owned(),
+                },
+            ],
+            others: Some(Others {
+                share: 0.01,
+                stolen: 0.0,
+            }),
+            cut_short: None,
+        }
+    }
+
+    /// A pool that is slower by its allocator and its channel.
+    pub(crate) fn with_a_gap() -> Explanation {
+        explain("0.0.0", &host(), &measured())
+    }
+
+    /// Two cases that take the same, until something is changed; on a busy machine.
+    pub(crate) fn without_a_gap() -> Explanation {
+        let mut measured = measured();
+        measured.base = case("go, buffer 0", 0, Some(1));
+        measured.subject = case("go, buffer 4096", 4_096, Some(1));
+        measured.gap = without_a_gap_pairs();
+        measured.accounts.clear();
+        measured.counters.clear();
+        measured.interventions = vec![trial("pipelined", Kind::Load, 290.0, 80.0)];
+        measured.others = Some(Others {
+            share: 0.3,
+            stolen: 0.01,
+        });
+        explain("0.0.0", &host(), &measured)
+    }
+
+    fn about(answer: &Explanation, says: Says) -> Vec<&str> {
+        let claims = answer.verdict.iter().filter(|claim| claim.says == says);
+        claims.map(|claim| claim.about.as_str()).collect()
+    }
+
+    #[test]
+    fn causes_come_strongest_first_and_conditions_after_them() {
+        let answer = with_a_gap();
+        assert_eq!(
+            about(&answer, Says::Cause),
+            [
+                "jemalloc",
+                "allocator",
+                "channel",
+                "run queue (waiting for a CPU)",
+                "scheduler"
+            ]
+        );
+        assert_eq!(about(&answer, Says::Kernel), ["kernel switches"]);
+        assert_eq!(about(&answer, Says::Condition), ["one-worker"]);
+        assert_eq!(about(&answer, Says::NotTheCause), ["block-on-root"]);
+        let order: Vec<Says> = answer.verdict.iter().map(|claim| claim.says).collect();
+        assert!(order.is_sorted(), "{order:?}");
+    }
+
+    #[test]
+    fn what_tracing_changed_is_not_claimed() {
+        let mut measured = measured();
+        for pair in &mut measured.gap {
+            // As if tracing had added half of the gap.
+            pair.subject -= 70.0;
+        }
+        let answer = explain("0.0.0", &host(), &measured);
+        let from_budget: Vec<&str> = answer
+            .verdict
+            .iter()
+            .filter(|claim| claim.says == Says::Cause && claim.evidence == Evidence::Budget)
+            .map(|claim| claim.about.as_str())
+            .collect();
+        assert!(
+            !from_budget.contains(&"scheduler") && !from_budget.contains(&"run queue (waiting for a CPU)"),
+            "{from_budget:?}"
+        );
+    }
+
+    #[test]
+    fn without_a_gap_there_is_no_cause_but_what_makes_one_is_told() {
+        let answer = without_a_gap();
+        assert!(!answer.gap.is_clear);
+        assert_eq!(about(&answer, Says::Cause), ["buffer"]);
+        assert_eq!(about(&answer, Says::Condition), ["pipelined"]);
+        assert!(
+            answer.verdict[1].sentence.contains("faster"),
+            "{}",
+            answer.verdict[1].sentence
+        );
+        assert!(answer.unavailable.iter().any(|not| not.path == "budget"));
+    }
+
+    #[test]
+    fn room_that_is_used_is_not_said_to_be_unused() {
+        let mut measured = measured();
+        measured.gap = without_a_gap_pairs();
+        measured.base = case("task, buffer 16", 16, Some(18));
+        measured.subject = case("task, buffer 4096", 4_096, Some(4_000));
+        measured.interventions.clear();
+        assert!(explain("0.0.0", &host(), &measured).verdict.is_empty());
+    }
+
+    fn without_a_gap_pairs() -> Vec<Pair> {
+        let same = |index| Pair {
+            base: 80.0 + noise(index),
+            subject: 80.0 + noise(5 * index + 1),
+        };
+        (0..20).map(same).collect()
+    }
+
+    #[test]
+    fn nothing_measured_is_nothing_claimed() {
+        let mut measured = measured();
+        measured.gap.clear();
+        measured.accounts.clear();
+        measured.cut_short = Some("interrupted".to_owned());
+        let answer = explain("0.0.0", &host(), &measured);
+        assert!(answer.verdict.is_empty() && !answer.complete);
+    }
+}

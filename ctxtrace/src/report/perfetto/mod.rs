@@ -1,0 +1,724 @@
+//! A timeline for Perfetto (<https://ui.perfetto.dev>, `trace_processor`): its protobuf trace, made while the events go by.
+//!
+//! * **The kernel's tracks** are made of the kernel's own events, as from `ftrace`: `sched_switch`, `sched_waking`,
+//!   `sched_wakeup_new`; threads come with `task_newtask` or in a process tree, are named by `task_rename`, and go with
+//!   `sched_process_free`. A thread that is not the target's is not in the events; it is thread 0 here, as is the idle one.
+//! * **A track for each thread that polled tasks** has a slice for each time that it is known to have polled one
+//!   ([`crate::correlate::slices`]).
+//! * **Flows** lead from where a waking was made to the switch-in that it led to ([`crate::correlate::wakes`]), on the slice
+//!   that begins there, or to an event `woken` and from there to the next slice before the thread leaves its CPU. Both ends are
+//!   written together, so there is none with one end.
+//! * **Counters**, **a clock snapshot**, and a track that says what was recorded and what was lost.
+//!
+//! What is kept meanwhile is a state for each living thread and each CPU, and the names of at most some ten thousand tasks. The
+//! packets are packed as they are written.
+//!
+//! Perfetto takes the times of kernel events for `CLOCK_BOOTTIME`, so all times are; the snapshot leads back to
+//! `CLOCK_MONOTONIC`. Packets are not in the order of time: a slice is written when it is over. Of each CPU, thread's slices
+//! and counter they are.
+
+mod packets;
+mod proto;
+mod sched;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::{self, Write};
+
+use ctxtrace_common::clock::Leave;
+use ctxtrace_common::event::{Decoded, Event, In, Out};
+use ctxtrace_common::process::{Image, TaskKey};
+use ctxtrace_common::stack::SumKey;
+use ctxtrace_common::wakeup::{Origin, Waker};
+
+use self::packets::{Named, Packets};
+use self::proto::{
+    Clock, ClockSnapshot, CounterDescriptor, Data, DebugAnnotation, Ftrace, ProcessTree, SchedProcessFree, SchedSwitch,
+    SchedWaking, SystemInfo, TaskNewtask, TaskRename, ThreadDescriptor, TrackDescriptor, TrackEvent, TreeThread,
+    Utsname, clock, kind,
+};
+use self::sched::{Bundles, CLONE_THREAD, PRIORITY};
+use super::flamegraph::Labels;
+use super::printable;
+use crate::analyze::attribution::class;
+use crate::correlate::ledger::entry_of;
+use crate::correlate::slices::{AtSwitches, TaskSlice};
+use crate::correlate::tasks;
+use crate::correlate::timeline::Replay;
+use crate::correlate::wakes::{Wake, Wakes};
+use crate::symbolize::stacks::task_types;
+use crate::trace::events::EventSink;
+use crate::trace::name_of;
+use crate::trace::run::{Info, Run};
+
+/// The name of thread 0: whoever is on a CPU and not the target's.
+const NOBODY: &str = "not recorded";
+
+/// How far apart the values of a counter are that grows all the time.
+const COUNTER_STEP_NS: u64 = 1_000_000;
+
+// Tracks; those of threads come after them.
+const RECORDING: u64 = 1;
+const INTERRUPTS: u64 = 2;
+const OTHER_PROGRAMS: u64 = 3;
+const UNKNOWN_WAKERS: u64 = 4;
+const WAITING: u64 = 5;
+const SWITCHES: u64 = 6;
+const FIRST_OF_THREADS: u64 = 16;
+
+/// A thread between two events.
+#[derive(Clone, Debug, Default)]
+struct Thread {
+    start_boottime_ns: u64,
+    tgid: u32,
+    comm: String,
+    /// It has been created, and nothing of it has been written yet.
+    is_new: bool,
+    /// It was first seen on a CPU then, or introduced; nothing of it is earlier.
+    seen_ns: u64,
+    /// Its track, if it has one.
+    track: Option<u64>,
+    /// It sleeps.
+    sleeps: bool,
+    /// It is ready to run and on no CPU.
+    waits: bool,
+    /// The flow of the waking that brought it onto its CPU, and when it came; until a slice takes it on.
+    woken: Option<(u64, u64)>,
+}
+
+/// A process, by its living threads.
+#[derive(Clone, Copy, Debug, Default)]
+struct Process {
+    living: u64,
+    leader_is_dead: bool,
+}
+
+/// See the text of this module. It takes the events of one run.
+pub struct Trace<'a, W> {
+    run: &'a Run,
+    labels: &'a Labels,
+    packets: Packets<W>,
+    bundles: Bundles,
+    boot_minus_monotonic_ns: u64,
+    /// The function that a goroutine was started with.
+    types: HashMap<TaskKey, String>,
+    replay: Replay<AtSwitches<Vec<TaskSlice>>>,
+    wakes: Wakes,
+    threads: HashMap<u32, Thread>,
+    processes: HashMap<u32, Process>,
+    /// Other programs' threads that have a name by now.
+    named_outsiders: HashSet<u32>,
+    /// The tracks above that have been described.
+    described: BTreeMap<u64, ()>,
+    tracks: u64,
+    flows: u64,
+    waiting: i64,
+    switches: i64,
+    switches_told_ns: Option<u64>,
+    first_ns: Option<u64>,
+    last_ns: u64,
+}
+
+impl<'a, W: Write> Trace<'a, W> {
+    /// Begins the trace of a run.
+    #[must_use]
+    pub fn begin(to: W, info: &Info, run: &'a Run, labels: &'a Labels) -> Self {
+        let mut trace = Self {
+            run,
+            labels,
+            packets: Packets::new(to),
+            bundles: Bundles::default(),
+            boot_minus_monotonic_ns: info.started.boot_minus_monotonic_ns(),
+            types: task_types(&run.aggregates, &run.symbols),
+            replay: Replay::telling(AtSwitches::default()),
+            wakes: Wakes::default(),
+            threads: HashMap::new(),
+            processes: HashMap::new(),
+            named_outsiders: HashSet::new(),
+            described: BTreeMap::new(),
+            tracks: FIRST_OF_THREADS,
+            flows: 0,
+            waiting: 0,
+            switches: 0,
+            switches_told_ns: None,
+            first_ns: None,
+            last_ns: 0,
+        };
+        trace.introduction(info);
+        trace
+    }
+
+    /// Ends it: what is open ends with the last event.
+    ///
+    /// # Errors
+    ///
+    /// If it could not be written, now or before.
+    pub fn end(mut self) -> io::Result<W> {
+        self.replay.close(self.last_ns);
+        self.replay.intervals_mut().close();
+        self.slices();
+        let mut tids: Vec<u32> = self.threads.keys().copied().collect();
+        tids.sort_unstable();
+        for tid in tids {
+            self.end_of_flow(tid);
+        }
+        if self.first_ns.is_some() {
+            self.counter(SWITCHES, self.last_ns, self.switches);
+            self.recording();
+        }
+        self.bundles.end(&mut self.packets);
+        self.packets.end()
+    }
+
+    fn boot(&self, monotonic_ns: u64) -> u64 {
+        monotonic_ns.wrapping_add(self.boot_minus_monotonic_ns)
+    }
+
+    fn introduction(&mut self, info: &Info) {
+        let started = info.started;
+        let at = self.boot(started.monotonic_ns);
+        let clock = |clock_id, timestamp| Clock {
+            clock_id: Some(clock_id),
+            timestamp: Some(timestamp),
+        };
+        let clocks = vec![
+            clock(clock::BOOTTIME, at),
+            clock(clock::MONOTONIC, started.monotonic_ns),
+            clock(clock::REALTIME, started.realtime_ns),
+        ];
+        let snapshot = Data::ClockSnapshot(ClockSnapshot { clocks });
+        self.packets.packet(Some(at), snapshot);
+        let system = SystemInfo {
+            utsname: Some(Utsname {
+                sysname: Some("Linux".to_owned()),
+                release: Some(printable(&info.host.kernel)),
+            }),
+            tracing_service_version: Some(format!("ctxtrace {}", printable(&info.ctxtrace_version))),
+        };
+        self.packets.packet(Some(at), Data::SystemInfo(system));
+        for losses in &self.run.aggregates.lost_by_cpu {
+            if let (true, Ok(cpu)) = (losses.timeline_events > 0, u16::try_from(losses.cpu)) {
+                self.bundles.lost(cpu);
+            }
+        }
+    }
+
+    /// Says on a track of its own what all this is, and when the measured section was.
+    fn recording(&mut self) {
+        let (first_ns, last_ns) = (self.first_ns.unwrap_or(0), self.last_ns);
+        self.describe(RECORDING, first_ns, "ctxtrace", None);
+        let annotation = |name: &str, value: String| DebugAnnotation {
+            name: Some(name.to_owned()),
+            string_value: Some(value),
+            ..DebugAnnotation::default()
+        };
+        let lost = self.labels.lost.as_deref().unwrap_or("nothing");
+        let whole = annotation("lost", printable(lost));
+        self.slice(
+            RECORDING,
+            (first_ns, last_ns),
+            TrackEvent {
+                name: Some(printable(&self.labels.subject)),
+                debug_annotations: vec![whole],
+                ..TrackEvent::default()
+            },
+        );
+        if let Some(outcome) = self.run.outcome
+            && let Some(started_ns) = outcome.started_ns
+        {
+            let start_ns = started_ns.clamp(first_ns, last_ns);
+            let end_ns = started_ns.saturating_add(outcome.elapsed_ns).clamp(start_ns, last_ns);
+            self.slice(
+                RECORDING,
+                (start_ns, end_ns),
+                TrackEvent {
+                    name: Some("measured section".to_owned()),
+                    ..TrackEvent::default()
+                },
+            );
+        }
+    }
+
+    fn kernel(&mut self, event: &Event, tid: u32, what: Ftrace) {
+        let timestamp = self.boot(event.at_ns);
+        self.bundles.add(&mut self.packets, event.cpu, timestamp, tid, what);
+    }
+
+    /// A thread's name; that of thread 0 for none of the target's.
+    fn comm(&self, tid: u32) -> String {
+        match self.threads.get(&tid) {
+            Some(thread) => thread.comm.clone(),
+            None if tid == 0 => NOBODY.to_owned(),
+            None => String::new(),
+        }
+    }
+
+    // --- Threads -----------------------------------------------------------------------------------------------------
+
+    /// The thread of this id, of which events may have been lost.
+    fn thread(&mut self, tid: u32, at_ns: u64) -> &mut Thread {
+        self.threads.entry(tid).or_insert_with(|| Thread {
+            seen_ns: at_ns,
+            ..Thread::default()
+        })
+    }
+
+    fn introduce(&mut self, event: &Event, tid: u32, previous_tid: u32, start_boottime_ns: u64, tgid: u32, new: bool) {
+        let is_it = |thread: &Thread| thread.start_boottime_ns == start_boottime_ns;
+        if self.threads.get(&tid).is_some_and(is_it) {
+            return;
+        }
+        self.end_of_flow(tid);
+        let known = self.threads.get(&previous_tid).is_some_and(is_it);
+        let thread = if known {
+            self.end_of_flow(previous_tid);
+            let mut thread = self.threads.remove(&previous_tid).unwrap_or_default();
+            // To Perfetto it is another thread from now on.
+            (thread.track, thread.seen_ns) = (None, event.at_ns);
+            thread
+        } else {
+            self.processes.entry(tgid).or_default().living += 1;
+            Thread {
+                start_boottime_ns,
+                tgid,
+                is_new: new,
+                seen_ns: event.at_ns,
+                ..Thread::default()
+            }
+        };
+        let other = self.threads.insert(tid, thread);
+        if let (true, Some(mut other)) = (known, other) {
+            (other.track, other.seen_ns) = (None, event.at_ns);
+            self.threads.insert(previous_tid, other);
+            self.place_in_tree(event, previous_tid);
+        }
+        if !new || known {
+            self.place_in_tree(event, tid);
+        }
+    }
+
+    /// Says which process a thread belongs to.
+    fn place_in_tree(&mut self, event: &Event, tid: u32) {
+        let timestamp = self.boot(event.at_ns);
+        let Some(thread) = self.threads.get_mut(&tid) else {
+            return;
+        };
+        thread.is_new = false;
+        let tree = ProcessTree {
+            threads: vec![TreeThread {
+                tid: Some(tid as i32),
+                tgid: Some(thread.tgid as i32),
+            }],
+        };
+        let comm = thread.comm.clone();
+        self.packets.packet(Some(timestamp), Data::ProcessTree(tree));
+        if !comm.is_empty() {
+            self.rename(event, tid, "", &comm);
+        }
+    }
+
+    fn rename(&mut self, event: &Event, tid: u32, old: &str, new: &str) {
+        let rename = TaskRename {
+            pid: Some(tid as i32),
+            oldcomm: Some(old.to_owned()),
+            newcomm: Some(new.to_owned()),
+        };
+        self.kernel(event, tid, Ftrace::TaskRename(rename));
+    }
+
+    fn name(&mut self, event: &Event, tid: u32, comm: &[u8; 16]) {
+        let comm = printable(&name_of(comm));
+        let thread = self.thread(tid, event.at_ns);
+        let old = std::mem::replace(&mut thread.comm, comm.clone());
+        // A new one will come with its name.
+        if !thread.is_new && old != comm {
+            self.rename(event, tid, &old, &comm);
+        }
+    }
+
+    /// A thread has made its last switch. That of its process which leads it stays until the others have gone, as it does in
+    /// the kernel: to Perfetto the process ends with it.
+    fn ended(&mut self, event: &Event, tid: u32) {
+        self.end_of_flow(tid);
+        let Some(thread) = self.threads.remove(&tid) else {
+            return;
+        };
+        if thread.waits {
+            self.wait(event.at_ns, -1);
+        }
+        let process = self.processes.entry(thread.tgid).or_default();
+        process.living = process.living.saturating_sub(1);
+        let mut gone = Vec::new();
+        if tid == thread.tgid {
+            process.leader_is_dead = true;
+        } else {
+            gone.push((tid, thread.comm));
+        }
+        if process.living == 0 {
+            if process.leader_is_dead {
+                gone.push((thread.tgid, String::new()));
+            }
+            self.processes.remove(&thread.tgid);
+        }
+        for (gone, comm) in gone {
+            let free = SchedProcessFree {
+                comm: Some(comm),
+                pid: Some(gone as i32),
+                prio: Some(PRIORITY),
+            };
+            self.kernel(event, tid, Ftrace::SchedProcessFree(free));
+        }
+    }
+
+    // --- Events of the kernel ----------------------------------------------------------------------------------------
+
+    fn waking(&mut self, event: &Event, tid: u32, newborn: bool, waker: &Waker) {
+        self.name_outsider(event, waker);
+        let thread = self.thread(tid, event.at_ns);
+        let (comm, tgid) = (thread.comm.clone(), thread.tgid);
+        let was_new = std::mem::take(&mut thread.is_new);
+        let waits = newborn || thread.sleeps;
+        if waits && !thread.waits {
+            thread.waits = true;
+            self.wait(event.at_ns, 1);
+        }
+        if newborn && was_new {
+            let created = TaskNewtask {
+                pid: Some(tid as i32),
+                comm: Some(comm.clone()),
+                clone_flags: Some(if tid == tgid { 0 } else { CLONE_THREAD }),
+            };
+            self.kernel(event, waker.tid, Ftrace::TaskNewtask(created));
+        } else if was_new {
+            self.place_in_tree(event, tid);
+        }
+        let waking = SchedWaking {
+            comm: Some(comm),
+            pid: Some(tid as i32),
+            prio: Some(PRIORITY),
+            success: Some(1),
+        };
+        let what = if newborn {
+            Ftrace::SchedWakeupNew(waking)
+        } else {
+            Ftrace::SchedWaking(waking)
+        };
+        self.kernel(event, waker.tid, what);
+    }
+
+    /// Names a thread of another program before it wakes somebody for the first time.
+    fn name_outsider(&mut self, event: &Event, waker: &Waker) {
+        if Origin::from_number(waker.origin) != Origin::Outside || self.named_outsiders.contains(&waker.tid) {
+            return;
+        }
+        if let Some(comm) = self.run.aggregates.outsiders.get(&waker.tid) {
+            let comm = printable(&name_of(comm));
+            self.named_outsiders.insert(waker.tid);
+            self.rename(event, waker.tid, "", &comm);
+        }
+    }
+
+    fn switch(&mut self, event: &Event, out: Option<&Out>, into: Option<&In>) {
+        if let Some(out) = out {
+            self.switches += 1;
+            let thread = self.thread(out.tid, event.at_ns);
+            thread.sleeps = out.leave == Leave::Slept;
+            let waited = std::mem::replace(&mut thread.waits, out.leave == Leave::Runnable);
+            let waits = thread.waits;
+            self.wait(event.at_ns, i64::from(waits) - i64::from(waited));
+            if self.threads.get(&out.tid).is_some_and(|thread| thread.is_new) {
+                self.place_in_tree(event, out.tid);
+            }
+        }
+        if let Some(into) = into {
+            let thread = self.thread(into.tid, event.at_ns);
+            thread.sleeps = false;
+            let (waited, was_new) = (std::mem::take(&mut thread.waits), thread.is_new);
+            self.wait(event.at_ns, -i64::from(waited));
+            if was_new {
+                self.place_in_tree(event, into.tid);
+            }
+        }
+        let (out_tid, in_tid) = (out.map_or(0, |out| out.tid), into.map_or(0, |into| into.tid));
+        let switch = SchedSwitch {
+            prev_comm: Some(self.comm(out_tid)),
+            prev_pid: Some(out_tid as i32),
+            prev_prio: Some(PRIORITY),
+            prev_state: Some(out.map_or(0, sched::state)),
+            next_comm: Some(self.comm(in_tid)),
+            next_pid: Some(in_tid as i32),
+            next_prio: Some(PRIORITY),
+        };
+        self.kernel(event, out_tid, Ftrace::SchedSwitch(switch));
+        let told_ns = self
+            .switches_told_ns
+            .map_or(0, |at_ns| at_ns.saturating_add(COUNTER_STEP_NS));
+        if event.at_ns >= told_ns {
+            self.switches_told_ns = Some(event.at_ns);
+            self.counter(SWITCHES, event.at_ns, self.switches);
+        }
+        if let Some(out) = out.filter(|out| out.leave == Leave::Dead) {
+            self.ended(event, out.tid);
+        }
+    }
+
+    // --- Tracks ------------------------------------------------------------------------------------------------------
+
+    /// Describes a track of those that have a number of their own, unless it has been.
+    fn describe(&mut self, track: u64, at_ns: u64, name: &str, unit: Option<&str>) {
+        if self.described.insert(track, ()).is_some() {
+            return;
+        }
+        let counter = unit.map(|unit| CounterDescriptor {
+            unit_name: Some(unit.to_owned()),
+        });
+        let descriptor = TrackDescriptor {
+            uuid: Some(track),
+            name: Some(name.to_owned()),
+            counter,
+            ..TrackDescriptor::default()
+        };
+        let timestamp = self.boot(at_ns);
+        self.packets.packet(Some(timestamp), Data::TrackDescriptor(descriptor));
+    }
+
+    /// The track of a thread.
+    fn track(&mut self, tid: u32, at_ns: u64) -> u64 {
+        let next = self.tracks;
+        let thread = self.thread(tid, at_ns);
+        if let Some(track) = thread.track {
+            return track;
+        }
+        thread.track = Some(next);
+        let (tgid, seen_ns) = (thread.tgid, thread.seen_ns.min(at_ns));
+        self.tracks += 1;
+        let descriptor = TrackDescriptor {
+            uuid: Some(next),
+            thread: Some(ThreadDescriptor {
+                pid: Some(tgid as i32),
+                tid: Some(i64::from(tid)),
+            }),
+            ..TrackDescriptor::default()
+        };
+        let timestamp = self.boot(seen_ns);
+        self.packets.packet(Some(timestamp), Data::TrackDescriptor(descriptor));
+        next
+    }
+
+    fn counter(&mut self, track: u64, at_ns: u64, value: i64) {
+        let (name, unit) = match track {
+            WAITING => ("threads waiting for a CPU", "threads"),
+            _ => ("kernel switches", "switches"),
+        };
+        self.describe(track, at_ns, name, Some(unit));
+        let timestamp = self.boot(at_ns);
+        self.packets.event(
+            timestamp,
+            TrackEvent {
+                r#type: Some(kind::COUNTER),
+                track_uuid: Some(track),
+                counter_value: Some(value),
+                ..TrackEvent::default()
+            },
+        );
+    }
+
+    /// So many threads more are waiting for a CPU.
+    fn wait(&mut self, at_ns: u64, more: i64) {
+        if more != 0 {
+            self.waiting += more;
+            self.counter(WAITING, at_ns, self.waiting);
+        }
+    }
+
+    /// A slice on a track: its beginning, with everything that is said of it, and its end.
+    fn slice(&mut self, track: u64, (start_ns, end_ns): (u64, u64), event: TrackEvent) {
+        let (start, end) = (self.boot(start_ns), self.boot(end_ns));
+        self.packets.event(
+            start,
+            TrackEvent {
+                r#type: Some(kind::SLICE_BEGIN),
+                track_uuid: Some(track),
+                ..event
+            },
+        );
+        self.packets.event(
+            end,
+            TrackEvent {
+                r#type: Some(kind::SLICE_END),
+                track_uuid: Some(track),
+                ..TrackEvent::default()
+            },
+        );
+    }
+
+    fn instant(&mut self, track: u64, at_ns: u64, named: Named, text: &str, event: TrackEvent) {
+        let name_iid = self.packets.event_name(named, || text.to_owned());
+        let timestamp = self.boot(at_ns);
+        self.packets.event(
+            timestamp,
+            TrackEvent {
+                r#type: Some(kind::INSTANT),
+                track_uuid: Some(track),
+                name_iid: Some(name_iid),
+                ..event
+            },
+        );
+    }
+
+    /// Draws the slices that have been told.
+    fn slices(&mut self) {
+        // Handed back empty, with its room.
+        let mut told = std::mem::take(self.replay.intervals_mut().sink_mut());
+        for slice in &told {
+            self.task_slice(slice);
+        }
+        told.clear();
+        *self.replay.intervals_mut().sink_mut() = told;
+    }
+
+    fn task_slice(&mut self, slice: &TaskSlice) {
+        let tid = slice.thread.tid;
+        let track = self.track(tid, slice.start_ns);
+        let woken = self.thread(tid, slice.start_ns).woken;
+        let mut terminating_flow_ids = Vec::new();
+        if let Some((flow, in_ns)) = woken.filter(|&(_, in_ns)| in_ns <= slice.start_ns) {
+            self.thread(tid, slice.start_ns).woken = None;
+            if in_ns < slice.start_ns {
+                let step = TrackEvent {
+                    flow_ids: vec![flow],
+                    ..TrackEvent::default()
+                };
+                self.woken(track, in_ns, step);
+            }
+            terminating_flow_ids.push(flow);
+        }
+        let key = TaskKey {
+            task: slice.task,
+            image: slice.image,
+        };
+        let aggregates = &self.run.aggregates;
+        let name_iid = self.packets.event_name(Named::Task(key), || {
+            let name = printable(&tasks::name(aggregates, key));
+            match self.types.get(&key) {
+                Some(of) => format!("{name} {}", printable(of)),
+                None => name,
+            }
+        });
+        let mut debug_annotations = Vec::new();
+        if let Some((class, reason)) = slice.switched_out {
+            debug_annotations.push(DebugAnnotation {
+                name_iid: Some(self.packets.annotation_name("switched out")),
+                string_value_iid: Some(self.packets.annotation_value(self.class(slice, class, reason))),
+                ..DebugAnnotation::default()
+            });
+        }
+        self.slice(
+            track,
+            (slice.start_ns, slice.end_ns),
+            TrackEvent {
+                name_iid: Some(name_iid),
+                debug_annotations,
+                terminating_flow_ids,
+                ..TrackEvent::default()
+            },
+        );
+    }
+
+    /// The class of the switch-out by which a slice is known, settled as in the ledger.
+    fn class(&self, slice: &TaskSlice, number: u8, reason: u8) -> &'static str {
+        let Image { tgid, number: image } = slice.image;
+        let mut key = SumKey::EMPTY;
+        (key.task, key.tgid, key.image) = (slice.task, tgid, image);
+        (key.class, key.reason) = (number, reason);
+        class(entry_of(&key, &self.run.aggregates).class).in_words()
+    }
+
+    // --- Flows -------------------------------------------------------------------------------------------------------
+
+    fn woken(&mut self, track: u64, at_ns: u64, event: TrackEvent) {
+        self.instant(track, at_ns, Named::Text("woken".to_owned()), "woken", event);
+    }
+
+    /// A waking has had its effect: a flow begins where it was made, and where it leads to will be seen.
+    fn flow(&mut self, wake: &Wake) {
+        self.end_of_flow(wake.tid);
+        self.flows += 1;
+        let flow = self.flows;
+        let waker = &wake.waker;
+        let track = match Origin::from_number(waker.origin) {
+            Origin::Interrupt => INTERRUPTS,
+            Origin::Outside => OTHER_PROGRAMS,
+            Origin::Task | Origin::Runtime | Origin::Thread if self.threads.contains_key(&waker.tid) => {
+                self.track(waker.tid, wake.woken_ns)
+            }
+            _ => UNKNOWN_WAKERS,
+        };
+        let of_nobody = match track {
+            INTERRUPTS => Some("wakeups by interrupts"),
+            OTHER_PROGRAMS => Some("wakeups by other programs"),
+            UNKNOWN_WAKERS => Some("wakeups by unknown threads"),
+            _ => None,
+        };
+        if let Some(name) = of_nobody {
+            self.describe(track, wake.woken_ns, name, None);
+        }
+        let text = format!("wakes {} {}", self.comm(wake.tid), wake.tid);
+        let begin = TrackEvent {
+            flow_ids: vec![flow],
+            ..TrackEvent::default()
+        };
+        self.instant(track, wake.woken_ns, Named::Text(text.clone()), &text, begin);
+        self.thread(wake.tid, wake.in_ns).woken = Some((flow, wake.in_ns));
+    }
+
+    /// Ends the flow that brought a thread onto its CPU, if no slice has.
+    fn end_of_flow(&mut self, tid: u32) {
+        let woken = self.threads.get_mut(&tid).and_then(|thread| thread.woken.take());
+        if let Some((flow, in_ns)) = woken {
+            let track = self.track(tid, in_ns);
+            let end = TrackEvent {
+                terminating_flow_ids: vec![flow],
+                ..TrackEvent::default()
+            };
+            self.woken(track, in_ns, end);
+        }
+    }
+
+    fn event(&mut self, event: &Event) {
+        self.first_ns.get_or_insert(event.at_ns);
+        self.last_ns = self.last_ns.max(event.at_ns);
+        self.replay.event(event);
+        self.slices();
+        if let Some(wake) = self.wakes.event(event) {
+            self.flow(&wake);
+        } else if let Some(Decoded::Switch { into: Some(into), .. }) = event.decode() {
+            // It was not woken, so nothing more can come of the last time it was.
+            self.end_of_flow(into.tid);
+        }
+        match event.decode() {
+            Some(Decoded::Switch { out, into }) => self.switch(event, out.as_ref(), into.as_ref()),
+            Some(Decoded::Waking {
+                tid, newborn, waker, ..
+            }) => self.waking(event, tid, newborn, &waker),
+            Some(Decoded::Thread {
+                tid,
+                previous_tid,
+                start_boottime_ns,
+                image,
+                new,
+            }) => self.introduce(event, tid, previous_tid, start_boottime_ns, image.tgid, new),
+            Some(Decoded::Name { tid, comm }) => self.name(event, tid, &comm),
+            Some(Decoded::Exec { .. } | Decoded::Sample(_)) | None => {}
+        }
+    }
+}
+
+impl<W: Write> EventSink for Trace<'_, W> {
+    fn events(&mut self, batch: &[Event]) {
+        for event in batch {
+            self.event(event);
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! Drawn timelines, written as traces, decoded by another implementation.
+
+use ctxtrace_common::clock::{Leave, Waking};
+use ctxtrace_common::event::Event;
+use ctxtrace_common::ledger::Class;
+use ctxtrace_common::locator::{GO_TASK, TOKIO_TASK};
+use ctxtrace_common::process::{Image, TaskKey};
+use ctxtrace_common::stack::SumKey;
+use ctxtrace_common::wakeup::{Origin, Waker};
+use proptest::prelude::*;
+
+use super::*;
+use crate::analyze::summarize::tests::info;
+use crate::report::decode::perfetto::{self as decoded, Kind, Slice, Switch};
+use crate::report::golden::golden;
+use crate::trace::run::ClockAnchor;
+use crate::trace::{CpuLosses, build};
+use crate::workload::{Mode, Outcome};
+
+const IMAGE: Image = Image { tgid: 100, number: 0 };
+
+/// Where a thread goes to, and what for.
+#[derive(Clone, Copy)]
+struct Goes(u32, Leave, Class, u64);
+
+/// Events, as they are drawn.
+#[derive(Default)]
+struct Drawn(Vec<Event>);
+
+impl Drawn {
+    /// A thread is introduced, with its name.
+    fn meet(&mut self, at_ns: u64, tid: u32, comm: &str, new: bool) {
+        let mut name = [0; 16];
+        name[..comm.len()].copy_from_slice(comm.as_bytes());
+        self.0.push(Event::thread(at_ns, 0, tid, 0, u64::from(tid), IMAGE, new));
+        self.0.push(Event::name(at_ns, 0, tid, &name));
+    }
+
+    fn switch(&mut self, at_ns: u64, cpu: u32, out: Option<Goes>, into: Option<(u32, Waking, u64)>) {
+        let mut event = Event::switch(at_ns, cpu);
+        if let Some(Goes(tid, leave, class, task)) = out {
+            let mut key = SumKey::EMPTY;
+            (key.class, key.task) = (class as u8, task);
+            event.set_out(tid, leave, leave == Leave::Slept, &key);
+        }
+        if let Some((tid, waking, woken_ns)) = into {
+            event.set_in(tid, waking, woken_ns);
+        }
+        self.0.push(event);
+    }
+
+    fn wake(&mut self, at_ns: u64, cpu: u32, tid: u32, newborn: bool, origin: Origin, by: u32) {
+        let waker = Waker {
+            tid: by,
+            tgid: if by >= 100 { 100 } else { 0 },
+            origin: origin as u32,
+            ..Waker::default()
+        };
+        let noted = Some(Waking::OffCpu);
+        self.0.push(Event::waking(at_ns, cpu, tid, noted, newborn, &waker));
+    }
+}
+
+/// `a` (100, the leader) makes `w` (101), which polls tasks 1 and 2; `b` (102) has a name that wants to be more. `z`: sleeps,
+/// `r`: is thrown out, `x`: ends.
+///
+/// ```text
+///          1000 ·· 1050 ·· 1100 ·· 1150 ·· 1200 ·· 1250 ·· 1300 ·· 1350 ·· 1400 ·· 1450 ·· 1500
+///   CPU 0  a───┬───────────z            b──┬───────────┬─r a──────────x b──x
+///              │ makes w        sshd ───┘  │ wakes w   └─ wakes a
+///   CPU 1  ─b─z      w──(1)────z           └──w─────(2)──r w─z   interrupt ──w────────x
+/// ```
+fn drawn() -> Vec<Event> {
+    use Class::{Exited, TaskBlocked, TaskPreempted, ThreadBlocked, ThreadPreempted};
+    let mut drawn = Drawn::default();
+    let off = |woken_ns| (Waking::OffCpu, woken_ns);
+    let into = |tid, (waking, woken_ns): (Waking, u64)| Some((tid, waking, woken_ns));
+    drawn.meet(1_000, 100, "a", false);
+    drawn.switch(1_000, 0, None, into(100, off(0)));
+    drawn.meet(1_020, 102, "<b>\u{1b}[31m\u{202e}", false);
+    drawn.switch(1_020, 1, Some(Goes(102, Leave::Slept, ThreadBlocked, 0)), None);
+    drawn.meet(1_030, 101, "w", true);
+    drawn.wake(1_030, 0, 101, true, Origin::Thread, 100);
+    drawn.switch(1_080, 1, None, into(101, off(1_030)));
+    drawn.switch(1_100, 0, Some(Goes(100, Leave::Slept, ThreadBlocked, 0)), None);
+    drawn.switch(1_150, 1, Some(Goes(101, Leave::Slept, TaskBlocked, 1)), None);
+    drawn.wake(1_160, 0, 102, false, Origin::Outside, 7);
+    drawn.switch(1_180, 0, None, into(102, off(1_160)));
+    drawn.wake(1_200, 0, 101, false, Origin::Thread, 102);
+    drawn.switch(1_240, 1, None, into(101, off(1_200)));
+    drawn.wake(1_280, 0, 100, false, Origin::Thread, 102);
+    drawn.switch(
+        1_290,
+        0,
+        Some(Goes(102, Leave::Runnable, ThreadPreempted, 0)),
+        into(100, off(1_280)),
+    );
+    drawn.switch(1_310, 1, Some(Goes(101, Leave::Runnable, TaskPreempted, 2)), None);
+    drawn.switch(1_320, 1, None, into(101, off(0)));
+    drawn.switch(1_330, 1, Some(Goes(101, Leave::Slept, ThreadBlocked, 0)), None);
+    drawn.switch(
+        1_360,
+        0,
+        Some(Goes(100, Leave::Dead, Exited, 0)),
+        into(102, (Waking::OffCpu, 0)),
+    );
+    drawn.switch(1_400, 0, Some(Goes(102, Leave::Dead, Exited, 0)), None);
+    drawn.wake(1_430, 1, 101, false, Origin::Interrupt, 0);
+    drawn.switch(1_450, 1, None, into(101, off(1_430)));
+    drawn.switch(1_500, 1, Some(Goes(101, Leave::Dead, Exited, 0)), None);
+    drawn.0
+}
+
+/// The run that was drawn: its tasks have names, one of which wants to be more.
+fn run() -> Run {
+    let mut aggregates = build::aggregates(vec![]);
+    let names = ["", "sender", "\u{1b}]0;owned\u{7}"].map(str::to_owned);
+    aggregates.names.insert(IMAGE, names.to_vec());
+    let mut outsider = [0; 16];
+    outsider[..4].copy_from_slice(b"sshd");
+    aggregates.outsiders.insert(7, outsider);
+    let mut run = build::run(aggregates);
+    run.outcome = Some(Outcome {
+        elapsed_ns: 400,
+        messages: 1,
+        started_ns: Some(1_050),
+        max_in_flight: None,
+    });
+    run
+}
+
+fn labels() -> Labels {
+    Labels {
+        subject: "task-pool, buffer 0".to_owned(),
+        lost: None,
+    }
+}
+
+fn written(run: &Run, events: &[Event]) -> Vec<u8> {
+    let mut info = info(Mode::TaskPool);
+    info.started = ClockAnchor {
+        monotonic_ns: 900,
+        realtime_ns: 1_700_000_000_000_000_000,
+        boottime_ns: 5_000_000_900,
+    };
+    let labels = labels();
+    let mut trace = Trace::begin(Vec::new(), &info, run, &labels);
+    trace.events(events);
+    trace.end().expect("memory is writable")
+}
+
+/// The offset that `written` says.
+const BOOT: i64 = 5_000_000_000;
+
+fn read(events: &[Event]) -> decoded::Trace {
+    decoded::Trace::read(&written(&run(), events))
+}
+
+#[test]
+fn golden_perfetto() {
+    let bytes = written(&run(), &drawn());
+    decoded::Trace::read(&bytes);
+    golden("timeline.perfetto.textproto", decoded::as_text(&bytes));
+}
+
+#[test]
+fn every_switch_is_one_of_the_kernels() {
+    let trace = read(&drawn());
+    let of_target = trace.switches.iter().filter(|switch| switch.prev != 0).count();
+    assert_eq!(of_target, 9);
+    let first_of_both = trace
+        .switches
+        .iter()
+        .find(|switch| switch.prev != 0 && switch.next != 0);
+    assert_eq!(
+        *first_of_both.expect("drawn"),
+        Switch {
+            cpu: 0,
+            at: BOOT + 1_290,
+            prev: 102,
+            prev_comm: "<b>\u{fffd}[31m\u{fffd}".to_owned(),
+            prev_state: 0x100,
+            next: 100,
+            next_comm: "a".to_owned(),
+        }
+    );
+    let mut on: BTreeMap<i64, i64> = BTreeMap::new();
+    for switch in &trace.switches {
+        let before = on.insert(switch.cpu, switch.next).unwrap_or(switch.prev);
+        assert_eq!(before, switch.prev, "{switch:?}");
+    }
+    let wakings: Vec<(i64, i64, bool)> = trace.wakings.iter().map(|of| (of.by, of.woken, of.is_new)).collect();
+    assert_eq!(
+        wakings,
+        [
+            (100, 101, true),
+            (7, 102, false),
+            (102, 101, false),
+            (102, 100, false),
+            (0, 101, false)
+        ]
+    );
+}
+
+#[test]
+fn threads_come_with_their_process_and_the_leader_goes_last() {
+    let trace = read(&drawn());
+    assert_eq!(trace.tree.into_iter().collect::<Vec<_>>(), [(100, 100), (102, 100)]);
+    assert_eq!(trace.created, [101]);
+    assert_eq!(trace.names[&7], "sshd");
+    assert_eq!(trace.names[&101], "w");
+    assert_eq!(trace.freed, [102, 101, 100]);
+}
+
+#[test]
+fn a_slice_is_a_task_known_at_a_switch() {
+    let trace = read(&drawn());
+    let told: Vec<_> = trace
+        .task_slices()
+        .into_iter()
+        .map(|Slice { name, start, end, .. }| (name, start - BOOT, end - BOOT))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("sender".to_owned(), 1_080, 1_240),
+            ("\u{fffd}]0;owned\u{fffd}".to_owned(), 1_240, 1_320),
+        ]
+    );
+    let begins = trace.track_events.iter().filter(|event| event.kind == Kind::Begin);
+    let says: Vec<_> = begins.filter_map(|event| event.says.first().cloned()).collect();
+    assert!(
+        says.contains(&("switched out".to_owned(), "task blocked".to_owned())),
+        "{says:?}"
+    );
+    assert!(says.contains(&("lost".to_owned(), "nothing".to_owned())), "{says:?}");
+}
+
+#[test]
+fn a_flow_leads_from_the_waking_to_the_task() {
+    let trace = read(&drawn());
+    let flows: Vec<Vec<(String, String, i64)>> = trace
+        .flows()
+        .into_values()
+        .map(|events| {
+            let told = events.into_iter().map(|event| {
+                let track = &trace.tracks[&event.track];
+                let of = track.thread.map_or(track.name.clone(), |(_, tid)| tid.to_string());
+                (of, event.name.clone(), event.at - BOOT)
+            });
+            told.collect()
+        })
+        .collect();
+    let step = |of: &str, name: &str, at| (of.to_owned(), name.to_owned(), at);
+    assert_eq!(
+        flows,
+        [
+            vec![step("100", "wakes w 101", 1_030), step("101", "sender", 1_080)],
+            vec![
+                step("wakeups by other programs", "wakes <b>\u{fffd}[31m\u{fffd} 102", 1_160),
+                step("102", "woken", 1_180)
+            ],
+            vec![
+                step("102", "wakes w 101", 1_200),
+                step("101", "\u{fffd}]0;owned\u{fffd}", 1_240)
+            ],
+            vec![step("102", "wakes a 100", 1_280), step("100", "woken", 1_290)],
+            vec![
+                step("wakeups by interrupts", "wakes w 101", 1_430),
+                step("101", "woken", 1_450)
+            ],
+        ]
+    );
+}
+
+#[test]
+fn counters_follow_the_threads() {
+    let trace = read(&drawn());
+    let values = |name: &str| -> Vec<(i64, i64)> {
+        let of = |event: &&decoded::TrackEvent| trace.tracks[&event.track].name == name;
+        let events = trace.track_events.iter().filter(of);
+        events
+            .map(|event| match event.kind {
+                Kind::Counter(value) => (event.at - BOOT, value),
+                _ => unreachable!("a counter's track"),
+            })
+            .collect()
+    };
+    assert_eq!(values("kernel switches").last(), Some(&(1_500, 9)));
+    let waiting = values("threads waiting for a CPU");
+    assert_eq!(waiting[..2], [(1_030, 1), (1_080, 0)]);
+    assert!(
+        waiting.iter().all(|&(_, value)| (0..=2).contains(&value)),
+        "{waiting:?}"
+    );
+    assert_eq!(waiting.last().expect("some").1, 0);
+}
+
+#[test]
+fn clocks_lead_back_to_the_events_own() {
+    let trace = read(&drawn());
+    let clocks: Vec<(i64, i64)> = trace.clocks.into_iter().collect();
+    assert_eq!(clocks, [(1, 1_700_000_000_000_000_000), (3, 900), (6, BOOT + 900)]);
+    assert_eq!(trace.release, "6.18.0");
+    // The machine was never suspended, or nobody noted it.
+    for boottime_ns in [0, 900, 1_400] {
+        let anchor = ClockAnchor {
+            monotonic_ns: 900,
+            realtime_ns: 0,
+            boottime_ns,
+        };
+        assert_eq!(anchor.boot_minus_monotonic_ns(), 0);
+    }
+}
+
+#[test]
+fn the_measured_section_lies_within_the_recording() {
+    let trace = read(&drawn());
+    let mut slices = trace.slices();
+    slices.retain(|slice| trace.tracks[&slice.track].name == "ctxtrace");
+    let told: Vec<_> = slices
+        .iter()
+        .map(|of| (of.name.as_str(), of.start - BOOT, of.depth))
+        .collect();
+    assert_eq!(
+        told,
+        [("measured section", 1_050, 1), ("task-pool, buffer 0", 1_000, 0)]
+    );
+}
+
+#[test]
+fn losses_are_told_where_perfetto_looks_for_them() {
+    let mut run = run();
+    run.aggregates.lost_by_cpu = vec![
+        CpuLosses {
+            cpu: 0,
+            events: 3,
+            timeline_events: 0,
+        },
+        CpuLosses {
+            cpu: 1,
+            events: 0,
+            timeline_events: 40,
+        },
+    ];
+    let trace = decoded::Trace::read(&written(&run, &drawn()));
+    assert_eq!(trace.cpus_with_losses, [1]);
+}
+
+#[test]
+fn nothing_recorded_is_a_trace_too() {
+    let trace = read(&[]);
+    assert!(trace.switches.is_empty() && trace.tracks.is_empty());
+}
+
+#[test]
+fn of_very_many_tasks_names_are_said_again() {
+    let mut drawn = Drawn::default();
+    drawn.meet(1, 100, "a", false);
+    let tasks = 70_000;
+    for number in 1..=tasks {
+        let at_ns = number * 10;
+        drawn.switch(at_ns, 0, None, Some((100, Waking::OffCpu, 0)));
+        let goes = Goes(100, Leave::Runnable, Class::TaskPreempted, TOKIO_TASK | number);
+        drawn.switch(at_ns + 5, 0, Some(goes), None);
+    }
+    let slices = read(&drawn.0).task_slices();
+    assert_eq!(slices.len() as u64, tasks);
+    for (number, slice) in (1..).zip(&slices) {
+        assert_eq!(slice.name, format!("#{number}"));
+    }
+}
+
+#[test]
+fn a_goroutine_goes_by_its_function_too() {
+    let mut run = run();
+    let key = TaskKey {
+        task: GO_TASK | 7,
+        image: IMAGE,
+    };
+    run.symbols.add_start(key, "main.reader".to_owned());
+    let mut drawn = Drawn::default();
+    drawn.meet(1, 100, "a", false);
+    drawn.switch(2, 0, None, Some((100, Waking::OffCpu, 0)));
+    drawn.switch(3, 0, Some(Goes(100, Leave::Slept, Class::TaskBlocked, key.task)), None);
+    let trace = decoded::Trace::read(&written(&run, &drawn.0));
+    assert_eq!(trace.task_slices()[0].name, "goroutine 7 main.reader");
+}
+
+proptest! {
+    /// Whatever the events, what is written is a trace.
+    #[test]
+    fn no_events_make_a_trace_that_is_none(words in prop::collection::vec(any::<[u64; 5]>(), 1..60)) {
+        let events: Vec<Event> = words
+            .into_iter()
+            // Ids so small that they meet again, and a time that goes on.
+            .enumerate()
+            .map(|(index, words)| {
+                let mut event: Event = bytemuck::cast(words.map(|word| word & 0x0303_0303_0303_0303));
+                event.at_ns = 1_000 + index as u64 * 10;
+                event
+            })
+            .collect();
+        let trace = read(&events);
+        let outs = |event: &&Event| matches!(event.decode(), Some(Decoded::Switch { out: Some(_), .. }));
+        let wakings = |event: &&Event| matches!(event.decode(), Some(Decoded::Waking { .. }));
+        prop_assert_eq!(
+            trace.switches.iter().filter(|switch| switch.prev != 0).count(),
+            events.iter().filter(outs).count()
+        );
+        prop_assert_eq!(trace.wakings.len(), events.iter().filter(wakings).count());
+    }
+
+    /// Nor does anything else, be its times what they are.
+    #[test]
+    fn no_bytes_make_the_trace_panic(words in prop::collection::vec(any::<[u64; 5]>(), 1..60)) {
+        let events: Vec<Event> = words.into_iter().map(bytemuck::cast).collect();
+        let _ = written(&run(), &events);
+    }
+}

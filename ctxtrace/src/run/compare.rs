@@ -1,0 +1,155 @@
+//! `ctxtrace compare`: two captures side by side.
+//!
+//! A capture says at its end when its measured section was, so one with a timeline is read twice: for what was added up and the
+//! section, and then for where the time went in it.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use super::comparison::{Comparison, Outputs};
+use super::outputs;
+use crate::analyze::budget::account::{Account, Asleep};
+use crate::analyze::compare::{self, Captured, units};
+use crate::analyze::summarize::summarize;
+use crate::cli::comparison::CompareSettings;
+use crate::correlate::budget::{Budget, Window};
+use crate::correlate::timeline::Replay;
+use crate::error::{Error, Result, status};
+use crate::report::{compare as report, differential, json, table};
+use crate::target::user::invoker;
+use crate::trace::events::EventSink;
+use crate::trace::file::{self, Saved};
+use crate::trace::samples::Samples;
+use crate::trace::{Level, run::Run};
+
+/// Reads both, and writes every output.
+///
+/// # Errors
+///
+/// If there is nothing in a file that can be compared, or if an output cannot be written.
+pub fn compare(settings: &CompareSettings) -> Result<u8> {
+    let outputs = Outputs::open(&settings.outputs, invoker().as_ref())?;
+    let (base, subject) = (Read::open(&settings.base)?, Read::open(&settings.subject)?);
+    let unit = compare::unit_of(&base.report, &subject.report);
+    let (base, subject) = (base.captured(unit)?, subject.captured(unit)?);
+    let compared = compare::compare(env!("CARGO_PKG_VERSION"), unit, &base, &subject);
+    let written = outputs.write(&Comparison {
+        json: &json::render(&compared)?,
+        markdown: &report::markdown(&compared),
+        on_cpu: (&base.account.stacks, &subject.account.stacks),
+        off_cpu: (&base.asleep.stacks, &subject.asleep.stacks),
+        labels: differential::Labels {
+            what: "",
+            unit,
+            base: &base.name,
+            subject: &subject.name,
+        },
+    })?;
+    outputs::print(settings.outputs.table_to_stderr, |style| {
+        report::render(&compared, style)
+    })?;
+    written.tell();
+    Ok(if compared.base.complete && compared.subject.complete {
+        0
+    } else {
+        status::FAILURE
+    })
+}
+
+/// A capture that has been read once.
+struct Read<'a> {
+    path: &'a Path,
+    saved: Saved,
+    /// From the first event of each run to its last.
+    events: Vec<Window>,
+    report: crate::analyze::result::Report,
+}
+
+impl<'a> Read<'a> {
+    fn open(path: &'a Path) -> Result<Self> {
+        let mut events: Vec<Window> = Vec::new();
+        let saved = read(path, |run, batch| {
+            for event in batch {
+                let at_ns = event.at_ns;
+                if events.len() <= run {
+                    events.resize(
+                        run + 1,
+                        Window {
+                            from_ns: at_ns,
+                            to_ns: at_ns,
+                        },
+                    );
+                }
+                events[run].from_ns = events[run].from_ns.min(at_ns);
+                events[run].to_ns = events[run].to_ns.max(at_ns);
+            }
+        })?;
+        let mut report = summarize(&saved.info, &saved.runs);
+        report.complete &= saved.damage.is_none();
+        Ok(Self {
+            path,
+            saved,
+            events,
+            report,
+        })
+    }
+
+    /// The median run, like the counts beside it.
+    fn median(&self) -> usize {
+        let runs = self.report.workload.iter().flat_map(|workload| &workload.runs);
+        runs.enumerate()
+            .find(|(_, run)| run.median)
+            .map_or(0, |(index, _)| index)
+    }
+
+    /// Where the time of the median run went.
+    fn captured(mut self, unit: crate::analyze::budget::Unit) -> Result<Captured> {
+        let median = self.median();
+        let units = units(&self.report, unit);
+        let window = self.saved.runs[median]
+            .outcome
+            .and_then(|outcome| Window::measured(&outcome))
+            .or_else(|| self.events.get(median).copied());
+        let (asleep, account) = match window {
+            Some(window) if self.saved.info.level == Level::Timeline => {
+                let mut replay = Replay::telling((Budget::of(window), Samples::default()));
+                read(self.path, |run, batch| {
+                    if run == median {
+                        replay.events(batch);
+                    }
+                })?;
+                let (budget, samples) = replay.into_intervals();
+                let run: &mut Run = &mut self.saved.runs[median];
+                run.samples = samples;
+                let asleep = Asleep::of(run, units);
+                let account = Account::of(run, &budget, window, units, &asleep);
+                (asleep, account)
+            }
+            _ => {
+                let run = &self.saved.runs[median];
+                let asleep = Asleep::of(run, units);
+                let account = Account::of_sums(run, units, &asleep);
+                (asleep, account)
+            }
+        };
+        Ok(Captured {
+            name: table::subject_in_words(&self.report),
+            report: self.report,
+            account,
+            asleep,
+        })
+    }
+}
+
+fn read(path: &Path, events: impl FnMut(usize, &[ctxtrace_common::event::Event])) -> Result<Saved> {
+    let unreadable = |reason: String| Error::Capture {
+        path: path.to_owned(),
+        reason,
+    };
+    let opened = File::open(path).map_err(|error| unreadable(error.to_string()))?;
+    if opened.metadata().is_ok_and(|file| file.is_dir()) {
+        return Err(unreadable("it is a folder".to_owned()));
+    }
+    file::read(BufReader::new(opened), events).map_err(unreadable)
+}

@@ -1,0 +1,64 @@
+//! The outputs of what compares two cases: opened before anything is measured, written after it.
+
+use super::written::{Opened, Written};
+use crate::analyze::budget::account::Stacks;
+use crate::cli::comparison::ComparisonOutputs;
+use crate::error::Result;
+use crate::report::differential;
+use crate::report::output::Output;
+use crate::target::user::Invoker;
+
+/// The files asked for, open and known to be writable.
+pub(super) struct Outputs {
+    json: Option<Output>,
+    markdown: Option<Output>,
+    on_cpu: Option<Output>,
+    off_cpu: Option<Output>,
+}
+
+/// Everything that can be written.
+pub(super) struct Comparison<'a> {
+    pub(super) json: &'a [u8],
+    pub(super) markdown: &'a str,
+    /// Time on the CPU by stack, of base and subject.
+    pub(super) on_cpu: (&'a Stacks, &'a Stacks),
+    /// Time off the CPU.
+    pub(super) off_cpu: (&'a Stacks, &'a Stacks),
+    /// What the pictures say, but for what their widths are.
+    pub(super) labels: differential::Labels<'a>,
+}
+
+impl Outputs {
+    pub(super) fn open(settings: &ComparisonOutputs, user: Option<&Invoker>) -> Result<Self> {
+        let open = |destination: &Option<_>| destination.as_ref().map(|to| Output::open(to, user)).transpose();
+        Ok(Self {
+            json: open(&settings.json)?,
+            markdown: open(&settings.markdown)?,
+            on_cpu: open(&settings.on_cpu_flamegraph)?,
+            off_cpu: open(&settings.flamegraph)?,
+        })
+    }
+
+    pub(super) fn write(self, comparison: &Comparison<'_>) -> Result<Written> {
+        let mut written = Written::default();
+        if let Some(output) = self.json {
+            written.commit(output, comparison.json, "result", Opened::With("jq ."))?;
+        }
+        if let Some(output) = self.markdown {
+            written.commit(output, comparison.markdown.as_bytes(), "result", Opened::Pasted)?;
+        }
+        for (output, (base, subject), what) in [
+            (self.on_cpu, comparison.on_cpu, "On-CPU time"),
+            (self.off_cpu, comparison.off_cpu, "Off-CPU time"),
+        ] {
+            let Some(output) = output else { continue };
+            let labels = differential::Labels {
+                what,
+                ..comparison.labels
+            };
+            let svg = differential::render(base, subject, &labels)?;
+            written.commit(output, &svg, "differential flamegraph", Opened::Browser)?;
+        }
+        Ok(written)
+    }
+}

@@ -1,0 +1,357 @@
+//! Makes the runs.
+//!
+//! Whatever is compared runs in blocks, each once a block and in random order, so that a machine that is slow for a while is
+//! slow for all of them.
+
+use ctxtrace_common::event::Event;
+use indicatif::ProgressBar;
+
+use super::case::{Arm, Case, Place, Took};
+use super::effort::Effort;
+use crate::analyze::budget::account::{Account, Asleep};
+use crate::analyze::explain::answer::{
+    self, CONFIDENCE, Measured, Pair, Runs, Trial, are_narrow, blocks_for, gap_of, is_enough,
+};
+use crate::analyze::explain::intervention::Intervention;
+use crate::analyze::explain::result::{NotTried, Others};
+use crate::analyze::statistics::family;
+use crate::analyze::statistics::order::Order;
+use crate::capture::Settings;
+use crate::correlate::budget::{Budget, Window};
+use crate::correlate::timeline::Replay;
+use crate::error::{Error, Result};
+use crate::run::suite::bar;
+use crate::run::watch::Observer;
+use crate::symbolize::symbols;
+use crate::target::counters;
+use crate::target::load::Load;
+use crate::trace::Level;
+use crate::trace::events::EventSink;
+use crate::trace::samples::Samples;
+use crate::workload::Outcome;
+
+/// Samples a second; not a divisor of any timer's rate.
+const SAMPLE_HZ: u32 = 1_999;
+
+/// Causes that a budget has at most: so many intervals are to hold together.
+const CAUSES: usize = 12;
+
+/// A traced run whose parts miss more than this of the time is of no use.
+const MOST_MISSED: f64 = 0.01;
+
+/// The interventions that are wanted, and those that are not.
+pub(super) struct Chosen<C> {
+    pub(super) interventions: Vec<Intervention<C>>,
+    pub(super) not_tried: Vec<NotTried>,
+}
+
+/// Takes every event.
+#[derive(Default)]
+struct Collected(Vec<Event>);
+
+impl EventSink for Collected {
+    fn events(&mut self, batch: &[Event]) {
+        self.0.extend_from_slice(batch);
+    }
+}
+
+impl Observer for Collected {}
+
+/// Whether to go on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Go {
+    On,
+    Interrupted,
+}
+
+/// Everything it takes, and what has been measured so far.
+pub(super) struct Bench<'a> {
+    place: Place<'a>,
+    effort: Effort,
+    order: Order,
+    measured: Measured,
+    progress: ProgressBar,
+}
+
+/// Measures everything.
+///
+/// # Errors
+///
+/// If a case cannot be run, or fails.
+pub(super) fn measure<C: Case>(
+    place: Place<'_>,
+    effort: Effort,
+    base: &C,
+    subject: &C,
+    chosen: Chosen<C>,
+) -> Result<Measured> {
+    let case = |case: &C| answer::Case {
+        name: case.name(),
+        buffer: case.buffer(),
+        max_in_flight: None,
+    };
+    let mut bench = Bench {
+        place,
+        effort,
+        order: Order::new(fastrand::u64(..)),
+        measured: Measured {
+            unit: C::UNIT,
+            base: case(base),
+            subject: case(subject),
+            gap: Vec::new(),
+            accounts: Vec::new(),
+            discarded: 0,
+            asleep: None,
+            counters: Vec::new(),
+            no_counters: Vec::new(),
+            interventions: Vec::new(),
+            not_tried: chosen.not_tried,
+            others: None,
+            cut_short: None,
+        },
+        progress: bar(4, false),
+    };
+    let before = Load::now()?;
+    let went = bench.all(base, subject, chosen.interventions)?;
+    bench.progress.finish_and_clear();
+    let others = Load::now()?.others_since(&before);
+    let mut measured = bench.measured;
+    measured.others = Some(Others {
+        share: others.share,
+        stolen: others.stolen,
+    });
+    if went == Go::Interrupted {
+        measured.cut_short = Some("interrupted".to_owned());
+    }
+    Ok(measured)
+}
+
+impl Bench<'_> {
+    fn all<C: Case>(&mut self, base: &C, subject: &C, interventions: Vec<Intervention<C>>) -> Result<Go> {
+        let sides = [
+            base.prepare(&self.place, self.effort.run)?,
+            subject.prepare(&self.place, self.effort.run)?,
+        ];
+        self.progress.set_message("is there a gap?");
+        if self.gap(&sides)? == Go::Interrupted {
+            return Ok(Go::Interrupted);
+        }
+        self.progress.inc(1);
+        if gap_of(&self.measured.gap).is_clear {
+            self.progress.set_message("where the time goes");
+            if self.accounts(base, subject)? == Go::Interrupted {
+                return Ok(Go::Interrupted);
+            }
+            self.progress.inc(1);
+            self.progress.set_message("what is counted");
+            if self.counters(&sides)? == Go::Interrupted {
+                return Ok(Go::Interrupted);
+            }
+            self.progress.inc(1);
+        } else {
+            self.progress.inc(2);
+        }
+        if base == subject {
+            return Ok(Go::On);
+        }
+        for (case, is_base) in [(base, true), (subject, false)] {
+            let most = match case.counting() {
+                Some(counting) => {
+                    let arm = counting.prepare(&self.place, self.effort.run)?;
+                    match arm.time(&self.place)? {
+                        Some(took) => took.max_in_flight,
+                        None => return Ok(Go::Interrupted),
+                    }
+                }
+                None => None,
+            };
+            let side = if is_base {
+                &mut self.measured.base
+            } else {
+                &mut self.measured.subject
+            };
+            side.max_in_flight = most;
+        }
+        self.progress.set_message("what changes it");
+        self.interventions(&sides, interventions)
+    }
+
+    fn gap(&mut self, sides: &[Arm; 2]) -> Result<Go> {
+        let stage = self.effort.gap.begin();
+        let needed = family::blocks_needed(CONFIDENCE).max(answer::LEAST_BLOCKS);
+        while stage.wants_more(self.measured.gap.len(), needed, is_enough(&self.measured.gap)) {
+            let Some(took) = self.block(&[&sides[0], &sides[1]])? else {
+                return Ok(Go::Interrupted);
+            };
+            self.measured.gap.push(Pair {
+                base: took[0].ns,
+                subject: took[1].ns,
+            });
+        }
+        Ok(Go::On)
+    }
+
+    /// One block: each once, in random order. `None` if it was interrupted.
+    fn block(&mut self, arms: &[&Arm]) -> Result<Option<Vec<Took>>> {
+        self.block_of(arms, |place, arm| arm.time(place))
+    }
+
+    fn block_of(
+        &mut self,
+        arms: &[&Arm],
+        run: impl Fn(&Place<'_>, &Arm) -> Result<Option<Took>>,
+    ) -> Result<Option<Vec<Took>>> {
+        let mut took: Vec<Option<Took>> = arms.iter().map(|_| None).collect();
+        for index in self.order.block(arms.len()) {
+            took[index] = run(&self.place, arms[index])?;
+            if took[index].is_none() || self.place.interrupts.any_seen() {
+                return Ok(None);
+            }
+        }
+        Ok(took.into_iter().collect())
+    }
+
+    fn counters(&mut self, sides: &[Arm; 2]) -> Result<Go> {
+        let (there, missing) = counters::available();
+        self.measured.no_counters = missing;
+        let needed = family::blocks_needed(family::each(CONFIDENCE, there.len()));
+        let stage = self.effort.counters.begin();
+        while !there.is_empty() && stage.wants_more(self.measured.counters.len(), needed, false) {
+            let arms = [&sides[0], &sides[1]];
+            let Some(took) = self.block_of(&arms, |place, arm| arm.count(place, &there))? else {
+                return Ok(Go::Interrupted);
+            };
+            let [base, subject] = [0, 1].map(|side| took[side].counts.clone());
+            self.measured.counters.push((base, subject));
+        }
+        Ok(Go::On)
+    }
+
+    fn interventions<C: Case>(&mut self, sides: &[Arm; 2], interventions: Vec<Intervention<C>>) -> Result<Go> {
+        // Base and subject as they are, then whatever is changed.
+        let mut arms: Vec<Arm> = Vec::new();
+        let mut tried: Vec<(Intervention<C>, usize, usize)> = Vec::new();
+        for each in interventions {
+            let mut prepare = |case: &Option<C>, plain: usize| -> Result<usize> {
+                let Some(case) = case else { return Ok(plain) };
+                arms.push(case.prepare(&self.place, self.effort.run)?);
+                Ok(arms.len() + 1)
+            };
+            let prepared = prepare(&each.base, 0).and_then(|base| Ok((base, prepare(&each.subject, 1)?)));
+            if self.place.interrupts.any_seen() {
+                return Ok(Go::Interrupted);
+            }
+            match prepared {
+                Ok((base, subject)) => tried.push((each, base, subject)),
+                Err(error) => self.measured.not_tried.push(NotTried {
+                    name: each.name,
+                    reason: error.to_string(),
+                }),
+            }
+        }
+        let all: Vec<&Arm> = sides.iter().chain(&arms).collect();
+        let needed = blocks_for(tried.len());
+        let stage = self.effort.interventions.begin();
+        let mut runs: Vec<Runs> = vec![Runs::default(); tried.len()];
+        let mut went = Go::On;
+        let mut blocks = 0;
+        while !tried.is_empty() && stage.wants_more(blocks, needed, blocks >= needed && are_narrow(runs.iter())) {
+            let Some(took) = self.block(&all)? else {
+                went = Go::Interrupted;
+                break;
+            };
+            let pair = |base: usize, subject: usize| Pair {
+                base: took[base].ns,
+                subject: took[subject].ns,
+            };
+            for ((_, base, subject), runs) in tried.iter().zip(&mut runs) {
+                runs.plain.push(pair(0, 1));
+                runs.changed.push(pair(*base, *subject));
+            }
+            blocks += 1;
+        }
+        let trials = tried.into_iter().zip(runs).map(|((each, _, _), runs)| Trial {
+            name: each.name,
+            what: each.what,
+            kind: each.kind,
+            runs,
+        });
+        self.measured.interventions = trials.collect();
+        Ok(went)
+    }
+
+    /// The budgets of traced runs.
+    fn accounts<C: Case>(&mut self, base: &C, subject: &C) -> Result<Go> {
+        let duration = self.effort.traced_run;
+        let arms = [
+            base.prepare(&self.place, duration)?,
+            subject.prepare(&self.place, duration)?,
+        ];
+        let mut asleep = Vec::new();
+        for arm in &arms {
+            let (mut run, outcome) = arm.trace(&self.place, Settings::default(), &mut ())?;
+            if self.place.interrupts.any_seen() {
+                return Ok(Go::Interrupted);
+            }
+            run.symbols = symbols::resolve(&run.aggregates, &run.samples);
+            asleep.push(Asleep::of(&run, messages(outcome)));
+        }
+        let stage = self.effort.budget.begin();
+        let needed = family::blocks_needed(family::each(CONFIDENCE, CAUSES));
+        let most = self.effort.traced_blocks;
+        while stage.wants_more(
+            self.measured.accounts.len(),
+            needed,
+            self.measured.accounts.len() >= most,
+        ) {
+            let mut both = [Account::default(), Account::default()];
+            for index in self.order.block(2) {
+                both[index] = self.account(&arms[index], &asleep[index])?;
+                if self.place.interrupts.any_seen() {
+                    return Ok(Go::Interrupted);
+                }
+            }
+            if both.iter().any(|account| account.misses() > MOST_MISSED) {
+                self.measured.discarded += 1;
+                continue;
+            }
+            let [base, subject] = both;
+            self.measured.accounts.push((base, subject));
+        }
+        if let Ok([base, subject]) = <[Asleep; 2]>::try_from(asleep) {
+            self.measured.asleep = Some((base, subject));
+        }
+        Ok(Go::On)
+    }
+
+    fn account(&self, arm: &Arm, asleep: &Asleep) -> Result<Account> {
+        let settings = Settings {
+            level: Level::Timeline,
+            sample_hz: Some(SAMPLE_HZ),
+            ..Settings::default()
+        };
+        let mut collected = Collected::default();
+        let (mut run, outcome) = arm.trace(&self.place, settings, &mut collected)?;
+        let events = &collected.0;
+        let window = match outcome {
+            Some(outcome) => Window::measured(&outcome).ok_or_else(|| {
+                Error::Workload("the workload does not say when its measured section began".to_owned())
+            })?,
+            None => Window {
+                from_ns: events.first().map_or(0, |event| event.at_ns),
+                to_ns: events.last().map_or(0, |event| event.at_ns),
+            },
+        };
+        let mut replay = Replay::telling((Budget::of(window), Samples::default()));
+        replay.events(events);
+        let (budget, samples) = replay.into_intervals();
+        run.symbols = symbols::resolve(&run.aggregates, &samples);
+        run.samples = samples;
+        Ok(Account::of(&run, &budget, window, messages(outcome), asleep))
+    }
+}
+
+/// What times are divided by.
+fn messages(outcome: Option<Outcome>) -> f64 {
+    outcome.map_or(1.0, |outcome| outcome.messages as f64)
+}

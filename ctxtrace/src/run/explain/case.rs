@@ -1,0 +1,314 @@
+//! The two kinds of cases, and how one is run: timed, counted or traced.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CpuSet, sched_setaffinity};
+
+use crate::analyze::budget::Unit;
+use crate::analyze::explain::intervention::CommandCase;
+use crate::capture::{Kernel, Settings};
+use crate::error::{Error, Result};
+use crate::run::interrupt::Interrupts;
+use crate::run::program::Program;
+use crate::run::watch::{Observer, OnInterrupt, Recorder};
+use crate::run::workload;
+use crate::target::counters::{Counted, Counters};
+use crate::target::environment::Environment;
+use crate::target::launch::{Command, Suspended};
+use crate::target::search::find_program;
+use crate::target::user::Invoker;
+use crate::trace::run::Run;
+use crate::workload::{Outcome, Spec};
+
+/// What everything that is run needs.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) kernel: &'a Kernel,
+    pub(super) interrupts: &'a Interrupts,
+    pub(super) user: Option<&'a Invoker>,
+}
+
+/// What a case is described by, and how it is run.
+pub(super) trait Case: Clone + PartialEq {
+    /// What its times are for one of.
+    const UNIT: Unit;
+
+    /// Makes it ready to be run for about so long.
+    fn prepare(&self, place: &Place<'_>, duration: Duration) -> Result<Arm>;
+
+    /// The same case with the most messages in flight counted, if it can be.
+    fn counting(&self) -> Option<Self>;
+
+    /// What it is, in words.
+    fn name(&self) -> String;
+
+    /// Messages that a channel has room for.
+    fn buffer(&self) -> Option<u64>;
+}
+
+/// A case that can be run again and again.
+pub(super) struct Arm(Start);
+
+enum Start {
+    Workload(Program),
+    Command {
+        program: PathBuf,
+        words: Vec<OsString>,
+        environment: Environment,
+        cpu: Option<usize>,
+    },
+}
+
+/// Messages of the run that shows how long one takes.
+const CALIBRATION: u64 = 50_000;
+
+impl Case for Spec {
+    const UNIT: Unit = Unit::Message;
+
+    fn prepare(&self, place: &Place<'_>, duration: Duration) -> Result<Arm> {
+        let few = Self {
+            // Round trips of processes take a hundred times as long as messages of tasks.
+            iterations: if self.mode.is_tasks() {
+                CALIBRATION
+            } else {
+                CALIBRATION / 20
+            },
+            ..self.clone()
+        };
+        let program = Program::of(&few, place.user)?;
+        let Some(outcome) = workload::timed(&program, place.interrupts, place.user)? else {
+            return Err(Error::Workload("interrupted".to_owned()));
+        };
+        let iterations = (duration.as_nanos() as f64 / outcome.ns_per_message()).clamp(1_000.0, 1e9) as u64;
+        let enough = Self {
+            iterations,
+            ..self.clone()
+        };
+        Ok(Arm(Start::Workload(Program::of(&enough, place.user)?)))
+    }
+
+    fn counting(&self) -> Option<Self> {
+        self.protocol()?;
+        Some(Self {
+            count_in_flight: true,
+            plant: None,
+            ..self.clone()
+        })
+    }
+
+    fn name(&self) -> String {
+        self.in_words()
+    }
+
+    fn buffer(&self) -> Option<u64> {
+        self.buffer.map(|buffer| buffer as u64)
+    }
+}
+
+impl Case for CommandCase {
+    const UNIT: Unit = Unit::Run;
+
+    fn prepare(&self, place: &Place<'_>, _duration: Duration) -> Result<Arm> {
+        let mut environment = Environment::for_user(place.user);
+        for (name, value) in &self.variables {
+            environment = environment.with(name, value);
+        }
+        let words: Vec<OsString> = self.words.iter().map(OsString::from).collect();
+        let name = words.first().map_or(OsStr::new(""), OsString::as_os_str);
+        Ok(Arm(Start::Command {
+            program: find_program(name, environment.get("PATH"))?,
+            words,
+            environment,
+            cpu: self.cpu,
+        }))
+    }
+
+    fn counting(&self) -> Option<Self> {
+        None
+    }
+
+    fn name(&self) -> String {
+        // Where the programs are is said by whoever asked; the names are to be told apart by what differs.
+        let mut words = self.words.clone();
+        if let Some(program) = words.first_mut()
+            && let Some(name) = Path::new(program.as_str()).file_name()
+        {
+            *program = name.to_string_lossy().into_owned();
+        }
+        words.join(" ")
+    }
+
+    fn buffer(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// What one run came to.
+#[derive(Clone, Debug)]
+pub(super) struct Took {
+    /// Nanoseconds for each message or run.
+    pub(super) ns: f64,
+    /// The most messages in flight, if they were counted.
+    pub(super) max_in_flight: Option<u64>,
+    /// Of whatever was to be counted, for each message or run.
+    pub(super) counts: Vec<(Counted, f64)>,
+}
+
+impl Arm {
+    /// Runs it once, untraced. `None` if it was interrupted.
+    pub(super) fn time(&self, place: &Place<'_>) -> Result<Option<Took>> {
+        self.count(place, &[])
+    }
+
+    /// The same, with this counted. Counting costs something at each switch.
+    pub(super) fn count(&self, place: &Place<'_>, counted: &[Counted]) -> Result<Option<Took>> {
+        let mut counters = None;
+        let begin = |suspended: &Suspended| {
+            if !counted.is_empty() {
+                counters = Some(Counters::from_exec(suspended.pid(), counted)?);
+            }
+            Ok(())
+        };
+        let ran = match &self.0 {
+            Start::Workload(program) => workload::timed_with(program, place.interrupts, place.user, begin)?
+                .map(|outcome| (outcome.ns_per_message(), outcome.messages as f64, outcome.max_in_flight)),
+            Start::Command { .. } => self
+                .time_command(place, begin)?
+                .map(|took| (took.as_nanos() as f64, 1.0, None)),
+        };
+        let Some((ns, units, max_in_flight)) = ran else {
+            return Ok(None);
+        };
+        let counts = counters.as_mut().map(Counters::read).transpose()?.unwrap_or_default();
+        Ok(Some(Took {
+            ns,
+            max_in_flight,
+            counts: counts
+                .into_iter()
+                .map(|(counted, count)| (counted, count / units))
+                .collect(),
+        }))
+    }
+
+    fn time_command(
+        &self,
+        place: &Place<'_>,
+        begin: impl FnOnce(&Suspended) -> Result<()>,
+    ) -> Result<Option<Duration>> {
+        self.with_command(place.user, |command| {
+            let suspended = command.launch_suspended()?;
+            self.pin(&suspended)?;
+            begin(&suspended)?;
+            let since = Instant::now();
+            let mut child = suspended.resume()?;
+            let interrupted = workload::until_the_end(&child, place.interrupts)?;
+            let took = since.elapsed();
+            let ended = child.wait()?;
+            if interrupted.is_some() {
+                return Ok(None);
+            }
+            if ended.exit.status != Some(0) {
+                return Err(failed(command));
+            }
+            Ok(Some(took))
+        })
+    }
+
+    /// Runs it once, traced.
+    pub(super) fn trace(
+        &self,
+        place: &Place<'_>,
+        settings: Settings,
+        observer: &mut dyn Observer,
+    ) -> Result<(Run, Option<Outcome>)> {
+        let recorder = Recorder {
+            kernel: place.kernel,
+            settings,
+            interrupts: Some(place.interrupts),
+            on_interrupt: OnInterrupt::Kill,
+            duration: None,
+        };
+        match &self.0 {
+            Start::Workload(program) => {
+                let run = workload::observed(program, &recorder, place.user, observer)?;
+                let outcome = run.outcome;
+                Ok((run, outcome))
+            }
+            Start::Command { .. } => self.with_command(place.user, |command| {
+                let run = recorder.command(command, observer)?.run;
+                if place.interrupts.any_seen() || run.exit.and_then(|exit| exit.status) == Some(0) {
+                    return Ok((run, None));
+                }
+                Err(failed(command))
+            }),
+        }
+    }
+
+    /// Gives a command the one CPU it may use.
+    fn pin(&self, suspended: &Suspended) -> Result<()> {
+        let Start::Command { cpu: Some(cpu), .. } = &self.0 else {
+            return Ok(());
+        };
+        let mut only = CpuSet::new();
+        only.set(*cpu)
+            .and_then(|()| sched_setaffinity(suspended.pid(), &only))
+            .map_err(Error::errno("sched_setaffinity"))
+    }
+
+    /// Calls `run` with a command of the user's, whose output goes nowhere.
+    fn with_command<T>(&self, user: Option<&Invoker>, run: impl FnOnce(&Command<'_>) -> Result<T>) -> Result<T> {
+        let Start::Command {
+            program,
+            words,
+            environment,
+            ..
+        } = &self.0
+        else {
+            return Err(Error::Workload("a workload is no command".to_owned()));
+        };
+        let args: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();
+        let _silence = Silence::begin()?;
+        run(&Command {
+            program,
+            args: &args,
+            env: environment,
+            inherit: &[],
+            user,
+            own_group: true,
+        })
+    }
+}
+
+/// While it is there, what goes to standard output goes nowhere: a command that is run fifty times is not run for its output.
+struct Silence(OwnedFd);
+
+impl Silence {
+    fn begin() -> Result<Self> {
+        let duplicate = nix::unistd::dup(std::io::stdout()).map_err(Error::errno("dup"))?;
+        let nowhere = File::options()
+            .write(true)
+            .open("/dev/null")
+            .map_err(Error::system("opening /dev/null"))?;
+        nix::unistd::dup2_stdout(nowhere).map_err(Error::errno("dup2"))?;
+        Ok(Self(duplicate))
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        // Nothing is printed if it fails, and nobody is left to be told.
+        let _ = nix::unistd::dup2_stdout(&self.0);
+    }
+}
+
+fn failed(command: &Command<'_>) -> Error {
+    let words: Vec<_> = command.args.iter().map(|word| word.to_string_lossy()).collect();
+    Error::Workload(format!(
+        "`{}` does not end with status 0: only commands that succeed can be compared",
+        words.join(" ")
+    ))
+}

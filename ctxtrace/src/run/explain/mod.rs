@@ -1,0 +1,167 @@
+//! `ctxtrace explain`: makes the runs, and hands them to [`crate::analyze::explain`].
+//!
+//! ```text
+//!   gap: base and subject, untraced ─▶ is there one? ─▶ budget: both, traced ─▶ interventions, untraced ─▶ answer
+//! ```
+//!
+//! * `case`: a workload or a command, and how it is run.
+//! * `bench`: makes the runs, in blocks.
+//! * `effort`: how long that may take.
+
+mod bench;
+mod case;
+mod effort;
+
+use bench::{Chosen, measure};
+use case::{Case, Place};
+use effort::Effort;
+
+use super::comparison::{self, Comparison};
+use super::interrupt::Interrupts;
+use super::{host, outputs};
+use crate::analyze::budget::account::{Account, Stacks};
+use crate::analyze::explain::answer::{Measured, explain};
+use crate::analyze::explain::intervention::{CommandCase, Intervention, of_commands, of_workloads};
+use crate::analyze::explain::result::NotTried;
+use crate::capture::{Kernel, preflight};
+use crate::cli::comparison::{Cases, ExplainSettings};
+use crate::error::{Error, Result, status};
+use crate::report::{differential, explain as report, json};
+use crate::target::user::invoker;
+use crate::workload::Spec;
+use crate::workload::pin::allowed_cpus;
+
+/// Measures, writes every output, and returns the exit status.
+///
+/// # Errors
+///
+/// If tracing is not possible here, if a case cannot be run or fails, or if an output cannot be written.
+pub fn run(settings: &ExplainSettings) -> Result<u8> {
+    preflight::check()?;
+    let user = invoker();
+    let outputs = comparison::Outputs::open(&settings.outputs, user.as_ref())?;
+    let kernel = Kernel::discover()?;
+    let interrupts = Interrupts::catch()?;
+    let place = Place {
+        kernel: &kernel,
+        interrupts: &interrupts,
+        user: user.as_ref(),
+    };
+    let measured = measured(settings, place)?;
+    let answer = explain(env!("CARGO_PKG_VERSION"), &host()?, &measured);
+    let on_cpu = mean_stacks(&measured);
+    let none = Stacks::new();
+    let off_cpu = match &measured.asleep {
+        Some((base, subject)) => (&base.stacks, &subject.stacks),
+        None => (&none, &none),
+    };
+    let written = outputs.write(&Comparison {
+        json: &json::render(&answer)?,
+        markdown: &report::markdown(&answer),
+        on_cpu: (&on_cpu.0, &on_cpu.1),
+        off_cpu,
+        labels: differential::Labels {
+            what: "",
+            unit: answer.unit,
+            base: &answer.base.name,
+            subject: &answer.subject.name,
+        },
+    })?;
+    outputs::print(settings.outputs.table_to_stderr, |style| report::render(&answer, style))?;
+    written.tell();
+    Ok(if interrupts.any_seen() {
+        status::INTERRUPTED
+    } else if answer.complete {
+        0
+    } else {
+        status::FAILURE
+    })
+}
+
+fn measured(settings: &ExplainSettings, place: Place<'_>) -> Result<Measured> {
+    match &settings.cases {
+        Cases::Workloads { base, subject } => {
+            let effort = Effort::of(settings.quick, Spec::UNIT);
+            let chosen = choose(settings, of_workloads(base, subject), effort.most)?;
+            measure(place, effort, base.as_ref(), subject.as_ref(), chosen)
+        }
+        Cases::Commands { base, subject } => {
+            let effort = Effort::of(settings.quick, CommandCase::UNIT);
+            let case = |words: &Vec<String>| CommandCase {
+                words: words.clone(),
+                variables: Vec::new(),
+                cpu: None,
+            };
+            let (base, subject) = (case(base), case(subject));
+            let cpu = *allowed_cpus()?.last().unwrap_or(&0);
+            let list = of_commands(&base, &subject, cpu, &allocators());
+            let chosen = choose(settings, list, effort.most)?;
+            measure(place, effort, &base, &subject, chosen)
+        }
+    }
+}
+
+/// The time on the CPU by stack, of base and subject: the mean of their traced runs.
+fn mean_stacks(measured: &Measured) -> (Stacks, Stacks) {
+    let mean = |side: fn(&(Account, Account)) -> &Account| {
+        let mut mean = Stacks::new();
+        for account in &measured.accounts {
+            for (frames, ns) in &side(account).stacks {
+                *mean.entry(frames.clone()).or_default() += ns / measured.accounts.len() as f64;
+            }
+        }
+        mean
+    };
+    (mean(|both| &both.0), mean(|both| &both.1))
+}
+
+/// Those that are wanted.
+fn choose<C>(settings: &ExplainSettings, list: Vec<Intervention<C>>, most: usize) -> Result<Chosen<C>> {
+    let known: Vec<&str> = list.iter().map(|each| each.name.as_str()).collect();
+    for name in settings.only.iter().chain(&settings.skip) {
+        if !known.contains(&name.as_str()) {
+            return Err(Error::Usage(format!(
+                "there is no intervention {name} for these cases; there are {}",
+                known.join(", ")
+            )));
+        }
+    }
+    let mut chosen = Chosen {
+        interventions: Vec::new(),
+        not_tried: Vec::new(),
+    };
+    for each in list {
+        let reason = if settings.skip.contains(&each.name) {
+            Some("--skip")
+        } else if !settings.only.is_empty() && !settings.only.contains(&each.name) {
+            Some("--only")
+        } else if settings.only.is_empty() && chosen.interventions.len() == most {
+            Some("--quick tries the first few only")
+        } else {
+            None
+        };
+        match reason {
+            Some(reason) => chosen.not_tried.push(NotTried {
+                name: each.name,
+                reason: reason.to_owned(),
+            }),
+            None => chosen.interventions.push(each),
+        }
+    }
+    Ok(chosen)
+}
+
+/// The allocators that can be preloaded here, by name and path.
+fn allocators() -> Vec<(&'static str, String)> {
+    const FOLDERS: [&str; 4] = ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib"];
+    const NAMES: [(&str, &str); 3] = [
+        ("jemalloc", "libjemalloc.so.2"),
+        ("mimalloc", "libmimalloc.so.2"),
+        ("tcmalloc", "libtcmalloc_minimal.so.4"),
+    ];
+    let found = NAMES.into_iter().filter_map(|(name, file)| {
+        let mut paths = FOLDERS.iter().map(|folder| format!("{folder}/{file}"));
+        Some((name, paths.find(|path| std::path::Path::new(path).exists())?))
+    });
+    found.collect()
+}

@@ -1,0 +1,259 @@
+//! Files for Perfetto and pprof, of real runs: do they say what the JSON says?
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::decode::perfetto::Trace;
+use crate::decode::pprof::Profile;
+use crate::go::has_go;
+use crate::support::{ctxtrace, number, stderr};
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    (
+        "a_perfetto_trace_has_every_switch_and_waking",
+        a_perfetto_trace_has_every_switch_and_waking,
+    ),
+    (
+        "threads_and_processes_come_and_go_in_a_perfetto_trace",
+        threads_and_processes_come_and_go_in_a_perfetto_trace,
+    ),
+    (
+        "of_several_runs_perfetto_gets_the_median",
+        of_several_runs_perfetto_gets_the_median,
+    ),
+    (
+        "a_pprof_profile_adds_up_to_the_ledger",
+        a_pprof_profile_adds_up_to_the_ledger,
+    ),
+    ("pprof_reads_a_profile", pprof_reads_a_profile),
+];
+
+/// Runs `ctxtrace`, with its JSON beside the other files in the folder, which are named in the line by `@`.
+fn run_in(folder: &TempDir, line: &str) -> (Value, String) {
+    let place = format!("{}/", folder.path().display());
+    let line = format!("{line} --json @run.json").replace('@', &place);
+    // What is behind `--` is the command's.
+    let line = match line.split_once(" -- ") {
+        Some((options, rest)) => {
+            let (command, json) = rest.split_once(" --json").expect("just appended");
+            format!("{options} --json{json} -- {command}")
+        }
+        None => line,
+    };
+    let output = ctxtrace(&line);
+    assert_eq!(output.status.code(), Some(0), "{line}: {}", stderr(&output));
+    let json = std::fs::read(folder.path().join("run.json")).expect("written");
+    (serde_json::from_slice(&json).expect("JSON"), stderr(&output))
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// What must be equal in both. Returns how many intervals were lost, which is how many of other things may lack.
+fn check(trace: &Trace, json: &Value) -> usize {
+    let of_target = trace.switches.iter().filter(|switch| switch.prev != 0).count();
+    assert_eq!(of_target as i64, number(json, "/kernel_switches/total"));
+    assert_eq!(trace.wakings.len() as i64, number(json, "/timeline/wakeups"));
+    let flows = trace.flows().len() as i64;
+    assert_eq!(
+        flows,
+        number(json, "/latency/wake_to_run/count"),
+        "one for each wakeup that had an effect"
+    );
+    let lost = number(json, "/lost/intervals") as usize;
+    // Every CPU goes on with the thread it had.
+    let mut on: BTreeMap<i64, i64> = BTreeMap::new();
+    let mut breaks = 0;
+    for switch in &trace.switches {
+        let before = on.insert(switch.cpu, switch.next).unwrap_or(switch.prev);
+        breaks += usize::from(before != switch.prev);
+    }
+    assert!(breaks <= 2 * lost, "{breaks} breaks, {lost} intervals lost");
+    lost
+}
+
+fn a_perfetto_trace_has_every_switch_and_waking() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (json, said) = run_in(
+        &folder,
+        "run --mode task-pool --iterations 50000 --level timeline --perfetto @run.pftrace -o @run.ctx",
+    );
+    assert!(
+        said.contains("run.pftrace (") && said.contains("https://ui.perfetto.dev"),
+        "{said}"
+    );
+    let bytes = read(&folder.path().join("run.pftrace"));
+    let trace = Trace::read(&bytes);
+    let lost = check(&trace, &json);
+
+    // Each switch-out from within a poll ends what is known of one.
+    let ledger = json["ledger"].as_array().expect("a list");
+    let with_task = ledger.iter().filter(|row| !row["task"].is_null());
+    let known: i64 = with_task.map(|row| number(row, "/count")).sum();
+    let slices = trace.task_slices();
+    assert!(
+        slices.len() as i64 <= known,
+        "{} slices, {known} switches",
+        slices.len()
+    );
+    assert!(
+        slices.len() + lost >= known as usize,
+        "{} slices, {known} switches",
+        slices.len()
+    );
+    for slice in &slices {
+        assert!(
+            ["sender", "repeater", "receiver", "root"].contains(&slice.name.as_str()),
+            "{slice:?}"
+        );
+    }
+    let mut counted: Vec<_> = trace.slices();
+    counted.retain(|slice| slice.name == "measured section");
+    let elapsed = counted[0].end - counted[0].start;
+    assert_eq!(elapsed, number(&json, "/workload/elapsed_ns"));
+
+    let threads = json["reconciliation"]["threads"].as_array().expect("a list");
+    for thread in threads {
+        let (tid, name) = (number(thread, "/tid"), thread["name"].as_str().expect("a name"));
+        let mut of_it = trace.switches.iter().rev().filter(|switch| switch.prev == tid);
+        assert_eq!(of_it.next().map(|switch| switch.prev_comm.as_str()), Some(name));
+        assert!(trace.tree.contains_key(&tid) || trace.created.contains(&tid), "{tid}");
+    }
+
+    // The capture has it all.
+    let again = folder.path().join("again.pftrace");
+    let capture = folder.path().join("run.ctx");
+    let output = ctxtrace(&format!("report {} --perfetto {}", capture.display(), again.display()));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(read(&again) == bytes, "a report from the capture is the same");
+    assert_eq!(
+        std::fs::read_dir(folder.path()).expect("a folder").count(),
+        4,
+        "nothing else is left"
+    );
+}
+
+fn threads_and_processes_come_and_go_in_a_perfetto_trace() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let script = folder.path().join("script.sh");
+    std::fs::write(
+        &script,
+        "#!/bin/sh\nfor i in 1 2 3 4 5 6 7 8; do /bin/true & done\nwait\n",
+    )
+    .expect("written");
+    let line = format!(
+        "record --level timeline --perfetto @run.pftrace -- sh {}",
+        script.display()
+    );
+    let (json, _) = run_in(&folder, &line);
+    let trace = Trace::read(&read(&folder.path().join("run.pftrace")));
+    check(&trace, &json);
+    assert_eq!(trace.created.len(), 8, "{:?}", trace.created);
+    for process in &trace.created {
+        assert_eq!(trace.names[process], "true");
+        assert!(trace.freed.contains(process), "{process} ends");
+    }
+    assert_eq!(trace.freed.len(), 9, "and so does the shell");
+}
+
+fn of_several_runs_perfetto_gets_the_median() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (json, _) = run_in(
+        &folder,
+        "run --mode thread --iterations 2000 --repeat 3 --level timeline --perfetto @run.pftrace",
+    );
+    let trace = Trace::read(&read(&folder.path().join("run.pftrace")));
+    let of_target = trace.switches.iter().filter(|switch| switch.prev != 0).count();
+    assert_eq!(of_target as i64, number(&json, "/kernel_switches/total"));
+}
+
+/// A profile of a run, its JSON, and the folder with both.
+fn profiled() -> (TempDir, Value) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (json, said) = run_in(&folder, "run --mode task-pool --iterations 50000 --pprof @run.pb.gz");
+    assert!(said.contains("run.pb.gz (") && said.contains("go tool pprof"), "{said}");
+    (folder, json)
+}
+
+/// Switches and off-CPU time by class and task.
+fn ledger_of(json: &Value) -> Vec<(String, Option<String>, [i64; 2])> {
+    let rows = json["ledger"].as_array().expect("a list").iter();
+    rows.map(|row| {
+        (
+            row["class"].as_str().expect("a name").replace('-', " "),
+            row["task"].as_str().map(str::to_owned),
+            [number(row, "/count"), number(row, "/off_cpu_ns")],
+        )
+    })
+    .collect()
+}
+
+fn a_pprof_profile_adds_up_to_the_ledger() {
+    let (folder, json) = profiled();
+    let profile = Profile::read(&read(&folder.path().join("run.pb.gz")));
+    let ledger = ledger_of(&json);
+    let mut sum = [0; 2];
+    for (class, task, values) in &ledger {
+        sum = [sum[0] + values[0], sum[1] + values[1]];
+        let mut labels = vec![("class", class.as_str())];
+        labels.extend(task.as_deref().map(|task| ("task", task)));
+        assert_eq!(profile.sums(&labels), values, "{labels:?}");
+    }
+    assert_eq!(profile.sums(&[]), sum);
+    assert_eq!(sum[0], number(&json, "/kernel_switches/total"));
+    assert_eq!(profile.duration_ns, number(&json, "/recorded_ns"));
+    let of_year_2020 = 1_577_836_800_000_000_000;
+    assert!(profile.time_ns > of_year_2020, "{}", profile.time_ns);
+}
+
+/// What `go tool pprof` says of a file.
+fn pprof(options: &[&str], file: &Path) -> String {
+    let output = Command::new("go")
+        .args(["tool", "pprof"])
+        .args(options)
+        .arg(file)
+        .stdin(Stdio::null())
+        .env("GOTOOLCHAIN", "local")
+        .output()
+        .expect("Go is there");
+    assert!(output.status.success(), "{options:?}: {}", stderr(&output));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn pprof_reads_a_profile() {
+    if !has_go() {
+        return;
+    }
+    let (folder, json) = profiled();
+    let file = folder.path().join("run.pb.gz");
+    let raw = pprof(&["-raw"], &file);
+    assert!(raw.contains("switches/count off_cpu/nanoseconds[dflt]"), "{raw}");
+    // Between two headings, a line a sample, `     40      73000: 1 2 3`, and one for its labels.
+    let samples = raw
+        .lines()
+        .skip_while(|line| !line.contains("[dflt]"))
+        .take_while(|line| *line != "Locations");
+    let mut sum = [0; 2];
+    for (values, _) in samples.filter_map(|line| line.split_once(": ")) {
+        let values: Vec<i64> = values
+            .split_whitespace()
+            .filter_map(|value| value.parse().ok())
+            .collect();
+        if let [count, ns] = values[..] {
+            sum = [sum[0] + count, sum[1] + ns];
+        }
+    }
+    let ledger = ledger_of(&json);
+    let total = |index: usize| ledger.iter().map(|row| row.2[index]).sum::<i64>();
+    assert_eq!(sum, [total(0), total(1)]);
+    let top = pprof(&["-top", "-sample_index=switches"], &file);
+    assert!(top.contains("Type: switches"), "{top}");
+    assert!(top.contains("__schedule"), "{top}");
+    let of_task = pprof(&["-top", "-sample_index=switches", "-tagroot=class"], &file);
+    assert!(of_task.contains("worker parked"), "{of_task}");
+}
