@@ -2,6 +2,17 @@
 
 use bytemuck::{Pod, Zeroable};
 
+/// Places of the table that tells at a glance that a process is *not* a target: a power of two.
+pub const FILTER_PLACES: u32 = 1 << 14;
+
+/// The place of a process in that table. Others have the same place: what is set there says "perhaps", and only what is not
+/// set says "no".
+#[inline(always)]
+#[must_use]
+pub const fn filter_place(tgid: u32) -> u32 {
+    tgid & (FILTER_PLACES - 1)
+}
+
 /// Value of the process table, whose key is the thread-group id.
 ///
 /// A thread that is not in the thread table belongs to the target if its group is here. Thread-group ids are reused, so the

@@ -12,7 +12,7 @@ use ctxtrace_common::event::{Event, RingState};
 use ctxtrace_common::histogram::{Histogram, Latency};
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{Locator, MAX_CONTEXT_BYTES};
-use ctxtrace_common::process::{Image, Process, TaskKey};
+use ctxtrace_common::process::{FILTER_PLACES, Image, Process, TaskKey};
 use ctxtrace_common::stack::{Stack, SumKey, SwitchSum};
 use ctxtrace_common::thread::Thread;
 use ctxtrace_common::wakeup::{Edge, EdgeKey, Waker, WakerStackKey};
@@ -24,6 +24,11 @@ pub(crate) static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(16_3
 /// Target processes by thread-group id.
 #[map]
 pub(crate) static PROCESSES: HashMap<u32, Process> = HashMap::with_max_entries(8_192, 0);
+
+/// By [`filter_place`](ctxtrace_common::process::filter_place): 0 where no process of that place has ever been a target. Set
+/// before the process is followed, and never taken back: each place is stored to as a whole, so no CPU undoes another's.
+#[map]
+pub(crate) static FILTER: Array<u64> = Array::with_max_entries(FILTER_PLACES, 0);
 
 /// Records of exited threads, for user space to collect.
 #[map]

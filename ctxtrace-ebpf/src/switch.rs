@@ -28,7 +28,7 @@ use crate::maps::{
 };
 use crate::stacks::{Space, Walked, walk};
 use crate::sums::{add_switch, add_waker, edge};
-use crate::target::{FirstSeen, find, thread_ended};
+use crate::target::{FirstSeen, find, may_be_target, thread_ended};
 use crate::task::{TASK_DEAD, Task};
 
 /// Submit without waking the reader: it polls, and a wakeup here would be a scheduler event inside a scheduler event.
@@ -42,6 +42,10 @@ pub(crate) fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     }
     let prev = Task::from_arg(ctx.arg(1));
     let next = Task::from_arg(ctx.arg(2));
+    // Most switches of a busy machine are others'.
+    if !may_be_target(prev.tgid()) && !may_be_target(next.tgid()) {
+        return 0;
+    }
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let Some(scratch) = Lane::Scheduler.scratch() else {

@@ -5,11 +5,11 @@
 //! thread of all (user space knows its process id only) and for threads that no fork announces, like `io_uring` workers.
 
 use ctxtrace_common::clock::Clock;
-use ctxtrace_common::process::{Image, Process};
+use ctxtrace_common::process::{Image, Process, filter_place};
 use ctxtrace_common::thread::{KERNEL_WORKER, KernelCount, Thread};
 
 use crate::atomic;
-use crate::maps::{IMAGES, Lane, PROCESSES, THREADS, count};
+use crate::maps::{FILTER, IMAGES, Lane, PROCESSES, THREADS, count};
 use crate::task::Task;
 
 /// What an unknown thread is doing in the event it is first seen in.
@@ -23,11 +23,28 @@ pub(crate) enum FirstSeen {
     Newborn,
 }
 
+/// Whether a process may be a target: no for sure, or perhaps. One load from a table of its own, so that a switch that concerns
+/// no target costs next to nothing.
+#[inline(always)]
+pub(crate) fn may_be_target(tgid: u32) -> bool {
+    // SAFETY: the value is copied out at once; a place is only ever stored to as a whole.
+    FILTER.get(filter_place(tgid)).is_some_and(|set| *set != 0)
+}
+
+/// Lets everybody know that a process of this id may be a target.
+#[inline(always)]
+fn let_pass(tgid: u32) {
+    if let Some(set) = FILTER.get_ptr_mut(filter_place(tgid)) {
+        // SAFETY: a live element of an array; one aligned store, the same by whomever.
+        unsafe { set.write_volatile(1) };
+    }
+}
+
 /// The record of a target thread, or `None` for everybody else's. `adopt` tells how to begin a record.
 #[inline(always)]
 pub(crate) fn find(task: Task, tid: u32, first_seen: FirstSeen, lane: Lane) -> Option<&'static mut Thread> {
     // Pid 0 is the idle task of each CPU: nobody's thread.
-    if tid == 0 {
+    if tid == 0 || !may_be_target(task.tgid()) {
         return None;
     }
     let key = task.address();
@@ -151,6 +168,7 @@ pub(crate) fn begin(task: Task, first: &First, how: Begin, lane: Lane) -> bool {
 /// Begins to follow a process that a target has forked: it runs its parent's program.
 #[inline(always)]
 pub(crate) fn follow_process(parent: Image, tgid: u32, start_boottime_ns: u64) {
+    let_pass(tgid);
     if PROCESSES.insert(&tgid, &Process::new(start_boottime_ns, 0), 0).is_err() {
         count(|counters| &mut counters.lost_threads);
     }

@@ -10,10 +10,15 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod build_ebpf;
 mod clippy_ebpf;
+mod dist;
 mod ebpf;
+mod fuzz;
+mod kernels;
+mod msrv;
 mod overhead;
 mod process;
 mod run;
+mod sbom;
 mod setup;
 #[path = "../../ctxtrace/build/stamp.rs"]
 mod stamp;
@@ -44,6 +49,12 @@ enum Chore {
     Run(run::Args),
     /// Run every test, the privileged ones as root
     Test(test::Args),
+    /// Run the fuzz targets
+    Fuzz(fuzz::Args),
+    /// Check that the stated Rust version is one that all dependencies can be built with
+    Msrv,
+    /// Make the release archive, its checksums and its bill of materials
+    Dist,
     /// Measure
     Bench(bench::Args),
 }
@@ -55,6 +66,9 @@ fn main() -> ExitCode {
         Chore::Setup => setup::main(),
         Chore::Run(args) => run::main(&args),
         Chore::Test(args) => test::main(&args),
+        Chore::Fuzz(args) => fuzz::main(&args),
+        Chore::Msrv => msrv::main(),
+        Chore::Dist => dist::main(),
         Chore::Bench(args) => bench::main(&args),
     };
     match done {

@@ -7,12 +7,13 @@
 
 use std::ffi::OsString;
 use std::io::{self, BufReader, IsTerminal as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use cargo_metadata::{Artifact, Message, TargetKind};
 
+use crate::kernels::{self, Kernel};
 use crate::{process, tokio_releases};
 
 /// The integration test of the crate `ctxtrace` that needs root.
@@ -27,6 +28,14 @@ pub(crate) struct Args {
     /// Leave out the tests that need root
     #[arg(long)]
     without_privileged: bool,
+
+    /// Run privileged tests on another kernel, in QEMU, and no others; may be given several times
+    #[arg(long, value_enum, value_name = "VERSION", conflicts_with = "without_privileged")]
+    kernel: Vec<Kernel>,
+
+    /// What to add to that kernel's command line, as preempt=full
+    #[arg(long, value_name = "WORDS", requires = "kernel")]
+    append: Option<String>,
 }
 
 /// One executable with tests in it.
@@ -91,8 +100,11 @@ impl TestProgram {
 /// Runs everything, whatever fails on the way, and says at the end what did.
 pub(crate) fn main(args: &Args) -> Result<()> {
     let (privileged, others): (Vec<_>, Vec<_>) = build()?.into_iter().partition(|program| program.privileged);
-    if privileged.is_empty() {
+    let Some(first) = privileged.first() else {
         bail!("there is no test target `{PRIVILEGED}`");
+    };
+    if !args.kernel.is_empty() {
+        return on_kernels(&args.kernel, first, args.append.as_deref());
     }
     let mut failures = Vec::new();
     let mut note = |name: &str, result: Result<()>| {
@@ -108,6 +120,21 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         note(&program.name, program.run_as_root());
     }
     conclude(&failures, args)
+}
+
+/// Privileged tests on other kernels.
+fn on_kernels(wanted: &[Kernel], privileged: &TestProgram, append: Option<&str>) -> Result<()> {
+    // The executables that tests start are two folders up from the tests.
+    let folder = privileged
+        .path
+        .parent()
+        .and_then(Path::parent)
+        .context("the tests are in no folder")?;
+    let others = ["ctxtrace", "ctxtrace-workload-jemalloc"].map(|name| folder.join(name));
+    for &kernel in wanted {
+        kernels::test(kernel, &privileged.path, &others, append)?;
+    }
+    Ok(())
 }
 
 /// The last lines: what failed, and what was left out.

@@ -493,8 +493,12 @@ pub struct Timeline {
     pub wakeups: u64,
     /// Bytes of all events.
     pub bytes: u64,
+    /// From the beginning of the recording to the first of these events. Null if there is none.
+    pub begins_ns: Option<u64>,
+    /// Older events, which the capture has not kept (`--max-size`, `--keep`): the timeline lacks them, the counts do not.
+    pub dropped: u64,
     /// Whether the events, played again, give the counts, the ledger and the distributions that were added up in the kernel,
-    /// in every run. Null if events were lost.
+    /// in every run. Null if events were lost or dropped.
     pub agrees: Option<bool>,
     /// What does not agree; only present if something does not.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -116,7 +116,7 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         task_types: attribution::task_types(&tasks),
         tasks,
         wakeups: attribution::wakeups(&run.aggregates, &mut nulls),
-        timeline: timeline(runs, median, &mut nulls),
+        timeline: timeline(info, runs, median, &mut nulls),
         on_cpu: on_cpu(runs, &mut nulls),
         locator: run.aggregates.programs.choice(),
         locators: attribution::locators(&run.aggregates),
@@ -343,7 +343,7 @@ fn reconciliation(is_workload: bool, run: &Run, nulls: &mut Nulls) -> Reconcilia
 }
 
 /// The median run's events, and whether those of every run agree with its counts.
-fn timeline(runs: &[Run], median: usize, nulls: &mut Nulls) -> Option<Timeline> {
+fn timeline(info: &Info, runs: &[Run], median: usize, nulls: &mut Nulls) -> Option<Timeline> {
     let Some(events) = &runs[median].timeline else {
         nulls.note(
             "timeline",
@@ -357,8 +357,13 @@ fn timeline(runs: &[Run], median: usize, nulls: &mut Nulls) -> Option<Timeline> 
     // One that is known to disagree is told even if others cannot be compared.
     let agrees = (complete || !disagreements.is_empty()).then_some(disagreements.is_empty());
     let any_lost = runs.iter().any(|run| run.aggregates.counters.lost_timeline_events > 0);
+    let any_dropped = runs
+        .iter()
+        .any(|run| run.timeline.as_ref().is_some_and(|timeline| timeline.dropped > 0));
     let why_not = if any_lost {
         "events were lost (lost.timeline_events), so they cannot add up to the counts"
+    } else if any_dropped {
+        "the capture has not kept the oldest events (timeline.dropped), so the rest cannot add up to the counts"
     } else {
         "the capture does not contain the end of the run, so its events go further than its counts"
     };
@@ -367,6 +372,14 @@ fn timeline(runs: &[Run], median: usize, nulls: &mut Nulls) -> Option<Timeline> 
         switches: events.switches,
         wakeups: events.wakeups,
         bytes: events.bytes,
+        begins_ns: nulls.or(
+            events
+                .first_ns
+                .map(|first_ns| first_ns.saturating_sub(info.started.monotonic_ns)),
+            "timeline.begins_ns",
+            "there are no events",
+        ),
+        dropped: events.dropped,
         agrees: nulls.or(agrees, "timeline.agrees", why_not),
         disagreements,
     })

@@ -34,7 +34,7 @@ use ctxtrace_common::handover::{Handover, Names};
 use ctxtrace_common::histogram::{Histogram, Latency};
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::Locator;
-use ctxtrace_common::process::{ATTACHED, Image, Process, TaskKey};
+use ctxtrace_common::process::{ATTACHED, Image, Process, TaskKey, filter_place};
 use ctxtrace_common::stack::{Stack, SumKey, SwitchSum};
 use ctxtrace_common::thread::{PENDING_SUM, Thread};
 use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
@@ -327,6 +327,9 @@ impl Session {
     }
 
     fn insert_process(&mut self, tgid: u32, process: Process) -> std::result::Result<(), MapError> {
+        let map = self.ebpf.map_mut("FILTER").ok_or(MapError::ElementNotFound)?;
+        let mut filter = Array::<_, u64>::try_from(map)?;
+        filter.set(filter_place(tgid), 1, 0)?;
         let map = self.ebpf.map_mut("PROCESSES").ok_or(MapError::ElementNotFound)?;
         let mut processes = BpfHashMap::<_, u32, Wire<Process>>::try_from(map)?;
         processes.insert(tgid, Wire(process), BPF_NOEXIST)

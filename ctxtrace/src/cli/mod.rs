@@ -308,6 +308,14 @@ pub struct RecordingArgs {
     #[arg(long, requires = "output")]
     pub force: bool,
 
+    /// Keep the capture file below this size, as in `500MB`: its oldest events are dropped, the counts are not
+    #[arg(long, value_name = "SIZE", requires = "output")]
+    pub max_size: Option<ByteSize>,
+
+    /// Keep the events of the last T only, as in "30s", and at most of twice that (level timeline)
+    #[arg(long, value_name = "T", value_parser = duration, requires = "output")]
+    pub keep: Option<Duration>,
+
     /// Threads that can be followed at a time [default: 16384]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     pub max_threads: Option<u32>,

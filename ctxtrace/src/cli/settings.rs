@@ -6,6 +6,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytesize::ByteSize;
+
 use crate::analyze::assertion::Assertion;
 use crate::capture::Settings;
 use crate::cli::{CaseArgs, OutputArgs, RecordArgs, RecordingArgs, ReportArgs, RunArgs, SuiteArgs};
@@ -13,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::report::Weight;
 use crate::report::output::Destination;
 use crate::trace::Level;
+use crate::trace::file::Limits;
 use crate::workload::pin::Pin;
 use crate::workload::{Channel, Language, Mode, Spec};
 
@@ -93,6 +96,8 @@ pub struct SaveSettings {
     pub path: PathBuf,
     /// Whether it may replace another.
     pub force: bool,
+    /// How much of it.
+    pub limits: Limits,
 }
 
 /// What to write, whatever it is made from.
@@ -365,6 +370,9 @@ fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
     })
 }
 
+/// The least that a capture can be limited to: the counts of a program with some hundreds of threads.
+const LEAST_MAX_SIZE: ByteSize = ByteSize::mib(1);
+
 fn save(args: RecordingArgs, outputs: &OutputSettings) -> Result<Option<SaveSettings>> {
     let Some(path) = args.output else { return Ok(None) };
     let taken = [
@@ -387,9 +395,24 @@ fn save(args: RecordingArgs, outputs: &OutputSettings) -> Result<Option<SaveSett
     if outputs.parquet.as_ref() == Some(&path) {
         return Err(same_place("--output", "--parquet"));
     }
+    if let Some(size) = args.max_size.filter(|&size| size < LEAST_MAX_SIZE) {
+        return Err(Error::Usage(format!(
+            "--max-size {size} has no room for what was counted: {LEAST_MAX_SIZE} is the least"
+        )));
+    }
+    if args.keep.is_some() && args.level != Level::Timeline {
+        return Err(Error::Usage(format!(
+            "--keep has no meaning for --level {}, which tells no events (use --level timeline)",
+            args.level.name()
+        )));
+    }
     Ok(Some(SaveSettings {
         path,
         force: args.force,
+        limits: Limits {
+            max_bytes: args.max_size.map(|size| size.as_u64()),
+            keep_ns: args.keep.map(|keep| u64::try_from(keep.as_nanos()).unwrap_or(u64::MAX)),
+        },
     }))
 }
 
@@ -632,6 +655,11 @@ mod tests {
             "--mode task --parquet -",
             "--mode task --output x --folded x",
             "--mode task --force",
+            "--mode task --max-size 10MiB",
+            "--mode task -o x --max-size 10KiB",
+            "--mode task --level timeline --keep 10s",
+            "--mode task -o x --keep 10s",
+            "--mode task --level timeline -o x --keep 0",
             "--mode task --level counts --max-stacks 100",
             "--mode task --level counts --pprof x",
             "--mode task --level timeline --pprof x",

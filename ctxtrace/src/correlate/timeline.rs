@@ -24,7 +24,7 @@ use ctxtrace_common::thread::Thread;
 
 use super::intervals::{Arrival, Departure, Interval, IntervalSink, State, ThreadId, Woken};
 use crate::trace::events::EventSink;
-use crate::trace::run::Timeline;
+use crate::trace::run::{Dropped, Timeline};
 use crate::trace::samples::Place;
 use crate::trace::{Aggregates, Latencies};
 use crate::units::{signed_thousands, thousands};
@@ -152,6 +152,7 @@ pub struct Replay<I = ()> {
     pub lost_wakeups: u64,
     /// The distributions.
     pub latencies: Latencies,
+    first_ns: Option<u64>,
     last_ns: u64,
     live: HashMap<u32, Live, BuildHasherDefault<TidHasher>>,
     ended: Vec<ThreadTotals>,
@@ -181,6 +182,7 @@ impl<I> Replay<I> {
             lost_intervals: 0,
             lost_wakeups: 0,
             latencies: Latencies::default(),
+            first_ns: None,
             last_ns: 0,
             live: HashMap::default(),
             ended: Vec::new(),
@@ -218,6 +220,7 @@ impl<I: IntervalSink> Replay<I> {
         if event.at_ns < self.last_ns {
             self.unordered += 1;
         }
+        self.first_ns.get_or_insert(event.at_ns);
         self.last_ns = event.at_ns;
         match event.decode() {
             Some(Decoded::Switch { out, into }) => {
@@ -276,7 +279,21 @@ impl<I: IntervalSink> Replay<I> {
             bytes: self.bytes(),
             switches: self.switches,
             wakeups: self.wakeups,
+            first_ns: self.first_ns,
+            dropped: 0,
             disagreements: comparable.then(|| disagreements(self, aggregates)),
+        }
+    }
+
+    /// The same of a run whose oldest events the capture has not kept.
+    #[must_use]
+    pub fn conclude_kept(&self, aggregates: &Aggregates, whole: bool, dropped: Dropped) -> Timeline {
+        let events = self.events.saturating_sub(dropped.told_again);
+        Timeline {
+            events,
+            bytes: events * EVENT_BYTES as u64,
+            dropped: dropped.events,
+            ..self.conclude(aggregates, whole && dropped.events == 0)
         }
     }
 

@@ -62,6 +62,17 @@ impl Subject {
 ///
 /// If there is nothing to draw.
 pub fn render(resolved: &Resolved, subject: Subject, weight: Weight, labels: &Labels) -> Result<Vec<u8>> {
+    let values = resolved.stacks.iter().map(|stack| match weight {
+        Weight::Time => u128::from(stack.ns),
+        Weight::Count => u128::from(stack.count),
+    });
+    // A capture may have been made up.
+    if values.sum::<u128>() > i64::MAX as u128 {
+        return Err(Error::Render {
+            what: "flamegraph",
+            reason: "its stacks add up to more than a picture can show".to_owned(),
+        });
+    }
     let lines = folded::render(&resolved.stacks, weight);
     let mut palette = palette(resolved);
     let mut options = Options::default();
@@ -131,6 +142,30 @@ fn color(kind: FrameKind, name: &str) -> Color {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Found by the fuzzer of names.
+    #[test]
+    fn more_than_can_be_shown_is_an_error() {
+        let stack = |ns: u64| ResolvedStack {
+            frames: vec![Frame {
+                kind: FrameKind::Thread,
+                name: ns.to_string(),
+            }],
+            count: 1,
+            ns,
+        };
+        let resolved = Resolved {
+            stacks: vec![stack(u64::MAX - 1), stack(u64::MAX)],
+            ..Resolved::default()
+        };
+        let labels = Labels {
+            subject: String::new(),
+            lost: None,
+        };
+        let error = render(&resolved, Subject::Switches, Weight::Time, &labels).expect_err("too much");
+        assert!(error.to_string().contains("more than a picture can show"), "{error}");
+        render(&resolved, Subject::Switches, Weight::Count, &labels).expect("two");
+    }
     use crate::symbolize::stacks::ResolvedStack;
     use crate::trace::symbols::Frame;
 

@@ -23,6 +23,11 @@ pub fn render(stacks: &[ResolvedStack], weight: Weight) -> String {
             Weight::Time => stack.ns,
             Weight::Count => stack.count,
         };
+        // A number at the end of a name, as in `worker 3`, would be read as the first column of a differential.
+        let last_word = lines.rfind([' ', ';', '\n']).map_or(0, |at| at + 1);
+        if lines[last_word..].parse::<f64>().is_ok() && lines[..last_word].ends_with(' ') {
+            lines.replace_range(last_word - 1..last_word, "\u{a0}");
+        }
         // Writing to a string does not fail.
         let _ = writeln!(lines, " {value}");
     }
@@ -48,6 +53,24 @@ pub fn name(frame: &Frame) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Found by the fuzzer of names.
+    #[test]
+    fn a_number_at_the_end_of_a_name_is_no_column() {
+        let stack = |name: &str| ResolvedStack {
+            frames: vec![Frame {
+                kind: FrameKind::Thread,
+                name: name.to_owned(),
+            }],
+            count: 2,
+            ns: 5,
+        };
+        let lines = |name| render(&[stack(name)], Weight::Count);
+        assert_eq!(lines("worker 3"), "worker\u{a0}3 2\n");
+        assert_eq!(lines("worker 3 4.5"), "worker 3\u{a0}4.5 2\n");
+        assert_eq!(lines("7"), "7 2\n");
+        assert_eq!(lines("worker three"), "worker three 2\n");
+    }
 
     #[test]
     fn a_line_holds_the_kinds_and_escapes_the_separator() {

@@ -6,11 +6,14 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{PermissionsExt, fchown};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::stat::{Mode, umask};
-use tempfile::NamedTempFile;
+use nix::unistd::linkat;
+use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Error, Result};
 use crate::target::user::Invoker;
@@ -164,6 +167,58 @@ pub fn create_in_place(path: &Path, force: bool, user: Option<&Invoker>) -> io::
         })
 }
 
+/// A file that will replace the one at a path. Where the filesystem can do it, it has no name until then, so that nothing of
+/// it is left should this process be killed.
+#[derive(Debug)]
+pub enum Successor {
+    /// Without a name.
+    Unnamed,
+    /// Beside its place.
+    Named(TempPath),
+}
+
+impl Successor {
+    /// Makes one, with the file to write.
+    ///
+    /// # Errors
+    ///
+    /// If no file can be made in that folder.
+    pub fn of(path: &Path, user: Option<&Invoker>) -> io::Result<(Self, File)> {
+        let unnamed = File::options()
+            .write(true)
+            .custom_flags(libc::O_TMPFILE)
+            .open(folder_of(path));
+        if let Ok(file) = unnamed {
+            give(&file, user)?;
+            return Ok((Self::Unnamed, file));
+        }
+        let (file, name) = temporary_beside(path, user)?.into_parts();
+        Ok((Self::Named(name), file))
+    }
+
+    /// Puts it into its place.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be moved there.
+    pub fn replace(self, path: &Path, file: &File) -> io::Result<()> {
+        let named = match self {
+            Self::Named(name) => name,
+            Self::Unnamed => {
+                let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+                let link = |name: &Path| {
+                    linkat(AT_FDCWD, from.as_str(), AT_FDCWD, name, AtFlags::AT_SYMLINK_FOLLOW).map_err(io::Error::from)
+                };
+                let temporary = tempfile::Builder::new()
+                    .prefix(".ctxtrace-")
+                    .make_in(folder_of(path), link)?;
+                temporary.into_parts().1
+            }
+        };
+        named.persist(path).map_err(|error| error.error)
+    }
+}
+
 fn open_file(path: &Path, user: Option<&Invoker>) -> io::Result<Output> {
     let existing = fs::metadata(path).ok();
     if existing.as_ref().is_some_and(fs::Metadata::is_dir) {
@@ -184,21 +239,30 @@ fn open_file(path: &Path, user: Option<&Invoker>) -> io::Result<Output> {
 
 /// A file under another name in the same folder, from where it can be renamed to the path.
 pub(super) fn temporary_beside(path: &Path, user: Option<&Invoker>) -> io::Result<NamedTempFile> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
     if path.file_name().is_none() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it names no file"));
     }
-    let temporary = tempfile::Builder::new().prefix(".ctxtrace-").tempfile_in(folder)?;
-    temporary
-        .as_file()
-        .set_permissions(Permissions::from_mode(0o666 & !current_umask()))?;
-    if let Some(user) = user {
-        fchown(temporary.as_file(), Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
-    }
+    let temporary = tempfile::Builder::new()
+        .prefix(".ctxtrace-")
+        .tempfile_in(folder_of(path))?;
+    give(temporary.as_file(), user)?;
     Ok(temporary)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Gives a new file the rights that new files get, and to the invoking user.
+fn give(file: &File, user: Option<&Invoker>) -> io::Result<()> {
+    file.set_permissions(Permissions::from_mode(0o666 & !current_umask()))?;
+    if let Some(user) = user {
+        fchown(file, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+    }
+    Ok(())
 }
 
 /// The mask new files get; reading it means setting it, which is safe while there is one thread.
@@ -283,6 +347,30 @@ mod tests {
         assert_eq!(fs::read(&elsewhere).expect("there"), b"precious");
         assert_eq!(fs::read(&link).expect("there"), b"capture");
         assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 3);
+    }
+
+    #[test]
+    fn a_successor_appears_when_it_takes_over_and_not_before() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("run.ctx");
+        let count = || fs::read_dir(folder.path()).expect("a folder").count();
+        fs::write(&path, "the first").expect("written");
+        let named = {
+            let (file, name) = temporary_beside(&path, None).expect("writable").into_parts();
+            (Successor::Named(name), file)
+        };
+        for (text, (successor, mut file)) in [
+            ("the second", Successor::of(&path, None).expect("writable")),
+            ("the third", named),
+        ] {
+            file.write_all(text.as_bytes()).expect("written");
+            assert_ne!(fs::read(&path).expect("there"), text.as_bytes());
+            successor.replace(&path, &file).expect("moved");
+            assert_eq!(fs::read(&path).expect("there"), text.as_bytes());
+        }
+        assert_eq!(count(), 1);
+        drop(Successor::of(&path, None).expect("writable"));
+        assert_eq!(count(), 1, "of one that is given up nothing is left");
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl Outputs {
     }
 
     /// Writes them. Stacks and timelines are those of the median run, like the counts beside them.
-    pub(super) fn write(self, told: Told<'_>) -> Result<Written> {
+    pub(super) fn write(self, told: Told<'_>, written: &mut Written) -> Result<()> {
         let Told {
             info,
             report,
@@ -83,7 +83,6 @@ impl Outputs {
             damage,
             events,
         } = told;
-        let mut written = Written::default();
         if let Some(output) = self.json {
             written.commit(output, &json::render(report)?, "result", Opened::With("jq ."))?;
         }
@@ -141,7 +140,7 @@ impl Outputs {
             let path = tables.write(info, runs, damage, events)?;
             written.add(&path, "tables", Opened::DuckDb);
         }
-        Ok(written)
+        Ok(())
     }
 }
 

@@ -11,6 +11,7 @@ use super::observe::Keeper;
 use super::outputs::{self, Outputs, Told};
 use super::save::Saver;
 use super::watch::{Cut, OnInterrupt, Recorded, Recorder, Underway};
+use super::written::Written;
 use super::{info, verdict};
 use crate::analyze::summarize::summarize;
 use crate::capture::{Kernel, preflight};
@@ -75,15 +76,21 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     };
     let runs = [keeper.stop().finish(run)];
     let report = summarize(&info, &runs);
-    let mut written = outputs.write(Told {
-        info: &info,
-        report: &report,
-        runs: &runs,
-        damage: None,
-        events: &mut spool,
-    })?;
-    saver.end(&mut written)?;
+    // The table is there whatever the disk does.
+    let mut written = Written::default();
+    let made = outputs.write(
+        Told {
+            info: &info,
+            report: &report,
+            runs: &runs,
+            damage: None,
+            events: &mut spool,
+        },
+        &mut written,
+    );
+    let saved = saver.end(&mut written);
     outputs::print_table(&settings.outputs, &report, &written)?;
+    made.and(saved)?;
     let verdict = verdict(&settings.outputs, &report)?;
     Ok(match runs[0].exit {
         Some(exit) => match exit_status(exit, cut) {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::outputs::{self, Outputs, Told};
 use super::verdict;
+use super::written::Written;
 use crate::analyze::summarize::summarize;
 use crate::cli::settings::ReportSettings;
 use crate::correlate::timeline::Replay;
@@ -67,7 +68,8 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         let last = saved.runs.len() - 1;
         for (index, (run, replay)) in saved.runs.iter_mut().zip(replays).enumerate() {
             let is_whole = index < last || saved.is_whole;
-            run.timeline = Some(replay.conclude(&run.aggregates, is_whole));
+            let dropped = saved.dropped[index];
+            run.timeline = Some(replay.conclude_kept(&run.aggregates, is_whole, dropped));
             run.samples = replay.into_intervals();
         }
     }
@@ -108,14 +110,19 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         report.complete = false;
         report.cut_short = Some(format!("the file is damaged: {damage}"));
     }
-    let written = outputs.write(Told {
-        info: &saved.info,
-        report: &report,
-        runs: &saved.runs,
-        damage: saved.damage.as_deref(),
-        events: &mut Again { path },
-    })?;
+    let mut written = Written::default();
+    let made = outputs.write(
+        Told {
+            info: &saved.info,
+            report: &report,
+            runs: &saved.runs,
+            damage: saved.damage.as_deref(),
+            events: &mut Again { path },
+        },
+        &mut written,
+    );
     outputs::print_table(&settings.outputs, &report, &written)?;
+    made?;
     let verdict = verdict(&settings.outputs, &report)?;
     Ok(if saved.damage.is_some() {
         status::FAILURE

@@ -11,10 +11,11 @@ use super::watch::Underway;
 use super::written::{Opened, Written};
 use crate::cli::settings::SaveSettings;
 use crate::error::{Error, Result};
-use crate::report::output;
+use crate::report::output::{self, Successor};
 use crate::target::user::Invoker;
-use crate::trace::file::Writer;
+use crate::trace::file::{Place, Writer};
 use crate::trace::run::{Info, Run};
+use crate::units::thousands;
 
 /// When a run's state is saved for the first time; then after twice as long, and so on.
 const FIRST_CHECKPOINT: Duration = Duration::from_secs(1);
@@ -29,7 +30,7 @@ pub(super) struct Saver(Option<Saving>);
 
 struct Saving {
     path: PathBuf,
-    writer: Option<Writer<BufWriter<File>>>,
+    writer: Option<Writer<AtPath>>,
     error: Option<io::Error>,
     next: Instant,
     interval: Duration,
@@ -57,7 +58,12 @@ impl Saver {
             is_worth_keeping: false,
         };
         // Should this fail, what there is of the file goes with `saving`.
-        let writer = Writer::begin(BufWriter::new(file), info).and_then(flushed);
+        let place = AtPath {
+            path: settings.path.clone(),
+            user: user.cloned(),
+            successor: None,
+        };
+        let writer = Writer::within(settings.limits, place, BufWriter::new(file), info).and_then(flushed);
         saving.writer = Some(writer.map_err(|source| Error::Output {
             path: settings.path.clone(),
             source,
@@ -101,7 +107,9 @@ impl Saver {
     /// If it could not be written, now or earlier.
     pub(super) fn end(self, written: &mut Written) -> Result<()> {
         let Some(mut saving) = self.0 else { return Ok(()) };
+        let mut dropped = 0;
         if let (None, Some(writer)) = (&saving.error, saving.writer.take()) {
+            dropped = writer.dropped();
             saving.error = writer.end().err();
         }
         if let Some(source) = saving.error.take() {
@@ -110,13 +118,17 @@ impl Saver {
                 source,
             });
         }
-        written.add(&saving.path, "capture", Opened::With("ctxtrace report"));
+        let mut what = "capture".to_owned();
+        if dropped > 0 {
+            what += &format!(" without the oldest {} events (--max-size, --keep)", thousands(dropped));
+        }
+        written.add(&saving.path, what, Opened::With("ctxtrace report"));
         Ok(())
     }
 }
 
 impl Saving {
-    fn write(&mut self, write: impl FnOnce(&mut Writer<BufWriter<File>>) -> io::Result<()>) {
+    fn write(&mut self, write: impl FnOnce(&mut Writer<AtPath>) -> io::Result<()>) {
         if self.error.is_some() {
             return;
         }
@@ -137,7 +149,31 @@ impl Drop for Saving {
     }
 }
 
-fn flushed(mut writer: Writer<BufWriter<File>>) -> io::Result<Writer<BufWriter<File>>> {
+/// The files of a capture: the one at its path, and the one that will be.
+struct AtPath {
+    path: PathBuf,
+    user: Option<Invoker>,
+    successor: Option<Successor>,
+}
+
+impl Place for AtPath {
+    type File = BufWriter<File>;
+
+    fn successor(&mut self) -> io::Result<Self::File> {
+        let (successor, file) = Successor::of(&self.path, self.user.as_ref())?;
+        self.successor = Some(successor);
+        Ok(BufWriter::new(file))
+    }
+
+    fn take_over(&mut self, file: &mut Self::File) -> io::Result<()> {
+        match self.successor.take() {
+            Some(successor) => successor.replace(&self.path, file.get_ref()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn flushed(mut writer: Writer<AtPath>) -> io::Result<Writer<AtPath>> {
     writer.flush()?;
     Ok(writer)
 }

@@ -18,7 +18,7 @@ pub(super) struct Written(Vec<Made>);
 #[derive(Debug)]
 struct Made {
     path: PathBuf,
-    what: &'static str,
+    what: String,
     how: Opened,
 }
 
@@ -40,10 +40,10 @@ pub(super) enum Opened {
 }
 
 impl Written {
-    pub(super) fn add(&mut self, path: &Path, what: &'static str, how: Opened) {
+    pub(super) fn add(&mut self, path: &Path, what: impl Into<String>, how: Opened) {
         self.0.push(Made {
             path: path.to_owned(),
-            what,
+            what: what.into(),
             how,
         });
     }
@@ -89,7 +89,7 @@ impl Written {
 
 impl Made {
     fn in_words(&self) -> String {
-        let what = self.what;
+        let what = &self.what;
         let path = self.path.display().to_string();
         let path = shlex::try_quote(&path).map_or_else(|_| path.clone(), std::borrow::Cow::into_owned);
         let path = printable(&path);

@@ -23,8 +23,9 @@ use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::stack::{SumKey, SwitchSum};
 use ctxtrace_common::thread::Thread;
 use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use self::file::room::rows;
 use crate::target::mappings::Mappings;
 use crate::target::programs::Programs;
 
@@ -54,8 +55,7 @@ impl Level {
 
 /// The five distributions, all CPUs added up.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(from = "Vec<Histogram>")]
-pub struct Latencies(Vec<Histogram>);
+pub struct Latencies(#[serde(deserialize_with = "latencies")] Vec<Histogram>);
 
 impl Default for Latencies {
     fn default() -> Self {
@@ -64,11 +64,10 @@ impl Default for Latencies {
 }
 
 /// What comes out of a file may have any number of them.
-impl From<Vec<Histogram>> for Latencies {
-    fn from(mut histograms: Vec<Histogram>) -> Self {
-        histograms.resize(Latency::COUNT as usize, Histogram::EMPTY);
-        Self(histograms)
-    }
+fn latencies<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Histogram>, D::Error> {
+    let mut histograms: Vec<Histogram> = rows(deserializer)?;
+    histograms.resize(Latency::COUNT as usize, Histogram::EMPTY);
+    Ok(histograms)
 }
 
 impl Latencies {
@@ -189,6 +188,7 @@ pub struct Aggregates {
     /// What did not fit that table, by the number of the class.
     pub overflow_sums: Vec<SwitchSum>,
     /// What threads told at their end of their polls, added up by program.
+    #[serde(deserialize_with = "rows")]
     pub handovers: Vec<Handover>,
     /// Names of tasks by id.
     pub names: HashMap<Image, Vec<String>>,
@@ -197,6 +197,7 @@ pub struct Aggregates {
     /// Task switches that hit the kernel, by the index of the task.
     pub hits: Vec<(TaskKey, u64)>,
     /// Wakeups by who woke whom.
+    #[serde(deserialize_with = "rows")]
     pub edges: Vec<(EdgeKey, Edge)>,
     /// Names of threads outside the target that have woken one of it.
     pub outsiders: HashMap<u32, [u8; 16]>,

@@ -175,6 +175,15 @@ pub struct Exit {
     pub signal: Option<i32>,
 }
 
+/// Which events of a run a capture has not kept, because it was given a limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// How many, all of them older than those that are there.
+    pub events: u64,
+    /// Events at the beginning of those that are there which tell again what the dropped ones had told: who the threads are.
+    pub told_again: u64,
+}
+
 /// What the events of a run came to when they were played again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Timeline {
@@ -186,6 +195,10 @@ pub struct Timeline {
     pub switches: u64,
     /// Wakings of the target's threads.
     pub wakeups: u64,
+    /// When the first event was, `CLOCK_MONOTONIC`; `None` if there is none.
+    pub first_ns: Option<u64>,
+    /// Older events, which the capture has not kept.
+    pub dropped: u64,
     /// What they say otherwise than the run's counts; `None` if they cannot be compared, because not all of them are there.
     pub disagreements: Option<Vec<String>>,
 }

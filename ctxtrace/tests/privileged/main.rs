@@ -20,6 +20,7 @@ mod programs;
 mod real_programs;
 mod record;
 mod sampling;
+mod storms;
 mod suite;
 mod support;
 #[cfg(feature = "parquet")]
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         viewers::TESTS,
         cli::TESTS,
         faults::TESTS,
+        storms::TESTS,
     ]
     .concat();
     let root = nix::unistd::geteuid().is_root();

@@ -43,6 +43,7 @@ pub(crate) fn run(name: &OsStr) -> ExitCode {
         Some("thread-crowd") => thread_crowd(),
         Some("many-threads") => many_threads(),
         Some("storm") => storm(),
+        Some("endless-storm") => endless_storm(),
         Some("half-and-half") => half_and_half(),
         Some("server") => server(),
         Some(name) if tasks::run(name) => {}
@@ -248,6 +249,26 @@ fn storm() {
         let (there, back) = (std::io::pipe().expect("a pipe"), std::io::pipe().expect("a pipe"));
         threads.push(bounce(back.0, there.1, pinning.clone(), cpu));
         threads.push(bounce(there.0, back.1, pinning.clone(), cpu));
+    }
+    for thread in threads {
+        thread.join().expect("ended");
+    }
+}
+
+/// Two pairs of threads that do nothing but wake each other and go to sleep, until somebody ends the process.
+fn endless_storm() {
+    use std::io::{Read, Write};
+    let bounce = |mut from: std::io::PipeReader, mut to: std::io::PipeWriter| {
+        std::thread::spawn(move || {
+            let mut byte = [0];
+            while to.write_all(&byte).is_ok() && from.read_exact(&mut byte).is_ok() {}
+        })
+    };
+    let mut threads = Vec::new();
+    for _ in 0..2 {
+        let (there, back) = (std::io::pipe().expect("a pipe"), std::io::pipe().expect("a pipe"));
+        threads.push(bounce(back.0, there.1));
+        threads.push(bounce(there.0, back.1));
     }
     for thread in threads {
         thread.join().expect("ended");

@@ -63,6 +63,8 @@ pub(super) struct Host<'a> {
     pub(super) ledger_adds_up: bool,
     /// `timeline.agrees`.
     pub(super) timeline_agrees: Option<bool>,
+    /// `timeline.dropped`: the oldest events, where the capture was to keep within a limit.
+    pub(super) timeline_dropped: Option<i64>,
     /// `task_switches.total`.
     pub(super) task_switches: Option<i64>,
     /// `task_switches.stayed_in_user`.

@@ -327,6 +327,7 @@ fn host_row<'a>(
         difference: report.reconciliation.difference,
         ledger_adds_up: report.ledger_adds_up,
         timeline_agrees: report.timeline.as_ref().and_then(|timeline| timeline.agrees),
+        timeline_dropped: report.timeline.as_ref().map(|timeline| signed(timeline.dropped)),
         task_switches: task_switches.map(|switches| signed(switches.total)),
         stayed_in_user: task_switches.map(|switches| signed(switches.stayed_in_user)),
         hit_kernel: task_switches.map(|switches| signed(switches.hit_kernel)),

@@ -7,7 +7,7 @@ use super::{Style, agrees};
 use crate::analyze::result::{Locator, Report, Timeline};
 use crate::report::printable;
 use crate::target::programs::LocatorChoice;
-use crate::units::{bytes, signed_thousands, thousands};
+use crate::units::{bytes, duration, signed_thousands, thousands};
 
 /// Programs named of those whose tasks are found in one way.
 const PROGRAMS_SHOWN: usize = 3;
@@ -140,6 +140,14 @@ fn timeline_line(timeline: &Timeline, style: Style) -> String {
     let red = |line: &str| style.red(line);
     match timeline.agrees {
         Some(true) => labelled("Timeline", &format!("{text}: played again, the same counts"), plainly),
+        None if timeline.dropped > 0 => {
+            let begins = timeline.begins_ns.map_or_else(String::new, |ns| {
+                format!(": the timeline begins {} after the recording", duration(ns))
+            });
+            let dropped = thousands(timeline.dropped);
+            let kept = format!("{text}; {dropped} older ones were not kept (--max-size, --keep){begins}");
+            labelled("Timeline", &kept, plainly)
+        }
         None => labelled(
             "Timeline",
             &format!("{text}: not all of them, see what was lost"),

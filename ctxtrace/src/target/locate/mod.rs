@@ -175,7 +175,9 @@ pub fn in_words(reason: Reason) -> &'static str {
     }
 }
 
-fn examine_bytes(bytes: &[u8]) -> Found {
+/// The same of a file that was read.
+#[must_use]
+pub fn examine_bytes(bytes: &[u8]) -> Found {
     match elf::kind(bytes) {
         Kind::Foreign if signs::in_bytes(bytes) || go::is_go_for_another_machine(bytes) => {
             Found::because(Reason::NotX86_64)

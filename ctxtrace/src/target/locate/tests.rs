@@ -369,6 +369,21 @@ fn no_file_makes_it_panic() {
     spoil(&Program::of_go(None, pointers(64 + 2 * 56)).bytes());
 }
 
+/// The programs drawn here are where the fuzzer of `examine_bytes` begins; `CTXTRACE_BLESS=1 cargo test seeds` writes them.
+#[test]
+fn seeds_of_the_fuzzer_are_these_programs() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/locate");
+    let tokio = Program::with_tokio(Some(Info::of_tokio(""))).bytes();
+    let go = Program::of_go(Some(Info::of_go("")), inline("go1.27.3")).bytes();
+    for (name, bytes) in [("tokio", tokio), ("go", go)] {
+        let path = folder.join(name);
+        if std::env::var_os("CTXTRACE_BLESS").is_some() {
+            std::fs::write(&path, &bytes).expect("blessed");
+        }
+        assert!(std::fs::read(&path).unwrap_or_default() == bytes, "{}", path.display());
+    }
+}
+
 fn spoil(whole: &[u8]) {
     for length in 0..whole.len() {
         let found = examine_bytes(&whole[..length]);
@@ -394,7 +409,7 @@ fn spoil(whole: &[u8]) {
             *place = state as usize % bytes.len();
             bytes[*place] = (state >> 32) as u8;
         }
-        examine_bytes(&bytes);
+        let _ = examine_bytes(&bytes);
         for place in places {
             bytes[place] = whole[place];
         }

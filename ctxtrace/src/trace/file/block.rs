@@ -1,6 +1,8 @@
 //! One block: its header, its checksums, its packing.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
+
+use super::room::Room;
 
 /// How a block's header begins.
 const MARK: [u8; 4] = *b"BLCK";
@@ -22,6 +24,7 @@ pub(super) enum Kind {
     Events = 5,
     EndOfRun = 6,
     End = 7,
+    Dropped = 8,
 }
 
 impl Kind {
@@ -34,13 +37,20 @@ impl Kind {
             Self::Events,
             Self::EndOfRun,
             Self::End,
+            Self::Dropped,
         ];
         kinds.into_iter().find(|&kind| kind as u32 == number)
     }
 }
 
-/// Writes one block with a single call, so that it is there whole or, if the disk is full, recognisably not.
-pub(super) fn write(to: &mut impl Write, kind: Kind, bytes: &[u8]) -> io::Result<()> {
+/// Bytes of a block of this kind with nothing in it, as it is in the file.
+pub(super) fn empty_bytes(kind: Kind) -> io::Result<u64> {
+    Ok(packed(kind, &[])?.len() as u64)
+}
+
+/// One block as it is in the file. It is written with a single call, so that it is there whole or, if the disk is full,
+/// recognisably not.
+pub(super) fn packed(kind: Kind, bytes: &[u8]) -> io::Result<Vec<u8>> {
     if bytes.len() > LONGEST {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
@@ -63,7 +73,7 @@ pub(super) fn write(to: &mut impl Write, kind: Kind, bytes: &[u8]) -> io::Result
     }
     block.extend(crc32fast::hash(&block).to_le_bytes());
     block.extend(packed);
-    to.write_all(&block)
+    Ok(block)
 }
 
 /// What comes next in a file.
@@ -81,7 +91,7 @@ pub(super) enum Next {
 /// # Errors
 ///
 /// In a sentence: what is wrong with the file here.
-pub(super) fn read(from: &mut impl Read) -> Result<Next, String> {
+pub(super) fn read(from: &mut impl Read, room: &mut Room) -> Result<Next, String> {
     let mut header = [0; HEADER];
     match read_up_to(from, &mut header)? {
         0 => return Ok(Next::Nothing),
@@ -116,6 +126,7 @@ pub(super) fn read(from: &mut impl Read) -> Result<Next, String> {
     let Some(kind) = Kind::from_number(number(1)) else {
         return Ok(Next::Unknown);
     };
+    room.unpack(kind, HEADER + stored, unpacked)?;
     let mut bytes = Vec::new();
     zstd::Decoder::with_buffer(packed.as_slice())
         .and_then(|decoder| decoder.take(unpacked as u64 + 1).read_to_end(&mut bytes))

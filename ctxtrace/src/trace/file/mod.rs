@@ -18,6 +18,7 @@
 //! | 5 events | events of the timeline | while the run goes on |
 //! | 6 end of run | nothing | after a run's last block |
 //! | 7 end | nothing | last |
+//! | 8 dropped | [`Dropped`]: events that are not there | before the first event that is |
 //!
 //! Numbers are little-endian. Blocks are packed with zstd; what is in them is CBOR with the names of all fields (events
 //! excepted), so that fields can be added without a new version, and a reader skips kinds of blocks that it does not know.
@@ -25,20 +26,23 @@
 
 mod block;
 mod read;
+pub(in crate::trace) mod room;
 mod write;
 
 pub use read::{Saved, read};
-pub use write::Writer;
+pub use write::{Limits, Place, Writer};
 
 /// How a capture begins.
 const MAGIC: [u8; 12] = *b"ctxtrace\0\0\0\0";
-/// The version this program writes, and the newest it reads.
-const VERSION: u32 = 1;
+/// The newest version: that of a file whose oldest events were dropped, which an older reader would take for all there were.
+const VERSION: u32 = 2;
+/// The version of a file with all its events.
+const VERSION_WITHOUT_DROPS: u32 = 1;
 /// Thread records in one block.
 const THREADS_PER_BLOCK: usize = 4_096;
 
 #[cfg(doc)]
-use super::run::{Info, Run};
+use super::run::{Dropped, Info, Run};
 #[cfg(doc)]
 use super::symbols::Symbols;
 

@@ -2,14 +2,16 @@
 
 use std::io::Read;
 
-use serde::de::DeserializeOwned;
-
 use ctxtrace_common::event::{EVENT_BYTES, Event};
 
 use super::block::{self, Kind, Next};
-use super::{MAGIC, VERSION};
+use super::room::{MOST_RUNS, Room};
+use super::{MAGIC, VERSION, VERSION_WITHOUT_DROPS};
 use crate::trace::ThreadRecord;
-use crate::trace::run::{Info, Run};
+use crate::trace::run::{Dropped, Info, Run};
+
+/// Events that are handed over at a time.
+const EVENTS_AT_A_TIME: usize = 16_384;
 
 /// What was in a file.
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub struct Saved {
     pub info: Info,
     /// The runs; of one that has no end the last state that was saved.
     pub runs: Vec<Run>,
+    /// For each run, the events that the capture has not kept.
+    pub dropped: Vec<Dropped>,
     /// Whether the end of the last run is in the file.
     pub is_whole: bool,
     /// What is wrong with the file, from where on nothing could be read; `None` if all of it could.
@@ -35,12 +39,14 @@ pub fn read(mut from: impl Read, mut events: impl FnMut(usize, &[Event])) -> Res
     check_version(&mut from)?;
     let mut reading = Reading::default();
     let damage = loop {
-        match block::read(&mut from) {
+        match block::read(&mut from, &mut reading.room) {
             Ok(Next::Block(Kind::End, _)) => break None,
-            Ok(Next::Block(Kind::Events, bytes)) => match decode_events(&bytes) {
-                Ok(batch) => events(reading.runs.len(), &batch),
-                Err(damage) => break Some(damage),
-            },
+            Ok(Next::Block(Kind::Events, bytes)) => {
+                let run = reading.runs.len();
+                if let Err(damage) = hand_over(&bytes, |batch| events(run, batch)) {
+                    break Some(damage);
+                }
+            }
             Ok(Next::Block(kind, bytes)) => {
                 if let Err(damage) = reading.take(kind, &bytes) {
                     break Some(damage);
@@ -64,7 +70,7 @@ fn check_version(from: &mut impl Read) -> Result<(), String> {
     }
     let version = u32::from_le_bytes([version[0], version[1], version[2], version[3]]);
     match version {
-        VERSION => Ok(()),
+        VERSION_WITHOUT_DROPS..=VERSION => Ok(()),
         _ if version > VERSION => Err(format!(
             "it was made by a newer ctxtrace (format {version}, and this one reads up to {VERSION}): use that one"
         )),
@@ -76,6 +82,12 @@ fn check_version(from: &mut impl Read) -> Result<(), String> {
 struct Reading {
     info: Option<Info>,
     runs: Vec<Run>,
+    /// By run, up to the one that is being read.
+    dropped: Vec<Dropped>,
+    /// What the file has made us hold.
+    room: Room,
+    /// Of its replaceable part, what the threads of the state that comes take.
+    threads_take: u64,
     /// Those that belong to the state that comes.
     threads: Vec<ThreadRecord>,
     /// The latest state of the run that is being read.
@@ -85,20 +97,39 @@ struct Reading {
 impl Reading {
     fn take(&mut self, kind: Kind, bytes: &[u8]) -> Result<(), String> {
         match kind {
-            Kind::Info => self.info = Some(decode(bytes)?),
-            Kind::Threads => self.threads.append(&mut decode(bytes)?),
+            Kind::Info => {
+                self.info = Some(self.room.decode(bytes)?);
+                self.room.hold();
+            }
+            Kind::Threads => {
+                let before = self.room.replaceable();
+                self.threads.append(&mut self.room.decode(bytes)?);
+                self.threads_take += self.room.replaceable() - before;
+            }
             Kind::State => {
-                let mut run: Run = decode(bytes)?;
+                let before = self.room.replaceable() - std::mem::take(&mut self.threads_take);
+                let mut run: Run = self.room.decode(bytes)?;
                 run.aggregates.threads = std::mem::take(&mut self.threads);
                 self.state = Some(run);
+                self.room.replaced(before);
             }
             Kind::Names => {
-                let symbols = decode(bytes)?;
+                let symbols = self.room.decode(bytes)?;
                 if let Some(run) = &mut self.state {
                     run.symbols = symbols;
                 }
             }
-            Kind::EndOfRun => self.runs.extend(self.state.take()),
+            Kind::EndOfRun if self.runs.len() == MOST_RUNS => {
+                return Err(format!("it claims to hold more than {MOST_RUNS} runs"));
+            }
+            Kind::EndOfRun => {
+                self.runs.extend(self.state.take());
+                self.room.hold();
+            }
+            Kind::Dropped => {
+                self.dropped.resize(self.runs.len(), Dropped::default());
+                self.dropped.push(self.room.decode(bytes)?);
+            }
             Kind::Events | Kind::End => {}
         }
         Ok(())
@@ -111,11 +142,13 @@ impl Reading {
             run.cut_short = Some(run.cut_short.unwrap_or(cut_off));
             self.runs.push(run);
         }
+        self.dropped.resize(self.runs.len(), Dropped::default());
         let why = || damage.clone().unwrap_or_else(|| "it contains no run".to_owned());
         match self.info {
             Some(info) if !self.runs.is_empty() => Ok(Saved {
                 info,
                 runs: self.runs,
+                dropped: self.dropped,
                 is_whole,
                 damage,
             }),
@@ -124,17 +157,20 @@ impl Reading {
     }
 }
 
-fn decode_events(bytes: &[u8]) -> Result<Vec<Event>, String> {
-    let events = bytes.chunks_exact(EVENT_BYTES);
-    if !events.remainder().is_empty() {
+/// Hands over the events of a block, some at a time: a block may be long.
+fn hand_over(bytes: &[u8], mut events: impl FnMut(&[Event])) -> Result<(), String> {
+    let each = bytes.chunks_exact(EVENT_BYTES);
+    if !each.remainder().is_empty() {
         return Err("a block of events ends in the middle of one".to_owned());
     }
-    Ok(events.map(bytemuck::pod_read_unaligned).collect())
-}
-
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    ciborium::from_reader(bytes).map_err(|error| match error {
-        ciborium::de::Error::Semantic(_, what) => format!("a block holds something else than it should ({what})"),
-        _ => "a block holds what cannot be decoded".to_owned(),
-    })
+    let mut batch = Vec::new();
+    for some in bytes.chunks(EVENTS_AT_A_TIME * EVENT_BYTES) {
+        batch.clear();
+        batch.extend(
+            some.chunks_exact(EVENT_BYTES)
+                .map(bytemuck::pod_read_unaligned::<Event>),
+        );
+        events(&batch);
+    }
+    Ok(())
 }

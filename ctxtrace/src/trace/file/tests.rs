@@ -1,7 +1,11 @@
 //! Captures written and read again, whole, cut and altered.
 
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
 use std::sync::LazyLock;
 
+use ctxtrace_common::clock::Leave;
 use ctxtrace_common::event::Event;
 use ctxtrace_common::histogram::Latency;
 use ctxtrace_common::ledger::Class;
@@ -15,7 +19,7 @@ use crate::correlate::timeline::Replay;
 use crate::report::json;
 use crate::symbolize::stacks;
 use crate::trace::events::EventSink;
-use crate::trace::run::{ClockAnchor, Host, Info, Run, Subject};
+use crate::trace::run::{ClockAnchor, Dropped, Host, Info, Run, Subject};
 use crate::trace::symbols::{Frame, FrameKind};
 use crate::trace::{Level, build};
 
@@ -102,6 +106,7 @@ fn what_is_read_is_what_was_written() {
     let original = Saved {
         info: info(),
         runs: runs.to_vec(),
+        dropped: Vec::new(),
         is_whole: true,
         damage: None,
     };
@@ -127,6 +132,196 @@ fn events_come_out_as_they_went_in() {
     let saved = read(bytes.as_slice(), |run, batch| events.push((run, batch.to_vec()))).expect("a capture");
     assert_eq!(events, [(0, switches(2)), (0, switches(3)), (1, switches(1))]);
     assert!(saved.is_whole);
+}
+
+/// Files in memory: the one at the capture's place, and the one that may come there.
+#[derive(Clone, Default)]
+struct Drawer {
+    files: Rc<RefCell<Vec<Vec<u8>>>>,
+    at_place: Rc<Cell<usize>>,
+}
+
+struct InDrawer(Drawer, usize);
+
+impl io::Write for InDrawer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.files.borrow_mut()[self.1].extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drawer {
+    fn make(&self) -> InDrawer {
+        self.files.borrow_mut().push(Vec::new());
+        InDrawer(self.clone(), self.files.borrow().len() - 1)
+    }
+
+    /// What somebody finds at the capture's place.
+    fn at_place(&self) -> Vec<u8> {
+        self.files.borrow()[self.at_place.get()].clone()
+    }
+}
+
+impl Place for Drawer {
+    type File = InDrawer;
+
+    fn successor(&mut self) -> io::Result<InDrawer> {
+        Ok(self.make())
+    }
+
+    fn take_over(&mut self, successor: &mut InDrawer) -> io::Result<()> {
+        self.at_place.set(successor.1);
+        Ok(())
+    }
+}
+
+fn small_run() -> Run {
+    let mut run = run();
+    run.aggregates.threads.truncate(3);
+    run
+}
+
+/// Events that do not pack well.
+fn noise(from_ns: u64, count: u64) -> Vec<Event> {
+    let mut random = fastrand::Rng::with_seed(from_ns);
+    (from_ns..from_ns + count)
+        .map(|at_ns| {
+            let waker = Waker {
+                task: random.u64(..),
+                tid: random.u32(..),
+                ..Waker::default()
+            };
+            Event::waking(at_ns, 0, random.u32(..), None, false, &waker)
+        })
+        .collect()
+}
+
+#[test]
+fn a_bounded_capture_is_bounded_at_every_moment_and_always_readable() {
+    let max_bytes = 60_000;
+    let limits = Limits {
+        max_bytes: Some(max_bytes),
+        keep_ns: None,
+    };
+    let drawer = Drawer::default();
+    let mut writer = Writer::within(limits, drawer.clone(), drawer.make(), &info()).expect("written");
+    let image = Image { tgid: 100, number: 2 };
+    let names = [*b"sender\0\0\0\0\0\0\0\0\0\0", *b"gone\0\0\0\0\0\0\0\0\0\0\0\0"];
+    let mut gone = Event::switch(2, 0);
+    gone.set_out(102, Leave::Dead, true, &build::sum_key(Class::Exited, 0));
+    let beginning = [
+        Event::thread(1, 0, 101, 0, 5, image, true),
+        Event::name(1, 0, 101, &names[0]),
+        Event::thread(1, 0, 102, 0, 6, image, true),
+        Event::name(1, 0, 102, &names[1]),
+        gone,
+    ];
+    let mut written = 0;
+    let mut successions = 0;
+    for run_number in 0..3 {
+        writer.events(&beginning).expect("written");
+        written += beginning.len() as u64;
+        for batch in 0..300 {
+            let at_place = drawer.at_place.get();
+            writer.events(&noise(10 + 100 * batch, 100)).expect("written");
+            if batch % 50 == 0 {
+                writer.checkpoint(&small_run()).expect("written");
+            }
+            written += 100;
+            successions += u64::from(drawer.at_place.get() != at_place);
+            let bytes = drawer.at_place();
+            assert!(bytes.len() as u64 <= max_bytes);
+            if batch == 0 && run_number == 0 {
+                continue;
+            }
+            let mut events = Vec::new();
+            let saved = read(bytes.as_slice(), |_, batch| events.extend_from_slice(batch)).expect("a capture");
+            assert_eq!(
+                saved.damage.as_deref(),
+                Some("it has no end: the recording was cut off")
+            );
+            let sum = |of: fn(&Dropped) -> u64| saved.dropped.iter().map(of).sum::<u64>();
+            let kept = events.len() as u64 - sum(|dropped| dropped.told_again);
+            assert_eq!(
+                kept + sum(|dropped| dropped.events),
+                written,
+                "each is there or counted"
+            );
+            // At least half of what fits, unless there has not been so much.
+            let is_full = saved.dropped.iter().any(|dropped| dropped.events > 0);
+            assert!(
+                !is_full || bytes.len() as u64 > max_bytes / 2 - 5_000,
+                "{}",
+                bytes.len()
+            );
+        }
+        writer.run(&small_run()).expect("written");
+    }
+    assert!(successions > 20, "{successions}");
+    drop(writer.end().expect("written"));
+    let mut events = Vec::new();
+    let saved = read(drawer.at_place().as_slice(), |run, batch| {
+        events.extend(batch.iter().map(|&event| (run, event)));
+    })
+    .expect("a capture");
+    assert!(saved.is_whole && saved.damage.is_none());
+    assert_eq!(saved.runs.len(), 3, "counts are not dropped");
+    assert_eq!(
+        saved.dropped[0],
+        Dropped {
+            events: 30_005,
+            told_again: 0
+        }
+    );
+    assert_eq!(saved.dropped[2].told_again, 2, "of the one thread that lives");
+    // Who it is is told again, before everything else.
+    let (run, first) = events[0];
+    assert_eq!(run, 2);
+    assert_eq!(first, Event::thread(first.at_ns, 0, 101, 0, 5, image, false));
+    assert_eq!(events[1].1, Event::name(first.at_ns, 0, 101, &names[0]));
+    let mut replay = Replay::default();
+    replay.events(&events.iter().map(|&(_, event)| event).collect::<Vec<_>>());
+    let timeline = replay.conclude_kept(&saved.runs[2].aggregates, true, saved.dropped[2]);
+    assert_eq!(timeline.disagreements, None, "half of it cannot be compared");
+    assert_eq!(timeline.events + timeline.dropped, 30_005);
+}
+
+#[test]
+fn a_capture_keeps_the_time_it_is_asked_to() {
+    let limits = Limits {
+        max_bytes: None,
+        keep_ns: Some(1_000),
+    };
+    let drawer = Drawer::default();
+    let mut writer = Writer::within(limits, drawer.clone(), drawer.make(), &info()).expect("written");
+    for batch in 0..100 {
+        writer.events(&noise(100 * batch, 100)).expect("written");
+        writer.checkpoint(&small_run()).expect("written");
+        let mut events = Vec::new();
+        read(drawer.at_place().as_slice(), |_, batch| events.extend_from_slice(batch)).expect("a capture");
+        let spans = events.last().expect("some").at_ns - events[0].at_ns;
+        assert!(spans < 2_300, "{spans}");
+        assert!(spans >= 1_000 || batch < 11, "{spans}");
+    }
+}
+
+#[test]
+fn counts_that_have_no_room_are_an_error_and_leave_what_was_there() {
+    let limits = Limits {
+        max_bytes: Some(20_000),
+        keep_ns: None,
+    };
+    let drawer = Drawer::default();
+    let mut writer = Writer::within(limits, drawer.clone(), drawer.make(), &info()).expect("written");
+    writer.checkpoint(&small_run()).expect("written");
+    let error = writer.run(&run()).expect_err("ten thousand threads").to_string();
+    assert!(error.contains("--max-size allows 20000: allow more"), "{error}");
+    let saved = read(drawer.at_place().as_slice(), |_, _| {}).expect("a capture");
+    assert_eq!(saved.runs[0].aggregates.threads.len(), 3);
 }
 
 #[test]
@@ -165,7 +360,7 @@ fn what_is_no_capture_says_so() {
         assert!(reason.contains("no capture"), "{reason}");
     }
     let mut newer = written(&[run()]);
-    newer[12..16].copy_from_slice(&2_u32.to_le_bytes());
+    newer[12..16].copy_from_slice(&3_u32.to_le_bytes());
     let reason = read(newer.as_slice(), |_, _| {}).expect_err("newer");
     assert!(reason.contains("newer ctxtrace"), "{reason}");
     let empty = written(&[]);
@@ -184,6 +379,77 @@ fn a_damaged_block_ends_the_readable_part() {
     let saved = read(bytes.as_slice(), |_, _| {}).expect("a capture");
     assert_eq!(saved.runs.len(), 1);
     assert_eq!(saved.damage.as_deref(), Some("a block is damaged"));
+}
+
+/// A capture whose contents somebody has made up.
+fn hostile(blocks: impl IntoIterator<Item = (block::Kind, Vec<u8>)>) -> Vec<u8> {
+    let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
+    writer.checkpoint(&small_run()).expect("written");
+    for (kind, bytes) in blocks {
+        writer.raw(kind, &bytes);
+    }
+    writer.end().expect("written")
+}
+
+/// What is said of one, of which the state before can still be reported.
+fn damage_of(bytes: &[u8]) -> String {
+    let saved = read(bytes, |_, _| {}).expect("the state before");
+    assert_eq!(saved.runs[0].aggregates.threads.len(), 3);
+    saved.damage.expect("refused")
+}
+
+fn encoded(value: &impl serde::Serialize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(value, &mut bytes).expect("encoded");
+    bytes
+}
+
+#[test]
+fn a_file_that_unpacks_to_far_more_than_it_has_is_refused() {
+    let zeroes = vec![0; 40 << 20];
+    let bytes = hostile((0..7).map(|_| (block::Kind::Events, zeroes.clone())));
+    assert!(bytes.len() < 1 << 20);
+    let mut events = 0;
+    let saved = read(bytes.as_slice(), |_, batch| events += batch.len()).expect("the state before");
+    let damage = saved.damage.expect("refused");
+    assert!(damage.contains("far more than a recording packs to"), "{damage}");
+    assert_eq!(events, 6 * (40 << 20) / 40, "what came before it");
+}
+
+#[test]
+fn a_file_that_takes_far_more_memory_than_it_has_bytes_is_refused() {
+    let names = std::collections::HashMap::from([("names", vec![""; 16 << 20])]);
+    let damage = damage_of(&hostile([(block::Kind::Names, encoded(&names))]));
+    assert_eq!(damage, "it claims to hold more than a recording of its size can");
+    // Rows of 8 KB each that take some bytes.
+    let mut edges = small_run();
+    edges.aggregates.edges = vec![(EdgeKey::new(&Waker::default(), 101, 100), Edge::EMPTY); 100_000];
+    let damage = damage_of(&hostile([(block::Kind::State, encoded(&edges))]));
+    assert!(damage.contains("more than a recording of its size can"), "{damage}");
+}
+
+#[test]
+fn a_long_recording_is_not_taken_for_a_hostile_one() {
+    let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
+    let run = run();
+    for _ in 0..30 {
+        writer.checkpoint(&run).expect("written");
+    }
+    writer.run(&run).expect("written");
+    let bytes = writer.end().expect("written");
+    let saved = read(bytes.as_slice(), |_, _| {}).expect("a capture");
+    assert_eq!((saved.damage, saved.runs.len()), (None, 1));
+}
+
+#[test]
+fn runs_are_not_without_number() {
+    let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
+    for _ in 0..room::MOST_RUNS + 1 {
+        writer.run(&build::run(build::aggregates(Vec::new()))).expect("written");
+    }
+    let bytes = writer.end().expect("written");
+    let saved = read(bytes.as_slice(), |_, _| {}).expect("a capture");
+    assert_eq!(saved.damage.as_deref(), Some("it claims to hold more than 1000 runs"));
 }
 
 /// A small capture, and what is in its blocks, to alter.

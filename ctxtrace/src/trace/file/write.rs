@@ -1,31 +1,176 @@
-//! Writing a capture while the run goes on.
+//! Writing a capture while the run goes on, within limits if there are any.
+//!
+//! A file of which the oldest events have to go cannot lose its beginning in place. Hence, where there is a limit, the file
+//! has a *successor*: when half of it is full, a second file is begun that gets all that the first one gets from there on;
+//! when the first one is full, the second takes its place, and at once has a successor itself.
+//!
+//! ```text
+//!   file       │▒▒ beginning ▒▒│ events … … … … … │ … … … … … full
+//!   successor                                     │▒▒│ … … … … …   takes its place
+//!                                          its own successor        │▒▒│ … …
+//! ```
+//!
+//! So at any moment there is one whole file at the place, no longer than it may be, with at least the newer half of what
+//! fits; nothing is ever copied while events wait to be read; and every block is packed once.
+//! A successor begins with what must not be lost: the runs that are over, the latest state of the one that goes on, how
+//! many events are not there, and who the threads are that live.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 
-use ctxtrace_common::event::Event;
+use ctxtrace_common::clock::Leave;
+use ctxtrace_common::event::{Decoded, Event};
+use ctxtrace_common::process::Image;
 use serde::Serialize;
 
 use super::block::{self, Kind};
-use super::{MAGIC, THREADS_PER_BLOCK, VERSION};
-use crate::trace::run::{Info, Run};
+use super::{MAGIC, THREADS_PER_BLOCK, VERSION, VERSION_WITHOUT_DROPS};
+use crate::trace::run::{Dropped, Info, Run};
+
+/// How much of a recording a capture keeps. Counts are always kept: only events are dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the file.
+    pub max_bytes: Option<u64>,
+    /// Time that the events span; it may be up to twice that.
+    pub keep_ns: Option<u64>,
+}
+
+impl Limits {
+    fn any(&self) -> bool {
+        self.max_bytes.is_some() || self.keep_ns.is_some()
+    }
+}
+
+/// Where a capture is written, and where its successors come from.
+pub trait Place {
+    /// A file that is written from its beginning to its end.
+    type File: Write;
+
+    /// A new file, not yet at the capture's place.
+    ///
+    /// # Errors
+    ///
+    /// If there can be none.
+    fn successor(&mut self) -> io::Result<Self::File>;
+
+    /// Puts the latest successor into the place of the file that is there.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be moved there.
+    fn take_over(&mut self, successor: &mut Self::File) -> io::Result<()>;
+}
+
+/// A place without successors, for what has no limits.
+#[derive(Debug)]
+pub struct Endless<W>(std::marker::PhantomData<W>);
+
+impl<W: Write> Place for Endless<W> {
+    type File = W;
+
+    fn successor(&mut self) -> io::Result<W> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn take_over(&mut self, _: &mut W) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// One file that is being written.
+#[derive(Debug)]
+struct Part<W> {
+    to: W,
+    bytes: u64,
+    /// Of these, what does not grow: what it began with.
+    base: u64,
+    /// When the first of its events was.
+    first_ns: Option<u64>,
+    /// Events of all runs that are not in it.
+    dropped: u64,
+}
+
+impl<W: Write> Part<W> {
+    /// Begins a file: the mark, the version, and what was prepared.
+    fn begin(mut to: W, version: u32, contents: &[u8], dropped: u64) -> io::Result<Self> {
+        let mut beginning = MAGIC.to_vec();
+        beginning.extend(version.to_le_bytes());
+        beginning.extend(contents);
+        to.write_all(&beginning)?;
+        let bytes = beginning.len() as u64;
+        Ok(Self {
+            to,
+            bytes,
+            base: bytes,
+            first_ns: None,
+            dropped,
+        })
+    }
+
+    fn append(&mut self, blocks: &[u8], first_ns: Option<u64>) -> io::Result<()> {
+        self.first_ns = self.first_ns.or(first_ns);
+        self.bytes += blocks.len() as u64;
+        self.to.write_all(blocks)
+    }
+
+    /// Whether its events span this much time at this moment.
+    fn spans(&self, keep_ns: Option<u64>, now_ns: u64) -> bool {
+        let span = self.first_ns.map(|first_ns| now_ns.saturating_sub(first_ns));
+        matches!((keep_ns, span), (Some(keep), Some(span)) if span >= keep)
+    }
+}
 
 /// A capture that is being written.
 #[derive(Debug)]
-pub struct Writer<W> {
-    to: W,
+pub struct Writer<P: Place> {
+    place: P,
+    limits: Limits,
+    info: Vec<u8>,
+    part: Part<P::File>,
+    successor: Option<Part<P::File>>,
+    /// The runs that are over: events, and blocks.
+    over: Vec<(u64, Vec<u8>)>,
+    /// The latest state of the run that goes on.
+    state: Vec<u8>,
+    /// Events of the run that goes on.
+    events: u64,
+    /// The time of the latest event.
+    now_ns: u64,
+    threads: Threads,
 }
 
-impl<W: Write> Writer<W> {
-    /// Begins a capture.
+impl<W: Write> Writer<Endless<W>> {
+    /// Begins a capture without limits.
     ///
     /// # Errors
     ///
     /// If it cannot be written.
-    pub fn begin(mut to: W, info: &Info) -> io::Result<Self> {
-        to.write_all(&MAGIC)?;
-        to.write_all(&VERSION.to_le_bytes())?;
-        block::write(&mut to, Kind::Info, &encode(info)?)?;
-        Ok(Self { to })
+    pub fn begin(to: W, info: &Info) -> io::Result<Self> {
+        Self::within(Limits::default(), Endless(std::marker::PhantomData), to, info)
+    }
+}
+
+impl<P: Place> Writer<P> {
+    /// Begins a capture in a file that is at its place already.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written.
+    pub fn within(limits: Limits, place: P, to: P::File, info: &Info) -> io::Result<Self> {
+        let info = block::packed(Kind::Info, &encode(info)?)?;
+        Ok(Self {
+            place,
+            limits,
+            part: Part::begin(to, VERSION_WITHOUT_DROPS, &info, 0)?,
+            info,
+            successor: None,
+            over: Vec::new(),
+            state: Vec::new(),
+            events: 0,
+            now_ns: 0,
+            threads: Threads::default(),
+        })
     }
 
     /// Saves what is known of a run that goes on. A later state takes its place.
@@ -34,10 +179,12 @@ impl<W: Write> Writer<W> {
     ///
     /// If it cannot be written.
     pub fn checkpoint(&mut self, run: &Run) -> io::Result<()> {
-        for threads in run.aggregates.threads.chunks(THREADS_PER_BLOCK) {
-            block::write(&mut self.to, Kind::Threads, &encode(&threads)?)?;
+        let blocks = state_blocks(run)?;
+        self.append(&blocks, None)?;
+        if self.limits.any() {
+            self.state = blocks;
         }
-        block::write(&mut self.to, Kind::State, &encode(run)?)
+        Ok(())
     }
 
     /// Saves events of the timeline, as they came; they belong to the run that ends next.
@@ -46,7 +193,18 @@ impl<W: Write> Writer<W> {
     ///
     /// If they cannot be written.
     pub fn events(&mut self, batch: &[Event]) -> io::Result<()> {
-        block::write(&mut self.to, Kind::Events, bytemuck::cast_slice(batch))
+        let (Some(first), Some(last)) = (batch.first(), batch.last()) else {
+            return Ok(());
+        };
+        let block = block::packed(Kind::Events, bytemuck::cast_slice(batch))?;
+        self.append(&block, Some(first.at_ns))?;
+        self.events += batch.len() as u64;
+        self.now_ns = last.at_ns;
+        if self.limits.any() {
+            self.threads.follow(batch);
+            self.look_ahead()?;
+        }
+        Ok(())
     }
 
     /// Saves a run that is over.
@@ -55,9 +213,17 @@ impl<W: Write> Writer<W> {
     ///
     /// If it cannot be written.
     pub fn run(&mut self, run: &Run) -> io::Result<()> {
-        self.checkpoint(run)?;
-        block::write(&mut self.to, Kind::Names, &encode(&run.symbols)?)?;
-        block::write(&mut self.to, Kind::EndOfRun, &[])
+        let mut blocks = state_blocks(run)?;
+        blocks.extend(block::packed(Kind::Names, &encode(&run.symbols)?)?);
+        blocks.extend(block::packed(Kind::EndOfRun, &[])?);
+        self.append(&blocks, None)?;
+        if self.limits.any() {
+            self.over.push((self.events, blocks));
+            self.state.clear();
+            self.threads = Threads::default();
+        }
+        self.events = 0;
+        Ok(())
     }
 
     /// Hands everything to the kernel, so that it outlives this process.
@@ -66,19 +232,179 @@ impl<W: Write> Writer<W> {
     ///
     /// If it cannot be written.
     pub fn flush(&mut self) -> io::Result<()> {
-        self.to.flush()
+        self.part.to.flush()?;
+        self.successor.as_mut().map_or(Ok(()), |part| part.to.flush())
     }
 
-    /// Ends the capture: nothing is missing.
+    /// Ends the capture: nothing is missing but what was dropped.
     ///
     /// # Errors
     ///
     /// If it cannot be written.
-    pub fn end(mut self) -> io::Result<W> {
-        block::write(&mut self.to, Kind::End, &[])?;
-        self.to.flush()?;
-        Ok(self.to)
+    pub fn end(mut self) -> io::Result<P::File> {
+        self.part.append(&block::packed(Kind::End, &[])?, None)?;
+        self.part.to.flush()?;
+        Ok(self.part.to)
     }
+
+    /// Events that are not in the file.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.part.dropped
+    }
+
+    /// Appends blocks that must not be torn apart, to a file in which they have room.
+    fn append(&mut self, blocks: &[u8], first_ns: Option<u64>) -> io::Result<()> {
+        if let Some(most) = self.limits.max_bytes {
+            let needed = blocks.len() as u64 + block::empty_bytes(Kind::End)?;
+            if self.part.bytes + needed > most {
+                self.take_over()?;
+            }
+            if self.part.bytes + needed > most {
+                // It was half full of events when it took over.
+                self.take_over()?;
+            }
+            if self.part.bytes + needed > most {
+                return Err(io::Error::new(
+                    io::ErrorKind::FileTooLarge,
+                    format!(
+                        "what was counted takes {} bytes without any event, and --max-size allows {most}: allow more",
+                        self.part.bytes + needed
+                    ),
+                ));
+            }
+        }
+        self.part.append(blocks, first_ns)?;
+        match &mut self.successor {
+            Some(successor) => successor.append(blocks, first_ns),
+            None => Ok(()),
+        }
+    }
+
+    /// After events: begins a successor in good time, and lets it take over where its events span enough.
+    fn look_ahead(&mut self) -> io::Result<()> {
+        let keep_ns = self.limits.keep_ns;
+        let most = self.limits.max_bytes;
+        let is_half_full = |part: &Part<P::File>| {
+            most.is_some_and(|most| part.bytes >= part.base + most.saturating_sub(part.base) / 2)
+        };
+        if self
+            .successor
+            .as_ref()
+            .is_some_and(|successor| successor.spans(keep_ns, self.now_ns))
+        {
+            self.take_over()?;
+        }
+        if self.successor.is_none() && (is_half_full(&self.part) || self.part.spans(keep_ns, self.now_ns)) {
+            self.successor = Some(self.begin_successor()?);
+        }
+        Ok(())
+    }
+
+    fn take_over(&mut self) -> io::Result<()> {
+        let mut successor = match self.successor.take() {
+            Some(successor) => successor,
+            None => self.begin_successor()?,
+        };
+        successor.to.flush()?;
+        self.place.take_over(&mut successor.to)?;
+        self.part = successor;
+        Ok(())
+    }
+
+    fn begin_successor(&mut self) -> io::Result<Part<P::File>> {
+        let mut contents = self.info.clone();
+        let dropped = |events, told_again| block::packed(Kind::Dropped, &encode(&Dropped { events, told_again })?);
+        for (events, blocks) in &self.over {
+            contents.extend(dropped(*events, 0)?);
+            contents.extend(blocks);
+        }
+        let introductions = self.threads.introductions(self.now_ns);
+        contents.extend(dropped(self.events, introductions.len() as u64)?);
+        if !introductions.is_empty() {
+            contents.extend(block::packed(Kind::Events, bytemuck::cast_slice(&introductions))?);
+        }
+        contents.extend(&self.state);
+        let of_all_runs = self.over.iter().map(|(events, _)| events).sum::<u64>() + self.events;
+        Part::begin(self.place.successor()?, VERSION, &contents, of_all_runs)
+    }
+}
+
+/// The threads that live, as the events have introduced them.
+#[derive(Debug, Default)]
+struct Threads(HashMap<u32, Known>);
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    start_boottime_ns: u64,
+    image: Image,
+    comm: Option<[u8; 16]>,
+}
+
+impl Threads {
+    fn follow(&mut self, batch: &[Event]) {
+        for event in batch {
+            match event.decode() {
+                Some(Decoded::Thread {
+                    tid,
+                    previous_tid,
+                    start_boottime_ns,
+                    image,
+                    ..
+                }) => {
+                    let is_it = |known: &Known| known.start_boottime_ns == start_boottime_ns;
+                    let before = [tid, previous_tid]
+                        .into_iter()
+                        .find(|id| self.0.get(id).is_some_and(is_it));
+                    let comm = before.and_then(|id| self.0.remove(&id)).and_then(|known| known.comm);
+                    self.0.insert(
+                        tid,
+                        Known {
+                            start_boottime_ns,
+                            image,
+                            comm,
+                        },
+                    );
+                }
+                Some(Decoded::Name { tid, comm }) => {
+                    if let Some(known) = self.0.get_mut(&tid) {
+                        known.comm = Some(comm);
+                    }
+                }
+                Some(Decoded::Exec { tid, image, .. }) => {
+                    if let Some(known) = self.0.get_mut(&tid) {
+                        known.image = image;
+                    }
+                }
+                Some(Decoded::Switch { out: Some(out), .. }) if out.leave == Leave::Dead => {
+                    self.0.remove(&out.tid);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Events that introduce them at this moment, ordered by thread.
+    fn introductions(&self, now_ns: u64) -> Vec<Event> {
+        let mut threads: Vec<_> = self.0.iter().collect();
+        threads.sort_by_key(|&(tid, _)| tid);
+        let of_thread = |(&tid, known): (&u32, &Known)| {
+            let thread = Event::thread(now_ns, 0, tid, 0, known.start_boottime_ns, known.image, false);
+            let name = known.comm.map(|comm| Event::name(now_ns, 0, tid, &comm));
+            [Some(thread), name].into_iter().flatten()
+        };
+        threads.into_iter().flat_map(of_thread).collect()
+    }
+}
+
+/// The records of the threads, and everything else that was added up.
+fn state_blocks(run: &Run) -> io::Result<Vec<u8>> {
+    let mut blocks = Vec::new();
+    for threads in run.aggregates.threads.chunks(THREADS_PER_BLOCK) {
+        blocks.extend(block::packed(Kind::Threads, &encode(&threads)?)?);
+    }
+    blocks.extend(block::packed(Kind::State, &encode(run)?)?);
+    Ok(blocks)
 }
 
 fn encode(value: &impl Serialize) -> io::Result<Vec<u8>> {
@@ -88,14 +414,15 @@ fn encode(value: &impl Serialize) -> io::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-impl Writer<Vec<u8>> {
+impl Writer<Endless<Vec<u8>>> {
     /// What is written by now.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
-        self.to.clone()
+        self.part.to.clone()
     }
 
     /// A block of anything.
     pub(super) fn raw(&mut self, kind: Kind, bytes: &[u8]) {
-        block::write(&mut self.to, kind, bytes).expect("memory is writable");
+        let block = block::packed(kind, bytes).expect("a block");
+        self.part.append(&block, None).expect("memory is writable");
     }
 }

@@ -1,0 +1,186 @@
+//! How much memory a file may make its reader hold.
+//!
+//! Packed, encoded, and sparse: a few bytes in a file may be gigabytes in memory, and who reads a capture may have it from
+//! anybody. So everything that is kept is charged before it is made: what CBOR is decoded to by its number of items, and
+//! the tables that are stored without their zeroes ([`rows`]) by their size. A file has some room to begin with, more than
+//! nearly all need, and more for every byte that it has.
+
+use std::cell::Cell;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::block::Kind;
+
+/// What any file may take.
+const FOR_ANY_FILE: u64 = 1 << 30;
+/// And for each of its bytes.
+const FOR_A_BYTE: u64 = 128;
+/// What an item may take, as an empty text in a vector that grows: more than most do.
+const FOR_AN_ITEM: u64 = 72;
+/// Bytes that may come out of any file, unpacked.
+const UNPACKED_OF_ANY_FILE: u64 = 256 << 20;
+/// And for each of its bytes: events pack to a tenth.
+const UNPACKED_OF_A_BYTE: u64 = 64;
+/// Runs in a file: `--repeat` makes no more.
+pub(super) const MOST_RUNS: usize = 1_000;
+
+thread_local! {
+    /// What the decoding that goes on may still take by [`rows`]. There is no other way to tell serde's visitors.
+    static LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
+}
+
+/// What is taken of a file's room.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    /// Bytes of the file that were read.
+    stored: u64,
+    /// Bytes that came out of them.
+    unpacked: u64,
+    /// Memory that is held until the end.
+    held: u64,
+    /// Memory that the next state replaces.
+    replaceable: u64,
+}
+
+impl Room {
+    /// Charges for a block that is about to be unpacked. Events pack less well than what is CBOR, with its names of fields.
+    pub(super) fn unpack(&mut self, kind: Kind, stored: usize, unpacked: usize) -> Result<(), String> {
+        self.stored += stored as u64;
+        self.unpacked += if kind == Kind::Events { unpacked } else { unpacked / 16 } as u64;
+        if self.unpacked > UNPACKED_OF_ANY_FILE + UNPACKED_OF_A_BYTE * self.stored {
+            return Err(format!(
+                "its first {} bytes claim to be far more than a recording packs to",
+                self.stored
+            ));
+        }
+        Ok(())
+    }
+
+    /// Decodes CBOR, if what comes of it has room.
+    pub(super) fn decode<T: for<'de> Deserialize<'de>>(&mut self, bytes: &[u8]) -> Result<T, String> {
+        let items = FOR_AN_ITEM.saturating_mul(items(bytes));
+        let taken = self.held + self.replaceable + items;
+        let most = FOR_ANY_FILE + FOR_A_BYTE * self.stored;
+        if taken > most {
+            return Err(too_much());
+        }
+        LEFT.set(most - taken);
+        let value = ciborium::from_reader(bytes).map_err(|error| match error {
+            ciborium::de::Error::Semantic(_, what) => {
+                format!("a block holds something else than it should ({what})")
+            }
+            _ => "a block holds what cannot be decoded".to_owned(),
+        });
+        self.replaceable += items + (most - taken - LEFT.replace(u64::MAX));
+        value
+    }
+
+    /// What was decoded last has taken the place of everything since the last run.
+    pub(super) fn replaced(&mut self, before: u64) {
+        self.replaceable -= before;
+    }
+
+    /// Memory that the next state replaces.
+    pub(super) fn replaceable(&self) -> u64 {
+        self.replaceable
+    }
+
+    /// A run is over: what it takes is held.
+    pub(super) fn hold(&mut self) {
+        self.held += std::mem::take(&mut self.replaceable);
+    }
+}
+
+fn too_much() -> String {
+    "it claims to hold more than a recording of its size can".to_owned()
+}
+
+/// Items of CBOR, by their beginnings: what is in texts and bytes is skipped. What is no CBOR ends the count; the decoder
+/// will say so.
+fn items(mut bytes: &[u8]) -> u64 {
+    let mut count = 0;
+    while let Some((&first, rest)) = bytes.split_first() {
+        count += 1;
+        let (major, additional) = (first >> 5, first & 31);
+        let width = match additional {
+            24 => 1,
+            25 => 2,
+            26 => 4,
+            27 => 8,
+            _ => 0,
+        };
+        let Some((argument, rest)) = rest.split_at_checked(width) else {
+            break;
+        };
+        let number = match width {
+            0 => u64::from(additional),
+            _ => argument.iter().fold(0, |number, &byte| number << 8 | u64::from(byte)),
+        };
+        // Texts and bytes of a known length; 31 is "until it breaks off", in parts of a known length.
+        let skipped = if matches!(major, 2 | 3) && additional < 28 {
+            usize::try_from(number).unwrap_or(usize::MAX)
+        } else {
+            0
+        };
+        bytes = rest.get(skipped..).unwrap_or_default();
+    }
+    count
+}
+
+/// Decodes a list of values that are much larger than what they are stored as, as long as there is room for them.
+pub(in crate::trace) fn rows<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    struct Rows<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Rows<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a list")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+            let mut rows = Vec::new();
+            while let Some(row) = list.next_element()? {
+                // A vector that grows is there twice for a moment.
+                let left = LEFT.get().checked_sub(3 * size_of::<T>() as u64);
+                LEFT.set(left.ok_or_else(|| A::Error::custom(too_much()))?);
+                rows.push(row);
+            }
+            Ok(rows)
+        }
+    }
+
+    deserializer.deserialize_seq(Rows(PhantomData))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_are_counted_as_they_were_encoded() {
+        let count = |value: &ciborium::Value| {
+            let mut bytes = Vec::new();
+            ciborium::into_writer(value, &mut bytes).expect("encoded");
+            items(&bytes)
+        };
+        let text = |text: &str| ciborium::Value::from(text);
+        assert_eq!(count(&text(&"long ".repeat(1_000))), 1);
+        assert_eq!(count(&ciborium::Value::Bytes(vec![0x81; 300])), 1);
+        assert_eq!(count(&ciborium::Value::from(1_u64 << 40)), 1);
+        let list = ciborium::Value::Array(vec![text("a"), text(""), ciborium::Value::from(-70_000)]);
+        assert_eq!(count(&list), 4);
+        assert_eq!(count(&ciborium::Value::Map(vec![(text("key"), list)])), 6);
+        // A text that claims to be longer than there is, and half a number.
+        assert_eq!(
+            items(&[0x7b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 1, 1]),
+            1
+        );
+        assert_eq!(items(&[0x1b, 1, 2]), 1);
+    }
+}

@@ -1,0 +1,6 @@
+//! A file of any bytes, as the executable of a target.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = ctxtrace::target::locate::examine_bytes(bytes);
+});

@@ -1,0 +1,183 @@
+//! `cargo xtask dist`: the release archive in `target/dist`, with checksums and a bill of materials.
+//!
+//! Archive and bill are the same to the byte wherever the executables are: entries are sorted, belong to nobody, and have the
+//! time of the commit (or `SOURCE_DATE_EPOCH`). The executables are the same where toolchain and folder are.
+
+use std::env;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use flate2::{Compression, GzBuilder};
+use sha2::{Digest as _, Sha256};
+
+use crate::{process, sbom};
+
+/// What is released: what the default features build.
+const PROGRAMS: [&str; 2] = ["ctxtrace", "ctxtrace-workload-jemalloc"];
+/// What goes with them.
+const DOCUMENTS: [&str; 5] = [
+    "CHANGELOG.md",
+    "LICENSE-APACHE",
+    "LICENSE-MIT",
+    "README.md",
+    "SECURITY.md",
+];
+
+/// A file of the archive.
+struct Entry {
+    name: String,
+    mode: u32,
+    bytes: Vec<u8>,
+}
+
+/// Builds and packs.
+pub(crate) fn main() -> Result<()> {
+    let root = process::root();
+    let metadata = process::workspace()?;
+    let target = metadata.target_directory.as_std_path();
+    let version = &metadata
+        .packages
+        .iter()
+        .find(|package| package.name.as_str() == "ctxtrace")
+        .context("there is no package ctxtrace")?
+        .version;
+    let name = format!("ctxtrace-{version}-x86_64-linux");
+    let folder = target.join("dist");
+    let epoch = epoch()?;
+
+    let mut build = process::cargo();
+    build
+        .current_dir(&root)
+        .args(["build", "--release", "--locked", "--package", "ctxtrace"]);
+    process::run(&mut build)?;
+    let manual = folder.join("manual");
+    let _ = fs::remove_dir_all(&manual);
+    let mut pages = process::cargo();
+    pages
+        .current_dir(&root)
+        .args(["run", "--locked", "--package", "ctxtrace", "--example", "manual", "--"])
+        .arg(&manual);
+    process::run(&mut pages)?;
+
+    let mut entries = Vec::new();
+    for program in PROGRAMS {
+        let stripped = folder.join(program);
+        strip(&target.join("release").join(program), &stripped)?;
+        entries.push(entry(program, 0o755, &stripped)?);
+    }
+    for document in DOCUMENTS {
+        entries.push(entry(document, 0o644, &root.join(document))?);
+    }
+    for part in ["man", "completions"] {
+        for file in fs::read_dir(manual.join(part))? {
+            let path = file?.path();
+            let of_file = path.file_name().unwrap_or_default().to_string_lossy();
+            entries.push(entry(&format!("{part}/{of_file}"), 0o644, &path)?);
+        }
+    }
+    let bill = sbom::render("ctxtrace")?;
+    entries.push(Entry {
+        name: "sbom.cdx.json".to_owned(),
+        mode: 0o644,
+        bytes: bill.clone(),
+    });
+    let archive = pack(&name, entries, epoch)?;
+    let (archive_name, bill_name) = (format!("{name}.tar.gz"), format!("{name}.cdx.json"));
+    let mut sums = String::new();
+    for (file, bytes) in [(&archive_name, &archive), (&bill_name, &bill)] {
+        fs::write(folder.join(file), bytes)?;
+        sums += &format!("{}  {file}\n", hex(&Sha256::digest(bytes)));
+    }
+    fs::write(folder.join("SHA256SUMS"), &sums)?;
+    eprintln!("{sums}in {}", folder.display());
+    Ok(())
+}
+
+/// When everything in the archive was made.
+fn epoch() -> Result<u64> {
+    let text = match env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text,
+        Err(_) => {
+            process::output(
+                Command::new("git")
+                    .current_dir(process::root())
+                    .args(["log", "-1", "--format=%ct"]),
+            )?
+        }
+    };
+    text.trim()
+        .parse()
+        .with_context(|| format!("{:?} is no time", text.trim()))
+}
+
+/// Takes the DWARF of a program away. Its symbols stay: by them ctxtrace finds the slots and the functions of its workloads.
+fn strip(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to.parent().unwrap_or(to))?;
+    process::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(to).arg(from))
+}
+
+fn entry(name: &str, mode: u32, path: &Path) -> Result<Entry> {
+    Ok(Entry {
+        name: name.to_owned(),
+        mode,
+        bytes: fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
+    })
+}
+
+/// The entries in a folder of this name.
+fn pack(folder: &str, mut entries: Vec<Entry>, epoch: u64) -> Result<Vec<u8>> {
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    let packed = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+    let mut archive = tar::Builder::new(packed);
+    for entry in &entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(entry.mode);
+        header.set_size(entry.bytes.len() as u64);
+        header.set_mtime(epoch);
+        header.set_uid(0);
+        header.set_gid(0);
+        archive.append_data(
+            &mut header,
+            PathBuf::from(folder).join(&entry.name),
+            entry.bytes.as_slice(),
+        )?;
+    }
+    let mut packed = archive.into_inner()?;
+    packed.flush()?;
+    Ok(packed.finish()?)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_depends_on_its_contents_alone() {
+        let entries = |names: [&str; 2]| {
+            names
+                .map(|name| Entry {
+                    name: name.to_owned(),
+                    mode: 0o644,
+                    bytes: name.as_bytes().to_vec(),
+                })
+                .into()
+        };
+        let one = pack("x-1", entries(["a", "b/c"]), 7).expect("packed");
+        assert_eq!(one, pack("x-1", entries(["b/c", "a"]), 7).expect("packed"));
+        assert_ne!(one, pack("x-1", entries(["a", "b/c"]), 8).expect("packed"));
+        let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(one.as_slice()));
+        let paths: Vec<_> = archive
+            .entries()
+            .expect("an archive")
+            .map(|entry| entry.expect("an entry").path().expect("a path").into_owned())
+            .collect();
+        assert_eq!(paths, [PathBuf::from("x-1/a"), PathBuf::from("x-1/b/c")]);
+    }
+}

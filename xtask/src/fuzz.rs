@@ -1,0 +1,91 @@
+//! `cargo xtask fuzz`: every target of `fuzz/`, for a while each.
+//!
+//! The folder is laid out as `cargo fuzz` wants it, for whoever has that; here the same flags are given to a plain build, so
+//! that a stable toolchain will do: coverage of the code is measured by LLVM, as libFuzzer needs it, and nothing else is
+//! instrumented. What makes a target fail is kept in `target/fuzz/failures`; it becomes a test before it is mended.
+
+use std::ffi::OsString;
+use std::fs;
+
+use anyhow::{Context as _, Result, bail};
+use cargo_metadata::{MetadataCommand, TargetKind};
+
+use crate::process;
+
+/// What libFuzzer wants to know of every branch and comparison.
+const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=16 --cfg fuzzing";
+
+/// The machine. Named, so that build scripts do without the flags.
+const MACHINE: &str = "x86_64-unknown-linux-gnu";
+
+/// The options of `fuzz`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// How long each target is run
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    seconds: u64,
+    /// Only these targets
+    #[arg(value_name = "TARGET")]
+    targets: Vec<String>,
+}
+
+/// Builds all targets, and runs one after the other, whatever fails on the way.
+pub(crate) fn main(args: &Args) -> Result<()> {
+    let manifest = process::root().join("fuzz/Cargo.toml");
+    let metadata = MetadataCommand::new()
+        .manifest_path(&manifest)
+        .no_deps()
+        .exec()
+        .context("cargo cannot read the fuzz targets")?;
+    let package = metadata.root_package().context("fuzz/Cargo.toml has no package")?;
+    let known: Vec<&str> = package
+        .targets
+        .iter()
+        .filter(|target| target.kind.contains(&TargetKind::Bin))
+        .map(|target| target.name.as_str())
+        .collect();
+    if let Some(unknown) = args.targets.iter().find(|name| !known.contains(&name.as_str())) {
+        bail!("there is no target `{unknown}`; there are {}", known.join(", "));
+    }
+    let folder = process::root().join("target/fuzz");
+    let mut build = process::cargo();
+    build
+        .env("RUSTFLAGS", FLAGS)
+        .args(["build", "--release", "--locked", "--target", MACHINE, "--manifest-path"])
+        .arg(&manifest)
+        .arg("--target-dir")
+        .arg(&folder);
+    process::run(&mut build)?;
+    let mut failures = Vec::new();
+    for name in known {
+        if !args.targets.is_empty() && !args.targets.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        let (found, kept) = (folder.join("found").join(name), folder.join("failures").join(name));
+        fs::create_dir_all(&found)?;
+        fs::create_dir_all(&kept)?;
+        let mut prefix = OsString::from("-artifact_prefix=");
+        prefix.push(kept.join(""));
+        let mut fuzzer = process::clean(folder.join(MACHINE).join("release").join(name));
+        fuzzer
+            .args([
+                "-rss_limit_mb=4096",
+                "-timeout=30",
+                "-print_final_stats=1",
+                "-verbosity=1",
+            ])
+            .arg(format!("-max_total_time={}", args.seconds))
+            .arg(prefix)
+            .arg(&found)
+            .arg(process::root().join("fuzz/seeds").join(name));
+        if let Err(error) = process::run(&mut fuzzer) {
+            failures.push(format!("{error:#}; what made it fail is in {}", kept.display()));
+        }
+    }
+    if !failures.is_empty() {
+        bail!("{}", failures.join("\n"));
+    }
+    Ok(())
+}

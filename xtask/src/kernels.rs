@@ -1,0 +1,343 @@
+//! `cargo xtask test --kernel 5.10|6.1|6.12`: privileged tests on another kernel than this machine's.
+//!
+//! Debian's cloud kernels, unpacked and not installed, boot in QEMU with a root file system in memory: busybox, the tests, and the
+//! executables and libraries they start, each at the path it has here. TCG emulates the processor, so neither KVM nor root is needed,
+//! and everything is some twenty times slower: it is a part of the tests that runs, those that need no other programs.
+//!
+//! The packages come from the archive that this machine's apt uses, by a list of sources of their own that touches nothing of the
+//! system's.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::process;
+
+/// A kernel, and Debian's suite that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Kernel {
+    /// Linux 5.10, Debian 11
+    #[value(name = "5.10")]
+    V5_10,
+    /// Linux 6.1, Debian 12
+    #[value(name = "6.1")]
+    V6_1,
+    /// Linux 6.12, Debian 13
+    #[value(name = "6.12")]
+    V6_12,
+}
+
+impl Kernel {
+    fn release(self) -> &'static str {
+        match self {
+            Self::V5_10 => "5.10",
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
+        }
+    }
+
+    fn suite(self) -> &'static str {
+        match self {
+            Self::V5_10 => "bullseye",
+            Self::V6_1 => "bookworm",
+            Self::V6_12 => "trixie",
+        }
+    }
+}
+
+/// The tests that run there: what every kernel has to do alike, and what they can do without other programs, and without being
+/// much disturbed by a processor that is twenty times slower.
+const TESTS: [&str; 9] = [
+    "pinned_round_trips_make_two_switches_each",
+    "the_parts_of_a_run_add_up",
+    "a_sleeper_shows_its_sleeps",
+    "processes_that_live_for_an_instant_are_all_there",
+    "a_thread_that_executes_a_program_keeps_its_count",
+    "stack_sums_hold_every_switch_once",
+    "a_task_that_blocks_in_its_polls_is_told_by_name",
+    "an_unmodified_program_is_attributed_the_same",
+    "events_agree_whatever_threads_and_processes_do",
+];
+
+/// What this needs, with the Debian packages it is in.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("cpio", "cpio"),
+    ("dpkg-deb", "dpkg"),
+];
+
+/// What the guest says last, before the exit status of the tests.
+const MARK: &str = "ctxtrace tests ended: ";
+
+/// Memory of the guest, MiB: its root file system is in it, twice while it is unpacked.
+const MEMORY_MB: u32 = 3_072;
+
+/// The longest a guest may take, seconds.
+const LIMIT_S: u32 = 900;
+
+/// Boots the kernel and runs the tests of `privileged`, which starts `others`. `append` is added to the kernel's command line.
+pub(crate) fn test(kernel: Kernel, privileged: &Path, others: &[PathBuf], append: Option<&str>) -> Result<()> {
+    for (program, package) in PROGRAMS {
+        if process::programs(program).is_empty() {
+            bail!(
+                "testing on Linux {} takes {program} (Debian: apt install {package})",
+                kernel.release()
+            );
+        }
+    }
+    if let Some(strange) = others
+        .iter()
+        .map(PathBuf::as_path)
+        .chain([privileged])
+        .find(|path| !is_plain(path))
+    {
+        bail!(
+            "{} has characters in it that a shell acts on: build in another folder",
+            strange.display()
+        );
+    }
+    let folder = process::root().join("target").join("kernels").join(kernel.release());
+    let image = image(kernel, &folder)?;
+    let root = folder.join("root");
+    let _ = fs::remove_dir_all(&root);
+    fill(&root, privileged, others)?;
+    let initramfs = folder.join("initramfs.cpio");
+    pack(&root, &initramfs)?;
+    fs::remove_dir_all(&root).context("cannot remove the guest's files")?;
+    boot(kernel, &image, &initramfs, append)
+}
+
+/// The kernel's image, downloaded and unpacked unless that was done before.
+fn image(kernel: Kernel, folder: &Path) -> Result<PathBuf> {
+    let unpacked = folder.join("package");
+    if let Some(image) = vmlinuz(&unpacked) {
+        return Ok(image);
+    }
+    let apt = Apt::new(kernel, folder)?;
+    process::run(apt.command("apt-get").arg("update"))?;
+    let depends = process::output(apt.command("apt-cache").args(["depends", "linux-image-cloud-amd64"]))?;
+    let package = depends
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: "))
+        .context("the archive does not say which package the kernel is in")?
+        .to_owned();
+    process::run(apt.command("apt-get").current_dir(folder).args(["download", &package]))?;
+    let archive = fs::read_dir(folder)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension() == Some(OsStr::new("deb")))
+        .context("apt-get has downloaded nothing")?;
+    process::run(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&unpacked))?;
+    vmlinuz(&unpacked).context("there is no kernel in the package")
+}
+
+fn vmlinuz(unpacked: &Path) -> Option<PathBuf> {
+    fs::read_dir(unpacked.join("boot"))
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz"))
+        })
+}
+
+/// apt with lists of its own.
+struct Apt {
+    folder: PathBuf,
+}
+
+impl Apt {
+    fn new(kernel: Kernel, folder: &Path) -> Result<Self> {
+        let folder = folder.join("apt");
+        for part in ["state/lists/partial", "cache/archives/partial", "etc"] {
+            fs::create_dir_all(folder.join(part)).context("cannot make a folder for apt")?;
+        }
+        // The archive of this machine, whichever it is, by another suite's name.
+        let targets = process::output(process::clean("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]))?;
+        let archive = targets
+            .lines()
+            .find(|uri| uri.trim_end_matches('/').ends_with("/debian"))
+            .context("this machine's apt knows no archive of Debian's to take another kernel from")?;
+        let source = format!(
+            "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {archive} {} main\n",
+            kernel.suite()
+        );
+        fs::write(folder.join("etc/sources.list"), source).context("cannot write apt's sources")?;
+        fs::write(folder.join("state/status"), "").context("cannot write apt's state")?;
+        Ok(Self { folder })
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = process::clean(program);
+        let of = |name: &str, part: &str| format!("{name}={}", self.folder.join(part).display());
+        for setting in [
+            of("Dir::Etc::sourcelist", "etc/sources.list"),
+            "Dir::Etc::sourceparts=/dev/null".to_owned(),
+            of("Dir::State", "state"),
+            of("Dir::State::status", "state/status"),
+            of("Dir::Cache", "cache"),
+            // A download belongs to whoever asks for it, in folders that apt's own user may not enter.
+            "APT::Sandbox::User=root".to_owned(),
+        ] {
+            command.args(["-o", &setting]);
+        }
+        command
+    }
+}
+
+/// Everything that is in the guest.
+fn fill(root: &Path, privileged: &Path, others: &[PathBuf]) -> Result<()> {
+    for folder in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"] {
+        fs::create_dir_all(root.join(folder)).context("cannot make the guest's folders")?;
+    }
+    let busybox = process::programs("busybox")
+        .into_iter()
+        .next()
+        .context("there is no busybox")?;
+    fs::copy(busybox, root.join("bin/busybox")).context("cannot copy busybox")?;
+    for name in ["cat", "echo", "false", "ip", "mount", "poweroff", "sh", "sleep", "true"] {
+        symlink("busybox", root.join("bin").join(name)).context("cannot make the guest's commands")?;
+    }
+    for executable in others.iter().map(PathBuf::as_path).chain([privileged]) {
+        add(root, executable)?;
+        let libraries = process::output(Command::new("ldd").arg(executable)).unwrap_or_default();
+        for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
+            add(root, Path::new(library))?;
+        }
+    }
+    fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\n").context("cannot write the guest's users")?;
+    fs::write(root.join("etc/group"), "root:x:0:\n").context("cannot write the guest's groups")?;
+    let init = root.join("init");
+    fs::write(&init, script(privileged)).context("cannot write the guest's script")?;
+    fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).context("cannot make the script executable")
+}
+
+/// Puts a file where it is here.
+fn add(root: &Path, file: &Path) -> Result<()> {
+    let there = root.join(file.strip_prefix("/").unwrap_or(file));
+    if let Some(folder) = there.parent() {
+        fs::create_dir_all(folder).context("cannot make the guest's folders")?;
+    }
+    fs::copy(file, &there)
+        .map(drop)
+        .with_context(|| format!("cannot copy {} for the guest", file.display()))
+}
+
+/// What the guest does.
+fn script(privileged: &Path) -> String {
+    let program = privileged.display();
+    let mut script = format!(
+        "#!/bin/sh\n\
+         mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev; mount -t tmpfs none /tmp\n\
+         mount -t tracefs none /sys/kernel/tracing; mount -t debugfs none /sys/kernel/debug; ip link set lo up\n\
+         export PATH=/bin HOME=/root CTXTRACE_REQUIRE_PRIVILEGED=1 RUST_BACKTRACE=0\n\
+         cat /proc/version; failed=0\n\
+         cd {}\n",
+        privileged.parent().unwrap_or(Path::new("/")).display()
+    );
+    for test in TESTS {
+        script.push_str(&format!("{program} --test-threads=1 --exact {test} || failed=1\n"));
+    }
+    script.push_str(&format!("echo '{MARK}'$failed\npoweroff -f\n"));
+    script
+}
+
+/// Packs the files as the kernel wants them.
+fn pack(root: &Path, initramfs: &Path) -> Result<()> {
+    let archive = fs::File::create(initramfs).context("cannot make the initramfs")?;
+    let mut list = Command::new("find")
+        .current_dir(root)
+        .arg(".")
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run find")?;
+    let names = list.stdout.take().context("find has no output")?;
+    let status = Command::new("cpio")
+        .current_dir(root)
+        .args(["--create", "--format=newc", "--quiet"])
+        .stdin(names)
+        .stdout(archive)
+        .status()
+        .context("cannot run cpio")?;
+    if !status.success() || !list.wait()?.success() {
+        bail!("the guest's files could not be packed");
+    }
+    Ok(())
+}
+
+fn boot(kernel: Kernel, image: &Path, initramfs: &Path, append: Option<&str>) -> Result<()> {
+    let mut qemu = Command::new("timeout");
+    qemu.arg(LIMIT_S.to_string()).arg("qemu-system-x86_64");
+    qemu.args([
+        "-accel",
+        "tcg,thread=multi",
+        "-cpu",
+        "max",
+        "-smp",
+        "2",
+        "-m",
+        &MEMORY_MB.to_string(),
+    ]);
+    qemu.args(["-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio"]);
+    qemu.arg("-kernel").arg(image).arg("-initrd").arg(initramfs);
+    qemu.arg("-append");
+    qemu.arg(format!("console=ttyS0 quiet panic=-1 {}", append.unwrap_or_default()));
+    process::announce(&qemu);
+    let output = qemu.stdin(Stdio::null()).output().context("cannot run qemu")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    // Without the firmware's play with the screen.
+    let told: Vec<&str> = said
+        .lines()
+        .skip_while(|line| !line.contains("Linux version"))
+        .collect();
+    eprintln!("{}", told.join("\n"));
+    let verdict = said.lines().find_map(|line| line.trim().strip_prefix(MARK));
+    match verdict {
+        Some("0") => Ok(()),
+        Some(_) => bail!("tests failed on Linux {}", kernel.release()),
+        None => bail!(
+            "Linux {} did not come to the end of the tests in {LIMIT_S} s{}",
+            kernel.release(),
+            if told.is_empty() { ", or did not boot" } else { "" }
+        ),
+    }
+}
+
+/// Whether a path can be in a guest's script as it is: it is a word for its shell.
+fn is_plain(path: &Path) -> bool {
+    path.to_str()
+        .is_some_and(|path| path.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_runs_every_test_and_says_how_it_went() {
+        let script = script(Path::new("/x/deps/privileged-1"));
+        for test in TESTS {
+            assert!(script.contains(&format!("--exact {test} || failed=1")), "{test}");
+        }
+        assert!(script.contains("cd /x/deps\n"));
+        assert!(script.trim_end().ends_with("poweroff -f") && script.contains(MARK));
+    }
+
+    #[test]
+    fn a_path_that_a_shell_would_take_apart_is_refused() {
+        assert!(is_plain(Path::new("/a/b-1.2/c_d+e")));
+        assert!(!is_plain(Path::new("/a b")) && !is_plain(Path::new("/a;b")) && !is_plain(Path::new("/$a")));
+    }
+
+    #[test]
+    fn each_kernel_has_its_suite() {
+        let all: Vec<_> = [Kernel::V5_10, Kernel::V6_1, Kernel::V6_12]
+            .map(|kernel| (kernel.release(), kernel.suite()))
+            .into();
+        assert_eq!(all, [("5.10", "bullseye"), ("6.1", "bookworm"), ("6.12", "trixie")]);
+    }
+}
