@@ -24,8 +24,10 @@ mod setup;
 mod stamp;
 mod strip;
 mod test;
+mod test_web;
 mod tokio_releases;
 mod toolchain;
+mod vendor_web;
 
 /// The chores of ctxtrace's repository.
 #[derive(Debug, Parser)]
@@ -55,6 +57,10 @@ enum Chore {
     Msrv,
     /// Make the release archive, its checksums and its bill of materials
     Dist,
+    /// Open HTML reports in a headless browser and use them
+    TestWeb,
+    /// Make the libraries of the HTML report anew, from npm
+    VendorWeb(vendor_web::Args),
     /// Measure
     Bench(bench::Args),
 }
@@ -69,6 +75,8 @@ fn main() -> ExitCode {
         Chore::Fuzz(args) => fuzz::main(&args),
         Chore::Msrv => msrv::main(),
         Chore::Dist => dist::main(),
+        Chore::TestWeb => test_web::main(),
+        Chore::VendorWeb(args) => vendor_web::main(&args),
         Chore::Bench(args) => bench::main(&args),
     };
     match done {

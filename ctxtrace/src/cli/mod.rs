@@ -344,6 +344,10 @@ pub struct OutputArgs {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
+    /// Write all of it as a page to look at: one file, for any browser
+    #[arg(long, value_name = "FILE.html")]
+    pub html: Option<PathBuf>,
+
     /// Write an off-CPU flamegraph
     #[arg(long, value_name = "FILE.svg")]
     pub flamegraph: Option<PathBuf>,

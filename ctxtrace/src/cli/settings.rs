@@ -107,6 +107,8 @@ pub struct OutputSettings {
     pub weight: Weight,
     /// Where the JSON goes.
     pub json: Option<Destination>,
+    /// Where the page goes.
+    pub html: Option<Destination>,
     /// Where the flamegraph goes.
     pub flamegraph: Option<Destination>,
     /// Where the flamegraph of samples goes.
@@ -377,6 +379,7 @@ fn save(args: RecordingArgs, outputs: &OutputSettings) -> Result<Option<SaveSett
     let Some(path) = args.output else { return Ok(None) };
     let taken = [
         ("--json", &outputs.json),
+        ("--html", &outputs.html),
         ("--flamegraph", &outputs.flamegraph),
         ("--on-cpu-flamegraph", &outputs.on_cpu_flamegraph),
         ("--wakeups-flamegraph", &outputs.wakeups_flamegraph),
@@ -424,6 +427,7 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
     let settings = OutputSettings {
         weight: args.weight.unwrap_or(Weight::Time),
         json: args.json.map(Destination::from),
+        html: args.html.map(Destination::from),
         flamegraph: args.flamegraph.map(Destination::from),
         on_cpu_flamegraph: args.on_cpu_flamegraph.map(Destination::from),
         wakeups_flamegraph: args.wakeups_flamegraph.map(Destination::from),
@@ -442,6 +446,7 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
     }
     let destinations: Vec<_> = [
         ("--json", &settings.json),
+        ("--html", &settings.html),
         ("--flamegraph", &settings.flamegraph),
         ("--on-cpu-flamegraph", &settings.on_cpu_flamegraph),
         ("--wakeups-flamegraph", &settings.wakeups_flamegraph),
@@ -650,6 +655,8 @@ mod tests {
             "--mode task --weight count",
             "--mode task --json - --folded -",
             "--mode task --json x --folded x",
+            "--mode task --html x --json x",
+            "--mode task --output x --html x",
             "--mode task --json x --parquet x",
             "--mode task --parquet x -o x",
             "--mode task --parquet -",
@@ -673,6 +680,7 @@ mod tests {
             assert!(settings(line).is_err(), "{line}");
         }
         assert!(settings("--mode task --json -").expect("valid").outputs.table_to_stderr);
+        assert!(settings("--mode task --html -").expect("valid").outputs.table_to_stderr);
         assert!(!settings("--mode task --json x").expect("valid").outputs.table_to_stderr);
     }
 

@@ -189,6 +189,7 @@ mod tests {
             task: u64::from(tid),
             class: Class::TaskBlocked as u8,
             reason: 0,
+            cpu: None,
         }
     }
 

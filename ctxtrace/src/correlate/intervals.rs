@@ -57,6 +57,8 @@ pub struct Interval {
     pub class: u8,
     /// And its reason.
     pub reason: u8,
+    /// The CPU it was on, or was on last.
+    pub cpu: Option<u16>,
 }
 
 /// A thread has left its CPU.
@@ -92,6 +94,8 @@ pub struct Arrival {
 pub struct Woken {
     /// The thread's id.
     pub tid: u32,
+    /// The thread; `None` if it has not been introduced.
+    pub thread: Option<ThreadId>,
     /// When.
     pub at_ns: u64,
     /// The CPU on which it was woken.
@@ -147,6 +151,38 @@ impl<A: IntervalSink, B: IntervalSink> IntervalSink for (A, B) {
     fn sample(&mut self, at_ns: u64, place: Place) {
         self.0.sample(at_ns, place);
         self.1.sample(at_ns, place);
+    }
+}
+
+impl<S: IntervalSink> IntervalSink for Option<S> {
+    fn interval(&mut self, interval: &Interval) {
+        if let Some(sink) = self {
+            sink.interval(interval);
+        }
+    }
+
+    fn sample(&mut self, at_ns: u64, place: Place) {
+        if let Some(sink) = self {
+            sink.sample(at_ns, place);
+        }
+    }
+
+    fn left(&mut self, departure: &Departure) {
+        if let Some(sink) = self {
+            sink.left(departure);
+        }
+    }
+
+    fn came(&mut self, arrival: &Arrival) {
+        if let Some(sink) = self {
+            sink.came(arrival);
+        }
+    }
+
+    fn woken(&mut self, woken: &Woken) {
+        if let Some(sink) = self {
+            sink.woken(woken);
+        }
     }
 }
 

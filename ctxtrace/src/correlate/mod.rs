@@ -1,6 +1,7 @@
 //! Pure functions over a capture: no input, no output, no clock.
 //!
 //! * [`reconcile`]: traced switches against the kernel's own count.
+//! * [`lanes`]: the timeline made small enough to be drawn.
 //! * [`ledger`]: every kernel switch in its class.
 //! * [`slices`]: which task a thread polled from when to when.
 //! * [`tasks`]: the tasks by name, and their switches.
@@ -10,6 +11,7 @@
 
 pub mod budget;
 pub mod intervals;
+pub mod lanes;
 pub mod ledger;
 pub mod reconcile;
 pub mod slices;

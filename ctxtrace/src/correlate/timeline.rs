@@ -193,6 +193,12 @@ impl<I> Replay<I> {
         }
     }
 
+    /// When the last event was, `CLOCK_MONOTONIC` nanoseconds.
+    #[must_use]
+    pub fn last_ns(&self) -> u64 {
+        self.last_ns
+    }
+
     /// Those who are told of the intervals.
     pub fn intervals_mut(&mut self) -> &mut I {
         &mut self.intervals
@@ -238,17 +244,20 @@ impl<I: IntervalSink> Replay<I> {
                 waker,
             }) => {
                 self.wakeups += 1;
+                let live = self.live.get_mut(&tid);
+                let thread = live.map(|live| {
+                    live.first_waking_ns(event.at_ns);
+                    live.thread()
+                });
                 self.intervals.woken(&Woken {
                     tid,
+                    thread,
                     at_ns: event.at_ns,
                     cpu: event.cpu,
                     noted,
                     newborn,
                     waker,
                 });
-                if let Some(live) = self.live.get_mut(&tid) {
-                    live.first_waking_ns(event.at_ns);
-                }
             }
             Some(Decoded::Thread {
                 tid,
@@ -410,7 +419,7 @@ impl<I: IntervalSink> Replay<I> {
         }
         let live = self.live(out.tid);
         let departure = Departure {
-            thread: live.id(),
+            thread: live.thread(),
             image: live.program(),
             at_ns: event.at_ns,
             cpu: event.cpu,
@@ -449,7 +458,7 @@ impl<I: IntervalSink> Replay<I> {
         live.totals.run_queue_ns += entered.run_queue_ns.unwrap_or(0);
         let off = live.off_intervals(event.at_ns, &entered);
         let arrival = Arrival {
-            thread: live.id(),
+            thread: live.thread(),
             cpu: event.cpu,
             entered,
         };
@@ -535,14 +544,6 @@ impl Live {
         }
     }
 
-    fn id(&self) -> ThreadId {
-        ThreadId {
-            start_boottime_ns: self.totals.start_boottime_ns,
-            tgid: self.totals.tgid,
-            tid: self.totals.tid,
-        }
-    }
-
     fn program(&self) -> Image {
         Image {
             tgid: self.totals.tgid,
@@ -552,7 +553,7 @@ impl Live {
 
     fn interval(&self, state: State, start_ns: u64, end_ns: u64, (task, class, reason): (u64, u8, u8)) -> Interval {
         Interval {
-            thread: self.id(),
+            thread: self.thread(),
             state,
             start_ns,
             end_ns,
@@ -560,6 +561,15 @@ impl Live {
             task,
             class,
             reason,
+            cpu: self.last_cpu,
+        }
+    }
+
+    fn thread(&self) -> ThreadId {
+        ThreadId {
+            start_boottime_ns: self.totals.start_boottime_ns,
+            tgid: self.totals.tgid,
+            tid: self.totals.tid,
         }
     }
 

@@ -6,17 +6,21 @@ use std::path::{Path, PathBuf};
 
 use super::flamegraph::{Labels, Subject};
 use super::table::Style;
-use super::{Weight, explain, flamegraph, folded, json, suite, table};
+use super::{Weight, explain, flamegraph, folded, html, json, suite, table};
 use crate::analyze::compare::tests as compare_tests;
 use crate::analyze::explain::answer::tests as explain_tests;
 use crate::analyze::result::Report;
 use crate::analyze::suite::{Suite, tests as suite_tests};
 use crate::analyze::summarize::summarize;
 use crate::analyze::summarize::tests::{info, run};
+use crate::correlate::intervals::{Interval, IntervalSink, State, ThreadId};
+use crate::correlate::lanes::tests::woken;
+use crate::correlate::lanes::{Builder, Limits};
 use crate::correlate::timeline::Replay;
 use crate::symbolize::stacks::{Resolved, ResolvedStack};
 use crate::trace::build;
 use crate::trace::run::Run;
+use crate::trace::samples::Place;
 use crate::trace::symbols::{Frame, FrameKind};
 use crate::trace::{CpuLosses, Level, ProgramCost};
 use crate::workload::Mode;
@@ -214,6 +218,125 @@ fn golden_timelines() {
     // Of all that it lacks, only what the counts can tell.
     let wrong = report(Mode::TaskPool, &[run_with_events()]);
     golden("wrong-timeline.table", table::render(&wrong, Style { color: true }));
+}
+
+/// A run with everything that a page can show, drawn: two workers that wake each other so many times, samples, and stacks of
+/// wakers and of switches. Names are as bad as they can be.
+fn run_to_look_at(turns: u64) -> Run {
+    let mut run = run_with_events();
+    let threads = [(101_u32, &b"</script><b>"[..]), (102, b"\x1b[31m&amp;<!--")];
+    run.aggregates.threads[0].thread.comm = [0; 16];
+    run.aggregates.threads[0].thread.comm[..threads[0].1.len()].copy_from_slice(threads[0].1);
+    let mut builder = Builder::new(Limits::ONE);
+    let image = Image { tgid: 100, number: 0 };
+    let interval = |tid, state, class: Class, start_ns, end_ns| Interval {
+        thread: ThreadId {
+            tid,
+            tgid: 100,
+            start_boottime_ns: 0,
+        },
+        state,
+        start_ns,
+        end_ns,
+        image,
+        task: u64::from(tid - 100),
+        class: class as u8,
+        reason: 0,
+        cpu: Some(tid as u16 % 2),
+    };
+    for turn in 0..turns {
+        let (tid, other) = if turn % 2 == 0 { (101, 102) } else { (102, 101) };
+        // Now and then it takes longer.
+        let (at_ns, wait_ns) = (5_000 * turn, 300 + turn % 5 * 100 + u64::from(turn % 997 == 0) * 1_500);
+        let waker = Waker {
+            task: u64::from(other - 100),
+            tid: other,
+            tgid: 100,
+            origin: Origin::Task as u32,
+            ..Waker::default()
+        };
+        builder.woken(&woken(
+            at_ns,
+            interval(tid, State::OnCpu, Class::Exited, 0, 0).thread,
+            &waker,
+        ));
+        builder.interval(&interval(
+            tid,
+            State::RunQueue,
+            Class::WorkerParked,
+            at_ns,
+            at_ns + wait_ns,
+        ));
+        let (on_ns, blocks) = (at_ns + wait_ns, turn % 7 == 0);
+        let class = if blocks {
+            Class::TaskBlocked
+        } else {
+            Class::WorkerParked
+        };
+        builder.interval(&interval(tid, State::OnCpu, class, on_ns, at_ns + 5_100));
+        builder.interval(&interval(tid, State::Blocked, class, at_ns + 5_100, at_ns + 10_000));
+    }
+    run.lanes = Some(builder.finish());
+    for (index, (key, _)) in run.aggregates.switch_sums.iter_mut().enumerate() {
+        key.user_stack = 1 + index as u64 % 2;
+    }
+    let place = |user_stack| Place {
+        image,
+        in_kernel: false,
+        kernel_stack: 0,
+        user_stack,
+    };
+    let frame = |name: &str| Frame {
+        kind: FrameKind::User,
+        name: name.to_owned(),
+    };
+    for (key, names) in [(1, ["_start", "main", "</script>"]), (2, ["_start", "main", "park"])] {
+        run.aggregates.stacks.insert(key, vec![1, 2, 3]);
+        run.symbols.add_user(image, key, &names.map(frame));
+        (0..key * 10).for_each(|at_ns| run.samples.add(at_ns, place(key)));
+    }
+    run
+}
+
+#[test]
+fn golden_pages() {
+    let run = full_run();
+    let page = html::data(
+        &report(Mode::TaskPool, std::slice::from_ref(&run)),
+        &run,
+        std::slice::from_ref(&run),
+    );
+    golden("task-pool.page.json", page.expect("JSON"));
+    let run = run_to_look_at(40);
+    let report = report(Mode::TaskPool, std::slice::from_ref(&run));
+    let page = html::data(&report, &run, std::slice::from_ref(&run)).expect("JSON");
+    golden("timeline.page.json", page);
+    let page = html::render(&report, &run, std::slice::from_ref(&run)).expect("a page");
+    let page = String::from_utf8(page).expect("text");
+    // Nothing that the program says is in the page as it is.
+    assert!(!page.contains("</script><b>") && !page.contains("\u{1b}") && !page.contains("{{"));
+    assert_eq!(
+        page.matches("</script>").count(),
+        3,
+        "the licences, the data, the script"
+    );
+}
+
+/// Not a test by itself: makes what `cargo xtask test-web` opens.
+#[test]
+#[ignore = "makes files for cargo xtask test-web, which asks for it"]
+fn reports_for_the_browser() {
+    let folder = std::env::var_os("CTXTRACE_WEB_TEST").expect("CTXTRACE_WEB_TEST says where to");
+    // A turn is three intervals and a waking, which a switch and a waking tell: two and a half million make five million events.
+    for (name, turns) in [("drawn", 400), ("five-million", 2_500_000)] {
+        let mut run = run_to_look_at(turns);
+        if name == "drawn" {
+            run.aggregates.level = Level::Stacks;
+        }
+        let report = report(Mode::TaskPool, std::slice::from_ref(&run));
+        let page = html::render(&report, &run, std::slice::from_ref(&run)).expect("a page");
+        std::fs::write(Path::new(&folder).join(name).with_extension("html"), page).expect("written");
+    }
 }
 
 #[test]

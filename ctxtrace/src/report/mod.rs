@@ -7,6 +7,7 @@
 //! * [`json`]: for programs; the contract.
 //! * [`folded`]: stacks as lines, which every flamegraph tool reads.
 //! * [`flamegraph`]: the picture (inferno).
+//! * [`html`]: all of it as a page, to be looked at.
 //! * [`differential`]: two of them in one.
 //! * [`parquet`]: tables, for databases (only if the feature of that name is on).
 //! * [`perfetto`]: a timeline, for Perfetto.
@@ -24,6 +25,7 @@ pub mod flamegraph;
 pub mod folded;
 #[cfg(test)]
 mod golden;
+pub mod html;
 pub mod json;
 pub mod output;
 #[cfg(feature = "parquet")]

@@ -6,10 +6,12 @@ use ctxtrace_common::event::Event;
 use super::save::Saver;
 use super::spool::Spool;
 use super::watch::{Observer, Underway};
+use crate::correlate::lanes;
 use crate::correlate::timeline::Replay;
 use crate::symbolize::symbols;
 use crate::trace::Level;
 use crate::trace::events::EventSink;
+use crate::trace::lanes::Lanes;
 use crate::trace::run::Run;
 use crate::trace::samples::Samples;
 
@@ -23,12 +25,20 @@ pub(super) struct Keeper<'a, F> {
 pub(super) struct Kept<'a> {
     saver: &'a mut Saver,
     spool: &'a mut Spool,
-    replay: Option<Replay<Samples>>,
+    replay: Option<Replay<(Samples, Option<lanes::Builder>)>>,
 }
 
 impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
-    pub(super) fn new(level: Level, saver: &'a mut Saver, spool: &'a mut Spool, tick: F) -> Self {
-        let replay = (level == Level::Timeline).then(|| Replay::telling(Samples::default()));
+    /// `drawn` says how much of a timeline is kept to be drawn, if it is to be.
+    pub(super) fn new(
+        level: Level,
+        drawn: Option<lanes::Limits>,
+        saver: &'a mut Saver,
+        spool: &'a mut Spool,
+        tick: F,
+    ) -> Self {
+        let lanes = drawn.map(lanes::Builder::new);
+        let replay = (level == Level::Timeline).then(|| Replay::telling((Samples::default(), lanes)));
         Self {
             kept: Kept { saver, spool, replay },
             tick,
@@ -41,12 +51,19 @@ impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
     }
 }
 
+/// What a replay that is over has told. What goes on where a timeline ends is drawn up to there.
+pub(super) fn taken(mut replay: Replay<(Samples, Option<lanes::Builder>)>) -> (Samples, Option<Lanes>) {
+    replay.close(replay.last_ns());
+    let (samples, lanes) = replay.into_intervals();
+    (samples, lanes.map(lanes::Builder::finish))
+}
+
 impl Kept<'_> {
     /// Gives a run that is over what its events came to, and the names of its stacks, and saves it.
     pub(super) fn finish(self, mut run: Run) -> Run {
         if let Some(replay) = self.replay {
             run.timeline = Some(replay.conclude(&run.aggregates, true));
-            run.samples = replay.into_intervals();
+            (run.samples, run.lanes) = taken(replay);
         }
         run.symbols = symbols::resolve(&run.aggregates, &run.samples);
         self.saver.run(&run);

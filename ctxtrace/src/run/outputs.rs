@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::report::flamegraph::{self, Labels, Subject};
 use crate::report::output::Output;
 use crate::report::table::{self, Style};
-use crate::report::{Weight, folded, json, perfetto, pprof};
+use crate::report::{Weight, folded, html, json, perfetto, pprof};
 use crate::symbolize::stacks;
 use crate::target::user::Invoker;
 use crate::trace::Level;
@@ -24,6 +24,7 @@ use crate::trace::run::{Info, Run};
 pub(super) struct Outputs {
     weight: Weight,
     json: Option<Output>,
+    html: Option<Output>,
     flamegraph: Option<Output>,
     on_cpu_flamegraph: Option<Output>,
     wakeups_flamegraph: Option<Output>,
@@ -51,6 +52,7 @@ impl Outputs {
         Ok(Self {
             weight: settings.weight,
             json: open(&settings.json)?,
+            html: open(&settings.html)?,
             flamegraph: open(&settings.flamegraph)?,
             on_cpu_flamegraph: open(&settings.on_cpu_flamegraph)?,
             wakeups_flamegraph: open(&settings.wakeups_flamegraph)?,
@@ -90,6 +92,10 @@ impl Outputs {
         let median = workload.and_then(|workload| workload.runs.iter().position(|run| run.median));
         let shown = median.unwrap_or(0);
         let run = &runs[shown];
+        if let Some(output) = self.html {
+            let page = html::render(report, run, runs)?;
+            written.commit(output, &page, "report as a page", Opened::By("any web browser"))?;
+        }
         let labels = Labels {
             subject: table::subject_in_words(report),
             lost: report.lost.in_words(),

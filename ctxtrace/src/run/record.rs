@@ -16,6 +16,7 @@ use super::{info, verdict};
 use crate::analyze::summarize::summarize;
 use crate::capture::{Kernel, preflight};
 use crate::cli::settings::{RecordSettings, RecordTarget};
+use crate::correlate::lanes::Limits;
 use crate::error::{Result, status};
 use crate::report::printable;
 use crate::target::attach::Attached;
@@ -46,8 +47,15 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
         on_interrupt: OnInterrupt::PassOn,
         duration: settings.duration,
     };
+    let drawn = settings.outputs.html.is_some().then_some(Limits::ONE);
     let mut spool = outputs.spool(settings.capture.level);
-    let mut keeper = Keeper::new(settings.capture.level, &mut saver, &mut spool, |_: &Underway<'_>| {});
+    let mut keeper = Keeper::new(
+        settings.capture.level,
+        drawn,
+        &mut saver,
+        &mut spool,
+        |_: &Underway<'_>| {},
+    );
     let Recorded { run, cut } = match &target {
         Found::Command { words, program, env } => {
             let args: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();

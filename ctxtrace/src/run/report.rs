@@ -4,11 +4,13 @@ use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::Path;
 
+use super::observe::taken;
 use super::outputs::{self, Outputs, Told};
 use super::verdict;
 use super::written::Written;
 use crate::analyze::summarize::summarize;
 use crate::cli::settings::ReportSettings;
+use crate::correlate::lanes::{Builder, Limits};
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
 use crate::target::user::invoker;
@@ -53,24 +55,29 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         return Err(unreadable("it is a folder".to_owned()));
     }
     let is_file = metadata.is_file();
-    let replay = || Replay::telling(Samples::default());
-    let mut replays: Vec<Replay<Samples>> = Vec::new();
+    // How many runs there are is known only at the end, so each may keep less than the one before. Most captures have one.
+    let limits = |before: usize| Limits::for_each_of(before as u64 + 1);
+    let lanes = |before| settings.outputs.html.is_some().then(|| Builder::new(limits(before)));
+    let mut replays: Vec<Replay<(Samples, Option<Builder>)>> = Vec::new();
     let mut saved = file::read(BufReader::new(opened), |run, events| {
         // In the order of the runs.
-        if replays.len() <= run {
-            replays.resize_with(run + 1, replay);
+        while replays.len() <= run {
+            replays.push(Replay::telling((Samples::default(), lanes(replays.len()))));
         }
         replays[run].events(events);
     })
     .map_err(unreadable)?;
     if saved.info.level == Level::Timeline {
-        replays.resize_with(saved.runs.len(), replay);
+        while replays.len() < saved.runs.len() {
+            replays.push(Replay::telling((Samples::default(), lanes(replays.len()))));
+        }
+        replays.truncate(saved.runs.len());
         let last = saved.runs.len() - 1;
         for (index, (run, replay)) in saved.runs.iter_mut().zip(replays).enumerate() {
             let is_whole = index < last || saved.is_whole;
             let dropped = saved.dropped[index];
             run.timeline = Some(replay.conclude_kept(&run.aggregates, is_whole, dropped));
-            run.samples = replay.into_intervals();
+            (run.samples, run.lanes) = taken(replay);
         }
     }
     if settings.outputs.wants_stacks() && saved.info.level != Level::Stacks {

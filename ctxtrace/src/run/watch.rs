@@ -95,6 +95,7 @@ impl Underway<'_> {
             cut_short: None,
             timeline: None,
             samples: Samples::default(),
+            lanes: None,
         })
     }
 }
@@ -220,6 +221,7 @@ impl Recorder<'_> {
                 cut_short: None,
                 timeline: None,
                 samples: Samples::default(),
+                lanes: None,
             },
             cut,
         })

@@ -18,6 +18,7 @@ use super::save::Saver;
 use super::spool::Spool;
 use super::watch::{Observer, Recorded, Recorder, Underway};
 use crate::cli::settings::RunSettings;
+use crate::correlate::lanes::Limits;
 use crate::error::{Error, Result};
 use crate::target::launch::{Child, Command, Suspended};
 use crate::target::user::Invoker;
@@ -110,11 +111,22 @@ pub(super) fn recorded(
         settings.repeat,
         settings.outputs.quiet,
     );
-    let mut keeper = Keeper::new(settings.capture.level, saver, spool, |underway: &Underway<'_>| {
-        if bar.is_wanted() {
-            bar.update(start.progress.messages(), underway.session.switches_so_far());
-        }
-    });
+    let drawn = settings
+        .outputs
+        .html
+        .is_some()
+        .then(|| Limits::for_each_of(settings.repeat));
+    let mut keeper = Keeper::new(
+        settings.capture.level,
+        drawn,
+        saver,
+        spool,
+        |underway: &Underway<'_>| {
+            if bar.is_wanted() {
+                bar.update(start.progress.messages(), underway.session.switches_so_far());
+            }
+        },
+    );
     let recorded = start.with_command(|command| recorder.command(command, &mut keeper))?;
     let kept = keeper.stop();
     Ok(kept.finish(finished(recorded, start)?))

@@ -31,6 +31,8 @@ pub(super) enum Opened {
     With(&'static str),
     /// Drop it onto this page, or give it to this command.
     Either(&'static str, &'static str),
+    /// Open it with this.
+    By(&'static str),
     /// Drop it onto this page.
     Page(&'static str),
     /// Paste it where people read.
@@ -97,6 +99,7 @@ impl Made {
             Opened::Browser => format!("{what}: any web browser (click zooms)"),
             Opened::With(command) => format!("{what}: {command} {path}"),
             Opened::Either(page, command) => format!("{what}: {page}, or {command} {path}"),
+            Opened::By(program) => format!("{what}: {program}"),
             Opened::Page(page) => format!("{what}: drop it on {page}, it stays with you"),
             Opened::Pasted => format!("{what}, to be pasted into an issue"),
             Opened::DuckDb => {

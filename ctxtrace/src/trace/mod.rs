@@ -4,10 +4,12 @@
 //!   it is a pure function of it.
 //! * [`run`]: one recording: the aggregates, and what else is known of what was recorded.
 //! * [`samples`]: what it did on its CPUs, where that was asked.
+//! * [`lanes`]: its timeline, small enough to be drawn, where that was asked.
 //! * [`symbols`]: the names of its stacks.
 //! * [`mod@file`]: recordings in a file.
 
 pub mod file;
+pub mod lanes;
 pub mod run;
 pub mod samples;
 pub mod symbols;
@@ -255,6 +257,7 @@ pub(crate) mod build {
             aggregates,
             timeline: None,
             samples: Samples::default(),
+            lanes: None,
             symbols: Symbols::default(),
             launched: None,
             recorded_ns: 2_000_000,

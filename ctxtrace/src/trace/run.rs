@@ -8,6 +8,7 @@ use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::lanes::Lanes;
 use super::samples::Samples;
 use super::symbols::Symbols;
 use super::{Aggregates, Level};
@@ -217,6 +218,9 @@ pub struct Run {
     /// What it did on its CPUs; none unless that was asked.
     #[serde(skip)]
     pub samples: Samples,
+    /// Its timeline as it is drawn; `None` unless there is one and somebody wants to.
+    #[serde(skip)]
+    pub lanes: Option<Lanes>,
     /// The process, if it was started for the recording and not attached to.
     pub launched: Option<Launched>,
     /// From when the programs were attached to when they were detached.

@@ -102,23 +102,24 @@ fn causes(answer: &Value) -> Vec<String> {
         .collect()
 }
 
-/// Asks why, and wants one of these causes as the first. A verdict that names another one fails at once. One that names none
-/// is no lie, on a machine that is busy with others: it is asked for again.
+/// Asks why, and wants one of these causes as the first. A verdict that names another one fails at once; one that names none is no
+/// lie, and is asked for again. So is any of a machine that was busy with others, where what others do may well be the cause: the
+/// answer says so itself.
 fn finds(words: &[&str], expected: &[&str]) {
     const TRIES: usize = 3;
+    let mut last = Value::Null;
     for _ in 0..TRIES {
         let answer = explain(words);
-        assert_eq!(answer["gap"]["is_clear"], true, "{words:?}: {answer:#}");
+        let others = &answer["others"];
+        let busy = others["share"].as_f64().expect("a share") + others["stolen"].as_f64().expect("a share") > 0.05;
         let causes = causes(&answer);
-        let Some(first) = causes.first() else { continue };
-        assert!(
-            expected.contains(&first.as_str()),
-            "{words:?}: {causes:?}, and not {expected:?}: {:#}",
-            answer["verdict"]
-        );
-        return;
+        match causes.first() {
+            Some(first) if expected.contains(&first.as_str()) => return,
+            Some(_) if !busy => panic!("{words:?}: {causes:?}, and not {expected:?}: {:#}", answer["verdict"]),
+            _ => last = answer,
+        }
     }
-    panic!("{words:?}: no cause was found in {TRIES} measurements");
+    panic!("{words:?}: {expected:?} was not found in {TRIES} measurements, the last of which said {last:#}");
 }
 
 /// The two of a workload.

@@ -153,7 +153,14 @@ fn threads_and_processes_come_and_go_in_a_perfetto_trace() {
     let (json, _) = run_in(&folder, &line);
     let trace = Trace::read(&read(&folder.path().join("run.pftrace")));
     check(&trace, &json);
-    assert_eq!(trace.created.len(), 8, "{:?}", trace.created);
+    // One whose first waking comes late, from another CPU, is in the tree of processes instead.
+    let named = trace.names.values().filter(|name| *name == "true").count();
+    assert_eq!(named, 8, "{:?}", trace.names);
+    assert!(
+        !trace.created.is_empty() && trace.created.len() <= 8,
+        "{:?}",
+        trace.created
+    );
     for process in &trace.created {
         assert_eq!(trace.names[process], "true");
         assert!(trace.freed.contains(process), "{process} ends");

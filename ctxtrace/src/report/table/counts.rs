@@ -81,14 +81,16 @@ pub(super) fn counts(report: &Report, style: Style) -> String {
     if let Some(timeline) = &report.timeline {
         let _ = write!(text, "\n{}", timeline_line(timeline, style));
     }
-    for line in locator_lines(report) {
+    for (index, line) in locators_in_words(report).iter().enumerate() {
+        let label = if index == 0 { "Tasks found by" } else { "" };
+        let line = labelled(label, line, plainly);
         let _ = write!(text, "\n{line}");
     }
     text
 }
 
 /// How tasks were found in each program, and what that can tell; programs of the same kind in one line.
-fn locator_lines(report: &Report) -> Vec<String> {
+pub(in crate::report) fn locators_in_words(report: &Report) -> Vec<String> {
     let mut kinds: Vec<(String, Vec<String>)> = Vec::new();
     for locator in &report.locators {
         let kind = locator_in_words(locator, report.locator);
@@ -100,14 +102,13 @@ fn locator_lines(report: &Report) -> Vec<String> {
             None => kinds.push((kind, vec![name])),
         }
     }
-    let lines = kinds.into_iter().enumerate().map(|(index, (kind, names))| {
-        let label = if index == 0 { "Tasks found by" } else { "" };
+    let lines = kinds.into_iter().map(|(kind, names)| {
         let more = names.len().saturating_sub(PROGRAMS_SHOWN);
         let mut shown = names[..names.len() - more].join(", ");
         if more > 0 {
             let _ = write!(shown, " and {more} more");
         }
-        labelled(label, &format!("{kind} ({shown})"), plainly)
+        format!("{kind} ({shown})")
     });
     lines.collect()
 }

@@ -30,7 +30,7 @@ fn lost_by_cpu(losses: &CpuLosses) -> String {
 }
 
 /// Which options make room for what did not fit.
-fn room(report: &Report) -> Option<String> {
+pub(in crate::report) fn room(report: &Report) -> Option<String> {
     let lost = &report.lost;
     let options = [
         ("--max-threads", lost.threads),
@@ -49,7 +49,7 @@ fn room(report: &Report) -> Option<String> {
 const DISTURBING_SHARE: f64 = 0.05;
 
 /// What tracing cost, and what to do where that is much.
-fn tracing_cost(report: &Report) -> Vec<String> {
+pub(in crate::report) fn tracing_cost(report: &Report) -> Vec<String> {
     let overhead = &report.overhead;
     let each: Vec<String> = overhead
         .programs

@@ -149,8 +149,13 @@ pub(super) fn headline(report: &Report, workload: &Workload, style: Style) -> St
     text
 }
 
-/// The answer to "which task switches hit the kernel?", in one line.
+/// The answer to "which task switches hit the kernel?", in lines that fit.
 pub(super) fn verdict(report: &Report, style: Style) -> String {
+    painted(&verdict_in_words(report), |line| style.bold(line))
+}
+
+/// That answer, in one line.
+pub(in crate::report) fn verdict_in_words(report: &Report) -> String {
     let name = |target: &Target| {
         let file = target.name.rsplit('/').next().unwrap_or_default();
         printable(file)
@@ -164,7 +169,7 @@ pub(super) fn verdict(report: &Report, style: Style) -> String {
             format!("{}{buffer}", workload.mode.name())
         },
     );
-    let text = match &report.task_switches {
+    match &report.task_switches {
         Some(switches) if switches.total > 0 => {
             let total = switches.total;
             let causes = [
@@ -204,8 +209,7 @@ pub(super) fn verdict(report: &Report, style: Style) -> String {
                 classes.join(", ")
             )
         }
-    };
-    painted(&text, |line| style.bold(line))
+    }
 }
 
 /// The figures that come first, in one line, or each in one if they do not fit.

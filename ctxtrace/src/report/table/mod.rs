@@ -10,9 +10,13 @@ mod layout;
 mod switches;
 mod times;
 
+pub(super) use counts::locators_in_words;
+pub(super) use footer::{room, tracing_cost};
+pub(super) use headline::verdict_in_words;
 pub use headline::{subject_in_words, workload_in_words};
 pub use layout::in_ascii;
 pub(super) use layout::{plain_table, shortened, without_trailing_spaces, wrapped};
+pub(super) use switches::{by_class, is_number};
 
 use crate::analyze::result::Report;
 
@@ -79,7 +83,7 @@ pub fn render(report: &Report, style: Style) -> String {
     sections.join("\n\n") + "\n"
 }
 /// A share in percent. Neither 0 nor 100 is said of what is not exactly that.
-fn percent(part: u64, whole: u64) -> String {
+pub(super) fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "0 %".to_owned();
     }

@@ -15,7 +15,7 @@ const TASKS_SHOWN: usize = 8;
 const WAKEUPS_SHOWN: usize = 6;
 
 /// Kernel switches and off-CPU time by class, most switches first.
-pub(super) fn by_class(report: &Report) -> Vec<(Class, u64, u64)> {
+pub(in crate::report) fn by_class(report: &Report) -> Vec<(Class, u64, u64)> {
     let mut classes: BTreeMap<Class, (u64, u64)> = BTreeMap::new();
     for row in &report.ledger {
         let sum = classes.entry(row.class).or_default();
@@ -102,7 +102,7 @@ pub(super) fn tasks(report: &Report) -> Option<String> {
 }
 
 /// Whether a task goes by a number, or shares its name with others.
-fn is_number(name: &str) -> bool {
+pub(in crate::report) fn is_number(name: &str) -> bool {
     name == "other" || name.starts_with('#') || name.starts_with("goroutine ")
 }
 

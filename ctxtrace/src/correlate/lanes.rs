@@ -1,0 +1,932 @@
+//! A timeline made small while its events come in: the same picture of a second and of an hour, in the same memory.
+//!
+//! **Cells.** Time is cut at multiples of a power of two of nanoseconds, the same for all threads, and an interval is shared out
+//! to the cells that it touches. When all cells together become too many, the power goes up by one and each two are added:
+//!
+//! ```text
+//!   2^10 ns   |==--|====|..==|....|     = on a CPU   - ready   . asleep
+//!   2^11 ns   |==--==== |..==.... |
+//! ```
+//!
+//! So cells are exact sums at every time, only longer in a longer timeline.
+//!
+//! **Windows.** Intervals and wakings themselves are kept too, all of them until they are too many. Then only those are that touch
+//! windows at every multiple of a period; and whenever they are too many again, there are half as many windows:
+//!
+//! ```text
+//!   everything    [--------------------------------]
+//!   1 / 2         [--]    [--]    [--]    [--]    [--]
+//!   1 / 4         [--]            [--]            [--]
+//! ```
+//!
+//! The windows of a later step are among those of an earlier one, so in each of them everything is there from the beginning. They
+//! are as long as a sixty-fourth of what was all kept, so each has about as many intervals as fit a screen.
+//!
+//! **Moments.** The longest waits for a CPU, and the longest sleeps in a poll, are what people look for, and would lie between
+//! windows. What has come last is always kept, so when an interval proves to be one of the longest, what was around it is there.
+
+use std::collections::{HashMap, VecDeque};
+
+use ctxtrace_common::ledger::Class;
+use ctxtrace_common::locator::OTHER_TASKS;
+use ctxtrace_common::process::{Image, TaskKey};
+use ctxtrace_common::wakeup::Origin;
+
+use super::intervals::{Interval, IntervalSink, State, ThreadId, Woken};
+use crate::trace::lanes::{Cell, Lane, Lanes, Moment, MomentKind, Shown, Span, Wake};
+
+/// How much may be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Threads; the first so many that come.
+    pub threads: usize,
+    /// Of those, the ones with most time on a CPU or ready are in the result.
+    pub lanes: usize,
+    /// Cells of all threads together; at least two for each.
+    pub cells: usize,
+    /// Intervals and wakings.
+    pub items: usize,
+    /// Tasks that are told apart.
+    pub tasks: usize,
+    /// Moments of each kind.
+    pub moments: usize,
+    /// Intervals and wakings around each moment.
+    pub items_of_moment: usize,
+}
+
+impl Limits {
+    /// Of one timeline. A few megabytes, in memory and in a file.
+    pub const ONE: Self = Self {
+        threads: 8_192,
+        lanes: 256,
+        cells: 1 << 17,
+        items: 120_000,
+        tasks: 1_024,
+        moments: 8,
+        items_of_moment: 1_500,
+    };
+
+    /// Of each of several timelines that are kept at a time.
+    #[must_use]
+    pub fn for_each_of(runs: u64) -> Self {
+        let share = |all: usize, least: usize| (all / usize::try_from(runs.max(1)).unwrap_or(usize::MAX)).max(least);
+        Self {
+            cells: share(Self::ONE.cells, 4 * Self::ONE.threads),
+            items: share(Self::ONE.items, 4_000),
+            ..Self::ONE
+        }
+    }
+}
+
+/// The first cells are 1.024 µs long: finer than most intervals.
+const FIRST_SHIFT: u32 = 10;
+/// The last ones would hold some centuries.
+const LAST_SHIFT: u32 = 62;
+/// A window is this part of the time that could all be kept.
+const WINDOWS: u64 = 64;
+
+/// Makes [`Lanes`] of intervals as they are told.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    limits: Limits,
+    shift: u32,
+    cells: usize,
+    lanes: Vec<Lane>,
+    lane_of: HashMap<ThreadId, u32>,
+    /// The lane of whoever has a thread id now.
+    lane_of_tid: HashMap<u32, u32>,
+    left_out: u64,
+    tasks: Vec<TaskKey>,
+    task_of: HashMap<TaskKey, u32>,
+    start_ns: u64,
+    end_ns: u64,
+    windows: Option<Windows>,
+    kept: Vec<Item>,
+    recent: VecDeque<Item>,
+    moments: Vec<Around>,
+}
+
+/// Pieces of time that begin at every multiple of a period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Windows {
+    /// A power of two.
+    period_ns: u64,
+    /// Less than that.
+    length_ns: u64,
+}
+
+/// What is kept as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Item {
+    Span { lane: u32, span: Span },
+    Wake(Wake),
+}
+
+/// A moment, and what is around it.
+#[derive(Clone, Debug)]
+struct Around {
+    moment: Moment,
+    from_ns: u64,
+    to_ns: u64,
+    items: Vec<Item>,
+}
+
+impl Windows {
+    /// Whether something from then to then is in one of them, if only in part.
+    fn touch(self, start_ns: u64, end_ns: u64) -> bool {
+        let into = start_ns % self.period_ns;
+        into < self.length_ns || self.period_ns - into < (end_ns - start_ns).max(1)
+    }
+}
+
+impl Item {
+    fn time(&self) -> (u64, u64) {
+        match self {
+            Self::Span { span, .. } => (span.start_ns, span.end_ns),
+            Self::Wake(wake) => (wake.at_ns, wake.at_ns),
+        }
+    }
+
+    fn is_in(&self, from_ns: u64, to_ns: u64) -> bool {
+        let (start_ns, end_ns) = self.time();
+        start_ns < to_ns && end_ns >= from_ns
+    }
+}
+
+impl Around {
+    /// Adds an item, if it belongs there and if there is room.
+    fn offer(&mut self, item: &Item, most: usize) {
+        if item.is_in(self.from_ns, self.to_ns) {
+            if self.items.len() < most {
+                self.items.push(*item);
+            } else {
+                // From here on it is not all there.
+                self.to_ns = self.to_ns.min(item.time().0.max(self.moment.end_ns));
+            }
+        }
+    }
+}
+
+impl Builder {
+    /// One that has seen nothing.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            shift: FIRST_SHIFT,
+            cells: 0,
+            lanes: Vec::new(),
+            lane_of: HashMap::new(),
+            lane_of_tid: HashMap::new(),
+            left_out: 0,
+            tasks: Vec::new(),
+            task_of: HashMap::new(),
+            start_ns: u64::MAX,
+            end_ns: 0,
+            windows: None,
+            kept: Vec::new(),
+            recent: VecDeque::new(),
+            moments: Vec::new(),
+        }
+    }
+
+    /// The lane of a thread; `None` if there is no room for it.
+    fn lane(&mut self, thread: ThreadId) -> Option<u32> {
+        if let Some(&lane) = self.lane_of.get(&thread) {
+            return (lane != u32::MAX).then_some(lane);
+        }
+        let lane = self.lanes.len() as u32;
+        if self.lanes.len() == self.limits.threads {
+            self.left_out += 1;
+            // Counted once each, as long as that many can be remembered.
+            if self.lane_of.len() < 8 * self.limits.threads {
+                self.lane_of.insert(thread, u32::MAX);
+            }
+            return None;
+        }
+        self.lanes.push(Lane {
+            tid: thread.tid,
+            tgid: thread.tgid,
+            start_boottime_ns: thread.start_boottime_ns,
+            ..Lane::default()
+        });
+        self.lane_of.insert(thread, lane);
+        self.lane_of_tid.insert(thread.tid, lane);
+        Some(lane)
+    }
+
+    /// The number of a task, from 1 on; 0 is none.
+    fn task(&mut self, task: u64, image: Image) -> u32 {
+        if task == 0 {
+            return 0;
+        }
+        let mut key = TaskKey { task, image };
+        if !self.task_of.contains_key(&key) && self.tasks.len() >= self.limits.tasks {
+            key.task = OTHER_TASKS;
+            key.image = Image::default();
+        }
+        let tasks = &mut self.tasks;
+        *self.task_of.entry(key).or_insert_with(|| {
+            tasks.push(key);
+            tasks.len() as u32
+        })
+    }
+
+    fn add_to_cells(&mut self, lane: u32, span: &Span, leaves: bool) {
+        while self.cells + self.lanes[lane as usize].missing(span, self.shift) > self.limits.cells
+            && self.shift < LAST_SHIFT
+        {
+            self.coarsen();
+        }
+        let shift = self.shift;
+        let lane = &mut self.lanes[lane as usize];
+        self.cells += lane.missing(span, shift);
+        lane.extend(span, shift);
+        let (mut at_ns, mut cell) = (span.start_ns, (span.start_ns >> shift) - lane.first_cell);
+        while at_ns < span.end_ns {
+            let end_ns = ((at_ns >> shift) + 1) << shift;
+            let part_ns = end_ns.min(span.end_ns) - at_ns;
+            let into = &mut lane.cells[cell as usize];
+            into.ns[span.shown as usize] += part_ns;
+            if span.shown == Shown::OnCpu && span.task != 0 {
+                into.vote(span.task, part_ns);
+            }
+            at_ns += part_ns;
+            cell += 1;
+        }
+        if leaves && let Some(last) = lane.cells.last_mut() {
+            last.switches += 1;
+        }
+    }
+
+    /// Makes all cells twice as long.
+    fn coarsen(&mut self) {
+        self.shift += 1;
+        self.cells = 0;
+        for lane in &mut self.lanes {
+            lane.coarsen();
+            self.cells += lane.cells.len();
+        }
+    }
+
+    fn keep(&mut self, item: Item) {
+        let (start_ns, end_ns) = item.time();
+        for around in &mut self.moments {
+            around.offer(&item, 2 * self.limits.items_of_moment);
+        }
+        if self.recent.len() >= self.limits.items_of_moment {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(item);
+        if self.windows.is_none_or(|windows| windows.touch(start_ns, end_ns)) {
+            self.kept.push(item);
+        }
+        let mut narrowed = 0;
+        while self.kept.len() > self.limits.items && narrowed < u64::BITS {
+            self.thin();
+            narrowed += 1;
+        }
+    }
+
+    fn thin(&mut self) {
+        let told_ns = (self.end_ns - self.start_ns).max(WINDOWS);
+        let windows = match self.windows {
+            None => {
+                let length_ns = (told_ns / WINDOWS).next_power_of_two();
+                Windows {
+                    period_ns: 2 * length_ns,
+                    length_ns,
+                }
+            }
+            // So few that they had better be shorter.
+            Some(windows) if told_ns / windows.period_ns < WINDOWS / 4 && windows.length_ns > 1 => Windows {
+                length_ns: windows.length_ns / 2,
+                ..windows
+            },
+            Some(windows) => Windows {
+                period_ns: 2 * windows.period_ns,
+                ..windows
+            },
+        };
+        self.windows = Some(windows);
+        self.kept.retain(|item| {
+            let (start_ns, end_ns) = item.time();
+            windows.touch(start_ns, end_ns)
+        });
+    }
+
+    /// Notes an interval if it is one of the longest of its kind.
+    fn note_moment(&mut self, kind: MomentKind, lane: u32, span: &Span) {
+        let ns = span.end_ns - span.start_ns;
+        let of_kind = |around: &&Around| around.moment.kind == kind;
+        if self.moments.iter().filter(of_kind).count() == self.limits.moments {
+            let shortest = self.moments.iter().enumerate().filter(|(_, around)| of_kind(around));
+            let Some((shortest, than_ns)) = shortest
+                .map(|(index, around)| (index, around.moment.ns()))
+                .min_by_key(|&(_, ns)| ns)
+            else {
+                return;
+            };
+            if ns <= than_ns {
+                return;
+            }
+            self.moments.swap_remove(shortest);
+        }
+        // Enough around it to see what led to it and what came of it.
+        let margin_ns = (ns / 4).max(20_000);
+        let mut around = Around {
+            moment: Moment {
+                kind,
+                lane,
+                start_ns: span.start_ns,
+                end_ns: span.end_ns,
+                task: span.task,
+            },
+            from_ns: span.start_ns.saturating_sub(margin_ns),
+            to_ns: span.end_ns + margin_ns,
+            items: Vec::new(),
+        };
+        if self.recent.len() >= self.limits.items_of_moment {
+            // What is older than the oldest that has come last is not there.
+            let oldest_ns = self.recent.front().map_or(0, |item| item.time().1);
+            around.from_ns = around.from_ns.max(oldest_ns);
+        }
+        for item in &self.recent {
+            around.offer(item, 2 * self.limits.items_of_moment);
+        }
+        self.moments.push(around);
+    }
+
+    /// The picture; nothing comes any more.
+    #[must_use]
+    pub fn finish(mut self) -> Lanes {
+        let start_ns = self.start_ns.min(self.end_ns);
+        let mut exact = self.exact(start_ns);
+        let is_exact = exact == [(start_ns, self.end_ns)];
+        if !is_exact {
+            for around in &mut self.moments {
+                self.kept.append(&mut around.items);
+            }
+        }
+        exact.sort_unstable();
+        let (places, lanes) = self.choose();
+        let mut lanes = Lanes {
+            cell_ns: 1 << self.shift,
+            start_ns,
+            end_ns: self.end_ns,
+            left_out: self.left_out + (self.lanes.len() - lanes.len()) as u64,
+            lanes,
+            exact: joined(&exact),
+            is_exact,
+            wakes: Vec::new(),
+            moments: Vec::new(),
+            tasks: self.tasks,
+        };
+        lanes.take_items(&self.kept, &places);
+        let moments = self.moments.iter().filter_map(|around| {
+            let lane = places[around.moment.lane as usize]?;
+            Some(Moment { lane, ..around.moment })
+        });
+        lanes.moments = moments.collect();
+        lanes
+            .moments
+            .sort_by_key(|moment| (moment.kind, std::cmp::Reverse(moment.ns()), moment.start_ns));
+        lanes
+    }
+
+    /// From when to when everything is kept.
+    fn exact(&self, start_ns: u64) -> Vec<(u64, u64)> {
+        let Some(windows) = self.windows else {
+            return vec![(start_ns, self.end_ns)];
+        };
+        let numbers = start_ns / windows.period_ns..=self.end_ns / windows.period_ns;
+        let window = |number: u64| {
+            let from_ns = number * windows.period_ns;
+            (from_ns.max(start_ns), (from_ns + windows.length_ns).min(self.end_ns))
+        };
+        let around = |around: &Around| (around.from_ns.max(start_ns), around.to_ns.min(self.end_ns));
+        numbers
+            .map(window)
+            .chain(self.moments.iter().map(around))
+            .filter(|(from_ns, to_ns)| from_ns < to_ns)
+            .collect()
+    }
+
+    /// The lanes that are shown, in their order, and where each lane is among them.
+    fn choose(&mut self) -> (Vec<Option<u32>>, Vec<Lane>) {
+        let mut busiest: Vec<usize> = (0..self.lanes.len()).collect();
+        busiest.sort_by_key(|&index| (std::cmp::Reverse(self.lanes[index].busy_ns()), index));
+        busiest.truncate(self.limits.lanes);
+        busiest.sort_by_key(|&index| {
+            let lane = &self.lanes[index];
+            (lane.tgid, lane.tid, lane.start_boottime_ns)
+        });
+        let mut places = vec![None; self.lanes.len()];
+        let mut lanes = Vec::with_capacity(busiest.len());
+        for (place, &index) in busiest.iter().enumerate() {
+            places[index] = Some(place as u32);
+            lanes.push(std::mem::take(&mut self.lanes[index]));
+        }
+        // Those taken out left an empty one each; their number stays.
+        (places, lanes)
+    }
+}
+
+/// Pieces of time that overlap or touch, made one. They are in the order of their beginnings.
+fn joined(pieces: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut joined: Vec<(u64, u64)> = Vec::new();
+    for &(from_ns, to_ns) in pieces {
+        match joined.last_mut() {
+            Some(last) if from_ns <= last.1 => last.1 = last.1.max(to_ns),
+            _ => joined.push((from_ns, to_ns)),
+        }
+    }
+    joined
+}
+
+impl Lanes {
+    /// Puts the kept intervals and wakings in their places, each once.
+    fn take_items(&mut self, items: &[Item], places: &[Option<u32>]) {
+        for item in items {
+            match *item {
+                Item::Span { lane, span } => {
+                    if let Some(place) = places[lane as usize] {
+                        self.lanes[place as usize].spans.push(span);
+                    }
+                }
+                Item::Wake(wake) => {
+                    if let Some(to) = places[wake.to as usize] {
+                        let from = wake.from.and_then(|from| places[from as usize]);
+                        self.wakes.push(Wake { from, to, ..wake });
+                    }
+                }
+            }
+        }
+        for lane in &mut self.lanes {
+            lane.spans.sort_by_key(|span| (span.start_ns, span.end_ns));
+            lane.spans.dedup();
+        }
+        self.wakes.sort_by_key(|wake| (wake.at_ns, wake.to, wake.from));
+        self.wakes.dedup();
+    }
+}
+
+impl Moment {
+    /// How long it took.
+    #[must_use]
+    pub fn ns(&self) -> u64 {
+        self.end_ns - self.start_ns
+    }
+}
+
+impl Lane {
+    /// How many cells it would grow by.
+    fn missing(&self, span: &Span, shift: u32) -> usize {
+        let (first, last) = (span.start_ns >> shift, (span.end_ns - 1) >> shift);
+        let begun = if self.cells.is_empty() { first } else { self.first_cell };
+        ((last + 1).saturating_sub(begun + self.cells.len() as u64)) as usize
+    }
+
+    fn extend(&mut self, span: &Span, shift: u32) {
+        if self.cells.is_empty() {
+            self.first_cell = span.start_ns >> shift;
+        }
+        let missing = self.missing(span, shift);
+        self.cells.resize(self.cells.len() + missing, Cell::default());
+    }
+
+    fn coarsen(&mut self) {
+        if self.cells.is_empty() {
+            return;
+        }
+        let odd = self.first_cell % 2 == 1;
+        let mut coarse = Vec::with_capacity(self.cells.len() / 2 + 1);
+        let mut rest = self.cells.as_slice();
+        if odd {
+            coarse.push(rest[0]);
+            rest = &rest[1..];
+        }
+        for pair in rest.chunks(2) {
+            let mut sum = pair[0];
+            if let Some(second) = pair.get(1) {
+                sum.add(second);
+            }
+            coarse.push(sum);
+        }
+        self.first_cell /= 2;
+        self.cells = coarse;
+    }
+
+    /// Its time on a CPU, and ready for one.
+    fn busy_ns(&self) -> u64 {
+        let busy = |cell: &Cell| cell.ns[Shown::OnCpu as usize] + cell.ns[Shown::RunQueue as usize];
+        self.cells.iter().map(busy).sum()
+    }
+}
+
+impl Cell {
+    /// Adds another cell.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.ns.iter_mut().zip(&other.ns) {
+            *mine += theirs;
+        }
+        self.switches += other.switches;
+        if other.task != 0 {
+            self.vote(other.task, other.lead_ns);
+        }
+    }
+
+    /// Boyer's and Moore's majority vote, by time.
+    fn vote(&mut self, task: u32, ns: u64) {
+        if self.task == task {
+            self.lead_ns += ns;
+        } else if self.task == 0 || ns > self.lead_ns {
+            self.lead_ns = if self.task == 0 { ns } else { ns - self.lead_ns };
+            self.task = task;
+        } else {
+            self.lead_ns -= ns;
+        }
+    }
+}
+
+/// What an interval is drawn as.
+fn shown(interval: &Interval) -> Shown {
+    let has_class = |class: Class| interval.reason == 0 && interval.class == class as u8;
+    match interval.state {
+        State::OnCpu => Shown::OnCpu,
+        State::RunQueue => Shown::RunQueue,
+        State::Blocked if has_class(Class::WorkerParked) || has_class(Class::PoolIdle) => Shown::Parked,
+        State::Blocked => Shown::Blocked,
+        State::Off => Shown::Off,
+    }
+}
+
+impl IntervalSink for Builder {
+    fn interval(&mut self, interval: &Interval) {
+        if interval.start_ns >= interval.end_ns {
+            return;
+        }
+        self.start_ns = self.start_ns.min(interval.start_ns);
+        self.end_ns = self.end_ns.max(interval.end_ns);
+        let Some(lane) = self.lane(interval.thread) else {
+            return;
+        };
+        let span = Span {
+            start_ns: interval.start_ns,
+            end_ns: interval.end_ns,
+            shown: shown(interval),
+            class: interval.class,
+            cpu: interval.cpu,
+            task: self.task(interval.task, interval.image),
+        };
+        // Only a switch-out ends an interval on the CPU, and has a class.
+        self.add_to_cells(lane, &span, span.shown == Shown::OnCpu && span.class != 0);
+        self.keep(Item::Span { lane, span });
+        let in_a_poll = interval.reason == 0 && interval.class == Class::TaskBlocked as u8;
+        match interval.state {
+            State::RunQueue => self.note_moment(MomentKind::LongWait, lane, &span),
+            State::Blocked if in_a_poll => self.note_moment(MomentKind::LongBlock, lane, &span),
+            _ => {}
+        }
+    }
+
+    fn woken(&mut self, woken: &Woken) {
+        // A waking of no consequence has ended no sleep.
+        let (Some(thread), Some(_)) = (woken.thread, woken.noted) else {
+            return;
+        };
+        let Some(to) = self.lane(thread) else { return };
+        let waker = &woken.waker;
+        // An interrupt is not made by the thread that it interrupts.
+        let by_a_thread = Origin::from_number(waker.origin) != Origin::Interrupt && waker.tid != 0;
+        let from = by_a_thread.then(|| self.lane_of_tid.get(&waker.tid).copied()).flatten();
+        let image = Image {
+            tgid: waker.tgid,
+            number: waker.image,
+        };
+        let wake = Wake {
+            at_ns: woken.at_ns,
+            from,
+            to,
+            origin: waker.origin as u8,
+            task: self.task(waker.task, image),
+        };
+        self.keep(Item::Wake(wake));
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use ctxtrace_common::clock::Waking;
+    use ctxtrace_common::wakeup::Waker;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        threads: 8,
+        lanes: 8,
+        cells: 1 << 12,
+        items: 10_000,
+        tasks: 4,
+        moments: 2,
+        items_of_moment: 50,
+    };
+
+    fn thread(tid: u32) -> ThreadId {
+        ThreadId {
+            tid,
+            tgid: 100,
+            start_boottime_ns: 1,
+        }
+    }
+
+    fn interval(tid: u32, state: State, class: Class, start_ns: u64, end_ns: u64) -> Interval {
+        Interval {
+            thread: thread(tid),
+            state,
+            start_ns,
+            end_ns,
+            image: Image { tgid: 100, number: 0 },
+            task: u64::from(tid),
+            class: class as u8,
+            reason: 0,
+            cpu: Some(0),
+        }
+    }
+
+    /// Threads, drawn in columns of 1,024 ns: `=` on a CPU, `-` ready, `p` parked, `.` asleep in a poll, `?` off, else nothing.
+    /// Told in the order in which the intervals end.
+    fn drawn(limits: Limits, lines: &[&str]) -> Builder {
+        let mut intervals = Vec::new();
+        for (line, tid) in lines.iter().zip(1..) {
+            let marks: Vec<char> = line.chars().collect();
+            let mut start = 0;
+            for run in marks.chunk_by(|a, b| a == b) {
+                let end = start + run.len() as u64;
+                let (state, class) = match run[0] {
+                    '=' => (State::OnCpu, Class::TaskBlocked),
+                    '-' => (State::RunQueue, Class::TaskPreempted),
+                    'p' => (State::Blocked, Class::WorkerParked),
+                    '.' => (State::Blocked, Class::TaskBlocked),
+                    '?' => (State::Off, Class::TaskBlocked),
+                    _ => {
+                        start = end;
+                        continue;
+                    }
+                };
+                intervals.push(interval(tid, state, class, 1_024 * start, 1_024 * end));
+                start = end;
+            }
+        }
+        intervals.sort_by_key(|interval| interval.end_ns);
+        let mut builder = Builder::new(limits);
+        for interval in &intervals {
+            builder.interval(interval);
+        }
+        builder
+    }
+
+    /// A lane as it was drawn, a mark a cell: that of the state with most time.
+    fn marks(lane: &Lane) -> String {
+        let mark = |cell: &Cell| {
+            let most = (0..Shown::COUNT).max_by_key(|&state| (cell.ns[state], Shown::COUNT - state));
+            match most {
+                Some(state) if cell.ns[state] > 0 => ['=', '-', 'p', '.', '?'][state],
+                _ => ' ',
+            }
+        };
+        lane.cells.iter().map(mark).collect()
+    }
+
+    #[test]
+    fn a_lane_is_what_was_drawn() {
+        let lanes = drawn(LIMITS, &["==-=pp..??", "   ===  ="]).finish();
+        assert_eq!(marks(&lanes.lanes[0]), "==-=pp..??");
+        assert_eq!(marks(&lanes.lanes[1]), "===  =", "from its first event on");
+        assert_eq!((lanes.lanes[0].first_cell, lanes.lanes[1].first_cell), (0, 3));
+        assert_eq!((lanes.cell_ns, lanes.start_ns, lanes.end_ns), (1_024, 0, 10_240));
+        assert_eq!(lanes.exact, [(0, 10_240)]);
+        assert!(lanes.is_exact);
+        let states: Vec<Shown> = lanes.lanes[0].spans.iter().map(|span| span.shown).collect();
+        assert_eq!(
+            states,
+            [
+                Shown::OnCpu,
+                Shown::RunQueue,
+                Shown::OnCpu,
+                Shown::Parked,
+                Shown::Blocked,
+                Shown::Off
+            ]
+        );
+        assert_eq!(lanes.lanes[0].cells.iter().map(|cell| cell.switches).sum::<u32>(), 2);
+    }
+
+    #[test]
+    fn cells_become_longer_and_stay_exact_sums() {
+        let few = Limits { cells: 8, ..LIMITS };
+        let lanes = drawn(few, &["=-=-=-=-........", " =======--------"]).finish();
+        assert_eq!(lanes.cell_ns, 4_096);
+        let ns = |lane: usize, cell: usize| lanes.lanes[lane].cells[cell].ns;
+        assert_eq!(ns(0, 0), [2_048, 2_048, 0, 0, 0]);
+        assert_eq!(ns(0, 2), [0, 0, 0, 4_096, 0]);
+        assert_eq!(ns(1, 0), [3_072, 0, 0, 0, 0], "nothing is told of its first column");
+        assert_eq!(lanes.lanes[0].cells[0].switches, 2);
+    }
+
+    #[test]
+    fn a_long_sleep_does_not_need_room_for_itself() {
+        let mut builder = Builder::new(LIMITS);
+        builder.interval(&interval(1, State::OnCpu, Class::ThreadBlocked, 1_000, 2_000));
+        let hour = 3_600_000_000_000;
+        builder.interval(&interval(1, State::Blocked, Class::ThreadBlocked, 2_000, hour));
+        let lanes = builder.finish();
+        assert!(lanes.lanes[0].cells.len() <= LIMITS.cells);
+        let total: u64 = lanes.lanes[0].cells.iter().flat_map(|cell| cell.ns).sum();
+        assert_eq!(total, hour - 1_000);
+    }
+
+    #[test]
+    fn the_task_of_a_cell_is_the_one_that_ran_most_of_it() {
+        let mut cell = Cell::default();
+        for (task, ns) in [(1, 300), (2, 200), (1, 300), (3, 250)] {
+            cell.vote(task, ns);
+        }
+        assert_eq!(cell.task, 1);
+        let mut other = Cell::default();
+        other.vote(2, 5_000);
+        cell.add(&other);
+        assert_eq!(cell.task, 2);
+    }
+
+    /// A waking that may have ended a sleep.
+    pub(crate) fn woken(at_ns: u64, thread: ThreadId, waker: &Waker) -> Woken {
+        Woken {
+            tid: thread.tid,
+            thread: Some(thread),
+            at_ns,
+            cpu: 0,
+            noted: Some(Waking::OffCpu),
+            newborn: false,
+            waker: *waker,
+        }
+    }
+
+    #[test]
+    fn wakings_have_both_ends_and_interrupts_have_one() {
+        let mut builder = drawn(LIMITS, &["==", "..="]);
+        let by = |origin: Origin, tid| Waker {
+            origin: origin as u32,
+            tid,
+            ..Waker::default()
+        };
+        builder.woken(&woken(1_500, thread(2), &by(Origin::Thread, 1)));
+        builder.woken(&woken(1_600, thread(2), &by(Origin::Interrupt, 1)));
+        builder.woken(&woken(1_700, thread(2), &by(Origin::Outside, 77)));
+        let ends: Vec<_> = builder.finish().wakes.iter().map(|wake| (wake.from, wake.to)).collect();
+        assert_eq!(ends, [(Some(0), 1), (None, 1), (None, 1)]);
+    }
+
+    /// Two threads that take turns, 1,024 ns each.
+    fn ping_pong(limits: Limits, turns: u64) -> Lanes {
+        let mut builder = Builder::new(limits);
+        for turn in 0..turns {
+            let (tid, at_ns) = (turn as u32 % 2 + 1, 1_024 * turn);
+            builder.interval(&interval(
+                3 - tid,
+                State::Blocked,
+                Class::ThreadBlocked,
+                at_ns.saturating_sub(1_024),
+                at_ns,
+            ));
+            builder.interval(&interval(tid, State::OnCpu, Class::ThreadBlocked, at_ns, at_ns + 1_024));
+            let waker = Waker {
+                tid,
+                origin: Origin::Thread as u32,
+                ..Waker::default()
+            };
+            builder.woken(&woken(at_ns + 1_000, thread(3 - tid), &waker));
+        }
+        builder.finish()
+    }
+
+    #[test]
+    fn what_is_kept_of_a_long_timeline_is_all_that_there_is_in_its_windows() {
+        let lanes = ping_pong(Limits { items: 600, ..LIMITS }, 20_000);
+        assert!(!lanes.is_exact);
+        let items = lanes.wakes.len() + lanes.lanes.iter().map(|lane| lane.spans.len()).sum::<usize>();
+        assert!((100..=600).contains(&items), "{items}");
+        assert!((8..=64).contains(&lanes.exact.len()), "{:?}", lanes.exact);
+        for &(from_ns, to_ns) in &lanes.exact {
+            for lane in &lanes.lanes {
+                let inside = lane
+                    .spans
+                    .iter()
+                    .filter(|span| span.end_ns > from_ns && span.start_ns < to_ns);
+                let covered: u64 = inside
+                    .map(|span| span.end_ns.min(to_ns) - span.start_ns.max(from_ns))
+                    .sum();
+                assert!(covered + 2_048 >= to_ns - from_ns, "{covered} of {from_ns} to {to_ns}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_waits_are_found_with_what_was_around_them() {
+        let mut builder = Builder::new(Limits { items: 600, ..LIMITS });
+        let mut at_ns = 0;
+        for turn in 0..20_000_u64 {
+            let wait_ns = if turn == 12_345 { 700_000 } else { 500 + turn % 7 };
+            builder.interval(&interval(
+                1,
+                State::RunQueue,
+                Class::TaskPreempted,
+                at_ns,
+                at_ns + wait_ns,
+            ));
+            builder.interval(&interval(
+                1,
+                State::OnCpu,
+                Class::TaskPreempted,
+                at_ns + wait_ns,
+                at_ns + wait_ns + 1_000,
+            ));
+            at_ns += wait_ns + 1_000;
+        }
+        let lanes = builder.finish();
+        assert_eq!(lanes.moments.len(), 2);
+        let longest = lanes.moments[0];
+        assert_eq!((longest.ns(), longest.kind), (700_000, MomentKind::LongWait));
+        let around = |&&(from_ns, to_ns): &&(u64, u64)| from_ns < longest.start_ns && longest.end_ns < to_ns;
+        let &(from_ns, to_ns) = lanes.exact.iter().find(around).expect("a window around it");
+        let neighbours = lanes.lanes[0]
+            .spans
+            .iter()
+            .filter(|span| span.end_ns > from_ns && span.start_ns < to_ns);
+        assert!(neighbours.count() > 10, "what led to it, and what came of it");
+    }
+
+    #[test]
+    fn threads_without_room_are_counted() {
+        let few = Limits {
+            threads: 3,
+            lanes: 2,
+            ..LIMITS
+        };
+        let lanes = drawn(few, &["=", "===", "==", "    =", "    ="]).finish();
+        let tids: Vec<u32> = lanes.lanes.iter().map(|lane| lane.tid).collect();
+        assert_eq!((tids, lanes.left_out), (vec![2, 3], 3), "the busiest, by their ids");
+    }
+
+    #[test]
+    fn tasks_beyond_the_table_share_a_number() {
+        let mut builder = Builder::new(LIMITS);
+        let image = Image { tgid: 1, number: 0 };
+        let numbers: Vec<u32> = [7, 8, 7, 9, 10, 11, 12, 8]
+            .map(|task| builder.task(task, image))
+            .to_vec();
+        assert_eq!(numbers, [1, 2, 1, 3, 4, 5, 5, 2]);
+        assert_eq!(builder.finish().tasks.len(), 5);
+    }
+
+    proptest! {
+        /// However it is cut up, no nanosecond of any state comes or goes, and nothing grows beyond its limits.
+        #[test]
+        fn nothing_is_lost_in_cells(
+            lengths in prop::collection::vec((1_u64..50_000, 0_usize..5), 1..300),
+            cells in 4_usize..200,
+            items in 10_usize..400,
+        ) {
+            let mut builder = Builder::new(Limits { cells, items, ..LIMITS });
+            let mut expected = [0; Shown::COUNT];
+            let mut at_ns = 777;
+            for (ns, state) in lengths {
+                let (told, class) = [
+                    (State::OnCpu, Class::TaskBlocked),
+                    (State::RunQueue, Class::TaskPreempted),
+                    (State::Blocked, Class::PoolIdle),
+                    (State::Blocked, Class::TaskBlocked),
+                    (State::Off, Class::TaskBlocked),
+                ][state];
+                builder.interval(&interval(1, told, class, at_ns, at_ns + ns));
+                expected[state] += ns;
+                at_ns += ns;
+            }
+            let lanes = builder.finish();
+            let mut found = [0; Shown::COUNT];
+            for cell in &lanes.lanes[0].cells {
+                prop_assert!(cell.ns.iter().sum::<u64>() <= lanes.cell_ns);
+                for (sum, ns) in found.iter_mut().zip(cell.ns) {
+                    *sum += ns;
+                }
+            }
+            prop_assert_eq!(found, expected);
+            prop_assert!(lanes.lanes[0].cells.len() <= cells);
+            let around = 2 * LIMITS.moments * 2 * LIMITS.items_of_moment;
+            prop_assert!(lanes.lanes[0].spans.len() <= items + around);
+            prop_assert!(lanes.exact.iter().zip(lanes.exact.iter().skip(1)).all(|(a, b)| a.1 < b.0));
+        }
+    }
+}

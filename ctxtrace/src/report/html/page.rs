@@ -1,0 +1,841 @@
+//! What is on the page. Every figure is a text made here, as the table makes it, with the number beside it where the page sorts or
+//! draws by it; every part that a recording lacks has the sentence that says why, and what brings it.
+
+use ctxtrace_common::histogram::{Histogram, Latency as Kind, SUB_BUCKETS, lower_bound, upper_bound};
+use serde::Serialize;
+
+use super::flame::Tree;
+use super::timeline::Timeline;
+use crate::analyze::profile;
+use crate::analyze::result::{Class, Distribution, Report, WakeupOrigin};
+use crate::report::printable;
+use crate::report::table;
+use crate::symbolize::stacks::{self, Resolved};
+use crate::trace::run::Run;
+use crate::trace::{Latencies, Level};
+use crate::units::{duration, signed_thousands, significant, thousands};
+
+/// Rows of a table at most; what is left out is counted.
+const MOST_ROWS: usize = 1_000;
+
+/// Everything.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Page {
+    /// What was recorded.
+    pub(super) subject: String,
+    /// Where and how.
+    setting: Vec<String>,
+    verdict: String,
+    facts: Vec<Fact>,
+    alerts: Vec<Alert>,
+    ledger: Ledger,
+    distributions: Vec<Plot>,
+    latency: Table,
+    timeline: Part<Timeline>,
+    flames: Vec<Flame>,
+    tables: Vec<Table>,
+    trust: Vec<Statement>,
+}
+
+/// A figure of its own.
+#[derive(Clone, Debug, Serialize)]
+struct Fact {
+    value: String,
+    label: &'static str,
+    help: String,
+}
+
+/// What has to be known before anything else is read.
+#[derive(Clone, Debug, Serialize)]
+struct Alert {
+    text: String,
+    /// The figures are wrong, or not all there; else they are right as far as they go.
+    is_bad: bool,
+}
+
+/// Something that a recording may lack.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Part<T> {
+    Here(T),
+    /// Why not.
+    Missing(String),
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Ledger {
+    total: String,
+    rows: Vec<LedgerRow>,
+    notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct LedgerRow {
+    class: &'static str,
+    meaning: &'static str,
+    count: u64,
+    off_cpu_ns: u64,
+    /// Number, share, off-CPU time and its share, as texts.
+    texts: [String; 4],
+}
+
+/// A distribution, to be plotted.
+#[derive(Clone, Debug, Serialize)]
+struct Plot {
+    name: &'static str,
+    meaning: &'static str,
+    count: u64,
+    /// Values that are 0, which no logarithmic axis has.
+    zeros: u64,
+    sum_ns: u64,
+    /// From, to, how many; from the least to the greatest, those with nothing in them left out.
+    bins: Vec<[u64; 3]>,
+    /// Name, nanoseconds, text.
+    percentiles: Vec<(&'static str, u64, String)>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Table {
+    id: &'static str,
+    title: &'static str,
+    intro: &'static str,
+    columns: Vec<Column>,
+    rows: Vec<Vec<Cell>>,
+    notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Column {
+    name: &'static str,
+    help: &'static str,
+    numeric: bool,
+}
+
+/// What is shown, and what is sorted by: a number, or the text itself.
+#[derive(Clone, Debug, Serialize)]
+struct Cell(String, Option<f64>);
+
+#[derive(Clone, Debug, Serialize)]
+struct Flame {
+    id: &'static str,
+    title: &'static str,
+    intro: &'static str,
+    /// What the number is of.
+    unit: &'static str,
+    tree: Part<Tree>,
+    notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Statement {
+    label: &'static str,
+    text: String,
+    is_bad: bool,
+}
+
+impl Page {
+    pub(super) fn of(report: &Report, run: &Run, runs: &[Run]) -> Self {
+        let mut latencies = Latencies::default();
+        for run in runs {
+            latencies.merge(&run.aggregates.latencies);
+        }
+        Self {
+            subject: printable(&table::subject_in_words(report)),
+            setting: setting(report),
+            verdict: table::verdict_in_words(report),
+            facts: facts(report),
+            alerts: alerts(report),
+            ledger: ledger(report),
+            distributions: plots(report, &latencies),
+            latency: latency_table(report),
+            timeline: match &run.lanes {
+                Some(lanes) if !lanes.lanes.is_empty() => Part::Here(Timeline::of(lanes, report, run)),
+                Some(_) => Part::Missing("No thread did anything that could be drawn.".to_owned()),
+                None => Part::Missing(format!(
+                    "It was recorded with --level {}, which counts switches without telling when each one was. --level timeline brings \
+                     this part.",
+                    report.level.name()
+                )),
+            },
+            flames: flames(report, run),
+            tables: [
+                Some(tasks(report)),
+                Some(wakeups(report)),
+                Some(threads(report)),
+                functions(report),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+            trust: trust(report),
+        }
+    }
+}
+
+fn setting(report: &Report) -> Vec<String> {
+    let host = &report.host;
+    vec![
+        format!("recorded on {}", printable(&host.name)),
+        format!("Linux {}", printable(&host.kernel)),
+        format!("{} CPUs", host.cpus),
+        format!("level {}", report.level.name()),
+        format!("{} long", duration(report.recorded_ns)),
+        format!("ctxtrace {}", report.ctxtrace_version),
+    ]
+}
+
+fn facts(report: &Report) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    let mut fact = |value: Option<String>, label, help: &str| {
+        let help = help.to_owned();
+        facts.extend(value.map(|value| Fact { value, label, help }));
+    };
+    if let Some(workload) = &report.workload {
+        let several = match workload.runs.len() {
+            0 | 1 => "",
+            _ => " The median of several runs.",
+        };
+        fact(
+            workload.messages_per_second.map(significant),
+            "messages a second",
+            &format!("How fast it was, while it was traced.{several}"),
+        );
+        fact(
+            workload.ns_per_message.map(|ns| format!("{} ns", significant(ns))),
+            "a message",
+            "The time of the measured section by messages.",
+        );
+        fact(
+            report.kernel_switches.per_message.map(significant),
+            "kernel switches a message",
+            "How often the kernel took a thread off a CPU, by messages.",
+        );
+    }
+    fact(
+        Some(thousands(report.kernel_switches.total)),
+        "kernel switches",
+        "How often the kernel took a thread of the program off a CPU.",
+    );
+    if report.workload.is_none() {
+        fact(
+            report.kernel_switches.per_second.map(significant),
+            "kernel switches a second",
+            "By the time recorded.",
+        );
+    }
+    if let Some(switches) = report.task_switches.as_ref().filter(|switches| switches.total > 0) {
+        fact(
+            Some(thousands(switches.total)),
+            "task switches",
+            "How often a thread of the runtime began to poll a task.",
+        );
+        fact(
+            Some(table::percent(switches.stayed_in_user, switches.total)),
+            "stayed in user space",
+            "Task switches that did not go through the kernel: the thread was not switched out since its poll before.",
+        );
+    }
+    let on_cpu_ns: u64 = report.threads.iter().map(|thread| thread.on_cpu_ns).sum();
+    fact(
+        Some(duration(on_cpu_ns)),
+        "on the CPU",
+        "The time of all threads on CPUs, added up.",
+    );
+    fact(
+        report
+            .overhead
+            .share_of_on_cpu
+            .map(|share| format!("{} %", significant(100.0 * share))),
+        "of that is tracing",
+        "What the recording itself took, measured by the kernel.",
+    );
+    facts
+}
+
+fn alerts(report: &Report) -> Vec<Alert> {
+    let mut alerts = Vec::new();
+    let mut alert = |text: String, is_bad| alerts.push(Alert { text, is_bad });
+    if let Some(reason) = &report.cut_short {
+        alert(
+            format!("Partial: {}. This is what was seen up to then.", printable(reason)),
+            true,
+        );
+    }
+    if !table::agrees(report) {
+        let difference = signed_thousands(report.reconciliation.difference);
+        alert(
+            format!(
+                "The counts are not the kernel's own: traced minus kernel is {difference}. Do not rely on the figures."
+            ),
+            true,
+        );
+    }
+    if !report.ledger_adds_up {
+        alert(
+            "The ledger does not add up to the kernel switches. Do not rely on it.".to_owned(),
+            true,
+        );
+    }
+    if let Some(timeline) = report
+        .timeline
+        .as_ref()
+        .filter(|timeline| timeline.agrees == Some(false))
+    {
+        let differences = timeline.disagreements.join("; ");
+        alert(
+            format!("The timeline gives other counts than the kernel side: {differences}."),
+            true,
+        );
+    }
+    if let Some(lost) = report.lost.in_words() {
+        alert(format!("Lost: {lost}{}.", room(report)), report.lost.events > 0);
+    }
+    alerts
+}
+
+fn meaning(class: Class) -> &'static str {
+    match class {
+        Class::Exited => "a thread's last switch: it ended",
+        Class::Stopped => "stopped by a signal or a debugger",
+        Class::Unattributed => "what the thread was doing is not known",
+        Class::Yielded => "gave way by itself, with sched_yield",
+        Class::TaskBlocked => "went to sleep in the middle of polling a task",
+        Class::TaskPreempted => "was made to give way while it polled a task",
+        Class::WorkerParked => "a worker of the runtime had nothing to poll, and slept",
+        Class::PoolIdle => "a thread of the pool for blocking work had none",
+        Class::RuntimeBlocked => "a thread of the runtime slept between polls, for another reason",
+        Class::RuntimePreempted => "a thread of the runtime was made to give way between polls",
+        Class::ThreadBlocked => "another thread went to sleep",
+        Class::ThreadPreempted => "another thread was made to give way",
+    }
+}
+
+fn ledger(report: &Report) -> Ledger {
+    let total = report.kernel_switches.total;
+    let classes = table::by_class(report);
+    let total_ns: u64 = classes.iter().map(|(_, _, ns)| ns).sum();
+    let row = |&(class, count, off_cpu_ns): &(Class, u64, u64)| LedgerRow {
+        class: class.in_words(),
+        meaning: meaning(class),
+        count,
+        off_cpu_ns,
+        texts: [
+            thousands(count),
+            table::percent(count, total),
+            duration(off_cpu_ns),
+            table::percent(off_cpu_ns, total_ns),
+        ],
+    };
+    let mut notes: Vec<String> = Vec::new();
+    for reason in report.ledger.iter().filter_map(|row| row.reason.as_deref()) {
+        let note = format!("Unattributed because {}.", printable(reason));
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
+    Ledger {
+        total: thousands(total),
+        rows: classes.iter().map(row).collect(),
+        notes,
+    }
+}
+
+/// The five distributions: which, its name, its meaning, its summary.
+fn distributions(report: &Report) -> [(Kind, &'static str, &'static str, &Distribution); 5] {
+    let latency = &report.latency;
+    [
+        (
+            Kind::OffCpu,
+            "off-CPU",
+            "from a switch-out to the thread's next switch-in: the next two added",
+            &latency.off_cpu,
+        ),
+        (
+            Kind::Blocked,
+            "blocked",
+            "asleep, until somebody woke it",
+            &latency.blocked,
+        ),
+        (
+            Kind::RunQueue,
+            "run queue",
+            "ready to run, and no CPU free",
+            &latency.run_queue,
+        ),
+        (
+            Kind::OnCpu,
+            "on-CPU",
+            "from a switch-in to the next switch-out",
+            &latency.on_cpu,
+        ),
+        (
+            Kind::WakeToRun,
+            "wake to run",
+            "from the wakeup that ended a sleep to running",
+            &latency.wake_to_run,
+        ),
+    ]
+}
+
+fn percentiles(distribution: &Distribution) -> Vec<(&'static str, u64, String)> {
+    let known = [
+        ("p50", distribution.p50_ns),
+        ("p90", distribution.p90_ns),
+        ("p99", distribution.p99_ns),
+        ("p99.9", distribution.p999_ns),
+        ("max", distribution.max_ns),
+    ];
+    known
+        .into_iter()
+        .filter_map(|(name, ns)| Some((name, ns?, duration(ns?))))
+        .collect()
+}
+
+fn plots(report: &Report, latencies: &Latencies) -> Vec<Plot> {
+    let plot = |(kind, name, meaning, distribution): (_, _, _, &Distribution)| {
+        let histogram = latencies.get(kind);
+        Plot {
+            name,
+            meaning,
+            count: distribution.count,
+            zeros: histogram.buckets[0],
+            sum_ns: distribution.sum_ns,
+            bins: bins(histogram),
+            percentiles: percentiles(distribution),
+        }
+    };
+    distributions(report).into_iter().map(plot).collect()
+}
+
+/// The buckets of a histogram, four and four together (a quarter of a power of two: what the eye can tell apart on a logarithmic
+/// axis); the 0 is left out.
+fn bins(histogram: &Histogram) -> Vec<[u64; 3]> {
+    // Below 16 a bucket is one value, and four of them are more than a quarter.
+    let width = |bucket: usize| match bucket {
+        0..8 => 1,
+        8..SUB_BUCKETS => 2,
+        _ => 4,
+    };
+    let mut bins = Vec::new();
+    let mut bucket = 1;
+    while bucket < histogram.buckets.len() {
+        let end = bucket + width(bucket);
+        let count: u64 = histogram.buckets[bucket..end].iter().sum();
+        if count > 0 {
+            bins.push([lower_bound(bucket), upper_bound(end - 1), count]);
+        }
+        bucket = end;
+    }
+    bins
+}
+
+fn text(text: &str) -> Cell {
+    Cell(printable(text), None)
+}
+
+fn number(value: u64) -> Cell {
+    Cell(thousands(value), Some(value as f64))
+}
+
+fn time(ns: u64) -> Cell {
+    Cell(duration(ns), Some(ns as f64))
+}
+
+fn maybe<T>(value: Option<T>, cell: impl FnOnce(T) -> Cell) -> Cell {
+    // What is not known is less than anything that is.
+    value.map_or_else(|| Cell("–".to_owned(), Some(-1.0)), cell)
+}
+
+fn words(name: &'static str, help: &'static str) -> Column {
+    Column {
+        name,
+        help,
+        numeric: false,
+    }
+}
+
+fn figures(name: &'static str, help: &'static str) -> Column {
+    Column {
+        name,
+        help,
+        numeric: true,
+    }
+}
+
+/// As many rows as there is room for, and the note of how many more there are.
+fn bounded<T>(all: &[T], what: &str, row: impl Fn(&T) -> Vec<Cell>) -> (Vec<Vec<Cell>>, Vec<String>) {
+    let shown = all.len().min(MOST_ROWS);
+    let more = (all.len() - shown) as u64;
+    let notes = if more == 0 {
+        vec![]
+    } else {
+        vec![format!(
+            "{} more {what} are in the JSON (--json FILE).",
+            thousands(more)
+        )]
+    };
+    (all[..shown].iter().map(row).collect(), notes)
+}
+
+fn latency_table(report: &Report) -> Table {
+    let row = |(_, name, _, of): (_, &'static str, _, &Distribution)| {
+        vec![
+            text(name),
+            number(of.count),
+            maybe(of.p50_ns, time),
+            maybe(of.p90_ns, time),
+            maybe(of.p99_ns, time),
+            maybe(of.p999_ns, time),
+            maybe(of.max_ns, time),
+            time(of.sum_ns),
+        ]
+    };
+    Table {
+        id: "latency-table",
+        title: "The same in figures",
+        intro: "",
+        columns: vec![
+            words("intervals", "what kind of interval"),
+            figures("number", "how many ended"),
+            figures("p50", "half of them are at most this long"),
+            figures("p90", "90 % of them are at most this long"),
+            figures("p99", "99 % of them are at most this long"),
+            figures("p99.9", "99.9 % of them are at most this long"),
+            figures("longest", "the longest one"),
+            figures("sum", "all of them together"),
+        ],
+        rows: distributions(report).into_iter().map(row).collect(),
+        notes: vec![],
+    }
+}
+
+fn tasks(report: &Report) -> Table {
+    let (rows, mut notes) = bounded(&report.tasks, "tasks", |task| {
+        let kind = task.future_type.as_deref().unwrap_or("–");
+        vec![
+            text(&task.name),
+            text(kind),
+            maybe(task.task_switches, number),
+            maybe(task.hit_kernel, number),
+            number(task.kernel_switches),
+            time(task.off_cpu_ns),
+        ]
+    });
+    if rows.is_empty() {
+        notes.push(
+            "No task was polled at any kernel switch. How tasks are found in each program is said below.".to_owned(),
+        );
+    }
+    if report.task_switches.is_none() {
+        let why = report.unavailable.iter().find(|entry| entry.path == "task_switches");
+        notes.extend(why.map(|entry| format!("Polls are not counted: {}.", printable(&entry.reason))));
+    }
+    Table {
+        id: "tasks",
+        title: "Tasks",
+        intro: "What the program's own scheduler switches between. A switch to a task hit the kernel if the thread had been switched \
+                out since its poll before.",
+        columns: vec![
+            words("task", "as the program calls it, or its number"),
+            words("type", "the type of its future, or the function it was started with"),
+            figures("polls", "how often a thread began to poll it"),
+            figures(
+                "hit the kernel",
+                "of those, the ones before which the thread was switched out",
+            ),
+            figures("switches in a poll", "kernel switches while it was polled"),
+            figures("off-CPU", "off-CPU time of those"),
+        ],
+        rows,
+        notes,
+    }
+}
+
+fn wakeups(report: &Report) -> Table {
+    let (rows, mut notes) = bounded(&report.wakeups, "pairs", |wakeups| {
+        let task = match (&wakeups.from_task, wakeups.origin) {
+            (Some(task), WakeupOrigin::Task) => text(task),
+            _ => text("–"),
+        };
+        let thread = match wakeups.from_tid {
+            Some(tid) => format!("{} {tid}", wakeups.from_thread),
+            None => wakeups.from_thread.clone(),
+        };
+        vec![
+            task,
+            text(&thread),
+            text(&format!("{} {}", wakeups.to_thread, wakeups.to_tid)),
+            number(wakeups.count),
+            maybe(wakeups.wasted, number),
+            maybe(wakeups.waking_ns, |ns| time(ns as u64)),
+            time(wakeups.p50_ns),
+            time(wakeups.p99_ns),
+            time(wakeups.max_ns),
+        ]
+    });
+    if rows.is_empty() {
+        notes.push("No wakeup ended a sleep.".to_owned());
+    }
+    Table {
+        id: "wakeups",
+        title: "Wakeups",
+        intro: "Who woke whom. Only wakeups that ended a sleep count.",
+        columns: vec![
+            words(
+                "from task",
+                "the task that was being polled by the thread that made the wakeup",
+            ),
+            words(
+                "from thread",
+                "the thread that made it; interrupt for timers and devices",
+            ),
+            words("to thread", "the thread that was woken"),
+            figures("number", "how many"),
+            figures("for nothing", "the woken worker polled nothing and went back to sleep"),
+            figures("to wake", "what making one takes the waker, on average"),
+            figures("p50", "half of them ran at most this long after the wakeup"),
+            figures("p99", "99 % of them ran at most this long after the wakeup"),
+            figures("longest", "the longest time from a wakeup to running"),
+        ],
+        rows,
+        notes,
+    }
+}
+
+fn threads(report: &Report) -> Table {
+    let mut busiest: Vec<_> = report.threads.iter().collect();
+    busiest.sort_by_key(|thread| (std::cmp::Reverse(thread.voluntary + thread.involuntary), thread.tid));
+    let (rows, notes) = bounded(&busiest, "threads", |thread| {
+        vec![
+            text(&thread.name),
+            Cell(thread.tid.to_string(), Some(f64::from(thread.tid))),
+            Cell(thread.pid.to_string(), Some(f64::from(thread.pid))),
+            number(thread.voluntary),
+            number(thread.involuntary),
+            time(thread.on_cpu_ns),
+            time(thread.run_queue_ns),
+            time(thread.off_cpu_ns),
+            number(thread.migrations),
+        ]
+    });
+    Table {
+        id: "threads",
+        title: "Threads",
+        intro: "Every thread of the program and of the processes it started.",
+        columns: vec![
+            words("thread", "its name"),
+            figures("id", "its thread id"),
+            figures("process", "its process id"),
+            figures(
+                "voluntary",
+                "kernel switches that the kernel counts as voluntary: mostly, it went to sleep",
+            ),
+            figures(
+                "involuntary",
+                "kernel switches that the kernel counts as involuntary: it was made to give way",
+            ),
+            figures("on-CPU", "its time on CPUs"),
+            figures("run queue", "its time ready to run, with no CPU free"),
+            figures("off-CPU", "its time off the CPU, the run queue included"),
+            figures("moves", "switches onto another CPU than before"),
+        ],
+        rows,
+        notes,
+    }
+}
+
+fn functions(report: &Report) -> Option<Table> {
+    let profile = report.on_cpu.as_ref()?;
+    let share = |share: f64| Cell(format!("{} %", significant(100.0 * share)), Some(share));
+    let (rows, mut notes) = bounded(&profile.functions, "functions", |of| {
+        vec![
+            text(&of.function),
+            text(of.category.in_words()),
+            number(of.samples),
+            share(of.share),
+            time(of.ns),
+        ]
+    });
+    let kinds: Vec<String> = profile
+        .categories
+        .iter()
+        .map(|of| format!("{} {} %", of.category.in_words(), significant(100.0 * of.share)))
+        .collect();
+    notes.push(format!("By what the code is for: {}.", kinds.join(", ")));
+    Some(Table {
+        id: "functions",
+        title: "On the CPU",
+        intro: "What the program did while it ran, as far as samples tell. A sample belongs to the innermost function that belongs \
+                to a library or to the program.",
+        columns: vec![
+            words("function", "without its generic arguments"),
+            words("for", "what its library is for"),
+            figures("samples", "samples in it"),
+            figures("share", "of all samples"),
+            figures("time", "the part of the time on the CPU that they stand for"),
+        ],
+        rows,
+        notes,
+    })
+}
+
+fn flames(report: &Report, run: &Run) -> Vec<Flame> {
+    let level = report.level;
+    let without_stacks = format!(
+        "It was recorded with --level {}, which takes no stacks at switches. --level stacks (which is the default) brings this part.",
+        level.name()
+    );
+    let here = |resolved: &Resolved, otherwise: &str| match Tree::of(resolved) {
+        Some(tree) => Part::Here(tree),
+        None => Part::Missing(otherwise.to_owned()),
+    };
+    let switches = match level {
+        Level::Stacks => stacks::switches(run),
+        Level::Counts | Level::Timeline => Resolved::default(),
+    };
+    let wakers = stacks::wakers(run);
+    let on_cpu_ns = run
+        .aggregates
+        .threads
+        .iter()
+        .map(|record| record.thread.on_cpu_ns)
+        .sum();
+    let samples = if run.samples.is_empty() {
+        Resolved::default()
+    } else {
+        stacks::samples(run, &profile::places(run, |_| true), on_cpu_ns)
+    };
+    vec![
+        Flame {
+            id: "off-cpu",
+            title: "Off-CPU",
+            intro: "Where threads were when the kernel took them off a CPU. At the top what the thread was doing: a task, or a class \
+                    of the ledger. Below it the thread, its functions, and the kernel's. Width is the time off the CPU, or the number \
+                    of switches.",
+            unit: "switches",
+            tree: if level == Level::Stacks {
+                here(&switches, "There was no kernel switch.")
+            } else {
+                Part::Missing(without_stacks.clone())
+            },
+            notes: broken(&switches),
+        },
+        Flame {
+            id: "wakers",
+            title: "Wakers",
+            intro: "Who ended the sleeps, and from where. At the top what the woken thread had been doing. Below it who woke it, and \
+                    the functions that led there. Width is the off-CPU time that was ended, or the number of wakeups.",
+            unit: "wakeups",
+            tree: here(
+                &wakers,
+                match level {
+                    Level::Stacks => {
+                        "Stacks of wakers were not taken, because they make every wakeup dearer. --wakeups-flamegraph FILE.svg takes them, \
+                         and brings this part too."
+                    }
+                    Level::Counts | Level::Timeline => {
+                        "Stacks of wakers are taken with --level stacks and --wakeups-flamegraph FILE.svg, which bring this part too."
+                    }
+                },
+            ),
+            notes: broken(&wakers),
+        },
+        Flame {
+            id: "on-cpu",
+            title: "On-CPU",
+            intro: "What the program did while it ran, by samples of a timer. Width is the number of samples, or the time on the CPU that \
+                    they stand for.",
+            unit: "samples",
+            tree: here(
+                &samples,
+                "No samples were taken of what ran on the CPUs. --level timeline --sample 997 takes them, and brings this part.",
+            ),
+            notes: broken(&samples),
+        },
+    ]
+}
+
+fn broken(resolved: &Resolved) -> Vec<String> {
+    let share = 100.0 * resolved.broken as f64 / resolved.with_user_stack.max(1) as f64;
+    if share < 0.05 {
+        return vec![];
+    }
+    vec![format!(
+        "{share:.1} % of user stacks are broken: code without frame pointers (-C force-frame-pointers=yes) was in the way."
+    )]
+}
+
+fn trust(report: &Report) -> Vec<Statement> {
+    let reconciliation = &report.reconciliation;
+    let mut statements = Vec::new();
+    let mut state = |label, text: String, is_bad| statements.push(Statement { label, text, is_bad });
+    let agrees = table::agrees(report);
+    state(
+        "Is it all?",
+        format!(
+            "ctxtrace has traced {} kernel switches; the kernel's own counters say {}. The difference is {}{}.",
+            thousands(reconciliation.traced),
+            thousands(reconciliation.kernel),
+            signed_thousands(reconciliation.difference),
+            if agrees { ", thread by thread" } else { "" },
+        ),
+        !agrees,
+    );
+    state(
+        "Does it add up?",
+        if report.ledger_adds_up {
+            "Every kernel switch is in exactly one class of the ledger.".to_owned()
+        } else {
+            "The ledger does not add up to the kernel switches.".to_owned()
+        },
+        !report.ledger_adds_up,
+    );
+    let lost = report.lost.in_words();
+    state(
+        "Was anything lost?",
+        match &lost {
+            Some(lost) => format!(
+                "{lost}{}. What each of them means is in docs/SEMANTICS.md.",
+                room(report)
+            ),
+            None => "Nothing: no event, no interval, no stack, no reading of a task.".to_owned(),
+        },
+        lost.is_some(),
+    );
+    let cost = table::tracing_cost(report);
+    state("What did tracing cost?", cost.join("; ") + ".", false);
+    for line in table::locators_in_words(report) {
+        state("How tasks were found", line, false);
+    }
+    statements
+}
+
+/// Which options make room for what did not fit, behind a space; nothing if none does.
+fn room(report: &Report) -> String {
+    table::room(report).map_or_else(String::new, |room| format!(" {room}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bins_have_everything_but_the_zeros() {
+        let mut histogram = Histogram::EMPTY;
+        let mut values: Vec<u64> = (0..64).map(|bit| 1 << bit).collect();
+        values.extend([0, 0, 3, 9, 17, 18, 19, 20, 1_000, u64::MAX]);
+        for &value in &values {
+            histogram.record(value);
+        }
+        let bins = bins(&histogram);
+        assert_eq!(bins.iter().map(|bin| bin[2]).sum::<u64>() + 2, values.len() as u64);
+        for &value in values.iter().filter(|&&value| value > 0) {
+            assert!(
+                bins.iter().any(|&[from, to, _]| from <= value && value <= to),
+                "{value}"
+            );
+        }
+        assert!(bins.windows(2).all(|pair| pair[0][1] < pair[1][0]), "in order, apart");
+        assert_eq!(bins.last().expect("some")[1], u64::MAX);
+    }
+}
