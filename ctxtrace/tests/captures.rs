@@ -46,7 +46,7 @@ fn compare(golden: &Path, found: &str) {
 #[test]
 fn captures_of_every_version_are_reported_as_ever() {
     let captures = captures();
-    assert_eq!(captures.len(), 3);
+    assert_eq!(captures.len(), 4);
     for capture in captures {
         compare(&capture.with_extension("table"), &reported(&capture, &[]));
         compare(&capture.with_extension("json"), &reported(&capture, &["--json", "-"]));
@@ -55,7 +55,7 @@ fn captures_of_every_version_are_reported_as_ever() {
 
 #[test]
 fn names_are_in_the_capture() {
-    let capture = &captures()[1];
+    let capture = &captures()[2];
     assert!(capture.ends_with("v1-stacks.ctx"));
     compare(
         &capture.with_extension("folded"),

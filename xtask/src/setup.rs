@@ -26,6 +26,9 @@ const FOR_TESTS: [(&str, &str); 12] = [
     ("stress-ng", "stress-ng"),
 ];
 
+/// The release of `DuckDB`, as pip names it.
+const DUCKDB: &str = "duckdb==2.0.1";
+
 /// Installs, then looks whether that did it.
 pub(crate) fn main() -> Result<()> {
     if let Ok(compiler) = Compiler::find()
@@ -41,6 +44,7 @@ pub(crate) fn main() -> Result<()> {
     }
     install_for_tests()?;
     install_deny()?;
+    install_duckdb()?;
     Toolchain::find().map(|toolchain| eprintln!("ready: {}", toolchain.compiler))
 }
 
@@ -81,6 +85,34 @@ fn install_for_tests() -> Result<()> {
     let mut install = process::as_root("apt-get");
     install.args(["install", "-y", "--no-install-recommends"]);
     process::run(install.args(packages))
+}
+
+/// The database that the SQL of `docs/FLEET.md` is tested in, in a Python environment of its own.
+fn install_duckdb() -> Result<()> {
+    let environment = process::root().join("target/duckdb");
+    let python = environment.join("bin/python");
+    let mut import = process::clean(&python);
+    if process::output(import.args(["-c", "import duckdb"])).is_ok() {
+        eprintln!("DuckDB is there: {}", environment.display());
+        return Ok(());
+    }
+    let made = process::run(
+        process::clean("python3")
+            .args(["-m", "venv", "--clear"])
+            .arg(&environment),
+    );
+    if made.is_err() && !process::programs("apt-get").is_empty() {
+        // Debian has Python's own way to make one in a package by itself.
+        process::run(process::as_root("apt-get").args(["install", "-y", "--no-install-recommends", "python3-venv"]))?;
+        process::run(
+            process::clean("python3")
+                .args(["-m", "venv", "--clear"])
+                .arg(&environment),
+        )?;
+    } else {
+        made?;
+    }
+    process::run(process::clean(python).args(["-m", "pip", "install", DUCKDB]))
 }
 
 /// rustup's nightly, with the sources of `core`.

@@ -199,7 +199,9 @@ pub(super) fn wakeups(aggregates: &Aggregates, nulls: &mut Nulls) -> Vec<Wakeups
     rows
 }
 
-fn origin(origin: Origin) -> WakeupOrigin {
+/// The origin as it is called in the result.
+#[must_use]
+pub fn origin(origin: Origin) -> WakeupOrigin {
     match origin {
         Origin::Unknown => WakeupOrigin::Unknown,
         Origin::Interrupt => WakeupOrigin::Interrupt,
@@ -233,6 +235,7 @@ fn locator(program: &Program) -> Locator {
         locator: name,
         tokio_version: found.tokio_version.clone(),
         go_version: found.go_version.clone(),
+        build_id: found.build_id.clone(),
         reason: (reason != Reason::None).then(|| {
             let detail = found
                 .detail

@@ -255,6 +255,25 @@ pub enum Class {
 }
 
 impl Class {
+    /// As in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exited => "exited",
+            Self::Stopped => "stopped",
+            Self::Unattributed => "unattributed",
+            Self::Yielded => "yielded",
+            Self::TaskBlocked => "task-blocked",
+            Self::TaskPreempted => "task-preempted",
+            Self::WorkerParked => "worker-parked",
+            Self::PoolIdle => "pool-idle",
+            Self::RuntimeBlocked => "runtime-blocked",
+            Self::RuntimePreempted => "runtime-preempted",
+            Self::ThreadBlocked => "thread-blocked",
+            Self::ThreadPreempted => "thread-preempted",
+        }
+    }
+
     /// As in JSON, with a space for the hyphen.
     #[must_use]
     pub fn in_words(self) -> &'static str {
@@ -353,6 +372,21 @@ pub enum WakeupOrigin {
     Outside,
 }
 
+impl WakeupOrigin {
+    /// As in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Interrupt => "interrupt",
+            Self::Task => "task",
+            Self::Runtime => "runtime",
+            Self::Thread => "thread",
+            Self::Outside => "outside",
+        }
+    }
+}
+
 /// Wakeups from one waker to one thread that ended a sleep.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Wakeups {
@@ -401,6 +435,9 @@ pub struct Locator {
     /// The version of Go it was built with, where it can be told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub go_version: Option<String>,
+    /// The GNU build id of the program, in hexadecimal digits; absent if it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub build_id: Option<String>,
     /// Why its tasks cannot be found, and what would help; absent if they can, or if it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -520,6 +557,10 @@ pub struct Distribution {
     pub max_ns: Option<u64>,
     /// All of them together.
     pub sum_ns: u64,
+    /// The least value of each log-linear bucket that has any, with how many it has: what the percentiles are taken from, and
+    /// what pictures are made of.
+    #[serde(skip)]
+    pub buckets: Vec<(u64, u64)>,
 }
 
 /// One thread.

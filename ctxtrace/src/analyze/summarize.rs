@@ -3,7 +3,7 @@
 //! With `--repeat` the headline figures are those of the *median run* by time per message, a run that really happened and
 //! whose figures therefore agree with each other; latencies and losses are those of all runs.
 
-use ctxtrace_common::histogram::{Histogram, Latency as Kind};
+use ctxtrace_common::histogram::{Histogram, Latency as Kind, lower_bound};
 
 use super::attribution;
 use super::percentile::percentile;
@@ -481,7 +481,16 @@ fn distribution(histogram: &Histogram, open_intervals: Option<u64>, path: &str, 
         p999_ns: percentile(histogram, 0.999),
         max_ns: any.then_some(histogram.max_ns),
         sum_ns: histogram.sum_ns,
+        buckets: buckets(histogram),
     }
+}
+
+fn buckets(histogram: &Histogram) -> Vec<(u64, u64)> {
+    let counts = histogram.buckets.iter().enumerate();
+    counts
+        .filter(|(_, count)| **count > 0)
+        .map(|(bucket, count)| (lower_bound(bucket), *count))
+        .collect()
 }
 
 fn thread(thread: &ctxtrace_common::thread::Thread) -> Thread {

@@ -287,6 +287,10 @@ pub struct SuiteArgs {
     /// Write the table as Markdown ("-": standard output)
     #[arg(long, value_name = "FILE.md")]
     pub markdown: Option<PathBuf>,
+
+    /// Print nothing but what goes wrong
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 /// Options of `report`.
@@ -391,6 +395,9 @@ pub struct OutputArgs {
     /// Write switches and off-CPU time by stack for pprof, Pyroscope, Parca or speedscope
     #[arg(long, value_name = "FILE.pb.gz")]
     pub pprof: Option<PathBuf>,
+    /// Write the tables of the capture as Parquet files into a folder, which may have those of others: docs/FLEET.md
+    #[arg(long, value_name = "DIR")]
+    pub parquet: Option<PathBuf>,
 
     /// What the widths in flamegraph and folded stacks mean [default: time]
     #[arg(long, value_enum)]
@@ -399,6 +406,10 @@ pub struct OutputArgs {
     /// Exit with 3 unless a figure of the JSON stands so: `kernel_switches.per_message < 0.01` (repeatable)
     #[arg(long = "assert", value_name = "EXPR")]
     pub assertions: Vec<Assertion>,
+
+    /// Print nothing but what goes wrong
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 /// A time as people write it: `10s`, `1m 30s`, or a number of seconds.

@@ -77,6 +77,8 @@ pub struct SuiteSettings {
     pub markdown: Option<Destination>,
     /// Whether standard output is not the table's.
     pub table_to_stderr: bool,
+    /// Whether to say nothing but what goes wrong.
+    pub quiet: bool,
 }
 
 /// `ctxtrace report`, every option resolved.
@@ -120,8 +122,12 @@ pub struct OutputSettings {
     pub perfetto: Option<Destination>,
     /// Where the profile for pprof goes.
     pub pprof: Option<Destination>,
+    /// The folder for the tables.
+    pub parquet: Option<PathBuf>,
     /// What must hold of the result.
     pub assertions: Vec<Assertion>,
+    /// Whether to say nothing but what goes wrong.
+    pub quiet: bool,
     /// Whether standard output is not the table's.
     pub table_to_stderr: bool,
 }
@@ -204,6 +210,7 @@ impl TryFrom<SuiteArgs> for SuiteSettings {
             repeat: args.repeat,
             iterations: args.iterations,
             table_to_stderr: [&json, &markdown].contains(&&Some(Destination::Stdout)),
+            quiet: args.quiet,
             json,
             markdown,
         })
@@ -416,6 +423,9 @@ fn save(args: RecordingArgs, outputs: &OutputSettings) -> Result<Option<SaveSett
             return Err(same_place("--output", option));
         }
     }
+    if outputs.parquet.as_ref() == Some(&path) {
+        return Err(same_place("--output", "--parquet"));
+    }
     if let Some(size) = args.max_size.filter(|&size| size < LEAST_MAX_SIZE) {
         return Err(Error::Usage(format!(
             "--max-size {size} has no room for what was counted: {LEAST_MAX_SIZE} is the least"
@@ -452,7 +462,9 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
         folded: args.folded.map(Destination::from),
         perfetto: args.perfetto.map(Destination::from),
         pprof: args.pprof.map(Destination::from),
+        parquet: args.parquet,
         assertions: args.assertions,
+        quiet: args.quiet,
         table_to_stderr: false,
     };
     if args.weight.is_some() && !settings.draws_stacks() && settings.on_cpu_flamegraph.is_none() {
@@ -476,6 +488,17 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
     for (index, (option, destination)) in destinations.iter().enumerate() {
         if let Some((other, _)) = destinations[..index].iter().find(|(_, other)| other == destination) {
             return Err(same_place(other, option));
+        }
+    }
+    if let Some(folder) = &settings.parquet {
+        if folder.as_os_str() == "-" {
+            return Err(Error::Usage(
+                "--parquet writes several tables, which need a folder: --parquet DIR".to_owned(),
+            ));
+        }
+        let taken = Destination::File(folder.clone());
+        if let Some((other, _)) = destinations.iter().find(|(_, other)| **other == taken) {
+            return Err(same_place(other, "--parquet"));
         }
     }
     let to_stdout = |(_, destination): &(_, &Destination)| **destination == Destination::Stdout;
@@ -662,6 +685,9 @@ mod tests {
             "--mode task --json x --folded x",
             "--mode task --html x --json x",
             "--mode task --output x --html x",
+            "--mode task --json x --parquet x",
+            "--mode task --parquet x -o x",
+            "--mode task --parquet -",
             "--mode task --output x --folded x",
             "--mode task --force",
             "--mode task --max-size 10MiB",

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ctxtrace_common::process::{Image, TaskKey};
 
-use super::intervals::{Interval, IntervalSink, State, ThreadId};
+use super::intervals::{Departure, Interval, IntervalSink, State, ThreadId};
 use crate::workload::Outcome;
 
 /// From when to when, `CLOCK_MONOTONIC` nanoseconds.
@@ -137,8 +137,9 @@ impl Budget {
 }
 
 impl IntervalSink for Budget {
-    fn switch_out(&mut self, at_ns: u64) {
-        self.switches += u64::from((self.window.from_ns..self.window.to_ns).contains(&at_ns));
+    fn left(&mut self, departure: &Departure) {
+        let window = self.window.from_ns..self.window.to_ns;
+        self.switches += u64::from(window.contains(&departure.at_ns));
     }
 
     fn interval(&mut self, interval: &Interval) {
@@ -171,6 +172,8 @@ impl IntervalSink for Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ctxtrace_common::clock::Leave;
+    use ctxtrace_common::event::Out;
     use ctxtrace_common::ledger::Class;
 
     fn interval(tid: u32, state: State, start_ns: u64, end_ns: u64) -> Interval {
@@ -235,7 +238,21 @@ mod tests {
     fn switches_in_the_window_are_counted() {
         let mut budget = Budget::of(Window { from_ns: 20, to_ns: 60 });
         for at_ns in [19, 20, 59, 60] {
-            budget.switch_out(at_ns);
+            budget.left(&Departure {
+                thread: ThreadId::default(),
+                image: Image::default(),
+                at_ns,
+                cpu: 0,
+                out: Out {
+                    tid: 1,
+                    leave: Leave::Slept,
+                    voluntary: true,
+                    task: 0,
+                    class: 0,
+                    reason: 0,
+                },
+                on_cpu_ns: None,
+            });
         }
         assert_eq!(budget.switches(), 2);
     }

@@ -7,6 +7,8 @@
 //!            out        waking          in
 //! ```
 
+use ctxtrace_common::clock::{Entered, Waking};
+use ctxtrace_common::event::Out;
 use ctxtrace_common::process::Image;
 use ctxtrace_common::wakeup::Waker;
 
@@ -59,19 +61,69 @@ pub struct Interval {
     pub cpu: Option<u16>,
 }
 
-/// Takes intervals as they end: those of one thread in their order.
+/// A thread has left its CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Departure {
+    /// The thread.
+    pub thread: ThreadId,
+    /// The program it ran.
+    pub image: Image,
+    /// When.
+    pub at_ns: u64,
+    /// The CPU it left.
+    pub cpu: u16,
+    /// How it left, and what it was doing.
+    pub out: Out,
+    /// How long it had been on the CPU; `None` if its coming was not seen.
+    pub on_cpu_ns: Option<u64>,
+}
+
+/// A thread has come onto a CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// The thread.
+    pub thread: ThreadId,
+    /// The CPU it came onto.
+    pub cpu: u16,
+    /// What that ended.
+    pub entered: Entered,
+}
+
+/// A thread was woken, whether it slept or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Woken {
+    /// The thread's id.
+    pub tid: u32,
+    /// The thread; `None` if it has not been introduced.
+    pub thread: Option<ThreadId>,
+    /// When.
+    pub at_ns: u64,
+    /// The CPU on which it was woken.
+    pub cpu: u16,
+    /// Which of its two wakings it was noted as; `None` if it was of no consequence.
+    pub noted: Option<Waking>,
+    /// It had just been created.
+    pub newborn: bool,
+    /// Who woke it.
+    pub waker: Waker,
+}
+
+/// Takes intervals as they end: those of one thread in their order. Whoever wants more is told of the events that bound them.
 pub trait IntervalSink {
     /// The next one.
     fn interval(&mut self, interval: &Interval);
 
-    /// A kernel switch takes a thread off its CPU: told also where it was not seen when that thread had come onto it.
-    fn switch_out(&mut self, _at_ns: u64) {}
+    /// A thread has left its CPU: told also where it was not seen when it had come onto it.
+    fn left(&mut self, _departure: &Departure) {}
+
+    /// A thread has come onto a CPU.
+    fn came(&mut self, _arrival: &Arrival) {}
+
+    /// A thread was woken.
+    fn woken(&mut self, _woken: &Woken) {}
 
     /// A sample of what a thread does in an interval on a CPU that goes on.
     fn sample(&mut self, _at_ns: u64, _place: Place) {}
-
-    /// A waking of a thread that has ended its sleep, or may have.
-    fn waking(&mut self, _at_ns: u64, _woken: ThreadId, _waker: &Waker) {}
 }
 
 /// Both get all of them.
@@ -81,19 +133,24 @@ impl<A: IntervalSink, B: IntervalSink> IntervalSink for (A, B) {
         self.1.interval(interval);
     }
 
-    fn switch_out(&mut self, at_ns: u64) {
-        self.0.switch_out(at_ns);
-        self.1.switch_out(at_ns);
+    fn left(&mut self, departure: &Departure) {
+        self.0.left(departure);
+        self.1.left(departure);
+    }
+
+    fn came(&mut self, arrival: &Arrival) {
+        self.0.came(arrival);
+        self.1.came(arrival);
+    }
+
+    fn woken(&mut self, woken: &Woken) {
+        self.0.woken(woken);
+        self.1.woken(woken);
     }
 
     fn sample(&mut self, at_ns: u64, place: Place) {
         self.0.sample(at_ns, place);
         self.1.sample(at_ns, place);
-    }
-
-    fn waking(&mut self, at_ns: u64, woken: ThreadId, waker: &Waker) {
-        self.0.waking(at_ns, woken, waker);
-        self.1.waking(at_ns, woken, waker);
     }
 }
 
@@ -110,9 +167,21 @@ impl<S: IntervalSink> IntervalSink for Option<S> {
         }
     }
 
-    fn waking(&mut self, at_ns: u64, woken: ThreadId, waker: &Waker) {
+    fn left(&mut self, departure: &Departure) {
         if let Some(sink) = self {
-            sink.waking(at_ns, woken, waker);
+            sink.left(departure);
+        }
+    }
+
+    fn came(&mut self, arrival: &Arrival) {
+        if let Some(sink) = self {
+            sink.came(arrival);
+        }
+    }
+
+    fn woken(&mut self, woken: &Woken) {
+        if let Some(sink) = self {
+            sink.woken(woken);
         }
     }
 }

@@ -30,9 +30,9 @@ use std::collections::{HashMap, VecDeque};
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::OTHER_TASKS;
 use ctxtrace_common::process::{Image, TaskKey};
-use ctxtrace_common::wakeup::{Origin, Waker};
+use ctxtrace_common::wakeup::Origin;
 
-use super::intervals::{Interval, IntervalSink, State, ThreadId};
+use super::intervals::{Interval, IntervalSink, State, ThreadId, Woken};
 use crate::trace::lanes::{Cell, Lane, Lanes, Moment, MomentKind, Shown, Span, Wake};
 
 /// How much may be kept.
@@ -590,8 +590,13 @@ impl IntervalSink for Builder {
         }
     }
 
-    fn waking(&mut self, at_ns: u64, woken: ThreadId, waker: &Waker) {
-        let Some(to) = self.lane(woken) else { return };
+    fn woken(&mut self, woken: &Woken) {
+        // A waking of no consequence has ended no sleep.
+        let (Some(thread), Some(_)) = (woken.thread, woken.noted) else {
+            return;
+        };
+        let Some(to) = self.lane(thread) else { return };
+        let waker = &woken.waker;
         // An interrupt is not made by the thread that it interrupts.
         let by_a_thread = Origin::from_number(waker.origin) != Origin::Interrupt && waker.tid != 0;
         let from = by_a_thread.then(|| self.lane_of_tid.get(&waker.tid).copied()).flatten();
@@ -600,7 +605,7 @@ impl IntervalSink for Builder {
             number: waker.image,
         };
         let wake = Wake {
-            at_ns,
+            at_ns: woken.at_ns,
             from,
             to,
             origin: waker.origin as u8,
@@ -611,8 +616,11 @@ impl IntervalSink for Builder {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
+
+    use ctxtrace_common::clock::Waking;
+    use ctxtrace_common::wakeup::Waker;
 
     use super::*;
 
@@ -753,6 +761,19 @@ mod tests {
         assert_eq!(cell.task, 2);
     }
 
+    /// A waking that may have ended a sleep.
+    pub(crate) fn woken(at_ns: u64, thread: ThreadId, waker: &Waker) -> Woken {
+        Woken {
+            tid: thread.tid,
+            thread: Some(thread),
+            at_ns,
+            cpu: 0,
+            noted: Some(Waking::OffCpu),
+            newborn: false,
+            waker: *waker,
+        }
+    }
+
     #[test]
     fn wakings_have_both_ends_and_interrupts_have_one() {
         let mut builder = drawn(LIMITS, &["==", "..="]);
@@ -761,9 +782,9 @@ mod tests {
             tid,
             ..Waker::default()
         };
-        builder.waking(1_500, thread(2), &by(Origin::Thread, 1));
-        builder.waking(1_600, thread(2), &by(Origin::Interrupt, 1));
-        builder.waking(1_700, thread(2), &by(Origin::Outside, 77));
+        builder.woken(&woken(1_500, thread(2), &by(Origin::Thread, 1)));
+        builder.woken(&woken(1_600, thread(2), &by(Origin::Interrupt, 1)));
+        builder.woken(&woken(1_700, thread(2), &by(Origin::Outside, 77)));
         let ends: Vec<_> = builder.finish().wakes.iter().map(|wake| (wake.from, wake.to)).collect();
         assert_eq!(ends, [(Some(0), 1), (None, 1), (None, 1)]);
     }
@@ -786,7 +807,7 @@ mod tests {
                 origin: Origin::Thread as u32,
                 ..Waker::default()
             };
-            builder.waking(at_ns + 1_000, thread(3 - tid), &waker);
+            builder.woken(&woken(at_ns + 1_000, thread(3 - tid), &waker));
         }
         builder.finish()
     }

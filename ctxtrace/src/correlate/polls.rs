@@ -60,6 +60,17 @@ pub struct PollSlice {
     pub begin_ns: u64,
     /// The same.
     pub end_ns: u64,
+    /// The wait for it; `None` where no wake is known to have led to it.
+    pub wait: Option<Wait>,
+}
+
+/// From a wake to the poll that it led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// Which way it went.
+    pub path: Path,
+    /// How long it took, in nanoseconds.
+    pub ns: u64,
 }
 
 /// One wake of a task.
@@ -109,7 +120,7 @@ struct OpenPoll {
     task: u32,
     begin_ns: u64,
     /// How it came to be.
-    path: Option<Path>,
+    wait: Option<Wait>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -337,17 +348,17 @@ impl<S: PollSink> PollReplay<S> {
         task.sums.polls += 1;
         task.last_begin_ns = at_ns;
         let pending = task.pending.take().filter(|pending| pending.epoch == self.epoch);
-        let path = pending.map(|pending| self.arrived(thread, at_ns, row, &pending));
-        self.sums.without_wake += u64::from(path.is_none());
+        let wait = pending.map(|pending| self.arrived(thread, at_ns, row, &pending));
+        self.sums.without_wake += u64::from(wait.is_none());
         self.threads[thread].open = Some(OpenPoll {
             task: row,
             begin_ns: at_ns,
-            path,
+            wait,
         });
     }
 
-    /// A wake has led to a poll that begins now. Tells the way it went.
-    fn arrived(&mut self, thread: usize, now_ns: u64, row: u32, pending: &Pending) -> Path {
+    /// A wake has led to a poll that begins now. Tells how.
+    fn arrived(&mut self, thread: usize, now_ns: u64, row: u32, pending: &Pending) -> Wait {
         let Thread { is_known, last, .. } = self.threads[thread];
         let since_ns = pending.since_ns;
         let delay_ns = now_ns.saturating_sub(since_ns);
@@ -384,7 +395,7 @@ impl<S: PollSink> PollReplay<S> {
             edge.by_path[path as usize] += 1;
             edge.delay.record(delay_ns);
         }
-        path
+        Wait { path, ns: delay_ns }
     }
 
     fn end(&mut self, thread: usize, at_ns: u64) {
@@ -399,7 +410,7 @@ impl<S: PollSink> PollReplay<S> {
         if let Some(pending) = &mut task.pending {
             pending.since_ns = pending.since_ns.max(at_ns);
         }
-        if let Some(path) = open.path {
+        if let Some(Wait { path, .. }) = open.wait {
             self.sums.chains[path as usize].legs[Leg::Poll as usize].record(ns);
         }
         self.sink.slice(&PollSlice {
@@ -408,6 +419,7 @@ impl<S: PollSink> PollReplay<S> {
             task: task.key,
             begin_ns: open.begin_ns,
             end_ns: at_ns,
+            wait: open.wait,
         });
     }
 
@@ -673,14 +685,19 @@ mod tests {
                     tid: A,
                     task: key(SENDER),
                     begin_ns: 1_010,
-                    end_ns: 1_070
+                    end_ns: 1_070,
+                    wait: None,
                 },
                 PollSlice {
                     tgid: 10,
                     tid: B,
                     task: key(RECEIVER),
                     begin_ns: 1_180,
-                    end_ns: 1_200
+                    end_ns: 1_200,
+                    wait: Some(Wait {
+                        path: Path::Kernel,
+                        ns: 130
+                    }),
                 },
             ]
         );

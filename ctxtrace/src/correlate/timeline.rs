@@ -22,7 +22,7 @@ use ctxtrace_common::process::Image;
 use ctxtrace_common::stack::{SumKey, SwitchSum};
 use ctxtrace_common::thread::Thread;
 
-use super::intervals::{Interval, IntervalSink, State, ThreadId};
+use super::intervals::{Arrival, Departure, Interval, IntervalSink, State, ThreadId, Woken};
 use crate::trace::events::EventSink;
 use crate::trace::run::{Dropped, Timeline};
 use crate::trace::samples::Place;
@@ -241,14 +241,27 @@ impl<I: IntervalSink> Replay<I> {
                     self.switch_in(event, &into);
                 }
             }
-            Some(Decoded::Waking { tid, noted, waker, .. }) => {
+            Some(Decoded::Waking {
+                tid,
+                noted,
+                newborn,
+                waker,
+            }) => {
                 self.wakeups += 1;
-                if let Some(live) = self.live.get_mut(&tid) {
+                let live = self.live.get_mut(&tid);
+                let thread = live.map(|live| {
                     live.first_waking_ns(event.at_ns);
-                    if noted.is_some() {
-                        self.intervals.waking(event.at_ns, live.thread(), &waker);
-                    }
-                }
+                    live.thread()
+                });
+                self.intervals.woken(&Woken {
+                    tid,
+                    thread,
+                    at_ns: event.at_ns,
+                    cpu: event.cpu,
+                    noted,
+                    newborn,
+                    waker,
+                });
             }
             Some(Decoded::Thread {
                 tid,
@@ -391,7 +404,6 @@ impl<I: IntervalSink> Replay<I> {
 
     fn switch_out(&mut self, event: &Event, out: &Out) {
         self.switches += 1;
-        self.intervals.switch_out(event.at_ns);
         let live = self.live(out.tid);
         if out.voluntary {
             live.totals.voluntary += 1;
@@ -409,6 +421,16 @@ impl<I: IntervalSink> Replay<I> {
             );
             self.intervals.interval(&interval);
         }
+        let live = self.live(out.tid);
+        let departure = Departure {
+            thread: live.thread(),
+            image: live.program(),
+            at_ns: event.at_ns,
+            cpu: event.cpu,
+            out: *out,
+            on_cpu_ns: left.on_cpu_ns,
+        };
+        self.intervals.left(&departure);
         let live = self.live(out.tid);
         let (tgid, image) = (live.totals.tgid, live.image);
         let row = match live.last {
@@ -439,9 +461,15 @@ impl<I: IntervalSink> Replay<I> {
         live.totals.off_cpu_ns += entered.off_cpu_ns.unwrap_or(0);
         live.totals.run_queue_ns += entered.run_queue_ns.unwrap_or(0);
         let off = live.off_intervals(event.at_ns, &entered);
+        let arrival = Arrival {
+            thread: live.thread(),
+            cpu: event.cpu,
+            entered,
+        };
         for interval in off.iter().flatten() {
             self.intervals.interval(interval);
         }
+        self.intervals.came(&arrival);
         let live = self.live(into.tid);
         if live.last_cpu.is_some_and(|cpu| cpu != event.cpu) {
             live.totals.migrations += 1;
@@ -520,16 +548,20 @@ impl Live {
         }
     }
 
+    fn program(&self) -> Image {
+        Image {
+            tgid: self.totals.tgid,
+            number: self.image,
+        }
+    }
+
     fn interval(&self, state: State, start_ns: u64, end_ns: u64, (task, class, reason): (u64, u8, u8)) -> Interval {
         Interval {
             thread: self.thread(),
             state,
             start_ns,
             end_ns,
-            image: Image {
-                tgid: self.totals.tgid,
-                number: self.image,
-            },
+            image: self.program(),
             task,
             class,
             reason,

@@ -16,6 +16,7 @@ use crate::analyze::suite::{Suite, tests as suite_tests};
 use crate::analyze::summarize::summarize;
 use crate::analyze::summarize::tests::{info, run};
 use crate::correlate::intervals::{Interval, IntervalSink, State, ThreadId};
+use crate::correlate::lanes::tests::woken;
 use crate::correlate::lanes::{Builder, Limits};
 use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
@@ -262,7 +263,11 @@ fn run_to_look_at(turns: u64) -> Run {
             origin: Origin::Task as u32,
             ..Waker::default()
         };
-        builder.waking(at_ns, interval(tid, State::OnCpu, Class::Exited, 0, 0).thread, &waker);
+        builder.woken(&woken(
+            at_ns,
+            interval(tid, State::OnCpu, Class::Exited, 0, 0).thread,
+            &waker,
+        ));
         builder.interval(&interval(
             tid,
             State::RunQueue,

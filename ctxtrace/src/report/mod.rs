@@ -9,6 +9,7 @@
 //! * [`flamegraph`]: the picture (inferno).
 //! * [`html`]: all of it as a page, to be looked at.
 //! * [`differential`]: two of them in one.
+//! * [`parquet`]: tables, for databases (only if the feature of that name is on).
 //! * [`perfetto`]: a timeline, for Perfetto.
 //! * [`pprof`]: stacks, for pprof and what reads its files.
 //! * [`output`]: where the bytes go; every target is opened before the run, and written whole or not at all.
@@ -28,6 +29,8 @@ mod golden;
 pub mod html;
 pub mod json;
 pub mod output;
+#[cfg(feature = "parquet")]
+pub mod parquet;
 pub mod perfetto;
 pub mod pprof;
 pub mod suite;

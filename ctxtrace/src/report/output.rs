@@ -264,7 +264,7 @@ fn is_trusted(owner: u32, ourselves: u32, user: Option<&Invoker>) -> bool {
 }
 
 /// A file under another name in the same folder, from where it can be renamed to the path.
-fn temporary_beside(path: &Path, user: Option<&Invoker>) -> io::Result<NamedTempFile> {
+pub(super) fn temporary_beside(path: &Path, user: Option<&Invoker>) -> io::Result<NamedTempFile> {
     if path.file_name().is_none() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it names no file"));
     }

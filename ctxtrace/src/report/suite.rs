@@ -4,9 +4,12 @@ use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::table::Style;
+use super::table::{Style, plain_table, shortened, without_trailing_spaces, wrapped};
 use crate::analyze::suite::{Row, Suite};
 use crate::units::{significant, thousands};
+
+/// A longer name of a case is shortened.
+const LONGEST_NAME: usize = 24;
 
 /// Where a figure is not to be had.
 const NONE: &str = "–";
@@ -23,17 +26,22 @@ pub fn render(suite: &Suite, style: Style) -> String {
         let _ = writeln!(text, "{}\n", style.red("PARTIAL: not every case was run to its end"));
     }
     let _ = writeln!(text, "{}\n", style.bold(&headline(suite)));
-    let mut table = cells(suite, "\n");
-    table.load_style(presets::NOTHING);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+    for line in without_trailing_spaces(&narrow(suite)).lines() {
+        let _ = writeln!(text, "{line}");
     }
-    for line in table.lines() {
-        let _ = writeln!(text, "{}", line.trim_end());
+    let _ = writeln!(text);
+    if let Some(costs) = kernel_switches(suite) {
+        let _ = writeln!(text, "{}", wrapped(&costs, 2).join("\n"));
     }
-    let _ = writeln!(text, "\n{}", style.dim(&notes(suite)));
+    for line in notes(suite).lines() {
+        for line in wrapped(line, 2) {
+            let _ = writeln!(text, "{}", style.dim(&line));
+        }
+    }
     for problem in problems(suite) {
-        let _ = writeln!(text, "{}", style.red(&problem));
+        for line in wrapped(&problem, 2) {
+            let _ = writeln!(text, "{}", style.red(&line));
+        }
     }
     text
 }
@@ -67,7 +75,52 @@ fn headline(suite: &Suite) -> String {
     )
 }
 
-/// `line_end` separates the lines of the header.
+/// What a terminal has room for: messages a second are in Markdown and JSON, kernel switches in a sentence of their own.
+fn narrow(suite: &Suite) -> Table {
+    let header = [
+        "\n\nCase",
+        "ns a\nmessage\n(median)",
+        "least\nto\nmost",
+        "article:\nns a\nmessage",
+        "kernel\nswitches\na message",
+        "task switches\nthat hit\nthe kernel",
+    ];
+    let mut table = plain_table(&header);
+    for row in &suite.rows {
+        let figure = |value: Option<f64>| value.map_or_else(|| NONE.to_owned(), significant);
+        table.add_row([
+            shortened(&row.name, LONGEST_NAME),
+            figure(row.ns_per_message.map(|ns| ns.median)),
+            row.ns_per_message.map_or_else(
+                || NONE.to_owned(),
+                |ns| format!("{}–{}", significant(ns.min), significant(ns.max)),
+            ),
+            figure(row.article_ns_per_message),
+            figure(row.kernel_switches_per_message),
+            row.hit_kernel_share.map_or_else(|| NONE.to_owned(), share),
+        ]);
+    }
+    table
+}
+
+/// What a kernel switch takes, where a message is made of them.
+fn kernel_switches(suite: &Suite) -> Option<String> {
+    let costs: Vec<String> = suite
+        .rows
+        .iter()
+        .filter_map(|row| Some(format!("{} ns ({})", significant(row.ns_per_kernel_switch?), row.name)))
+        .collect();
+    let article = suite.rows.iter().find_map(|row| row.article_ns_per_switch)?;
+    (!costs.is_empty()).then(|| {
+        format!(
+            "A kernel switch: {}; the article has {} ns",
+            costs.join(", "),
+            significant(article)
+        )
+    })
+}
+
+/// For Markdown; `line_end` separates the lines of the header.
 fn cells(suite: &Suite, line_end: &str) -> Table {
     const HEADER: [[&str; 2]; 8] = [
         ["", "Case"],

@@ -8,12 +8,13 @@ use crate::error::{Error, Result};
 use crate::report::printable;
 use crate::units::thousands;
 
-/// Judges every assertion, tells each that does not hold (or, in one line, that all do), and returns whether all do.
+/// Judges every assertion, tells each that does not hold (or, in one line, that all do), and returns whether all do. That they do is not
+/// told if `quiet`.
 ///
 /// # Errors
 ///
 /// If the report cannot be made into JSON, which no report should bring about.
-pub(super) fn all_hold(assertions: &[Assertion], report: &Report) -> Result<bool> {
+pub(super) fn all_hold(assertions: &[Assertion], report: &Report, quiet: bool) -> Result<bool> {
     if assertions.is_empty() {
         return Ok(true);
     }
@@ -28,7 +29,7 @@ pub(super) fn all_hold(assertions: &[Assertion], report: &Report) -> Result<bool
             tell(&format!("`{assertion}` does not hold: {not_met}"));
         }
     }
-    if all_hold {
+    if all_hold && !quiet {
         match assertions.len() {
             1 => tell("the assertion holds"),
             number => tell(&format!("{} assertions hold", thousands(number as u64))),

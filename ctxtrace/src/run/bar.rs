@@ -21,7 +21,7 @@ pub(super) struct Bar {
 
 impl Bar {
     /// For run `number` of `of`, each of `length` messages.
-    pub(super) fn new(length: u64, number: u64, of: u64) -> Self {
+    pub(super) fn new(length: u64, number: u64, of: u64, quiet: bool) -> Self {
         Self {
             started: Instant::now(),
             bar: None,
@@ -31,7 +31,7 @@ impl Bar {
             } else {
                 String::new()
             },
-            terminal: std::io::stderr().is_terminal(),
+            terminal: !quiet && std::io::stderr().is_terminal(),
         }
     }
 

@@ -34,7 +34,7 @@ pub fn compare(settings: &CompareSettings) -> Result<u8> {
     let unit = compare::unit_of(&base.report, &subject.report);
     let (base, subject) = (base.captured(unit)?, subject.captured(unit)?);
     let compared = compare::compare(env!("CARGO_PKG_VERSION"), unit, &base, &subject);
-    outputs.write(&Comparison {
+    let written = outputs.write(&Comparison {
         json: &json::render(&compared)?,
         markdown: &report::markdown(&compared),
         on_cpu: (&base.account.stacks, &subject.account.stacks),
@@ -49,6 +49,7 @@ pub fn compare(settings: &CompareSettings) -> Result<u8> {
     outputs::print(settings.outputs.table_to_stderr, |style| {
         report::render(&compared, style)
     })?;
+    written.tell();
     Ok(if compared.base.complete && compared.subject.complete {
         0
     } else {

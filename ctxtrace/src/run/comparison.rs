@@ -1,6 +1,6 @@
 //! The outputs of what compares two cases: opened before anything is measured, written after it.
 
-use super::suite::told;
+use super::written::{Opened, Written};
 use crate::analyze::budget::account::Stacks;
 use crate::cli::comparison::ComparisonOutputs;
 use crate::error::Result;
@@ -39,16 +39,13 @@ impl Outputs {
         })
     }
 
-    pub(super) fn write(self, comparison: &Comparison<'_>) -> Result<()> {
+    pub(super) fn write(self, comparison: &Comparison<'_>) -> Result<Written> {
+        let mut written = Written::default();
         if let Some(output) = self.json {
-            told(output, comparison.json, "the result as JSON")?;
+            written.commit(output, comparison.json, "result", Opened::With("jq ."))?;
         }
         if let Some(output) = self.markdown {
-            told(
-                output,
-                comparison.markdown.as_bytes(),
-                "the result as Markdown, to be pasted into an issue",
-            )?;
+            written.commit(output, comparison.markdown.as_bytes(), "result", Opened::Pasted)?;
         }
         for (output, (base, subject), what) in [
             (self.on_cpu, comparison.on_cpu, "On-CPU time"),
@@ -60,12 +57,8 @@ impl Outputs {
                 ..comparison.labels
             };
             let svg = differential::render(base, subject, &labels)?;
-            told(
-                output,
-                &svg,
-                "differential flamegraph: open it in a web browser; red is what the subject adds",
-            )?;
+            written.commit(output, &svg, "differential flamegraph", Opened::Browser)?;
         }
-        Ok(())
+        Ok(written)
     }
 }

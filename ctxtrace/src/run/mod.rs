@@ -24,28 +24,30 @@ mod report;
 mod save;
 mod spool;
 pub mod suite;
+mod tables;
 pub mod watch;
 mod workload;
+mod written;
 
 pub use compare::compare;
 pub use record::record;
 pub use report::report;
 
-use crate::analyze::assertion::Assertion;
 use crate::analyze::result::Report;
 use crate::analyze::summarize::summarize;
 use crate::capture::{Kernel, Settings, polls, preflight};
-use crate::cli::settings::RunSettings;
+use crate::cli::settings::{OutputSettings, RunSettings};
 use crate::error::{Error, Result, status};
 use crate::report::table;
 use crate::target::user::invoker;
 use crate::trace::run::{ClockAnchor, Host, Info, Run, Subject};
 use crate::workload::pin::allowed_cpus;
 use interrupt::Interrupts;
-use outputs::Outputs;
+use outputs::{Outputs, Told};
 use program::Program;
 use save::Saver;
 use watch::{OnInterrupt, Recorder};
+use written::Written;
 
 /// `ctxtrace run`: runs the workload as often as asked, writes every output, and returns the exit status.
 ///
@@ -62,7 +64,7 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     let interrupts = Interrupts::catch()?;
     let info = info(Subject::Workload(settings.spec.clone()), &settings.capture)?;
     let mut saver = Saver::begin(settings.save.as_ref(), &info, user.as_ref())?;
-    let mut spool = outputs.spool();
+    let mut spool = outputs.spool(settings.capture.level);
     let recorder = Recorder {
         kernel: &kernel,
         settings: settings.capture,
@@ -91,11 +93,21 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
 
     let report = summarize(&info, &runs);
     // The table is there whatever the disk does.
-    let written = outputs.write(&info, &report, &runs, &mut spool);
-    let saved = saver.end();
-    outputs::print_table(&settings.outputs, &report)?;
-    written.and(saved)?;
-    let verdict = verdict(&settings.outputs.assertions, &report)?;
+    let mut written = Written::default();
+    let made = outputs.write(
+        Told {
+            info: &info,
+            report: &report,
+            runs: &runs,
+            damage: None,
+            events: &mut spool,
+        },
+        &mut written,
+    );
+    let saved = saver.end(&mut written);
+    outputs::print_table(&settings.outputs, &report, &written)?;
+    made.and(saved)?;
+    let verdict = verdict(&settings.outputs, &report)?;
     Ok(if interrupts.any_seen() {
         status::INTERRUPTED
     } else if !report.complete {
@@ -106,8 +118,8 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
 }
 
 /// The exit status of a report that is complete. Says which assertions do not hold.
-fn verdict(assertions: &[Assertion], report: &Report) -> Result<u8> {
-    let assertions_hold = assertions::all_hold(assertions, report)?;
+fn verdict(outputs: &OutputSettings, report: &Report) -> Result<u8> {
+    let assertions_hold = assertions::all_hold(&outputs.assertions, report, outputs.quiet)?;
     Ok(
         if !table::agrees(report) || !report.ledger_adds_up || timeline_differs(report) {
             status::MISMATCH

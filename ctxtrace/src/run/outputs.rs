@@ -1,9 +1,11 @@
 //! Every output but the capture: opened before the run, written after it.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::spool::Spool;
+use super::tables::Tables;
+use super::written::{Opened, Written};
 use crate::analyze::profile;
 use crate::analyze::result::Report;
 use crate::cli::settings::OutputSettings;
@@ -14,6 +16,7 @@ use crate::report::table::{self, Style};
 use crate::report::{Weight, folded, html, json, perfetto, pprof};
 use crate::symbolize::stacks;
 use crate::target::user::Invoker;
+use crate::trace::Level;
 use crate::trace::events::EventSource;
 use crate::trace::run::{Info, Run};
 
@@ -28,11 +31,24 @@ pub(super) struct Outputs {
     folded: Option<Output>,
     perfetto: Option<Output>,
     pprof: Option<Output>,
+    tables: Option<Tables>,
+}
+
+/// What outputs are made of.
+pub(super) struct Told<'a> {
+    pub(super) info: &'a Info,
+    pub(super) report: &'a Report,
+    pub(super) runs: &'a [Run],
+    /// What is wrong with the capture that it was read from.
+    pub(super) damage: Option<&'a str>,
+    /// The events of its timeline.
+    pub(super) events: &'a mut dyn EventSource,
 }
 
 impl Outputs {
     pub(super) fn open(settings: &OutputSettings, user: Option<&Invoker>) -> Result<Self> {
         let open = |destination: &Option<_>| destination.as_ref().map(|to| Output::open(to, user)).transpose();
+        let tables = |path: &PathBuf| Tables::open(path, user);
         Ok(Self {
             weight: settings.weight,
             json: open(&settings.json)?,
@@ -43,34 +59,34 @@ impl Outputs {
             folded: open(&settings.folded)?,
             perfetto: open(&settings.perfetto)?,
             pprof: open(&settings.pprof)?,
+            tables: settings.parquet.as_ref().map(tables).transpose()?,
         })
     }
 
-    /// Where the events are put aside that will be asked for: beside the file that is made of them.
-    pub(super) fn spool(&self) -> Spool {
+    /// Where the events are put aside that will be asked for: beside what is made of them.
+    pub(super) fn spool(&self, level: Level) -> Spool {
         let elsewhere = std::env::temp_dir();
-        let folder = self
-            .perfetto
-            .as_ref()
-            .map(|output| match output.path().and_then(Path::parent) {
-                Some(parent) if !parent.as_os_str().is_empty() => parent,
-                Some(_) => Path::new("."),
-                None => &elsewhere,
-            });
-        Spool::new(folder)
+        let of_file = |output: &'_ Output| match output.path().and_then(Path::parent) {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            Some(_) => PathBuf::from("."),
+            None => elsewhere.clone(),
+        };
+        let of_tables = || self.tables.as_ref().map(|tables| tables.path().to_owned());
+        let folder = self.perfetto.as_ref().map(of_file).or_else(of_tables);
+        Spool::new(folder.filter(|_| level == Level::Timeline).as_deref())
     }
 
     /// Writes them. Stacks and timelines are those of the median run, like the counts beside them.
-    pub(super) fn write(self, info: &Info, report: &Report, runs: &[Run], events: &mut dyn EventSource) -> Result<()> {
-        let mut written = Vec::new();
-        let mut commit = |output: Output, bytes: &[u8], how: &'static str| {
-            if let Some(path) = output.path() {
-                written.push((path.to_owned(), how));
-            }
-            output.commit(bytes)
-        };
+    pub(super) fn write(self, told: Told<'_>, written: &mut Written) -> Result<()> {
+        let Told {
+            info,
+            report,
+            runs,
+            damage,
+            events,
+        } = told;
         if let Some(output) = self.json {
-            commit(output, &json::render(report)?, "the result as JSON")?;
+            written.commit(output, &json::render(report)?, "result", Opened::With("jq ."))?;
         }
         let workload = report.workload.as_ref();
         let median = workload.and_then(|workload| workload.runs.iter().position(|run| run.median));
@@ -78,7 +94,7 @@ impl Outputs {
         let run = &runs[shown];
         if let Some(output) = self.html {
             let page = html::render(report, run, runs)?;
-            commit(output, &page, "the report as a page: open it in a web browser")?;
+            written.commit(output, &page, "report as a page", Opened::By("any web browser"))?;
         }
         let labels = Labels {
             subject: table::subject_in_words(report),
@@ -88,15 +104,12 @@ impl Outputs {
             let resolved = stacks::switches(run);
             if let Some(output) = self.folded {
                 let lines = folded::render(&resolved.stacks, self.weight);
-                commit(
-                    output,
-                    lines.as_bytes(),
-                    "folded stacks, for speedscope and other flamegraph tools",
-                )?;
+                let how = Opened::Either("https://www.speedscope.app", "inferno-flamegraph");
+                written.commit(output, lines.as_bytes(), "stacks", how)?;
             }
             if let Some(output) = self.flamegraph {
                 let svg = flamegraph::render(&resolved, Subject::Switches, self.weight, &labels)?;
-                commit(output, &svg, "flamegraph: open it in a web browser, click to zoom")?;
+                written.commit(output, &svg, "off-CPU flamegraph", Opened::Browser)?;
             }
         }
         if let Some(output) = self.on_cpu_flamegraph {
@@ -104,57 +117,47 @@ impl Outputs {
             let on_cpu_ns = threads.map(|record| record.thread.on_cpu_ns).sum();
             let resolved = stacks::samples(run, &profile::places(run, |_| true), on_cpu_ns);
             let svg = flamegraph::render(&resolved, Subject::Samples, self.weight, &labels)?;
-            commit(
-                output,
-                &svg,
-                "on-CPU flamegraph: open it in a web browser, click to zoom",
-            )?;
+            written.commit(output, &svg, "on-CPU flamegraph", Opened::Browser)?;
         }
         if let Some(output) = self.wakeups_flamegraph {
             let resolved = stacks::wakers(run);
             let svg = flamegraph::render(&resolved, Subject::Wakeups, self.weight, &labels)?;
-            commit(output, &svg, "flamegraph of wakeups: who ended the sleeps, from where")?;
+            written.commit(output, &svg, "flamegraph of wakers", Opened::Browser)?;
         }
         if let Some(output) = self.pprof {
             let profile = pprof::render(info, run, &labels).map_err(|error| Error::Render {
                 what: "pprof profile",
                 reason: error.to_string(),
             })?;
-            commit(
-                output,
-                &profile,
-                "off-CPU profile: open it with `go tool pprof -http=: FILE`, Pyroscope, Parca or speedscope",
-            )?;
+            written.commit(output, &profile, "profile", Opened::With("go tool pprof -http=:"))?;
         }
         if let Some(output) = self.perfetto {
-            if let Some(path) = output.path() {
-                written.push((
-                    path.to_owned(),
-                    "timeline: open it in https://ui.perfetto.dev, it stays on this machine",
-                ));
-            }
+            let path = output.path().map(Path::to_owned);
             output.stream(|to| {
                 let mut trace = perfetto::Trace::begin(to, info, run, &labels);
                 events.tell(shown, &mut trace)?;
                 trace.end().map(drop)
             })?;
+            if let Some(path) = path {
+                written.add(&path, "timeline", Opened::Page("https://ui.perfetto.dev"));
+            }
         }
-        for (path, how) in written {
-            wrote(&path, how);
+        if let Some(tables) = self.tables {
+            let path = tables.write(info, runs, damage, events)?;
+            written.add(&path, "tables", Opened::DuckDb);
         }
         Ok(())
     }
 }
 
-/// Says that a file was written, and what it is.
-pub(super) fn wrote(path: &Path, what: &str) {
-    // Nobody is there to be told if standard error is gone.
-    let _ = writeln!(io::stderr(), "wrote {} ({what})", path.display());
-}
-
-/// Prints the table, where nothing else goes: to standard output, or to standard error.
-pub(super) fn print_table(settings: &OutputSettings, report: &Report) -> Result<()> {
-    print(settings.table_to_stderr, |style| table::render(report, style))
+/// Prints the table, where nothing else goes, to standard output or to standard error; and then says what was written.
+pub(super) fn print_table(settings: &OutputSettings, report: &Report, written: &Written) -> Result<()> {
+    if settings.quiet {
+        return Ok(());
+    }
+    print(settings.table_to_stderr, |style| table::render(report, style))?;
+    written.tell();
+    Ok(())
 }
 
 /// Prints a text for people.
@@ -162,6 +165,10 @@ pub(super) fn print(to_stderr: bool, render: impl FnOnce(Style) -> String) -> Re
     let unwritable = |source| Error::Output {
         path: "standard output".into(),
         source,
+    };
+    let render = |style| {
+        let text = render(style);
+        if shows_unicode() { text } else { table::in_ascii(&text) }
     };
     if to_stderr {
         let text = render(style(io::stderr().is_terminal()));
@@ -174,6 +181,17 @@ pub(super) fn print(to_stderr: bool, render: impl FnOnce(Style) -> String) -> Re
             other => other.map_err(unwritable),
         }
     }
+}
+
+/// Whether the locale's letters are Unicode's: unless it says otherwise. (Where none is set at all, in a container, the terminal
+/// that one looks from is not told of.)
+fn shows_unicode() -> bool {
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let locale = set("LC_ALL").or_else(|| set("LC_CTYPE")).or_else(|| set("LANG"));
+    locale.is_none_or(|locale| {
+        let locale = locale.to_ascii_lowercase();
+        locale.contains("utf-8") || locale.contains("utf8")
+    })
 }
 
 /// Colour on a terminal unless `NO_COLOR` is set (no-color.org); anywhere if `CLICOLOR_FORCE` is.

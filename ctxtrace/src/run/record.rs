@@ -8,9 +8,10 @@ use nix::sys::signal::Signal;
 
 use super::interrupt::Interrupts;
 use super::observe::Keeper;
-use super::outputs::{self, Outputs};
+use super::outputs::{self, Outputs, Told};
 use super::save::Saver;
 use super::watch::{Cut, OnInterrupt, Recorded, Recorder, Underway};
+use super::written::Written;
 use super::{info, verdict};
 use crate::analyze::summarize::summarize;
 use crate::capture::{Kernel, preflight};
@@ -47,7 +48,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
         duration: settings.duration,
     };
     let drawn = settings.outputs.html.is_some().then_some(Limits::ONE);
-    let mut spool = outputs.spool();
+    let mut spool = outputs.spool(settings.capture.level);
     let mut keeper = Keeper::new(&settings.capture, drawn, &mut saver, &mut spool, |_: &Underway<'_>| {});
     let Recorded { run, cut } = match &target {
         Found::Command { words, program, env } => {
@@ -68,7 +69,9 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
             }
             let began = || {
                 let (pid, name) = (attached.pid, &attached.name);
-                say(&format!("recording process {pid} ({name}); Ctrl-C ends it"));
+                if !settings.outputs.quiet {
+                    say(&format!("recording process {pid} ({name}); Ctrl-C ends it"));
+                }
             };
             recorder.process(attached, *children, began, &mut keeper)?
         }
@@ -76,11 +79,21 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     let runs = [keeper.stop().finish(run)];
     let report = summarize(&info, &runs);
     // The table is there whatever the disk does.
-    let written = outputs.write(&info, &report, &runs, &mut spool);
-    let saved = saver.end();
-    outputs::print_table(&settings.outputs, &report)?;
-    written.and(saved)?;
-    let verdict = verdict(&settings.outputs.assertions, &report)?;
+    let mut written = Written::default();
+    let made = outputs.write(
+        Told {
+            info: &info,
+            report: &report,
+            runs: &runs,
+            damage: None,
+            events: &mut spool,
+        },
+        &mut written,
+    );
+    let saved = saver.end(&mut written);
+    outputs::print_table(&settings.outputs, &report, &written)?;
+    made.and(saved)?;
+    let verdict = verdict(&settings.outputs, &report)?;
     Ok(match runs[0].exit {
         Some(exit) => match exit_status(exit, cut) {
             0 => verdict,

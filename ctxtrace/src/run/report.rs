@@ -5,8 +5,9 @@ use std::io::{self, BufReader};
 use std::path::Path;
 
 use super::observe::taken;
-use super::outputs::{self, Outputs};
+use super::outputs::{self, Outputs, Told};
 use super::verdict;
+use super::written::Written;
 use crate::analyze::summarize::summarize;
 use crate::cli::settings::ReportSettings;
 use crate::correlate::lanes::{Builder, Limits};
@@ -16,7 +17,7 @@ use crate::error::{Error, Result, status};
 use crate::target::user::invoker;
 use crate::trace::Level;
 use crate::trace::events::{EventSink, EventSource};
-use crate::trace::file::{self, Told};
+use crate::trace::file;
 use crate::trace::samples::Samples;
 
 /// The events of a capture, read again.
@@ -29,8 +30,8 @@ impl EventSource for Again<'_> {
         let unreadable = |reason| io::Error::other(format!("reading {} again: {reason}", self.path.display()));
         let file = File::open(self.path)?;
         file::read_with_polls(BufReader::new(file), |of, told| match told {
-            Told::Events(batch) if of == run => sink.events(batch),
-            Told::Polls(batch) if of == run => sink.polls(batch),
+            file::Told::Events(batch) if of == run => sink.events(batch),
+            file::Told::Polls(batch) if of == run => sink.polls(batch),
             _ => {}
         })
         .map(drop)
@@ -62,7 +63,7 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
     let mut polls: Vec<Option<PollReplay>> = Vec::new();
     let mut has_polls = false;
     let mut saved = file::read_with_polls(BufReader::new(opened), |run, told| {
-        if let Told::Info(info) = told {
+        if let file::Told::Info(info) = told {
             has_polls = info.polls.is_some();
             return;
         }
@@ -72,12 +73,12 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
             polls.push(has_polls.then(PollReplay::default));
         }
         match told {
-            Told::Info(_) => {}
-            Told::Events(batch) => {
+            file::Told::Info(_) => {}
+            file::Told::Events(batch) => {
                 replays[run].events(batch);
                 polls[run].events(batch);
             }
-            Told::Polls(batch) => polls[run].polls(batch),
+            file::Told::Polls(batch) => polls[run].polls(batch),
         }
     })
     .map_err(unreadable)?;
@@ -128,9 +129,10 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
             saved.info.level.name()
         )));
     }
-    if settings.outputs.perfetto.is_some() && !is_file {
+    let reads_events = settings.outputs.perfetto.is_some() || settings.outputs.parquet.is_some();
+    if reads_events && saved.info.level == Level::Timeline && !is_file {
         return Err(unreadable(
-            "--perfetto reads it twice, so it has to be a file and not a pipe".to_owned(),
+            "--perfetto and --parquet read it twice, so it has to be a file and not a pipe".to_owned(),
         ));
     }
     let outputs = Outputs::open(&settings.outputs, invoker().as_ref())?;
@@ -139,10 +141,20 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         report.complete = false;
         report.cut_short = Some(format!("the file is damaged: {damage}"));
     }
-    let written = outputs.write(&saved.info, &report, &saved.runs, &mut Again { path });
-    outputs::print_table(&settings.outputs, &report)?;
-    written?;
-    let verdict = verdict(&settings.outputs.assertions, &report)?;
+    let mut written = Written::default();
+    let made = outputs.write(
+        Told {
+            info: &saved.info,
+            report: &report,
+            runs: &saved.runs,
+            damage: saved.damage.as_deref(),
+            events: &mut Again { path },
+        },
+        &mut written,
+    );
+    outputs::print_table(&settings.outputs, &report, &written)?;
+    made?;
+    let verdict = verdict(&settings.outputs, &report)?;
     Ok(if saved.damage.is_some() {
         status::FAILURE
     } else {

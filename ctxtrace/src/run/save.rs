@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use ctxtrace_common::event::Event;
 
-use super::outputs::wrote;
 use super::watch::Underway;
+use super::written::{Opened, Written};
 use crate::cli::settings::SaveSettings;
 use crate::error::{Error, Result};
 use crate::report::output::{self, Successor};
@@ -113,7 +113,7 @@ impl Saver {
     /// # Errors
     ///
     /// If it could not be written, now or earlier.
-    pub(super) fn end(self) -> Result<()> {
+    pub(super) fn end(self, written: &mut Written) -> Result<()> {
         let Some(mut saving) = self.0 else { return Ok(()) };
         let mut dropped = 0;
         if let (None, Some(writer)) = (&saving.error, saving.writer.take()) {
@@ -126,14 +126,11 @@ impl Saver {
                 source,
             });
         }
-        let mut what = "the capture, for ctxtrace report".to_owned();
+        let mut what = "capture".to_owned();
         if dropped > 0 {
-            what += &format!(
-                "; without the oldest {} events, as --max-size or --keep asks",
-                thousands(dropped)
-            );
+            what += &format!(" without the oldest {} events (--max-size, --keep)", thousands(dropped));
         }
-        wrote(&saving.path, &what);
+        written.add(&saving.path, what, Opened::With("ctxtrace report"));
         Ok(())
     }
 }

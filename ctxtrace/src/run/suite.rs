@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::interrupt::Interrupts;
 use super::program::Program;
 use super::watch::{OnInterrupt, Recorder};
+use super::written::{Opened, Written};
 use super::{host, info, outputs, workload};
 use crate::analyze::suite::{Measured, cases, name, suite};
 use crate::analyze::summarize::summarize;
@@ -48,7 +49,7 @@ pub fn run(settings: &SuiteSettings) -> Result<u8> {
         on_interrupt: OnInterrupt::Kill,
         duration: None,
     };
-    let bar = bar(settings.repeat * cases.0.len() as u64);
+    let bar = bar(settings.repeat * cases.0.len() as u64, settings.quiet);
     for round in 0..settings.repeat {
         // Another one is first each time.
         cases.0.rotate_left(usize::from(round > 0));
@@ -66,13 +67,17 @@ pub fn run(settings: &SuiteSettings) -> Result<u8> {
         settings.repeat,
         &cases.into_measured(),
     );
+    let mut written = Written::default();
     if let Some(output) = json {
-        told(output, &json::render(&table)?, "the table as JSON")?;
+        written.commit(output, &json::render(&table)?, "table", Opened::With("jq ."))?;
     }
     if let Some(output) = markdown {
-        told(output, report::markdown(&table).as_bytes(), "the table as Markdown")?;
+        written.commit(output, report::markdown(&table).as_bytes(), "table", Opened::Pasted)?;
     }
-    outputs::print(settings.table_to_stderr, |style| report::render(&table, style))?;
+    if !settings.quiet {
+        outputs::print(settings.table_to_stderr, |style| report::render(&table, style))?;
+        written.tell();
+    }
     Ok(if interrupts.any_seen() {
         status::INTERRUPTED
     } else if !table.complete {
@@ -150,18 +155,9 @@ impl Case {
     }
 }
 
-pub(super) fn told(output: Output, bytes: &[u8], what: &str) -> Result<()> {
-    let path = output.path().map(ToOwned::to_owned);
-    output.commit(bytes)?;
-    if let Some(path) = path {
-        outputs::wrote(&path, what);
-    }
-    Ok(())
-}
-
 /// Shown on a terminal only.
-pub(super) fn bar(length: u64) -> ProgressBar {
-    if !io::stderr().is_terminal() {
+pub(super) fn bar(length: u64, quiet: bool) -> ProgressBar {
+    if quiet || !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(length);

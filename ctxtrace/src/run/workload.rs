@@ -105,7 +105,12 @@ pub(super) fn recorded(
     spool: &mut Spool,
 ) -> Result<Run> {
     let start = Start::new(program, user)?;
-    let mut bar = Bar::new(settings.spec.iterations, number, settings.repeat);
+    let mut bar = Bar::new(
+        settings.spec.iterations,
+        number,
+        settings.repeat,
+        settings.outputs.quiet,
+    );
     let drawn = settings
         .outputs
         .html

@@ -150,6 +150,15 @@ impl Programs {
         self.programs.get(index)
     }
 
+    /// The program a process ran last.
+    #[must_use]
+    pub fn of_process(&self, tgid: u32) -> Option<&Program> {
+        let images = self.by_image.iter().filter(|(image, _)| image.tgid == tgid);
+        let known = images.filter_map(|(image, index)| Some((image.number, (*index)?)));
+        let (_, index) = known.max_by_key(|&(number, _)| number)?;
+        self.programs.get(index)
+    }
+
     /// All of them, each once.
     #[must_use]
     pub fn all(&self) -> &[Program] {

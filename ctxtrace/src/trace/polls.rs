@@ -236,6 +236,17 @@ pub enum Path {
 impl Path {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::UserSpace, Self::Kernel, Self::AlreadyComing, Self::Unknown];
+
+    /// As in the JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::UserSpace => "user-space",
+            Self::Kernel => "kernel",
+            Self::AlreadyComing => "already-coming",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// A part of the way from a poll that wakes a task to the task's own poll.

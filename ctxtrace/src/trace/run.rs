@@ -1,8 +1,12 @@
 //! One recording: what was recorded where, what was seen of it, and how it ended.
 
+use std::fmt::Write;
+use std::time::{Duration, UNIX_EPOCH};
+
 use ctxtrace_common::thread::KernelCount;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::lanes::Lanes;
 use super::polls::{PollInfo, Polls};
@@ -27,6 +31,51 @@ pub struct Info {
     /// How polls were recorded; `None` where they were not.
     #[serde(default)]
     pub polls: Option<PollInfo>,
+}
+
+impl Info {
+    /// A name for the capture that no other has: the second of its beginning, by which names sort, and a hash of the machine's name
+    /// and kernel and of that instant by both clocks, to the nanosecond.
+    #[must_use]
+    pub fn capture_id(&self) -> String {
+        self.id(&[])
+    }
+
+    /// A name for one of its runs that no other run has, on whatever machine: as above, the process and the index of the run being
+    /// hashed too. It is made of what is in the capture, so it is the same whenever the capture is reported.
+    #[must_use]
+    pub fn run_id(&self, run: &Run, index: usize) -> String {
+        self.id(&[u64::from(self.pid(run).unwrap_or(0)), index as u64])
+    }
+
+    /// The process that was recorded first.
+    #[must_use]
+    pub fn pid(&self, run: &Run) -> Option<u32> {
+        match &self.subject {
+            Subject::Process { pid, .. } => Some(*pid),
+            Subject::Workload(_) | Subject::Command { .. } => run.launched.map(|launched| launched.pid),
+        }
+    }
+
+    fn id(&self, run: &[u64]) -> String {
+        let mut hash = Sha256::new();
+        for text in [&self.host.name, &self.host.kernel] {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        }
+        for number in [self.started.realtime_ns, self.started.monotonic_ns].iter().chain(run) {
+            hash.update(number.to_le_bytes());
+        }
+        let hash = hash.finalize();
+        let started = UNIX_EPOCH + Duration::from_nanos(self.started.realtime_ns);
+        let mut id = humantime::format_rfc3339_seconds(started).to_string();
+        id.retain(|c| c != '-' && c != ':');
+        id.push('-');
+        for byte in &hash[..8] {
+            let _ = write!(id, "{byte:02x}");
+        }
+        id
+    }
 }
 
 /// A machine.
@@ -211,5 +260,61 @@ impl Run {
             .iter()
             .map(|record| record.thread.traced())
             .sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::build;
+
+    fn info(name: &str, realtime_ns: u64) -> Info {
+        Info {
+            ctxtrace_version: "0.0.0".to_owned(),
+            host: Host {
+                name: name.to_owned(),
+                kernel: "6.18.0".to_owned(),
+                cpus: 2,
+            },
+            subject: Subject::Command {
+                words: vec!["true".to_owned()],
+            },
+            level: Level::Counts,
+            polls: None,
+            started: ClockAnchor {
+                monotonic_ns: 5,
+                boottime_ns: 0,
+                realtime_ns,
+            },
+        }
+    }
+
+    #[test]
+    fn every_run_has_a_name_of_its_own_and_keeps_it() {
+        const NOON_NS: u64 = 1_700_000_000_000_000_000;
+        let run = build::run(build::aggregates(Vec::new()));
+        let mut of_a_process = run.clone();
+        of_a_process.launched = Some(Launched {
+            pid: 7,
+            before: KernelCount::default(),
+            rusage: None,
+        });
+        let one = info("vm", NOON_NS);
+        let ids = [
+            one.capture_id(),
+            one.run_id(&run, 0),
+            one.run_id(&run, 1),
+            one.run_id(&of_a_process, 0),
+            info("vm2", NOON_NS).run_id(&run, 0),
+            info("vm", NOON_NS + 1).run_id(&run, 0),
+        ];
+        let mut distinct = ids.to_vec();
+        distinct.sort();
+        distinct.dedup();
+        assert_eq!(distinct.len(), ids.len(), "{ids:?}");
+        assert_eq!(
+            ids[1], "20231114T221320Z-08e650ec6a3c6e17",
+            "it is the same in every release"
+        );
     }
 }

@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ),
     ("every_output_follows_the_schema", every_output_follows_the_schema),
     ("files_are_written_whole", files_are_written_whole),
+    ("quiet_says_nothing", quiet_says_nothing),
     ("the_flamegraph_names_functions", the_flamegraph_names_functions),
     (
         "under_sudo_everything_is_the_invoking_users",
@@ -128,6 +129,23 @@ fn files_are_written_whole() {
     for name in ["old.json", "x.svg", "w.svg", "x.folded"] {
         assert!(stderr(&output).contains(&format!("wrote {}", path(name))));
     }
+}
+
+fn quiet_says_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("x.json");
+    let line = format!("run --quiet --mode thread --iterations 2000 --json {}", json.display());
+    let output = ctxtrace(&format!("{line} --assert complete==true"));
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!((stdout(&output), stderr(&output)), Default::default());
+    assert!(json.exists());
+    // What goes wrong is said.
+    let output = ctxtrace(&format!("{line} --assert complete==false"));
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("does not hold"), "{}", stderr(&output));
+    let output = ctxtrace("record --quiet -- false");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!((stdout(&output), stderr(&output)), Default::default());
 }
 
 fn the_flamegraph_names_functions() {

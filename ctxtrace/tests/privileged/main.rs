@@ -16,8 +16,8 @@ mod decode;
 mod explain;
 mod faults;
 mod go;
-mod privileges;
 mod polls;
+mod privileges;
 mod programs;
 mod real_programs;
 mod record;
@@ -25,6 +25,8 @@ mod sampling;
 mod storms;
 mod suite;
 mod support;
+#[cfg(feature = "parquet")]
+mod tables;
 mod tasks;
 mod timeline;
 mod variants;
@@ -53,6 +55,8 @@ fn main() -> ExitCode {
         tasks::TESTS,
         record::TESTS,
         captures::TESTS,
+        #[cfg(feature = "parquet")]
+        tables::TESTS,
         real_programs::TESTS,
         go::TESTS,
         timeline::TESTS,

@@ -9,7 +9,7 @@ use super::timeline::Timeline;
 use crate::analyze::profile;
 use crate::analyze::result::{Class, Distribution, Report, WakeupOrigin};
 use crate::report::printable;
-use crate::report::table::{self, Style};
+use crate::report::table;
 use crate::symbolize::stacks::{self, Resolved};
 use crate::trace::run::Run;
 use crate::trace::{Latencies, Level};
@@ -17,7 +17,6 @@ use crate::units::{duration, signed_thousands, significant, thousands};
 
 /// Rows of a table at most; what is left out is counted.
 const MOST_ROWS: usize = 1_000;
-const PLAIN: Style = Style { color: false };
 
 /// Everything.
 #[derive(Clone, Debug, Serialize)]
@@ -143,7 +142,7 @@ impl Page {
         Self {
             subject: printable(&table::subject_in_words(report)),
             setting: setting(report),
-            verdict: table::verdict(report, PLAIN),
+            verdict: table::verdict_in_words(report),
             facts: facts(report),
             alerts: alerts(report),
             ledger: ledger(report),
@@ -289,7 +288,7 @@ fn alerts(report: &Report) -> Vec<Alert> {
         );
     }
     if let Some(lost) = report.lost.in_words() {
-        alert(format!("Lost: {lost}{}.", table::room(report)), report.lost.events > 0);
+        alert(format!("Lost: {lost}{}.", room(report)), report.lost.events > 0);
     }
     alerts
 }
@@ -797,22 +796,23 @@ fn trust(report: &Report) -> Vec<Statement> {
         match &lost {
             Some(lost) => format!(
                 "{lost}{}. What each of them means is in docs/SEMANTICS.md.",
-                table::room(report)
+                room(report)
             ),
             None => "Nothing: no event, no interval, no stack, no reading of a task.".to_owned(),
         },
         lost.is_some(),
     );
-    let cost: Vec<String> = table::tracing_cost(report)
-        .lines()
-        .map(|line| line.trim().trim_start_matches("Tracing").trim().to_owned())
-        .collect();
+    let cost = table::tracing_cost(report);
     state("What did tracing cost?", cost.join("; ") + ".", false);
-    for line in table::locator_lines(report) {
-        let line = line.trim().trim_start_matches("Tasks found by").trim().to_owned();
+    for line in table::locators_in_words(report) {
         state("How tasks were found", line, false);
     }
     statements
+}
+
+/// Which options make room for what did not fit, behind a space; nothing if none does.
+fn room(report: &Report) -> String {
+    table::room(report).map_or_else(String::new, |room| format!(" {room}"))
 }
 
 #[cfg(test)]

@@ -109,7 +109,7 @@ pub(super) fn measure<C: Case>(
             others: None,
             cut_short: None,
         },
-        progress: bar(4),
+        progress: bar(4, false),
     };
     let before = Load::now()?;
     let went = bench.all(base, subject, chosen.interventions)?;

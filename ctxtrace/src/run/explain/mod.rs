@@ -55,7 +55,7 @@ pub fn run(settings: &ExplainSettings) -> Result<u8> {
         Some((base, subject)) => (&base.stacks, &subject.stacks),
         None => (&none, &none),
     };
-    outputs.write(&Comparison {
+    let written = outputs.write(&Comparison {
         json: &json::render(&answer)?,
         markdown: &report::markdown(&answer),
         on_cpu: (&on_cpu.0, &on_cpu.1),
@@ -68,6 +68,7 @@ pub fn run(settings: &ExplainSettings) -> Result<u8> {
         },
     })?;
     outputs::print(settings.outputs.table_to_stderr, |style| report::render(&answer, style))?;
+    written.tell();
     Ok(if interrupts.any_seen() {
         status::INTERRUPTED
     } else if answer.complete {

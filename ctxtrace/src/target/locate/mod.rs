@@ -47,6 +47,9 @@ pub struct Found {
     pub tokio_version: Option<String>,
     /// The version of Go, as `1.27.3`, if it can be told.
     pub go_version: Option<String>,
+    /// The GNU build id, in hexadecimal digits, if the linker gave it one.
+    #[serde(default)]
+    pub build_id: Option<String>,
 }
 
 impl Found {
@@ -234,9 +237,29 @@ pub fn examine_bytes(bytes: &[u8]) -> Found {
             Found::because(Reason::NotX86_64)
         }
         Kind::Foreign => Found::default(),
-        Kind::X86_64 => Elf::parse(bytes).map_or_else(|| Found::because(Reason::Unreadable), |elf| examine_elf(&elf)),
+        Kind::X86_64 => {
+            let found = Elf::parse(bytes).map_or_else(|| Found::because(Reason::Unreadable), |elf| examine_elf(&elf));
+            Found {
+                build_id: build_id(bytes),
+                ..found
+            }
+        }
         Kind::NotElf => Found::because(Reason::Unreadable),
     }
+}
+
+/// What tells one build of a program from the next.
+fn build_id(bytes: &[u8]) -> Option<String> {
+    use std::fmt::Write as _;
+
+    use object::Object as _;
+
+    let file = object::File::parse(bytes).ok()?;
+    let id = file.build_id().ok()??;
+    Some(id.iter().fold(String::new(), |mut digits, byte| {
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    }))
 }
 
 fn examine_elf(elf: &Elf<'_>) -> Found {

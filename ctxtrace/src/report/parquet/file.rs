@@ -1,0 +1,89 @@
+//! One table of one run as a Parquet file.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::record::RecordWriter;
+use parquet::schema::types::{Type, TypePtr};
+use tempfile::NamedTempFile;
+
+use super::folder::Folder;
+
+/// Name and version of the tables, in the metadata of every file.
+const SCHEMA: &str = "ctxtrace.tables/1";
+
+/// A file that grows by row groups.
+pub(super) struct TableFile {
+    writer: SerializedFileWriter<NamedTempFile>,
+    path: PathBuf,
+}
+
+impl TableFile {
+    /// One for rows of this type.
+    pub(super) fn begin<R>(folder: &mut Folder, table: &str, name: &str) -> io::Result<Self>
+    where
+        for<'r> &'r [R]: RecordWriter<R>,
+    {
+        let (file, path) = folder.begin(table, name)?;
+        let properties = WriterProperties::builder()
+            .set_created_by(format!("ctxtrace {}", env!("CARGO_PKG_VERSION")))
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_key_value_metadata(Some(vec![KeyValue::new(
+                "ctxtrace.schema".to_owned(),
+                SCHEMA.to_owned(),
+            )]))
+            .build();
+        let schema = schema::<R>(table).map_err(of_parquet)?;
+        let writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).map_err(of_parquet)?;
+        Ok(Self { writer, path })
+    }
+
+    /// The next rows, as a row group of their own.
+    pub(super) fn rows<R>(&mut self, rows: &[R]) -> io::Result<()>
+    where
+        for<'r> &'r [R]: RecordWriter<R>,
+    {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut group = self.writer.next_row_group().map_err(of_parquet)?;
+        rows.write_to_row_group(&mut group).map_err(of_parquet)?;
+        group.close().map(drop).map_err(of_parquet)
+    }
+
+    /// Ends the file.
+    pub(super) fn end(self, folder: &mut Folder) -> io::Result<()> {
+        let file = self.writer.into_inner().map_err(of_parquet)?;
+        folder.complete(file, self.path);
+        Ok(())
+    }
+}
+
+/// The columns of a table.
+pub(super) fn schema<R>(table: &str) -> Result<TypePtr, ParquetError>
+where
+    for<'r> &'r [R]: RecordWriter<R>,
+{
+    let none: &[R] = &[];
+    let columns = none.schema()?.get_fields().to_vec();
+    Type::group_type_builder(table)
+        .with_fields(columns)
+        .build()
+        .map(Arc::new)
+}
+
+fn of_parquet(error: ParquetError) -> io::Error {
+    match error {
+        ParquetError::External(error) => match error.downcast::<io::Error>() {
+            Ok(error) => *error,
+            Err(error) => io::Error::other(error),
+        },
+        error => io::Error::other(error),
+    }
+}

@@ -1,0 +1,314 @@
+//! The columns of all tables, and what a drawn run has in them.
+
+use std::fs::File;
+use std::path::Path;
+
+use ctxtrace_common::clock::{Leave, Waking as Noted};
+use ctxtrace_common::event::Event;
+use ctxtrace_common::histogram::Latency as Kind;
+use ctxtrace_common::ledger::Class;
+use ctxtrace_common::process::Image;
+use ctxtrace_common::wakeup::{Origin, Waker};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
+use parquet::schema::printer::print_schema;
+
+use super::file::schema;
+use super::{Folder, rows, write};
+use crate::analyze::summarize::tests::{info, run};
+use crate::report::golden::golden;
+use crate::trace::Level;
+use crate::trace::build;
+use crate::trace::events::{EventSink, EventSource};
+use crate::trace::run::{ClockAnchor, Info, Run};
+use crate::workload::Mode;
+
+/// Columns, types and nulls are a contract: queries are written against them.
+#[test]
+fn golden_parquet_schema() {
+    let mut text = Vec::new();
+    macro_rules! tables {
+        ($($name:literal: $row:ident,)*) => {
+            $(print_schema(&mut text, &schema::<rows::$row<'_>>($name).expect("a schema"));)*
+        };
+    }
+    tables! {
+        "host": Host,
+        "programs": Program,
+        "ledger": Ledger,
+        "tasks": Task,
+        "wakeups": Wakeups,
+        "latency": Latency,
+        "latency_buckets": LatencyBucket,
+        "threads": Thread,
+        "switches": Switch,
+        "wakings": Waking,
+        "polls": Poll,
+    }
+    golden("parquet.schema", text);
+}
+
+/// Events in memory, by run.
+struct Events(Vec<Vec<Event>>);
+
+impl EventSource for Events {
+    fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> std::io::Result<()> {
+        // One at a time: batches may be of any length.
+        let events = self.0.get(run).into_iter().flatten();
+        events.for_each(|event| sink.events(std::slice::from_ref(event)));
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Vec<Vec<(String, Field)>> {
+    let reader = SerializedFileReader::new(File::open(path).expect("there")).expect("Parquet");
+    let rows = reader.get_row_iter(None).expect("rows");
+    let row = |row: parquet::record::Row| {
+        let columns = row.get_column_iter();
+        columns.map(|(name, field)| (name.clone(), field.clone())).collect()
+    };
+    rows.map(|read| row(read.expect("a row"))).collect()
+}
+
+/// The one file of a table; its rows.
+fn table(folder: &Path, name: &str) -> Vec<Vec<(String, Field)>> {
+    let files: Vec<_> = std::fs::read_dir(folder.join(name))
+        .expect("a table")
+        .flatten()
+        .collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    read(&files[0].path())
+}
+
+fn column(row: &[(String, Field)], name: &str) -> Field {
+    let found = row.iter().find(|(column, _)| column == name);
+    found.unwrap_or_else(|| panic!("no column {name}")).1.clone()
+}
+
+fn longs(row: &[(String, Field)], names: &[&str]) -> Vec<Option<i64>> {
+    let long = |name: &&str| match column(row, name) {
+        Field::Null => None,
+        Field::Long(value) => Some(value),
+        Field::Int(value) => Some(i64::from(value)),
+        other => panic!("{name} is {other}"),
+    };
+    names.iter().map(long).collect()
+}
+
+fn text(row: &[(String, Field)], name: &str) -> Option<String> {
+    match column(row, name) {
+        Field::Null => None,
+        Field::Str(text) => Some(text),
+        other => panic!("{name} is {other}"),
+    }
+}
+
+fn timeline() -> Info {
+    Info {
+        level: Level::Timeline,
+        started: ClockAnchor {
+            monotonic_ns: 1_000,
+            boottime_ns: 0,
+            realtime_ns: 1_700_000_000_000_000_000,
+        },
+        ..info(Mode::TaskPool)
+    }
+}
+
+/// Thread 101 is the task `sender`'s:
+///
+/// ```text
+///   101 on CPU 0   1,000 ──── 3,000 out, blocked in the task      6,500 in, on CPU 1 ── 8,000 out, dead
+///   waking                                      5,000, by 102
+/// ```
+fn events() -> Vec<Event> {
+    let image = Image { tgid: 100, number: 0 };
+    let mut came = Event::switch(1_000, 0);
+    came.set_in(101, Noted::OffCpu, 900);
+    let mut left = Event::switch(3_000, 0);
+    left.set_out(101, Leave::Slept, true, &build::sum_key(Class::TaskBlocked, 1));
+    let waker = Waker {
+        task: 1,
+        tid: 102,
+        tgid: 100,
+        origin: Origin::Task as u32,
+        ..Waker::default()
+    };
+    let mut back = Event::switch(6_500, 1);
+    back.set_in(101, Noted::OffCpu, 5_000);
+    let mut dead = Event::switch(8_000, 1);
+    dead.set_out(101, Leave::Dead, true, &build::sum_key(Class::Exited, 0));
+    vec![
+        Event::thread(900, 0, 101, 0, 77, image, true),
+        Event::waking(900, 0, 101, Some(Noted::OffCpu), true, &Waker::default()),
+        came,
+        left,
+        Event::waking(5_000, 0, 101, Some(Noted::OffCpu), false, &waker),
+        back,
+        dead,
+    ]
+}
+
+fn with_names() -> Run {
+    let mut run = run(670_000);
+    let image = Image { tgid: 100, number: 0 };
+    let names = vec![String::new(), "sender".to_owned()];
+    run.aggregates.names.insert(image, names);
+    run.aggregates.threads[0].thread.start_boottime_ns = 77;
+    run.aggregates.latencies.get_mut(Kind::RunQueue).record(1_500);
+    run
+}
+
+#[test]
+fn every_switch_and_waking_is_a_row() {
+    let place = tempfile::tempdir().expect("a folder");
+    let mut folder = Folder::open(place.path(), None).expect("writable");
+    let info = timeline();
+    write(&mut folder, &info, &[with_names()], None, &mut Events(vec![events()])).expect("written");
+
+    let switches = table(place.path(), "switches");
+    let times = [
+        "at_ns",
+        "on_cpu_ns",
+        "off_cpu_ns",
+        "blocked_ns",
+        "run_queue_ns",
+        "wake_to_run_ns",
+        "next_cpu",
+    ];
+    assert_eq!(switches.len(), 2);
+    assert_eq!(
+        longs(&switches[0], &times),
+        [3_000, 2_000, 3_500, 2_000, 1_500, 1_500, 1].map(Some)
+    );
+    assert_eq!(text(&switches[0], "class").as_deref(), Some("task-blocked"));
+    assert_eq!(text(&switches[0], "task").as_deref(), Some("sender"));
+    assert_eq!(text(&switches[0], "thread").as_deref(), Some("tokio-rt-worker"));
+    assert_eq!(longs(&switches[0], &["time_ns"]), [Some(1_700_000_000_000_002_000)]);
+    let open = longs(&switches[1], &times);
+    assert_eq!(open, [Some(8_000), Some(1_500), None, None, None, None, None]);
+    assert_eq!(text(&switches[1], "class").as_deref(), Some("exited"));
+    assert_eq!(text(&switches[1], "task"), None);
+
+    let wakings = table(place.path(), "wakings");
+    assert_eq!(wakings.len(), 2);
+    assert_eq!(column(&wakings[0], "newborn"), Field::Bool(true));
+    assert_eq!(
+        longs(&wakings[1], &["at_ns", "tid", "from_tid"]),
+        [5_000, 101, 102].map(Some)
+    );
+    assert_eq!(text(&wakings[1], "from_task").as_deref(), Some("sender"));
+    assert_eq!(text(&wakings[1], "noted").as_deref(), Some("off-cpu"));
+}
+
+#[test]
+fn what_was_added_up_is_what_the_report_says() {
+    let place = tempfile::tempdir().expect("a folder");
+    let mut folder = Folder::open(place.path(), None).expect("writable");
+    let mut run = with_names();
+    run.aggregates.counters.lost_wakeups = 7;
+    let info = info(Mode::TaskPool);
+    write(
+        &mut folder,
+        &info,
+        std::slice::from_ref(&run),
+        None,
+        &mut Events(Vec::new()),
+    )
+    .expect("written");
+    let host = table(place.path(), "host");
+    let counted = longs(
+        &host[0],
+        &[
+            "kernel_switches",
+            "voluntary",
+            "difference",
+            "lost_wakeups",
+            "lost_events",
+            "runs",
+        ],
+    );
+    assert_eq!(counted, [5, 4, 0, 7, 0, 1].map(Some));
+    assert_eq!(text(&host[0], "run"), Some(info.run_id(&run, 0)));
+    let latency = table(place.path(), "latency");
+    let kinds: Vec<_> = latency.iter().filter_map(|row| text(row, "kind")).collect();
+    assert_eq!(kinds, ["off_cpu", "blocked", "run_queue", "on_cpu", "wake_to_run"]);
+    assert_eq!(
+        longs(&latency[2], &["count", "p99_ns", "sum_ns"]),
+        [1, 1_500, 1_500].map(Some)
+    );
+    assert_eq!(
+        longs(&latency[1], &["count", "p99_ns"]),
+        [Some(0), None],
+        "no signal is no 0"
+    );
+    let buckets = table(place.path(), "latency_buckets");
+    let waited: Vec<_> = buckets
+        .iter()
+        .filter(|row| text(row, "kind").as_deref() == Some("run_queue"))
+        .collect();
+    assert_eq!(waited.len(), 1);
+    assert_eq!(
+        longs(waited[0], &["from_ns", "to_ns", "count"]),
+        [1_472, 1_535, 1].map(Some)
+    );
+    assert!(!place.path().join("switches").exists(), "there were no events");
+}
+
+/// A fleet is a folder that many have written into.
+#[test]
+fn no_run_is_written_over_another() {
+    let place = tempfile::tempdir().expect("a folder");
+    let mut one = timeline();
+    let runs = [with_names(), with_names()];
+    for host in ["one", "two", "../t\u{e9}n"] {
+        host.clone_into(&mut one.host.name);
+        // Twice: what is there of the same run is replaced.
+        for _ in 0..2 {
+            let mut folder = Folder::open(place.path(), None).expect("writable");
+            write(&mut folder, &one, &runs, None, &mut Events(vec![events()])).expect("written");
+        }
+    }
+    for table in ["host", "ledger", "switches", "wakings"] {
+        let files = std::fs::read_dir(place.path().join(table)).expect("a table").flatten();
+        let mut names: Vec<_> = files
+            .map(|file| file.file_name().into_string().expect("UTF-8"))
+            .collect();
+        names.sort();
+        assert_eq!(names.len(), 6, "{names:?}");
+        assert!(names[0].starts_with("_t_n-20231114T221320Z-"), "{names:?}");
+    }
+    let entries = std::fs::read_dir(place.path().join("switches"))
+        .expect("a table")
+        .flatten();
+    let mut rows: Vec<usize> = entries.map(|file| read(&file.path()).len()).collect();
+    rows.sort_unstable();
+    assert_eq!(rows, [0, 0, 0, 2, 2, 2], "of a run without events the tables are empty");
+}
+
+#[test]
+fn rows_are_written_a_group_at_a_time() {
+    let image = Image { tgid: 100, number: 0 };
+    let mut many = vec![Event::thread(900, 0, 101, 0, 77, image, false)];
+    for at_ns in 0..70_000_u64 {
+        let mut switch = Event::switch(1_000 + 2 * at_ns, 0);
+        switch.set_out(101, Leave::Runnable, false, &build::sum_key(Class::TaskPreempted, 1));
+        let mut back = Event::switch(1_001 + 2 * at_ns, 0);
+        back.set_in(101, Noted::OffCpu, 0);
+        many.extend([switch, back]);
+    }
+    let place = tempfile::tempdir().expect("a folder");
+    let mut folder = Folder::open(place.path(), None).expect("writable");
+    write(&mut folder, &timeline(), &[with_names()], None, &mut Events(vec![many])).expect("written");
+    let file = std::fs::read_dir(place.path().join("switches"))
+        .expect("a table")
+        .flatten()
+        .next();
+    let reader = SerializedFileReader::new(File::open(file.expect("a file").path()).expect("there")).expect("Parquet");
+    let groups = reader.metadata().row_groups();
+    let rows: Vec<i64> = groups
+        .iter()
+        .map(parquet::file::metadata::RowGroupMetaData::num_rows)
+        .collect();
+    assert_eq!(rows, [65_536, 70_000 - 65_536]);
+}

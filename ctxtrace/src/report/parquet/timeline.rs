@@ -1,0 +1,488 @@
+//! The tables of a timeline: a row for every switch-out, every waking and (`--polls`) every poll, written as they come, a row group
+//! at a time.
+//!
+//! A switch-out is known when its thread comes back, so until then it waits: one row for each live thread. What happened is told
+//! by [`Replay`], the times by the state machine that it shares with the kernel side; of polls by [`PollReplay`].
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use ctxtrace_common::clock::Waking as Noted;
+use ctxtrace_common::event::Event;
+use ctxtrace_common::locator::Reason;
+use ctxtrace_common::process::{Image, TaskKey};
+use ctxtrace_common::stack::SumKey;
+use ctxtrace_common::wakeup::{Origin, Waker};
+
+use super::file::TableFile;
+use super::folder::Folder;
+use super::rows::{Poll, Switch, Waking};
+use super::{Identity, signed, small};
+use crate::analyze::attribution;
+use crate::correlate::intervals::{Arrival, Departure, Interval, IntervalSink, ThreadId, Woken};
+use crate::correlate::ledger::entry_of;
+use crate::correlate::polls::{PollReplay, PollSink, PollSlice};
+use crate::correlate::tasks;
+use crate::correlate::timeline::Replay;
+use crate::correlate::wakeups::Names as WakerNames;
+use crate::target::locate;
+use crate::trace::events::{EventSink, EventSource};
+use crate::trace::polls::PollBatch;
+use crate::trace::run::{Info, Run};
+use crate::trace::{Aggregates, name_of};
+
+/// Rows in a row group: some tens of megabytes of both tables together.
+const ROWS_IN_GROUP: usize = 1 << 16;
+/// Names that are kept to be used again; with more of them, all are made anew.
+const MOST_NAMES: usize = 1 << 16;
+
+/// Writes the tables of every run.
+pub(super) fn write(folder: &mut Folder, info: &Info, runs: &[Run], events: &mut dyn EventSource) -> io::Result<()> {
+    for (index, run) in runs.iter().enumerate() {
+        let mut both = Both {
+            replay: Replay::telling(Rows::begin(folder, info, run, index)?),
+            polls: match info.polls {
+                Some(_) => Some(PollReplay::telling(PollRows::begin(folder, info, run, index)?)),
+                None => None,
+            },
+        };
+        events.tell(index, &mut both)?;
+        both.replay.into_intervals().end(folder)?;
+        if let Some(polls) = both.polls {
+            polls.conclude().1.end(folder)?;
+        }
+    }
+    Ok(())
+}
+
+/// What happened, played again twice: for the switches, and for the polls among them.
+struct Both<'a> {
+    replay: Replay<Rows<'a>>,
+    polls: Option<PollReplay<PollRows<'a>>>,
+}
+
+impl EventSink for Both<'_> {
+    fn events(&mut self, batch: &[Event]) {
+        self.replay.events(batch);
+        self.polls.events(batch);
+    }
+
+    fn polls(&mut self, batch: &PollBatch) {
+        self.polls.polls(batch);
+    }
+}
+
+/// What a thread was doing when it left, in words.
+struct Doing {
+    class: &'static str,
+    reason: Option<&'static str>,
+    task: Option<(String, i64)>,
+}
+
+/// One switch-out; see [`Switch`].
+struct Departed {
+    departure: Departure,
+    thread: Arc<str>,
+    doing: Arc<Doing>,
+    arrival: Option<Arrival>,
+}
+
+/// One waking; see [`Waking`].
+struct Awoken {
+    woken: Woken,
+    pid: Option<u32>,
+    thread: Arc<str>,
+    waker: Arc<NamedWaker>,
+}
+
+struct NamedWaker {
+    thread: String,
+    task: Option<(String, i64)>,
+}
+
+/// The rows of one run.
+struct Rows<'a> {
+    identity: Identity,
+    info: &'a Info,
+    names: Names<'a>,
+    /// Threads off their CPUs.
+    away: HashMap<ThreadId, Departed>,
+    switches: Vec<Departed>,
+    switches_file: TableFile,
+    wakings: Vec<Awoken>,
+    wakings_file: TableFile,
+    failed: Option<io::Error>,
+}
+
+impl<'a> Rows<'a> {
+    fn begin(folder: &mut Folder, info: &'a Info, run: &'a Run, index: usize) -> io::Result<Self> {
+        let identity = Identity::of(info, run, index);
+        Ok(Self {
+            switches_file: TableFile::begin::<Switch<'_>>(folder, "switches", &identity.file_name)?,
+            wakings_file: TableFile::begin::<Waking<'_>>(folder, "wakings", &identity.file_name)?,
+            identity,
+            info,
+            names: Names::of(&run.aggregates),
+            away: HashMap::new(),
+            switches: Vec::new(),
+            wakings: Vec::new(),
+            failed: None,
+        })
+    }
+
+    fn end(mut self, folder: &mut Folder) -> io::Result<()> {
+        let mut away: Vec<Departed> = self.away.drain().map(|(_, departed)| departed).collect();
+        away.sort_by_key(|departed| (departed.departure.at_ns, departed.departure.thread.tid));
+        for departed in away {
+            self.push(departed);
+        }
+        self.write_switches();
+        self.write_wakings();
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        self.switches_file.end(folder)?;
+        self.wakings_file.end(folder)
+    }
+
+    fn push(&mut self, departed: Departed) {
+        self.switches.push(departed);
+        if self.switches.len() == ROWS_IN_GROUP {
+            self.write_switches();
+        }
+    }
+
+    fn write_switches(&mut self) {
+        let departed = std::mem::take(&mut self.switches);
+        let rows: Vec<Switch<'_>> = departed
+            .iter()
+            .map(|row| switch_row(&self.identity, self.info, row))
+            .collect();
+        if self.failed.is_none() {
+            self.failed = self.switches_file.rows(&rows).err();
+        }
+    }
+
+    fn write_wakings(&mut self) {
+        let awoken = std::mem::take(&mut self.wakings);
+        let rows: Vec<Waking<'_>> = awoken
+            .iter()
+            .map(|row| waking_row(&self.identity, self.info, row))
+            .collect();
+        if self.failed.is_none() {
+            self.failed = self.wakings_file.rows(&rows).err();
+        }
+    }
+}
+
+impl IntervalSink for Rows<'_> {
+    fn interval(&mut self, _interval: &Interval) {}
+
+    fn left(&mut self, departure: &Departure) {
+        let departed = Departed {
+            departure: *departure,
+            thread: self.names.of_thread(&departure.thread),
+            doing: self.names.of_departure(departure),
+            arrival: None,
+        };
+        // Its coming back was lost.
+        if let Some(before) = self.away.insert(identity_of(&departure.thread), departed) {
+            self.push(before);
+        }
+    }
+
+    fn came(&mut self, arrival: &Arrival) {
+        if let Some(departed) = self.away.remove(&identity_of(&arrival.thread)) {
+            self.push(Departed {
+                arrival: Some(*arrival),
+                ..departed
+            });
+        }
+    }
+
+    fn woken(&mut self, woken: &Woken) {
+        let (pid, thread) = self.names.of_tid(woken.tid);
+        self.wakings.push(Awoken {
+            woken: *woken,
+            pid,
+            thread,
+            waker: self.names.of_waker(&woken.waker),
+        });
+        if self.wakings.len() == ROWS_IN_GROUP {
+            self.write_wakings();
+        }
+    }
+}
+
+/// A poll that is over; see [`Poll`].
+struct Polled {
+    slice: PollSlice,
+    thread: Arc<str>,
+    task: Arc<(String, i64)>,
+}
+
+/// The polls of one run.
+struct PollRows<'a> {
+    identity: Identity,
+    info: &'a Info,
+    names: Names<'a>,
+    tasks: HashMap<TaskKey, Arc<(String, i64)>>,
+    polls: Vec<Polled>,
+    file: TableFile,
+    failed: Option<io::Error>,
+}
+
+impl<'a> PollRows<'a> {
+    fn begin(folder: &mut Folder, info: &'a Info, run: &'a Run, index: usize) -> io::Result<Self> {
+        let identity = Identity::of(info, run, index);
+        Ok(Self {
+            file: TableFile::begin::<Poll<'_>>(folder, "polls", &identity.file_name)?,
+            identity,
+            info,
+            names: Names::of(&run.aggregates),
+            tasks: HashMap::new(),
+            polls: Vec::new(),
+            failed: None,
+        })
+    }
+
+    fn end(mut self, folder: &mut Folder) -> io::Result<()> {
+        self.write();
+        match self.failed {
+            Some(error) => Err(error),
+            None => self.file.end(folder),
+        }
+    }
+
+    fn write(&mut self) {
+        let polls = std::mem::take(&mut self.polls);
+        let rows: Vec<Poll<'_>> = polls
+            .iter()
+            .map(|polled| poll_row(&self.identity, self.info, polled))
+            .collect();
+        if self.failed.is_none() {
+            self.failed = self.file.rows(&rows).err();
+        }
+    }
+}
+
+impl PollSink for PollRows<'_> {
+    fn slice(&mut self, slice: &PollSlice) {
+        let known = self.tasks.get(&slice.task).map(Arc::clone);
+        let task = known.unwrap_or_else(|| {
+            let task = Arc::new(self.names.task(slice.task));
+            if self.tasks.len() == MOST_NAMES {
+                self.tasks.clear();
+            }
+            self.tasks.insert(slice.task, Arc::clone(&task));
+            task
+        });
+        self.polls.push(Polled {
+            slice: *slice,
+            thread: self.names.of_tid(slice.tid).1,
+            task,
+        });
+        if self.polls.len() == ROWS_IN_GROUP {
+            self.write();
+        }
+    }
+}
+
+/// What a thread is known by: an `execve` while it is off its CPU changes its id, and nothing else. Of one that was not introduced
+/// there is only the id.
+fn identity_of(thread: &ThreadId) -> ThreadId {
+    ThreadId {
+        tid: if thread.start_boottime_ns == 0 { thread.tid } else { 0 },
+        ..*thread
+    }
+}
+
+/// By the wall clock.
+fn time_ns(info: &Info, at_ns: u64) -> i64 {
+    let since = signed(at_ns).wrapping_sub(signed(info.started.monotonic_ns));
+    signed(info.started.realtime_ns).saturating_add(since)
+}
+
+fn switch_row<'r>(of: &'r Identity, info: &Info, row: &'r Departed) -> Switch<'r> {
+    let departure = &row.departure;
+    let entered = row.arrival.map(|arrival| arrival.entered).unwrap_or_default();
+    let (task, task_id) = row
+        .doing
+        .task
+        .as_ref()
+        .map_or((None, None), |(name, id)| (Some(name.as_str()), Some(*id)));
+    Switch {
+        host: &of.host,
+        run: &of.run,
+        at_ns: signed(departure.at_ns),
+        time_ns: time_ns(info, departure.at_ns),
+        cpu: small(departure.cpu),
+        pid: small(departure.thread.tgid),
+        tid: small(departure.thread.tid),
+        thread: &row.thread,
+        class: row.doing.class,
+        reason: row.doing.reason,
+        task,
+        task_id,
+        voluntary: departure.out.voluntary,
+        on_cpu_ns: departure.on_cpu_ns.map(signed),
+        off_cpu_ns: entered.off_cpu_ns.map(signed),
+        blocked_ns: entered.blocked_ns.map(signed),
+        run_queue_ns: entered.run_queue_ns.map(signed),
+        wake_to_run_ns: entered.wake_to_run_ns.map(signed),
+        next_cpu: row.arrival.map(|arrival| small(arrival.cpu)),
+    }
+}
+
+fn waking_row<'r>(of: &'r Identity, info: &Info, row: &'r Awoken) -> Waking<'r> {
+    let woken = &row.woken;
+    let origin = Origin::from_number(woken.waker.origin);
+    let (task, task_id) = row
+        .waker
+        .task
+        .as_ref()
+        .map_or((None, None), |(name, id)| (Some(name.as_str()), Some(*id)));
+    Waking {
+        host: &of.host,
+        run: &of.run,
+        at_ns: signed(woken.at_ns),
+        time_ns: time_ns(info, woken.at_ns),
+        cpu: small(woken.cpu),
+        pid: row.pid.map(small),
+        tid: small(woken.tid),
+        thread: &row.thread,
+        noted: woken.noted.map(|noted| match noted {
+            Noted::OffCpu => "off-cpu",
+            Noted::OnCpu => "on-cpu",
+        }),
+        newborn: woken.newborn,
+        origin: attribution::origin(origin).name(),
+        from_pid: (woken.waker.tgid != 0).then(|| small(woken.waker.tgid)),
+        from_tid: (woken.waker.tid != 0).then(|| small(woken.waker.tid)),
+        from_thread: &row.waker.thread,
+        from_task: task,
+        from_task_id: task_id,
+    }
+}
+
+fn poll_row<'r>(of: &'r Identity, info: &Info, polled: &'r Polled) -> Poll<'r> {
+    let Polled { slice, thread, task } = polled;
+    Poll {
+        host: &of.host,
+        run: &of.run,
+        at_ns: signed(slice.begin_ns),
+        time_ns: time_ns(info, slice.begin_ns),
+        pid: small(slice.tgid),
+        tid: small(slice.tid),
+        thread,
+        task: &task.0,
+        task_id: task.1,
+        poll_ns: signed(slice.end_ns.saturating_sub(slice.begin_ns)),
+        wake_to_poll_ns: slice.wait.map(|wait| signed(wait.ns)),
+        path: slice.wait.map(|wait| wait.path.name()),
+    }
+}
+
+/// The names in a run, each made once.
+struct Names<'a> {
+    aggregates: &'a Aggregates,
+    wakers: WakerNames<'a>,
+    /// The last thread that had an id, and its process.
+    of_tids: HashMap<u32, (u32, Arc<str>)>,
+    of_threads: HashMap<ThreadId, Arc<str>>,
+    unknown: Arc<str>,
+    doings: HashMap<(Image, u64, u8, u8), Arc<Doing>>,
+    named_wakers: HashMap<Waker, Arc<NamedWaker>>,
+}
+
+impl<'a> Names<'a> {
+    fn of(aggregates: &'a Aggregates) -> Self {
+        let mut of_tids = HashMap::new();
+        let mut of_threads = HashMap::new();
+        for record in &aggregates.threads {
+            let thread = &record.thread;
+            let name: Arc<str> = name_of(&thread.comm).into();
+            let id = ThreadId {
+                start_boottime_ns: thread.start_boottime_ns,
+                tgid: thread.tgid,
+                tid: thread.tid,
+            };
+            of_threads.insert(identity_of(&id), Arc::clone(&name));
+            of_tids.insert(thread.tid, (thread.tgid, name));
+        }
+        Self {
+            aggregates,
+            wakers: WakerNames::new(aggregates),
+            of_tids,
+            of_threads,
+            unknown: "?".into(),
+            doings: HashMap::new(),
+            named_wakers: HashMap::new(),
+        }
+    }
+
+    fn of_thread(&self, thread: &ThreadId) -> Arc<str> {
+        let known = self.of_threads.get(&identity_of(thread));
+        known.map_or_else(|| self.of_tid(thread.tid).1, Arc::clone)
+    }
+
+    fn of_tid(&self, tid: u32) -> (Option<u32>, Arc<str>) {
+        let known = self.of_tids.get(&tid);
+        known.map_or_else(
+            || (None, Arc::clone(&self.unknown)),
+            |(tgid, name)| (Some(*tgid), Arc::clone(name)),
+        )
+    }
+
+    fn task(&self, key: TaskKey) -> (String, i64) {
+        (tasks::name(self.aggregates, key), signed(tasks::number(key.task)))
+    }
+
+    fn of_departure(&mut self, departure: &Departure) -> Arc<Doing> {
+        let out = &departure.out;
+        let known = (departure.image, out.task, out.class, out.reason);
+        if let Some(doing) = self.doings.get(&known) {
+            return Arc::clone(doing);
+        }
+        let mut key = SumKey::EMPTY;
+        (key.task, key.class, key.reason) = (out.task, out.class, out.reason);
+        (key.tgid, key.image) = (departure.image.tgid, departure.image.number);
+        let entry = entry_of(&key, self.aggregates);
+        let doing = Arc::new(Doing {
+            class: attribution::class(entry.class).name(),
+            reason: (entry.reason != Reason::None).then(|| locate::in_words(entry.reason)),
+            task: entry.task.map(|key| self.task(key)),
+        });
+        if self.doings.len() == MOST_NAMES {
+            self.doings.clear();
+        }
+        self.doings.insert(known, Arc::clone(&doing));
+        doing
+    }
+
+    fn of_waker(&mut self, waker: &Waker) -> Arc<NamedWaker> {
+        if let Some(named) = self.named_wakers.get(waker) {
+            return Arc::clone(named);
+        }
+        let task = match Origin::from_number(waker.origin) {
+            Origin::Task => Some(self.task(TaskKey {
+                task: waker.task,
+                image: Image {
+                    tgid: waker.tgid,
+                    number: waker.image,
+                },
+            })),
+            _ => None,
+        };
+        let named = Arc::new(NamedWaker {
+            thread: self.wakers.of_waker(waker),
+            task,
+        });
+        if self.named_wakers.len() == MOST_NAMES {
+            self.named_wakers.clear();
+        }
+        self.named_wakers.insert(*waker, Arc::clone(&named));
+        named
+    }
+}

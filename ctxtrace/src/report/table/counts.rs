@@ -1,0 +1,167 @@
+//! Whether it is true: the counts beside the kernel's, and how tasks were found.
+
+use std::fmt::Write;
+
+use super::layout::{labelled, plainly, plural};
+use super::{Style, agrees};
+use crate::analyze::result::{Locator, Report, Timeline};
+use crate::report::printable;
+use crate::target::programs::LocatorChoice;
+use crate::units::{bytes, duration, signed_thousands, thousands};
+
+/// Programs named of those whose tasks are found in one way.
+const PROGRAMS_SHOWN: usize = 3;
+
+pub(super) fn counts(report: &Report, style: Style) -> String {
+    let switches = &report.kernel_switches;
+    let reconciliation = &report.reconciliation;
+    let counted = format!(
+        "{} = {} voluntary + {} involuntary; {} thread{}, {} migration{}",
+        thousands(switches.total),
+        thousands(switches.voluntary),
+        thousands(switches.involuntary),
+        report.threads.len(),
+        plural(report.threads.len() as u64),
+        thousands(report.migrations),
+        plural(report.migrations),
+    );
+    let mut text = labelled("Kernel switches", &counted, plainly);
+    let counted = format!(
+        "traced {}, the kernel counted {}: difference {}",
+        thousands(reconciliation.traced),
+        thousands(reconciliation.kernel),
+        signed_thousands(reconciliation.difference)
+    );
+    let red = |line: &str| style.red(line);
+    let agree = agrees(report);
+    let line = if agree {
+        labelled("Reconciliation", &counted, plainly)
+    } else {
+        labelled("Reconciliation", &counted, red)
+    };
+    let _ = write!(text, "\n{line}");
+    if let Some(rusage) = &reconciliation.rusage {
+        let bounds = format!(
+            "(rusage {}, expected {} to {})",
+            thousands(rusage.switches),
+            thousands(rusage.lower),
+            thousands(rusage.upper)
+        );
+        let line = if rusage.agrees {
+            labelled("", &bounds, plainly)
+        } else {
+            labelled("", &bounds, red)
+        };
+        let _ = write!(text, "\n{line}");
+    }
+    if !agree {
+        for thread in reconciliation.threads.iter().filter(|thread| thread.difference != 0) {
+            let line = format!(
+                "thread {} ({}): traced {}, kernel {}: {}",
+                thread.tid,
+                printable(&thread.name),
+                thousands(thread.traced),
+                thousands(thread.kernel),
+                signed_thousands(thread.difference)
+            );
+            let _ = write!(text, "\n{}", labelled("", &line, red));
+        }
+        if let Some(workload) = &report.workload {
+            for (index, run) in workload
+                .runs
+                .iter()
+                .enumerate()
+                .filter(|(_, run)| run.difference != 0 && !run.median)
+            {
+                let line = format!("run {}: difference {}", index + 1, signed_thousands(run.difference));
+                let _ = write!(text, "\n{}", labelled("", &line, red));
+            }
+        }
+    }
+    if let Some(timeline) = &report.timeline {
+        let _ = write!(text, "\n{}", timeline_line(timeline, style));
+    }
+    for (index, line) in locators_in_words(report).iter().enumerate() {
+        let label = if index == 0 { "Tasks found by" } else { "" };
+        let line = labelled(label, line, plainly);
+        let _ = write!(text, "\n{line}");
+    }
+    text
+}
+
+/// How tasks were found in each program, and what that can tell; programs of the same kind in one line.
+pub(in crate::report) fn locators_in_words(report: &Report) -> Vec<String> {
+    let mut kinds: Vec<(String, Vec<String>)> = Vec::new();
+    for locator in &report.locators {
+        let kind = locator_in_words(locator, report.locator);
+        let file = locator.program.rsplit('/').next().unwrap_or_default();
+        let name = printable(file);
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, names)) if names.contains(&name) => {}
+            Some((_, names)) => names.push(name),
+            None => kinds.push((kind, vec![name])),
+        }
+    }
+    let lines = kinds.into_iter().map(|(kind, names)| {
+        let more = names.len().saturating_sub(PROGRAMS_SHOWN);
+        let mut shown = names[..names.len() - more].join(", ");
+        if more > 0 {
+            let _ = write!(shown, " and {more} more");
+        }
+        format!("{kind} ({shown})")
+    });
+    lines.collect()
+}
+
+fn locator_in_words(locator: &Locator, choice: LocatorChoice) -> String {
+    let version = |version: &Option<String>| version.as_ref().map_or(String::new(), |version| format!(" {version}"));
+    let tokio = version(&locator.tokio_version);
+    let go = version(&locator.go_version);
+    match (locator.locator.as_str(), &locator.reason) {
+        ("probe", _) => "probe: tasks by name, every poll counted".to_owned(),
+        ("tokio", _) => format!("tokio{tokio}: tasks by number and type, polls not counted"),
+        ("probe+tokio", _) => {
+            format!("probe: tasks by name, every poll counted; tokio{tokio}: the other tasks by number")
+        }
+        ("go", _) => format!("go{go}: goroutines by number and function, their switches not counted"),
+        ("none", Some(_)) => "nothing: its tasks cannot be found, see \"unattributed\" below".to_owned(),
+        ("none", None) => match choice {
+            LocatorChoice::Auto => "nothing: no tokio, no Go and no ctxtrace-probe in it".to_owned(),
+            LocatorChoice::None => "nothing: they were not looked for".to_owned(),
+            LocatorChoice::Probe => "nothing: no ctxtrace-probe in it".to_owned(),
+            LocatorChoice::Tokio => "nothing: no tokio in it".to_owned(),
+            LocatorChoice::Go => "nothing: no Go in it".to_owned(),
+        },
+        (several, _) => several.replace('+', " and "),
+    }
+}
+
+fn timeline_line(timeline: &Timeline, style: Style) -> String {
+    let text = format!("{} events, {}", thousands(timeline.events), bytes(timeline.bytes));
+    let red = |line: &str| style.red(line);
+    match timeline.agrees {
+        Some(true) => labelled("Timeline", &format!("{text}: played again, the same counts"), plainly),
+        None if timeline.dropped > 0 => {
+            let begins = timeline.begins_ns.map_or_else(String::new, |ns| {
+                format!(": the timeline begins {} after the recording", duration(ns))
+            });
+            let dropped = thousands(timeline.dropped);
+            let kept = format!("{text}; {dropped} older ones were not kept (--max-size, --keep){begins}");
+            labelled("Timeline", &kept, plainly)
+        }
+        None => labelled(
+            "Timeline",
+            &format!("{text}: not all of them, see what was lost"),
+            plainly,
+        ),
+        Some(false) => {
+            let mut lines = vec![
+                labelled("Timeline", &text, plainly),
+                labelled("", "THEY DO NOT GIVE THE SAME COUNTS", red),
+            ];
+            let differences = timeline.disagreements.iter();
+            lines.extend(differences.map(|difference| labelled("", difference, red)));
+            lines.join("\n")
+        }
+    }
+}

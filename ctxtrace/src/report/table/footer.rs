@@ -1,0 +1,83 @@
+//! What is missing, and what it cost.
+
+use super::Style;
+use super::layout::{labelled, plainly};
+use crate::analyze::result::{CpuLosses, Report};
+use crate::trace::Level;
+use crate::units::{duration, significant, thousands};
+
+pub(super) fn footer(report: &Report, style: Style) -> String {
+    let red = |line: &str| style.red(line);
+    let mut lines = match report.lost.in_words() {
+        None => vec![labelled("Lost", "nothing", plainly)],
+        Some(lost) => vec![labelled("Lost", &lost, red)],
+    };
+    lines.extend(room(report).map(|room| labelled("", &room, plainly)));
+    let by_cpu: Vec<String> = report.lost.by_cpu.iter().map(lost_by_cpu).collect();
+    if !by_cpu.is_empty() {
+        lines.push(labelled("", &by_cpu.join(", "), red));
+    }
+    for (index, line) in tracing_cost(report).iter().enumerate() {
+        let label = if index == 0 { "Tracing" } else { "" };
+        lines.push(style.dim(&labelled(label, line, plainly)));
+    }
+    lines.join("\n")
+}
+
+fn lost_by_cpu(losses: &CpuLosses) -> String {
+    let lost = losses.events + losses.timeline_events;
+    format!("{} on CPU {}", thousands(lost), losses.cpu)
+}
+
+/// Which options make room for what did not fit.
+pub(in crate::report) fn room(report: &Report) -> Option<String> {
+    let lost = &report.lost;
+    let options = [
+        ("--max-threads", lost.threads),
+        ("--max-stacks", lost.stacks + lost.stack_sums + lost.sample_stacks),
+        ("--ring-size", lost.timeline_events + lost.samples),
+    ];
+    let wanted: Vec<&str> = options
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(option, _)| *option)
+        .collect();
+    (!wanted.is_empty()).then(|| format!("(a larger {} makes room)", wanted.join(" and ")))
+}
+
+/// From this share of the target's time on, tracing is said to disturb it.
+const DISTURBING_SHARE: f64 = 0.05;
+
+/// What tracing cost, and what to do where that is much.
+pub(in crate::report) fn tracing_cost(report: &Report) -> Vec<String> {
+    let overhead = &report.overhead;
+    let each: Vec<String> = overhead
+        .programs
+        .iter()
+        .filter(|program| matches!(program.name.as_str(), "sched_switch" | "sched_waking"))
+        .filter_map(|program| Some(format!("{} ns a {}", significant(program.ns_per_run?), program.name)))
+        .collect();
+    let mut lines = vec![match (overhead.programs_ns, overhead.share_of_on_cpu) {
+        (Some(ns), Some(share)) => format!(
+            "{} in the kernel, {} % of the time on the CPU ({})",
+            duration(ns as u64),
+            significant(100.0 * share),
+            each.join(", ")
+        ),
+        _ => "its time in the kernel was not measured".to_owned(),
+    }];
+    lines.push(format!(
+        "{} of CPU time in ctxtrace itself",
+        duration(overhead.tracer_cpu_ns)
+    ));
+    let disturbs = overhead.share_of_on_cpu.is_some_and(|share| share >= DISTURBING_SHARE);
+    let slower = match report.level {
+        Level::Stacks => Some("Stacks"),
+        Level::Timeline => Some("Events"),
+        Level::Counts => None,
+    };
+    if let (true, Some(slower)) = (disturbs, slower) {
+        lines.push(format!("{slower} make the run slower: --level counts shows its speed"));
+    }
+    lines
+}

@@ -1,0 +1,105 @@
+//! How long tasks wait for their polls, and where the time goes.
+
+use super::Style;
+use super::layout::{Columns, wrapped};
+use super::switches::TASKS_SHOWN;
+use crate::analyze::result::{Leg, Path, Polls, Spread};
+use crate::report::printable;
+use crate::trace::polls::PollClock;
+use crate::units::{duration, significant, thousands};
+
+/// The delays of all tasks, part by part; the tasks, each with its own; how they were read.
+pub(super) fn polls(polls: &Polls, style: Style) -> String {
+    let clock = match polls.clock {
+        PollClock::Tsc => "the time-stamp counter",
+        PollClock::Monotonic => "CLOCK_MONOTONIC",
+    };
+    let counted = match polls.agrees {
+        Some(true) => "as many polls as the probe counted".to_owned(),
+        Some(false) => "NOT AS MANY POLLS AS THE PROBE COUNTED".to_owned(),
+        None if polls.dropped > 0 => format!("{} older ones were not kept", thousands(polls.dropped)),
+        None => "not all of them, see what was lost".to_owned(),
+    };
+    let read = wrapped(
+        &format!(
+            "{} stamps by {clock}, {} ns each: {counted}",
+            thousands(polls.stamps),
+            significant(polls.reading_ns),
+        ),
+        2,
+    )
+    .join("\n");
+    let read = if polls.agrees == Some(false) {
+        style.red(&read)
+    } else {
+        read
+    };
+    format!("{}\n\n{}\n{read}", delays(polls), tasks(polls))
+}
+
+fn delays(polls: &Polls) -> String {
+    let mut table = Columns::new(&["Polls", "count", "p50", "p90", "p99", "max"]);
+    let mut row = |name: &str, spread: &Spread| {
+        table.row([
+            name.to_owned(),
+            thousands(spread.count),
+            duration(spread.p50_ns),
+            duration(spread.p90_ns),
+            duration(spread.p99_ns),
+            duration(spread.max_ns),
+        ]);
+    };
+    for (name, spread) in [("a poll", &polls.poll), ("wake to poll", &polls.wake_to_poll)] {
+        if let Some(spread) = spread {
+            row(name, spread);
+        }
+    }
+    for path in &polls.paths {
+        row(&format!("  {}", path_in_words(path.path)), &path.wake_to_poll);
+        let legs = path.legs.iter().filter_map(|leg| Some((leg_in_words(leg.leg)?, leg)));
+        for (name, leg) in legs.filter(|_| matches!(path.path, Path::Kernel | Path::AlreadyComing)) {
+            row(&format!("    {name}"), &leg.spread);
+        }
+    }
+    table.render()
+}
+
+fn tasks(polls: &Polls) -> String {
+    let mut table = Columns::new(&["Wake to poll", "polls", "poll p50", "p99", "wait p50", "p99"]);
+    let time = |spread: &Option<Spread>, of: fn(&Spread) -> u64| {
+        spread
+            .as_ref()
+            .map_or_else(|| "–".to_owned(), |spread| duration(of(spread)))
+    };
+    for task in polls.tasks.iter().take(TASKS_SHOWN) {
+        table.row([
+            printable(&task.name),
+            thousands(task.polls),
+            time(&task.poll, |spread| spread.p50_ns),
+            time(&task.poll, |spread| spread.p99_ns),
+            time(&task.wake_to_poll, |spread| spread.p50_ns),
+            time(&task.wake_to_poll, |spread| spread.p99_ns),
+        ]);
+    }
+    table.render()
+}
+
+fn path_in_words(path: Path) -> &'static str {
+    match path {
+        Path::UserSpace => "in user space",
+        Path::Kernel => "through the kernel",
+        Path::AlreadyComing => "thread was coming",
+        Path::Unknown => "on unknown threads",
+    }
+}
+
+/// The parts of the delay; nothing for what is beside it.
+fn leg_in_words(leg: Leg) -> Option<&'static str> {
+    match leg {
+        Leg::WakeToWaking => Some("to its waking"),
+        Leg::WakingToSwitchIn => Some("to its switch-in"),
+        Leg::WakeToSwitchIn => Some("to its switch-in"),
+        Leg::SwitchInToPoll => Some("to the poll"),
+        Leg::WakersPoll | Leg::WakeToPoll | Leg::Poll => None,
+    }
+}

@@ -1,0 +1,148 @@
+//! Where the kernel switches belong: the ledger, the tasks, who woke whom.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use super::layout::{Columns, bar, plural, wrapped};
+use super::{Style, painted, percent};
+use crate::analyze::result::{Class, Report, Task, WakeupOrigin};
+use crate::report::printable;
+use crate::units::{duration, thousands};
+
+/// Tasks shown one by one.
+pub(super) const TASKS_SHOWN: usize = 8;
+/// Pairs of waker and woken shown one by one.
+const WAKEUPS_SHOWN: usize = 6;
+
+/// Kernel switches and off-CPU time by class, most switches first.
+pub(in crate::report) fn by_class(report: &Report) -> Vec<(Class, u64, u64)> {
+    let mut classes: BTreeMap<Class, (u64, u64)> = BTreeMap::new();
+    for row in &report.ledger {
+        let sum = classes.entry(row.class).or_default();
+        sum.0 += row.count;
+        sum.1 += row.off_cpu_ns;
+    }
+    let mut classes: Vec<_> = classes
+        .into_iter()
+        .map(|(class, (count, ns))| (class, count, ns))
+        .collect();
+    classes.sort_by_key(|&(class, count, _)| (std::cmp::Reverse(count), class));
+    classes
+}
+
+pub(super) fn ledger(report: &Report, style: Style) -> String {
+    let mut table = Columns::new(&["Ledger", "switches", "share", "off-CPU", ""]).with_picture();
+    let total = report.kernel_switches.total;
+    for (class, count, off_cpu_ns) in by_class(report) {
+        table.row([
+            class.in_words().to_owned(),
+            thousands(count),
+            percent(count, total),
+            duration(off_cpu_ns),
+            bar(count as f64 / total.max(1) as f64),
+        ]);
+    }
+    let mut text = table.render();
+    let reasons: BTreeSet<&str> = report.ledger.iter().filter_map(|row| row.reason.as_deref()).collect();
+    for reason in reasons {
+        let because = wrapped(&format!("unattributed because {reason}"), 2);
+        let _ = write!(text, "\n{}", because.join("\n"));
+    }
+    if !report.ledger_adds_up {
+        let counted: u64 = report.ledger.iter().map(|row| row.count).sum();
+        let line = if counted == total {
+            "THE LEDGER DOES NOT ADD UP in one of the other runs".to_owned()
+        } else {
+            format!(
+                "THE LEDGER DOES NOT ADD UP: {} in it, {} kernel switches",
+                thousands(counted),
+                thousands(total)
+            )
+        };
+        let _ = write!(text, "\n{}", painted(&line, |line| style.red(line)));
+    }
+    text
+}
+
+pub(super) fn tasks(report: &Report) -> Option<String> {
+    let (shown, rest) = report.tasks.split_at(report.tasks.len().min(TASKS_SHOWN));
+    if shown.is_empty() {
+        return None;
+    }
+    let mut table = Columns::new(&["Tasks", "polls", "hit kernel", "switches in poll", "off-CPU"]);
+    let counted = |value: Option<u64>| value.map_or_else(|| "–".to_owned(), thousands);
+    for task in shown {
+        // A number alone says nothing; the type of its future, or the function it was started with, does.
+        let name = match &task.future_type {
+            Some(future_type) if is_number(&task.name) => format!("{} {future_type}", task.name),
+            _ => task.name.clone(),
+        };
+        table.row([
+            printable(&name),
+            counted(task.task_switches),
+            counted(task.hit_kernel),
+            thousands(task.kernel_switches),
+            duration(task.off_cpu_ns),
+        ]);
+    }
+    if !rest.is_empty() {
+        let sum = |field: fn(&Task) -> Option<u64>| {
+            let known: Vec<u64> = rest.iter().filter_map(field).collect();
+            counted((!known.is_empty()).then(|| known.iter().sum()))
+        };
+        table.row([
+            format!("{} more", thousands(rest.len() as u64)),
+            sum(|task| task.task_switches),
+            sum(|task| task.hit_kernel),
+            sum(|task| Some(task.kernel_switches)),
+            duration(rest.iter().map(|task| task.off_cpu_ns).sum()),
+        ]);
+    }
+    Some(table.render())
+}
+
+/// Whether a task goes by a number, or shares its name with others.
+pub(in crate::report) fn is_number(name: &str) -> bool {
+    name == "other" || name.starts_with('#') || name.starts_with("goroutine ")
+}
+
+pub(super) fn wakeups(report: &Report) -> Option<String> {
+    let shown = &report.wakeups[..report.wakeups.len().min(WAKEUPS_SHOWN)];
+    if shown.is_empty() {
+        return None;
+    }
+    let mut table = Columns::new(&["Wakeups", "count", "wasted", "to wake", "p50", "p99"]);
+    for wakeups in shown {
+        let from = match &wakeups.from_task {
+            Some(task) if wakeups.origin == WakeupOrigin::Task => {
+                format!("{task} on {}", wakeups.from_tid.unwrap_or(0))
+            }
+            _ => match wakeups.from_tid {
+                Some(tid) => format!("{} {tid}", wakeups.from_thread),
+                None => wakeups.from_thread.clone(),
+            },
+        };
+        table.row([
+            printable(&format!("{from} → {}", wakeups.to_tid)),
+            thousands(wakeups.count),
+            wakeups.wasted.map_or_else(|| "–".to_owned(), thousands),
+            wakeups
+                .waking_ns
+                .map_or_else(|| "–".to_owned(), |ns| duration(ns as u64)),
+            duration(wakeups.p50_ns),
+            duration(wakeups.p99_ns),
+        ]);
+    }
+    let rest = &report.wakeups[shown.len()..];
+    if !rest.is_empty() {
+        table.row([
+            format!(
+                "{} more pair{}",
+                thousands(rest.len() as u64),
+                plural(rest.len() as u64)
+            ),
+            thousands(rest.iter().map(|wakeups| wakeups.count).sum()),
+        ]);
+    }
+    Some(table.render())
+}

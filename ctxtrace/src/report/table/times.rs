@@ -1,0 +1,180 @@
+//! Where the time went: on the CPU, off it, and thread by thread.
+
+use super::layout::{Columns, bar, sparkline};
+use crate::analyze::result::{Distribution, OnCpu, Report};
+use crate::report::printable;
+use crate::units::{duration, significant, thousands};
+
+/// Threads shown one by one; the rest is summed up.
+const THREADS_SHOWN: usize = 12;
+/// Functions of the profile that the table has room for.
+const FUNCTIONS: usize = 12;
+
+/// What the target did on its CPUs.
+pub(super) fn on_cpu(profile: &OnCpu) -> String {
+    let mut kinds = Columns::new(&["On the CPU", "samples", "share", "time", ""]).with_picture();
+    for of in &profile.categories {
+        kinds.row([
+            of.category.in_words().to_owned(),
+            thousands(of.samples),
+            format!("{} %", significant(100.0 * of.share)),
+            duration(of.ns),
+            bar(of.share),
+        ]);
+    }
+    let mut functions = Columns::new(&["Function", "in", "share", "time"]);
+    for of in profile.functions.iter().take(FUNCTIONS) {
+        functions.row([
+            printable(&of.function),
+            of.category.in_words().to_owned(),
+            format!("{} %", significant(100.0 * of.share)),
+            duration(of.ns),
+        ]);
+    }
+    format!("{}\n\n{}", kinds.render(), functions.render())
+}
+
+/// Powers of ten that the pictures of distributions have room for.
+const DECADES: usize = 11;
+
+/// The distributions, each with a picture: a bar for each power of ten, the same in every row.
+pub(super) fn latencies(report: &Report) -> String {
+    let latency = &report.latency;
+    let rows = [
+        ("off-CPU", &latency.off_cpu),
+        ("  blocked", &latency.blocked),
+        ("  run queue", &latency.run_queue),
+        ("on-CPU", &latency.on_cpu),
+        ("wake to run", &latency.wake_to_run),
+    ];
+    let scale = Scale::of(rows.iter().map(|(_, distribution)| *distribution));
+    let scale_in_words = scale.in_words();
+    let header = [
+        "Intervals",
+        "count",
+        "p50",
+        "p99",
+        "p99.9",
+        "max",
+        "sum",
+        &scale_in_words,
+    ];
+    let mut table = Columns::new(&header).with_picture();
+    for (name, distribution) in rows {
+        table.row(distribution_row(name, distribution, &scale));
+    }
+    table.render()
+}
+
+/// Which powers of ten the pictures show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Scale {
+    /// The exponent of the first.
+    first: u32,
+    /// How many.
+    decades: usize,
+}
+
+impl Scale {
+    /// From the shortest to the longest of all; what is shorter than the first that there is room for is shown with it.
+    fn of<'a>(distributions: impl Iterator<Item = &'a Distribution>) -> Self {
+        let mut decades = distributions.flat_map(|of| of.buckets.iter().map(|&(ns, _)| decade(ns)));
+        let Some(one) = decades.next() else {
+            return Self { first: 0, decades: 0 };
+        };
+        let (first, last) = decades.fold((one, one), |(first, last), next| (first.min(next), last.max(next)));
+        let first = first.max((last + 1).saturating_sub(DECADES as u32));
+        Self {
+            first,
+            decades: (last - first) as usize + 1,
+        }
+    }
+
+    /// Its ends, above the first bar and behind the last one: `100ns   1s`.
+    fn in_words(self) -> String {
+        if self.decades == 0 {
+            return String::new();
+        }
+        let unit = |exponent: u32| {
+            let number = 10_u64.pow(exponent % 3);
+            let unit = ["ns", "µs", "ms", "s"].get(exponent as usize / 3);
+            unit.map_or_else(|| "long".to_owned(), |unit| format!("{number}{unit}"))
+        };
+        let (from, to) = (unit(self.first), unit(self.first + self.decades as u32));
+        let room = self
+            .decades
+            .saturating_sub(from.chars().count() + to.chars().count())
+            .max(1);
+        format!("{from}{}{to}", " ".repeat(room))
+    }
+
+    fn picture(self, distribution: &Distribution) -> String {
+        let mut counts = vec![0; self.decades];
+        for &(ns, count) in &distribution.buckets {
+            let place = decade(ns).saturating_sub(self.first) as usize;
+            if let Some(sum) = counts.get_mut(place) {
+                *sum += count;
+            }
+        }
+        sparkline(&counts)
+    }
+}
+
+/// The power of ten a time lies in; nothing is as long as a nanosecond.
+fn decade(ns: u64) -> u32 {
+    ns.max(1).ilog10()
+}
+
+fn distribution_row(name: &str, distribution: &Distribution, scale: &Scale) -> Vec<String> {
+    let time = |ns: Option<u64>| ns.map_or_else(|| "–".to_owned(), duration);
+    vec![
+        name.to_owned(),
+        thousands(distribution.count),
+        time(distribution.p50_ns),
+        time(distribution.p99_ns),
+        time(distribution.p999_ns),
+        time(distribution.max_ns),
+        time((distribution.count > 0).then_some(distribution.sum_ns)),
+        scale.picture(distribution),
+    ]
+}
+
+pub(super) fn threads(report: &Report) -> String {
+    let mut table = Columns::new(&[
+        "Threads",
+        "tid",
+        "voluntary",
+        "involuntary",
+        "on-CPU",
+        "run queue",
+        "off-CPU",
+    ]);
+    let mut busiest: Vec<_> = report.threads.iter().collect();
+    busiest.sort_by_key(|thread| (std::cmp::Reverse(thread.voluntary + thread.involuntary), thread.tid));
+    let (shown, rest) = busiest.split_at(busiest.len().min(THREADS_SHOWN));
+    for thread in shown {
+        table.row([
+            printable(&thread.name),
+            thread.tid.to_string(),
+            thousands(thread.voluntary),
+            thousands(thread.involuntary),
+            duration(thread.on_cpu_ns),
+            duration(thread.run_queue_ns),
+            duration(thread.off_cpu_ns),
+        ]);
+    }
+    if !rest.is_empty() {
+        let sum =
+            |field: fn(&crate::analyze::result::Thread) -> u64| rest.iter().map(|thread| field(thread)).sum::<u64>();
+        table.row([
+            format!("{} more", thousands(rest.len() as u64)),
+            String::new(),
+            thousands(sum(|thread| thread.voluntary)),
+            thousands(sum(|thread| thread.involuntary)),
+            duration(sum(|thread| thread.on_cpu_ns)),
+            duration(sum(|thread| thread.run_queue_ns)),
+            duration(sum(|thread| thread.off_cpu_ns)),
+        ]);
+    }
+    table.render()
+}

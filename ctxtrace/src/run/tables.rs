@@ -1,0 +1,84 @@
+//! `--parquet`: the tables, opened before the run, written after it.
+
+#[cfg(feature = "parquet")]
+pub(super) use with::Tables;
+#[cfg(not(feature = "parquet"))]
+pub(super) use without::Tables;
+
+#[cfg(feature = "parquet")]
+mod with {
+    use std::path::{Path, PathBuf};
+
+    use crate::error::Result;
+    use crate::report::parquet::{self, Folder};
+    use crate::target::user::Invoker;
+    use crate::trace::events::EventSource;
+    use crate::trace::run::{Info, Run};
+
+    /// The folder, known to be writable.
+    pub(in crate::run) struct Tables {
+        path: PathBuf,
+        folder: Folder,
+    }
+
+    impl Tables {
+        pub(in crate::run) fn open(path: &Path, user: Option<&Invoker>) -> Result<Self> {
+            Ok(Self {
+                path: path.to_owned(),
+                folder: Folder::open(path, user)?,
+            })
+        }
+
+        pub(in crate::run) fn path(&self) -> &Path {
+            &self.path
+        }
+
+        /// Writes them all, and says where; `damage` is what is wrong with the capture that is read.
+        pub(in crate::run) fn write(
+            mut self,
+            info: &Info,
+            runs: &[Run],
+            damage: Option<&str>,
+            events: &mut dyn EventSource,
+        ) -> Result<PathBuf> {
+            parquet::write(&mut self.folder, info, runs, damage, events)?;
+            Ok(self.path)
+        }
+    }
+}
+
+#[cfg(not(feature = "parquet"))]
+mod without {
+    use std::path::{Path, PathBuf};
+
+    use crate::error::{Error, Result};
+    use crate::target::user::Invoker;
+    use crate::trace::events::EventSource;
+    use crate::trace::run::{Info, Run};
+
+    /// There are none.
+    pub(in crate::run) enum Tables {}
+
+    impl Tables {
+        pub(in crate::run) fn open(_path: &Path, _user: Option<&Invoker>) -> Result<Self> {
+            Err(Error::Usage(
+                "--parquet is not in this ctxtrace: build it with the feature `parquet`, which is on by default"
+                    .to_owned(),
+            ))
+        }
+
+        pub(in crate::run) fn path(&self) -> &Path {
+            match *self {}
+        }
+
+        pub(in crate::run) fn write(
+            self,
+            _info: &Info,
+            _runs: &[Run],
+            _damage: Option<&str>,
+            _events: &mut dyn EventSource,
+        ) -> Result<PathBuf> {
+            match self {}
+        }
+    }
+}

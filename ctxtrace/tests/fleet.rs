@@ -1,0 +1,529 @@
+//! The SQL of `docs/FLEET.md`, run in `DuckDB` over a fleet of captures, and held against the JSON of their reports. Needs no root.
+//!
+//! It needs Python with `duckdb`: `cargo xtask setup` installs it into `target/duckdb`, and `CTXTRACE_DUCKDB_PYTHON` names another
+//! one. Where there is none the test is ignored, and fails if `CTXTRACE_REQUIRE_DUCKDB` is set, as it is in CI.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use ctxtrace::trace::Latencies;
+use ctxtrace::trace::file::{self, Told, Writer};
+use ctxtrace::trace::polls::PollBatch;
+use ctxtrace::trace::run::{Info, Run};
+use ctxtrace_common::event::Event;
+use ctxtrace_common::histogram::{Latency, upper_bound};
+use ctxtrace_common::ledger::Class;
+use ctxtrace_common::process::Image;
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::{Map, Value, json};
+
+/// Rows by column.
+type Rows = Vec<Map<String, Value>>;
+
+/// Reads questions, `[[name, SQL], …]`, and answers with `{name: rows}`.
+const ASK: &str = "
+import json, sys, duckdb
+answers = {}
+for name, sql in json.load(sys.stdin):
+    asked = duckdb.execute(sql)
+    columns = [column[0] for column in asked.description]
+    answers[name] = [dict(zip(columns, row)) for row in asked.fetchall()]
+json.dump(answers, sys.stdout, default=str)
+";
+
+fn main() {
+    let python = python();
+    let is_there = python.as_ref().is_some_and(|python| has_duckdb(python));
+    let required = std::env::var_os("CTXTRACE_REQUIRE_DUCKDB").is_some_and(|value| value == "1");
+    if !is_there {
+        eprintln!(
+            "fleet: there is no Python with duckdb (`cargo xtask setup` installs one into target/duckdb; CTXTRACE_DUCKDB_PYTHON \
+             names another)"
+        );
+    }
+    let test = move || match &python {
+        Some(python) if is_there => {
+            the_questions_have_the_answers_of_the_json(python);
+            Ok(())
+        }
+        _ => Err(Failed::from(
+            "there is no Python with duckdb: `cargo xtask setup` installs one",
+        )),
+    };
+    let trial =
+        Trial::test("the_questions_have_the_answers_of_the_json", test).with_ignored_flag(!is_there && !required);
+    libtest_mimic::run(&Arguments::from_args(), vec![trial]).exit();
+}
+
+fn package() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn python() -> Option<PathBuf> {
+    let named = std::env::var_os("CTXTRACE_DUCKDB_PYTHON").map(PathBuf::from);
+    named.or_else(|| {
+        // The environment is known by the path of its Python, which is a link and must stay one.
+        let folder = package().join("../target/duckdb/bin").canonicalize().ok()?;
+        Some(folder.join("python"))
+    })
+}
+
+fn has_duckdb(python: &Path) -> bool {
+    let mut import = Command::new(python);
+    import.args(["-c", "import duckdb"]).stderr(Stdio::null());
+    import.status().is_ok_and(|status| status.success())
+}
+
+/// The questions of the document: ```` ```sql NAME ````.
+fn questions(document: &str) -> BTreeMap<String, String> {
+    let mut questions = BTreeMap::new();
+    for block in document.split("```sql ").skip(1) {
+        let (name, rest) = block.split_once('\n').expect("a block has lines");
+        let (sql, _) = rest.split_once("```").expect("a block has an end");
+        let before = questions.insert(name.to_owned(), sql.to_owned());
+        assert!(before.is_none(), "{name} is there twice");
+    }
+    questions
+}
+
+/// One run on one machine.
+struct Member {
+    host: String,
+    run: String,
+    recorded: Run,
+    has_events: bool,
+    has_polls: bool,
+    report: Value,
+}
+
+/// What a capture tells between its runs' ends.
+#[derive(Clone)]
+enum Batch {
+    Events(Vec<Event>),
+    Polls(PollBatch),
+}
+
+/// The committed captures, every run by itself, on two machines. On the second there is another build, one wait was longer,
+/// its tasks block where they were preempted, and something was lost.
+fn fleet(tables: &Path) -> Vec<Member> {
+    let mut members = Vec::new();
+    for name in ["v1-go", "v1-polls", "v1-stacks", "v1-timeline"] {
+        let bytes = std::fs::read(package().join(format!("tests/captures/{name}.ctx"))).expect("a capture");
+        let mut told: Vec<Vec<Batch>> = Vec::new();
+        let saved = file::read_with_polls(bytes.as_slice(), |run, part| {
+            let batch = match part {
+                Told::Info(_) => return,
+                Told::Events(events) => Batch::Events(events.to_vec()),
+                Told::Polls(polls) => Batch::Polls(polls.clone()),
+            };
+            told.resize_with(told.len().max(run + 1), Vec::new);
+            told[run].push(batch);
+        })
+        .expect("readable");
+        told.resize_with(saved.runs.len(), Vec::new);
+        for (run, told) in saved.runs.iter().zip(&told) {
+            for host in ["web-1", "web-2"] {
+                let mut info = saved.info.clone();
+                host.clone_into(&mut info.host.name);
+                let mut run = run.clone();
+                if host == "web-2" {
+                    spoil(&mut run, members.len() as u64, told.is_empty());
+                }
+                members.push(member(tables, &info, run, told));
+            }
+        }
+    }
+    members
+}
+
+/// What is only added up can be told otherwise; events are what they are.
+fn spoil(run: &mut Run, number: u64, sums_only: bool) {
+    run.aggregates.counters.lost_wakeups += 7;
+    run.aggregates
+        .latencies
+        .get_mut(Latency::RunQueue)
+        .record(123_456_789 * (1 + number));
+    for (key, _) in &mut run.aggregates.switch_sums {
+        if sums_only && key.class == Class::TaskPreempted as u8 {
+            key.class = Class::TaskBlocked as u8;
+        }
+    }
+    let processes: BTreeSet<u32> = run.aggregates.threads.iter().map(|record| record.thread.tgid).collect();
+    for tgid in processes {
+        let image = Image { tgid, number: 99 };
+        run.aggregates
+            .programs
+            .assign(image, Path::new("/srv/the-next-build"), Path::new("/bin/true"));
+    }
+}
+
+fn member(tables: &Path, info: &Info, recorded: Run, told: &[Batch]) -> Member {
+    let folder = tempfile::tempdir().expect("a folder");
+    let capture = folder.path().join("one.ctx");
+    let mut writer = Writer::begin(std::fs::File::create(&capture).expect("created"), info).expect("begun");
+    for batch in told {
+        match batch {
+            Batch::Events(events) => events
+                .chunks(100)
+                .for_each(|events| writer.events(events).expect("written")),
+            Batch::Polls(polls) => writer.polls(polls).expect("written"),
+        }
+    }
+    writer.run(&recorded).expect("written");
+    writer.end().expect("ended");
+    let json = folder.path().join("one.json");
+    let output = Command::new(env!("CARGO_BIN_EXE_ctxtrace"))
+        .args(["report", "--quiet", "--json"])
+        .args([&json, &PathBuf::from("--parquet"), &tables.to_owned(), &capture])
+        .output()
+        .expect("started");
+    let status = output.status.code();
+    // What was spoilt is found.
+    assert!(
+        matches!(status, Some(0 | 4)),
+        "{status:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.stdout.is_empty() && output.stderr.is_empty(), "--quiet is quiet");
+    Member {
+        host: info.host.name.clone(),
+        run: info.run_id(&recorded, 0),
+        recorded,
+        has_events: !told.is_empty(),
+        has_polls: info.polls.is_some(),
+        report: serde_json::from_slice(&std::fs::read(&json).expect("written")).expect("JSON"),
+    }
+}
+
+fn ask(python: &Path, tables: &Path, questions: &BTreeMap<String, String>) -> BTreeMap<String, Rows> {
+    let mut child = Command::new(python)
+        .args(["-c", ASK])
+        .current_dir(tables)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("started");
+    let asked = serde_json::to_vec(&questions.iter().collect::<Vec<_>>()).expect("JSON");
+    child.stdin.take().expect("piped").write_all(&asked).expect("asked");
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "a question is none: see above");
+    serde_json::from_slice(&output.stdout).expect("answers")
+}
+
+fn rows(value: Value) -> Rows {
+    serde_json::from_value(value).expect("rows")
+}
+
+fn list<'a>(report: &'a Value, name: &str) -> &'a Vec<Value> {
+    report[name].as_array().expect("a list")
+}
+
+fn number(value: &Value) -> i64 {
+    value.as_i64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+fn the_questions_have_the_answers_of_the_json(python: &Path) {
+    let place = tempfile::tempdir().expect("a folder");
+    let fleet = fleet(place.path());
+    let document = std::fs::read_to_string(package().join("../docs/FLEET.md")).expect("the document");
+    let mut questions = questions(&document);
+    let sums = "SELECT host, run, class, count(*) AS count, coalesce(sum(off_cpu_ns), 0) AS off_cpu_ns
+                FROM 'switches/*.parquet' GROUP BY ALL ORDER BY ALL";
+    questions.insert("sums".to_owned(), sums.to_owned());
+    let wakings = "SELECT host, run, count(*) AS count FROM 'wakings/*.parquet' GROUP BY ALL ORDER BY ALL";
+    questions.insert("wakings".to_owned(), wakings.to_owned());
+    let polls =
+        "SELECT host, task, count(*) AS polls, sum(poll_ns)::BIGINT AS poll_ns, count(wake_to_poll_ns) AS waits,
+                        sum(wake_to_poll_ns)::BIGINT AS waited_ns
+                 FROM 'polls/*.parquet' GROUP BY ALL ORDER BY ALL";
+    questions.insert("polls".to_owned(), polls.to_owned());
+    let mut answers = ask(python, place.path(), &questions);
+    let mut check = |name: &str, expected: Rows| {
+        let answer = answers
+            .remove(name)
+            .unwrap_or_else(|| panic!("{name} is not in the document"));
+        assert!(
+            !expected.is_empty(),
+            "{name}: the captures have nothing to compare with"
+        );
+        assert_eq!(answer, expected, "{name}");
+    };
+    check("worst-run-queue", worst_run_queue(&fleet));
+    check("p99-of-all-runs", p99_of_all_runs(&fleet));
+    check("blocked-in-a-poll", blocked_in_a_poll(&fleet));
+    check("hits-by-tokio", hits_by_tokio(&fleet));
+    check("losses", losses(&fleet));
+    check("not-to-be-trusted", not_to_be_trusted(&fleet));
+    check("wasted-wakeups", wasted_wakeups(&fleet));
+    check("sums", ledgers_of_timelines(&fleet));
+    check("wakings", wakings_of_timelines(&fleet));
+    check("polls", polls_by_task(&fleet));
+
+    let timelines = fleet.iter().filter(|member| member.has_events);
+    let waited: i64 = timelines
+        .map(|member| number(&member.report["latency"]["off_cpu"]["count"]))
+        .sum();
+    let with_events = || {
+        fleet
+            .iter()
+            .filter(|member| member.has_events && member.host == "web-1")
+    };
+    let longest = with_events()
+        .map(|member| number(&member.report["latency"]["run_queue"]["max_ns"]))
+        .max();
+    let waits = answers.remove("longest-waits").expect("in the document");
+    assert_eq!(waits.len() as i64, waited.min(20));
+    assert_eq!(Some(number(&waits[0]["run_queue_ns"])), longest);
+    // What keeps a CPU busy while somebody waits for it does so no longer than that.
+    let in_the_way = answers.remove("in-the-way").expect("in the document");
+    let all: i64 = in_the_way.iter().map(|row| number(&row["in_the_way_ns"])).sum();
+    let waited = with_events().map(|member| number(&member.report["latency"]["run_queue"]["sum_ns"]));
+    assert!(all <= 2 * waited.sum::<i64>(), "{in_the_way:?}");
+    slow_to_be_polled(&fleet, &answers.remove("slow-to-be-polled").expect("in the document"));
+    let left: Vec<_> = answers.keys().collect();
+    assert!(left.is_empty(), "nobody has looked at the answers to {left:?}");
+}
+
+fn worst_run_queue(fleet: &[Member]) -> Rows {
+    let mut worst: BTreeMap<&str, (i64, &str)> = BTreeMap::new();
+    for member in fleet {
+        if let Some(p99_ns) = member.report["latency"]["run_queue"]["p99_ns"].as_i64() {
+            let of_host = worst.entry(&member.host).or_insert((p99_ns, &member.run));
+            if p99_ns > of_host.0 {
+                *of_host = (p99_ns, &member.run);
+            }
+        }
+    }
+    let mut worst: Vec<_> = worst.into_iter().collect();
+    worst.sort_by_key(|&(host, (p99_ns, _))| (std::cmp::Reverse(p99_ns), host));
+    let row = |(host, (p99_ns, run))| json!({"host": host, "worst_p99_ns": p99_ns, "run": run});
+    rows(worst.into_iter().map(row).collect())
+}
+
+fn p99_of_all_runs(fleet: &[Member]) -> Rows {
+    let mut hosts: BTreeMap<&str, Latencies> = BTreeMap::new();
+    for member in fleet {
+        hosts
+            .entry(&member.host)
+            .or_default()
+            .merge(&member.recorded.aggregates.latencies);
+    }
+    let kinds = [
+        ("blocked", Latency::Blocked),
+        ("off_cpu", Latency::OffCpu),
+        ("on_cpu", Latency::OnCpu),
+        ("run_queue", Latency::RunQueue),
+        ("wake_to_run", Latency::WakeToRun),
+    ];
+    let mut expected = Vec::new();
+    for (host, latencies) in &hosts {
+        for (kind, latency) in kinds {
+            let histogram = latencies.get(latency);
+            let rank = (0.99 * histogram.count as f64).ceil() as u64;
+            let mut seen = 0;
+            let bucket = histogram.buckets.iter().position(|count| {
+                seen += count;
+                seen >= rank && *count > 0
+            });
+            if let Some(bucket) = bucket {
+                let p99 = upper_bound(bucket);
+                expected.push(json!({"host": host, "kind": kind, "intervals": histogram.count, "p99_at_most_ns": p99}));
+            }
+        }
+    }
+    rows(Value::Array(expected))
+}
+
+/// The program that a member's tasks are of, and its build.
+fn program(member: &Member) -> (Value, Value) {
+    let locators = list(&member.report, "locators");
+    let next = locators
+        .iter()
+        .find(|locator| locator["program"] == "/srv/the-next-build");
+    let locator = next.unwrap_or(&locators[0]);
+    (
+        locator["program"].clone(),
+        locator.get("build_id").cloned().unwrap_or_default(),
+    )
+}
+
+/// The blocking of one task of one build.
+#[derive(Default)]
+struct Blocked<'a> {
+    switches: i64,
+    off_cpu_ns: i64,
+    runs: BTreeSet<&'a str>,
+}
+
+fn blocked_in_a_poll(fleet: &[Member]) -> Rows {
+    // By program, build and task, as JSON.
+    let mut tasks: BTreeMap<[String; 3], Blocked<'_>> = BTreeMap::new();
+    for member in fleet {
+        let (program, build) = program(member);
+        let ledger = list(&member.report, "ledger").iter();
+        for row in ledger.filter(|row| row["class"] == "task-blocked") {
+            let key = [&program, &build, &row["task"]].map(Value::to_string);
+            let sums = tasks.entry(key).or_default();
+            sums.switches += number(&row["count"]);
+            sums.off_cpu_ns += number(&row["off_cpu_ns"]);
+            sums.runs.insert(&member.run);
+        }
+    }
+    let mut tasks: Vec<_> = tasks.into_iter().collect();
+    tasks.sort_by_key(|(key, sums)| (std::cmp::Reverse(sums.switches), key.clone()));
+    let mut expected = Vec::new();
+    for (key, sums) in tasks {
+        let [program, build, task] = key.map(|text| serde_json::from_str::<Value>(&text).expect("JSON"));
+        expected.push(json!({
+            "program": program, "build": build, "task": task,
+            "switches": sums.switches, "off_cpu_ns": sums.off_cpu_ns, "runs": sums.runs.len(),
+        }));
+    }
+    rows(Value::Array(expected))
+}
+
+fn hits_by_tokio(fleet: &[Member]) -> Rows {
+    let mut versions: BTreeMap<String, (i64, i64)> = BTreeMap::new();
+    for member in fleet {
+        let switches = &member.report["task_switches"];
+        let locators = list(&member.report, "locators").iter();
+        let of_member: BTreeSet<&str> = locators
+            .filter_map(|locator| locator["tokio_version"].as_str())
+            .collect();
+        if switches.is_null() {
+            continue;
+        }
+        for version in of_member {
+            let sums = versions.entry(version.to_owned()).or_default();
+            sums.0 += number(&switches["total"]);
+            sums.1 += number(&switches["hit_kernel"]);
+        }
+    }
+    let row = |(version, (total, hit)): (String, (i64, i64))| {
+        let share = hit as f64 / total as f64;
+        json!({"tokio_version": version, "task_switches": total, "hit_kernel": hit, "share": share})
+    };
+    rows(versions.into_iter().map(row).collect())
+}
+
+fn by_run(fleet: &[Member]) -> Vec<&Member> {
+    let mut members: Vec<&Member> = fleet.iter().collect();
+    members.sort_by_key(|member| (&member.host, &member.run));
+    members
+}
+
+fn losses(fleet: &[Member]) -> Rows {
+    let mut expected = Vec::new();
+    for member in by_run(fleet) {
+        let lost = member.report["lost"].as_object().expect("an object");
+        let mut causes: Vec<_> = lost.iter().filter(|(_, count)| count.is_number()).collect();
+        causes.sort_by_key(|(cause, _)| (*cause).clone());
+        for (cause, count) in causes {
+            let cause = format!("lost_{cause}");
+            expected.push(json!({"host": member.host, "run": member.run, "cause": cause, "lost": count}));
+        }
+    }
+    rows(Value::Array(expected))
+}
+
+fn not_to_be_trusted(fleet: &[Member]) -> Rows {
+    let mut expected = Vec::new();
+    for member in by_run(fleet) {
+        let report = &member.report;
+        let (complete, adds_up) = (&report["complete"], &report["ledger_adds_up"]);
+        let difference = &report["reconciliation"]["difference"];
+        let agrees = report["timeline"].get("agrees").cloned().unwrap_or_default();
+        if *complete == true && *adds_up == true && *difference == 0 && agrees != false {
+            continue;
+        }
+        let name = report["workload"].get("mode").or_else(|| report["target"].get("name"));
+        let name = name.and_then(Value::as_str).expect("a name").rsplit('/').next();
+        expected.push(json!({
+            "host": member.host, "run": member.run, "name": name, "complete": complete, "difference": difference,
+            "ledger_adds_up": adds_up, "timeline_agrees": agrees,
+        }));
+    }
+    rows(Value::Array(expected))
+}
+
+fn wasted_wakeups(fleet: &[Member]) -> Rows {
+    let mut wakers: BTreeMap<(&str, &str), (i64, i64)> = BTreeMap::new();
+    for member in fleet {
+        for wakeups in list(&member.report, "wakeups")
+            .iter()
+            .filter(|row| !row["wasted"].is_null())
+        {
+            let waker = wakeups.get("from_task").unwrap_or(&wakeups["from_thread"]);
+            let sums = wakers
+                .entry((&member.host, waker.as_str().expect("a name")))
+                .or_default();
+            sums.0 += number(&wakeups["count"]);
+            sums.1 += number(&wakeups["wasted"]);
+        }
+    }
+    let mut wakers: Vec<_> = wakers.into_iter().collect();
+    wakers.sort_by_key(|&(key, (_, wasted))| (std::cmp::Reverse(wasted), key));
+    let row = |((host, waker), (wakeups, wasted))| json!({"host": host, "waker": waker, "wakeups": wakeups, "wasted": wasted});
+    rows(wakers.into_iter().map(row).collect())
+}
+
+/// The events by class are what was added up by class.
+fn ledgers_of_timelines(fleet: &[Member]) -> Rows {
+    let mut expected = Vec::new();
+    for member in by_run(fleet).into_iter().filter(|member| member.has_events) {
+        let mut classes: BTreeMap<&str, (i64, i64)> = BTreeMap::new();
+        for row in list(&member.report, "ledger") {
+            let sums = classes.entry(row["class"].as_str().expect("a class")).or_default();
+            sums.0 += number(&row["count"]);
+            sums.1 += number(&row["off_cpu_ns"]);
+        }
+        for (class, (count, off_cpu_ns)) in classes {
+            let (host, run) = (&member.host, &member.run);
+            expected.push(json!({"host": host, "run": run, "class": class, "count": count, "off_cpu_ns": off_cpu_ns}));
+        }
+    }
+    rows(Value::Array(expected))
+}
+
+fn wakings_of_timelines(fleet: &[Member]) -> Rows {
+    let members = by_run(fleet).into_iter().filter(|member| member.has_events);
+    let row = |member: &Member| json!({"host": member.host, "run": member.run, "count": member.report["timeline"]["wakeups"]});
+    rows(members.map(row).collect())
+}
+
+/// The rows of polls by task, which are those that have ended.
+fn polls_by_task(fleet: &[Member]) -> Rows {
+    let mut expected = Vec::new();
+    for member in fleet.iter().filter(|member| member.has_polls) {
+        for task in list(&member.report["polls"], "tasks") {
+            let (poll, wait) = (&task["poll"], &task["wake_to_poll"]);
+            expected.push(json!({
+                "host": member.host, "task": task["name"], "polls": poll["count"], "poll_ns": poll["sum_ns"],
+                "waits": wait["count"], "waited_ns": wait["sum_ns"],
+            }));
+        }
+    }
+    expected.sort_by_key(|row| (row["host"].to_string(), row["task"].to_string()));
+    rows(Value::Array(expected))
+}
+
+/// Percentiles are of buckets in the JSON, so at most a bucket's width away from those of the rows.
+fn slow_to_be_polled(fleet: &[Member], answer: &Rows) {
+    let members: Vec<&Member> = fleet.iter().filter(|member| member.has_polls).collect();
+    let tasks = |member: &&Member| list(&member.report["polls"], "tasks").clone();
+    let all = members.iter().map(|member| tasks(member).len()).sum::<usize>();
+    assert_eq!(answer.len(), all);
+    for row in answer {
+        let member = members.iter().find(|member| row["host"] == member.host);
+        let of_host = tasks(member.expect("a host of the fleet"));
+        let task = of_host.iter().find(|task| task["name"] == row["task"]).expect("a task");
+        let (p99, in_json) = (number(&row["p99_ns"]), number(&task["wake_to_poll"]["p99_ns"]));
+        assert!((p99 - in_json).abs() <= in_json / 16 + 1, "{row:?} {task}");
+        let kernel = task["through_kernel"].get("count").map_or(0, number);
+        assert_eq!(number(&row["through_kernel"]), kernel, "{row:?}");
+    }
+    let worst: Vec<i64> = answer.iter().map(|row| number(&row["p99_ns"])).collect();
+    assert!(worst.is_sorted_by(|a, b| a >= b), "{worst:?}");
+}

@@ -1,0 +1,116 @@
+//! `--parquet`: are all switches of a real run in the tables, whose are the files, and is a capture's the same?
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use parquet::file::reader::{FileReader, SerializedFileReader};
+
+use crate::support::{CTXTRACE, command, ctxtrace, number, stderr};
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    (
+        "every_switch_of_a_timeline_is_a_row_of_the_tables",
+        every_switch_of_a_timeline_is_a_row_of_the_tables,
+    ),
+    (
+        "under_sudo_the_tables_are_the_invoking_users",
+        under_sudo_the_tables_are_the_invoking_users,
+    ),
+];
+
+/// Rows by table and file name.
+fn tables(folder: &Path) -> BTreeMap<(String, String), i64> {
+    let name = |path: &Path| path.file_name().expect("a name").to_string_lossy().into_owned();
+    let mut tables = BTreeMap::new();
+    for file in files(folder) {
+        let table = name(file.parent().expect("a table"));
+        let reader = SerializedFileReader::new(File::open(&file).expect("there")).expect("Parquet");
+        tables.insert((table, name(&file)), reader.metadata().file_metadata().num_rows());
+    }
+    tables
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = |path: &Path| {
+        std::fs::read_dir(path)
+            .expect("a folder")
+            .flatten()
+            .map(|entry| entry.path())
+    };
+    entries(folder)
+        .flat_map(|table| entries(&table).collect::<Vec<_>>())
+        .collect()
+}
+
+fn every_switch_of_a_timeline_is_a_row_of_the_tables() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let line = format!(
+        "run --quiet --mode process --iterations 3000 --repeat 2 --level timeline --json {} --parquet {} -o {}",
+        path("x.json"),
+        path("fleet"),
+        path("x.ctx")
+    );
+    let output = ctxtrace(&line);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(path("x.json")).expect("there")).expect("JSON");
+    let recorded = tables(&folder.path().join("fleet"));
+    assert_eq!(recorded.len(), 10 * 2, "ten tables of two runs: {recorded:?}");
+    let rows = |table: &str| {
+        let of_table = recorded.iter().filter(|((name, _), _)| name == table);
+        let mut rows: Vec<i64> = of_table.map(|(_, rows)| *rows).collect();
+        rows.sort_unstable();
+        rows
+    };
+    let runs = json["workload"]["runs"].as_array().expect("runs");
+    let mut switches: Vec<i64> = runs.iter().map(|run| number(run, "/kernel_switches")).collect();
+    switches.sort_unstable();
+    assert_eq!(rows("switches"), switches);
+    assert!(
+        rows("wakings").contains(&number(&json, "/timeline/wakeups")),
+        "{recorded:?}"
+    );
+    assert_eq!(rows("host"), [1, 1]);
+
+    let output = ctxtrace(&format!("report --quiet {} --parquet {}", path("x.ctx"), path("again")));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(tables(&folder.path().join("again")), recorded, "under the same names");
+}
+
+fn under_sudo_the_tables_are_the_invoking_users() {
+    const SOMEBODY: u32 = 12_345;
+    let folder = tempfile::tempdir().expect("a folder");
+    let fleet = folder.path().join("a/fleet");
+    let capture = folder.path().join("x.ctx");
+    let recorded = ctxtrace(&format!("record --quiet -o {} -- true", capture.display()));
+    assert_eq!(recorded.status.code(), Some(0), "{}", stderr(&recorded));
+    let output = command(&format!(
+        "report --quiet {} --parquet {}",
+        capture.display(),
+        fleet.display()
+    ))
+    .env("SUDO_UID", SOMEBODY.to_string())
+    .env("SUDO_GID", SOMEBODY.to_string())
+    .output()
+    .expect("started");
+    assert_eq!(output.status.code(), Some(0), "{CTXTRACE}: {}", stderr(&output));
+    let made = files(&fleet);
+    assert_eq!(made.len(), 8);
+    let folders = made.iter().filter_map(|file| file.parent());
+    for path in made
+        .iter()
+        .map(PathBuf::as_path)
+        .chain(folders)
+        .chain([fleet.as_path(), &folder.path().join("a")])
+    {
+        let metadata = std::fs::metadata(path).expect("there");
+        assert_eq!(
+            (metadata.uid(), metadata.gid()),
+            (SOMEBODY, SOMEBODY),
+            "{}",
+            path.display()
+        );
+    }
+}
