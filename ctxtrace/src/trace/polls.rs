@@ -414,6 +414,13 @@ pub struct Polls {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_has_one_name_everywhere() {
+        for path in Path::ALL {
+            assert_eq!(serde_json::to_value(path).expect("JSON"), path.name());
+        }
+    }
     use ctxtrace_abi::HOOKED;
     use ctxtrace_abi::rings::{owner, record, short_task, what};
 

@@ -116,9 +116,12 @@ pub fn agrees(report: &Report) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::analyze::result::{Task, WakeupOrigin, Wakeups};
+    use crate::analyze::result::{
+        Leg, Path, PollLeg, PollPath, PolledTask, Polls, Spread, Task, WakeupOrigin, Wakeups,
+    };
     use crate::analyze::summarize::summarize;
     use crate::analyze::summarize::tests::{about, command, info, run};
+    use crate::trace::polls::PollClock;
     use crate::trace::run::{Exit, Subject};
     use crate::workload::{Allocator, Channel, Mode, Protocol, Spec};
 
@@ -211,6 +214,51 @@ mod tests {
         );
     }
 
+    fn long_polls(many: u64) -> Polls {
+        let spread = Spread {
+            count: many,
+            min_ns: many,
+            p50_ns: many,
+            p90_ns: many,
+            p99_ns: many,
+            p999_ns: many,
+            max_ns: many,
+            sum_ns: many,
+        };
+        let path = |path| PollPath {
+            path,
+            wake_to_poll: spread,
+            legs: Leg::ALL.map(|leg| PollLeg { leg, spread }).to_vec(),
+        };
+        Polls {
+            clock: PollClock::Monotonic,
+            reading_ns: 1_234.5,
+            stamps: many,
+            dropped: many,
+            polls: many,
+            agrees: None,
+            open: 0,
+            without_wake: 0,
+            wakes: many,
+            unordered: 0,
+            poll: Some(spread),
+            wake_to_poll: Some(spread),
+            paths: Path::ALL.map(path).to_vec(),
+            tasks: vec![PolledTask {
+                id: many,
+                name: "y".repeat(99),
+                pid: None,
+                polls: many,
+                wakes: many,
+                poll: Some(spread),
+                wake_to_poll: Some(spread),
+                in_user_space: None,
+                through_kernel: None,
+            }],
+            wakers: Vec::new(),
+        }
+    }
+
     /// Whatever the figures and the names are: a run as long as they get, of a program with names as long as they get.
     #[test]
     fn it_fits_eighty_columns() {
@@ -278,6 +326,7 @@ mod tests {
                 max_ns: MANY,
                 sum_ns: MANY,
             }];
+            report.polls = Some(long_polls(MANY));
             for line in render(&report, PLAIN).lines() {
                 assert!(line.chars().count() <= 80, "{line}");
             }
