@@ -1,7 +1,8 @@
 //! The plainest programs that do what the built-in workloads do: no options, no checks, no progress, nothing shared with
 //! them. `cargo xtask bench workloads` runs both in turn, to show that the workloads' harness costs nothing.
 //!
-//! `plain MODE ITERATIONS [BUFFER]` prints the nanoseconds it took.
+//! `plain MODE ITERATIONS [BUFFER]` prints the nanoseconds it took. Processes and threads are pinned to the last CPU;
+//! `plain process ITERATIONS free` leaves them to the scheduler.
 
 use std::time::Instant;
 
@@ -11,9 +12,13 @@ use futures::{StreamExt, stream};
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let iterations: u64 = args[2].parse().expect("iterations");
+    if args[1] == "process" {
+        let free = args.get(3).is_some_and(|placing| placing == "free");
+        print(process(iterations, free));
+        return;
+    }
     let buffer: usize = args.get(3).map_or(0, |buffer| buffer.parse().expect("a buffer"));
-    let elapsed_ns = match args[1].as_str() {
-        "process" => process(iterations),
+    print(match args[1].as_str() {
         "thread" => thread(iterations),
         "task" => tasks(
             &tokio::runtime::Builder::new_current_thread().build(),
@@ -25,11 +30,12 @@ fn main() {
             tasks(&runtime, iterations, buffer)
         }
         other => panic!("no mode {other}"),
-    };
-    #[expect(clippy::print_stdout, reason = "its only output")]
-    {
-        println!("{elapsed_ns}");
-    }
+    });
+}
+
+#[expect(clippy::print_stdout, reason = "its only output")]
+fn print(elapsed_ns: u128) {
+    println!("{elapsed_ns}");
 }
 
 fn pipe() -> [i32; 2] {
@@ -73,9 +79,11 @@ fn pong(from: i32, to: i32, iterations: u64) {
     }
 }
 
-fn process(iterations: u64) -> u128 {
+fn process(iterations: u64, free: bool) -> u128 {
     let (there, back) = (pipe(), pipe());
-    pin_to_last_cpu();
+    if !free {
+        pin_to_last_cpu();
+    }
     // SAFETY: this process has one thread.
     if unsafe { libc::fork() } == 0 {
         pong(there[0], back[1], iterations);

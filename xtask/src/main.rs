@@ -15,7 +15,6 @@ mod ebpf;
 mod fuzz;
 mod kernels;
 mod msrv;
-mod overhead;
 mod process;
 mod run;
 mod sbom;

@@ -1,0 +1,64 @@
+//! The same workload under dial9: a program outside the workspace (`bench/dial9`), which nothing else builds.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use super::losses::Losses;
+use super::rounds::Sample;
+use super::workloads::Case;
+use crate::process;
+
+/// Builds it, where that can be done; it is its own workspace, with its own lock file and flags.
+pub(super) fn build() -> Result<()> {
+    let mut command = process::cargo();
+    command
+        .current_dir(process::root().join("bench/dial9"))
+        .args(["build", "--release", "--locked", "--target-dir"])
+        .arg(folder());
+    process::run(&mut command).context("bench/dial9 does not build here")
+}
+
+/// One run of a case; `sees` is what dial9 is to see: `off`, `polls` or `wakes`.
+pub(super) fn run(sees: &str, case: &Case) -> Result<Sample> {
+    let (mode, buffer) = case.plain.split_at(1);
+    let mut command = Command::new(folder().join("release/ping-pong-under-dial9"));
+    let text = process::output(
+        command
+            .arg(sees)
+            .args(mode)
+            .arg(case.iterations.to_string())
+            .args(buffer),
+    )?;
+    let (ns, lost) = read(&text).context("the program under dial9 printed no numbers")?;
+    Ok(Sample {
+        ns: ns / case.iterations as f64,
+        lost,
+    })
+}
+
+fn folder() -> PathBuf {
+    process::root().join("target/dial9")
+}
+
+/// Time, events recorded, batches dropped.
+fn read(text: &str) -> Option<(f64, Losses)> {
+    let mut numbers = text.split_whitespace();
+    let ns = numbers.next()?.parse().ok()?;
+    let _events: u64 = numbers.next()?.parse().ok()?;
+    let dropped = numbers.next()?.parse().ok()?;
+    Some((ns, Losses::of("batches of events", dropped)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_program_prints_is_understood() {
+        assert_eq!(read("1500 30 2\n"), Some((1_500.0, Losses::of("batches of events", 2))));
+        assert_eq!(read("1500 30 0\n"), Some((1_500.0, Losses::default())));
+        assert_eq!(read("1500"), None);
+    }
+}

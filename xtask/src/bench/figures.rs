@@ -1,0 +1,125 @@
+//! What a handful of measurements say: quartiles, and how two rows compare round by round.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+/// The value below which a share `q` of the values lies: one of them. No number if there are none.
+pub(super) fn quantile(values: &[f64], q: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().saturating_sub(1);
+    sorted
+        .get((last as f64 * q).round() as usize)
+        .copied()
+        .unwrap_or(f64::NAN)
+}
+
+/// The middle of some measurements, and where the middle half of them lies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Spread {
+    pub(super) median: f64,
+    pub(super) lower: f64,
+    pub(super) upper: f64,
+}
+
+impl Spread {
+    /// Of nothing there is none.
+    pub(super) fn of(values: &[f64]) -> Option<Self> {
+        (!values.is_empty()).then(|| Self {
+            median: quantile(values, 0.5),
+            lower: quantile(values, 0.25),
+            upper: quantile(values, 0.75),
+        })
+    }
+
+    /// What is not finite is null.
+    pub(super) fn to_json(self) -> Value {
+        json!({"median": self.median, "lower_quartile": self.lower, "upper_quartile": self.upper})
+    }
+}
+
+/// As `1.02 (1.01 to 1.05)`, with as many decimals as are asked for.
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let decimals = f.precision().unwrap_or(2);
+        let Self { median, lower, upper } = self;
+        write!(f, "{median:.decimals$} ({lower:.decimals$} to {upper:.decimals$})")
+    }
+}
+
+/// What each round has more in the first row than in the second.
+pub(super) fn differences(subject: &[f64], base: &[f64]) -> Vec<f64> {
+    subject.iter().zip(base).map(|(subject, base)| subject - base).collect()
+}
+
+/// The first row by the second, round by round. Where the noise was greater than what the second had to show (it is not above zero),
+/// the ratio is taken for infinite, so that such a round counts against the first.
+pub(super) fn ratios(subject: &[f64], base: &[f64]) -> Vec<f64> {
+    let ratio = |(subject, base): (&f64, &f64)| if *base > 0.0 { subject / base } else { f64::INFINITY };
+    subject.iter().zip(base).map(ratio).collect()
+}
+
+/// As `12,345`.
+pub(super) fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// As `9.6 MB`.
+pub(super) fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_values_that_occurred() {
+        let values = [5.0, 1.0, 4.0, 2.0, 3.0];
+        assert_eq!(quantile(&values, 0.5), 3.0);
+        assert_eq!(quantile(&values, 0.0), 1.0);
+        assert_eq!(quantile(&values, 0.75), 4.0);
+        assert_eq!(quantile(&[7.0], 0.5), 7.0);
+        assert!(quantile(&[], 0.5).is_nan());
+    }
+
+    #[test]
+    fn a_spread_is_the_middle_half() {
+        let spread = Spread::of(&[5.0, 1.0, 4.0, 2.0, 3.0]).expect("measurements");
+        assert_eq!(spread.to_string(), "3.00 (2.00 to 4.00)");
+        assert_eq!(format!("{spread:.0}"), "3 (2 to 4)");
+        assert_eq!(Spread::of(&[]), None);
+    }
+
+    #[test]
+    fn a_round_in_which_the_base_shows_nothing_counts_against_the_subject() {
+        let ratios = ratios(&[10.0, 20.0, 30.0], &[5.0, -1.0, 60.0]);
+        assert_eq!(ratios, [2.0, f64::INFINITY, 0.5]);
+        let spread = Spread::of(&ratios).expect("ratios");
+        assert_eq!(spread.to_string(), "2.00 (2.00 to inf)");
+        assert_eq!(spread.to_json()["upper_quartile"], Value::Null);
+    }
+
+    #[test]
+    fn rounds_are_compared_with_themselves() {
+        assert_eq!(differences(&[10.0, 20.0], &[4.0, 25.0]), [6.0, -5.0]);
+    }
+
+    #[test]
+    fn numbers_are_read_in_threes() {
+        assert_eq!(thousands(0), "0");
+        assert_eq!(thousands(999), "999");
+        assert_eq!(thousands(1_000), "1,000");
+        assert_eq!(thousands(12_345_678), "12,345,678");
+        assert_eq!(megabytes(9_640_000), "9.6 MB");
+    }
+}

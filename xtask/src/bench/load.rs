@@ -1,0 +1,322 @@
+//! `cargo xtask bench load`: as many kernel switches as the machine can do, at each level: what is lost with the default buffers, and
+//! what ctxtrace itself takes.
+
+use std::path::Path;
+use std::process::Command;
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use super::child::{self, Finished};
+use super::figures::{megabytes, thousands};
+use super::losses::Losses;
+use super::{ctxtrace, tools};
+use crate::process;
+
+/// The levels, after a run without any.
+const LEVELS: [&str; 3] = ["counts", "stacks", "timeline"];
+
+/// How much of its work a load does in the run that tells how long it takes.
+const TRIAL_LOOPS: u64 = 200;
+const TRIAL_ROUND_TRIPS: u64 = 100_000;
+
+/// What makes the machine switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Load {
+    /// Eight processes over pipes.
+    StressNg,
+    /// What `hackbench` does: many senders and receivers over sockets.
+    Messaging,
+    /// The plainest ping-pong, one on each CPU: nothing but switches.
+    PingPongs,
+}
+
+impl Load {
+    const ALL: [Self; 3] = [Self::StressNg, Self::Messaging, Self::PingPongs];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::StressNg => "stress-ng --switch 4",
+            Self::Messaging => "perf bench sched messaging",
+            Self::PingPongs => "a pinned ping-pong on each CPU",
+        }
+    }
+
+    /// The words that make it last about so long. What takes no time as an option is tried first.
+    fn words(self, seconds: u64) -> Result<Vec<String>> {
+        match self {
+            Self::StressNg => {
+                let program = tools::find("stress-ng", "stress-ng")?.display().to_string();
+                let timeout = format!("{seconds}s");
+                Ok([&program, "--quiet", "--switch", "4", "--timeout", &timeout]
+                    .map(str::to_owned)
+                    .to_vec())
+            }
+            Self::Messaging => {
+                tools::find("perf", tools::OF_PERF)?;
+                let words = |loops: u64| {
+                    let loops = loops.to_string();
+                    ["perf", "bench", "sched", "messaging", "-l", &loops]
+                        .map(str::to_owned)
+                        .to_vec()
+                };
+                let trial = run(&words(TRIAL_LOOPS))?.wall;
+                Ok(words(repetitions(TRIAL_LOOPS, trial, seconds)))
+            }
+            Self::PingPongs => {
+                tools::find("taskset", "util-linux")?;
+                let trial = run(&ping_pongs(TRIAL_ROUND_TRIPS))?.wall;
+                Ok(ping_pongs(repetitions(TRIAL_ROUND_TRIPS, trial, seconds)))
+            }
+        }
+    }
+}
+
+/// How much of the work lasts so long, if so much lasted as long as the trial.
+fn repetitions(of_trial: u64, trial: Duration, seconds: u64) -> u64 {
+    (of_trial as f64 * seconds as f64 / trial.as_secs_f64()).ceil() as u64
+}
+
+/// A ping-pong on each CPU, by a shell.
+fn ping_pongs(round_trips: u64) -> Vec<String> {
+    let plain = ctxtrace::plain().display().to_string();
+    let script =
+        r#"for cpu in $(seq 0 $(($3 - 1))); do taskset -c "$cpu" "$1" process "$2" free >/dev/null & done; wait"#;
+    [
+        "sh",
+        "-c",
+        script,
+        "sh",
+        &plain,
+        &round_trips.to_string(),
+        &cpus().to_string(),
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+fn cpus() -> usize {
+    available_parallelism().map_or(1, usize::from)
+}
+
+/// A load at a level.
+struct Row {
+    load: Load,
+    level: &'static str,
+    /// Of the machine, by its own count, each second.
+    switches_per_second: f64,
+    /// What ctxtrace saw.
+    traced: Option<Traced>,
+}
+
+struct Traced {
+    switches: u64,
+    switches_per_second: f64,
+    lost: Losses,
+    /// Of the time of all CPUs.
+    own_cpu_share: f64,
+    /// The same, in the kernel's programs; of the time that the target was on a CPU.
+    programs_share: Option<f64>,
+    peak_bytes: u64,
+    /// What ctxtrace says to do about what was lost.
+    advice: Vec<String>,
+}
+
+/// Measures and prints.
+pub(super) fn main(seconds: u64, json: Option<&Path>) -> Result<()> {
+    if !process::is_root() {
+        bail!("recording needs root: sudo cargo xtask bench load");
+    }
+    let mut rows = Vec::new();
+    let mut failures = Vec::new();
+    for load in Load::ALL {
+        if let Err(error) = measure(load, seconds, &mut rows) {
+            failures.push((load, format!("{error:#}")));
+        }
+    }
+    print(&rows, &failures, seconds);
+    super::write(json, &to_json(&rows, &failures, seconds))
+}
+
+/// A load untraced, and at each level.
+fn measure(load: Load, seconds: u64, rows: &mut Vec<Row>) -> Result<()> {
+    let words = load.words(seconds)?;
+    eprintln!("{}: untraced", load.name());
+    let (_, switches_per_second) = counted(|| run(&words))?;
+    rows.push(Row {
+        load,
+        level: "untraced",
+        switches_per_second,
+        traced: None,
+    });
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    for level in LEVELS {
+        eprintln!("{}: {level}", load.name());
+        let (recorded, switches_per_second) =
+            counted(|| ctxtrace::record(&["--level", level], &words, child::run_and_watch))?;
+        rows.push(Row {
+            load,
+            level,
+            switches_per_second,
+            traced: Some(Traced::new(&recorded.report, &recorded.finished)?),
+        });
+    }
+    Ok(())
+}
+
+impl Traced {
+    fn new(report: &Value, finished: &Finished) -> Result<Self> {
+        let wall_ns = ctxtrace::number(report, "/recorded_ns")?;
+        let switches = ctxtrace::number(report, "/kernel_switches/total")?;
+        Ok(Self {
+            switches: switches as u64,
+            switches_per_second: switches / wall_ns * 1e9,
+            lost: Losses::in_report(report),
+            own_cpu_share: ctxtrace::number(report, "/overhead/tracer_cpu_ns")? / wall_ns / cpus() as f64,
+            programs_share: ctxtrace::number(report, "/overhead/share_of_on_cpu").ok(),
+            peak_bytes: finished.peak_bytes,
+            advice: advice(&finished.stderr),
+        })
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "kernel_switches": self.switches,
+            "kernel_switches_per_second": self.switches_per_second,
+            "lost": self.lost.to_json(),
+            "own_cpu_share": self.own_cpu_share,
+            "programs_share_of_on_cpu": self.programs_share,
+            "peak_bytes": self.peak_bytes,
+            "advice": self.advice,
+        })
+    }
+}
+
+/// The lines in which ctxtrace's table says what would make room.
+fn advice(table: &str) -> Vec<String> {
+    let lines = table.lines().map(str::trim);
+    lines
+        .filter(|line| line.contains("makes room"))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn run(words: &[String]) -> Result<Finished> {
+    child::run(Command::new(&words[0]).args(&words[1..]))
+}
+
+/// Does something: the result, and the switches that the whole machine made each second of it.
+fn counted<T>(something: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+    let (before, since) = (switches_of_the_machine()?, Instant::now());
+    let result = something()?;
+    let switches = switches_of_the_machine()? - before;
+    Ok((result, switches as f64 / since.elapsed().as_secs_f64()))
+}
+
+fn switches_of_the_machine() -> Result<u64> {
+    let stat = std::fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
+    switches_in(&stat).context("/proc/stat has no ctxt")
+}
+
+fn switches_in(stat: &str) -> Option<u64> {
+    let line = stat.lines().find_map(|line| line.strip_prefix("ctxt "))?;
+    line.trim().parse().ok()
+}
+
+#[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+fn print(rows: &[Row], failures: &[(Load, String)], seconds: u64) {
+    println!(
+        "{:42} {:>10} {:>10} {:>12} {:>9} {:>9}  lost",
+        format!("switches a second, {seconds} s a run"),
+        "machine",
+        "traced",
+        "own CPU time",
+        "programs",
+        "memory"
+    );
+    for row in rows {
+        let name = format!("{}, {}", row.load.name(), row.level);
+        let machine = thousands(row.switches_per_second as u64);
+        let Some(traced) = &row.traced else {
+            println!("{name:42} {machine:>10}");
+            continue;
+        };
+        println!(
+            "{name:42} {machine:>10} {:>10} {:>12} {:>9} {:>9}  {}",
+            thousands(traced.switches_per_second as u64),
+            format!("{:.1} %", 100.0 * traced.own_cpu_share),
+            traced
+                .programs_share
+                .map_or_else(|| "?".to_owned(), |share| format!("{:.1} %", 100.0 * share)),
+            megabytes(traced.peak_bytes),
+            traced.lost
+        );
+        for line in &traced.advice {
+            println!("{:42} ctxtrace says: {line}", "");
+        }
+    }
+    for (load, why) in failures {
+        println!("{}: not measured: {why}", load.name());
+    }
+    println!();
+    println!("own CPU time: ctxtrace's, of that of all CPUs; programs: in the kernel, of the target's time on a CPU");
+}
+
+fn to_json(rows: &[Row], failures: &[(Load, String)], seconds: u64) -> Value {
+    let rows: Vec<Value> = rows
+        .iter()
+        .map(|row| {
+            json!({
+                "load": row.load.name(),
+                "level": row.level,
+                "switches_per_second": row.switches_per_second,
+                "traced": row.traced.as_ref().map(Traced::to_json),
+            })
+        })
+        .collect();
+    let failures: Vec<Value> = failures
+        .iter()
+        .map(|(load, why)| json!({"load": load.name(), "failure": why}))
+        .collect();
+    json!({"seconds": seconds, "cpus": cpus(), "rows": rows, "failures": failures})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trial_says_how_much_work_lasts_so_long() {
+        assert_eq!(repetitions(200, Duration::from_millis(500), 60), 24_000);
+    }
+
+    #[test]
+    fn the_machine_counts_its_switches() {
+        assert_eq!(switches_in("cpu 1 2\nctxt 12345\nbtime 1\n"), Some(12_345));
+        assert_eq!(switches_in("cpu 1 2\n"), None);
+    }
+
+    #[test]
+    fn a_row_says_what_ctxtrace_took_and_lost() {
+        let report = json!({
+            "recorded_ns": 2_000_000_000_u64,
+            "kernel_switches": {"total": 1_000_000},
+            "lost": {"timeline_events": 5},
+            "overhead": {"tracer_cpu_ns": 200_000_000, "share_of_on_cpu": null},
+        });
+        let finished = Finished {
+            stdout: String::new(),
+            stderr: "Lost   5 events of the timeline\n       (a larger --ring-size makes room)\n".to_owned(),
+            wall: Duration::from_secs(2),
+            peak_bytes: 1_000_000,
+        };
+        let traced = Traced::new(&report, &finished).expect("a report");
+        assert_eq!(traced.switches_per_second, 500_000.0);
+        assert!((traced.own_cpu_share * cpus() as f64 - 0.1).abs() < 1e-9);
+        assert_eq!(traced.programs_share, None);
+        assert_eq!(traced.lost, Losses::of("timeline_events", 5));
+        assert_eq!(traced.advice, ["(a larger --ring-size makes room)"]);
+    }
+}

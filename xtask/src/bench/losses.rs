@@ -1,0 +1,107 @@
+//! What a tracer has lost: a fast tracer that loses events is not fast.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::AddAssign;
+
+use serde_json::{Value, json};
+
+use super::figures::thousands;
+
+/// What was lost, by what it is, as far as the tracer tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Losses {
+    counts: BTreeMap<String, u64>,
+    is_not_told: bool,
+}
+
+impl Losses {
+    /// Of a tracer that does not say.
+    pub(super) fn not_told() -> Self {
+        Self {
+            is_not_told: true,
+            ..Self::default()
+        }
+    }
+
+    /// Of one kind.
+    pub(super) fn of(name: &str, count: u64) -> Self {
+        Self::from_iter([(name.to_owned(), count)])
+    }
+
+    /// All that a report of ctxtrace says it lacks.
+    pub(super) fn in_report(report: &Value) -> Self {
+        let Some(lost) = report["lost"].as_object() else {
+            return Self::not_told();
+        };
+        let counts = lost
+            .iter()
+            .filter_map(|(name, count)| Some((name.clone(), count.as_u64()?)));
+        counts.collect()
+    }
+
+    /// Null where it is not told.
+    pub(super) fn to_json(&self) -> Value {
+        if self.is_not_told {
+            Value::Null
+        } else {
+            json!(self.counts)
+        }
+    }
+}
+
+impl FromIterator<(String, u64)> for Losses {
+    fn from_iter<I: IntoIterator<Item = (String, u64)>>(counts: I) -> Self {
+        Self {
+            counts: counts.into_iter().filter(|(_, count)| *count > 0).collect(),
+            is_not_told: false,
+        }
+    }
+}
+
+impl AddAssign for Losses {
+    fn add_assign(&mut self, other: Self) {
+        self.is_not_told |= other.is_not_told;
+        for (name, count) in other.counts {
+            *self.counts.entry(name).or_default() += count;
+        }
+    }
+}
+
+impl fmt::Display for Losses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts: Vec<String> = self
+            .counts
+            .iter()
+            .map(|(name, count)| format!("{} {}", thousands(*count), name.replace('_', " ")))
+            .collect();
+        f.pad(&match (counts.is_empty(), self.is_not_told) {
+            (true, true) => "it does not say".to_owned(),
+            (true, false) => "nothing".to_owned(),
+            (false, _) => counts.join(", "),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_those_of_the_report() {
+        let report = json!({"lost": {"events": 3, "timeline_events": 4_000, "stacks": 0, "by_cpu": [{"cpu": 0}]}});
+        let mut losses = Losses::in_report(&report);
+        assert_eq!(losses.to_string(), "3 events, 4,000 timeline events");
+        losses += Losses::in_report(&json!({"lost": {"events": 1}}));
+        assert_eq!(losses.to_json(), json!({"events": 4, "timeline_events": 4_000}));
+    }
+
+    #[test]
+    fn nothing_is_not_the_same_as_nothing_told() {
+        assert_eq!(Losses::of("events", 0).to_string(), "nothing");
+        assert_eq!(Losses::default().to_json(), json!({}));
+        assert_eq!(Losses::in_report(&json!({})), Losses::not_told());
+        assert_eq!(Losses::not_told().to_string(), "it does not say");
+        assert_eq!(Losses::not_told().to_json(), Value::Null);
+    }
+}

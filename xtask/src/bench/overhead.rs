@@ -1,0 +1,54 @@
+//! `cargo xtask bench overhead`: what tracing costs, side by side: a kernel switch ([`super::switches`]) and a message
+//! ([`super::messages`]).
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use serde_json::{Map, Value};
+
+use super::messages::Messages;
+use super::switches::{Placing, Switches};
+use crate::process;
+
+/// The parts of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Part {
+    /// A switch of the ping-pong, pinned to one CPU
+    Pinned,
+    /// The same, as the scheduler likes
+    Unpinned,
+    /// A message of each workload that has tasks
+    Messages,
+}
+
+/// All of it.
+const PARTS: [Part; 3] = [Part::Pinned, Part::Unpinned, Part::Messages];
+
+/// Measures and prints, a part at a time. `iterations` are round trips of a run.
+pub(super) fn main(only: &[Part], rounds: usize, iterations: u64, json: Option<&Path>) -> Result<()> {
+    if !process::is_root() {
+        bail!("the tools trace the whole system, which needs root: sudo cargo xtask bench overhead");
+    }
+    let mut figures = Map::new();
+    for part in PARTS.into_iter().filter(|part| only.is_empty() || only.contains(part)) {
+        let (name, of_part) = match part {
+            Part::Pinned => ("pinned", switches(Placing::Pinned, rounds, iterations)?),
+            Part::Unpinned => ("unpinned", switches(Placing::Free, rounds, iterations)?),
+            Part::Messages => {
+                let messages = Messages::measure(rounds)?;
+                messages.print();
+                ("messages", messages.to_json())
+            }
+        };
+        figures.insert(name.to_owned(), of_part);
+        // After each part, so that what was measured is there if the next one fails.
+        super::write(json, &Value::Object(figures.clone()))?;
+    }
+    Ok(())
+}
+
+fn switches(placing: Placing, rounds: usize, iterations: u64) -> Result<Value> {
+    let switches = Switches::measure(placing, rounds, iterations)?;
+    switches.print();
+    Ok(switches.to_json())
+}

@@ -1,0 +1,321 @@
+//! `cargo xtask bench report`: how long `ctxtrace report` takes over captures of several sizes, and with how much memory, against
+//! `perf sched timehist -s` over recordings of the same ping-pong.
+//!
+//! The captures are real ones: the built-in ping-pong of two processes, pinned to one CPU, recorded for as long as it takes. What is
+//! an event differs: ctxtrace has one for a switch and one for a waking, perf further ones of its own. So the two are compared by
+//! the event and by the switch.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use super::figures::{Spread, megabytes, thousands};
+use super::{child, ctxtrace, perf, switches};
+use crate::process;
+
+/// How many times faster than perf it should be.
+const GOAL: f64 = 20.0;
+/// Millions of events that perf is asked about.
+const FOR_PERF: [u64; 2] = [1, 5];
+/// Round trips of the recording that tells how many events a round trip makes.
+const TRIAL: u64 = 50_000;
+
+/// Something that was recorded, and what a report of it took.
+struct Recording {
+    by: Tool,
+    path: PathBuf,
+    events: u64,
+    /// Kernel switches of the ping-pong.
+    switches: u64,
+    bytes: u64,
+    /// Nanoseconds, round by round.
+    ns: Vec<f64>,
+    peak_bytes: u64,
+}
+
+/// Who recorded it, and reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tool {
+    Ctxtrace,
+    Perf,
+}
+
+impl Tool {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ctxtrace => "ctxtrace report",
+            Self::Perf => "perf sched timehist -s",
+        }
+    }
+}
+
+/// Records, reports, prints. `millions` are the sizes.
+pub(super) fn main(rounds: usize, millions: &[u64], json: Option<&Path>) -> Result<()> {
+    if !process::is_root() {
+        bail!("recording needs root: sudo cargo xtask bench report");
+    }
+    let folder = tempfile::tempdir_in(process::root().join("target")).context("cannot make a temporary folder")?;
+    let mut recordings = Vec::new();
+    for &size in millions {
+        recordings.push(by_ctxtrace(folder.path(), size * 1_000_000)?);
+    }
+    let mut without_perf = None;
+    for size in FOR_PERF.into_iter().filter(|size| millions.contains(size)) {
+        match by_perf(folder.path(), size * 1_000_000) {
+            Ok(recording) => recordings.push(recording),
+            Err(error) => without_perf = Some(format!("{error:#}")),
+        }
+    }
+    for round in 0..rounds {
+        for place in 0..recordings.len() {
+            let index = (place + round) % recordings.len();
+            recordings[index].report()?;
+        }
+        eprintln!("report: round {} of {rounds}", round + 1);
+    }
+    let ratios = compare(&recordings);
+    print(&recordings, &ratios, rounds, without_perf.as_deref());
+    super::write(json, &to_json(&recordings, &ratios, without_perf.as_deref()))
+}
+
+/// A capture with about so many events.
+fn by_ctxtrace(folder: &Path, events: u64) -> Result<Recording> {
+    let record = |round_trips: u64| {
+        let path = folder.join(format!("{round_trips}.ctx"));
+        let report = folder.join("report.json");
+        let mut command = Command::new(ctxtrace::program());
+        command.args(["run", "--mode", "process", "--level", "timeline", "--quiet", "--force"]);
+        command.args(["--iterations", &round_trips.to_string(), "--json"]);
+        command.arg(&report).arg("-o").arg(&path);
+        eprintln!("recording {} round trips by ctxtrace", thousands(round_trips));
+        child::run(&mut command)?;
+        let report = ctxtrace::read(&report)?;
+        let number = |pointer| Ok::<_, anyhow::Error>(ctxtrace::number(&report, pointer)? as u64);
+        Recording::new(
+            Tool::Ctxtrace,
+            path,
+            number("/timeline/events")?,
+            number("/kernel_switches/total")?,
+        )
+    };
+    record(round_trips_for(events, record(TRIAL)?.events))
+}
+
+/// A recording of perf's with about so many events.
+fn by_perf(folder: &Path, events: u64) -> Result<Recording> {
+    let record = |round_trips: u64| {
+        let path = folder.join(format!("{round_trips}.data"));
+        eprintln!("recording {} round trips by perf", thousands(round_trips));
+        let events = perf::record(&path, &switches::Placing::Pinned.target(round_trips))?;
+        Recording::new(Tool::Perf, path, events, 2 * round_trips)
+    };
+    let recording = record(round_trips_for(events, record(TRIAL)?.events))?;
+    let lost = perf::losses(&recording.path)?;
+    if lost != super::losses::Losses::default() {
+        eprintln!("perf lost: {lost}");
+    }
+    Ok(recording)
+}
+
+/// Round trips for so many events, if the trial's made so many.
+fn round_trips_for(events: u64, of_trial: u64) -> u64 {
+    (events as f64 * TRIAL as f64 / of_trial.max(1) as f64).ceil() as u64
+}
+
+impl Recording {
+    fn new(by: Tool, path: PathBuf, events: u64, switches: u64) -> Result<Self> {
+        Ok(Self {
+            by,
+            bytes: std::fs::metadata(&path)?.len(),
+            path,
+            events,
+            switches,
+            ns: Vec::new(),
+            peak_bytes: 0,
+        })
+    }
+
+    /// One report.
+    fn report(&mut self) -> Result<()> {
+        let finished = match self.by {
+            Tool::Ctxtrace => child::run(Command::new(ctxtrace::program()).arg("report").arg(&self.path))?,
+            Tool::Perf => child::run(perf::command(&["sched", "timehist", "-s", "-i"])?.arg(&self.path))?,
+        };
+        self.ns.push(finished.wall.as_nanos() as f64);
+        self.peak_bytes = self.peak_bytes.max(finished.peak_bytes);
+        Ok(())
+    }
+
+    fn per_event(&self) -> Vec<f64> {
+        self.ns.iter().map(|ns| ns / self.events as f64).collect()
+    }
+
+    fn per_switch(&self) -> Vec<f64> {
+        self.ns.iter().map(|ns| ns / self.switches as f64).collect()
+    }
+}
+
+/// perf against ctxtrace at one size: how many times faster the latter is.
+struct Ratio {
+    /// Millions of events, rounded.
+    millions: u64,
+    by_event: Spread,
+    by_switch: Spread,
+}
+
+fn compare(recordings: &[Recording]) -> Vec<Ratio> {
+    let millions = |recording: &Recording| (recording.events as f64 / 1e6).round() as u64;
+    let of = |by: Tool| recordings.iter().filter(move |recording| recording.by == by);
+    of(Tool::Perf)
+        .filter_map(|perf| {
+            let ours = of(Tool::Ctxtrace).find(|ours| millions(ours) == millions(perf))?;
+            let ratio =
+                |figure: fn(&Recording) -> Vec<f64>| Spread::of(&super::figures::ratios(&figure(perf), &figure(ours)));
+            Some(Ratio {
+                millions: millions(perf),
+                by_event: ratio(Recording::per_event)?,
+                by_switch: ratio(Recording::per_switch)?,
+            })
+        })
+        .collect()
+}
+
+#[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+fn print(recordings: &[Recording], ratios: &[Ratio], rounds: usize, without_perf: Option<&str>) {
+    println!(
+        "{:24} {:>11} {:>9} {:>9}  {:24} {:>7} {:>9} {:>9}",
+        "",
+        "events",
+        "file",
+        "time",
+        format!("ns/event (of {rounds} rounds)"),
+        "M/s",
+        "ns/switch",
+        "memory"
+    );
+    for recording in recordings {
+        let (Some(all), Some(event), Some(switch)) = (
+            Spread::of(&recording.ns),
+            Spread::of(&recording.per_event()),
+            Spread::of(&recording.per_switch()),
+        ) else {
+            continue;
+        };
+        println!(
+            "{:24} {:>11} {:>9} {:>9}  {:24} {:>7.1} {:>9.1} {:>9}",
+            recording.by.name(),
+            thousands(recording.events),
+            megabytes(recording.bytes),
+            format!("{:.2?}", Duration::from_nanos(all.median as u64)),
+            format!("{event:.1}"),
+            1e3 / event.median,
+            switch.median,
+            megabytes(recording.peak_bytes)
+        );
+    }
+    println!();
+    if let Some(why) = without_perf {
+        println!("perf: not measured: {why}");
+    }
+    for ratio in ratios {
+        let reached = if ratio.by_event.median >= GOAL {
+            "reached"
+        } else {
+            "not reached"
+        };
+        println!(
+            "{} million events: {:.1} times as fast as perf by the event (goal: at least {GOAL}, {reached}), {:.1} by the switch",
+            ratio.millions, ratio.by_event, ratio.by_switch
+        );
+    }
+    if let Some(growth) = growth(recordings) {
+        println!("An event of the largest capture takes {growth:.2} times the time of one of the smallest.");
+    }
+}
+
+/// Time an event of the largest capture by that of the smallest: 1 if it is linear.
+fn growth(recordings: &[Recording]) -> Option<f64> {
+    let ours = || recordings.iter().filter(|recording| recording.by == Tool::Ctxtrace);
+    let per_event = |recording: &Recording| Some(Spread::of(&recording.per_event())?.median);
+    let smallest = ours().min_by_key(|recording| recording.events)?;
+    let largest = ours().max_by_key(|recording| recording.events)?;
+    (largest.events > smallest.events).then_some(per_event(largest)? / per_event(smallest)?)
+}
+
+fn to_json(recordings: &[Recording], ratios: &[Ratio], without_perf: Option<&str>) -> Value {
+    let recordings_json: Vec<Value> = recordings
+        .iter()
+        .map(|recording| {
+            json!({
+                "by": recording.by.name(),
+                "events": recording.events,
+                "kernel_switches": recording.switches,
+                "file_bytes": recording.bytes,
+                "ns": recording.ns,
+                "ns_per_event": Spread::of(&recording.per_event()).map(Spread::to_json),
+                "ns_per_switch": Spread::of(&recording.per_switch()).map(Spread::to_json),
+                "peak_bytes": recording.peak_bytes,
+            })
+        })
+        .collect();
+    let ratios: Vec<Value> = ratios
+        .iter()
+        .map(|ratio| {
+            json!({
+                "millions": ratio.millions,
+                "goal_at_least": GOAL,
+                "by_event": ratio.by_event.to_json(),
+                "by_switch": ratio.by_switch.to_json(),
+            })
+        })
+        .collect();
+    json!({
+        "recordings": recordings_json,
+        "times_as_fast_as_perf": ratios,
+        "growth": growth(recordings),
+        "perf_failure": without_perf,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recording(by: Tool, events: u64, switches: u64, ns: &[f64]) -> Recording {
+        Recording {
+            by,
+            path: PathBuf::new(),
+            events,
+            switches,
+            bytes: 0,
+            ns: ns.to_vec(),
+            peak_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn the_trial_says_how_long_to_record() {
+        assert_eq!(round_trips_for(1_500_000, 150_000), 500_000);
+        assert_eq!(round_trips_for(1, 150_000), 1, "never none");
+    }
+
+    #[test]
+    fn perf_is_compared_at_its_own_size_by_event_and_by_switch() {
+        let recordings = [
+            recording(Tool::Ctxtrace, 1_010_000, 505_000, &[1.01e7, 2.02e7]),
+            recording(Tool::Ctxtrace, 10_000_000, 5_000_000, &[2e8, 2e8]),
+            recording(Tool::Perf, 990_000, 330_000, &[9.9e7, 9.9e7]),
+        ];
+        let ratios = compare(&recordings);
+        assert_eq!(ratios.len(), 1);
+        assert_eq!(ratios[0].millions, 1);
+        assert_eq!(format!("{:.1}", ratios[0].by_event), "10.0 (5.0 to 10.0)");
+        assert_eq!(format!("{:.1}", ratios[0].by_switch), "15.0 (7.5 to 15.0)");
+        let growth = growth(&recordings).expect("two sizes");
+        assert!((growth - 1.0).abs() < 1e-9, "{growth}");
+        assert_eq!(super::growth(&recordings[..1]), None, "of one size nothing grows");
+    }
+}

@@ -1,0 +1,137 @@
+//! Everything once a round, each round beginning with another, so that the machine's drift touches all of it.
+
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+
+use super::losses::Losses;
+
+/// What one run gave.
+pub(super) struct Sample {
+    /// Nanoseconds: a switch, a message.
+    pub(super) ns: f64,
+    pub(super) lost: Losses,
+}
+
+impl Sample {
+    /// Of a run that nobody traced.
+    pub(super) fn untraced(ns: f64) -> Self {
+        Self {
+            ns,
+            lost: Losses::default(),
+        }
+    }
+}
+
+/// A row of the table that is to be.
+pub(super) struct Row<'a> {
+    pub(super) name: &'a str,
+    /// One run.
+    pub(super) run: Box<dyn Fn() -> Result<Sample> + 'a>,
+}
+
+/// A row that was measured.
+pub(super) struct Measured {
+    pub(super) name: String,
+    /// Round by round; nothing if one of them failed.
+    pub(super) ns: Vec<f64>,
+    /// In all rounds.
+    pub(super) lost: Losses,
+    /// Why it could not be measured.
+    pub(super) failure: Option<String>,
+}
+
+impl Measured {
+    fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            ns: Vec::new(),
+            lost: Losses::default(),
+            failure: None,
+        }
+    }
+
+    /// One run, unless one has failed.
+    fn add(&mut self, row: &Row<'_>) {
+        if self.failure.is_some() {
+            return;
+        }
+        match (row.run)() {
+            Ok(sample) => {
+                self.ns.push(sample.ns);
+                self.lost += sample.lost;
+            }
+            Err(error) => {
+                self.ns.clear();
+                self.failure = Some(format!("{error:#}"));
+            }
+        }
+    }
+
+    /// What all rows say of themselves.
+    pub(super) fn to_json(&self) -> Value {
+        json!({"name": self.name, "ns": self.ns, "lost": self.lost.to_json(), "failure": self.failure})
+    }
+}
+
+/// Measures. The first row is what the others are compared with, so it must not fail.
+pub(super) fn measure(what: &str, rounds: usize, rows: &[Row<'_>]) -> Result<Vec<Measured>> {
+    let mut measured: Vec<Measured> = rows.iter().map(|row| Measured::new(row.name)).collect();
+    for round in 0..rounds {
+        for place in 0..rows.len() {
+            let index = (place + round) % rows.len();
+            measured[index].add(&rows[index]);
+        }
+        eprintln!("{what}: round {} of {rounds}", round + 1);
+    }
+    if let Some(failure) = measured.first().and_then(|base| base.failure.as_deref()) {
+        bail!("{what}, {}: {failure}", rows[0].name);
+    }
+    Ok(measured)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn each_round_begins_with_another_row_and_a_row_that_fails_says_why() {
+        let order = RefCell::new(String::new());
+        let row = |name: &'static str, fails: bool| Row {
+            name,
+            run: Box::new({
+                let order = &order;
+                move || {
+                    order.borrow_mut().push_str(name);
+                    if fails && order.borrow().len() > 3 {
+                        bail!("it broke");
+                    }
+                    Ok(Sample {
+                        ns: 1.0,
+                        lost: Losses::of("events", 2),
+                    })
+                }
+            }),
+        };
+        let measured = measure("a test", 3, &[row("a", false), row("b", true), row("c", false)]).expect("measured");
+        assert_eq!(*order.borrow(), "abcbcaca");
+        assert_eq!(measured[0].ns, [1.0; 3]);
+        assert_eq!(measured[0].lost, Losses::of("events", 6));
+        assert_eq!(measured[1].failure.as_deref(), Some("it broke"));
+        assert!(
+            measured[1].ns.is_empty(),
+            "a row without all rounds could not be compared"
+        );
+    }
+
+    #[test]
+    fn without_its_base_nothing_is_measured() {
+        let row = Row {
+            name: "untraced",
+            run: Box::new(|| bail!("it broke")),
+        };
+        let error = measure("a test", 1, &[row]).err().expect("no base");
+        assert_eq!(error.to_string(), "a test, untraced: it broke");
+    }
+}

@@ -1,0 +1,383 @@
+//! What a kernel switch costs more under ctxtrace, and under the tools that people use for the same, side by side.
+//!
+//! The target is the plainest ping-pong of two processes over two pipes (`ctxtrace/examples/plain.rs`): two switches a message, pinned
+//! to one CPU or as the scheduler likes. Tools that trace the whole system are started before the target and ended after it; the
+//! target says itself how long it took, so nothing of their start and end is in the figure.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use super::figures::{Spread, differences, ratios};
+use super::losses::Losses;
+use super::rounds::{self, Measured, Row, Sample};
+use super::tools::{self, Running, Tool};
+use super::{child, ctxtrace};
+use crate::process;
+
+/// Who traces.
+enum Tracer {
+    /// Nobody.
+    Nobody,
+    /// `ctxtrace record` of the target, at this level.
+    Ctxtrace(&'static str),
+    /// ctxtrace, of somebody else: what an uninvolved program pays.
+    CtxtraceOfAnother,
+    /// A tool that traces everything.
+    System(Tool),
+}
+
+const UNTRACED: &str = "untraced";
+const EMPTY: &str = "an empty program (bpftrace)";
+const COUNTS: &str = "ctxtrace --level counts";
+const STACKS: &str = "ctxtrace --level stacks";
+const TIMELINE: &str = "ctxtrace --level timeline";
+const RUNQLAT: &str = "runqlat";
+const OFFCPUTIME: &str = "offcputime";
+const PERF: &str = "perf sched record";
+
+const TRACERS: [(&str, Tracer); 12] = [
+    (UNTRACED, Tracer::Nobody),
+    (
+        EMPTY,
+        Tracer::System(Tool {
+            words: &[
+                "bpftrace",
+                "-B",
+                "line",
+                "-e",
+                "tracepoint:sched:sched_switch { $x = 1; }",
+            ],
+            package: "bpftrace",
+            says: Some("Attach"),
+            loses: Some(("Lost", "lines about lost events")),
+        }),
+    ),
+    ("ctxtrace, of another process", Tracer::CtxtraceOfAnother),
+    (COUNTS, Tracer::Ctxtrace("counts")),
+    (STACKS, Tracer::Ctxtrace("stacks")),
+    (TIMELINE, Tracer::Ctxtrace("timeline")),
+    (
+        "cpudist -O",
+        Tracer::System(Tool {
+            words: &["cpudist", "-O", "600"],
+            package: "libbpf-tools",
+            says: None,
+            loses: None,
+        }),
+    ),
+    (
+        RUNQLAT,
+        Tracer::System(Tool {
+            words: &["runqlat", "600"],
+            package: "libbpf-tools",
+            says: None,
+            loses: None,
+        }),
+    ),
+    (
+        "bpftrace count",
+        Tracer::System(Tool {
+            words: &[
+                "bpftrace",
+                "-e",
+                "tracepoint:sched:sched_switch { @[args->prev_pid] = count(); }",
+            ],
+            package: "bpftrace",
+            says: Some("Attach"),
+            loses: Some(("Lost", "lines about lost events")),
+        }),
+    ),
+    (
+        OFFCPUTIME,
+        Tracer::System(Tool {
+            words: &["offcputime", "--stack-storage-size", "16384", "600"],
+            package: "libbpf-tools",
+            says: None,
+            loses: Some(("[Missed", "stacks")),
+        }),
+    ),
+    (
+        "bpftrace kernel and user stacks",
+        Tracer::System(Tool {
+            words: &[
+                "bpftrace",
+                "-e",
+                "tracepoint:sched:sched_switch { @[kstack, ustack] = count(); }",
+            ],
+            package: "bpftrace",
+            says: Some("Attach"),
+            loses: Some(("Lost", "lines about lost events")),
+        }),
+    ),
+    (
+        PERF,
+        Tracer::System(Tool {
+            words: &["perf", "sched", "record", "-o", "/dev/null"],
+            package: tools::OF_PERF,
+            says: None,
+            loses: None,
+        }),
+    ),
+];
+
+/// What the ratios are held against: subject, peer, and what is wanted.
+const GOALS: [(&str, &str, f64); 4] = [
+    (COUNTS, RUNQLAT, 0.6),
+    (COUNTS, EMPTY, 4.0),
+    (STACKS, OFFCPUTIME, 0.25),
+    (TIMELINE, PERF, 0.4),
+];
+
+/// How the target is told to place its processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Placing {
+    /// Both on the last CPU.
+    Pinned,
+    /// As the scheduler likes.
+    Free,
+}
+
+impl Placing {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pinned => "pinned to one CPU",
+            Self::Free => "not pinned",
+        }
+    }
+
+    /// The target and its words.
+    pub(super) fn target(self, iterations: u64) -> Vec<String> {
+        let placing = (self == Self::Free).then(|| "free".to_owned());
+        let words = [
+            ctxtrace::plain().display().to_string(),
+            "process".to_owned(),
+            iterations.to_string(),
+        ];
+        words.into_iter().chain(placing).collect()
+    }
+}
+
+/// A table.
+pub(super) struct Switches {
+    placing: Placing,
+    rounds: usize,
+    rows: Vec<Measured>,
+    /// Each row's nanoseconds a switch, less the untraced ones of the same round.
+    added: Vec<Vec<f64>>,
+}
+
+impl Switches {
+    /// Measures. `iterations` are round trips of a run.
+    pub(super) fn measure(placing: Placing, rounds: usize, iterations: u64) -> Result<Self> {
+        let rows: Vec<Row<'_>> = TRACERS
+            .iter()
+            .map(|(name, tracer)| Row {
+                name,
+                run: Box::new(move || run(tracer, placing, iterations)),
+            })
+            .collect();
+        let mut rows = rounds::measure(placing.name(), rounds, &rows)?;
+        if let Some(perf) = rows.iter_mut().find(|row| row.name == PERF && row.failure.is_none()) {
+            perf.lost = lost_by_perf(placing, iterations)?;
+        }
+        let added = rows.iter().map(|row| differences(&row.ns, &rows[0].ns)).collect();
+        Ok(Self {
+            placing,
+            rounds,
+            rows,
+            added,
+        })
+    }
+
+    /// The ratios that there are goals for: subject, peer, goal, and what came out.
+    fn ratios(&self) -> impl Iterator<Item = (&str, &str, f64, Spread)> {
+        let added = |name| Some(&self.added[self.rows.iter().position(|row| row.name == name)?]);
+        GOALS.iter().filter_map(move |&(subject, peer, goal)| {
+            let spread = Spread::of(&ratios(added(subject)?, added(peer)?))?;
+            Some((subject, peer, goal, spread))
+        })
+    }
+
+    /// Prints it.
+    #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+    pub(super) fn print(&self) {
+        println!(
+            "{:34} {:>8} {:>8}  (quartiles of {} rounds)  lost",
+            format!("ns a switch, {}", self.placing.name()),
+            "in all",
+            "added",
+            self.rounds
+        );
+        for (row, added) in self.rows.iter().zip(&self.added) {
+            match (&row.failure, Spread::of(&row.ns), Spread::of(added)) {
+                (None, Some(ns), Some(added)) => println!(
+                    "{:34} {:>8.0} {:>8.0}  {:24}  {}",
+                    row.name,
+                    ns.median,
+                    added.median,
+                    format!("({:.0} to {:.0})", added.lower, added.upper),
+                    row.lost
+                ),
+                (failure, ..) => println!(
+                    "{:34} not measured: {}",
+                    row.name,
+                    failure.as_deref().unwrap_or("there were no rounds")
+                ),
+            }
+        }
+        println!();
+        for (subject, peer, goal, ratio) in self.ratios() {
+            println!(
+                "{subject} by {peer}: {ratio} (goal: at most {goal}, {})",
+                verdict(ratio.median, goal)
+            );
+        }
+        println!();
+    }
+
+    /// Every figure.
+    pub(super) fn to_json(&self) -> Value {
+        let rows: Vec<Value> = self
+            .rows
+            .iter()
+            .zip(&self.added)
+            .map(|(row, added)| {
+                let mut json = row.to_json();
+                json["added_ns"] = json!(added);
+                json
+            })
+            .collect();
+        let ratios: Vec<Value> = self
+            .ratios()
+            .map(|(subject, peer, goal, ratio)| {
+                json!({"subject": subject, "peer": peer, "goal_at_most": goal, "ratio": ratio.to_json()})
+            })
+            .collect();
+        json!({"placing": self.placing.name(), "unit": "ns a switch", "rows": rows, "ratios": ratios})
+    }
+}
+
+/// Whether a goal is reached.
+pub(super) fn verdict(ratio: f64, at_most: f64) -> &'static str {
+    if ratio <= at_most { "reached" } else { "not reached" }
+}
+
+/// One run of the target under a tracer.
+fn run(tracer: &Tracer, placing: Placing, iterations: u64) -> Result<Sample> {
+    let target = || target(placing, iterations);
+    match tracer {
+        Tracer::Nobody => Ok(Sample::untraced(target()?)),
+        Tracer::Ctxtrace(level) => {
+            let words = placing.target(iterations);
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            let recorded = ctxtrace::record(&["--level", level], &words, child::run)?;
+            Ok(Sample {
+                ns: per_switch(&recorded.finished.stdout, iterations)?,
+                lost: Losses::in_report(&recorded.report),
+            })
+        }
+        Tracer::CtxtraceOfAnother => {
+            let other = Running::start(Command::new("sleep").arg("600"))?;
+            let pid = other.pid().to_string();
+            let mut command = Command::new(ctxtrace::program());
+            let mut tracer =
+                Running::start(command.args(["record", "--level", "counts", "--json", "/dev/null", "-p", &pid]))?;
+            tracer.wait_for(Some("Ctrl-C ends it"))?;
+            let ns = target()?;
+            let said = tracer.end();
+            let lost = said.lines().find_map(|line| line.strip_prefix("Lost")).map(str::trim);
+            Ok(Sample {
+                ns,
+                lost: match lost {
+                    Some("nothing") => Losses::default(),
+                    Some(other) => Losses::of(other, 1),
+                    None => Losses::not_told(),
+                },
+            })
+        }
+        Tracer::System(tool) => {
+            let (ns, lost) = tool.beside(target)?;
+            Ok(Sample { ns, lost })
+        }
+    }
+}
+
+/// Runs the target, which prints the nanoseconds it took.
+fn target(placing: Placing, iterations: u64) -> Result<f64> {
+    let words = placing.target(iterations);
+    let mut command = Command::new(&words[0]);
+    per_switch(&process::output(command.args(&words[1..]))?, iterations)
+}
+
+fn per_switch(text: &str, iterations: u64) -> Result<f64> {
+    let ns: f64 = text.trim().parse().context("the target printed no number")?;
+    // A round trip is two switches.
+    Ok(ns / iterations as f64 / 2.0)
+}
+
+/// What `perf sched record` loses, of one more run: only a file can be asked.
+fn lost_by_perf(placing: Placing, iterations: u64) -> Result<Losses> {
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let data = folder.path().join("perf.data");
+    let mut command = Command::new(tools::find("perf", tools::OF_PERF)?);
+    command.args(["sched", "record", "-o"]).arg(&data);
+    let mut running = Running::start(&mut command)?;
+    running.wait_for(None)?;
+    target(placing, iterations)?;
+    running.end();
+    super::perf::losses(&data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_goals_are_about_rows_that_there_are() {
+        for (subject, peer, _) in GOALS {
+            for name in [subject, peer] {
+                assert!(TRACERS.iter().any(|(row, _)| *row == name), "{name}");
+            }
+        }
+        assert_eq!(
+            TRACERS[0].0, UNTRACED,
+            "the first row is what the others are compared with"
+        );
+    }
+
+    #[test]
+    fn ratios_are_of_what_is_added_round_by_round() {
+        let row = |name: &str, ns: [f64; 3]| Measured {
+            name: name.to_owned(),
+            ns: ns.to_vec(),
+            lost: Losses::default(),
+            failure: None,
+        };
+        let rows = vec![
+            row(UNTRACED, [100.0, 200.0, 300.0]),
+            row(COUNTS, [110.0, 220.0, 330.0]),
+            row(RUNQLAT, [120.0, 240.0, 340.0]),
+        ];
+        let added = rows.iter().map(|row| differences(&row.ns, &rows[0].ns)).collect();
+        let switches = Switches {
+            placing: Placing::Pinned,
+            rounds: 3,
+            rows,
+            added,
+        };
+        let ratios: Vec<_> = switches.ratios().collect();
+        assert_eq!(ratios.len(), 1, "the other peers were not measured");
+        let (subject, peer, goal, ratio) = ratios[0];
+        assert_eq!((subject, peer, goal), (COUNTS, RUNQLAT, 0.6));
+        assert_eq!(ratio.to_string(), "0.50 (0.50 to 0.75)");
+        assert_eq!(switches.to_json()["rows"][1]["added_ns"], json!([10.0, 20.0, 30.0]));
+    }
+
+    #[test]
+    fn a_round_trip_is_two_switches() {
+        assert_eq!(per_switch("4000\n", 2).expect("a number"), 1_000.0);
+        per_switch("nothing", 2).expect_err("no number");
+    }
+}
