@@ -18,6 +18,9 @@ use crate::process;
 /// The levels, after a run without any.
 const LEVELS: [&str; 3] = ["counts", "stacks", "timeline"];
 
+/// How its advice ends.
+const ROOM: &str = " makes room";
+
 /// How much of its work a load does in the run that tells how long it takes.
 const TRIAL_LOOPS: u64 = 200;
 const TRIAL_ROUND_TRIPS: u64 = 100_000;
@@ -121,7 +124,7 @@ struct Traced {
     programs_share: Option<f64>,
     peak_bytes: u64,
     /// What ctxtrace says to do about what was lost.
-    advice: Vec<String>,
+    advice: Option<String>,
 }
 
 /// Measures and prints.
@@ -194,13 +197,12 @@ impl Traced {
     }
 }
 
-/// The lines in which ctxtrace's table says what would make room.
-fn advice(table: &str) -> Vec<String> {
-    let lines = table.lines().map(str::trim);
-    lines
-        .filter(|line| line.contains("makes room"))
-        .map(str::to_owned)
-        .collect()
+/// What ctxtrace's table says would make room; the table may have broken its line.
+fn advice(table: &str) -> Option<String> {
+    let words = table.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (before, _) = words.split_once(ROOM)?;
+    let (_, option) = before.rsplit_once('(')?;
+    Some(format!("{option}{ROOM}"))
 }
 
 fn run(words: &[String]) -> Result<Finished> {
@@ -253,8 +255,8 @@ fn print(rows: &[Row], failures: &[(Load, String)], seconds: u64) {
             megabytes(traced.peak_bytes),
             traced.lost
         );
-        for line in &traced.advice {
-            println!("{:42} ctxtrace says: {line}", "");
+        if let Some(advice) = &traced.advice {
+            println!("{:42} ctxtrace says: {advice}", "");
         }
     }
     for (load, why) in failures {
@@ -317,6 +319,11 @@ mod tests {
         assert!((traced.own_cpu_share * cpus() as f64 - 0.1).abs() < 1e-9);
         assert_eq!(traced.programs_share, None);
         assert_eq!(traced.lost, Losses::of("timeline_events", 5));
-        assert_eq!(traced.advice, ["(a larger --ring-size makes room)"]);
+        assert_eq!(traced.advice.as_deref(), Some("a larger --ring-size makes room"));
+        assert_eq!(advice("Lost   nothing\n"), None);
+        assert_eq!(
+            advice("Lost (9 of x)\n (a larger --max-threads and --ring-size\n   makes room)").as_deref(),
+            Some("a larger --max-threads and --ring-size makes room")
+        );
     }
 }

@@ -149,7 +149,7 @@ impl Case {
         let spec = self.spec.replace("ITERATIONS", &self.iterations.to_string());
         let text = process::output(Command::new(ctxtrace::program()).args(["workload", "--spec", &spec]))?;
         let outcome: Value = serde_json::from_str(&text).context("the workload wrote no JSON")?;
-        Ok(ctxtrace::number(&outcome, "/elapsed_ns")? / self.iterations as f64)
+        Ok(ctxtrace::number(&outcome, "/done/elapsed_ns")? / self.iterations as f64)
     }
 
     /// Nanoseconds a message of the plain program.
