@@ -37,7 +37,11 @@ fn main() {
         other => panic!("no mode {other}"),
     };
     let (elapsed_ns, events, dropped) = match sees.as_str() {
-        "off" => (play(&builder.build().expect("a runtime"), iterations, buffer, false), 0, 0),
+        "off" => (
+            play(&builder.build().expect("a runtime"), iterations, buffer, false),
+            0,
+            0,
+        ),
         "polls" => recorded(builder, iterations, buffer, false),
         "wakes" => recorded(builder, iterations, buffer, true),
         other => panic!("dial9 cannot see {other}"),
@@ -53,7 +57,10 @@ fn recorded(builder: Builder, iterations: u64, buffer: usize, wakes: bool) -> (u
         .metrics_sink(metrics.sink)
         .build();
     let options = TokioAttachOptions::builder().task_tracking_enabled(true).build();
-    let runtime = recorder.handle().attach_tokio_runtime(builder, options).expect("a runtime");
+    let runtime = recorder
+        .handle()
+        .attach_tokio_runtime(builder, options)
+        .expect("a runtime");
     let elapsed_ns = play(&runtime, iterations, buffer, wakes);
     drop(runtime);
     recorder.graceful_shutdown(SHUTDOWN);
@@ -67,7 +74,11 @@ fn recorded(builder: Builder, iterations: u64, buffer: usize, wakes: bool) -> (u
 /// Of all flushes.
 fn sum(metrics: &Inspector, name: &str) -> u64 {
     let entries = metrics.entries();
-    entries.iter().filter_map(|entry| entry.metrics.get(name)).map(|metric| metric.as_u64()).sum()
+    entries
+        .iter()
+        .filter_map(|entry| entry.metrics.get(name))
+        .map(|metric| metric.as_u64())
+        .sum()
 }
 
 /// The article's three tasks.
