@@ -12,7 +12,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use super::figures::{Spread, megabytes, thousands};
+use super::figures::{Spread, megabytes, ratios, thousands};
+use super::losses::Losses;
 use super::{child, ctxtrace, perf, switches};
 use crate::process;
 
@@ -20,14 +21,20 @@ use crate::process;
 const GOAL: f64 = 20.0;
 /// Millions of events that perf is asked about.
 const FOR_PERF: [u64; 2] = [1, 5];
-/// Round trips of the recording that tells how many events a round trip makes.
+/// Round trips of the recording that first tells how many events a round trip makes.
 const TRIAL: u64 = 50_000;
+/// How far a recording may be from the size that was wanted, and how often one is made.
+const TOLERANCE: f64 = 0.1;
+const ATTEMPTS: usize = 6;
 
 /// Something that was recorded, and what a report of it took.
 struct Recording {
     by: Tool,
     path: PathBuf,
+    /// Millions of events that were wanted.
+    millions: u64,
     events: u64,
+    lost: Losses,
     /// Kernel switches of the ping-pong.
     switches: u64,
     bytes: u64,
@@ -59,12 +66,16 @@ pub(super) fn main(rounds: usize, millions: &[u64], json: Option<&Path>) -> Resu
     }
     let folder = tempfile::tempdir_in(process::root().join("target")).context("cannot make a temporary folder")?;
     let mut recordings = Vec::new();
+    let mut per_trip = None;
     for &size in millions {
-        recordings.push(by_ctxtrace(folder.path(), size * 1_000_000)?);
+        recordings.push(of_size(size, &mut per_trip, |round_trips| {
+            by_ctxtrace(folder.path(), round_trips)
+        })?);
     }
+    let mut per_trip = None;
     let mut without_perf = None;
     for size in FOR_PERF.into_iter().filter(|size| millions.contains(size)) {
-        match by_perf(folder.path(), size * 1_000_000) {
+        match of_size(size, &mut per_trip, |round_trips| by_perf(folder.path(), round_trips)) {
             Ok(recording) => recordings.push(recording),
             Err(error) => without_perf = Some(format!("{error:#}")),
         }
@@ -81,57 +92,58 @@ pub(super) fn main(rounds: usize, millions: &[u64], json: Option<&Path>) -> Resu
     super::write(json, &to_json(&recordings, &ratios, without_perf.as_deref()))
 }
 
-/// A capture with about so many events.
-fn by_ctxtrace(folder: &Path, events: u64) -> Result<Recording> {
-    let record = |round_trips: u64| {
-        let path = folder.join(format!("{round_trips}.ctx"));
-        let report = folder.join("report.json");
-        let mut command = Command::new(ctxtrace::program());
-        command.args(["run", "--mode", "process", "--level", "timeline", "--quiet", "--force"]);
-        command.args(["--iterations", &round_trips.to_string(), "--json"]);
-        command.arg(&report).arg("-o").arg(&path);
-        eprintln!("recording {} round trips by ctxtrace", thousands(round_trips));
-        child::run(&mut command)?;
-        let report = ctxtrace::read(&report)?;
-        let number = |pointer| Ok::<_, anyhow::Error>(ctxtrace::number(&report, pointer)? as u64);
-        Recording::new(
-            Tool::Ctxtrace,
-            path,
-            number("/timeline/events")?,
-            number("/kernel_switches/total")?,
-        )
-    };
-    record(round_trips_for(events, record(TRIAL)?.events))
-}
-
-/// A recording of perf's with about so many events.
-fn by_perf(folder: &Path, events: u64) -> Result<Recording> {
-    let record = |round_trips: u64| {
-        let path = folder.join(format!("{round_trips}.data"));
-        eprintln!("recording {} round trips by perf", thousands(round_trips));
-        let events = perf::record(&path, &switches::Placing::Pinned.target(round_trips))?;
-        Recording::new(Tool::Perf, path, events, 2 * round_trips)
-    };
-    let recording = record(round_trips_for(events, record(TRIAL)?.events))?;
-    let lost = perf::losses(&recording.path)?;
-    if lost != super::losses::Losses::default() {
-        eprintln!("perf lost: {lost}");
+/// Records until there are about so many events. How many a round trip makes differs from run to run: whether a waking ends a sleep
+/// depends on who is preempted. `per_trip` is what is known of it, and becomes what the latest recording has shown.
+fn of_size(millions: u64, per_trip: &mut Option<f64>, record: impl Fn(u64) -> Result<Recording>) -> Result<Recording> {
+    let wanted = (millions * 1_000_000) as f64;
+    for _ in 0..ATTEMPTS {
+        let round_trips = per_trip.map_or(TRIAL, |per_trip| (wanted / per_trip).ceil() as u64);
+        let mut recording = record(round_trips)?;
+        *per_trip = Some(recording.events.max(1) as f64 / round_trips as f64);
+        if (recording.events as f64 / wanted - 1.0).abs() <= TOLERANCE {
+            recording.millions = millions;
+            return Ok(recording);
+        }
+        // It may be large, and its name is that of its round trips.
+        let _ = std::fs::remove_file(&recording.path);
     }
-    Ok(recording)
+    bail!("{ATTEMPTS} recordings in a row were not of about {millions} million events: the machine is too busy")
 }
 
-/// Round trips for so many events, if the trial's made so many.
-fn round_trips_for(events: u64, of_trial: u64) -> u64 {
-    (events as f64 * TRIAL as f64 / of_trial.max(1) as f64).ceil() as u64
+/// A capture of ctxtrace's.
+fn by_ctxtrace(folder: &Path, round_trips: u64) -> Result<Recording> {
+    let path = folder.join(format!("{round_trips}.ctx"));
+    let report = folder.join("report.json");
+    let mut command = Command::new(ctxtrace::program());
+    command.args(["run", "--mode", "process", "--level", "timeline", "--quiet", "--force"]);
+    command.args(["--iterations", &round_trips.to_string(), "--json"]);
+    command.arg(&report).arg("-o").arg(&path);
+    eprintln!("recording {} round trips by ctxtrace", thousands(round_trips));
+    child::run(&mut command)?;
+    let report = ctxtrace::read(&report)?;
+    let number = |pointer| Ok::<_, anyhow::Error>(ctxtrace::number(&report, pointer)? as u64);
+    let (events, switches) = (number("/timeline/events")?, number("/kernel_switches/total")?);
+    Recording::new(Tool::Ctxtrace, path, events, switches, Losses::in_report(&report))
+}
+
+/// A recording of perf's.
+fn by_perf(folder: &Path, round_trips: u64) -> Result<Recording> {
+    let path = folder.join(format!("{round_trips}.data"));
+    eprintln!("recording {} round trips by perf", thousands(round_trips));
+    let events = perf::record(&path, &switches::Placing::Pinned.target(round_trips))?;
+    let lost = perf::losses(&path)?;
+    Recording::new(Tool::Perf, path, events, 2 * round_trips, lost)
 }
 
 impl Recording {
-    fn new(by: Tool, path: PathBuf, events: u64, switches: u64) -> Result<Self> {
+    fn new(by: Tool, path: PathBuf, events: u64, switches: u64, lost: Losses) -> Result<Self> {
         Ok(Self {
             by,
             bytes: std::fs::metadata(&path)?.len(),
             path,
+            millions: 0,
             events,
+            lost,
             switches,
             ns: Vec::new(),
             peak_bytes: 0,
@@ -160,22 +172,20 @@ impl Recording {
 
 /// perf against ctxtrace at one size: how many times faster the latter is.
 struct Ratio {
-    /// Millions of events, rounded.
+    /// Millions of events.
     millions: u64,
     by_event: Spread,
     by_switch: Spread,
 }
 
 fn compare(recordings: &[Recording]) -> Vec<Ratio> {
-    let millions = |recording: &Recording| (recording.events as f64 / 1e6).round() as u64;
     let of = |by: Tool| recordings.iter().filter(move |recording| recording.by == by);
     of(Tool::Perf)
         .filter_map(|perf| {
-            let ours = of(Tool::Ctxtrace).find(|ours| millions(ours) == millions(perf))?;
-            let ratio =
-                |figure: fn(&Recording) -> Vec<f64>| Spread::of(&super::figures::ratios(&figure(perf), &figure(ours)));
+            let ours = of(Tool::Ctxtrace).find(|ours| ours.millions == perf.millions)?;
+            let ratio = |figure: fn(&Recording) -> Vec<f64>| Spread::of(&ratios(&figure(perf), &figure(ours)));
             Some(Ratio {
-                millions: millions(perf),
+                millions: perf.millions,
                 by_event: ratio(Recording::per_event)?,
                 by_switch: ratio(Recording::per_switch)?,
             })
@@ -205,7 +215,7 @@ fn print(recordings: &[Recording], ratios: &[Ratio], rounds: usize, without_perf
             continue;
         };
         println!(
-            "{:24} {:>11} {:>9} {:>9}  {:24} {:>7.1} {:>9.1} {:>9}",
+            "{:24} {:>11} {:>9} {:>9}  {:24} {:>7.1} {:>9.1} {:>9}  {}",
             recording.by.name(),
             thousands(recording.events),
             megabytes(recording.bytes),
@@ -213,7 +223,8 @@ fn print(recordings: &[Recording], ratios: &[Ratio], rounds: usize, without_perf
             format!("{event:.1}"),
             1e3 / event.median,
             switch.median,
-            megabytes(recording.peak_bytes)
+            megabytes(recording.peak_bytes),
+            recording.lost
         );
     }
     println!();
@@ -252,6 +263,7 @@ fn to_json(recordings: &[Recording], ratios: &[Ratio], without_perf: Option<&str
             json!({
                 "by": recording.by.name(),
                 "events": recording.events,
+                "lost": recording.lost.to_json(),
                 "kernel_switches": recording.switches,
                 "file_bytes": recording.bytes,
                 "ns": recording.ns,
@@ -282,13 +294,17 @@ fn to_json(recordings: &[Recording], ratios: &[Ratio], without_perf: Option<&str
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
 
     fn recording(by: Tool, events: u64, switches: u64, ns: &[f64]) -> Recording {
         Recording {
             by,
             path: PathBuf::new(),
+            millions: (events as f64 / 1e6).round() as u64,
             events,
+            lost: Losses::default(),
             switches,
             bytes: 0,
             ns: ns.to_vec(),
@@ -297,9 +313,25 @@ mod tests {
     }
 
     #[test]
-    fn the_trial_says_how_long_to_record() {
-        assert_eq!(round_trips_for(1_500_000, 150_000), 500_000);
-        assert_eq!(round_trips_for(1, 150_000), 1, "never none");
+    fn a_recording_of_another_size_is_made_again_with_what_it_has_shown() {
+        let asked = RefCell::new(Vec::new());
+        let mut per_trip = None;
+        // Three events a round trip, but four in the trial.
+        let record = |round_trips: u64| {
+            asked.borrow_mut().push(round_trips);
+            let of_each = if round_trips == TRIAL { 4 } else { 3 };
+            Ok(recording(Tool::Ctxtrace, of_each * round_trips, 2 * round_trips, &[]))
+        };
+        let made = of_size(1, &mut per_trip, record).expect("a recording");
+        assert_eq!(*asked.borrow(), [TRIAL, 250_000, 333_334]);
+        assert_eq!((made.millions, made.events, per_trip), (1, 1_000_002, Some(3.0)));
+    }
+
+    #[test]
+    fn a_machine_that_never_gives_that_size_is_too_busy() {
+        let record = |_| Ok(recording(Tool::Perf, 10, 2, &[]));
+        let error = of_size(5, &mut None, record).err().expect("no recording");
+        assert!(error.to_string().contains("5 million events"), "{error}");
     }
 
     #[test]
