@@ -3,25 +3,39 @@
 use aya_ebpf::maps::HashMap;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::process::{Image, TaskKey};
-use ctxtrace_common::stack::{SumKey, SwitchSum};
+use ctxtrace_common::stack::{Gathered, SwitchSum};
 use ctxtrace_common::thread::Thread;
 use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 
 use crate::atomic;
-use crate::maps::{EDGES, HITS, OVERFLOW_SUMS, SWITCH_SUMS, Scratch, WAKER_SUMS, count};
+use crate::maps::{EDGES, HITS, OVERFLOW_SUMS, SWITCH_SUMS, Scratch, WAKER_SUMS, add as add_to_counter, count};
 
 const NOTHING: SwitchSum = SwitchSum {
     count: 0,
     off_cpu_ns: 0,
 };
 
-/// Adds one switch-out.
+/// Adds the thread's last switch-out to those that are like it. See [`ctxtrace_common::stack::Gathered`].
 #[inline(always)]
-pub(crate) fn add_switch(key: &SumKey, off_cpu_ns: u64) {
-    if add(&SWITCH_SUMS, key, off_cpu_ns) {
+pub(crate) fn add_switch(thread: &mut Thread, off_cpu_ns: u64) {
+    if !thread.gathered.takes(&thread.pending) {
+        bring_in(thread);
+        let pending = thread.pending;
+        thread.gathered.begin(&pending);
+    }
+    thread.gathered.add(off_cpu_ns);
+}
+
+/// Brings a thread's switch-outs into the table.
+///
+/// Kept out of line: it is called where the key changes and where the thread ends.
+#[inline(never)]
+pub(crate) fn bring_in(thread: &Thread) {
+    let Gathered { key, sum: alike } = &thread.gathered;
+    if alike.count == 0 || add(&SWITCH_SUMS, key, alike) {
         return;
     }
-    count(|counters| &mut counters.lost_stack_sums);
+    add_to_counter(|counters| &mut counters.lost_stack_sums, alike.count);
     let class = if key.reason != 0 {
         Class::Unattributed as u32
     } else {
@@ -30,22 +44,22 @@ pub(crate) fn add_switch(key: &SumKey, off_cpu_ns: u64) {
     if let Some(sum) = OVERFLOW_SUMS.get_ptr_mut(class) {
         // SAFETY: this CPU's own element, and only the `sched_switch` program adds to it.
         let sum = unsafe { &mut *sum };
-        sum.count += 1;
-        sum.off_cpu_ns += off_cpu_ns;
+        sum.count += alike.count;
+        sum.off_cpu_ns += alike.off_cpu_ns;
     }
 }
 
 /// Adds one wakeup to those of its maker's stacks.
 #[inline(always)]
 pub(crate) fn add_waker(key: &WakerStackKey, off_cpu_ns: u64) {
-    if !add(&WAKER_SUMS, key, off_cpu_ns) {
+    if !add(&WAKER_SUMS, key, &SwitchSum { count: 1, off_cpu_ns }) {
         count(|counters| &mut counters.lost_wakeup_edges);
     }
 }
 
 /// Tells whether there was room.
 #[inline(always)]
-fn add<K>(sums: &HashMap<K, SwitchSum>, key: &K, off_cpu_ns: u64) -> bool {
+fn add<K>(sums: &HashMap<K, SwitchSum>, key: &K, alike: &SwitchSum) -> bool {
     let known = match sums.get_ptr_mut(key) {
         Some(known) => Some(known),
         None => {
@@ -59,8 +73,8 @@ fn add<K>(sums: &HashMap<K, SwitchSum>, key: &K, off_cpu_ns: u64) -> bool {
     };
     // SAFETY: a live element that several CPUs add to; both fields are aligned and only ever added to atomically.
     unsafe {
-        atomic::add(&raw mut (*known).count, 1);
-        atomic::add(&raw mut (*known).off_cpu_ns, off_cpu_ns);
+        atomic::add(&raw mut (*known).count, alike.count);
+        atomic::add(&raw mut (*known).off_cpu_ns, alike.off_cpu_ns);
     }
     true
 }

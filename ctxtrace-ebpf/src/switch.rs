@@ -26,8 +26,8 @@ use crate::maps::{
     COUNTERS, DROP_ONE_IN, EDGES, EXITED, HAS_PREV_STATE_ARG, Lane, Scratch, THREADS, WAKINGS, WITH_EVENTS,
     WITH_STACKS, WITH_WAKER_STACKS, add, count, record,
 };
-use crate::stacks::{Space, Walked, walk};
-use crate::sums::{add_switch, add_waker, edge};
+use crate::stacks::{Space, Walked, kernel_stack, walk};
+use crate::sums::{add_switch, add_waker, bring_in, edge};
 use crate::target::{FirstSeen, find, may_be_target, thread_ended};
 use crate::task::{TASK_DEAD, Task};
 
@@ -120,7 +120,7 @@ fn switch_out(
         count(|counters| &mut counters.lost_intervals);
         // The switch-out before this one keeps its place in the sums, with no time.
         if thread.flags & PENDING_SUM != 0 {
-            add_switch(&thread.pending, 0);
+            add_switch(thread, 0);
         }
     }
 
@@ -240,7 +240,7 @@ fn switch_in(thread: &mut Thread, now_ns: u64, scratch: &mut Scratch) {
     note_wakeup(thread, &entered, scratch);
     if thread.flags & PENDING_SUM != 0 {
         thread.flags &= !PENDING_SUM;
-        add_switch(&thread.pending, entered.off_cpu_ns.unwrap_or(0));
+        add_switch(thread, entered.off_cpu_ns.unwrap_or(0));
     }
     // SAFETY: the helper has no preconditions.
     let cpu_plus_one = unsafe { bpf_get_smp_processor_id() }.wrapping_add(1);
@@ -307,8 +307,9 @@ fn end(task: Task, thread: &mut Thread) {
     thread.comm = task.comm();
     if thread.flags & PENDING_SUM != 0 {
         thread.flags &= !PENDING_SUM;
-        add_switch(&thread.pending, 0);
+        add_switch(thread, 0);
     }
+    bring_in(thread);
     if EXITED.output::<Thread>(&*thread, BPF_RB_NO_WAKEUP).is_err() {
         count(|counters| &mut counters.lost_records);
     }
@@ -326,7 +327,7 @@ fn take_stacks(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, scra
     let mut user_state = UserStack::Known;
     let mut lost = false;
 
-    let kernel_stack = match walk(ctx.as_ptr(), Space::Kernel, scratch) {
+    let kernel_stack = match kernel_stack(ctx.as_ptr(), task, thread, scratch) {
         Walked::Stack(hash) => hash,
         Walked::Failed => 0,
         Walked::TableFull => {
