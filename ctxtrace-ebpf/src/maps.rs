@@ -140,6 +140,10 @@ pub(crate) struct Scratch {
     pub(crate) stack: Stack,
     /// A part of a kernel stack; see [`ctxtrace_common::memo`].
     pub(crate) words: [u64; MEMO_WORDS],
+    pub(crate) base: u64,
+    /// Key of the kernel stack of the thread that leaves, and whether it found no place in the table.
+    pub(crate) kernel_stack: u64,
+    pub(crate) stack_lost: u64,
     pub(crate) thread: Thread,
     pub(crate) edge: Edge,
     pub(crate) event: Event,

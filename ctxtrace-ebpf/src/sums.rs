@@ -18,20 +18,39 @@ const NOTHING: SwitchSum = SwitchSum {
 /// Adds the thread's last switch-out to those that are like it. See [`ctxtrace_common::stack::Gathered`].
 #[inline(always)]
 pub(crate) fn add_switch(thread: &mut Thread, off_cpu_ns: u64) {
-    if !thread.gathered.takes(&thread.pending) {
-        bring_in(thread);
-        let pending = thread.pending;
-        thread.gathered.begin(&pending);
+    // A constant index each: BPF has nowhere to panic to.
+    if thread.gathered[0].takes(&thread.pending) {
+        thread.last_used &= !LAST_GATHERED;
+        thread.gathered[0].add(off_cpu_ns);
+    } else if thread.gathered[1].takes(&thread.pending) {
+        thread.last_used |= LAST_GATHERED;
+        thread.gathered[1].add(off_cpu_ns);
+    } else {
+        begin_to_gather(thread, off_cpu_ns);
     }
-    thread.gathered.add(off_cpu_ns);
 }
 
-/// Brings a thread's switch-outs into the table.
-///
-/// Kept out of line: it is called where the key changes and where the thread ends.
+/// Bit of [`Thread::last_used`].
+const LAST_GATHERED: u32 = 1;
+
+/// Makes room for switch-outs of another key. Kept out of line: see `crate::locate::look`.
 #[inline(never)]
-pub(crate) fn bring_in(thread: &Thread) {
-    let Gathered { key, sum: alike } = &thread.gathered;
+fn begin_to_gather(thread: &mut Thread, off_cpu_ns: u64) {
+    thread.last_used ^= LAST_GATHERED;
+    let gathered = if thread.last_used & LAST_GATHERED == 0 {
+        &mut thread.gathered[0]
+    } else {
+        &mut thread.gathered[1]
+    };
+    bring_in(gathered);
+    gathered.begin(&thread.pending);
+    gathered.add(off_cpu_ns);
+}
+
+/// Brings switch-outs that are alike into the table.
+#[inline(always)]
+pub(crate) fn bring_in(gathered: &Gathered) {
+    let Gathered { key, sum: alike } = gathered;
     if alike.count == 0 || add(&SWITCH_SUMS, key, alike) {
         return;
     }

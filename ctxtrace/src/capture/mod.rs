@@ -626,8 +626,7 @@ impl Session {
     fn switch_sums<'a>(&self, live: impl Iterator<Item = &'a Thread>) -> Result<Vec<(SumKey, SwitchSum)>> {
         let mut sums: HashMap<SumKey, SwitchSum> = self.entries("SWITCH_SUMS")?.into_iter().collect();
         for thread in live {
-            let gathered = &thread.gathered;
-            if gathered.sum.count > 0 {
+            for gathered in thread.gathered.iter().filter(|gathered| gathered.sum.count > 0) {
                 let sum = sums.entry(gathered.key).or_default();
                 sum.count += gathered.sum.count;
                 sum.off_cpu_ns += gathered.sum.off_cpu_ns;
