@@ -294,7 +294,7 @@ fn stack_sums_hold_every_switch_once() {
 /// 64 is walked all the same, and is what it was taken for.
 fn stacks_that_are_as_they_were_are_not_walked_again() {
     for mode in ["process", "thread", "task-pool --buffer 0"] {
-        let json = run_json(&format!("run --mode {mode} --iterations 50000 --level stacks --json -"));
+        let json = run_json(&format!("--mode {mode} --iterations 50000 --level stacks"));
         let switches = number(&json, "/kernel_switches/total");
         let reused = number(&json, "/overhead/stacks_reused");
         assert!(reused > switches / 2, "{mode}: {reused} of {switches}");
