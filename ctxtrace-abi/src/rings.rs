@@ -42,6 +42,10 @@ pub const KIND_BITS: u32 = 2;
 
 /// A control record: another thread writes from here on.
 pub const OWNER: u64 = 1;
+/// In place of [`OWNER`] in [`RingState::owner`]: that thread wrote last, and has given the ring back.
+pub const LAST: u64 = 2;
+/// [`RingState::owner`] while a thread makes the ring its own.
+pub const CLAIMED: u64 = CONTROL | 3 << KIND_BITS;
 
 /// Bits of a task in a record.
 pub const TASK_BITS: u32 = 22;
@@ -108,9 +112,10 @@ pub struct RingState {
     /// Records written since the beginning: the next one's number. Its place is the number modulo the capacity. Raised when
     /// a record is there as a whole.
     pub head: u64,
-    /// The thread that writes, as a control record says it; 0 if the ring is free.
+    /// The thread that writes, as a control record says it; of a ring that is free the last one that wrote, with [`LAST`], or 0;
+    /// [`CLAIMED`] in between.
     pub owner: u64,
-    /// Number of the record from which on that thread writes.
+    /// Number of the record from which on that thread writes, or wrote.
     pub since: u64,
 }
 
@@ -171,6 +176,27 @@ pub const fn owner_of(record: u64) -> Option<(u32, u32)> {
     Some((((record >> (6 + ID_BITS)) & mask) as u32, ((record >> 6) & mask) as u32))
 }
 
+/// Of a thread that has given its ring back.
+#[must_use]
+pub const fn last(owner: u64) -> u64 {
+    owner & !(0xf << KIND_BITS) | LAST << KIND_BITS
+}
+
+/// Whether a ring with this [`RingState::owner`] is nobody's.
+#[must_use]
+pub const fn is_free(owner: u64) -> bool {
+    owner == 0 || owner & 0x3f == LAST << KIND_BITS
+}
+
+/// The process and the thread that write to a ring with this [`RingState::owner`], or wrote to it last.
+#[must_use]
+pub const fn writer_of(owner: u64) -> Option<(u32, u32)> {
+    if owner & 0x3f == LAST << KIND_BITS {
+        return owner_of(owner & !(0xf << KIND_BITS) | OWNER << KIND_BITS);
+    }
+    owner_of(owner)
+}
+
 /// Where the first ring's records begin.
 #[must_use]
 pub const fn records_at(rings: usize) -> usize {
@@ -219,6 +245,16 @@ mod tests {
         assert_eq!(owner_of(0), None);
         assert_eq!(owner_of(record(what(END, 0), 9)), None);
         assert_eq!(owner_of(2 << KIND_BITS), None);
+    }
+
+    #[test]
+    fn a_ring_remembers_who_wrote_last() {
+        let owner = owner(4_711, 9);
+        assert!(!is_free(owner) && is_free(last(owner)) && is_free(0) && !is_free(CLAIMED));
+        assert_eq!(writer_of(owner), Some((4_711, 9)));
+        assert_eq!(writer_of(last(owner)), Some((4_711, 9)));
+        assert_eq!(owner_of(last(owner)), None, "among the records it is none");
+        assert_eq!((writer_of(0), writer_of(CLAIMED)), (None, None));
     }
 
     #[test]

@@ -23,6 +23,10 @@ pub struct Counters {
     pub lost_user_stacks: u64,
     /// Switch-outs whose stack pair did not fit the table of sums (`lost.stack_sums`).
     pub lost_stack_sums: u64,
+    /// Kernel stacks that were taken for the thread's last one without being walked (`overhead.stacks_reused`).
+    pub stacks_reused: u64,
+    /// Of those that were walked to see whether they would have been: which were another one (`lost.mistaken_stacks`).
+    pub mistaken_stacks: u64,
     /// Threads that did not fit the thread table (`lost.threads`), counted once a try.
     pub lost_threads: u64,
     /// Exited threads whose record did not fit the ring (`lost.thread_records`).
@@ -45,7 +49,7 @@ pub struct Counters {
     pub fault_injection_runs: u64,
 }
 
-const _: () = assert!(size_of::<Counters>() == 18 * 8);
+const _: () = assert!(size_of::<Counters>() == 20 * 8);
 
 impl Counters {
     /// Adds another CPU's counts to these.
@@ -59,6 +63,8 @@ impl Counters {
             lost_stacks,
             lost_user_stacks,
             lost_stack_sums,
+            stacks_reused,
+            mistaken_stacks,
             lost_threads,
             lost_records,
             lost_task_reads,
@@ -78,6 +84,8 @@ impl Counters {
         self.lost_stacks += lost_stacks;
         self.lost_user_stacks += lost_user_stacks;
         self.lost_stack_sums += lost_stack_sums;
+        self.stacks_reused += stacks_reused;
+        self.mistaken_stacks += mistaken_stacks;
         self.lost_threads += lost_threads;
         self.lost_records += lost_records;
         self.lost_task_reads += lost_task_reads;

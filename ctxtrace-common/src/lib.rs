@@ -11,6 +11,7 @@
 //! * [`locator`]: what a thread is doing, out of the bytes of its thread-locals.
 //! * [`polls`]: which task switches hit the kernel.
 //! * [`ledger`]: the class of every kernel switch.
+//! * [`memo`]: whether a kernel stack is the one that was walked last.
 //! * [`event`]: what is told of a switch, so that all of these can be run again outside the kernel.
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -23,6 +24,7 @@ pub mod handover;
 pub mod histogram;
 pub mod ledger;
 pub mod locator;
+pub mod memo;
 pub mod polls;
 pub mod process;
 #[cfg(feature = "serde")]

@@ -3,8 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::clock::Clock;
+use crate::memo::StackMemo;
 use crate::polls::Polls;
-use crate::stack::SumKey;
+use crate::stack::{Gathered, SumKey};
 use crate::wakeup::Waker;
 
 /// The thread runs the last part of `do_exit()` (`sched_process_exit` has come): its memory may be gone.
@@ -74,6 +75,12 @@ pub struct Thread {
     /// The last switch-out, in the terms it is summed by.
     #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub pending: SumKey,
+    /// Those before it, as far as they are not in the table of sums.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
+    pub gathered: [Gathered; 2],
+    /// Its last kernel stacks.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
+    pub memos: [StackMemo; 2],
     /// Its polls, where it has a probe.
     pub polls: Polls,
     /// Who made the wakings its clock has noted: the first one off the CPU, the last one on it.
@@ -129,11 +136,12 @@ pub struct Thread {
     /// The id it was introduced by.
     #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub told_tid: u32,
-    /// 0.
-    pub reserved: u32,
+    /// Which of `gathered` (bit 0) and of `memos` (bit 1) was used last: the other one makes room.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
+    pub last_used: u32,
 }
 
-const _: () = assert!(size_of::<Thread>() == 32 + 32 + 56 + 56 + 120 + 3 * 40 + 56 + 16 + 24 + 16);
+const _: () = assert!(size_of::<Thread>() == 32 + 32 + 56 + 56 + 2 * 72 + 2 * 336 + 120 + 3 * 40 + 56 + 16 + 24 + 16);
 
 impl Thread {
     /// Program runs that saw the thread switched out.

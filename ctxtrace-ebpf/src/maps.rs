@@ -12,6 +12,7 @@ use ctxtrace_common::event::{Event, RingState};
 use ctxtrace_common::histogram::{Histogram, Latency};
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{Locator, MAX_CONTEXT_BYTES};
+use ctxtrace_common::memo::MEMO_WORDS;
 use ctxtrace_common::process::{FILTER_PLACES, Image, Process, TaskKey};
 use ctxtrace_common::stack::{Stack, SumKey, SwitchSum};
 use ctxtrace_common::thread::Thread;
@@ -137,6 +138,12 @@ pub(crate) struct Scratch {
     pub(crate) slot: Slot,
     pub(crate) context: [u8; MAX_CONTEXT_BYTES],
     pub(crate) stack: Stack,
+    /// A part of a kernel stack; see [`ctxtrace_common::memo`].
+    pub(crate) words: [u64; MEMO_WORDS],
+    pub(crate) base: u64,
+    /// Key of the kernel stack of the thread that leaves, and whether it found no place in the table.
+    pub(crate) kernel_stack: u64,
+    pub(crate) stack_lost: u64,
     pub(crate) thread: Thread,
     pub(crate) edge: Edge,
     pub(crate) event: Event,

@@ -1,16 +1,27 @@
-//! Walking stacks.
+//! Walking stacks, and knowing when it is not necessary.
 
 use aya_ebpf::bindings::BPF_F_USER_STACK;
 use aya_ebpf::helpers::bpf_get_stack;
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use ctxtrace_common::memo::{MEMO_WORDS, StackMemo, Window};
+use ctxtrace_common::thread::Thread;
 
-use crate::maps::{STACKS, Scratch};
+use crate::maps::{STACKS, Scratch, count};
+use crate::task::Task;
 
 /// Which of a thread's stacks.
 #[derive(Clone, Copy)]
 pub(crate) enum Space {
+    /// The kernel's, from where the program's registers are.
     Kernel,
+    /// The kernel's, from the tracepoint on: without our program and the function that calls programs at tracepoints, in which
+    /// the address depends on whether the kernel times them.
+    KernelAtTracepoint,
     User,
 }
+
+/// Those two.
+const OUR_FRAMES: u64 = 2;
 
 pub(crate) enum Walked {
     /// The stack's key in the table.
@@ -24,6 +35,7 @@ pub(crate) enum Walked {
 pub(crate) fn walk(ctx: *mut core::ffi::c_void, space: Space, scratch: &mut Scratch) -> Walked {
     let flags = match space {
         Space::Kernel => 0,
+        Space::KernelAtTracepoint => OUR_FRAMES,
         Space::User => u64::from(BPF_F_USER_STACK),
     };
     let stack = &mut scratch.stack;
@@ -45,4 +57,135 @@ pub(crate) fn walk(ctx: *mut core::ffi::c_void, space: Space, scratch: &mut Scra
         return Walked::TableFull;
     }
     Walked::Stack(hash)
+}
+
+/// Bit of [`Thread::last_used`].
+const LAST_MEMO: u32 = 2;
+
+/// The kernel stack of the thread that leaves, which is `current`: one of its last ones, if it is as it was
+/// ([`ctxtrace_common::memo`]), or else walked.
+#[inline(always)]
+pub(crate) fn kernel_stack(
+    ctx: *mut core::ffi::c_void,
+    task: Task,
+    thread: &mut Thread,
+    scratch: &mut Scratch,
+) -> Walked {
+    let is_read = read_stack(ctx, task, scratch);
+    // A constant index each: BPF has nowhere to panic to.
+    let which = if !is_read {
+        NO_MEMO
+    } else if holds(&thread.memos[0], scratch) != 0 {
+        thread.last_used &= !LAST_MEMO;
+        0
+    } else if holds(&thread.memos[1], scratch) != 0 {
+        thread.last_used |= LAST_MEMO;
+        1
+    } else {
+        NO_MEMO
+    };
+    let known = match which {
+        0 => thread.memos[0].reuse(),
+        1 => thread.memos[1].reuse(),
+        _ => 0,
+    };
+    if known != 0 {
+        count(|counters| &mut counters.stacks_reused);
+        return Walked::Stack(known);
+    }
+    let walked = walk(ctx, Space::KernelAtTracepoint, scratch);
+    let Walked::Stack(key) = walked else {
+        return walked;
+    };
+    match which {
+        0 => check(&mut thread.memos[0], key),
+        1 => check(&mut thread.memos[1], key),
+        _ => remember(thread, key, is_read, scratch),
+    }
+    walked
+}
+
+/// No memo is of this stack.
+const NO_MEMO: u32 = 2;
+
+/// A stack that would have been taken for this one was walked.
+#[inline(always)]
+fn check(memo: &mut StackMemo, key: u64) {
+    if key == memo.key {
+        memo.reused = 0;
+    } else {
+        count(|counters| &mut counters.mistaken_stacks);
+        memo.begin(0);
+    }
+}
+
+/// Remembers a stack that was walked.
+#[inline(always)]
+fn remember(thread: &mut Thread, key: u64, is_read: bool, scratch: &mut Scratch) {
+    let memo = if thread.memos[0].key == key {
+        thread.last_used &= !LAST_MEMO;
+        &mut thread.memos[0]
+    } else if thread.memos[1].key == key {
+        thread.last_used |= LAST_MEMO;
+        &mut thread.memos[1]
+    } else {
+        thread.last_used ^= LAST_MEMO;
+        if thread.last_used & LAST_MEMO == 0 {
+            thread.memos[0].begin(key);
+        } else {
+            thread.memos[1].begin(key);
+        }
+        return;
+    };
+    // Twice: it may come again.
+    memo.reused = 0;
+    if is_read {
+        place(memo, scratch);
+    }
+}
+
+/// An address as a number. The verifier lets nobody calculate with what it knows to be a pointer; what has been in a map is a
+/// number like any other.
+#[inline(always)]
+fn as_number(address: u64, scratch: &mut Scratch) -> u64 {
+    let place = &raw mut scratch.value;
+    // SAFETY: a field of this CPU's own scratch space, which nobody else uses meanwhile.
+    unsafe {
+        place.write_volatile(address);
+        place.read_volatile()
+    }
+}
+
+/// Copies the stack of the thread from the tracepoint's arguments on, or its outermost words if those are fewer; tells whether it
+/// could.
+#[inline(always)]
+fn read_stack(ctx: *mut core::ffi::c_void, task: Task, scratch: &mut Scratch) -> bool {
+    const BYTES: u64 = 8 * MEMO_WORDS as u64;
+    // The arguments lie on the stack of the thread, right inside the frames of the kernel.
+    let base = as_number(ctx as u64, scratch);
+    let last = as_number(task.stack_end(), scratch).wrapping_sub(BYTES);
+    let from = if base < last { base } else { last };
+    scratch.base = base.wrapping_sub(from) / 8;
+    // SAFETY: the buffer is as large as the size given; a read that fails says so.
+    let failed = unsafe { bpf_probe_read_kernel((&raw mut scratch.words).cast(), BYTES as u32, from as *const _) };
+    failed == 0 && scratch.base < MEMO_WORDS as u64
+}
+
+#[inline(always)]
+fn window(scratch: &Scratch) -> Window<'_> {
+    Window {
+        words: &scratch.words,
+        base: scratch.base as usize % MEMO_WORDS,
+    }
+}
+
+/// Kept out of line, as what follows: loops, whose every step the verifier takes.
+#[inline(never)]
+fn holds(memo: &StackMemo, scratch: &Scratch) -> u64 {
+    u64::from(memo.holds(window(scratch)))
+}
+
+#[inline(never)]
+fn place(memo: &mut StackMemo, scratch: &Scratch) {
+    memo.place(&scratch.stack, window(scratch));
 }

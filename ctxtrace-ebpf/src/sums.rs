@@ -3,25 +3,58 @@
 use aya_ebpf::maps::HashMap;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::process::{Image, TaskKey};
-use ctxtrace_common::stack::{SumKey, SwitchSum};
+use ctxtrace_common::stack::{Gathered, SwitchSum};
 use ctxtrace_common::thread::Thread;
 use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 
 use crate::atomic;
-use crate::maps::{EDGES, HITS, OVERFLOW_SUMS, SWITCH_SUMS, Scratch, WAKER_SUMS, count};
+use crate::maps::{EDGES, HITS, OVERFLOW_SUMS, SWITCH_SUMS, Scratch, WAKER_SUMS, add as add_to_counter, count};
 
 const NOTHING: SwitchSum = SwitchSum {
     count: 0,
     off_cpu_ns: 0,
 };
 
-/// Adds one switch-out.
+/// Adds the thread's last switch-out to those that are like it. See [`ctxtrace_common::stack::Gathered`].
 #[inline(always)]
-pub(crate) fn add_switch(key: &SumKey, off_cpu_ns: u64) {
-    if add(&SWITCH_SUMS, key, off_cpu_ns) {
+pub(crate) fn add_switch(thread: &mut Thread, off_cpu_ns: u64) {
+    // A constant index each: BPF has nowhere to panic to.
+    if thread.gathered[0].takes(&thread.pending) {
+        thread.last_used &= !LAST_GATHERED;
+        thread.gathered[0].add(off_cpu_ns);
+    } else if thread.gathered[1].takes(&thread.pending) {
+        thread.last_used |= LAST_GATHERED;
+        thread.gathered[1].add(off_cpu_ns);
+    } else {
+        begin_to_gather(thread, off_cpu_ns);
+    }
+}
+
+/// Bit of [`Thread::last_used`].
+const LAST_GATHERED: u32 = 1;
+
+/// Makes room for switch-outs of another key. Kept out of line: see `crate::locate::look`.
+#[inline(never)]
+fn begin_to_gather(thread: &mut Thread, off_cpu_ns: u64) {
+    thread.last_used ^= LAST_GATHERED;
+    let gathered = if thread.last_used & LAST_GATHERED == 0 {
+        &mut thread.gathered[0]
+    } else {
+        &mut thread.gathered[1]
+    };
+    bring_in(gathered);
+    gathered.begin(&thread.pending);
+    gathered.add(off_cpu_ns);
+}
+
+/// Brings switch-outs that are alike into the table.
+#[inline(always)]
+pub(crate) fn bring_in(gathered: &Gathered) {
+    let Gathered { key, sum: alike } = gathered;
+    if alike.count == 0 || add(&SWITCH_SUMS, key, alike) {
         return;
     }
-    count(|counters| &mut counters.lost_stack_sums);
+    add_to_counter(|counters| &mut counters.lost_stack_sums, alike.count);
     let class = if key.reason != 0 {
         Class::Unattributed as u32
     } else {
@@ -30,22 +63,22 @@ pub(crate) fn add_switch(key: &SumKey, off_cpu_ns: u64) {
     if let Some(sum) = OVERFLOW_SUMS.get_ptr_mut(class) {
         // SAFETY: this CPU's own element, and only the `sched_switch` program adds to it.
         let sum = unsafe { &mut *sum };
-        sum.count += 1;
-        sum.off_cpu_ns += off_cpu_ns;
+        sum.count += alike.count;
+        sum.off_cpu_ns += alike.off_cpu_ns;
     }
 }
 
 /// Adds one wakeup to those of its maker's stacks.
 #[inline(always)]
 pub(crate) fn add_waker(key: &WakerStackKey, off_cpu_ns: u64) {
-    if !add(&WAKER_SUMS, key, off_cpu_ns) {
+    if !add(&WAKER_SUMS, key, &SwitchSum { count: 1, off_cpu_ns }) {
         count(|counters| &mut counters.lost_wakeup_edges);
     }
 }
 
 /// Tells whether there was room.
 #[inline(always)]
-fn add<K>(sums: &HashMap<K, SwitchSum>, key: &K, off_cpu_ns: u64) -> bool {
+fn add<K>(sums: &HashMap<K, SwitchSum>, key: &K, alike: &SwitchSum) -> bool {
     let known = match sums.get_ptr_mut(key) {
         Some(known) => Some(known),
         None => {
@@ -59,8 +92,8 @@ fn add<K>(sums: &HashMap<K, SwitchSum>, key: &K, off_cpu_ns: u64) -> bool {
     };
     // SAFETY: a live element that several CPUs add to; both fields are aligned and only ever added to atomically.
     unsafe {
-        atomic::add(&raw mut (*known).count, 1);
-        atomic::add(&raw mut (*known).off_cpu_ns, off_cpu_ns);
+        atomic::add(&raw mut (*known).count, alike.count);
+        atomic::add(&raw mut (*known).off_cpu_ns, alike.off_cpu_ns);
     }
     true
 }

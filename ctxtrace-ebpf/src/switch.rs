@@ -26,8 +26,8 @@ use crate::maps::{
     COUNTERS, DROP_ONE_IN, EDGES, EXITED, HAS_PREV_STATE_ARG, Lane, Scratch, THREADS, WAKINGS, WITH_EVENTS,
     WITH_STACKS, WITH_WAKER_STACKS, add, count, record,
 };
-use crate::stacks::{Space, Walked, walk};
-use crate::sums::{add_switch, add_waker, edge};
+use crate::stacks::{Space, Walked, kernel_stack, walk};
+use crate::sums::{add_switch, add_waker, bring_in, edge};
 use crate::target::{FirstSeen, find, may_be_target, thread_ended};
 use crate::task::{TASK_DEAD, Task};
 
@@ -85,6 +85,10 @@ fn switch_out(
     now_ns: u64,
     scratch: &mut Scratch,
 ) {
+    // First of all: what comes later has many ways to get there, and the verifier would go through the loops in this on each.
+    if WITH_STACKS.load() != 0 {
+        take_kernel_stack(ctx, task, thread, scratch);
+    }
     let preempt: u64 = ctx.arg(0);
     let preempted = preempt as u8 != 0;
     let state = if HAS_PREV_STATE_ARG.load() != 0 {
@@ -120,7 +124,7 @@ fn switch_out(
         count(|counters| &mut counters.lost_intervals);
         // The switch-out before this one keeps its place in the sums, with no time.
         if thread.flags & PENDING_SUM != 0 {
-            add_switch(&thread.pending, 0);
+            add_switch(thread, 0);
         }
     }
 
@@ -144,7 +148,7 @@ fn switch_out(
     }
     judge_last_wakeup(thread, class);
     if WITH_STACKS.load() != 0 {
-        take_stacks(ctx, task, thread, scratch);
+        take_user_stack(ctx, task, thread, scratch);
     }
     thread.flags |= PENDING_SUM;
     // What the kernel saves next, behind this tracepoint, is the register as it is.
@@ -240,7 +244,7 @@ fn switch_in(thread: &mut Thread, now_ns: u64, scratch: &mut Scratch) {
     note_wakeup(thread, &entered, scratch);
     if thread.flags & PENDING_SUM != 0 {
         thread.flags &= !PENDING_SUM;
-        add_switch(&thread.pending, entered.off_cpu_ns.unwrap_or(0));
+        add_switch(thread, entered.off_cpu_ns.unwrap_or(0));
     }
     // SAFETY: the helper has no preconditions.
     let cpu_plus_one = unsafe { bpf_get_smp_processor_id() }.wrapping_add(1);
@@ -307,8 +311,10 @@ fn end(task: Task, thread: &mut Thread) {
     thread.comm = task.comm();
     if thread.flags & PENDING_SUM != 0 {
         thread.flags &= !PENDING_SUM;
-        add_switch(&thread.pending, 0);
+        add_switch(thread, 0);
     }
+    bring_in(&thread.gathered[0]);
+    bring_in(&thread.gathered[1]);
     if EXITED.output::<Thread>(&*thread, BPF_RB_NO_WAKEUP).is_err() {
         count(|counters| &mut counters.lost_records);
     }
@@ -320,20 +326,21 @@ fn end(task: Task, thread: &mut Thread) {
     thread_ended(image);
 }
 
-/// Walks both stacks of the thread that leaves and notes what its switch-out is to be summed by.
+/// Takes the kernel stack of the thread that leaves: its key is left in the scratch space.
 #[inline(always)]
-fn take_stacks(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, scratch: &mut Scratch) {
-    let mut user_state = UserStack::Known;
-    let mut lost = false;
-
-    let kernel_stack = match walk(ctx.as_ptr(), Space::Kernel, scratch) {
-        Walked::Stack(hash) => hash,
-        Walked::Failed => 0,
-        Walked::TableFull => {
-            lost = true;
-            0
-        }
+fn take_kernel_stack(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, scratch: &mut Scratch) {
+    (scratch.kernel_stack, scratch.stack_lost) = match kernel_stack(ctx.as_ptr(), task, thread, scratch) {
+        Walked::Stack(hash) => (hash, 0),
+        Walked::Failed => (0, 0),
+        Walked::TableFull => (0, 1),
     };
+}
+
+/// Walks the user stack of the thread that leaves, and notes what its switch-out is to be summed by.
+#[inline(always)]
+fn take_user_stack(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, scratch: &mut Scratch) {
+    let mut user_state = UserStack::Known;
+    let mut lost = scratch.stack_lost != 0;
     let user_stack = if thread.flags & EXITING != 0 {
         user_state = UserStack::Exiting;
         0
@@ -356,7 +363,7 @@ fn take_stacks(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, scra
         count(|counters| &mut counters.lost_stacks);
     }
     let pending = &mut thread.pending;
-    pending.kernel_stack = kernel_stack;
+    pending.kernel_stack = scratch.kernel_stack;
     pending.user_stack = user_stack;
     pending.comm = task.comm();
     pending.user_state = user_state as u32;

@@ -172,14 +172,18 @@ impl Task {
         Syscall::from_number(number, status & TS_COMPAT != 0)
     }
 
+    /// Where the thread's kernel stack ends, which grows towards lower addresses.
+    #[inline(always)]
+    pub(crate) fn stack_end(self) -> u64 {
+        let stack: u64 = self.load(&OFFSET_STACK);
+        stack.wrapping_add(KERNEL_STACK_BYTES)
+    }
+
     /// The same number where no helper leads to the registers: they lie at the very end of the thread's kernel stack. Of what
     /// was not saved in user mode, -1.
     #[inline(always)]
     fn saved_syscall(self) -> i64 {
-        let stack: u64 = self.load(&OFFSET_STACK);
-        let registers = stack
-            .wrapping_add(KERNEL_STACK_BYTES)
-            .wrapping_sub(u64::from(SIZE_OF_PT_REGS.load()));
+        let registers = self.stack_end().wrapping_sub(u64::from(SIZE_OF_PT_REGS.load()));
         let field = |offset: &Global<u32>| registers.wrapping_add(u64::from(offset.load()));
         // SAFETY: reads that fail say so.
         unsafe {

@@ -56,7 +56,7 @@ pub(crate) fn waker(ctx: *mut core::ffi::c_void, scratch: &mut Scratch) {
         None => {}
     }
     if WITH_WAKER_STACKS.load() != 0 {
-        if let Walked::Stack(key) = walk(ctx, Space::Kernel, scratch) {
+        if let Walked::Stack(key) = walk(ctx, Space::KernelAtTracepoint, scratch) {
             scratch.waker.kernel_stack = key;
         }
         if scratch.waker.origin != Origin::Interrupt as u32

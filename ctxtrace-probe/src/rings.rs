@@ -12,7 +12,7 @@ use std::ptr::null;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ctxtrace_abi::HOOKED;
-use ctxtrace_abi::rings::{BEGIN, CLOCK_TSC, END, RingState, owner, record, short_task, what};
+use ctxtrace_abi::rings::{BEGIN, CLAIMED, CLOCK_TSC, END, RingState, is_free, last, owner, record, short_task, what};
 
 use self::system::Rings;
 
@@ -109,7 +109,7 @@ pub(crate) fn tell(what: u64) {
 
 thread_local! {
     static HOW: Cell<How> = const { Cell::new(How::Unknown) };
-    static WRITER: Writer = const { Writer::NONE };
+    static WRITER: Writer = const { Writer::none() };
     static GIVE_BACK: GiveBack = const { GiveBack };
 }
 
@@ -148,14 +148,16 @@ unsafe fn shared<'a>(word: *const u64) -> &'a AtomicU64 {
 }
 
 impl Writer {
-    const NONE: Self = Self {
-        ring: Cell::new(null()),
-        records: Cell::new(null()),
-        mask: Cell::new(0),
-        by_tsc: Cell::new(false),
-        patience: Cell::new(0),
-        ended: Cell::new(false),
-    };
+    const fn none() -> Self {
+        Self {
+            ring: Cell::new(null()),
+            records: Cell::new(null()),
+            mask: Cell::new(0),
+            by_tsc: Cell::new(false),
+            patience: Cell::new(0),
+            ended: Cell::new(false),
+        }
+    }
 
     /// Writes a record to the ring, which there must be.
     #[inline(always)]
@@ -196,9 +198,11 @@ impl Writer {
             let state = rings.state(index);
             // SAFETY: in the mapping.
             let owned_by = unsafe { shared(&raw const (*state).owner) };
-            owned_by
-                .compare_exchange(0, owner, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok()
+            let before = owned_by.load(Ordering::Relaxed);
+            is_free(before)
+                && owned_by
+                    .compare_exchange(before, CLAIMED, Ordering::Acquire, Ordering::Relaxed)
+                    .is_ok()
         });
         let Some(index) = free else { return false };
         let state = rings.state(index);
@@ -210,6 +214,7 @@ impl Writer {
         unsafe {
             let number = shared(&raw const (*state).head).load(Ordering::Relaxed);
             shared(&raw const (*state).since).store(number, Ordering::Release);
+            shared(&raw const (*state).owner).store(owner, Ordering::Release);
         }
         self.append(owner);
         // A thread that is in its destructors already keeps the ring.
@@ -223,10 +228,9 @@ impl Writer {
             return;
         }
         // SAFETY: it was in the mapping, and is this thread's.
-        unsafe {
-            shared(&raw const (*ring).since).store(u64::MAX, Ordering::Release);
-            shared(&raw const (*ring).owner).store(0, Ordering::Release);
-        }
+        let owner = unsafe { shared(&raw const (*ring).owner) };
+        // Whose the records are must be known until they are read, however late that is.
+        owner.store(last(owner.load(Ordering::Relaxed)), Ordering::Release);
     }
 }
 

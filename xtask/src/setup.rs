@@ -129,7 +129,15 @@ fn install_deny() -> Result<()> {
         return Ok(());
     }
     let mut install = process::cargo();
-    process::run(install.args(["install", "cargo-deny", "--version", DENY_VERSION, "--locked"]))
+    // Once a run, over a few hundred crates: it need not be fast.
+    process::run(install.args([
+        "install",
+        "cargo-deny",
+        "--version",
+        DENY_VERSION,
+        "--locked",
+        "--debug",
+    ]))
 }
 
 /// bpf-linker, built by the user's own cargo.

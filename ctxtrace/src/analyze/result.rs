@@ -601,6 +601,9 @@ pub struct Lost {
     pub user_stacks: u64,
     /// Switch-outs that did not fit the table of sums: they are in the ledger by their class alone.
     pub stack_sums: u64,
+    /// Kernel stacks that would have been taken for the thread's last one, and were another, of those that were walked to see: one in
+    /// 64 of `overhead.stacks_reused`. What was not seen is some 64 times as many.
+    pub mistaken_stacks: u64,
     /// Readings of what a thread was doing that failed, though it was not exiting.
     pub task_reads: u64,
     /// Tasks that did not fit a table, and are summed as `other`; without a probe each time a thread went over to one.
@@ -632,7 +635,7 @@ pub struct Lost {
 impl Lost {
     /// Every cause with its count, named in the singular and in the plural.
     #[must_use]
-    pub fn causes(&self) -> [(&'static str, &'static str, u64); 18] {
+    pub fn causes(&self) -> [(&'static str, &'static str, u64); 19] {
         [
             ("kernel switch", "kernel switches", self.events),
             ("off-CPU interval", "off-CPU intervals", self.intervals),
@@ -640,6 +643,7 @@ impl Lost {
             ("stack", "stacks", self.stacks),
             ("user stack", "user stacks", self.user_stacks),
             ("stack sum", "stack sums", self.stack_sums),
+            ("mistaken stack", "mistaken stacks", self.mistaken_stacks),
             ("task reading", "task readings", self.task_reads),
             ("task", "tasks", self.tasks),
             ("wakeup edge", "wakeup edges", self.wakeup_edges),
@@ -663,6 +667,7 @@ impl Lost {
         self.stacks += other.stacks;
         self.user_stacks += other.user_stacks;
         self.stack_sums += other.stack_sums;
+        self.mistaken_stacks += other.mistaken_stacks;
         self.task_reads += other.task_reads;
         self.tasks += other.tasks;
         self.wakeup_edges += other.wakeup_edges;
@@ -885,6 +890,8 @@ pub struct Overhead {
     pub programs_ns: Option<f64>,
     /// `programs_ns` by the sum of the target's on-CPU intervals, in which it lies.
     pub share_of_on_cpu: Option<f64>,
+    /// Kernel stacks that were not walked, because the thread's return addresses were all where they had been.
+    pub stacks_reused: u64,
     /// CPU time the tracer's own process used while the workload ran, start and end included.
     pub tracer_cpu_ns: u64,
 }

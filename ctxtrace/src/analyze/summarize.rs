@@ -522,6 +522,7 @@ fn lost_in(run: &Run) -> Lost {
         stacks: counters.lost_stacks,
         user_stacks: counters.lost_user_stacks,
         stack_sums: counters.lost_stack_sums,
+        mistaken_stacks: counters.mistaken_stacks,
         task_reads: counters.lost_task_reads,
         tasks: counters.lost_tasks + beyond_the_tables(aggregates),
         wakeup_edges: counters.lost_wakeup_edges,
@@ -582,6 +583,7 @@ fn overhead(aggregates: &Aggregates, nulls: &mut Nulls) -> Overhead {
                  entering the tracepoint is not included"
                 .to_owned(),
         programs,
+        stacks_reused: counters.stacks_reused,
         tracer_cpu_ns: cost.tracer_cpu_ns,
     }
 }

@@ -621,11 +621,19 @@ impl Session {
         Ok(threads)
     }
 
-    /// The kernel's sums, and the switch-outs of threads that are off the CPU still, with no time.
+    /// The kernel's sums, those that threads have not brought there yet, and the switch-outs of threads that are off the CPU still,
+    /// with no time.
     fn switch_sums<'a>(&self, live: impl Iterator<Item = &'a Thread>) -> Result<Vec<(SumKey, SwitchSum)>> {
         let mut sums: HashMap<SumKey, SwitchSum> = self.entries("SWITCH_SUMS")?.into_iter().collect();
-        for thread in live.filter(|thread| thread.flags & PENDING_SUM != 0) {
-            sums.entry(thread.pending).or_default().count += 1;
+        for thread in live {
+            for gathered in thread.gathered.iter().filter(|gathered| gathered.sum.count > 0) {
+                let sum = sums.entry(gathered.key).or_default();
+                sum.count += gathered.sum.count;
+                sum.off_cpu_ns += gathered.sum.off_cpu_ns;
+            }
+            if thread.flags & PENDING_SUM != 0 {
+                sums.entry(thread.pending).or_default().count += 1;
+            }
         }
         let mut sums: Vec<_> = sums.into_iter().collect();
         sums.sort_by_key(|&(key, _)| key);

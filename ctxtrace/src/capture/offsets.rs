@@ -71,7 +71,8 @@ impl Offsets {
             ),
             ("OFFSET_ORIG_AX", offset_of(registers, "pt_regs", &["orig_ax"])?),
             ("OFFSET_CS", offset_of(registers, "pt_regs", &["cs"])?),
-            ("SIZE_OF_PT_REGS", size_of_struct(&btf, "pt_regs")?),
+            // Its last field; the size itself is not told right of structures with fields of single bits.
+            ("SIZE_OF_PT_REGS", offset_of(registers, "pt_regs", &["ss"])? + 8),
             ("OFFSET_STACK", offset_of(task, "task_struct", &["stack"])?),
             ("HAS_TASK_PT_REGS", u32::from(helpers.has("task_pt_regs"))),
             ("HAS_CURRENT_TASK_BTF", u32::from(helpers.has("get_current_task_btf"))),
@@ -116,15 +117,6 @@ fn struct_named<'a>(btf: &'a Btf, name: &str) -> Result<&'a Struct> {
             Type::Struct(fields) if ty.num_refs == 0 && ty.name.as_deref() == Some(name) => Some(fields),
             _ => None,
         })
-        .ok_or_else(|| lacks(format!("struct {name}")))
-}
-
-/// Size of a structure in bytes.
-fn size_of_struct(btf: &Btf, name: &str) -> Result<u32> {
-    btf.get_types()
-        .iter()
-        .find(|ty| ty.num_refs == 0 && matches!(ty.base_type, Type::Struct(_)) && ty.name.as_deref() == Some(name))
-        .map(|ty| ty.bits / 8)
         .ok_or_else(|| lacks(format!("struct {name}")))
 }
 

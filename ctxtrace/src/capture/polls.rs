@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use ctxtrace_abi::rings::{
     CLOCK_BITS, CLOCK_MONOTONIC, CLOCK_SHIFT, CLOCK_TSC, CONTROL, Header, KIND_BITS, MAGIC, RingState, STATES_AT,
-    VARIABLE, owner_of, records_at, total_bytes,
+    VARIABLE, owner_of, records_at, total_bytes, writer_of,
 };
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -310,6 +310,13 @@ impl PollRings {
                 break;
             }
         }
+        // What no stamp came after is told by itself.
+        let lost = self.positions.iter_mut().map(|at| std::mem::take(&mut at.lost));
+        self.batch.homeless = lost.fold(0, u64::saturating_add);
+        if self.batch.homeless > 0 {
+            sink.polls(&self.batch);
+            self.batch.homeless = 0;
+        }
     }
 
     /// Finds out what has been overwritten already, and which rings make no sense.
@@ -334,7 +341,7 @@ impl PollRings {
         let is_the_same = owner.load(Ordering::Acquire) == before;
         at.lost = at.lost.saturating_add(to - at.tail);
         at.tail = to;
-        at.owner = owner_of(before).filter(|_| is_the_same && since <= to);
+        at.owner = writer_of(before).filter(|_| is_the_same && since <= to);
     }
 
     /// Up to when all rings can be read at this draining.
@@ -432,7 +439,8 @@ impl PollRings {
     /// Begins what one thread tells. What has no place, or is nobody's, is lost.
     fn begin_part(&mut self, at: &mut Position, first: Stamp) -> Option<ThreadStamps> {
         let Some((tgid, tid)) = at.owner else {
-            self.batch.homeless = self.batch.homeless.saturating_add(1);
+            let lost = std::mem::take(&mut at.lost).saturating_add(1);
+            self.batch.homeless = self.batch.homeless.saturating_add(lost);
             return None;
         };
         if self.batch.threads.len() >= MOST_THREADS {
@@ -493,7 +501,7 @@ impl PollRings {
 mod tests {
     use super::*;
     use crate::trace::polls::What;
-    use ctxtrace_abi::rings::{BEGIN, END, owner, record, short_task, what};
+    use ctxtrace_abi::rings::{BEGIN, CLAIMED, END, last, owner, record, short_task, what};
     use memmap2::MmapMut;
 
     const SMALL: usize = LEAST_CAPACITY * 8;
@@ -615,7 +623,31 @@ mod tests {
         writer.head(0, 290);
         rings.drain(u64::MAX, &mut taken);
         assert_eq!(taken.stamps().len(), 63);
-        assert_eq!(taken.0[1].homeless, 63);
+        assert_eq!(taken.0[1].homeless, 290 - 200, "those that were gone with them");
+    }
+
+    #[test]
+    fn a_thread_that_has_ended_is_known_still() {
+        let (mut rings, mut writer) = small();
+        let mut taken = Taken::default();
+        writer.own(0, 8, 0);
+        for number in 0..200 {
+            writer.record(0, 64, number, begin(number));
+        }
+        writer.head(0, 200);
+        let owned_by = Writer::state(0, std::mem::offset_of!(RingState, owner));
+        writer.put(owned_by, last(owner(7, 8)));
+        rings.drain(u64::MAX, &mut taken);
+        assert_eq!((taken.stamps().len(), taken.lost()), (63, 200 - 63));
+        assert_eq!(taken.0[0].homeless, 0);
+        // Another one is about to take the ring: whose the records are is not known for the moment.
+        writer.put(owned_by, CLAIMED);
+        for number in 200..300 {
+            writer.record(0, 64, number, begin(1));
+        }
+        writer.head(0, 300);
+        rings.drain(u64::MAX, &mut taken);
+        assert_eq!((taken.stamps().len(), taken.lost()), (63, 200 - 63 + 100));
     }
 
     #[test]

@@ -835,9 +835,11 @@ mod tests {
 
     impl PollReplay<Told> {
         fn clone_and_conclude(&self) -> (Polls, ()) {
-            let mut plain = PollReplay::default();
-            plain.sums = self.sums.clone();
-            plain.tasks = self.tasks.clone();
+            let plain = PollReplay {
+                sums: self.sums.clone(),
+                tasks: self.tasks.clone(),
+                ..PollReplay::default()
+            };
             plain.conclude()
         }
     }

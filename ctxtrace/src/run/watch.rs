@@ -121,6 +121,10 @@ impl Recorder<'_> {
     /// # Errors
     ///
     /// If the command cannot be started, or the kernel refuses to trace.
+    #[expect(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method by itself is that of one lifetime, and the command with the rings has another"
+    )]
     pub fn command(&self, command: &Command<'_>, observer: &mut dyn Observer) -> Result<Recorded> {
         let rings = self.poll_rings()?;
         let suspended = match &rings {

@@ -88,6 +88,7 @@ pub(crate) struct Trace {
     pub(crate) cpus_with_losses: Vec<i64>,
     pub(crate) release: String,
     last_of_cpu: HashMap<i64, i64>,
+    named_at: HashMap<i64, i64>,
     interned: HashMap<(&'static str, i64), String>,
     is_cleared: bool,
 }
@@ -230,13 +231,22 @@ impl Trace {
         }
         if let Some(created) = child(event, "task_newtask") {
             self.created.push(id(&*created, "pid"));
-            self.names.insert(id(&*created, "pid"), name(&*created, "comm"));
+            self.name(at, id(&*created, "pid"), name(&*created, "comm"));
         }
         if let Some(rename) = child(event, "task_rename") {
-            self.names.insert(id(&*rename, "pid"), name(&*rename, "newcomm"));
+            self.name(at, id(&*rename, "pid"), name(&*rename, "newcomm"));
         }
         if let Some(free) = child(event, "sched_process_free") {
             self.freed.push(id(&*free, "pid"));
+        }
+    }
+
+    /// A thread's name is its latest one: events of several CPUs are in the file as they were found.
+    fn name(&mut self, at: i64, thread: i64, name: String) {
+        let before = self.named_at.entry(thread).or_insert(at);
+        if *before <= at {
+            *before = at;
+            self.names.insert(thread, name);
         }
     }
 

@@ -11,7 +11,7 @@ use ctxtrace_common::event::Decoded;
 use serde_json::Value;
 
 use crate::programs::tasks::FORKED_POLLS;
-use crate::support::{command, ctxtrace, number, run_json, stderr, stdout};
+use crate::support::{command, ctxtrace, number, run_json, said, stderr, stdout};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
@@ -52,8 +52,8 @@ fn check(json: &Value, line: &str) {
     assert_eq!(all, 2 * number(polls, "/polls") + number(polls, "/wakes"), "{line}");
     // Task by task.
     let counted = |name: &str| {
-        let tasks = json["tasks"].as_array().expect("a list").iter();
-        let task = tasks.filter(|task| task["name"] == name).next().expect("the task");
+        let mut tasks = json["tasks"].as_array().expect("a list").iter();
+        let task = tasks.find(|task| task["name"] == name).expect("the task");
         number(task, "/task_switches")
     };
     for task in polls["tasks"].as_array().expect("a list") {
@@ -78,8 +78,8 @@ fn check(json: &Value, line: &str) {
 }
 
 fn way<'a>(json: &'a Value, path: &str) -> Option<&'a Value> {
-    let paths = json["polls"]["paths"].as_array().expect("a list").iter();
-    paths.filter(|found| found["path"] == path).next()
+    let mut paths = json["polls"]["paths"].as_array().expect("a list").iter();
+    paths.find(|found| found["path"] == path)
 }
 
 fn as_many_polls_are_told_as_the_probe_counted() {
@@ -186,7 +186,7 @@ fn a_capture_says_it_again() {
     let now: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert!(number(&then, "/polls/polls") > 30_000);
     assert_eq!(then["polls"], now["polls"]);
-    let table = stderr(&output);
+    let table = said(&output);
     assert!(table.contains("as many polls as the probe counted"), "{table}");
 }
 
@@ -208,7 +208,7 @@ fn a_tiny_ring_loses_and_says_how_many() {
     let reasons = json["unavailable"].as_array().expect("a list");
     assert!(reasons.iter().any(|entry| entry["path"] == "polls.agrees"));
     assert!(
-        stderr(&output).contains("stamps of polls and wakes"),
+        said(&output).contains("stamps of polls and wakes"),
         "{}",
         stderr(&output)
     );

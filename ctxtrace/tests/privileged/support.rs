@@ -50,6 +50,12 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// The same with one space between words, wherever lines were broken.
+pub(crate) fn said(output: &Output) -> String {
+    let words: Vec<String> = stderr(output).split_whitespace().map(str::to_owned).collect();
+    words.join(" ")
+}
+
 pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -85,7 +85,7 @@ fn a_perfetto_trace_has_every_switch_and_waking() {
         "run --mode task-pool --iterations 50000 --level timeline --perfetto @run.pftrace -o @run.ctx",
     );
     assert!(
-        said.contains("run.pftrace (") && said.contains("https://ui.perfetto.dev"),
+        said.contains("run.pftrace  timeline: ") && said.contains("https://ui.perfetto.dev"),
         "{said}"
     );
     let bytes = read(&folder.path().join("run.pftrace"));
@@ -202,7 +202,10 @@ fn of_several_runs_perfetto_gets_the_median() {
 fn profiled() -> (TempDir, Value) {
     let folder = tempfile::tempdir().expect("a folder");
     let (json, said) = run_in(&folder, "run --mode task-pool --iterations 50000 --pprof @run.pb.gz");
-    assert!(said.contains("run.pb.gz (") && said.contains("go tool pprof"), "{said}");
+    assert!(
+        said.contains("run.pb.gz  profile: ") && said.contains("go tool pprof"),
+        "{said}"
+    );
     (folder, json)
 }
 

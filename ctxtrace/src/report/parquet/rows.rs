@@ -82,6 +82,7 @@ pub(super) struct Host<'a> {
     pub(super) lost_stacks: i64,
     pub(super) lost_user_stacks: i64,
     pub(super) lost_stack_sums: i64,
+    pub(super) lost_mistaken_stacks: i64,
     pub(super) lost_task_reads: i64,
     pub(super) lost_tasks: i64,
     pub(super) lost_wakeup_edges: i64,
