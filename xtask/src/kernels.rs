@@ -63,6 +63,9 @@ const TESTS: [&str; 9] = [
     "events_agree_whatever_threads_and_processes_do",
 ];
 
+/// The one of them that takes `--level timeline`, which is not done on 6.1 (`ctxtrace/src/capture/kernels.rs`).
+const OF_EVENTS: &str = "events_agree_whatever_threads_and_processes_do";
+
 /// What this needs, with the Debian packages it is in.
 const PROGRAMS: [(&str, &str); 4] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
@@ -90,7 +93,7 @@ pub(crate) struct Way<'a> {
 }
 
 impl Way<'_> {
-    fn tests(&self) -> Result<Vec<&str>> {
+    fn tests(&self, kernel: Kernel) -> Result<Vec<&str>> {
         if let Some(unknown) = self.only.iter().find(|name| !TESTS.contains(&name.as_str())) {
             bail!(
                 "`{unknown}` is none of the tests that run there, which are {}",
@@ -98,13 +101,14 @@ impl Way<'_> {
             );
         }
         let wanted = |test: &&str| self.only.is_empty() || self.only.iter().any(|name| name == test);
-        Ok(TESTS.into_iter().filter(wanted).collect())
+        let is_done = |test: &&str| kernel != Kernel::V6_1 || *test != OF_EVENTS;
+        Ok(TESTS.into_iter().filter(wanted).filter(is_done).collect())
     }
 }
 
 /// Boots the kernel and runs the tests of `privileged`, which starts `others`.
 pub(crate) fn test(kernel: Kernel, privileged: &Path, others: &[PathBuf], way: &Way<'_>) -> Result<()> {
-    let tests = way.tests()?;
+    let tests = way.tests(kernel)?;
     for (program, package) in PROGRAMS {
         if process::programs(program).is_empty() {
             bail!(
@@ -368,11 +372,12 @@ mod tests {
                 append: None,
                 only: &only,
             };
-            way.tests().map(|tests| tests.len()).ok()
+            way.tests(Kernel::V6_12).map(|tests| tests.len()).ok()
         };
         assert_eq!(tests(&[]), Some(TESTS.len()));
         assert_eq!(tests(&[TESTS[3], TESTS[0]]), Some(2));
         assert_eq!(tests(&["no_such_test"]), None);
+        assert!(TESTS.contains(&OF_EVENTS));
     }
 
     #[test]
