@@ -474,7 +474,7 @@ fn distribution(histogram: &Histogram, open_intervals: Option<u64>, path: &str, 
     Distribution {
         count: histogram.count,
         open_intervals,
-        min_ns: any.then(|| histogram.min_plus_one_ns - 1),
+        min_ns: any.then(|| histogram.min_plus_one_ns.saturating_sub(1)),
         p50_ns: percentile(histogram, 0.5),
         p90_ns: percentile(histogram, 0.9),
         p99_ns: percentile(histogram, 0.99),
@@ -596,6 +596,15 @@ pub(crate) mod tests {
     use crate::workload::Mode;
     use crate::workload::pin::Pin;
     use ctxtrace_common::thread::KernelCount;
+
+    #[test]
+    fn a_distribution_that_somebody_has_made_up_is_no_danger() {
+        let mut run = run(670_000);
+        let made_up = run.aggregates.latencies.get_mut(Kind::OnCpu);
+        (made_up.count, made_up.min_plus_one_ns) = (1, 0);
+        let report = summarize(&info(Mode::TaskPool), &[run]);
+        assert_eq!(report.latency.on_cpu.min_ns, Some(0));
+    }
 
     pub(crate) fn spec(mode: Mode) -> Spec {
         Spec {

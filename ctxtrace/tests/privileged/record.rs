@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::programs::{CROWD, REUSES, VARIABLE};
-use crate::support::{command, ctxtrace, number, processes_with, recorder_at_work, stderr, stdout, wait_until};
+use crate::support::{command, ctxtrace, number, processes_with, recorder_at_work, said, stderr, stdout, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
@@ -175,7 +175,7 @@ fn an_interrupt_reaches_the_command_and_is_reported() {
     let output = child.wait_with_output().expect("ended");
     assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
     assert_eq!(stdout(&output), "bye\n");
-    assert!(stderr(&output).contains("kernel switches"), "{}", stderr(&output));
+    assert!(said(&output).contains("kernel switches"), "{}", stderr(&output));
 }
 
 fn a_second_interrupt_kills() {
@@ -192,13 +192,13 @@ fn a_second_interrupt_kills() {
     kill(pid(&child), Signal::SIGINT).expect("sent");
     let output = child.wait_with_output().expect("ended");
     assert_eq!(output.status.code(), Some(128 + 9), "{}", stderr(&output));
-    assert!(stderr(&output).contains("kernel switches"), "{}", stderr(&output));
+    assert!(said(&output).contains("kernel switches"), "{}", stderr(&output));
 }
 
 fn a_duration_ends_the_command() {
     let output = ctxtrace("record --level counts --duration 300ms -- sleep 1234.5");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(stderr(&output).contains("kernel switch"), "{}", stderr(&output));
+    assert!(said(&output).contains("kernel switch"), "{}", stderr(&output));
     assert!(processes_with("1234.5").is_empty());
 }
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::programs::VARIABLE;
 use crate::support::{
-    CTXTRACE, command, ctxtrace, loaded_programs, number, recorder_at_work, stderr, stdout, trace_program,
+    CTXTRACE, command, ctxtrace, loaded_programs, number, recorder_at_work, said, stderr, stdout, trace_program,
     wait_for_workload, wait_until,
 };
 
@@ -160,7 +160,7 @@ fn a_bounded_capture_outlives_its_tracer() {
     assert!(number(&json, "/timeline/begins_ns") > 0);
     assert_eq!(json["timeline"]["agrees"], Value::Null);
     assert!(
-        stderr(&report).contains("older ones were not kept"),
+        said(&report).contains("older ones were not kept"),
         "{}",
         stderr(&report)
     );
@@ -177,11 +177,7 @@ fn a_stopped_tracer_loses_events_and_no_counts() {
     counts_hold(&json);
     assert_eq!(number(&json, "/lost/events"), 0);
     assert!(number(&json, "/lost/timeline_events") > 0);
-    assert!(
-        stderr(&output).contains("events of the timeline"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(said(&output).contains("events of the timeline"), "{}", stderr(&output));
     // Threads that end meanwhile leave their records in a ring.
     let executable = std::env::current_exe().expect("a path");
     let recorder = command("record --json -")

@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{command, number, stderr, stdout, wait_until};
+use crate::support::{command, number, said, stderr, stdout, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
@@ -72,7 +72,7 @@ fn a_case_without_its_compiler_is_a_row_that_says_so() {
     let reason = in_c["cut_short"].as_str().expect("a reason");
     assert!(reason.contains("there is no C compiler"), "{reason}");
     assert_eq!(number(&json["rows"][1], "/runs"), 2);
-    assert!(stderr(&output).contains("process, C: "), "{}", stderr(&output));
+    assert!(said(&output).contains("process, C: "), "{}", stderr(&output));
 }
 
 fn an_interrupted_suite_tells_what_it_has() {

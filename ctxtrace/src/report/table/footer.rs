@@ -36,6 +36,7 @@ pub(in crate::report) fn room(report: &Report) -> Option<String> {
         ("--max-threads", lost.threads),
         ("--max-stacks", lost.stacks + lost.stack_sums + lost.sample_stacks),
         ("--ring-size", lost.timeline_events + lost.samples),
+        ("--poll-ring-size", lost.poll_stamps),
     ];
     let wanted: Vec<&str> = options
         .iter()
