@@ -382,7 +382,10 @@ fn ten_recordings_in_a_row_leave_nothing_open() {
     // What is opened once and kept is opened now.
     let loaded = loaded_programs();
     drop(trace_program("sleeper"));
-    wait_until("the first is unloaded", || loaded_programs() == loaded);
+    // Those of a test before this one may go, too.
+    wait_until("the first is unloaded", || {
+        loaded_programs().iter().all(|program| loaded.contains(program))
+    });
     let (open, running) = (descriptors(), threads());
     let kinds = ["map", "link", "prog"];
     let before = kinds.map(held);
@@ -391,7 +394,9 @@ fn ten_recordings_in_a_row_leave_nothing_open() {
     }
     assert_eq!((descriptors(), threads()), (open, running));
     // The kernel frees programs and maps a moment after their last descriptor is closed.
-    wait_until("maps, links and programs are gone", || kinds.map(held) == before);
+    wait_until("maps, links and programs are gone", || {
+        kinds.map(held).iter().zip(&before).all(|(now, then)| now <= then)
+    });
     let children = std::fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id()));
     assert_eq!(children.unwrap_or_default(), "", "no process is left");
 }
