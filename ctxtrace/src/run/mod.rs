@@ -47,7 +47,6 @@ use outputs::{Outputs, Told};
 use program::Program;
 use save::Saver;
 use watch::{OnInterrupt, Recorder};
-use written::Written;
 
 /// `ctxtrace run`: runs the workload as often as asked, writes every output, and returns the exit status.
 ///
@@ -92,21 +91,14 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     }
 
     let report = summarize(&info, &runs);
-    // The table is there whatever the disk does.
-    let mut written = Written::default();
-    let made = outputs.write(
-        Told {
-            info: &info,
-            report: &report,
-            runs: &runs,
-            damage: None,
-            events: &mut spool,
-        },
-        &mut written,
-    );
-    let saved = saver.end(&mut written);
-    outputs::print_table(&settings.outputs, &report, &written)?;
-    made.and(saved)?;
+    let told = Told {
+        info: &info,
+        report: &report,
+        runs: &runs,
+        damage: None,
+        events: &mut spool,
+    };
+    outputs.conclude(&settings.outputs, told, Some(saver))?;
     let verdict = verdict(&settings.outputs, &report)?;
     Ok(if interrupts.any_seen() {
         status::INTERRUPTED

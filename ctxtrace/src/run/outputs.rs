@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
+use super::save::Saver;
 use super::spool::Spool;
 use super::tables::Tables;
 use super::written::{Opened, Written};
@@ -76,8 +77,18 @@ impl Outputs {
         Spool::new(folder.filter(|_| level == Level::Timeline).as_deref())
     }
 
-    /// Writes them. Stacks and timelines are those of the median run, like the counts beside them.
-    pub(super) fn write(self, told: Told<'_>, written: &mut Written) -> Result<()> {
+    /// Writes them, ends the capture if one was kept, and prints the table, which is there whatever the disk does.
+    pub(super) fn conclude(self, settings: &OutputSettings, told: Told<'_>, saver: Option<Saver>) -> Result<()> {
+        let report = told.report;
+        let mut written = Written::default();
+        let made = self.write(told, &mut written);
+        let saved = saver.map_or(Ok(()), |saver| saver.end(&mut written));
+        print_table(settings, report, &written)?;
+        made.and(saved)
+    }
+
+    /// Stacks and timelines are those of the median run, like the counts beside them.
+    fn write(self, told: Told<'_>, written: &mut Written) -> Result<()> {
         let Told {
             info,
             report,
@@ -151,7 +162,7 @@ impl Outputs {
 }
 
 /// Prints the table, where nothing else goes, to standard output or to standard error; and then says what was written.
-pub(super) fn print_table(settings: &OutputSettings, report: &Report, written: &Written) -> Result<()> {
+fn print_table(settings: &OutputSettings, report: &Report, written: &Written) -> Result<()> {
     if settings.quiet {
         return Ok(());
     }

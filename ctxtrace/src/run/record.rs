@@ -8,10 +8,9 @@ use nix::sys::signal::Signal;
 
 use super::interrupt::Interrupts;
 use super::observe::Keeper;
-use super::outputs::{self, Outputs, Told};
+use super::outputs::{Outputs, Told};
 use super::save::Saver;
 use super::watch::{Cut, OnInterrupt, Recorded, Recorder, Underway};
-use super::written::Written;
 use super::{info, verdict};
 use crate::analyze::summarize::summarize;
 use crate::capture::{Kernel, preflight};
@@ -78,21 +77,14 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     };
     let runs = [keeper.stop().finish(run)];
     let report = summarize(&info, &runs);
-    // The table is there whatever the disk does.
-    let mut written = Written::default();
-    let made = outputs.write(
-        Told {
-            info: &info,
-            report: &report,
-            runs: &runs,
-            damage: None,
-            events: &mut spool,
-        },
-        &mut written,
-    );
-    let saved = saver.end(&mut written);
-    outputs::print_table(&settings.outputs, &report, &written)?;
-    made.and(saved)?;
+    let told = Told {
+        info: &info,
+        report: &report,
+        runs: &runs,
+        damage: None,
+        events: &mut spool,
+    };
+    outputs.conclude(&settings.outputs, told, Some(saver))?;
     let verdict = verdict(&settings.outputs, &report)?;
     Ok(match runs[0].exit {
         Some(exit) => match exit_status(exit, cut) {

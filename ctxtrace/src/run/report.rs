@@ -5,9 +5,8 @@ use std::io::{self, BufReader};
 use std::path::Path;
 
 use super::observe::taken;
-use super::outputs::{self, Outputs, Told};
+use super::outputs::{Outputs, Told};
 use super::verdict;
-use super::written::Written;
 use crate::analyze::summarize::summarize;
 use crate::cli::settings::ReportSettings;
 use crate::correlate::lanes::{Builder, Limits};
@@ -141,19 +140,14 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         report.complete = false;
         report.cut_short = Some(format!("the file is damaged: {damage}"));
     }
-    let mut written = Written::default();
-    let made = outputs.write(
-        Told {
-            info: &saved.info,
-            report: &report,
-            runs: &saved.runs,
-            damage: saved.damage.as_deref(),
-            events: &mut Again { path },
-        },
-        &mut written,
-    );
-    outputs::print_table(&settings.outputs, &report, &written)?;
-    made?;
+    let told = Told {
+        info: &saved.info,
+        report: &report,
+        runs: &saved.runs,
+        damage: saved.damage.as_deref(),
+        events: &mut Again { path },
+    };
+    outputs.conclude(&settings.outputs, told, None)?;
     let verdict = verdict(&settings.outputs, &report)?;
     Ok(if saved.damage.is_some() {
         status::FAILURE

@@ -5,6 +5,7 @@
 //! by [`Replay`], the times by the state machine that it shares with the kernel side; of polls by [`PollReplay`].
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::io;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use ctxtrace_common::locator::Reason;
 use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::stack::SumKey;
 use ctxtrace_common::wakeup::{Origin, Waker};
+use parquet::record::RecordWriter;
 
 use super::file::TableFile;
 use super::folder::Folder;
@@ -73,11 +75,14 @@ impl EventSink for Both<'_> {
     }
 }
 
+/// A task's name and number.
+type NamedTask = (String, i64);
+
 /// What a thread was doing when it left, in words.
 struct Doing {
     class: &'static str,
     reason: Option<&'static str>,
-    task: Option<(String, i64)>,
+    task: Option<NamedTask>,
 }
 
 /// One switch-out; see [`Switch`].
@@ -98,7 +103,7 @@ struct Awoken {
 
 struct NamedWaker {
     thread: String,
-    task: Option<(String, i64)>,
+    task: Option<NamedTask>,
 }
 
 /// The rows of one run.
@@ -155,24 +160,25 @@ impl<'a> Rows<'a> {
 
     fn write_switches(&mut self) {
         let departed = std::mem::take(&mut self.switches);
-        let rows: Vec<Switch<'_>> = departed
-            .iter()
-            .map(|row| switch_row(&self.identity, self.info, row))
-            .collect();
-        if self.failed.is_none() {
-            self.failed = self.switches_file.rows(&rows).err();
-        }
+        let row = |row| switch_row(&self.identity, self.info, row);
+        write_group(&mut self.switches_file, &mut self.failed, &departed, row);
     }
 
     fn write_wakings(&mut self) {
         let awoken = std::mem::take(&mut self.wakings);
-        let rows: Vec<Waking<'_>> = awoken
-            .iter()
-            .map(|row| waking_row(&self.identity, self.info, row))
-            .collect();
-        if self.failed.is_none() {
-            self.failed = self.wakings_file.rows(&rows).err();
-        }
+        let row = |row| waking_row(&self.identity, self.info, row);
+        write_group(&mut self.wakings_file, &mut self.failed, &awoken, row);
+    }
+}
+
+/// Writes what has come as a row group. After the first error nothing more is written; it is told at the end.
+fn write_group<'t, T, R>(file: &mut TableFile, failed: &mut Option<io::Error>, come: &'t [T], row: impl Fn(&'t T) -> R)
+where
+    for<'r> &'r [R]: RecordWriter<R>,
+{
+    if failed.is_none() {
+        let rows: Vec<R> = come.iter().map(row).collect();
+        *failed = file.rows(&rows).err();
     }
 }
 
@@ -219,7 +225,7 @@ impl IntervalSink for Rows<'_> {
 struct Polled {
     slice: PollSlice,
     thread: Arc<str>,
-    task: Arc<(String, i64)>,
+    task: Arc<NamedTask>,
 }
 
 /// The polls of one run.
@@ -227,7 +233,6 @@ struct PollRows<'a> {
     identity: Identity,
     info: &'a Info,
     names: Names<'a>,
-    tasks: HashMap<TaskKey, Arc<(String, i64)>>,
     polls: Vec<Polled>,
     file: TableFile,
     failed: Option<io::Error>,
@@ -241,7 +246,6 @@ impl<'a> PollRows<'a> {
             identity,
             info,
             names: Names::of(&run.aggregates),
-            tasks: HashMap::new(),
             polls: Vec::new(),
             failed: None,
         })
@@ -257,31 +261,17 @@ impl<'a> PollRows<'a> {
 
     fn write(&mut self) {
         let polls = std::mem::take(&mut self.polls);
-        let rows: Vec<Poll<'_>> = polls
-            .iter()
-            .map(|polled| poll_row(&self.identity, self.info, polled))
-            .collect();
-        if self.failed.is_none() {
-            self.failed = self.file.rows(&rows).err();
-        }
+        let row = |polled| poll_row(&self.identity, self.info, polled);
+        write_group(&mut self.file, &mut self.failed, &polls, row);
     }
 }
 
 impl PollSink for PollRows<'_> {
     fn slice(&mut self, slice: &PollSlice) {
-        let known = self.tasks.get(&slice.task).map(Arc::clone);
-        let task = known.unwrap_or_else(|| {
-            let task = Arc::new(self.names.task(slice.task));
-            if self.tasks.len() == MOST_NAMES {
-                self.tasks.clear();
-            }
-            self.tasks.insert(slice.task, Arc::clone(&task));
-            task
-        });
         self.polls.push(Polled {
             slice: *slice,
             thread: self.names.of_tid(slice.tid).1,
-            task,
+            task: self.names.of_task(slice.task),
         });
         if self.polls.len() == ROWS_IN_GROUP {
             self.write();
@@ -392,8 +382,9 @@ struct Names<'a> {
     of_tids: HashMap<u32, (u32, Arc<str>)>,
     of_threads: HashMap<ThreadId, Arc<str>>,
     unknown: Arc<str>,
-    doings: HashMap<(Image, u64, u8, u8), Arc<Doing>>,
-    named_wakers: HashMap<Waker, Arc<NamedWaker>>,
+    tasks: Made<TaskKey, NamedTask>,
+    doings: Made<(Image, u64, u8, u8), Doing>,
+    named_wakers: Made<Waker, NamedWaker>,
 }
 
 impl<'a> Names<'a> {
@@ -417,8 +408,9 @@ impl<'a> Names<'a> {
             of_tids,
             of_threads,
             unknown: "?".into(),
-            doings: HashMap::new(),
-            named_wakers: HashMap::new(),
+            tasks: Made::new(),
+            doings: Made::new(),
+            named_wakers: Made::new(),
         }
     }
 
@@ -435,54 +427,66 @@ impl<'a> Names<'a> {
         )
     }
 
-    fn task(&self, key: TaskKey) -> (String, i64) {
-        (tasks::name(self.aggregates, key), signed(tasks::number(key.task)))
+    fn of_task(&mut self, key: TaskKey) -> Arc<NamedTask> {
+        self.tasks.get(key, || named(self.aggregates, key))
     }
 
     fn of_departure(&mut self, departure: &Departure) -> Arc<Doing> {
         let out = &departure.out;
         let known = (departure.image, out.task, out.class, out.reason);
-        if let Some(doing) = self.doings.get(&known) {
-            return Arc::clone(doing);
-        }
-        let mut key = SumKey::EMPTY;
-        (key.task, key.class, key.reason) = (out.task, out.class, out.reason);
-        (key.tgid, key.image) = (departure.image.tgid, departure.image.number);
-        let entry = entry_of(&key, self.aggregates);
-        let doing = Arc::new(Doing {
-            class: attribution::class(entry.class).name(),
-            reason: (entry.reason != Reason::None).then(|| locate::in_words(entry.reason)),
-            task: entry.task.map(|key| self.task(key)),
-        });
-        if self.doings.len() == MOST_NAMES {
-            self.doings.clear();
-        }
-        self.doings.insert(known, Arc::clone(&doing));
-        doing
+        self.doings.get(known, || {
+            let mut key = SumKey::EMPTY;
+            (key.task, key.class, key.reason) = (out.task, out.class, out.reason);
+            (key.tgid, key.image) = (departure.image.tgid, departure.image.number);
+            let entry = entry_of(&key, self.aggregates);
+            Doing {
+                class: attribution::class(entry.class).name(),
+                reason: (entry.reason != Reason::None).then(|| locate::in_words(entry.reason)),
+                task: entry.task.map(|key| named(self.aggregates, key)),
+            }
+        })
     }
 
     fn of_waker(&mut self, waker: &Waker) -> Arc<NamedWaker> {
-        if let Some(named) = self.named_wakers.get(waker) {
-            return Arc::clone(named);
-        }
-        let task = match Origin::from_number(waker.origin) {
-            Origin::Task => Some(self.task(TaskKey {
+        self.named_wakers.get(*waker, || {
+            let image = Image {
+                tgid: waker.tgid,
+                number: waker.image,
+            };
+            let task = (Origin::from_number(waker.origin) == Origin::Task).then_some(TaskKey {
                 task: waker.task,
-                image: Image {
-                    tgid: waker.tgid,
-                    number: waker.image,
-                },
-            })),
-            _ => None,
-        };
-        let named = Arc::new(NamedWaker {
-            thread: self.wakers.of_waker(waker),
-            task,
-        });
-        if self.named_wakers.len() == MOST_NAMES {
-            self.named_wakers.clear();
+                image,
+            });
+            NamedWaker {
+                thread: self.wakers.of_waker(waker),
+                task: task.map(|key| named(self.aggregates, key)),
+            }
+        })
+    }
+}
+
+/// What a task goes by.
+fn named(aggregates: &Aggregates, key: TaskKey) -> NamedTask {
+    (tasks::name(aggregates, key), signed(tasks::number(key.task)))
+}
+
+/// What is made once and used again, by what it is made of; with [`MOST_NAMES`] of them, all are made anew.
+struct Made<K, V>(HashMap<K, Arc<V>>);
+
+impl<K: Eq + Hash, V> Made<K, V> {
+    fn new() -> Self {
+        Self(HashMap::new())
+    }
+
+    fn get(&mut self, key: K, make: impl FnOnce() -> V) -> Arc<V> {
+        if let Some(made) = self.0.get(&key) {
+            return Arc::clone(made);
         }
-        self.named_wakers.insert(*waker, Arc::clone(&named));
-        named
+        let made = Arc::new(make());
+        if self.0.len() == MOST_NAMES {
+            self.0.clear();
+        }
+        self.0.insert(key, Arc::clone(&made));
+        made
     }
 }
