@@ -70,16 +70,6 @@ pub enum Error {
         what: String,
     },
 
-    /// Nobody should find out on a machine that matters.
-    #[error(
-        "`--level timeline`, which samples and `explain` take too, is not done on Linux {release}: in an emulator a machine with Linux \
-         6.1 has stopped under it, and why is not known; it is tested on 5.10 and from 6.12 on. --level counts and stacks work here"
-    )]
-    TimelineOnKernel {
-        /// `uname -r`.
-        release: String,
-    },
-
     /// `bpf()` said no although the process seems to be privileged.
     #[error(
         "the kernel refused to {action}: {reason}\n  If this is a container or a user namespace, run ctxtrace on the host or give \

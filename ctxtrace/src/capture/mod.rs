@@ -15,7 +15,6 @@
 
 mod cost;
 pub mod events;
-mod kernels;
 mod machine;
 pub mod offsets;
 pub mod polls;
@@ -197,9 +196,6 @@ impl Session {
         let with_stacks = u32::from(settings.level == Level::Stacks);
         let waker_stacks = u32::from(settings.waker_stacks);
         let follow_children = u32::from(settings.follow_children);
-        if settings.level == Level::Timeline {
-            kernels::timeline()?;
-        }
         let with_events = u32::from(settings.level == Level::Timeline);
         let layout = if settings.level == Level::Timeline {
             Layout::new(settings.ring_bytes)?
@@ -737,11 +733,6 @@ fn tried_at(kernel: &Kernel, level: Level) -> Vec<Tried> {
     let mut all: Vec<Tried> = scheduler
         .map(|name| tried(name, load(&mut ebpf, kernel, name)))
         .collect();
-    if level == Level::Timeline
-        && let Err(error) = kernels::timeline()
-    {
-        all[0].loaded = Err(error);
-    }
     match level {
         Level::Timeline => all.push(tried(sampling::SAMPLER, sampling::load(&mut ebpf))),
         Level::Counts | Level::Stacks => {
