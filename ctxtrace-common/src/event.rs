@@ -29,6 +29,7 @@ const VOLUNTARY: u8 = 1;
 const RUNNABLE: u8 = 2;
 const DEAD: u8 = 4;
 const WOKEN_ON_CPU: u8 = 8;
+const CPU_WAS_IDLE: u8 = 16;
 
 // Flags of a waking.
 const NOTED_OFF_CPU: u8 = 1;
@@ -101,6 +102,8 @@ pub struct In {
     pub waking: Waking,
     /// When that was made; 0 if there was none.
     pub woken_ns: u64,
+    /// The CPU had nothing to run before it. Events of before this was told say no.
+    pub cpu_was_idle: bool,
 }
 
 /// What an event says.
@@ -222,6 +225,12 @@ impl Event {
         if matches!(waking, Waking::OnCpu) {
             self.flags |= WOKEN_ON_CPU;
         }
+    }
+
+    /// What leaves is the CPU's idle task.
+    #[inline(always)]
+    pub fn set_cpu_was_idle(&mut self) {
+        self.flags |= CPU_WAS_IDLE;
     }
 
     /// Whether it is a switch that concerns anybody.
@@ -389,6 +398,7 @@ impl Event {
                 Waking::OffCpu
             },
             woken_ns: self.word,
+            cpu_was_idle: self.flags & CPU_WAS_IDLE != 0,
         })
     }
 
@@ -456,6 +466,7 @@ mod tests {
                         tid: 12,
                         waking,
                         woken_ns: 6,
+                        cpu_was_idle: false,
                     };
                     assert_eq!(
                         event.decode(),
@@ -480,6 +491,26 @@ mod tests {
                 into: Some(_)
             })
         ));
+    }
+
+    #[test]
+    fn a_cpu_that_was_idle_is_told() {
+        let mut event = Event::switch(7, 0);
+        event.set_cpu_was_idle();
+        event.set_in(12, Waking::OnCpu, 6);
+        let into = In {
+            tid: 12,
+            waking: Waking::OnCpu,
+            woken_ns: 6,
+            cpu_was_idle: true,
+        };
+        assert_eq!(
+            event.decode(),
+            Some(Decoded::Switch {
+                out: None,
+                into: Some(into)
+            })
+        );
     }
 
     #[test]

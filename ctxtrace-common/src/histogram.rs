@@ -74,8 +74,17 @@ pub enum Latency {
 }
 
 impl Latency {
+    /// All of them, in their places.
+    pub const ALL: [Self; 5] = [
+        Self::OffCpu,
+        Self::Blocked,
+        Self::RunQueue,
+        Self::OnCpu,
+        Self::WakeToRun,
+    ];
+
     /// How many distributions there are.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = Self::ALL.len() as u32;
 }
 
 #[cfg(test)]

@@ -67,6 +67,10 @@ pub(crate) fn sched_switch(ctx: BtfTracePointContext) -> i32 {
             introduce(next, next_tid, thread, now_ns);
             let (waking, woken_ns) = thread.clock.noted_waking();
             scratch.event.set_in(next_tid, waking, woken_ns);
+            // The idle tasks are the only ones without an id (kernel: `init_idle`, and `init_struct_pid`).
+            if prev_tid == 0 {
+                scratch.event.set_cpu_was_idle();
+            }
         }
         switch_in(thread, now_ns, scratch);
     }

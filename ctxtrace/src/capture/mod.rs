@@ -600,13 +600,7 @@ impl Session {
         let map = self.ebpf.map("HISTOGRAMS").ok_or_else(|| missing("HISTOGRAMS"))?;
         let map = PerCpuArray::<_, Wire<Histogram>>::try_from(map).map_err(refused("open a BPF map"))?;
         let mut latencies = Latencies::default();
-        for latency in [
-            Latency::OffCpu,
-            Latency::Blocked,
-            Latency::RunQueue,
-            Latency::OnCpu,
-            Latency::WakeToRun,
-        ] {
+        for latency in Latency::ALL {
             for Wire(histogram) in map.get(&(latency as u32), 0).map_err(refused("read a BPF map"))?.iter() {
                 merge(latencies.get_mut(latency), histogram);
             }

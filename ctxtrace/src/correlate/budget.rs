@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ctxtrace_common::process::{Image, TaskKey};
 
-use super::intervals::{Departure, Interval, IntervalSink, State, ThreadId};
+use super::intervals::{Before, Departure, Interval, IntervalSink, State, ThreadId};
 use crate::workload::Outcome;
 
 /// From when to when, `CLOCK_MONOTONIC` nanoseconds.
@@ -52,6 +52,8 @@ pub struct Part {
     pub state: State,
     /// Of time off the CPU: the class of the ledger for which they had left it. 0 of time on it.
     pub class: u8,
+    /// Of a wait for a CPU: who had it.
+    pub before: Option<Before>,
     /// The task they polled when they left, or 0.
     pub task: u64,
     /// The program they ran.
@@ -154,6 +156,7 @@ impl IntervalSink for Budget {
             } else {
                 interval.class
             },
+            before: interval.before,
             task: interval.task,
             image: interval.image,
         };
@@ -190,6 +193,7 @@ mod tests {
             class: Class::TaskBlocked as u8,
             reason: 0,
             cpu: None,
+            before: None,
         }
     }
 

@@ -38,6 +38,17 @@ pub enum State {
     Off,
 }
 
+/// Who had the CPU that a thread waited for, up to the moment the thread got it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Before {
+    /// Nobody: the wait is what it takes a CPU to wake up, and the kernel to get to the thread.
+    Idle,
+    /// A thread of the target.
+    Target,
+    /// Another program, or the kernel itself; or, in captures of versions before this was told, perhaps nobody.
+    Other,
+}
+
 /// One interval of one thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interval {
@@ -59,6 +70,8 @@ pub struct Interval {
     pub reason: u8,
     /// The CPU it was on, or was on last.
     pub cpu: Option<u16>,
+    /// Of a wait for a CPU that has ended: who had that CPU.
+    pub before: Option<Before>,
 }
 
 /// A thread has left its CPU.

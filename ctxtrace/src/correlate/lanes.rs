@@ -653,6 +653,7 @@ pub(crate) mod tests {
             class: class as u8,
             reason: 0,
             cpu: Some(0),
+            before: None,
         }
     }
 

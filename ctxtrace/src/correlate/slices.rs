@@ -149,6 +149,7 @@ mod tests {
             class: Class::TaskBlocked as u8,
             reason: 0,
             cpu: None,
+            before: None,
         }
     }
 

@@ -22,7 +22,7 @@ use ctxtrace_common::process::Image;
 use ctxtrace_common::stack::{SumKey, SwitchSum};
 use ctxtrace_common::thread::Thread;
 
-use super::intervals::{Arrival, Departure, Interval, IntervalSink, State, ThreadId, Woken};
+use super::intervals::{Arrival, Before, Departure, Interval, IntervalSink, State, ThreadId, Woken};
 use crate::trace::events::EventSink;
 use crate::trace::run::{Dropped, Timeline};
 use crate::trace::samples::Place;
@@ -238,7 +238,14 @@ impl<I: IntervalSink> Replay<I> {
                     self.switch_out(event, &out);
                 }
                 if let Some(into) = into {
-                    self.switch_in(event, &into);
+                    let before = if out.is_some() {
+                        Before::Target
+                    } else if into.cpu_was_idle {
+                        Before::Idle
+                    } else {
+                        Before::Other
+                    };
+                    self.switch_in(event, &into, before);
                 }
             }
             Some(Decoded::Waking {
@@ -328,7 +335,11 @@ impl<I: IntervalSink> Replay<I> {
                     let mut clock = live.clock;
                     clock.waking(Waking::OffCpu, live.woken_ns);
                     let entered = clock.switch_in(now_ns.max(since_ns));
-                    for interval in live.off_intervals(now_ns.max(since_ns), &entered).iter().flatten() {
+                    for interval in live
+                        .off_intervals(now_ns.max(since_ns), &entered, None)
+                        .iter()
+                        .flatten()
+                    {
                         self.intervals.interval(interval);
                     }
                 }
@@ -454,13 +465,13 @@ impl<I: IntervalSink> Replay<I> {
         }
     }
 
-    fn switch_in(&mut self, event: &Event, into: &In) {
+    fn switch_in(&mut self, event: &Event, into: &In, before: Before) {
         let live = self.live(into.tid);
         live.clock.waking(into.waking, into.woken_ns);
         let entered = live.clock.switch_in(event.at_ns);
         live.totals.off_cpu_ns += entered.off_cpu_ns.unwrap_or(0);
         live.totals.run_queue_ns += entered.run_queue_ns.unwrap_or(0);
-        let off = live.off_intervals(event.at_ns, &entered);
+        let off = live.off_intervals(event.at_ns, &entered, Some(before));
         let arrival = Arrival {
             thread: live.thread(),
             cpu: event.cpu,
@@ -566,6 +577,7 @@ impl Live {
             class,
             reason,
             cpu: self.last_cpu,
+            before: None,
         }
     }
 
@@ -578,8 +590,12 @@ impl Live {
     }
 
     /// What ended when the thread came onto a CPU at `now_ns`: a sleep and a wait, one of them, or none.
-    fn off_intervals(&self, now_ns: u64, entered: &Entered) -> [Option<Interval>; 2] {
+    fn off_intervals(&self, now_ns: u64, entered: &Entered, before: Option<Before>) -> [Option<Interval>; 2] {
         let interval = |state, start_ns, end_ns| Some(self.interval(state, start_ns, end_ns, self.left_for));
+        let wait = |start_ns| {
+            let wait = self.interval(State::RunQueue, start_ns, now_ns, self.left_for);
+            Some(Interval { before, ..wait })
+        };
         match (entered.off_cpu_ns, entered.run_queue_ns) {
             (Some(off), Some(waited)) => {
                 let (out_ns, ready_ns) = (now_ns - off, now_ns - waited);
@@ -588,10 +604,10 @@ impl Live {
                 } else {
                     None
                 };
-                [blocked, interval(State::RunQueue, ready_ns, now_ns)]
+                [blocked, wait(ready_ns)]
             }
             (Some(off), None) => [interval(State::Off, now_ns - off, now_ns), None],
-            (None, Some(waited)) => [interval(State::RunQueue, now_ns - waited, now_ns), None],
+            (None, Some(waited)) => [wait(now_ns - waited), None],
             (None, None) => [None, None],
         }
     }
@@ -1051,6 +1067,44 @@ mod tests {
         assert_eq!(disagreements(&replay, &aggregates), Vec::<String>::new());
         replay.overflow[Class::TaskBlocked as usize].count += 1;
         assert_eq!(disagreements(&replay, &aggregates), ["the ledger, class by class"]);
+    }
+
+    #[test]
+    fn a_wait_tells_who_had_the_cpu() {
+        let mut kernel = Kernel::new();
+        let after = |kernel: &mut Kernel| kernel.now_ns += 10;
+        let preempted = |tid| Some((tid, PREEMPTED, key(Class::TaskPreempted, 0)));
+        kernel.switch(0, None, Some(2));
+        after(&mut kernel);
+        kernel.switch(0, preempted(2), Some(4));
+        after(&mut kernel);
+        // Another thread of the target.
+        kernel.switch(0, preempted(4), Some(2));
+        after(&mut kernel);
+        kernel.switch(0, preempted(2), None);
+        after(&mut kernel);
+        // Somebody else's.
+        kernel.switch(0, None, Some(2));
+        after(&mut kernel);
+        kernel.switch(0, Some((2, SLEEPS, key(Class::TaskBlocked, 0))), None);
+        after(&mut kernel);
+        kernel.wake(1, 2);
+        after(&mut kernel);
+        // Nobody.
+        kernel.switch(0, None, Some(2));
+        kernel.events.last_mut().expect("told").set_cpu_was_idle();
+        let mut replay = Replay::telling(Vec::new());
+        replay.events(&kernel.finish().1);
+        let intervals = replay.into_intervals();
+        let waits = intervals
+            .iter()
+            .filter(|interval| interval.thread.tid == 2 && interval.state == State::RunQueue);
+        assert_eq!(
+            waits.map(|wait| wait.before).collect::<Vec<_>>(),
+            [Before::Target, Before::Other, Before::Idle].map(Some)
+        );
+        let others = intervals.iter().filter(|interval| interval.state != State::RunQueue);
+        assert!(others.clone().count() > 0 && others.clone().all(|interval| interval.before.is_none()));
     }
 
     #[test]

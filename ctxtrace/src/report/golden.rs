@@ -251,6 +251,7 @@ fn run_to_look_at(turns: u64) -> Run {
         class: class as u8,
         reason: 0,
         cpu: Some(tid as u16 % 2),
+        before: None,
     };
     for turn in 0..turns {
         let (tid, other) = if turn % 2 == 0 { (101, 102) } else { (102, 101) };

@@ -102,17 +102,7 @@ fn causes(answer: &Value) -> Vec<String> {
         .collect()
 }
 
-/// Whether a cause may be the largest: its interval reaches up to the value of the first.
-fn may_be_first(answer: &Value, cause: &str) -> bool {
-    let verdict = answer["verdict"].as_array().expect("a list");
-    let mut causes = verdict.iter().filter(|claim| claim["says"] == "cause");
-    let first = causes.clone().next().expect("one is there");
-    let of = |claim: &Value, what: &str| claim["share"][what].as_f64().expect("a number");
-    causes.any(|claim| claim["about"] == cause && of(claim, "high") >= of(first, "value"))
-}
-
-/// Asks why, and wants one of these causes as the first, or as one that the intervals do not tell from the first: threads that wait for
-/// a lock wait for a CPU too when they have been woken, and both are named. A verdict that names another one fails at once; one that names none is no
+/// Asks why, and wants one of these causes as the first. A verdict that names another one fails at once; one that names none is no
 /// lie, and is asked for again. So is any of a machine that was busy with others, where what others do may well be the cause: the
 /// answer says so itself.
 fn finds(words: &[&str], expected: &[&str]) {
@@ -124,7 +114,7 @@ fn finds(words: &[&str], expected: &[&str]) {
         let busy = others["share"].as_f64().expect("a share") + others["stolen"].as_f64().expect("a share") > 0.05;
         let causes = causes(&answer);
         match causes.first() {
-            Some(_) if expected.iter().any(|cause| may_be_first(&answer, cause)) => return,
+            Some(first) if expected.contains(&first.as_str()) => return,
             Some(_) if !busy => panic!("{words:?}: {causes:?}, and not {expected:?}: {:#}", answer["verdict"]),
             _ => last = answer,
         }

@@ -4,6 +4,14 @@
 //! Each part is put down to what it is for. Time in the kernel belongs to what called it, if that has a name of its own: a
 //! futex call belongs to the lock or to the scheduler that made it. Some time is only waiting: a worker that has nothing to do
 //! sleeps because the work is elsewhere. It is a part of the sum, and no cause.
+//!
+//! A thread that was woken waits for a CPU. What that wait is for hangs on who has the CPU ([`Before`]):
+//!
+//! * Nobody: it is what a sleep costs, whatever the sleep was for. An idle CPU has to wake up.
+//! * A thread of the program itself: after a lock, or whatever else it chose to sleep for in the middle of its work, it is the
+//!   end of that (who gives a lock back goes on to run where it has woken another). After a sleep for want of work there are
+//!   more threads with work than CPUs: the run queue.
+//! * Another program: the run queue.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +21,7 @@ use serde::Serialize;
 
 use crate::analyze::profile;
 use crate::correlate::budget::{Budget, Window};
-use crate::correlate::intervals::State;
+use crate::correlate::intervals::{Before, State};
 use crate::correlate::ledger::{entry_of, ledger};
 use crate::symbolize::category::{Belongs, Category, calls_from, off_cpu, on_cpu};
 use crate::symbolize::stacks;
@@ -59,7 +67,7 @@ impl Spent {
 pub enum Cause {
     /// Code of this kind, and what it calls the kernel for, and what it sleeps for
     Code(Category),
-    /// Other threads had the CPU
+    /// Other programs had the CPU, or threads of this one that had work
     RunQueue,
 }
 
@@ -140,6 +148,43 @@ impl Asleep {
         asleep
     }
 
+    /// What a wait for a CPU was for, by shares: after a switch-out of this class, when the CPU was had by that.
+    fn wait(&self, class: u8, before: Option<Before>) -> Vec<(Cause, f64)> {
+        let belongs_to_sleep = |category| {
+            let slept = Part {
+                spent: Spent::Blocked,
+                class,
+                cause: Cause::Code(category),
+            };
+            match before {
+                Some(Before::Idle) => category != Category::Unknown,
+                Some(Before::Target) => category != Category::Unknown && !slept.is_waiting(),
+                Some(Before::Other) | None => false,
+            }
+        };
+        let slept = matches!(
+            Class::from_number(u32::from(class)),
+            Some(
+                Class::TaskBlocked
+                    | Class::WorkerParked
+                    | Class::PoolIdle
+                    | Class::RuntimeBlocked
+                    | Class::ThreadBlocked
+            )
+        );
+        if !slept {
+            return vec![(Cause::RunQueue, 1.0)];
+        }
+        let of = |(category, share)| {
+            if belongs_to_sleep(category) {
+                (Cause::Code(category), share)
+            } else {
+                (Cause::RunQueue, share)
+            }
+        };
+        self.shares(class).into_iter().map(of).collect()
+    }
+
     /// The shares of a class's sleep; all unknown where there was none.
     fn shares(&self, class: u8) -> Vec<(Category, f64)> {
         let by = self.classes.get(&class).into_iter().flatten();
@@ -207,7 +252,11 @@ impl Account {
             let ns = ns as f64 / messages;
             match of.state {
                 State::OnCpu => {}
-                State::RunQueue => account.add(part(Spent::RunQueue, of.class, Cause::RunQueue), ns),
+                State::RunQueue => {
+                    for (cause, share) in asleep.wait(of.class, of.before) {
+                        account.add(part(Spent::RunQueue, of.class, cause), ns * share);
+                    }
+                }
                 State::Blocked | State::Off => {
                     for (category, share) in asleep.shares(of.class) {
                         account.add(part(Spent::Blocked, of.class, Cause::Code(category)), ns * share);
@@ -349,6 +398,42 @@ mod tests {
             (account.busy_ns(), account.sum_ns(), account.misses()),
             (60.0, 200.0, 0.0)
         );
+    }
+
+    #[test]
+    fn a_wait_for_a_cpu_belongs_to_the_sleep_before_it_unless_the_cpu_was_busy_with_work() {
+        let of = |class: Class| {
+            (
+                class as u8,
+                BTreeMap::from([(Category::Locks, 30), (Category::Scheduler, 10)]),
+            )
+        };
+        let asleep = Asleep {
+            classes: BTreeMap::from([
+                of(Class::TaskBlocked),
+                of(Class::WorkerParked),
+                of(Class::TaskPreempted),
+            ]),
+            stacks: Stacks::new(),
+        };
+        let run_queue = |class: Class, before| -> f64 {
+            let wait = asleep.wait(class as u8, before);
+            assert_eq!(wait.iter().map(|(_, share)| share).sum::<f64>(), 1.0);
+            let queue = wait.iter().filter(|(cause, _)| *cause == Cause::RunQueue);
+            queue.map(|(_, share)| share).sum()
+        };
+        for (class, idle, target) in [
+            (Class::TaskBlocked, 0.0, 0.0),
+            (Class::WorkerParked, 0.0, 1.0),
+            (Class::TaskPreempted, 1.0, 1.0),
+            // Nothing is known of what it slept for.
+            (Class::ThreadBlocked, 1.0, 1.0),
+        ] {
+            assert_eq!(run_queue(class, Some(Before::Idle)), idle, "{class:?}");
+            assert_eq!(run_queue(class, Some(Before::Target)), target, "{class:?}");
+            assert_eq!(run_queue(class, Some(Before::Other)), 1.0, "{class:?}");
+            assert_eq!(run_queue(class, None), 1.0, "{class:?}");
+        }
     }
 
     #[test]

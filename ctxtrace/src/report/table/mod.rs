@@ -271,13 +271,7 @@ mod tests {
             (thread.on_cpu_ns, thread.off_cpu_ns, thread.run_queue_ns) = (MANY, MANY, MANY);
             thread.comm = *b"tokio-rt-worker\0";
         }
-        for latency in [
-            Latency::OffCpu,
-            Latency::Blocked,
-            Latency::RunQueue,
-            Latency::OnCpu,
-            Latency::WakeToRun,
-        ] {
+        for latency in Latency::ALL {
             let histogram = long.aggregates.latencies.get_mut(latency);
             for exponent in 0..11 {
                 histogram.record(123 * 10_u64.pow(exponent));
