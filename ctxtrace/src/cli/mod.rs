@@ -300,6 +300,10 @@ pub struct ReportArgs {
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
 
+    /// Play the events of a timeline again, and compare them with what was added up: the recorder has done so already
+    #[arg(long)]
+    pub check: bool,
+
     /// What to write
     #[command(flatten)]
     pub outputs: OutputArgs,

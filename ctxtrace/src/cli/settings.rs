@@ -86,6 +86,8 @@ pub struct SuiteSettings {
 pub struct ReportSettings {
     /// The capture.
     pub file: PathBuf,
+    /// Whether to play its events again, whatever is to be written.
+    pub check: bool,
     /// What to write.
     pub outputs: OutputSettings,
 }
@@ -223,6 +225,7 @@ impl TryFrom<ReportArgs> for ReportSettings {
     fn try_from(args: ReportArgs) -> Result<Self> {
         Ok(Self {
             file: args.file,
+            check: args.check,
             outputs: outputs(args.outputs)?,
         })
     }

@@ -1,7 +1,7 @@
 //! `ctxtrace report`: every output again, from a capture.
 
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Seek as _};
 use std::path::Path;
 
 use super::observe::taken;
@@ -16,7 +16,8 @@ use crate::error::{Error, Result, status};
 use crate::target::user::invoker;
 use crate::trace::Level;
 use crate::trace::events::{EventSink, EventSource};
-use crate::trace::file;
+use crate::trace::file::{self, Saved};
+use crate::trace::run::Dropped;
 use crate::trace::samples::Samples;
 
 /// The events of a capture, read again.
@@ -38,30 +39,32 @@ impl EventSource for Again<'_> {
     }
 }
 
-/// Reads a capture and writes every output. Of a file that is damaged the readable part is reported, and the status says so.
-///
-/// # Errors
-///
-/// If there is nothing in the file that can be reported, or if an output cannot be written.
-pub fn report(settings: &ReportSettings) -> Result<u8> {
-    let path = &settings.file;
-    let unreadable = |reason: String| Error::Capture {
-        path: path.clone(),
-        reason,
-    };
-    let opened = File::open(path).map_err(|error| unreadable(error.to_string()))?;
-    let metadata = opened.metadata().map_err(|error| unreadable(error.to_string()))?;
-    if metadata.is_dir() {
-        return Err(unreadable("it is a folder".to_owned()));
+/// What a report of a capture needs, if what was added up is all of that: the recorder has played the events, all of them are there,
+/// and none of them is a sample or belongs to polls.
+fn sums(file: &File) -> Option<Saved> {
+    let mut saved = file::read_sums(BufReader::new(file)).ok()?;
+    let is_all_there = saved.is_whole && saved.damage.is_none() && saved.info.polls.is_none();
+    if !is_all_there || saved.dropped.iter().any(|dropped| *dropped != Dropped::default()) {
+        return None;
     }
-    let is_file = metadata.is_file();
+    if saved.info.level == Level::Timeline {
+        for (run, played) in saved.runs.iter_mut().zip(&saved.played) {
+            let played = played.as_ref().filter(|played| played.samples == 0)?;
+            run.timeline = Some(played.timeline.clone());
+        }
+    }
+    Some(saved)
+}
+
+/// The same from the events, which are played again; `drawn` says whether a timeline is to be drawn.
+fn played(file: File, drawn: bool) -> std::result::Result<Saved, String> {
     // How many runs there are is known only at the end, so each may keep less than the one before. Most captures have one.
     let limits = |before: usize| Limits::for_each_of(before as u64 + 1);
-    let lanes = |before| settings.outputs.html.is_some().then(|| Builder::new(limits(before)));
+    let lanes = |before| drawn.then(|| Builder::new(limits(before)));
     let mut replays: Vec<Replay<(Samples, Option<Builder>)>> = Vec::new();
     let mut polls: Vec<Option<PollReplay>> = Vec::new();
     let mut has_polls = false;
-    let mut saved = file::read_with_polls(BufReader::new(opened), |run, told| {
+    let mut saved = file::read_with_polls(BufReader::new(file), |run, told| {
         if let file::Told::Info(info) = told {
             has_polls = info.polls.is_some();
             return;
@@ -79,8 +82,7 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
             }
             file::Told::Polls(batch) => polls[run].polls(batch),
         }
-    })
-    .map_err(unreadable)?;
+    })?;
     if saved.info.level == Level::Timeline {
         while replays.len() < saved.runs.len() {
             replays.push(Replay::telling((Samples::default(), lanes(replays.len()))));
@@ -103,6 +105,37 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
             }
         }
     }
+    Ok(saved)
+}
+
+/// Reads a capture and writes every output. Of a file that is damaged the readable part is reported, and the status says so.
+///
+/// # Errors
+///
+/// If there is nothing in the file that can be reported, or if an output cannot be written.
+pub fn report(settings: &ReportSettings) -> Result<u8> {
+    let path = &settings.file;
+    let unreadable = |reason: String| Error::Capture {
+        path: path.clone(),
+        reason,
+    };
+    let mut opened = File::open(path).map_err(|error| unreadable(error.to_string()))?;
+    let metadata = opened.metadata().map_err(|error| unreadable(error.to_string()))?;
+    if metadata.is_dir() {
+        return Err(unreadable("it is a folder".to_owned()));
+    }
+    let is_file = metadata.is_file();
+    // A pipe is read once, so all of it then.
+    let wants_events = settings.check || settings.outputs.html.is_some() || !is_file;
+    let saved = match (wants_events, sums(&opened)) {
+        (false, Some(saved)) => saved,
+        _ => {
+            if is_file {
+                opened.rewind().map_err(|error| unreadable(error.to_string()))?;
+            }
+            played(opened, settings.outputs.html.is_some()).map_err(unreadable)?
+        }
+    };
     if settings.outputs.wants_stacks() && saved.info.level != Level::Stacks {
         return Err(unreadable(format!(
             "it was recorded with --level {}, which takes no stacks",
@@ -154,4 +187,61 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
     } else {
         verdict
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use ctxtrace_common::event::Event;
+
+    use super::*;
+    use crate::trace::build;
+    use crate::trace::file::Writer;
+    use crate::trace::run::{Run, Timeline};
+    use crate::trace::samples::Place;
+    use ctxtrace_common::process::Image;
+
+    /// A capture of one run with an event, and whether what was added up is all that a report of it needs.
+    fn is_enough(run: &Run, level: Level, alter: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let mut info = build::info();
+        info.level = level;
+        let mut writer = Writer::begin(Vec::new(), &info).expect("written");
+        writer.events(&[Event::switch(1, 0)]).expect("written");
+        writer.run(run).expect("written");
+        let mut bytes = writer.end().expect("written");
+        alter(&mut bytes);
+        let mut file = tempfile::tempfile().expect("a file");
+        io::Write::write_all(&mut file, &bytes).expect("written");
+        file.rewind().expect("rewound");
+        let sums = sums(&file);
+        if level == Level::Timeline
+            && let Some(sums) = &sums
+        {
+            assert_eq!(sums.runs[0].timeline, run.timeline);
+        }
+        sums.is_some()
+    }
+
+    #[test]
+    fn events_are_played_again_only_where_they_say_more_than_was_added_up() {
+        let mut run = build::run(build::aggregates(vec![]));
+        assert!(is_enough(&run, Level::Stacks, |_| {}));
+        assert!(
+            !is_enough(&run, Level::Timeline, |_| {}),
+            "nobody says what they came to"
+        );
+        run.timeline = Some(Timeline {
+            events: 1,
+            ..Timeline::default()
+        });
+        assert!(is_enough(&run, Level::Timeline, |_| {}));
+        assert!(!is_enough(&run, Level::Timeline, |bytes| bytes.truncate(bytes.len() - 1)));
+        let place = Place {
+            image: Image::default(),
+            in_kernel: false,
+            kernel_stack: 0,
+            user_stack: 0,
+        };
+        run.samples.add(1, place);
+        assert!(!is_enough(&run, Level::Timeline, |_| {}), "samples are events");
+    }
 }

@@ -227,7 +227,7 @@ pub(crate) mod build {
     use ctxtrace_common::ledger::Class;
     use ctxtrace_common::thread::KernelCount;
 
-    use super::run::Run;
+    use super::run::{ClockAnchor, Host, Info, Run, Subject};
     use super::samples::Samples;
     use super::symbols::Symbols;
 
@@ -253,6 +253,28 @@ pub(crate) mod build {
         key.task = task;
         key.tgid = 100;
         key
+    }
+
+    /// What is said of a capture with stacks.
+    pub(crate) fn info() -> Info {
+        Info {
+            ctxtrace_version: "0.0.0".to_owned(),
+            host: Host {
+                name: "host".to_owned(),
+                kernel: "6.18.0".to_owned(),
+                cpus: 2,
+            },
+            subject: Subject::Command {
+                words: vec!["make".to_owned()],
+            },
+            level: Level::Stacks,
+            started: ClockAnchor {
+                monotonic_ns: 1,
+                realtime_ns: 2,
+                boottime_ns: 3,
+            },
+            polls: None,
+        }
     }
 
     /// A recording of which nothing is known but this.

@@ -193,7 +193,7 @@ pub struct Dropped {
 }
 
 /// What the events of a run came to when they were played again.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeline {
     /// Events; a switch from one thread of the target to another is one.
     pub events: u64,
@@ -209,6 +209,16 @@ pub struct Timeline {
     pub dropped: u64,
     /// What they say otherwise than the run's counts; `None` if they cannot be compared, because not all of them are there.
     pub disagreements: Option<Vec<String>>,
+}
+
+/// What the recorder has made of a run's events while they came in. A capture keeps it, so that a report of what was added up
+/// need not play them again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Played {
+    /// What they came to.
+    pub timeline: Timeline,
+    /// How many of them are samples.
+    pub samples: u64,
 }
 
 /// One recording.

@@ -2,7 +2,7 @@
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -143,12 +143,30 @@ fn a_timeline_is_kept_and_played_again() {
             &format!("{verb} --level timeline -o run.ctx --force --json run.json {rest}"),
         );
         assert_eq!(run.status.code(), Some(0), "{verb}: {}", stderr(&run));
-        let report = in_folder(folder.path(), "report run.ctx --json -");
-        assert_eq!(report.status.code(), Some(0), "{verb}: {}", stderr(&report));
-        assert!(report.stdout == read(&folder.path().join("run.json")), "{verb}");
-        let json: Value = serde_json::from_slice(&report.stdout).expect("JSON");
-        assert_eq!(json["timeline"]["agrees"], true, "{verb}");
-        assert!(json["timeline"]["events"].as_u64().expect("a number") > 0);
+        // What was added up, and the events themselves, say the same.
+        for options in ["", "--check"] {
+            let report = in_folder(folder.path(), &format!("report run.ctx --json - {options}"));
+            assert_eq!(report.status.code(), Some(0), "{verb}: {}", stderr(&report));
+            assert!(
+                report.stdout == read(&folder.path().join("run.json")),
+                "{verb} {options}"
+            );
+            let json: Value = serde_json::from_slice(&report.stdout).expect("JSON");
+            assert_eq!(json["timeline"]["agrees"], true, "{verb}");
+            assert!(json["timeline"]["events"].as_u64().expect("a number") > 0);
+        }
+        let mut piped = Command::new("sh");
+        let line = format!("cat run.ctx | {CTXTRACE} report /dev/stdin --json -");
+        let report = piped
+            .current_dir(folder.path())
+            .args(["-c", &line])
+            .output()
+            .expect("started");
+        assert!(
+            report.stdout == read(&folder.path().join("run.json")),
+            "{}",
+            stderr(&report)
+        );
     }
 }
 
@@ -232,7 +250,7 @@ fn a_full_disk_is_told_and_the_readable_part_stays() {
         "trap '' XFSZ; ulimit -f {}; exec {CTXTRACE} {line} run.ctx",
         bytes / 1_024
     );
-    let output = std::process::Command::new("sh")
+    let output = Command::new("sh")
         .args(["-c", &script])
         .current_dir(folder.path())
         .output()

@@ -4,6 +4,9 @@
 //! The captures are real ones: the built-in ping-pong of two processes, pinned to one CPU, recorded for as long as it takes. What is
 //! an event differs: ctxtrace has one for a switch and one for a waking, perf further ones of its own. So the two are compared by
 //! the event and by the switch.
+//!
+//! perf adds up at the report what ctxtrace has added up while it recorded. `--check` plays the events again, as perf has to, so
+//! that is measured as well.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -47,6 +50,7 @@ struct Recording {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tool {
     Ctxtrace,
+    Check,
     Perf,
 }
 
@@ -54,6 +58,7 @@ impl Tool {
     fn name(self) -> &'static str {
         match self {
             Self::Ctxtrace => "ctxtrace report",
+            Self::Check => "ctxtrace report --check",
             Self::Perf => "perf sched timehist -s",
         }
     }
@@ -68,9 +73,11 @@ pub(super) fn main(rounds: usize, millions: &[u64], json: Option<&Path>) -> Resu
     let mut recordings = Vec::new();
     let mut per_trip = None;
     for &size in millions {
-        recordings.push(of_size(size, &mut per_trip, |round_trips| {
+        let recording = of_size(size, &mut per_trip, |round_trips| {
             by_ctxtrace(folder.path(), round_trips)
-        })?);
+        })?;
+        let check = recording.reported_by(Tool::Check);
+        recordings.extend([recording, check]);
     }
     let mut per_trip = None;
     let mut without_perf = None;
@@ -150,10 +157,26 @@ impl Recording {
         })
     }
 
+    /// The same file, reported otherwise.
+    fn reported_by(&self, by: Tool) -> Self {
+        Self {
+            by,
+            path: self.path.clone(),
+            lost: self.lost.clone(),
+            ns: Vec::new(),
+            ..*self
+        }
+    }
+
     /// One report.
     fn report(&mut self) -> Result<()> {
         let finished = match self.by {
             Tool::Ctxtrace => child::run(Command::new(ctxtrace::program()).arg("report").arg(&self.path))?,
+            Tool::Check => child::run(
+                Command::new(ctxtrace::program())
+                    .args(["report", "--check"])
+                    .arg(&self.path),
+            )?,
             Tool::Perf => child::run(perf::command(&["sched", "timehist", "-s", "-i"])?.arg(&self.path))?,
         };
         self.ns.push(finished.wall.as_nanos() as f64);
@@ -172,6 +195,7 @@ impl Recording {
 
 /// perf against ctxtrace at one size: how many times faster the latter is.
 struct Ratio {
+    by: Tool,
     /// Millions of events.
     millions: u64,
     by_event: Spread,
@@ -179,12 +203,18 @@ struct Ratio {
 }
 
 fn compare(recordings: &[Recording]) -> Vec<Ratio> {
-    let of = |by: Tool| recordings.iter().filter(move |recording| recording.by == by);
-    of(Tool::Perf)
-        .filter_map(|perf| {
-            let ours = of(Tool::Ctxtrace).find(|ours| ours.millions == perf.millions)?;
+    let perf_of = |millions| {
+        let of_perf = |recording: &&Recording| recording.by == Tool::Perf && recording.millions == millions;
+        recordings.iter().find(of_perf)
+    };
+    recordings
+        .iter()
+        .filter(|ours| ours.by != Tool::Perf)
+        .filter_map(|ours| {
+            let perf = perf_of(ours.millions)?;
             let ratio = |figure: fn(&Recording) -> Vec<f64>| Spread::of(&ratios(&figure(perf), &figure(ours)));
             Some(Ratio {
+                by: ours.by,
                 millions: perf.millions,
                 by_event: ratio(Recording::per_event)?,
                 by_switch: ratio(Recording::per_switch)?,
@@ -232,24 +262,32 @@ fn print(recordings: &[Recording], ratios: &[Ratio], rounds: usize, without_perf
         println!("perf: not measured: {why}");
     }
     for ratio in ratios {
-        let reached = if ratio.by_event.median >= GOAL {
-            "reached"
-        } else {
-            "not reached"
+        let goal = match ratio.by {
+            Tool::Ctxtrace if ratio.by_event.median >= GOAL => format!(" (goal: at least {GOAL}, reached)"),
+            Tool::Ctxtrace => format!(" (goal: at least {GOAL}, not reached)"),
+            _ => String::new(),
         };
         println!(
-            "{} million events: {:.1} times as fast as perf by the event (goal: at least {GOAL}, {reached}), {:.1} by the switch",
-            ratio.millions, ratio.by_event, ratio.by_switch
+            "{} million events, {}: {:.1} times as fast as perf by the event{goal}, {:.1} by the switch",
+            ratio.millions,
+            ratio.by.name(),
+            ratio.by_event,
+            ratio.by_switch
         );
     }
-    if let Some(growth) = growth(recordings) {
-        println!("An event of the largest capture takes {growth:.2} times the time of one of the smallest.");
+    for by in [Tool::Ctxtrace, Tool::Check] {
+        if let Some(growth) = growth(recordings, by) {
+            println!(
+                "{}: an event of the largest capture takes {growth:.2} times the time of one of the smallest.",
+                by.name()
+            );
+        }
     }
 }
 
 /// Time an event of the largest capture by that of the smallest: 1 if it is linear.
-fn growth(recordings: &[Recording]) -> Option<f64> {
-    let ours = || recordings.iter().filter(|recording| recording.by == Tool::Ctxtrace);
+fn growth(recordings: &[Recording], by: Tool) -> Option<f64> {
+    let ours = || recordings.iter().filter(|recording| recording.by == by);
     let per_event = |recording: &Recording| Some(Spread::of(&recording.per_event())?.median);
     let smallest = ours().min_by_key(|recording| recording.events)?;
     let largest = ours().max_by_key(|recording| recording.events)?;
@@ -277,8 +315,9 @@ fn to_json(recordings: &[Recording], ratios: &[Ratio], without_perf: Option<&str
         .iter()
         .map(|ratio| {
             json!({
+                "by": ratio.by.name(),
                 "millions": ratio.millions,
-                "goal_at_least": GOAL,
+                "goal_at_least": (ratio.by == Tool::Ctxtrace).then_some(GOAL),
                 "by_event": ratio.by_event.to_json(),
                 "by_switch": ratio.by_switch.to_json(),
             })
@@ -287,7 +326,8 @@ fn to_json(recordings: &[Recording], ratios: &[Ratio], without_perf: Option<&str
     json!({
         "recordings": recordings_json,
         "times_as_fast_as_perf": ratios,
-        "growth": growth(recordings),
+        "growth": growth(recordings, Tool::Ctxtrace),
+        "growth_checked": growth(recordings, Tool::Check),
         "perf_failure": without_perf,
     })
 }
@@ -340,14 +380,24 @@ mod tests {
             recording(Tool::Ctxtrace, 1_010_000, 505_000, &[1.01e7, 2.02e7]),
             recording(Tool::Ctxtrace, 10_000_000, 5_000_000, &[2e8, 2e8]),
             recording(Tool::Perf, 990_000, 330_000, &[9.9e7, 9.9e7]),
+            recording(Tool::Check, 1_010_000, 505_000, &[1.01e8, 1.01e8]),
         ];
         let ratios = compare(&recordings);
-        assert_eq!(ratios.len(), 1);
-        assert_eq!(ratios[0].millions, 1);
+        assert_eq!(
+            ratios
+                .iter()
+                .map(|ratio| (ratio.by, ratio.millions))
+                .collect::<Vec<_>>(),
+            [(Tool::Ctxtrace, 1), (Tool::Check, 1)]
+        );
         assert_eq!(format!("{:.1}", ratios[0].by_event), "10.0 (5.0 to 10.0)");
         assert_eq!(format!("{:.1}", ratios[0].by_switch), "15.0 (7.5 to 15.0)");
-        let growth = growth(&recordings).expect("two sizes");
+        let growth = growth(&recordings, Tool::Ctxtrace).expect("two sizes");
         assert!((growth - 1.0).abs() < 1e-9, "{growth}");
-        assert_eq!(super::growth(&recordings[..1]), None, "of one size nothing grows");
+        assert_eq!(
+            super::growth(&recordings[..1], Tool::Ctxtrace),
+            None,
+            "of one size nothing grows"
+        );
     }
 }

@@ -26,6 +26,7 @@ pub(super) enum Kind {
     End = 7,
     Dropped = 8,
     Polls = 9,
+    Played = 10,
 }
 
 impl Kind {
@@ -40,6 +41,7 @@ impl Kind {
             Self::End,
             Self::Dropped,
             Self::Polls,
+            Self::Played,
         ];
         kinds.into_iter().find(|&kind| kind as u32 == number)
     }
@@ -82,18 +84,18 @@ pub(super) fn packed(kind: Kind, bytes: &[u8]) -> io::Result<Vec<u8>> {
 pub(super) enum Next {
     /// A block, unpacked.
     Block(Kind, Vec<u8>),
-    /// A block of a kind that a later release has added.
-    Unknown,
+    /// A block that is of no interest, or of a kind that a later release has added. It is not damaged.
+    Passed,
     /// The end of the file, where a block may begin.
     Nothing,
 }
 
-/// Reads the next block.
+/// Reads the next block. One of a kind that is not `wanted` is checked all the same, but not unpacked.
 ///
 /// # Errors
 ///
 /// In a sentence: what is wrong with the file here.
-pub(super) fn read(from: &mut impl Read, room: &mut Room) -> Result<Next, String> {
+pub(super) fn read(from: &mut impl Read, room: &mut Room, wanted: impl Fn(Kind) -> bool) -> Result<Next, String> {
     let mut header = [0; HEADER];
     match read_up_to(from, &mut header)? {
         0 => return Ok(Next::Nothing),
@@ -125,8 +127,8 @@ pub(super) fn read(from: &mut impl Read, room: &mut Room) -> Result<Next, String
     if crc32fast::hash(&packed) != checksum {
         return Err("a block is damaged".to_owned());
     }
-    let Some(kind) = Kind::from_number(number(1)) else {
-        return Ok(Next::Unknown);
+    let Some(kind) = Kind::from_number(number(1)).filter(|&kind| wanted(kind)) else {
+        return Ok(Next::Passed);
     };
     room.unpack(kind, HEADER + stored, unpacked)?;
     let mut bytes = Vec::new();

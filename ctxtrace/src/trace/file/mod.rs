@@ -20,6 +20,7 @@
 //! | 7 end | nothing | last |
 //! | 8 dropped | [`Dropped`]: events that are not there | before the first event that is |
 //! | 9 polls | a [`PollBatch`] | while the run goes on, after the events of its time |
+//! | 10 played | [`Played`]: what the events came to | at a run's end |
 //!
 //! Numbers are little-endian. Blocks are packed with zstd; what is in them is CBOR with the names of all fields (events
 //! excepted), so that fields can be added without a new version, and a reader skips kinds of blocks that it does not know.
@@ -30,7 +31,7 @@ mod read;
 pub(in crate::trace) mod room;
 mod write;
 
-pub use read::{Saved, Told, read, read_with_polls};
+pub use read::{Saved, Told, read, read_sums, read_with_polls};
 pub use write::{Limits, Place, Writer};
 
 /// How a capture begins.
@@ -45,7 +46,7 @@ const THREADS_PER_BLOCK: usize = 4_096;
 #[cfg(doc)]
 use super::polls::PollBatch;
 #[cfg(doc)]
-use super::run::{Dropped, Info, Run};
+use super::run::{Dropped, Info, Played, Run};
 #[cfg(doc)]
 use super::symbols::Symbols;
 

@@ -9,7 +9,7 @@ use super::room::{MOST_RUNS, Room};
 use super::{MAGIC, VERSION, VERSION_WITHOUT_DROPS};
 use crate::trace::ThreadRecord;
 use crate::trace::polls::PollBatch;
-use crate::trace::run::{Dropped, Info, Run};
+use crate::trace::run::{Dropped, Info, Played, Run};
 
 /// Events that are handed over at a time.
 const EVENTS_AT_A_TIME: usize = 16_384;
@@ -23,6 +23,9 @@ pub struct Saved {
     pub runs: Vec<Run>,
     /// For each run, the events that the capture has not kept.
     pub dropped: Vec<Dropped>,
+    /// For each run, what the recorder has made of its events; `None` of a run that was cut off, or had no timeline, and of every
+    /// run of a capture of before this was kept.
+    pub played: Vec<Option<Played>>,
     /// Whether the end of the last run is in the file.
     pub is_whole: bool,
     /// What is wrong with the file, from where on nothing could be read; `None` if all of it could.
@@ -60,11 +63,28 @@ pub enum Told<'a> {
 /// # Errors
 ///
 /// As [`read`].
-pub fn read_with_polls(mut from: impl Read, mut told: impl FnMut(usize, Told<'_>)) -> Result<Saved, String> {
+pub fn read_with_polls(from: impl Read, told: impl FnMut(usize, Told<'_>)) -> Result<Saved, String> {
+    read_wanted(from, |_| true, told)
+}
+
+/// Reads what was added up, and nothing of what was told while a run went on. The file is checked to its end all the same.
+///
+/// # Errors
+///
+/// As [`read`].
+pub fn read_sums(from: impl Read) -> Result<Saved, String> {
+    read_wanted(from, |kind| !matches!(kind, Kind::Events | Kind::Polls), |_, _| {})
+}
+
+fn read_wanted(
+    mut from: impl Read,
+    wanted: impl Fn(Kind) -> bool,
+    mut told: impl FnMut(usize, Told<'_>),
+) -> Result<Saved, String> {
     check_version(&mut from)?;
     let mut reading = Reading::default();
     let damage = loop {
-        match block::read(&mut from, &mut reading.room) {
+        match block::read(&mut from, &mut reading.room, &wanted) {
             Ok(Next::Block(Kind::End, _)) => break None,
             Ok(Next::Block(Kind::Events, bytes)) => {
                 let run = reading.runs.len();
@@ -84,7 +104,7 @@ pub fn read_with_polls(mut from: impl Read, mut told: impl FnMut(usize, Told<'_>
                     told(0, Told::Info(info));
                 }
             }
-            Ok(Next::Unknown) => {}
+            Ok(Next::Passed) => {}
             Ok(Next::Nothing) => break Some("it has no end: the recording was cut off".to_owned()),
             Err(damage) => break Some(damage),
         }
@@ -116,6 +136,8 @@ struct Reading {
     runs: Vec<Run>,
     /// By run, up to the one that is being read.
     dropped: Vec<Dropped>,
+    /// Likewise.
+    played: Vec<Option<Played>>,
     /// What the file has made us hold.
     room: Room,
     /// Of its replaceable part, what the threads of the state that comes take.
@@ -162,6 +184,11 @@ impl Reading {
                 self.dropped.resize(self.runs.len(), Dropped::default());
                 self.dropped.push(self.room.decode(bytes)?);
             }
+            Kind::Played => {
+                self.played.resize(self.runs.len(), None);
+                self.played.push(Some(self.room.decode(bytes)?));
+                self.room.hold();
+            }
             Kind::Events | Kind::Polls | Kind::End => {}
         }
         Ok(())
@@ -175,12 +202,14 @@ impl Reading {
             self.runs.push(run);
         }
         self.dropped.resize(self.runs.len(), Dropped::default());
+        self.played.resize(self.runs.len(), None);
         let why = || damage.clone().unwrap_or_else(|| "it contains no run".to_owned());
         match self.info {
             Some(info) if !self.runs.is_empty() => Ok(Saved {
                 info,
                 runs: self.runs,
                 dropped: self.dropped,
+                played: self.played,
                 is_whole,
                 damage,
             }),

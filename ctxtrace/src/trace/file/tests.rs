@@ -20,32 +20,12 @@ use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::report::json;
 use crate::symbolize::stacks;
+use crate::trace::build::info;
 use crate::trace::events::EventSink;
 use crate::trace::polls::{PollBatch, Stamp, ThreadStamps};
-use crate::trace::run::{ClockAnchor, Dropped, Host, Info, Run, Subject};
+use crate::trace::run::{Dropped, Played, Run, Timeline};
 use crate::trace::symbols::{Frame, FrameKind};
 use crate::trace::{Level, build};
-
-fn info() -> Info {
-    Info {
-        ctxtrace_version: "0.0.0".to_owned(),
-        host: Host {
-            name: "host".to_owned(),
-            kernel: "6.18.0".to_owned(),
-            cpus: 2,
-        },
-        subject: Subject::Command {
-            words: vec!["make".to_owned()],
-        },
-        level: Level::Stacks,
-        started: ClockAnchor {
-            monotonic_ns: 1,
-            realtime_ns: 2,
-            boottime_ns: 3,
-        },
-        polls: None,
-    }
-}
 
 /// A run with something in every part that is stored.
 fn run() -> Run {
@@ -111,6 +91,7 @@ fn what_is_read_is_what_was_written() {
         info: info(),
         runs: runs.to_vec(),
         dropped: Vec::new(),
+        played: Vec::new(),
         is_whole: true,
         damage: None,
     };
@@ -187,6 +168,47 @@ fn small_run() -> Run {
     let mut run = run();
     run.aggregates.threads.truncate(3);
     run
+}
+
+#[test]
+fn what_was_added_up_can_be_read_without_the_events() {
+    let timeline = Timeline {
+        events: 5,
+        switches: 5,
+        first_ns: Some(0),
+        disagreements: Some(vec!["one".to_owned()]),
+        ..Timeline::default()
+    };
+    let mut with_timeline = small_run();
+    with_timeline.timeline = Some(timeline.clone());
+    let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
+    // Of the first run nobody says what its events came to.
+    for run in [&small_run(), &with_timeline] {
+        writer.events(&switches(5)).expect("written");
+        writer.run(run).expect("written");
+    }
+    let bytes = writer.end().expect("written");
+    let played = Played { timeline, samples: 0 };
+    let sums = read_sums(bytes.as_slice()).expect("a capture");
+    assert_eq!((sums.runs.len(), sums.damage, sums.is_whole), (2, None, true));
+    assert_eq!(sums.played, [None, Some(played)]);
+    let mut events = 0;
+    let all = read(bytes.as_slice(), |_, batch| events += batch.len()).expect("a capture");
+    assert_eq!((all.played, events), (sums.played, 10));
+}
+
+#[test]
+fn events_that_are_damaged_are_found_without_reading_them() {
+    let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
+    writer.checkpoint(&small_run()).expect("written");
+    let before = writer.to_bytes().len();
+    writer.events(&switches(100)).expect("written");
+    let after = writer.to_bytes().len();
+    writer.run(&small_run()).expect("written");
+    let mut bytes = writer.end().expect("written");
+    bytes[before.midpoint(after)] ^= 1;
+    let saved = read_sums(bytes.as_slice()).expect("a capture");
+    assert_eq!(saved.damage.as_deref(), Some("a block is damaged"));
 }
 
 /// Events that do not pack well.

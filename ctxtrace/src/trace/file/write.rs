@@ -26,7 +26,7 @@ use serde::Serialize;
 use super::block::{self, Kind};
 use super::{MAGIC, THREADS_PER_BLOCK, VERSION, VERSION_WITHOUT_DROPS};
 use crate::trace::polls::PollBatch;
-use crate::trace::run::{Dropped, Info, Run};
+use crate::trace::run::{Dropped, Info, Played, Run};
 
 /// How much of a recording a capture keeps. Counts are always kept: only events are dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -242,6 +242,13 @@ impl<P: Place> Writer<P> {
     pub fn run(&mut self, run: &Run) -> io::Result<()> {
         let mut blocks = state_blocks(run)?;
         blocks.extend(block::packed(Kind::Names, &encode(&run.symbols)?)?);
+        if let Some(timeline) = &run.timeline {
+            let played = Played {
+                timeline: timeline.clone(),
+                samples: run.samples.len() as u64,
+            };
+            blocks.extend(block::packed(Kind::Played, &encode(&played)?)?);
+        }
         blocks.extend(block::packed(Kind::EndOfRun, &[])?);
         self.append(&blocks, None)?;
         if self.limits.any() {
