@@ -25,6 +25,9 @@ pub struct Counters {
     pub lost_stack_sums: u64,
     /// Kernel stacks that were taken for the thread's last one without being walked (`overhead.stacks_reused`).
     pub stacks_reused: u64,
+    /// User stacks that were one of the thread's last ones, and were not walked by the kernel (`overhead.user_stacks_reused`).
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub user_stacks_reused: u64,
     /// Of those that were walked to see whether they would have been: which were another one (`lost.mistaken_stacks`).
     pub mistaken_stacks: u64,
     /// Threads that did not fit the thread table (`lost.threads`), counted once a try.
@@ -49,7 +52,7 @@ pub struct Counters {
     pub fault_injection_runs: u64,
 }
 
-const _: () = assert!(size_of::<Counters>() == 20 * 8);
+const _: () = assert!(size_of::<Counters>() == 21 * 8);
 
 impl Counters {
     /// Adds another CPU's counts to these.
@@ -64,6 +67,7 @@ impl Counters {
             lost_user_stacks,
             lost_stack_sums,
             stacks_reused,
+            user_stacks_reused,
             mistaken_stacks,
             lost_threads,
             lost_records,
@@ -85,6 +89,7 @@ impl Counters {
         self.lost_user_stacks += lost_user_stacks;
         self.lost_stack_sums += lost_stack_sums;
         self.stacks_reused += stacks_reused;
+        self.user_stacks_reused += user_stacks_reused;
         self.mistaken_stacks += mistaken_stacks;
         self.lost_threads += lost_threads;
         self.lost_records += lost_records;

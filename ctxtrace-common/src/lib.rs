@@ -17,6 +17,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod bound;
+pub mod chain;
 pub mod clock;
 pub mod counters;
 pub mod event;

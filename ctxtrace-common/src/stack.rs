@@ -25,16 +25,39 @@ impl Stack {
     #[inline(always)]
     #[must_use]
     pub fn hash(&self) -> u64 {
-        let mut hash: u64 = self.depth.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut hash = StackHash::BEGIN;
         for (index, &frame) in self.frames.iter().enumerate() {
             if index as u64 >= self.depth {
                 break;
             }
-            // A multiply-xorshift round a frame: every bit of the frame reaches the upper half, the shift brings it back.
-            hash = (hash ^ frame).wrapping_mul(0xff51_afd7_ed55_8ccd);
-            hash ^= hash >> 32;
+            hash.add(frame);
         }
-        hash | 1
+        hash.of_depth(self.depth)
+    }
+}
+
+/// [`Stack::hash`], frame by frame.
+#[derive(Clone, Copy, Debug)]
+pub struct StackHash(u64);
+
+impl StackHash {
+    /// Of no frames.
+    pub const BEGIN: Self = Self(0x9e37_79b9_7f4a_7c15);
+
+    /// Adds the next frame, from the innermost one on.
+    #[inline(always)]
+    pub fn add(&mut self, frame: u64) {
+        // A multiply-xorshift round a frame: every bit of the frame reaches the upper half, the shift brings it back.
+        self.0 = (self.0 ^ frame).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        self.0 ^= self.0 >> 32;
+    }
+
+    /// The hash of a stack of so many frames, when all of them have been added.
+    #[inline(always)]
+    #[must_use]
+    pub fn of_depth(mut self, depth: u64) -> u64 {
+        self.add(depth);
+        self.0 | 1
     }
 }
 

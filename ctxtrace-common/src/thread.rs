@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::chain::UserStacks;
 use crate::clock::Clock;
 use crate::memo::StackMemo;
 use crate::polls::Polls;
@@ -81,6 +82,9 @@ pub struct Thread {
     /// Its last kernel stacks.
     #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub memos: [StackMemo; 2],
+    /// Its last user stacks.
+    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
+    pub user_stacks: UserStacks,
     /// Its polls, where it has a probe.
     pub polls: Polls,
     /// Who made the wakings its clock has noted: the first one off the CPU, the last one on it.
@@ -141,7 +145,8 @@ pub struct Thread {
     pub last_used: u32,
 }
 
-const _: () = assert!(size_of::<Thread>() == 32 + 32 + 56 + 56 + 2 * 72 + 2 * 336 + 120 + 3 * 40 + 56 + 16 + 24 + 16);
+const _: () =
+    assert!(size_of::<Thread>() == 32 + 32 + 56 + 56 + 2 * 72 + 2 * 336 + 48 + 120 + 3 * 40 + 56 + 16 + 24 + 16);
 
 impl Thread {
     /// Program runs that saw the thread switched out.

@@ -7,6 +7,7 @@ use aya_ebpf::Global;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use ctxtrace_abi::Slot;
+use ctxtrace_common::chain::CHAIN_WORDS;
 use ctxtrace_common::counters::Counters;
 use ctxtrace_common::event::{Event, RingState};
 use ctxtrace_common::histogram::{Histogram, Latency};
@@ -141,6 +142,12 @@ pub(crate) struct Scratch {
     /// A part of a kernel stack; see [`ctxtrace_common::memo`].
     pub(crate) words: [u64; MEMO_WORDS],
     pub(crate) base: u64,
+    /// The innermost part of a user stack; see [`ctxtrace_common::chain`].
+    pub(crate) chain: [u64; CHAIN_WORDS],
+    /// A link that is not in it.
+    pub(crate) link: [u64; 2],
+    /// The frame that is followed.
+    pub(crate) frame: u64,
     /// Key of the kernel stack of the thread that leaves, and whether it found no place in the table.
     pub(crate) kernel_stack: u64,
     pub(crate) stack_lost: u64,

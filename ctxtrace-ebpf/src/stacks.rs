@@ -2,7 +2,8 @@
 
 use aya_ebpf::bindings::BPF_F_USER_STACK;
 use aya_ebpf::helpers::bpf_get_stack;
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user as read_user};
+use ctxtrace_common::chain::{Chain, LOWEST_FRAME, MOST_LINKS, UserStacks, link};
 use ctxtrace_common::memo::{MEMO_WORDS, StackMemo, Window};
 use ctxtrace_common::thread::Thread;
 
@@ -177,6 +178,81 @@ fn window(scratch: &Scratch) -> Window<'_> {
         words: &scratch.words,
         base: scratch.base as usize % MEMO_WORDS,
     }
+}
+
+/// The user stack of the thread that leaves, which is `current`: one of its last ones, if following it comes to the same
+/// ([`ctxtrace_common::chain`]), or else walked by the kernel.
+#[inline(always)]
+pub(crate) fn user_stack(
+    ctx: *mut core::ffi::c_void,
+    task: Task,
+    thread: &mut Thread,
+    scratch: &mut Scratch,
+) -> Walked {
+    if thread.user_stacks.try_next()
+        && let Some((ip, frame)) = task.user_registers()
+    {
+        scratch.frame = frame;
+        let key = follow(ip, &mut thread.user_stacks, scratch);
+        if thread.user_stacks.takes(key) {
+            count(|counters| &mut counters.user_stacks_reused);
+            return Walked::Stack(key);
+        }
+    }
+    let walked = walk(ctx, Space::User, scratch);
+    if let Walked::Stack(key) = walked {
+        thread.user_stacks.remember(key);
+    }
+    walked
+}
+
+/// The key of the user stack from `scratch.frame` on; 0 if it has too many frames. Kept out of line: a loop.
+#[inline(never)]
+fn follow(ip: u64, stacks: &mut UserStacks, scratch: &mut Scratch) -> u64 {
+    let from = scratch.frame;
+    let mut chain = Chain::begin(ip);
+    if from < LOWEST_FRAME {
+        return chain.key();
+    }
+    let bytes = copy_stack(from, stacks, scratch);
+    let mut links = 0;
+    while links < MOST_LINKS {
+        let frame = scratch.frame;
+        if frame < LOWEST_FRAME {
+            return chain.key();
+        }
+        let (next, address) = match link(&scratch.chain, from, bytes, frame) {
+            Some(link) => link,
+            None => {
+                let size = size_of_val(&scratch.link) as u32;
+                // SAFETY: the buffer is as large as the size given; a read that fails says so.
+                if unsafe { read_user((&raw mut scratch.link).cast(), size, frame as *const _) } != 0 {
+                    return chain.key();
+                }
+                (scratch.link[0], scratch.link[1])
+            }
+        };
+        chain.add(address);
+        scratch.frame = next;
+        links += 1;
+    }
+    0
+}
+
+/// Copies the stack from this frame on, and returns how many bytes that were.
+#[inline(always)]
+fn copy_stack(from: u64, stacks: &mut UserStacks, scratch: &mut Scratch) -> u64 {
+    // What the verifier is to know it is told where it cannot be forgotten.
+    let bytes = stacks.readable(from).min(size_of_val(&scratch.chain) as u64);
+    // SAFETY: the buffer is at least as large as the size given; a read that fails says so.
+    let failed = unsafe { read_user((&raw mut scratch.chain).cast(), bytes as u32, from as *const _) };
+    if failed == 0 {
+        return bytes;
+    }
+    if bytes != 0 {
+        stacks.is_unreadable(from, bytes);
+    }
+    0
 }
 
 /// Kept out of line, as what follows: loops, whose every step the verifier takes.

@@ -26,7 +26,7 @@ use crate::maps::{
     COUNTERS, DROP_ONE_IN, EDGES, EXITED, HAS_PREV_STATE_ARG, Lane, Scratch, THREADS, WAKINGS, WITH_EVENTS,
     WITH_STACKS, WITH_WAKER_STACKS, add, count, record,
 };
-use crate::stacks::{Space, Walked, kernel_stack, walk};
+use crate::stacks::{Walked, kernel_stack, user_stack};
 use crate::sums::{add_switch, add_waker, bring_in, edge};
 use crate::target::{FirstSeen, find, may_be_target, thread_ended};
 use crate::task::{TASK_DEAD, Task};
@@ -349,7 +349,7 @@ fn take_user_stack(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, 
         user_state = UserStack::Exiting;
         0
     } else {
-        match walk(ctx.as_ptr(), Space::User, scratch) {
+        match user_stack(ctx.as_ptr(), task, thread, scratch) {
             Walked::Stack(hash) => hash,
             Walked::Failed => {
                 user_state = UserStack::Failed;

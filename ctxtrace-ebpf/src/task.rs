@@ -47,6 +47,10 @@ offsets! {
     OFFSET_ORIG_AX,
     /// Offset of `pt_regs.cs`.
     OFFSET_CS,
+    /// Offset of `pt_regs.ip`.
+    OFFSET_IP,
+    /// Offset of `pt_regs.bp`.
+    OFFSET_BP,
     /// Size of `pt_regs`.
     SIZE_OF_PT_REGS,
     /// Offset of `task_struct.stack`.
@@ -172,6 +176,28 @@ impl Task {
         Syscall::from_number(number, status & TS_COMPAT != 0)
     }
 
+    /// Where the thread's program goes on, and its frame pointer: as they were saved on the way into the kernel. `None` of a
+    /// 32-bit program, whose frames are of another size.
+    #[inline(always)]
+    pub(crate) fn user_registers(self) -> Option<(u64, u64)> {
+        let (cs, ip, bp): (u64, u64, u64) = if HAS_TASK_PT_REGS.load() != 0 {
+            // SAFETY: as in `syscall`.
+            let registers = unsafe { bpf_task_pt_regs(self.0.cast_mut().cast()) } as *const u8;
+            // SAFETY: as in `load`, for fields of `struct pt_regs`.
+            let field = |offset: &Global<u32>| unsafe { *registers.add(offset.load() as usize).cast::<u64>() };
+            (field(&OFFSET_CS), field(&OFFSET_IP), field(&OFFSET_BP))
+        } else {
+            let registers = self.stack_end().wrapping_sub(u64::from(SIZE_OF_PT_REGS.load()));
+            let field = |offset: &Global<u32>| {
+                let field = registers.wrapping_add(u64::from(offset.load())) as *const u64;
+                // SAFETY: a read that fails says so.
+                unsafe { bpf_probe_read_kernel(field) }.unwrap_or(0)
+            };
+            (field(&OFFSET_CS), field(&OFFSET_IP), field(&OFFSET_BP))
+        };
+        (cs & 0xffff == USER_CODE).then_some((ip, bp))
+    }
+
     /// Where the thread's kernel stack ends, which grows towards lower addresses.
     #[inline(always)]
     pub(crate) fn stack_end(self) -> u64 {
@@ -201,6 +227,9 @@ impl Task {
 /// `THREAD_SIZE` (kernel: `arch/x86/include/asm/page_64_types.h`): the size of a kernel stack since Linux 3.15. One built with
 /// KASAN has larger ones, and is found out by what lies there.
 const KERNEL_STACK_BYTES: u64 = 16 << 10;
+
+/// `__USER_CS` (kernel: `arch/x86/include/asm/segment.h`): the code segment of 64-bit programs.
+const USER_CODE: u64 = 0x33;
 
 /// The bits of `cs` that are set in user mode.
 const USER_MODE: u64 = 3;

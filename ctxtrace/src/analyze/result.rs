@@ -892,6 +892,8 @@ pub struct Overhead {
     pub share_of_on_cpu: Option<f64>,
     /// Kernel stacks that were not walked, because the thread's return addresses were all where they had been.
     pub stacks_reused: u64,
+    /// User stacks that were not walked by the kernel: following the frame pointers has come to one of the thread's last ones.
+    pub user_stacks_reused: u64,
     /// CPU time the tracer's own process used while the workload ran, start and end included.
     pub tracer_cpu_ns: u64,
 }

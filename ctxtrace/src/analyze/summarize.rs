@@ -584,6 +584,7 @@ fn overhead(aggregates: &Aggregates, nulls: &mut Nulls) -> Overhead {
                 .to_owned(),
         programs,
         stacks_reused: counters.stacks_reused,
+        user_stacks_reused: counters.user_stacks_reused,
         tracer_cpu_ns: cost.tracer_cpu_ns,
     }
 }

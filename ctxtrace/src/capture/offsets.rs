@@ -71,6 +71,8 @@ impl Offsets {
             ),
             ("OFFSET_ORIG_AX", offset_of(registers, "pt_regs", &["orig_ax"])?),
             ("OFFSET_CS", offset_of(registers, "pt_regs", &["cs"])?),
+            ("OFFSET_IP", offset_of(registers, "pt_regs", &["ip"])?),
+            ("OFFSET_BP", offset_of(registers, "pt_regs", &["bp"])?),
             // Its last field; the size itself is not told right of structures with fields of single bits.
             ("SIZE_OF_PT_REGS", offset_of(registers, "pt_regs", &["ss"])? + 8),
             ("OFFSET_STACK", offset_of(task, "task_struct", &["stack"])?),

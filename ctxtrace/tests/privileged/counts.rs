@@ -298,6 +298,9 @@ fn stacks_that_are_as_they_were_are_not_walked_again() {
         let switches = number(&json, "/kernel_switches/total");
         let reused = number(&json, "/overhead/stacks_reused");
         assert!(reused > switches / 2, "{mode}: {reused} of {switches}");
+        let followed = number(&json, "/overhead/user_stacks_reused");
+        assert!(followed > switches / 2, "{mode}: {followed} of {switches}");
+        assert_eq!(number(&json, "/lost/user_stacks"), 0, "{mode}");
         assert_eq!(
             number(&json, "/lost/mistaken_stacks"),
             0,

@@ -1,0 +1,245 @@
+//! A thread's user stack that is as it was at a switch-out before: told by following its frame pointers in a copy of the stack.
+//!
+//! The kernel follows them too (`perf_callchain_user()` in arch/x86/events/core.c), word by word out of user memory, to where a
+//! read fails: a page fault, which takes longer than all the rest. Here the innermost part of the stack is copied once, only
+//! frames outside of the copy are read one by one, and a frame pointer that is a small number, as the outermost one mostly is, is
+//! the end without trying:
+//!
+//! ```text
+//!         ┌────────────────┐
+//!         │ return address │◄─┐ a link: two words
+//!         │ frame pointer ─┼──┼──► the caller's link, and so on
+//!         ├────────────────┤  │
+//!         │ …              │  │
+//!   rbp ─►│ frame pointer ─┼──┘
+//!         └────────────────┘
+//! ```
+//!
+//! What comes out is the hash of the stack ([`StackHash`]), and nothing rests on it: it is only compared with those of stacks that
+//! the kernel has walked. If it is the same, so are the frames; if it is not, the kernel walks.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::stack::StackHash;
+
+/// Words of the copy at most: a page, so that no more than one other page is touched.
+pub const CHAIN_WORDS: usize = 512;
+/// Bytes of it.
+const CHAIN_BYTES: u64 = 8 * CHAIN_WORDS as u64;
+
+/// Links that are followed. Whose chain is longer is left to the kernel.
+pub const MOST_LINKS: usize = 64;
+
+/// A frame pointer below this is none: nothing is mapped there (`vm.mmap_min_addr`).
+pub const LOWEST_FRAME: u64 = 4_096;
+
+const PAGE: u64 = 4_096;
+
+/// Followed in vain so often in a row, a thread's stacks are left to the kernel for a while.
+const MOST_IN_VAIN: u32 = 8;
+/// Then one of so many is followed.
+const TRIED_ONE_IN: u32 = 64;
+/// Stacks of a thread that are remembered.
+const REMEMBERED: usize = 4;
+
+/// The last user stacks of a thread.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct UserStacks {
+    /// Their keys in the stack table, the latest one first; 0 for none.
+    keys: [u64; REMEMBERED],
+    /// Where the pages begin that could not be read, above what could; 0 if that is not known.
+    ends: u64,
+    /// How often in a row one was followed and came to none of these.
+    in_vain: u32,
+    /// How often none was followed since.
+    left: u32,
+}
+
+const _: () = assert!(size_of::<UserStacks>() == 48);
+
+impl UserStacks {
+    /// Whether it is worth to follow the next one.
+    #[inline(always)]
+    pub fn try_next(&mut self) -> bool {
+        if self.in_vain < MOST_IN_VAIN {
+            return true;
+        }
+        self.left += 1;
+        if self.left < TRIED_ONE_IN {
+            return false;
+        }
+        self.left = 0;
+        true
+    }
+
+    /// How many bytes of the stack to copy from this frame on.
+    #[inline(always)]
+    #[must_use]
+    pub fn readable(&self, frame: u64) -> u64 {
+        let left = self.ends.wrapping_sub(frame);
+        if left < CHAIN_BYTES { left & !7 } else { CHAIN_BYTES }
+    }
+
+    /// So many bytes from this frame on could not be read as a whole: the stack ends at the page in between.
+    #[inline(always)]
+    pub fn is_unreadable(&mut self, frame: u64, bytes: u64) {
+        self.ends = frame.wrapping_add(bytes - 1) & !(PAGE - 1);
+    }
+
+    /// The stack that was followed is known, if this is one of them.
+    #[inline(always)]
+    pub fn takes(&mut self, key: u64) -> bool {
+        let [a, b, c, d] = self.keys;
+        let is_known = key != 0 && (key == a || key == b || key == c || key == d);
+        self.in_vain = if is_known { 0 } else { self.in_vain + 1 };
+        is_known
+    }
+
+    /// The kernel has walked this one.
+    #[inline(always)]
+    pub fn remember(&mut self, key: u64) {
+        let [a, b, c, d] = self.keys;
+        if key != a && key != b && key != c && key != d {
+            self.keys = [key, a, b, c];
+        }
+    }
+}
+
+/// The caller's frame pointer and the return address, if the link at this frame is in a copy of so many bytes.
+#[inline(always)]
+#[must_use]
+pub fn link(copy: &[u64; CHAIN_WORDS], copied_from: u64, bytes: u64, frame: u64) -> Option<(u64, u64)> {
+    let offset = frame.wrapping_sub(copied_from);
+    if offset % 8 != 0 || offset.saturating_add(16) > bytes {
+        return None;
+    }
+    // Within bounds as it is; the remainder is for the verifier, which does not know that.
+    let index = (offset / 8) as usize;
+    Some((copy[index % CHAIN_WORDS], copy[(index + 1) % CHAIN_WORDS]))
+}
+
+/// What a chain has come to so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Chain {
+    hash: StackHash,
+    frames: u64,
+}
+
+impl Chain {
+    /// Of a stack whose innermost frame is at this instruction.
+    #[inline(always)]
+    #[must_use]
+    pub fn begin(ip: u64) -> Self {
+        let mut hash = StackHash::BEGIN;
+        hash.add(ip);
+        Self { hash, frames: 1 }
+    }
+
+    /// The next frame goes on here.
+    #[inline(always)]
+    pub fn add(&mut self, address: u64) {
+        self.hash.add(address);
+        self.frames += 1;
+    }
+
+    /// The key of the stack, of which that was the outermost frame.
+    #[inline(always)]
+    #[must_use]
+    pub fn key(self) -> u64 {
+        self.hash.of_depth(self.frames)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stack::Stack;
+
+    const FROM: u64 = 0x7ffc_0000_0100;
+
+    fn copy() -> [u64; CHAIN_WORDS] {
+        core::array::from_fn(|index| 100 + index as u64)
+    }
+
+    #[test]
+    fn a_link_is_two_words_of_the_copy() {
+        let at = |frame| link(&copy(), FROM, CHAIN_BYTES, frame);
+        assert_eq!(at(FROM), Some((100, 101)));
+        assert_eq!(at(FROM + 80), Some((110, 111)));
+        assert_eq!(at(FROM + CHAIN_BYTES - 16), Some((610, 611)));
+    }
+
+    #[test]
+    fn what_is_not_in_the_copy_as_a_whole_is_not_there() {
+        for frame in [
+            FROM - 8,
+            FROM + 4,
+            FROM + CHAIN_BYTES - 8,
+            FROM + CHAIN_BYTES,
+            0,
+            1,
+            u64::MAX,
+        ] {
+            assert_eq!(link(&copy(), FROM, CHAIN_BYTES, frame), None, "{frame:#x}");
+        }
+        assert_eq!(link(&copy(), FROM, 32, FROM + 16), Some((102, 103)));
+        assert_eq!(link(&copy(), FROM, 32, FROM + 24), None, "of what was copied");
+        assert_eq!(link(&copy(), FROM, 0, FROM), None);
+    }
+
+    #[test]
+    fn a_chain_comes_to_what_a_walk_comes_to() {
+        let mut walked = Stack::zeroed();
+        walked.depth = 3;
+        walked.frames[..3].copy_from_slice(&[0x1000, 0x2000, 0x3000]);
+        let mut chain = Chain::begin(0x1000);
+        assert_ne!(chain.key(), walked.hash());
+        chain.add(0x2000);
+        chain.add(0x3000);
+        assert_eq!(chain.key(), walked.hash());
+        chain.add(0);
+        assert_ne!(chain.key(), walked.hash(), "a frame more");
+    }
+
+    #[test]
+    fn the_last_stacks_are_known() {
+        let mut stacks = UserStacks::zeroed();
+        assert!(!stacks.takes(0) && !stacks.takes(1));
+        for key in 1..=5 {
+            stacks.remember(key);
+            stacks.remember(key);
+        }
+        assert!((1..=6).filter(|&key| stacks.takes(key)).eq([2, 3, 4, 5]));
+    }
+
+    #[test]
+    fn who_is_followed_in_vain_is_left_to_the_kernel_for_a_while() {
+        let mut stacks = UserStacks::zeroed();
+        stacks.remember(1);
+        let mut tried = 0;
+        for _ in 0..MOST_IN_VAIN + 10 * TRIED_ONE_IN {
+            if stacks.try_next() {
+                tried += 1;
+                assert!(!stacks.takes(2));
+            }
+        }
+        assert_eq!(tried, MOST_IN_VAIN + 10);
+        while !stacks.try_next() {}
+        assert!(stacks.takes(1));
+        assert!(stacks.try_next() && stacks.takes(1), "it is worth it again");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_tried_again() {
+        let mut stacks = UserStacks::zeroed();
+        let top = 0x7ffc_0000_3000;
+        assert_eq!(stacks.readable(top - 100 * 8), CHAIN_BYTES);
+        stacks.is_unreadable(top - 100 * 8, CHAIN_BYTES);
+        assert_eq!(stacks.readable(top - 100 * 8), 800);
+        assert_eq!(stacks.readable(top - CHAIN_BYTES), CHAIN_BYTES, "up to there");
+        assert_eq!(stacks.readable(top - 12), 8, "whole words");
+        assert_eq!(stacks.readable(top), 0);
+        assert_eq!(stacks.readable(top + 8), CHAIN_BYTES, "another stack");
+    }
+}
