@@ -111,7 +111,7 @@ impl UserStacks {
 #[must_use]
 pub fn link(copy: &[u64; CHAIN_WORDS], copied_from: u64, bytes: u64, frame: u64) -> Option<(u64, u64)> {
     let offset = frame.wrapping_sub(copied_from);
-    if offset % 8 != 0 || offset.saturating_add(16) > bytes {
+    if offset & 7 != 0 || offset.saturating_add(16) > bytes {
         return None;
     }
     // Within bounds as it is; the remainder is for the verifier, which does not know that.

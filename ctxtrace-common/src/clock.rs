@@ -78,11 +78,57 @@ pub struct Clock {
 
 const _: () = assert!(size_of::<Clock>() == 32);
 
+/// A time that may not be known, in one word.
+///
+/// An `Option<u64>` is two, the second of which holds nothing where the first says `None`. A compiler may read that second word
+/// before it looks at the first, which is no harm on a processor. Linux before 6.3 refuses a BPF program that could come to read
+/// a place of its stack that nothing was written to (`check_stack_read_fixed_off()` in kernel/bpf/verifier.c).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Span(u64);
+
+impl Span {
+    /// Not known.
+    pub const UNKNOWN: Self = Self(u64::MAX);
+
+    /// So many nanoseconds; below `u64::MAX`, which is 584 years.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(ns: u64) -> Self {
+        Self(ns)
+    }
+
+    /// The nanoseconds, if they are known.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ns(self) -> Option<u64> {
+        if self.0 == Self::UNKNOWN.0 { None } else { Some(self.0) }
+    }
+
+    /// The nanoseconds, 0 if they are not known.
+    #[inline(always)]
+    #[must_use]
+    pub const fn or_zero(self) -> u64 {
+        if self.0 == Self::UNKNOWN.0 { 0 } else { self.0 }
+    }
+}
+
+impl Default for Span {
+    fn default() -> Self {
+        Self::UNKNOWN
+    }
+}
+
+impl core::fmt::Debug for Span {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.ns().fmt(f)
+    }
+}
+
 /// What a switch-out ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Left {
     /// On-CPU time, if its beginning was seen.
-    pub on_cpu_ns: Option<u64>,
+    pub on_cpu_ns: Span,
     /// The thread was thought to be off the CPU: a switch-in was lost, and with it the off interval that it ended.
     pub missed_switch_in: bool,
 }
@@ -101,13 +147,13 @@ pub enum Waking {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entered {
     /// Switch-out to switch-in.
-    pub off_cpu_ns: Option<u64>,
-    /// Switch-out to the end of the sleep; `None` also where the thread did not sleep.
-    pub blocked_ns: Option<u64>,
+    pub off_cpu_ns: Span,
+    /// Switch-out to the end of the sleep; unknown also where the thread did not sleep.
+    pub blocked_ns: Span,
     /// End of the sleep, or the switch-out of a runnable thread, to switch-in.
-    pub run_queue_ns: Option<u64>,
+    pub run_queue_ns: Span,
     /// The waking that ended the sleep to switch-in; longer than `run_queue_ns` where the two raced.
-    pub wake_to_run_ns: Option<u64>,
+    pub wake_to_run_ns: Span,
     /// Which waking ended the sleep, or the wait of a new thread.
     pub woken: Option<Waking>,
     /// The thread slept (or is new), yet no waking of it was seen.
@@ -158,7 +204,7 @@ impl Clock {
     pub fn switch_out(&mut self, now_ns: u64, leave: Leave) -> Left {
         let mut left = Left::default();
         match self.phase() {
-            Phase::On => left.on_cpu_ns = Some(now_ns.saturating_sub(self.since_ns)),
+            Phase::On => left.on_cpu_ns = Span::of(now_ns.saturating_sub(self.since_ns)),
             Phase::Slept | Phase::Runnable | Phase::New => {
                 left.missed_switch_in = true;
                 // These wakings ended the interval that was lost; they say nothing about the one that begins.
@@ -192,7 +238,7 @@ impl Clock {
         let mut entered = Entered::default();
         match self.phase() {
             Phase::Slept => {
-                entered.off_cpu_ns = Some(now_ns.saturating_sub(self.since_ns));
+                entered.off_cpu_ns = Span::of(now_ns.saturating_sub(self.since_ns));
                 let (waking, woken_ns) = self.noted_waking();
                 if woken_ns == 0 {
                     entered.wake_unknown = true;
@@ -203,13 +249,13 @@ impl Clock {
                         self.since_ns
                     };
                     entered.woken = Some(waking);
-                    entered.blocked_ns = Some(sleep_end_ns.saturating_sub(self.since_ns));
-                    entered.run_queue_ns = Some(now_ns.saturating_sub(sleep_end_ns));
-                    entered.wake_to_run_ns = Some(now_ns.saturating_sub(woken_ns));
+                    entered.blocked_ns = Span::of(sleep_end_ns.saturating_sub(self.since_ns));
+                    entered.run_queue_ns = Span::of(now_ns.saturating_sub(sleep_end_ns));
+                    entered.wake_to_run_ns = Span::of(now_ns.saturating_sub(woken_ns));
                 }
             }
             Phase::Runnable => {
-                entered.off_cpu_ns = Some(now_ns.saturating_sub(self.since_ns));
+                entered.off_cpu_ns = Span::of(now_ns.saturating_sub(self.since_ns));
                 entered.run_queue_ns = entered.off_cpu_ns;
             }
             Phase::New => {
@@ -217,7 +263,7 @@ impl Clock {
                     entered.wake_unknown = true;
                 } else {
                     entered.woken = Some(Waking::OffCpu);
-                    entered.run_queue_ns = Some(now_ns.saturating_sub(self.wake_off_ns));
+                    entered.run_queue_ns = Span::of(now_ns.saturating_sub(self.wake_off_ns));
                     entered.wake_to_run_ns = entered.run_queue_ns;
                 }
             }
@@ -292,14 +338,14 @@ mod tests {
     #[test]
     fn a_sleep_is_split_at_its_waking() {
         let (lefts, entereds, _) = play(Clock::UNKNOWN, "[---z...!..[");
-        assert_eq!(lefts[0].on_cpu_ns, Some(40));
+        assert_eq!(lefts[0].on_cpu_ns, Span::of(40));
         assert_eq!(
             entereds[1],
             Entered {
-                off_cpu_ns: Some(70),
-                blocked_ns: Some(40),
-                run_queue_ns: Some(30),
-                wake_to_run_ns: Some(30),
+                off_cpu_ns: Span::of(70),
+                blocked_ns: Span::of(40),
+                run_queue_ns: Span::of(30),
+                wake_to_run_ns: Span::of(30),
                 woken: Some(Waking::OffCpu),
                 ..Entered::default()
             }
@@ -309,8 +355,8 @@ mod tests {
     #[test]
     fn only_the_first_waking_after_the_switch_out_ends_the_sleep() {
         let (_, entereds, _) = play(Clock::UNKNOWN, "[z..!..!.[");
-        assert_eq!(entereds[1].blocked_ns, Some(30));
-        assert_eq!(entereds[1].wake_to_run_ns, Some(50));
+        assert_eq!(entereds[1].blocked_ns, Span::of(30));
+        assert_eq!(entereds[1].wake_to_run_ns, Span::of(50));
     }
 
     #[test]
@@ -319,10 +365,10 @@ mod tests {
         assert_eq!(
             entereds[1],
             Entered {
-                off_cpu_ns: Some(50),
-                blocked_ns: Some(0),
-                run_queue_ns: Some(50),
-                wake_to_run_ns: Some(80),
+                off_cpu_ns: Span::of(50),
+                blocked_ns: Span::of(0),
+                run_queue_ns: Span::of(50),
+                wake_to_run_ns: Span::of(80),
                 woken: Some(Waking::OnCpu),
                 ..Entered::default()
             }
@@ -332,25 +378,25 @@ mod tests {
     #[test]
     fn of_several_early_wakings_the_last_one_raced() {
         let (_, entereds, _) = play(Clock::UNKNOWN, "[!-!z..[");
-        assert_eq!(entereds[1].wake_to_run_ns, Some(40));
+        assert_eq!(entereds[1].wake_to_run_ns, Span::of(40));
     }
 
     #[test]
     fn a_waking_after_the_switch_out_beats_an_early_one() {
         let (_, entereds, _) = play(Clock::UNKNOWN, "[!-z..!.[");
-        assert_eq!(entereds[1].blocked_ns, Some(30));
-        assert_eq!(entereds[1].wake_to_run_ns, Some(20));
+        assert_eq!(entereds[1].blocked_ns, Span::of(30));
+        assert_eq!(entereds[1].wake_to_run_ns, Span::of(20));
     }
 
     #[test]
     fn an_early_waking_does_not_outlive_its_switch_in() {
         // The waking belongs to the first sleep; the second has none and must say so.
         let (_, entereds, _) = play(Clock::UNKNOWN, "[!z..[--z..[");
-        assert_eq!(entereds[1].wake_to_run_ns, Some(40));
+        assert_eq!(entereds[1].wake_to_run_ns, Span::of(40));
         assert!(entereds[2].wake_unknown);
-        assert_eq!(entereds[2].blocked_ns, None);
-        assert_eq!(entereds[2].run_queue_ns, None);
-        assert_eq!(entereds[2].off_cpu_ns, Some(30));
+        assert_eq!(entereds[2].blocked_ns, Span::UNKNOWN);
+        assert_eq!(entereds[2].run_queue_ns, Span::UNKNOWN);
+        assert_eq!(entereds[2].off_cpu_ns, Span::of(30));
     }
 
     #[test]
@@ -359,8 +405,8 @@ mod tests {
         assert_eq!(
             entereds[1],
             Entered {
-                off_cpu_ns: Some(40),
-                run_queue_ns: Some(40),
+                off_cpu_ns: Span::of(40),
+                run_queue_ns: Span::of(40),
                 ..Entered::default()
             }
         );
@@ -370,8 +416,8 @@ mod tests {
     fn a_waking_of_a_preempted_thread_ends_no_sleep() {
         // Preempted between setting its state and schedule(): it is woken, yet it never slept.
         let (_, entereds, _) = play(Clock::UNKNOWN, "[--r.!.[--z.[");
-        assert_eq!(entereds[1].blocked_ns, None);
-        assert_eq!(entereds[1].run_queue_ns, Some(40));
+        assert_eq!(entereds[1].blocked_ns, Span::UNKNOWN);
+        assert_eq!(entereds[1].run_queue_ns, Span::of(40));
         assert!(entereds[2].wake_unknown, "the waking must not leak into the next sleep");
     }
 
@@ -381,27 +427,27 @@ mod tests {
         assert_eq!(
             entereds[0],
             Entered {
-                run_queue_ns: Some(40),
-                wake_to_run_ns: Some(40),
+                run_queue_ns: Span::of(40),
+                wake_to_run_ns: Span::of(40),
                 woken: Some(Waking::OffCpu),
                 ..Entered::default()
             }
         );
-        assert_eq!(lefts[0].on_cpu_ns, Some(20));
+        assert_eq!(lefts[0].on_cpu_ns, Span::of(20));
     }
 
     #[test]
     fn a_new_thread_without_its_wakeup_is_said_to_lack_it() {
         let (_, entereds, _) = play(Clock::NEW, "...[");
         assert!(entereds[0].wake_unknown);
-        assert_eq!(entereds[0].run_queue_ns, None);
+        assert_eq!(entereds[0].run_queue_ns, Span::UNKNOWN);
     }
 
     #[test]
     fn a_thread_first_seen_in_the_middle_invents_no_time() {
         let (lefts, entereds, _) = play(Clock::UNKNOWN, "--z..!.[");
         assert_eq!(lefts[0], Left::default(), "on since when? unknown");
-        assert_eq!(entereds[0].off_cpu_ns, Some(50));
+        assert_eq!(entereds[0].off_cpu_ns, Span::of(50));
         let (_, entereds, _) = play(Clock::UNKNOWN, "..!..[");
         assert_eq!(entereds[0], Entered::default(), "off since when? unknown");
     }
@@ -410,18 +456,22 @@ mod tests {
     fn a_lost_switch_out_drops_the_on_interval() {
         let (lefts, entereds, _) = play(Clock::UNKNOWN, "[--[---z");
         assert!(entereds[1].missed_switch_out);
-        assert_eq!(entereds[1].off_cpu_ns, None);
-        assert_eq!(lefts[0].on_cpu_ns, Some(40), "counted from the switch-in that was seen");
+        assert_eq!(entereds[1].off_cpu_ns, Span::UNKNOWN);
+        assert_eq!(
+            lefts[0].on_cpu_ns,
+            Span::of(40),
+            "counted from the switch-in that was seen"
+        );
     }
 
     #[test]
     fn a_lost_switch_in_drops_the_off_interval_and_its_waking() {
         let (lefts, entereds, _) = play(Clock::UNKNOWN, "[-z.!..z...[");
         assert!(lefts[1].missed_switch_in);
-        assert_eq!(lefts[1].on_cpu_ns, None);
+        assert_eq!(lefts[1].on_cpu_ns, Span::UNKNOWN);
         assert_eq!(
             entereds[1].off_cpu_ns,
-            Some(40),
+            Span::of(40),
             "counted from the switch-out that was seen"
         );
         assert!(entereds[1].wake_unknown, "the waking ended the interval that was lost");
@@ -435,9 +485,9 @@ mod tests {
         clock.switch_out(50, Leave::Slept);
         clock.waking(Waking::OffCpu, 48);
         let entered = clock.switch_in(90);
-        assert_eq!(entered.blocked_ns, Some(0));
-        assert_eq!(entered.run_queue_ns, Some(40));
-        assert_eq!(entered.wake_to_run_ns, Some(42));
+        assert_eq!(entered.blocked_ns, Span::of(0));
+        assert_eq!(entered.run_queue_ns, Span::of(40));
+        assert_eq!(entered.wake_to_run_ns, Span::of(42));
     }
 
     #[test]
@@ -447,14 +497,14 @@ mod tests {
         clock.waking(Waking::OnCpu, 52);
         clock.switch_out(50, Leave::Slept);
         let entered = clock.switch_in(90);
-        assert_eq!(entered.blocked_ns, Some(2));
-        assert_eq!(entered.run_queue_ns, Some(38));
+        assert_eq!(entered.blocked_ns, Span::of(2));
+        assert_eq!(entered.run_queue_ns, Span::of(38));
     }
 
     #[test]
     fn an_exit_leaves_the_interval_open_for_ever() {
         let (lefts, _, clock) = play(Clock::UNKNOWN, "[--x");
-        assert_eq!(lefts[0].on_cpu_ns, Some(30));
+        assert_eq!(lefts[0].on_cpu_ns, Span::of(30));
         assert_eq!(clock.phase(), Phase::Dead);
         assert!(clock.is_off());
     }
@@ -470,16 +520,21 @@ mod tests {
                 code /= 5;
             }
             let (lefts, entereds, _) = play(Clock::UNKNOWN, &timeline);
-            let on: u64 = lefts.iter().filter_map(|left| left.on_cpu_ns).sum();
-            let off: u64 = entereds.iter().filter_map(|entered| entered.off_cpu_ns).sum();
+            let on: u64 = lefts.iter().filter_map(|left| left.on_cpu_ns.ns()).sum();
+            let off: u64 = entereds.iter().filter_map(|entered| entered.off_cpu_ns.ns()).sum();
             assert!(on + off <= 70, "{timeline}: {on} on + {off} off in 70 ns");
             for entered in &entereds {
-                if let (Some(off), Some(blocked), Some(run_queue)) =
-                    (entered.off_cpu_ns, entered.blocked_ns, entered.run_queue_ns)
-                {
+                if let (Some(off), Some(blocked), Some(run_queue)) = (
+                    entered.off_cpu_ns.ns(),
+                    entered.blocked_ns.ns(),
+                    entered.run_queue_ns.ns(),
+                ) {
                     assert_eq!(off, blocked + run_queue, "{timeline}");
                 }
-                assert!(!(entered.wake_unknown && entered.blocked_ns.is_some()), "{timeline}");
+                assert!(
+                    !(entered.wake_unknown && entered.blocked_ns.ns().is_some()),
+                    "{timeline}"
+                );
             }
         }
     }

@@ -61,7 +61,7 @@ proptest! {
                     prop_assert_eq!(class == Class::Unattributed, reason != Reason::None);
                     prop_assert_eq!(class == Class::Exited, leave == Leave::Dead);
                     *ledger.entry(class).or_default() += 1;
-                    on_ns += clock.switch_out(now_ns, leave).on_cpu_ns.unwrap_or(0);
+                    on_ns += clock.switch_out(now_ns, leave).on_cpu_ns.or_zero();
                     let between = (!matches!(doing, Doing::Task(_))).then_some(Gap::Blocked);
                     let counts = PollCounts { polls: begun, repolls: 0, nested_polls: 0 };
                     let observed = polls.observe(counts, between, true);
@@ -72,13 +72,13 @@ proptest! {
                 }
                 Event::In => {
                     let entered = clock.switch_in(now_ns);
-                    off_ns += entered.off_cpu_ns.unwrap_or(0);
+                    off_ns += entered.off_cpu_ns.or_zero();
                     if let (Some(off), Some(blocked), Some(queued)) =
-                        (entered.off_cpu_ns, entered.blocked_ns, entered.run_queue_ns)
+                        (entered.off_cpu_ns.ns(), entered.blocked_ns.ns(), entered.run_queue_ns.ns())
                     {
                         prop_assert_eq!(off, blocked + queued);
                     }
-                    prop_assert!(entered.woken.is_none() || entered.wake_to_run_ns.is_some());
+                    prop_assert!(entered.woken.is_none() || entered.wake_to_run_ns.ns().is_some());
                 }
                 Event::Waking => {
                     if let Some(waking) = clock.next_waking() {

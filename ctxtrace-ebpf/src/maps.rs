@@ -148,7 +148,9 @@ pub(crate) struct Scratch {
     pub(crate) link: [u64; 2],
     /// The frame that is followed.
     pub(crate) frame: u64,
-    /// Key of the kernel stack of the thread that leaves, and whether it found no place in the table.
+    /// Key of the user stack of the thread that leaves, if that is known without walking it; 0 if not.
+    pub(crate) user_stack: u64,
+    /// Key of its kernel stack, and whether it found no place in the table.
     pub(crate) kernel_stack: u64,
     pub(crate) stack_lost: u64,
     pub(crate) thread: Thread,

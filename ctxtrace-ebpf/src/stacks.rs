@@ -180,25 +180,28 @@ fn window(scratch: &Scratch) -> Window<'_> {
     }
 }
 
-/// The user stack of the thread that leaves, which is `current`: one of its last ones, if following it comes to the same
-/// ([`ctxtrace_common::chain`]), or else walked by the kernel.
+/// The user stack of the thread that leaves, which is `current`, if following it comes to one of its last ones; 0 if not. See
+/// [`ctxtrace_common::chain`].
 #[inline(always)]
-pub(crate) fn user_stack(
-    ctx: *mut core::ffi::c_void,
-    task: Task,
-    thread: &mut Thread,
-    scratch: &mut Scratch,
-) -> Walked {
-    if thread.user_stacks.try_next()
-        && let Some((ip, frame)) = task.user_registers()
-    {
-        scratch.frame = frame;
-        let key = follow(ip, &mut thread.user_stacks, scratch);
-        if thread.user_stacks.takes(key) {
-            count(|counters| &mut counters.user_stacks_reused);
-            return Walked::Stack(key);
-        }
+pub(crate) fn known_user_stack(task: Task, thread: &mut Thread, scratch: &mut Scratch) -> u64 {
+    if !thread.user_stacks.try_next() {
+        return 0;
     }
+    let Some((ip, frame)) = task.user_registers() else {
+        return 0;
+    };
+    scratch.frame = frame;
+    let key = follow(ip, &mut thread.user_stacks, scratch);
+    if !thread.user_stacks.takes(key) {
+        return 0;
+    }
+    count(|counters| &mut counters.user_stacks_reused);
+    key
+}
+
+/// The user stack of the thread that leaves, walked by the kernel.
+#[inline(always)]
+pub(crate) fn user_stack(ctx: *mut core::ffi::c_void, thread: &mut Thread, scratch: &mut Scratch) -> Walked {
     let walked = walk(ctx, Space::User, scratch);
     if let Walked::Stack(key) = walked {
         thread.user_stacks.remember(key);

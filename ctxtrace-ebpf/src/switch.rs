@@ -26,7 +26,7 @@ use crate::maps::{
     COUNTERS, DROP_ONE_IN, EDGES, EXITED, HAS_PREV_STATE_ARG, Lane, Scratch, THREADS, WAKINGS, WITH_EVENTS,
     WITH_STACKS, WITH_WAKER_STACKS, add, count, record,
 };
-use crate::stacks::{Walked, kernel_stack, user_stack};
+use crate::stacks::{Walked, kernel_stack, known_user_stack, user_stack};
 use crate::sums::{add_switch, add_waker, bring_in, edge};
 use crate::target::{FirstSeen, find, may_be_target, thread_ended};
 use crate::task::{TASK_DEAD, Task};
@@ -91,7 +91,7 @@ fn switch_out(
 ) {
     // First of all: what comes later has many ways to get there, and the verifier would go through the loops in this on each.
     if WITH_STACKS.load() != 0 {
-        take_kernel_stack(ctx, task, thread, scratch);
+        take_stacks(ctx, task, thread, scratch);
     }
     let preempt: u64 = ctx.arg(0);
     let preempted = preempt as u8 != 0;
@@ -120,7 +120,7 @@ fn switch_out(
     }
 
     let left = thread.clock.switch_out(now_ns, leave);
-    if let Some(ns) = left.on_cpu_ns {
+    if let Some(ns) = left.on_cpu_ns.ns() {
         thread.on_cpu_ns += ns;
         record(Latency::OnCpu, ns);
     }
@@ -228,18 +228,18 @@ fn judge_last_wakeup(thread: &mut Thread, class: Class) {
 #[inline(always)]
 fn switch_in(thread: &mut Thread, now_ns: u64, scratch: &mut Scratch) {
     let entered = thread.clock.switch_in(now_ns);
-    if let Some(ns) = entered.off_cpu_ns {
+    if let Some(ns) = entered.off_cpu_ns.ns() {
         thread.off_cpu_ns += ns;
         record(Latency::OffCpu, ns);
     }
-    if let Some(ns) = entered.blocked_ns {
+    if let Some(ns) = entered.blocked_ns.ns() {
         record(Latency::Blocked, ns);
     }
-    if let Some(ns) = entered.run_queue_ns {
+    if let Some(ns) = entered.run_queue_ns.ns() {
         thread.run_queue_ns += ns;
         record(Latency::RunQueue, ns);
     }
-    if let Some(ns) = entered.wake_to_run_ns {
+    if let Some(ns) = entered.wake_to_run_ns.ns() {
         record(Latency::WakeToRun, ns);
     }
     if entered.wake_unknown {
@@ -248,7 +248,7 @@ fn switch_in(thread: &mut Thread, now_ns: u64, scratch: &mut Scratch) {
     note_wakeup(thread, &entered, scratch);
     if thread.flags & PENDING_SUM != 0 {
         thread.flags &= !PENDING_SUM;
-        add_switch(thread, entered.off_cpu_ns.unwrap_or(0));
+        add_switch(thread, entered.off_cpu_ns.or_zero());
     }
     // SAFETY: the helper has no preconditions.
     let cpu_plus_one = unsafe { bpf_get_smp_processor_id() }.wrapping_add(1);
@@ -263,9 +263,9 @@ fn switch_in(thread: &mut Thread, now_ns: u64, scratch: &mut Scratch) {
 /// Adds the wakeup that ended the sleep to the edge it came along. Of a waking that is not noted there is no time.
 #[inline(always)]
 fn note_wakeup(thread: &mut Thread, entered: &Entered, scratch: &mut Scratch) {
-    if let (Some(waking), Some(wake_to_run_ns)) = (entered.woken, entered.wake_to_run_ns) {
+    if let (Some(waking), Some(wake_to_run_ns)) = (entered.woken, entered.wake_to_run_ns.ns()) {
         let on_cpu = matches!(waking, Waking::OnCpu);
-        add_wakeup(thread, on_cpu, wake_to_run_ns, entered.off_cpu_ns.unwrap_or(0), scratch);
+        add_wakeup(thread, on_cpu, wake_to_run_ns, entered.off_cpu_ns.or_zero(), scratch);
     }
 }
 
@@ -330,17 +330,23 @@ fn end(task: Task, thread: &mut Thread) {
     thread_ended(image);
 }
 
-/// Takes the kernel stack of the thread that leaves: its key is left in the scratch space.
+/// Takes the kernel stack of the thread that leaves, and its user stack if that can be known without walking it: their keys are left in
+/// the scratch space.
 #[inline(always)]
-fn take_kernel_stack(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, scratch: &mut Scratch) {
+fn take_stacks(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, scratch: &mut Scratch) {
     (scratch.kernel_stack, scratch.stack_lost) = match kernel_stack(ctx.as_ptr(), task, thread, scratch) {
         Walked::Stack(hash) => (hash, 0),
         Walked::Failed => (0, 0),
         Walked::TableFull => (0, 1),
     };
+    scratch.user_stack = if thread.flags & EXITING == 0 {
+        known_user_stack(task, thread, scratch)
+    } else {
+        0
+    };
 }
 
-/// Walks the user stack of the thread that leaves, and notes what its switch-out is to be summed by.
+/// Walks the user stack of the thread that leaves, unless it is known, and notes what its switch-out is to be summed by.
 #[inline(always)]
 fn take_user_stack(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, scratch: &mut Scratch) {
     let mut user_state = UserStack::Known;
@@ -348,8 +354,10 @@ fn take_user_stack(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, 
     let user_stack = if thread.flags & EXITING != 0 {
         user_state = UserStack::Exiting;
         0
+    } else if scratch.user_stack != 0 {
+        scratch.user_stack
     } else {
-        match user_stack(ctx.as_ptr(), task, thread, scratch) {
+        match user_stack(ctx.as_ptr(), thread, scratch) {
             Walked::Stack(hash) => hash,
             Walked::Failed => {
                 user_state = UserStack::Failed;

@@ -422,8 +422,8 @@ impl<I: IntervalSink> Replay<I> {
             live.totals.involuntary += 1;
         }
         let left = live.clock.switch_out(event.at_ns, out.leave);
-        live.totals.on_cpu_ns += left.on_cpu_ns.unwrap_or(0);
-        if let Some(ns) = left.on_cpu_ns {
+        live.totals.on_cpu_ns += left.on_cpu_ns.or_zero();
+        if let Some(ns) = left.on_cpu_ns.ns() {
             let interval = live.interval(
                 State::OnCpu,
                 event.at_ns - ns,
@@ -439,7 +439,7 @@ impl<I: IntervalSink> Replay<I> {
             at_ns: event.at_ns,
             cpu: event.cpu,
             out: *out,
-            on_cpu_ns: left.on_cpu_ns,
+            on_cpu_ns: left.on_cpu_ns.ns(),
         };
         self.intervals.left(&departure);
         let live = self.live(out.tid);
@@ -454,7 +454,7 @@ impl<I: IntervalSink> Replay<I> {
         live.pending = Some(row);
         live.left_for = (out.task, out.class, out.reason);
         live.last = Some((out.task, out.class, out.reason, row));
-        if let Some(ns) = left.on_cpu_ns {
+        if let Some(ns) = left.on_cpu_ns.ns() {
             self.latencies.get_mut(Latency::OnCpu).record(ns);
         }
         self.lost_intervals += u64::from(left.missed_switch_in);
@@ -469,8 +469,8 @@ impl<I: IntervalSink> Replay<I> {
         let live = self.live(into.tid);
         live.clock.waking(into.waking, into.woken_ns);
         let entered = live.clock.switch_in(event.at_ns);
-        live.totals.off_cpu_ns += entered.off_cpu_ns.unwrap_or(0);
-        live.totals.run_queue_ns += entered.run_queue_ns.unwrap_or(0);
+        live.totals.off_cpu_ns += entered.off_cpu_ns.or_zero();
+        live.totals.run_queue_ns += entered.run_queue_ns.or_zero();
         let off = live.off_intervals(event.at_ns, &entered, Some(before));
         let arrival = Arrival {
             thread: live.thread(),
@@ -487,13 +487,13 @@ impl<I: IntervalSink> Replay<I> {
         }
         live.last_cpu = Some(event.cpu);
         if let Some(row) = live.pending.take() {
-            self.sum(row).off_cpu_ns += entered.off_cpu_ns.unwrap_or(0);
+            self.sum(row).off_cpu_ns += entered.off_cpu_ns.or_zero();
         }
         for (latency, ns) in [
-            (Latency::OffCpu, entered.off_cpu_ns),
-            (Latency::Blocked, entered.blocked_ns),
-            (Latency::RunQueue, entered.run_queue_ns),
-            (Latency::WakeToRun, entered.wake_to_run_ns),
+            (Latency::OffCpu, entered.off_cpu_ns.ns()),
+            (Latency::Blocked, entered.blocked_ns.ns()),
+            (Latency::RunQueue, entered.run_queue_ns.ns()),
+            (Latency::WakeToRun, entered.wake_to_run_ns.ns()),
         ] {
             if let Some(ns) = ns {
                 self.latencies.get_mut(latency).record(ns);
@@ -596,7 +596,7 @@ impl Live {
             let wait = self.interval(State::RunQueue, start_ns, now_ns, self.left_for);
             Some(Interval { before, ..wait })
         };
-        match (entered.off_cpu_ns, entered.run_queue_ns) {
+        match (entered.off_cpu_ns.ns(), entered.run_queue_ns.ns()) {
             (Some(off), Some(waited)) => {
                 let (out_ns, ready_ns) = (now_ns - off, now_ns - waited);
                 let blocked = if out_ns < ready_ns {
@@ -834,13 +834,13 @@ mod tests {
             }
             thread.count_switch(count, leave != Leave::Runnable);
             let left = thread.clock.switch_out(self.now_ns, leave);
-            thread.on_cpu_ns += left.on_cpu_ns.unwrap_or(0);
+            thread.on_cpu_ns += left.on_cpu_ns.or_zero();
             thread.pending = key;
             event.set_out(tid, leave, voluntary, &key);
             self.sums.entry(key).or_default().count += 1;
             self.aggregates.counters.switches += 1;
             self.aggregates.counters.lost_intervals += u64::from(left.missed_switch_in);
-            self.record(Latency::OnCpu, left.on_cpu_ns);
+            self.record(Latency::OnCpu, left.on_cpu_ns.ns());
             if leave == Leave::Dead {
                 self.ended.extend(self.threads.remove(&tid));
             }
@@ -852,21 +852,21 @@ mod tests {
             event.set_in(tid, waking, woken_ns);
             let was_out = thread.clock.is_off();
             let entered = thread.clock.switch_in(self.now_ns);
-            thread.off_cpu_ns += entered.off_cpu_ns.unwrap_or(0);
-            thread.run_queue_ns += entered.run_queue_ns.unwrap_or(0);
+            thread.off_cpu_ns += entered.off_cpu_ns.or_zero();
+            thread.run_queue_ns += entered.run_queue_ns.or_zero();
             if thread.last_cpu_plus_one != cpu + 1 {
                 thread.migrations += u64::from(thread.last_cpu_plus_one != 0);
                 thread.last_cpu_plus_one = cpu + 1;
             }
             if was_out {
                 let key = thread.pending;
-                self.sums.entry(key).or_default().off_cpu_ns += entered.off_cpu_ns.unwrap_or(0);
+                self.sums.entry(key).or_default().off_cpu_ns += entered.off_cpu_ns.or_zero();
             }
             self.aggregates.counters.lost_wakeups += u64::from(entered.wake_unknown);
-            self.record(Latency::OffCpu, entered.off_cpu_ns);
-            self.record(Latency::Blocked, entered.blocked_ns);
-            self.record(Latency::RunQueue, entered.run_queue_ns);
-            self.record(Latency::WakeToRun, entered.wake_to_run_ns);
+            self.record(Latency::OffCpu, entered.off_cpu_ns.ns());
+            self.record(Latency::Blocked, entered.blocked_ns.ns());
+            self.record(Latency::RunQueue, entered.run_queue_ns.ns());
+            self.record(Latency::WakeToRun, entered.wake_to_run_ns.ns());
         }
 
         fn wake(&mut self, cpu: u32, tid: u32) {

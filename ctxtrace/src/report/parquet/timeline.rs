@@ -317,10 +317,10 @@ fn switch_row<'r>(of: &'r Identity, info: &Info, row: &'r Departed) -> Switch<'r
         task_id,
         voluntary: departure.out.voluntary,
         on_cpu_ns: departure.on_cpu_ns.map(signed),
-        off_cpu_ns: entered.off_cpu_ns.map(signed),
-        blocked_ns: entered.blocked_ns.map(signed),
-        run_queue_ns: entered.run_queue_ns.map(signed),
-        wake_to_run_ns: entered.wake_to_run_ns.map(signed),
+        off_cpu_ns: entered.off_cpu_ns.ns().map(signed),
+        blocked_ns: entered.blocked_ns.ns().map(signed),
+        run_queue_ns: entered.run_queue_ns.ns().map(signed),
+        wake_to_run_ns: entered.wake_to_run_ns.ns().map(signed),
         next_cpu: row.arrival.map(|arrival| small(arrival.cpu)),
     }
 }
