@@ -8,8 +8,13 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// Most bytes read of tokio's thread-local; a power of two.
-pub const MAX_CONTEXT_BYTES: usize = 512;
+/// Most bytes read of tokio's thread-local.
+pub const MAX_CONTEXT_BYTES: usize = 8 * CONTEXT_WORDS;
+/// The same in words; a power of two.
+const CONTEXT_WORDS: usize = 64;
+
+/// What is read of tokio's thread-local.
+pub type Context = [u64; CONTEXT_WORDS];
 
 /// [`Locator::flags`]: the program has a probe.
 pub const HAS_PROBE: u32 = 1;
@@ -215,19 +220,24 @@ pub fn start_of_go_others(id: u64) -> Option<u64> {
 }
 
 impl Field {
-    /// The integer, little-endian. No branch: eight bytes are read whatever the size, each at an index that is masked into
-    /// the array, and what is too much is cut off; so the verifier sees one path.
+    /// Whether the integer lies within one word, as one that is aligned to its size does.
+    #[must_use]
+    pub fn is_in_one_word(&self) -> bool {
+        u64::from(self.offset % 8) + u64::from(self.size) <= 8
+    }
+
+    /// The integer, little-endian. No branch: the word it lies in is read whatever the size, at an index that is masked into the
+    /// array, and what is too much is cut off; so the verifier sees one path.
     #[inline(always)]
-    fn load(&self, bytes: &[u8; MAX_CONTEXT_BYTES]) -> u64 {
-        let at = self.offset as usize;
-        let byte = |index: usize| u64::from(bytes[(at + index) & (MAX_CONTEXT_BYTES - 1)]) << (8 * index);
-        let value = byte(0) | byte(1) | byte(2) | byte(3) | byte(4) | byte(5) | byte(6) | byte(7);
-        value & (u64::MAX >> (64_u32.wrapping_sub(8 * self.size) & 63))
+    fn load(&self, context: &Context) -> u64 {
+        let word = context[(self.offset / 8) as usize & (CONTEXT_WORDS - 1)];
+        let value = word >> (8 * (self.offset & 7));
+        value & (u64::MAX >> (64_u32.wrapping_sub(8_u32.wrapping_mul(self.size)) & 63))
     }
 
     #[inline(always)]
-    fn is_special(&self, bytes: &[u8; MAX_CONTEXT_BYTES]) -> bool {
-        self.load(bytes) == self.special
+    fn is_special(&self, context: &Context) -> bool {
+        self.load(context) == self.special
     }
 }
 
@@ -236,8 +246,8 @@ impl TokioLayout {
     /// launched it.
     #[inline(always)]
     #[must_use]
-    pub fn id(&self, bytes: &[u8; MAX_CONTEXT_BYTES]) -> u64 {
-        if self.task_id.is_special(bytes) {
+    pub fn id(&self, context: &Context) -> u64 {
+        if self.task_id.is_special(context) {
             return 0;
         }
         let id = Field {
@@ -245,10 +255,10 @@ impl TokioLayout {
             offset: self.task_id_offset,
             size: 8,
         };
-        id.load(bytes) | TOKIO_TASK
+        id.load(context) | TOKIO_TASK
     }
 
-    /// What a thread whose context is `bytes` is doing. `leader`: it is its process's first thread.
+    /// What a thread with this context is doing. `leader`: it is its process's first thread.
     ///
     /// From tokio's source (1.42 to 1.54: `runtime/context.rs`, `runtime/task/core.rs`, `task/coop/mod.rs`,
     /// `runtime/scheduler/multi_thread/worker.rs`, `runtime/blocking/`):
@@ -270,16 +280,16 @@ impl TokioLayout {
     /// runtime is not. What else cannot be told apart is in `docs/SEMANTICS.md`.
     #[inline(always)]
     #[must_use]
-    pub fn decode(&self, bytes: &[u8; MAX_CONTEXT_BYTES], leader: bool) -> Doing {
-        if !self.state.is_special(bytes) {
+    pub fn decode(&self, context: &Context, leader: bool) -> Doing {
+        if !self.state.is_special(context) {
             return Doing::Other;
         }
-        let in_budget = !self.budget.is_special(bytes);
-        let id = self.id(bytes);
-        let scheduled = !self.scheduler.is_special(bytes);
-        let entered = !self.runtime.is_special(bytes);
-        let depth = self.depth.load(bytes);
-        if id != 0 && (in_budget || !scheduled || !entered || self.block_in_place.is_special(bytes) || depth > 2) {
+        let in_budget = !self.budget.is_special(context);
+        let id = self.id(context);
+        let scheduled = !self.scheduler.is_special(context);
+        let entered = !self.runtime.is_special(context);
+        let depth = self.depth.load(context);
+        if id != 0 && (in_budget || !scheduled || !entered || self.block_in_place.is_special(context) || depth > 2) {
             return Doing::Task(id);
         }
         if in_budget {
@@ -289,7 +299,7 @@ impl TokioLayout {
             return Doing::Runtime;
         }
         // The first thread of a program is nobody's pool thread: it has a handle because it holds an `enter()` guard.
-        if !leader && depth == 1 && !self.handle.is_special(bytes) {
+        if !leader && depth == 1 && !self.handle.is_special(context) {
             return Doing::PoolIdle;
         }
         Doing::Other
@@ -328,12 +338,12 @@ mod tests {
         bytes
     }
 
-    fn with(changes: &[(usize, u8)]) -> [u8; MAX_CONTEXT_BYTES] {
+    fn with(changes: &[(usize, u8)]) -> Context {
         let mut bytes = idle();
         for &(at, value) in changes {
             bytes[at] = value;
         }
-        bytes
+        bytemuck::cast(bytes)
     }
 
     const ID: (usize, u8) = (32, 7);
@@ -391,11 +401,20 @@ mod tests {
 
     #[test]
     fn a_field_of_any_size_is_read_whole_and_no_further() {
-        let mut bytes = [0xff; MAX_CONTEXT_BYTES];
-        bytes[100..108].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
-        for (size, value) in [(1, 0x01), (2, 0x0201), (4, 0x0403_0201), (8, 0x0807_0605_0403_0201)] {
-            assert_eq!(field(0, 100, size).load(&bytes), value);
+        let mut bytes = [0xff_u8; MAX_CONTEXT_BYTES];
+        bytes[104..112].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
+        for (offset, size, value) in [
+            (104, 1, 0x01),
+            (105, 1, 0x02),
+            (106, 2, 0x0403),
+            (108, 4, 0x0807_0605),
+            (104, 8, 0x0807_0605_0403_0201),
+        ] {
+            let field = field(0, offset, size);
+            assert!(field.is_in_one_word());
+            assert_eq!(field.load(&bytemuck::cast(bytes)), value);
         }
+        assert!(!field(0, 100, 8).is_in_one_word());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use ctxtrace_common::counters::Counters;
 use ctxtrace_common::event::{Event, RingState};
 use ctxtrace_common::histogram::{Histogram, Latency};
 use ctxtrace_common::ledger::Class;
-use ctxtrace_common::locator::{Locator, MAX_CONTEXT_BYTES};
+use ctxtrace_common::locator::{Context, Locator};
 use ctxtrace_common::memo::MEMO_WORDS;
 use ctxtrace_common::process::{FILTER_PLACES, Image, Process, TaskKey};
 use ctxtrace_common::stack::{Stack, SumKey, SwitchSum};
@@ -137,7 +137,7 @@ pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(
 #[repr(C)]
 pub(crate) struct Scratch {
     pub(crate) slot: Slot,
-    pub(crate) context: [u8; MAX_CONTEXT_BYTES],
+    pub(crate) context: Context,
     pub(crate) stack: Stack,
     /// A part of a kernel stack; see [`ctxtrace_common::memo`].
     pub(crate) words: [u64; MEMO_WORDS],

@@ -189,11 +189,15 @@ impl Within {
         if end.is_none_or(|end| end > self.size) {
             return Err(Missing("a field within CONTEXT".into()));
         }
-        Ok(Field {
+        let field = Field {
             special: of.value,
             offset: self.narrow(of.offset)?,
             size: self.narrow(of.size)?,
-        })
+        };
+        if !field.is_in_one_word() {
+            return Err(Missing("a field that is aligned within CONTEXT".into()));
+        }
+        Ok(field)
     }
 
     fn narrow(&self, number: u64) -> Result<u32, Missing> {
