@@ -54,9 +54,12 @@ pub struct UserStacks {
     in_vain: u32,
     /// How often none was followed since.
     left: u32,
+    /// How many bytes the last ones lay in, as far as a copy can reach; 0 if there was none.
+    reach: u32,
+    reserved: u32,
 }
 
-const _: () = assert!(size_of::<UserStacks>() == 48);
+const _: () = assert!(size_of::<UserStacks>() == 56);
 
 impl UserStacks {
     /// Whether it is worth to follow the next one.
@@ -73,12 +76,28 @@ impl UserStacks {
         true
     }
 
-    /// How many bytes of the stack to copy from this frame on.
+    /// How many bytes of the stack to copy from this frame on: what the last ones took, and what is there.
     #[inline(always)]
     #[must_use]
-    pub fn readable(&self, frame: u64) -> u64 {
+    pub fn to_copy(&self, frame: u64) -> u64 {
+        let wanted = if self.reach == 0 {
+            CHAIN_BYTES
+        } else {
+            u64::from(self.reach)
+        };
         let left = self.ends.wrapping_sub(frame);
-        if left < CHAIN_BYTES { left & !7 } else { CHAIN_BYTES }
+        if left < wanted { left & !7 } else { wanted }
+    }
+
+    /// Of a stack from `frame` on, the link at `inside` was the outermost one in the copy, and that at `outside` the outermost one
+    /// that could have been. Deeper stacks of before are forgotten by and by.
+    #[inline(always)]
+    pub fn reached(&mut self, frame: u64, inside: u64, outside: u64) {
+        let outermost = if inside < outside { outside } else { inside };
+        let bytes = reach(frame, outermost).unwrap_or(0) as u32;
+        let forgotten = self.reach - self.reach / 16;
+        let reach = if bytes < forgotten { forgotten } else { bytes };
+        self.reach = reach & !7;
     }
 
     /// So many bytes from this frame on could not be read as a whole: the stack ends at the page in between.
@@ -117,6 +136,18 @@ pub fn link(copy: &[u64; CHAIN_WORDS], copied_from: u64, bytes: u64, frame: u64)
     // Within bounds as it is; the remainder is for the verifier, which does not know that.
     let index = (offset / 8) as usize;
     Some((copy[index % CHAIN_WORDS], copy[(index + 1) % CHAIN_WORDS]))
+}
+
+/// How many bytes a copy must have for the link at this frame to be in it; `None` if no copy reaches so far.
+#[inline(always)]
+#[must_use]
+pub fn reach(copied_from: u64, frame: u64) -> Option<u64> {
+    let offset = frame.wrapping_sub(copied_from);
+    if offset > CHAIN_BYTES - 16 {
+        None
+    } else {
+        Some(offset + 16)
+    }
 }
 
 /// What a chain has come to so far.
@@ -234,12 +265,32 @@ mod tests {
     fn what_cannot_be_read_is_not_tried_again() {
         let mut stacks = UserStacks::zeroed();
         let top = 0x7ffc_0000_3000;
-        assert_eq!(stacks.readable(top - 100 * 8), CHAIN_BYTES);
+        assert_eq!(stacks.to_copy(top - 100 * 8), CHAIN_BYTES);
         stacks.is_unreadable(top - 100 * 8, CHAIN_BYTES);
-        assert_eq!(stacks.readable(top - 100 * 8), 800);
-        assert_eq!(stacks.readable(top - CHAIN_BYTES), CHAIN_BYTES, "up to there");
-        assert_eq!(stacks.readable(top - 12), 8, "whole words");
-        assert_eq!(stacks.readable(top), 0);
-        assert_eq!(stacks.readable(top + 8), CHAIN_BYTES, "another stack");
+        assert_eq!(stacks.to_copy(top - 100 * 8), 800);
+        assert_eq!(stacks.to_copy(top - CHAIN_BYTES), CHAIN_BYTES, "up to there");
+        assert_eq!(stacks.to_copy(top - 12), 8, "whole words");
+        assert_eq!(stacks.to_copy(top), 0);
+        assert_eq!(stacks.to_copy(top + 8), CHAIN_BYTES, "another stack");
+    }
+
+    #[test]
+    fn no_more_is_copied_than_the_last_ones_took() {
+        let mut stacks = UserStacks::zeroed();
+        assert_eq!(stacks.to_copy(FROM), CHAIN_BYTES, "nothing is known");
+        stacks.reached(FROM, FROM + 1000, FROM);
+        assert_eq!(stacks.to_copy(FROM), 1016);
+        stacks.reached(FROM, FROM, FROM);
+        assert_eq!(stacks.to_copy(FROM), 952, "a shallow one in between");
+        stacks.reached(FROM, FROM + 800, FROM + 1984);
+        assert_eq!(stacks.to_copy(FROM), 2000);
+        for _ in 0..200 {
+            stacks.reached(FROM, FROM, FROM);
+        }
+        assert!((16..128).contains(&stacks.to_copy(FROM)), "{}", stacks.to_copy(FROM));
+        assert_eq!(reach(FROM, FROM + CHAIN_BYTES - 16), Some(CHAIN_BYTES));
+        for far in [FROM + CHAIN_BYTES - 8, FROM - 8, 0] {
+            assert_eq!(reach(FROM, far), None);
+        }
     }
 }

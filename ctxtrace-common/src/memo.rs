@@ -45,6 +45,8 @@ const OURS: usize = 1;
 pub struct Window<'a> {
     /// Its words, towards the top.
     pub words: &'a [u64; MEMO_WORDS],
+    /// How many there are.
+    pub length: usize,
     /// Which of them is at the base.
     pub base: usize,
 }
@@ -59,13 +61,16 @@ pub struct StackMemo {
     frames: u32,
     /// How often a stack has been taken for this one since it was walked.
     pub reused: u32,
+    /// Words from the base to the end of the outermost place.
+    reach: u32,
+    reserved: u32,
     /// Where each of them lies: words from the base.
     places: [u16; MEMO_FRAMES],
     /// The return addresses.
     addresses: [u64; MEMO_FRAMES],
 }
 
-const _: () = assert!(size_of::<StackMemo>() == 336);
+const _: () = assert!(size_of::<StackMemo>() == 344);
 
 impl StackMemo {
     /// Takes a stack for this one, whose key it returns; 0 if it is time to walk one and see.
@@ -79,13 +84,24 @@ impl StackMemo {
     #[inline(always)]
     pub fn begin(&mut self, key: u64) {
         self.key = key;
-        (self.frames, self.reused) = (0, 0);
+        (self.frames, self.reused, self.reach) = (0, 0, 0);
+    }
+
+    /// How many words from the base on tell whether a stack is this one; 0 while nothing tells.
+    #[inline(always)]
+    #[must_use]
+    pub fn reach(&self) -> u32 {
+        self.reach
     }
 
     /// Whether all return addresses are where they were.
     #[inline(always)]
     #[must_use]
     pub fn holds(&self, stack: Window<'_>) -> bool {
+        // Outside the window it is not known to be the same.
+        if self.reach == 0 || stack.base + self.reach as usize > stack.length {
+            return false;
+        }
         let mut differing = 0;
         let mut index = 0;
         while index < MEMO_FRAMES {
@@ -93,18 +109,17 @@ impl StackMemo {
                 break;
             }
             let place = self.places[index] as usize + stack.base;
-            // Outside the window it is not known to be the same.
-            differing |= (place / MEMO_WORDS) as u64;
             differing |= stack.words[place % MEMO_WORDS] ^ self.addresses[index];
             index += 1;
         }
-        self.frames != 0 && differing == 0
+        differing == 0
     }
 
     /// Finds the places of the return addresses of a stack that was walked, from the inside out, as each frame lies inside the
-    /// next one. Where one cannot be found nothing is remembered.
+    /// next one. Where one cannot be found nothing is remembered. The window is the largest there can be.
     #[inline(always)]
     pub fn place(&mut self, walked: &Stack, stack: Window<'_>) {
+        self.reach = 0;
         self.set_placed(0);
         let mut from_base = 0;
         while from_base < MEMO_WORDS {
@@ -125,10 +140,11 @@ impl StackMemo {
                 break;
             };
             (*place, *address) = (from_base as u16 - 1, word);
+            self.reach = from_base as u32;
             self.set_placed(placed as u32 + 1);
         }
         if self.placed() + OURS + 1 != walked.depth as usize {
-            self.set_placed(0);
+            self.reach = 0;
         }
     }
 
@@ -184,6 +200,7 @@ mod tests {
     fn holds(memo: &StackMemo, base: usize, places: &[(usize, u64)]) -> bool {
         memo.holds(Window {
             words: &words(base, places),
+            length: MEMO_WORDS,
             base,
         })
     }
@@ -195,6 +212,7 @@ mod tests {
             walked,
             Window {
                 words: &words(base, places),
+                length: MEMO_WORDS,
                 base,
             },
         );
@@ -202,7 +220,7 @@ mod tests {
     }
 
     fn is_placed(memo: &StackMemo) -> bool {
-        memo.frames > 0
+        memo.reach() > 0
     }
 
     fn placed() -> StackMemo {
@@ -263,7 +281,27 @@ mod tests {
         let base = MEMO_WORDS - 15;
         let mut words = words(base, &[(3, D), (10, C)]);
         words[(base + 20) % MEMO_WORDS] = B;
-        assert!(!memo.holds(Window { words: &words, base }));
+        let length = MEMO_WORDS;
+        assert!(!memo.holds(Window {
+            words: &words,
+            length,
+            base
+        }));
+    }
+
+    #[test]
+    fn no_more_is_looked_at_than_was_copied() {
+        let memo = placed();
+        assert_eq!(memo.reach(), 21, "to the outermost one that is looked for");
+        let words = words(0, &PLACES);
+        let holds = |length| {
+            memo.holds(Window {
+                words: &words,
+                length,
+                base: 0,
+            })
+        };
+        assert!(holds(21) && !holds(20) && !holds(0));
     }
 
     #[test]

@@ -146,7 +146,7 @@ pub struct Thread {
 }
 
 const _: () =
-    assert!(size_of::<Thread>() == 32 + 32 + 56 + 56 + 2 * 72 + 2 * 336 + 48 + 120 + 3 * 40 + 56 + 16 + 24 + 16);
+    assert!(size_of::<Thread>() == 32 + 32 + 56 + 56 + 2 * 72 + 2 * 344 + 56 + 120 + 3 * 40 + 56 + 16 + 24 + 16);
 
 impl Thread {
     /// Program runs that saw the thread switched out.

@@ -125,6 +125,10 @@ pub(crate) static WAKER_SUMS: HashMap<WakerStackKey, SwitchSum> = HashMap::with_
 #[map]
 pub(crate) static WAKINGS: PerCpuArray<WakingNow> = PerCpuArray::with_max_entries(1, 0);
 
+/// Whether the making of wakeups is timed: not 0 while [`sys_exit`](crate::wakeup::sys_exit) is attached.
+#[map]
+pub(crate) static TIMES_WAKINGS: Array<u64> = Array::with_max_entries(1, 0);
+
 /// Address of each CPU's preemption counter; 0 while it is not known.
 #[map]
 pub(crate) static PREEMPT_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
@@ -141,6 +145,7 @@ pub(crate) struct Scratch {
     pub(crate) stack: Stack,
     /// A part of a kernel stack; see [`ctxtrace_common::memo`].
     pub(crate) words: [u64; MEMO_WORDS],
+    pub(crate) length: u64,
     pub(crate) base: u64,
     /// The innermost part of a user stack; see [`ctxtrace_common::chain`].
     pub(crate) chain: [u64; CHAIN_WORDS],
@@ -148,6 +153,9 @@ pub(crate) struct Scratch {
     pub(crate) link: [u64; 2],
     /// The frame that is followed.
     pub(crate) frame: u64,
+    /// The outermost one in the copy, and the outermost one that could have been.
+    pub(crate) inside: u64,
+    pub(crate) outside: u64,
     /// Key of the user stack of the thread that leaves, if that is known without walking it; 0 if not.
     pub(crate) user_stack: u64,
     /// Key of its kernel stack, and whether it found no place in the table.

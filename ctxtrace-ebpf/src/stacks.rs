@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::BPF_F_USER_STACK;
 use aya_ebpf::helpers::bpf_get_stack;
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user as read_user};
-use ctxtrace_common::chain::{Chain, LOWEST_FRAME, MOST_LINKS, UserStacks, link};
+use ctxtrace_common::chain::{Chain, LOWEST_FRAME, MOST_LINKS, UserStacks, link, reach};
 use ctxtrace_common::memo::{MEMO_WORDS, StackMemo, Window};
 use ctxtrace_common::thread::Thread;
 
@@ -72,9 +72,10 @@ pub(crate) fn kernel_stack(
     thread: &mut Thread,
     scratch: &mut Scratch,
 ) -> Walked {
-    let is_read = read_stack(ctx, task, scratch);
+    let (words, other_words) = (thread.memos[0].reach(), thread.memos[1].reach());
+    let words = if words < other_words { other_words } else { words };
     // A constant index each: BPF has nowhere to panic to.
-    let which = if !is_read {
+    let which = if words == 0 || !read_stack(ctx, task, words, scratch) {
         NO_MEMO
     } else if holds(&thread.memos[0], scratch) != 0 {
         thread.last_used &= !LAST_MEMO;
@@ -101,7 +102,7 @@ pub(crate) fn kernel_stack(
     match which {
         0 => check(&mut thread.memos[0], key),
         1 => check(&mut thread.memos[1], key),
-        _ => remember(thread, key, is_read, scratch),
+        _ => remember(ctx, task, thread, key, scratch),
     }
     walked
 }
@@ -122,7 +123,7 @@ fn check(memo: &mut StackMemo, key: u64) {
 
 /// Remembers a stack that was walked.
 #[inline(always)]
-fn remember(thread: &mut Thread, key: u64, is_read: bool, scratch: &mut Scratch) {
+fn remember(ctx: *mut core::ffi::c_void, task: Task, thread: &mut Thread, key: u64, scratch: &mut Scratch) {
     let memo = if thread.memos[0].key == key {
         thread.last_used &= !LAST_MEMO;
         &mut thread.memos[0]
@@ -140,7 +141,7 @@ fn remember(thread: &mut Thread, key: u64, is_read: bool, scratch: &mut Scratch)
     };
     // Twice: it may come again.
     memo.reused = 0;
-    if is_read {
+    if read_stack(ctx, task, MEMO_WORDS as u32, scratch) {
         place(memo, scratch);
     }
 }
@@ -157,18 +158,19 @@ fn as_number(address: u64, scratch: &mut Scratch) -> u64 {
     }
 }
 
-/// Copies the stack of the thread from the tracepoint's arguments on, or its outermost words if those are fewer; tells whether it
-/// could.
+/// Copies so many words of the thread's stack from the tracepoint's arguments on, or its outermost ones if those are fewer; tells
+/// whether it could.
 #[inline(always)]
-fn read_stack(ctx: *mut core::ffi::c_void, task: Task, scratch: &mut Scratch) -> bool {
-    const BYTES: u64 = 8 * MEMO_WORDS as u64;
+fn read_stack(ctx: *mut core::ffi::c_void, task: Task, words: u32, scratch: &mut Scratch) -> bool {
+    let bytes = (8 * u64::from(words)).min(size_of_val(&scratch.words) as u64);
     // The arguments lie on the stack of the thread, right inside the frames of the kernel.
     let base = as_number(ctx as u64, scratch);
-    let last = as_number(task.stack_end(), scratch).wrapping_sub(BYTES);
+    let last = as_number(task.stack_end(), scratch).wrapping_sub(bytes);
     let from = if base < last { base } else { last };
     scratch.base = base.wrapping_sub(from) / 8;
+    scratch.length = bytes / 8;
     // SAFETY: the buffer is as large as the size given; a read that fails says so.
-    let failed = unsafe { bpf_probe_read_kernel((&raw mut scratch.words).cast(), BYTES as u32, from as *const _) };
+    let failed = unsafe { bpf_probe_read_kernel((&raw mut scratch.words).cast(), bytes as u32, from as *const _) };
     failed == 0 && scratch.base < MEMO_WORDS as u64
 }
 
@@ -176,6 +178,7 @@ fn read_stack(ctx: *mut core::ffi::c_void, task: Task, scratch: &mut Scratch) ->
 fn window(scratch: &Scratch) -> Window<'_> {
     Window {
         words: &scratch.words,
+        length: scratch.length as usize,
         base: scratch.base as usize % MEMO_WORDS,
     }
 }
@@ -190,11 +193,12 @@ pub(crate) fn known_user_stack(task: Task, thread: &mut Thread, scratch: &mut Sc
     let Some((ip, frame)) = task.user_registers() else {
         return 0;
     };
-    scratch.frame = frame;
+    (scratch.frame, scratch.inside, scratch.outside) = (frame, frame, frame);
     let key = follow(ip, &mut thread.user_stacks, scratch);
     if !thread.user_stacks.takes(key) {
         return 0;
     }
+    thread.user_stacks.reached(frame, scratch.inside, scratch.outside);
     count(|counters| &mut counters.user_stacks_reused);
     key
 }
@@ -225,12 +229,21 @@ fn follow(ip: u64, stacks: &mut UserStacks, scratch: &mut Scratch) -> u64 {
             return chain.key();
         }
         let (next, address) = match link(&scratch.chain, from, bytes, frame) {
-            Some(link) => link,
+            Some(link) => {
+                scratch.inside = frame;
+                link
+            }
             None => {
                 let size = size_of_val(&scratch.link) as u32;
                 // SAFETY: the buffer is as large as the size given; a read that fails says so.
                 if unsafe { read_user((&raw mut scratch.link).cast(), size, frame as *const _) } != 0 {
                     return chain.key();
+                }
+                // Not `frame`: what the verifier has learnt about it in `link` would make a path of its own of this.
+                // SAFETY: a valid reference.
+                let frame = unsafe { (&raw const scratch.frame).read_volatile() };
+                if reach(from, frame).is_some() {
+                    scratch.outside = frame;
                 }
                 (scratch.link[0], scratch.link[1])
             }
@@ -246,7 +259,7 @@ fn follow(ip: u64, stacks: &mut UserStacks, scratch: &mut Scratch) -> u64 {
 #[inline(always)]
 fn copy_stack(from: u64, stacks: &mut UserStacks, scratch: &mut Scratch) -> u64 {
     // What the verifier is to know it is told where it cannot be forgotten.
-    let bytes = stacks.readable(from).min(size_of_val(&scratch.chain) as u64);
+    let bytes = stacks.to_copy(from).min(size_of_val(&scratch.chain) as u64);
     // SAFETY: the buffer is at least as large as the size given; a read that fails says so.
     let failed = unsafe { read_user((&raw mut scratch.chain).cast(), bytes as u32, from as *const _) };
     if failed == 0 {

@@ -115,16 +115,12 @@ impl Task {
 
     #[inline(always)]
     pub(crate) fn comm(self) -> [u8; 16] {
-        // SAFETY: as in `load`, for the two halves of `char comm[16]`; byte loads because nothing promises alignment.
-        let comm = unsafe { self.0.add(OFFSET_COMM.load() as usize) };
-        let mut copy = [0; 16];
-        let mut index = 0;
-        while index < 16 {
-            // SAFETY: as above; `index` is within `comm`.
-            copy[index] = unsafe { *comm.add(index) };
-            index += 1;
-        }
-        copy
+        // SAFETY: as in `load`, for the two halves of `char comm[16]`, wherever they lie.
+        let halves = unsafe {
+            let comm = self.0.add(OFFSET_COMM.load() as usize).cast::<u64>();
+            [comm.read_unaligned(), comm.add(1).read_unaligned()]
+        };
+        bytemuck::cast(halves)
     }
 
     #[inline(always)]

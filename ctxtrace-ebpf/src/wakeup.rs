@@ -16,7 +16,7 @@ use ctxtrace_common::wakeup::EdgeKey;
 
 use crate::atomic;
 use crate::events::{cpu, introduce, publish};
-use crate::maps::{Lane, WAKINGS, WITH_EVENTS, count};
+use crate::maps::{Lane, TIMES_WAKINGS, WAKINGS, WITH_EVENTS, count};
 use crate::sums::edge;
 use crate::target::{FirstSeen, find};
 use crate::task::Task;
@@ -71,6 +71,7 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
     }
     thread.clock.waking(waking, now_ns);
     if waker.tgid != 0
+        && is_timed()
         && let Some(now) = WAKINGS.get_ptr_mut(0)
     {
         // SAFETY: this CPU's own element; a waking is made with interrupts disabled.
@@ -81,6 +82,13 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
         now.edge = EdgeKey::new(waker, thread.tid, thread.tgid);
     }
     0
+}
+
+/// Whether the making of wakeups is timed now.
+#[inline(always)]
+fn is_timed() -> bool {
+    // SAFETY: the value is copied out at once; user space stores it as a whole.
+    TIMES_WAKINGS.get(0).is_some_and(|timed| *timed != 0)
 }
 
 /// Entry point, attached only now and then. The time since `sched_waking` is what the wakeup took its maker: choosing a CPU

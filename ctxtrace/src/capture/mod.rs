@@ -389,16 +389,34 @@ impl Session {
 
     /// Times the making of wakeups in the same spans in which the programs themselves are timed.
     fn time_wakings(&mut self) {
-        let Ok(timer) = program(&mut self.ebpf, WAKING_TIMER) else {
-            return;
-        };
+        // Should the kernel refuse anything of it, nothing is timed, and the report says so.
         match (self.cost.is_measuring(), self.waking_timer.take()) {
-            // Should the kernel refuse, nothing is timed, and the report says so.
-            (true, None) => self.waking_timer = timer.attach().ok(),
+            (true, None) => {
+                if let Ok(timer) = program(&mut self.ebpf, WAKING_TIMER) {
+                    self.waking_timer = timer.attach().ok();
+                }
+                let _ = self.tell_whether_wakings_are_timed(self.waking_timer.is_some());
+            }
             (true, attached) => self.waking_timer = attached,
-            (false, Some(attached)) => drop(timer.detach(attached)),
+            (false, Some(attached)) => {
+                let _ = self.tell_whether_wakings_are_timed(false);
+                if let Ok(timer) = program(&mut self.ebpf, WAKING_TIMER) {
+                    drop(timer.detach(attached));
+                }
+            }
             (false, None) => {}
         }
+    }
+
+    /// Lets the program that sees wakings know whether somebody asks when each of them began.
+    fn tell_whether_wakings_are_timed(&mut self, timed: bool) -> Result<()> {
+        let map = self
+            .ebpf
+            .map_mut("TIMES_WAKINGS")
+            .ok_or_else(|| missing("TIMES_WAKINGS"))?;
+        Array::<_, u64>::try_from(map)
+            .and_then(|mut times| times.set(0, u64::from(timed), 0))
+            .map_err(refused("say whether wakeups are timed"))
     }
 
     /// Becomes readable when there are so many events that they should not wait for the next tick.

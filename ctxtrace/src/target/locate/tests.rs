@@ -43,7 +43,7 @@ fn doing(layout: &TokioLayout) -> Doing {
     memory
         .read_exact_at(&mut bytes[..layout.size as usize], thread_pointer - layout.below_tp)
         .expect("a thread-local is mapped");
-    layout.decode(&bytes, false)
+    layout.decode(&bytemuck::cast(bytes), false)
 }
 
 #[test]
