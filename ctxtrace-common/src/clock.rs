@@ -28,9 +28,12 @@
 //! with one exception: a waking may come from any CPU at any moment. It writes only the two `wake_*` fields, each a single
 //! aligned 64-bit store, so the worst a race can do is to put a waking on the wrong side of a switch-out that happens in
 //! the same nanoseconds; [`Clock::switch_in`] reads both and orders them by their time stamps. The fields a waking writes
-//! are cleared at the switch-in, when the thread cannot be woken, never at the switch-out, when it can.
+//! are cleared at the switch-in, not when the thread has left the CPU and can be woken. At the switch-in it hardly can: only one that
+//! was preempted on its way to sleep. What such a waking leaves behind is cleared before the next switch-out shows.
 
 use bytemuck::{Pod, Zeroable};
+
+use crate::words::{load, store};
 
 /// Where a thread is. Stored as a `u32` because the clock lies in kernel memory, where zeroes mean [`Phase::Unknown`].
 #[repr(u32)]
@@ -204,7 +207,12 @@ impl Clock {
     pub fn switch_out(&mut self, now_ns: u64, leave: Leave) -> Left {
         let mut left = Left::default();
         match self.phase() {
-            Phase::On => left.on_cpu_ns = Span::of(now_ns.saturating_sub(self.since_ns)),
+            Phase::On => {
+                left.on_cpu_ns = Span::of(now_ns.saturating_sub(self.since_ns));
+                // Of an earlier interval: it was made while the thread, still runnable, got its CPU. Whoever ends the sleep that
+                // begins has seen the phase that is stored below.
+                store(&mut self.wake_off_ns, 0);
+            }
             Phase::Slept | Phase::Runnable | Phase::New => {
                 left.missed_switch_in = true;
                 // These wakings ended the interval that was lost; they say nothing about the one that begins.
@@ -212,12 +220,13 @@ impl Clock {
             }
             Phase::Unknown | Phase::Dead => {}
         }
-        self.since_ns = now_ns;
-        self.phase = match leave {
+        let phase = match leave {
             Leave::Slept => Phase::Slept,
             Leave::Runnable => Phase::Runnable,
             Leave::Dead => Phase::Dead,
-        } as u32;
+        };
+        store(&mut self.since_ns, now_ns);
+        store(&mut self.phase, phase as u32);
         left
     }
 
@@ -225,10 +234,9 @@ impl Clock {
     #[inline(always)]
     #[must_use]
     pub fn noted_waking(&self) -> (Waking, u64) {
-        if self.wake_off_ns != 0 {
-            (Waking::OffCpu, self.wake_off_ns)
-        } else {
-            (Waking::OnCpu, self.wake_on_ns)
+        match load(&self.wake_off_ns) {
+            0 => (Waking::OnCpu, load(&self.wake_on_ns)),
+            woken_ns => (Waking::OffCpu, woken_ns),
         }
     }
 
@@ -259,11 +267,12 @@ impl Clock {
                 entered.run_queue_ns = entered.off_cpu_ns;
             }
             Phase::New => {
-                if self.wake_off_ns == 0 {
+                let woken_ns = load(&self.wake_off_ns);
+                if woken_ns == 0 {
                     entered.wake_unknown = true;
                 } else {
                     entered.woken = Some(Waking::OffCpu);
-                    entered.run_queue_ns = Span::of(now_ns.saturating_sub(self.wake_off_ns));
+                    entered.run_queue_ns = Span::of(now_ns.saturating_sub(woken_ns));
                     entered.wake_to_run_ns = entered.run_queue_ns;
                 }
             }
@@ -283,7 +292,7 @@ impl Clock {
     pub fn next_waking(&self) -> Option<Waking> {
         match self.phase() {
             Phase::On => Some(Waking::OnCpu),
-            Phase::Slept | Phase::Runnable | Phase::New if self.wake_off_ns == 0 => Some(Waking::OffCpu),
+            Phase::Slept | Phase::Runnable | Phase::New if load(&self.wake_off_ns) == 0 => Some(Waking::OffCpu),
             Phase::Slept | Phase::Runnable | Phase::New | Phase::Unknown | Phase::Dead => None,
         }
     }
@@ -293,15 +302,15 @@ impl Clock {
     #[inline(always)]
     pub fn waking(&mut self, waking: Waking, now_ns: u64) {
         match waking {
-            Waking::OnCpu => self.wake_on_ns = now_ns,
-            Waking::OffCpu => self.wake_off_ns = now_ns,
+            Waking::OnCpu => store(&mut self.wake_on_ns, now_ns),
+            Waking::OffCpu => store(&mut self.wake_off_ns, now_ns),
         }
     }
 
     #[inline(always)]
     fn forget_wakings(&mut self) {
-        self.wake_off_ns = 0;
-        self.wake_on_ns = 0;
+        store(&mut self.wake_off_ns, 0);
+        store(&mut self.wake_on_ns, 0);
     }
 }
 
@@ -507,6 +516,19 @@ mod tests {
         assert_eq!(lefts[0].on_cpu_ns, Span::of(30));
         assert_eq!(clock.phase(), Phase::Dead);
         assert!(clock.is_off());
+    }
+
+    #[test]
+    fn a_waking_that_came_too_late_to_be_cleared_ends_no_later_sleep() {
+        let (_, _, mut clock) = play(Clock::UNKNOWN, "[-r");
+        let late = clock.next_waking().expect("it is noted");
+        clock.switch_in(40);
+        clock.waking(late, 41);
+        clock.switch_out(50, Leave::Slept);
+        let waking = clock.next_waking().expect("the first one of this sleep");
+        clock.waking(waking, 70);
+        let entered = clock.switch_in(80);
+        assert_eq!((entered.blocked_ns, entered.run_queue_ns), (Span::of(20), Span::of(10)));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::clock::{Leave, Waking};
 use crate::process::Image;
 use crate::stack::SumKey;
 use crate::wakeup::Waker;
+use crate::words::store;
 
 const SWITCH: u8 = 1;
 const WAKING: u8 = 2;
@@ -181,6 +182,23 @@ impl Event {
         Self::of(SWITCH, at_ns, cpu)
     }
 
+    /// Becomes that, word by word, for it is done at each switch.
+    #[inline(always)]
+    pub fn become_switch(&mut self, at_ns: u64, cpu: u32) {
+        store(&mut self.at_ns, at_ns);
+        store(&mut self.task, 0);
+        store(&mut self.word, 0);
+        store(&mut self.tid, 0);
+        store(&mut self.other_tid, 0);
+        store(&mut self.cpu, cpu as u16);
+        store(&mut self.kind, SWITCH);
+        store(&mut self.flags, 0);
+        store(&mut self.class, 0);
+        store(&mut self.reason, 0);
+        store(&mut self.origin, 0);
+        store(&mut self.reserved, 0);
+    }
+
     #[inline(always)]
     fn of(kind: u8, at_ns: u64, cpu: u32) -> Self {
         Self {
@@ -244,21 +262,20 @@ impl Event {
     #[inline(always)]
     #[must_use]
     pub fn waking(at_ns: u64, cpu: u32, tid: u32, noted: Option<Waking>, newborn: bool, waker: &Waker) -> Self {
-        let mut event = Self::of(WAKING, at_ns, cpu);
-        event.tid = tid;
-        event.flags = match noted {
+        let noted = match noted {
             None => 0,
             Some(Waking::OffCpu) => NOTED_OFF_CPU,
             Some(Waking::OnCpu) => NOTED_ON_CPU,
         };
-        if newborn {
-            event.flags |= NEWBORN;
+        Self {
+            task: waker.task,
+            word: packed(waker.tgid, waker.image),
+            tid,
+            other_tid: waker.tid,
+            flags: if newborn { noted | NEWBORN } else { noted },
+            origin: waker.origin as u8,
+            ..Self::of(WAKING, at_ns, cpu)
         }
-        event.task = waker.task;
-        event.word = packed(waker.tgid, waker.image);
-        event.other_tid = waker.tid;
-        event.origin = waker.origin as u8;
-        event
     }
 
     /// The introduction of a thread.

@@ -11,7 +11,7 @@
 //! * [`locator`]: what a thread is doing, out of the bytes of its thread-locals.
 //! * [`polls`]: which task switches hit the kernel.
 //! * [`ledger`]: the class of every kernel switch.
-//! * [`memo`]: whether a kernel stack is the one that was walked last.
+//! * [`memo`] and [`chain`]: whether a kernel stack, or a user stack, is one that was walked before.
 //! * [`event`]: what is told of a switch, so that all of these can be run again outside the kernel.
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -33,3 +33,4 @@ mod sparse;
 pub mod stack;
 pub mod thread;
 pub mod wakeup;
+pub mod words;

@@ -29,6 +29,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::stack::Stack;
+use crate::words::store;
 
 /// Words of the stack that are looked at. Of a stack whose frames take more room nothing is remembered.
 pub const MEMO_WORDS: usize = 128;
@@ -83,8 +84,10 @@ impl StackMemo {
     /// Remembers another stack, of which the places are not known.
     #[inline(always)]
     pub fn begin(&mut self, key: u64) {
-        self.key = key;
-        (self.frames, self.reused, self.reach) = (0, 0, 0);
+        store(&mut self.key, key);
+        store(&mut self.frames, 0);
+        store(&mut self.reused, 0);
+        store(&mut self.reach, 0);
     }
 
     /// How many words from the base on tell whether a stack is this one; 0 while nothing tells.

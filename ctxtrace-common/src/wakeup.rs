@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::bound::element;
 use crate::histogram::{SUB_BITS, SUB_BUCKETS, bucket_of};
+use crate::words::store;
 
 /// Buckets of an edge's distribution: everything below 2^36 ns (69 s), then one for the rest.
 pub const EDGE_BUCKETS: usize = SUB_BUCKETS * (36 - SUB_BITS as usize + 1) + 1;
@@ -63,6 +64,32 @@ pub struct Waker {
 }
 
 const _: () = assert!(size_of::<Waker>() == 40);
+
+impl Waker {
+    /// Nobody is known. Word by word, for it is done at each waking.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        store(&mut self.task, 0);
+        store(&mut self.kernel_stack, 0);
+        store(&mut self.user_stack, 0);
+        store(&mut self.tid, 0);
+        store(&mut self.tgid, 0);
+        store(&mut self.image, 0);
+        store(&mut self.origin, Origin::Unknown as u32);
+    }
+
+    /// Becomes the other one, likewise.
+    #[inline(always)]
+    pub fn become_like(&mut self, other: &Self) {
+        store(&mut self.task, other.task);
+        store(&mut self.kernel_stack, other.kernel_stack);
+        store(&mut self.user_stack, other.user_stack);
+        store(&mut self.tid, other.tid);
+        store(&mut self.tgid, other.tgid);
+        store(&mut self.image, other.image);
+        store(&mut self.origin, other.origin);
+    }
+}
 
 /// From whom to whom; key of the table of edges.
 #[repr(C)]

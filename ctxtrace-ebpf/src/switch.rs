@@ -9,7 +9,6 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use ctxtrace_abi::MAGIC;
 use ctxtrace_common::clock::{Entered, Leave, Waking};
-use ctxtrace_common::event::Event;
 use ctxtrace_common::histogram::Latency;
 use ctxtrace_common::ledger::{Class, STATE_STOPPED, Syscall, classify, known};
 use ctxtrace_common::locator::Doing;
@@ -54,7 +53,7 @@ pub(crate) fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let (prev_tid, next_tid) = (prev.tid(), next.tid());
     let with_events = WITH_EVENTS.load() != 0;
     if with_events {
-        scratch.event = Event::switch(now_ns, cpu());
+        scratch.event.become_switch(now_ns, cpu());
     }
     if let Some(thread) = find(prev, prev_tid, FirstSeen::LeavingCpu, Lane::Scheduler) {
         if with_events {

@@ -115,12 +115,22 @@ impl Task {
 
     #[inline(always)]
     pub(crate) fn comm(self) -> [u8; 16] {
-        // SAFETY: as in `load`, for the two halves of `char comm[16]`, wherever they lie.
-        let halves = unsafe {
-            let comm = self.0.add(OFFSET_COMM.load() as usize).cast::<u64>();
-            [comm.read_unaligned(), comm.add(1).read_unaligned()]
-        };
-        bytemuck::cast(halves)
+        // SAFETY: as in `load`, for `char comm[16]`.
+        let comm = unsafe { self.0.add(OFFSET_COMM.load() as usize) };
+        if OFFSET_COMM.load() & 7 == 0 {
+            let words = comm.cast::<u64>();
+            // SAFETY: as above; a `task_struct` begins at a whole word. Volatile, or it would be copied byte by byte: see
+            // `ctxtrace_common::words`.
+            return bytemuck::cast(unsafe { [words.read_volatile(), words.add(1).read_volatile()] });
+        }
+        let mut copy = [0; 16];
+        let mut index = 0;
+        while index < 16 {
+            // SAFETY: as above; `index` is within `comm`.
+            copy[index] = unsafe { *comm.add(index) };
+            index += 1;
+        }
+        copy
     }
 
     #[inline(always)]

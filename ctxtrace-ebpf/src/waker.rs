@@ -3,7 +3,7 @@
 use aya_ebpf::Global;
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel};
 use ctxtrace_common::locator::Doing;
-use ctxtrace_common::wakeup::{Origin, Waker};
+use ctxtrace_common::wakeup::Origin;
 
 use crate::locate::locate;
 use crate::maps::{OUTSIDERS, PREEMPT_COUNTERS, Scratch, THREADS, WITH_WAKER_STACKS};
@@ -39,15 +39,7 @@ pub(crate) fn waker(ctx: *mut core::ffi::c_void, scratch: &mut Scratch) {
     // SAFETY: the helpers have no preconditions.
     let (current, ids) = unsafe { (bpf_get_current_task(), bpf_get_current_pid_tgid()) };
     let tid = ids as u32;
-    scratch.waker = Waker {
-        task: 0,
-        kernel_stack: 0,
-        user_stack: 0,
-        tid: 0,
-        tgid: 0,
-        image: 0,
-        origin: Origin::Unknown as u32,
-    };
+    scratch.waker.clear();
     match is_interrupt(current) {
         // The idle task wakes nobody by itself.
         Some(true) => scratch.waker.origin = Origin::Interrupt as u32,
@@ -72,11 +64,8 @@ fn from_thread(current: u64, tid: u32, scratch: &mut Scratch) {
     scratch.waker.tid = tid;
     let Some(thread) = THREADS.get_ptr_mut(&current) else {
         scratch.waker.origin = Origin::Outside as u32;
-        if OUTSIDERS.get_ptr(&tid).is_none()
-            && let Ok(comm) = bpf_get_current_comm()
-        {
-            // Should there be no room, it has no name.
-            let _ = OUTSIDERS.insert(&tid, &comm, 0);
+        if OUTSIDERS.get_ptr(&tid).is_none() {
+            name_outsider(tid);
         }
         return;
     };
@@ -93,6 +82,15 @@ fn from_thread(current: u64, tid: u32, scratch: &mut Scratch) {
         Doing::Other | Doing::Unknown(_) => Origin::Thread,
     };
     scratch.waker.origin = origin as u32;
+}
+
+/// Notes the name of the thread that is `current`. Kept out of line: it runs once a thread.
+#[inline(never)]
+fn name_outsider(tid: u32) {
+    if let Ok(comm) = bpf_get_current_comm() {
+        // Should there be no room, it has no name.
+        let _ = OUTSIDERS.insert(&tid, &comm, 0);
+    }
 }
 
 /// Whether this CPU serves an interrupt or a softirq; `None` if that cannot be told.

@@ -66,8 +66,8 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
     };
     // A constant index each, which needs no check of bounds: BPF has nowhere to panic to.
     match waking {
-        Waking::OffCpu => thread.wakers[0] = *waker,
-        Waking::OnCpu => thread.wakers[1] = *waker,
+        Waking::OffCpu => thread.wakers[0].become_like(waker),
+        Waking::OnCpu => thread.wakers[1].become_like(waker),
     }
     thread.clock.waking(waking, now_ns);
     if waker.tgid != 0

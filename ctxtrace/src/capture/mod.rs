@@ -818,3 +818,32 @@ fn in_one_sentence(error: &dyn std::error::Error) -> String {
     }
     sentence
 }
+
+#[cfg(test)]
+mod tests {
+    use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget};
+
+    use super::*;
+
+    /// A `memset` or `memmove` in BPF goes from byte to byte: a waking that another CPU stored in the middle of one was once left
+    /// with its lower half, and a wakeup took as long as the machine was up.
+    #[test]
+    fn what_runs_at_each_switch_stores_whole_words() {
+        let file = object::File::parse(OBJECT).expect("an ELF file");
+        for name in ["tp_btf/sched_switch", "tp_btf/sched_waking"] {
+            let section = file.section_by_name(name).expect("a program");
+            let called: Vec<&str> = section
+                .relocations()
+                .filter_map(|(_, relocation)| match relocation.target() {
+                    RelocationTarget::Symbol(index) => file.symbol_by_index(index).ok()?.name().ok(),
+                    _ => None,
+                })
+                .collect();
+            assert!(called.contains(&"THREADS"), "{name}: relocations name symbols");
+            assert!(
+                !called.iter().any(|name| name.starts_with("mem")),
+                "{name} calls {called:?}: see ctxtrace_common::words"
+            );
+        }
+    }
+}
