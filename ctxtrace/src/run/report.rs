@@ -127,9 +127,10 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
     let is_file = metadata.is_file();
     // A pipe is read once, so all of it then.
     let wants_events = settings.check || settings.outputs.html.is_some() || !is_file;
-    let saved = match (wants_events, sums(&opened)) {
-        (false, Some(saved)) => saved,
-        _ => {
+    let added_up = if wants_events { None } else { sums(&opened) };
+    let saved = match added_up {
+        Some(saved) => saved,
+        None => {
             if is_file {
                 opened.rewind().map_err(|error| unreadable(error.to_string()))?;
             }
