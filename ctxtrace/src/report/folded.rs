@@ -13,6 +13,7 @@ use crate::trace::symbols::{Frame, FrameKind};
 pub fn render(stacks: &[ResolvedStack], weight: Weight) -> String {
     let mut lines = String::new();
     for stack in stacks {
+        let line = lines.len();
         for (index, frame) in stack.frames.iter().enumerate() {
             if index > 0 {
                 lines.push(';');
@@ -23,6 +24,8 @@ pub fn render(stacks: &[ResolvedStack], weight: Weight) -> String {
             Weight::Time => stack.ns,
             Weight::Count => stack.count,
         };
+        // Readers leave out spaces at the end of the last name, and then look for what comes next.
+        lines.truncate(line + lines[line..].trim_end().len());
         // A number at the end of a name, as in `worker 3`, would be read as the first column of a differential.
         let last_word = lines.rfind([' ', ';', '\n']).map_or(0, |at| at + 1);
         if lines[last_word..].parse::<f64>().is_ok() && lines[..last_word].ends_with(' ') {
@@ -68,6 +71,7 @@ mod tests {
         let lines = |name| render(&[stack(name)], Weight::Count);
         assert_eq!(lines("worker 3"), "worker\u{a0}3 2\n");
         assert_eq!(lines("worker 3 4.5"), "worker 3\u{a0}4.5 2\n");
+        assert_eq!(lines("worker 35 "), "worker\u{a0}35 2\n", "nor with a space behind it");
         assert_eq!(lines("7"), "7 2\n");
         assert_eq!(lines("worker three"), "worker three 2\n");
     }
