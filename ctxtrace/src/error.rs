@@ -82,6 +82,13 @@ pub enum Error {
         reason: String,
     },
 
+    /// What `sudo` says of its user cannot be: root's rights are not used instead.
+    #[error(
+        "{0}, so it is not known for whom sudo runs: set both SUDO_UID and SUDO_GID to the user's ids, as sudo does, or unset both \
+         (`env -u SUDO_UID -u SUDO_GID`) to do everything as root"
+    )]
+    Sudo(String),
+
     /// An output cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Output {
@@ -90,6 +97,10 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+
+    /// Several outputs cannot be written.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Several(Vec<Error>),
 
     /// The program to be traced could not be started.
     #[error("cannot start {}: {source}{}", program.display(), reach_hint(source, *user))]
@@ -163,6 +174,28 @@ fn reach_hint(source: &io::Error, user: Option<u32>) -> String {
 }
 
 impl Error {
+    /// Each of the errors that it is made of, each with a sentence of its own.
+    #[must_use]
+    pub fn each(&self) -> &[Self] {
+        match self {
+            Self::Several(errors) => errors,
+            one => std::slice::from_ref(one),
+        }
+    }
+
+    /// All of these as one; nothing if there is none.
+    ///
+    /// # Errors
+    ///
+    /// If there is at least one.
+    pub fn all(mut errors: Vec<Self>) -> Result<()> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => errors.pop().map_or(Ok(()), Err),
+            _ => Err(Self::Several(errors)),
+        }
+    }
+
     /// A failed system call.
     pub fn system(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { action, source }

@@ -10,6 +10,7 @@ use ctxtrace::cli::{Cli, Command};
 use ctxtrace::error::{Result, status};
 use ctxtrace::run;
 use ctxtrace::target::user::keep_capabilities_from_children;
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -27,11 +28,16 @@ fn main() -> ExitCode {
         );
         return ExitCode::from(status::FAILURE);
     }
+    if !matches!(&cli.command, Command::Workload(_)) {
+        fail_where_files_may_not_grow();
+    }
     let has_a_command = matches!(&cli.command, Command::Record(args) if args.pid.is_none());
     match execute(cli) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "ctxtrace: {error}");
+            for each in error.each() {
+                let _ = writeln!(std::io::stderr(), "ctxtrace: {each}");
+            }
             ExitCode::from(if has_a_command {
                 error.exit_status_beside_a_commands()
             } else {
@@ -39,6 +45,13 @@ fn main() -> ExitCode {
             })
         }
     }
+}
+
+/// Makes a write beyond the limit of a file's size (`ulimit -f`) an error, which is reported as any other, and not this
+/// process's end.
+fn fail_where_files_may_not_grow() {
+    // SAFETY: no handler is installed, and there is one thread.
+    let _ = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
 }
 
 fn execute(cli: Cli) -> Result<u8> {

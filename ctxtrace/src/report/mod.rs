@@ -32,6 +32,7 @@ pub mod output;
 #[cfg(feature = "parquet")]
 pub mod parquet;
 pub mod perfetto;
+pub mod place;
 pub mod pprof;
 pub mod suite;
 pub mod table;

@@ -17,6 +17,8 @@ use crate::capture::{Kernel, preflight};
 use crate::cli::settings::{RecordSettings, RecordTarget};
 use crate::correlate::lanes::Limits;
 use crate::error::{Result, status};
+use crate::report::output::OutputAccess;
+use crate::report::place::FileIdentity;
 use crate::report::printable;
 use crate::target::attach::Attached;
 use crate::target::environment::Environment;
@@ -32,13 +34,14 @@ use crate::trace::run::{Exit, Subject};
 /// If tracing is not possible here, if an output cannot be written, or if there is nothing to record.
 pub fn record(settings: &RecordSettings) -> Result<u8> {
     preflight::check()?;
-    let user = invoker();
+    let user = invoker()?;
     let target = Found::find(&settings.target, user.as_ref())?;
-    let outputs = Outputs::open(&settings.outputs, user.as_ref())?;
+    let access = OutputAccess::new(user.as_ref()).reading(target.executable());
+    let outputs = Outputs::open(&settings.outputs, &access)?;
     let kernel = Kernel::discover()?;
     let interrupts = Interrupts::catch()?;
     let info = info(target.subject(), &settings.capture)?;
-    let mut saver = Saver::begin(settings.save.as_ref(), &info, user.as_ref())?;
+    let mut saver = Saver::begin(settings.save.as_ref(), &info, &access)?;
     let recorder = Recorder {
         kernel: &kernel,
         settings: settings.capture,
@@ -126,6 +129,14 @@ impl Found {
                 children: *children,
             },
         })
+    }
+
+    /// What is executed, which no output may be.
+    fn executable(&self) -> Option<FileIdentity> {
+        match self {
+            Self::Command { program, .. } => FileIdentity::of_path(program),
+            Self::Process { attached, .. } => FileIdentity::of_path(&attached.executable_file()),
+        }
     }
 
     fn subject(&self) -> Subject {

@@ -56,8 +56,23 @@ impl Written {
     ///
     /// If it cannot be written.
     pub(super) fn commit(&mut self, output: Output, bytes: &[u8], what: &'static str, how: Opened) -> Result<()> {
+        self.stream(output, what, how, |to| to.write_all(bytes))
+    }
+
+    /// The same for what is too much to be held in memory.
+    ///
+    /// # Errors
+    ///
+    /// Those of `write`, or if it cannot be written.
+    pub(super) fn stream(
+        &mut self,
+        output: Output,
+        what: &'static str,
+        how: Opened,
+        write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+    ) -> Result<()> {
         let path = output.path().map(Path::to_owned);
-        output.commit(bytes)?;
+        output.stream(write)?;
         if let Some(path) = path {
             self.add(&path, what, how);
         }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use ctxtrace_common::thread::KernelCount;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, fork, geteuid, getpid, pipe2};
 
@@ -159,7 +160,9 @@ impl Command<'_> {
                     pidfd: unsafe { OwnedFd::from_raw_fd(pidfd as i32) },
                     reaped: false,
                 };
-                let switches_before = wait_until_asleep(pid)?;
+                // Of the child's end of this pipe no other copy may be left: its end says that the child has died.
+                drop(status_write);
+                let switches_before = wait_until_asleep(pid, &status_read)?;
                 Ok(Suspended {
                     child,
                     program: self.program.to_owned(),
@@ -203,6 +206,7 @@ impl Command<'_> {
             libc::sigemptyset(&raw mut signals);
             libc::sigprocmask(libc::SIG_SETMASK, &raw const signals, std::ptr::null_mut());
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            libc::signal(libc::SIGXFSZ, libc::SIG_DFL);
             for fd in self.inherit {
                 if libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) != 0 {
                     return *libc::__errno_location();
@@ -227,11 +231,26 @@ fn c_string(text: &OsStr) -> Result<CString> {
     CString::new(text.as_bytes()).map_err(|_| Error::Usage(format!("{text:?} contains a NUL byte")))
 }
 
-/// Waits until the child sleeps at the go pipe, and returns the kernel's count of its switches at that point.
-fn wait_until_asleep(pid: Pid) -> Result<KernelCount> {
+/// Waits until the child sleeps at the go pipe, and returns the kernel's count of its switches at that point. A child that cannot
+/// get there says why over the status pipe, or at least closes it.
+fn wait_until_asleep(pid: Pid, status: &OwnedFd) -> Result<KernelCount> {
+    let failed = |source| {
+        Err(Error::System {
+            action: "preparing the program's process (its user, groups and signals)",
+            source,
+        })
+    };
     let deadline = Instant::now() + SUSPEND_TIMEOUT;
     let mut before = None;
     while Instant::now() < deadline {
+        let mut fds = [PollFd::new(status.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+            let mut errno = [0; 4];
+            return failed(match nix::unistd::read(status, &mut errno) {
+                Ok(4) => io::Error::from_raw_os_error(i32::from_ne_bytes(errno)),
+                _ => io::Error::other("it was killed"),
+            });
+        }
         let status = procfs::status(pid.as_raw(), pid.as_raw());
         match status {
             // Twice the same: it sleeps, and did not merely pass through a short sleep on its way.
