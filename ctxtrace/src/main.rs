@@ -1,6 +1,5 @@
 //! The `ctxtrace` command: parse, run, print what went wrong, exit.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -10,28 +9,26 @@ use ctxtrace::cli::{Cli, Command};
 use ctxtrace::error::{Result, status};
 use ctxtrace::run;
 use ctxtrace::target::user::keep_capabilities_from_children;
+use ctxtrace::terminal::{print_usage, write_notice};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version go to standard output with status 0, everything else to standard error with 2.
-            let _ = error.print();
+            print_usage(&error);
             return ExitCode::from(if error.use_stderr() { status::USAGE } else { 0 });
         }
     };
     if let Err(error) = keep_capabilities_from_children() {
-        let _ = writeln!(
-            std::io::stderr(),
-            "ctxtrace: giving up ambient capabilities failed: {error}"
-        );
+        write_notice(&format!("ctxtrace: giving up ambient capabilities failed: {error}"));
         return ExitCode::from(status::FAILURE);
     }
     let has_a_command = matches!(&cli.command, Command::Record(args) if args.pid.is_none());
     match execute(cli) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "ctxtrace: {error}");
+            write_notice(&format!("ctxtrace: {error}"));
             ExitCode::from(if has_a_command {
                 error.exit_status_beside_a_commands()
             } else {

@@ -17,6 +17,7 @@ use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Error, Result};
 use crate::target::user::Invoker;
+use crate::terminal::data_output;
 
 /// Bytes that [`Output::stream`] hands to the kernel at a time.
 const WRITTEN_AT_ONCE: usize = 256 << 10;
@@ -94,7 +95,7 @@ impl Output {
     pub fn commit(self, bytes: &[u8]) -> Result<()> {
         match self {
             Self::Stdout => {
-                let mut stdout = io::stdout().lock();
+                let mut stdout = data_output();
                 stdout
                     .write_all(bytes)
                     .and_then(|()| stdout.flush())
@@ -127,7 +128,7 @@ impl Output {
             buffered.flush()
         };
         match self {
-            Self::Stdout => through(&mut io::stdout().lock()).map_err(|source| Error::Output {
+            Self::Stdout => through(&mut data_output()).map_err(|source| Error::Output {
                 path: "standard output".into(),
                 source,
             }),

@@ -1,6 +1,6 @@
 //! Every output but the capture: opened before the run, written after it.
 
-use std::io::{self, IsTerminal, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::save::Saver;
@@ -17,6 +17,7 @@ use crate::report::table::{self, Style};
 use crate::report::{Weight, folded, html, json, perfetto, pprof};
 use crate::symbolize::stacks;
 use crate::target::user::Invoker;
+use crate::terminal::{Stream, Styles, write_text};
 use crate::trace::Level;
 use crate::trace::events::EventSource;
 use crate::trace::run::{Info, Run};
@@ -177,20 +178,15 @@ pub(super) fn print(to_stderr: bool, render: impl FnOnce(Style) -> String) -> Re
         path: "standard output".into(),
         source,
     };
-    let render = |style| {
-        let text = render(style);
-        if shows_unicode() { text } else { table::in_ascii(&text) }
-    };
-    if to_stderr {
-        let text = render(style(io::stderr().is_terminal()));
-        io::stderr().write_all(text.as_bytes()).map_err(unwritable)
-    } else {
-        let text = render(style(io::stdout().is_terminal()));
-        match io::stdout().write_all(text.as_bytes()) {
-            // The reader of a pipe has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.map_err(unwritable),
-        }
+    let stream = if to_stderr { Stream::Error } else { Stream::Output };
+    let style = style(stream.is_terminal());
+    let text = render(style);
+    let text = if shows_unicode() { text } else { table::in_ascii(&text) };
+    let styles = if style.color { Styles::Kept } else { Styles::Escaped };
+    match write_text(stream, &text, styles) {
+        // The reader of a pipe has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe && !to_stderr => Ok(()),
+        other => other.map_err(unwritable),
     }
 }
 
