@@ -1,6 +1,5 @@
 //! The `ctxtrace` command: parse, run, print what went wrong, exit.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -11,21 +10,19 @@ use ctxtrace::error::{Result, status};
 use ctxtrace::run;
 use ctxtrace::target::user::keep_capabilities_from_children;
 use nix::sys::signal::{SigHandler, Signal, signal};
+use ctxtrace::terminal::{print_usage, write_notice};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version go to standard output with status 0, everything else to standard error with 2.
-            let _ = error.print();
+            print_usage(&error);
             return ExitCode::from(if error.use_stderr() { status::USAGE } else { 0 });
         }
     };
     if let Err(error) = keep_capabilities_from_children() {
-        let _ = writeln!(
-            std::io::stderr(),
-            "ctxtrace: giving up ambient capabilities failed: {error}"
-        );
+        write_notice(&format!("ctxtrace: giving up ambient capabilities failed: {error}"));
         return ExitCode::from(status::FAILURE);
     }
     if !matches!(&cli.command, Command::Workload(_)) {
@@ -36,7 +33,7 @@ fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             for each in error.each() {
-                let _ = writeln!(std::io::stderr(), "ctxtrace: {each}");
+                write_notice(&format!("ctxtrace: {each}"));
             }
             ExitCode::from(if has_a_command {
                 error.exit_status_beside_a_commands()

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use super::place::{Existing, FileIdentity, OutputFolder, OutputPlace, Replace, UserFile, inherited_descriptor};
 use crate::error::{Error, Result};
 use crate::target::user::{FileRights, Invoker};
+use crate::terminal::data_output;
 
 /// Bytes that [`Output::stream`] hands to the kernel at a time.
 const WRITTEN_AT_ONCE: usize = 256 << 10;
@@ -148,7 +149,7 @@ impl Output {
         let (path, opened) = match destination {
             Destination::Stdout => (
                 Path::new("standard output"),
-                access.check_descriptor(io::stdout()).map(|()| Self::Stdout),
+                access.check_descriptor(data_output()).map(|()| Self::Stdout),
             ),
             Destination::File(path) => (path.as_path(), open_file(path, access)),
         };
@@ -198,7 +199,7 @@ impl Output {
             buffered.flush()
         };
         match self {
-            Self::Stdout => through(&mut io::stdout().lock()).map_err(|source| Error::Output {
+            Self::Stdout => through(&mut data_output()).map_err(|source| Error::Output {
                 path: "standard output".into(),
                 source,
             }),

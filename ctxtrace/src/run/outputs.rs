@@ -1,6 +1,6 @@
 //! Every output but the capture: opened before the run, written after it.
 
-use std::io::{self, IsTerminal, Write};
+use std::io;
 use std::path::PathBuf;
 
 use super::save::Saver;
@@ -17,6 +17,7 @@ use crate::report::place::OutputFolder;
 use crate::report::table::{self, Style};
 use crate::report::{Weight, folded, html, json, perfetto, pprof};
 use crate::symbolize::stacks;
+use crate::terminal::{Stream, Styles, write_text};
 use crate::trace::Level;
 use crate::trace::events::EventSource;
 use crate::trace::run::{Info, Run};
@@ -186,19 +187,16 @@ pub(super) fn print(to_stderr: bool, render: impl FnOnce(Style) -> String) -> Re
             source,
         }),
     };
-    let render = |style| {
-        let text = render(style);
-        if shows_unicode() { text } else { table::in_ascii(&text) }
-    };
-    if to_stderr {
-        let text = render(style(io::stderr().is_terminal()));
-        written("standard error", io::stderr().write_all(text.as_bytes()))
+    let (stream, name) = if to_stderr {
+        (Stream::Error, "standard error")
     } else {
-        let text = render(style(io::stdout().is_terminal()));
-        let mut stdout = io::stdout();
-        let printed = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-        written("standard output", printed)
-    }
+        (Stream::Output, "standard output")
+    };
+    let style = style(stream.is_terminal());
+    let text = render(style);
+    let text = if shows_unicode() { text } else { table::in_ascii(&text) };
+    let styles = if style.color { Styles::Kept } else { Styles::Escaped };
+    written(name, write_text(stream, &text, styles))
 }
 
 /// Whether the locale's letters are Unicode's: unless it says otherwise. (Where none is set at all, in a container, the terminal

@@ -1,7 +1,6 @@
 //! `ctxtrace record`: any program.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
@@ -25,6 +24,7 @@ use crate::target::environment::Environment;
 use crate::target::launch::Command;
 use crate::target::search::find_program;
 use crate::target::user::{Invoker, invoker};
+use crate::terminal::write_notice;
 use crate::trace::run::{Exit, Subject};
 
 /// Records a command or a process, writes every output, and returns the exit status: that of the command, if there is one.
@@ -155,7 +155,7 @@ impl Found {
 
 /// Nobody is there to be told if standard error is gone.
 fn say(sentence: &str) {
-    let _ = writeln!(io::stderr(), "{}", printable(sentence));
+    write_notice(&printable(sentence));
 }
 
 /// The status that passes on how the command ended. That it was ended because the time was up is what was asked for.

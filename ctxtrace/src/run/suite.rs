@@ -3,8 +3,6 @@
 //! In every round each case is run twice, untraced for its speed and traced for its counts; so whatever disturbs the machine
 //! for a while disturbs all cases alike.
 
-use std::io::{self, IsTerminal};
-
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::interrupt::Interrupts;
@@ -20,6 +18,7 @@ use crate::error::{Error, Result, status};
 use crate::report::output::{Output, OutputAccess};
 use crate::report::{json, suite as report};
 use crate::target::user::{Invoker, invoker};
+use crate::terminal::Stream;
 use crate::trace::Level;
 use crate::trace::run::Subject;
 
@@ -164,7 +163,7 @@ impl Case {
 
 /// Shown on a terminal only.
 pub(super) fn bar(length: u64, quiet: bool) -> ProgressBar {
-    if quiet || !io::stderr().is_terminal() {
+    if quiet || !Stream::Error.is_terminal() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(length);

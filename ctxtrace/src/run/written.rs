@@ -1,12 +1,12 @@
 //! The last words of a command: which files it has written, and what opens each.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 use crate::report::output::Output;
 use crate::report::printable;
+use crate::terminal::{Stream, Styles, write_text};
 
 /// A path that is longer has what opens it on the next line.
 const LONGEST_PATH: usize = 28;
@@ -81,7 +81,7 @@ impl Written {
 
     /// Tells them. Nobody is there to be told if standard error is gone.
     pub(super) fn tell(&self) {
-        let _ = io::stderr().write_all(self.in_words().as_bytes());
+        let _ = write_text(Stream::Error, &self.in_words(), Styles::Escaped);
     }
 
     fn in_words(&self) -> String {

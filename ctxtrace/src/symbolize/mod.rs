@@ -35,6 +35,6 @@ const ENTRY_POINTS: [&str; 13] = [
 fn reason(text: &str) -> Frame {
     Frame {
         kind: FrameKind::Reason,
-        name: format!("[{text}]"),
+        name: format!("[{text}]").into(),
     }
 }

@@ -73,7 +73,7 @@ pub(super) fn image_of(key: &SumKey) -> Image {
 fn doing(entry: &Entry, aggregates: &Aggregates) -> Vec<Frame> {
     let frame = |name: String| Frame {
         kind: FrameKind::Doing,
-        name,
+        name: name.into(),
     };
     let class = class(entry.class).in_words();
     match entry.task {
@@ -96,7 +96,7 @@ fn user_stack(run: &Run, image: Image, key: u64) -> Option<Vec<Frame>> {
         let place = |&address: &u64| match run.aggregates.mappings.find(image, address) {
             Some(mapping) => Frame {
                 kind: FrameKind::User,
-                name: mapping.place(address),
+                name: mapping.place(address).into(),
             },
             None => reason("unknown: not in any file"),
         };
@@ -135,7 +135,7 @@ pub fn switches(run: &Run) -> Resolved {
         let mut frames = doing(&entry_of(key, aggregates), aggregates);
         frames.push(Frame {
             kind: FrameKind::Thread,
-            name: name_of(&key.comm),
+            name: name_of(&key.comm).into(),
         });
         match user_stack(run, image_of(key), key.user_stack) {
             Some(user) => frames.extend(resolved.with_user(user, sum.count)),
@@ -210,7 +210,7 @@ pub fn wakers(run: &Run) -> Resolved {
         let from = &key.from;
         frames.push(Frame {
             kind: FrameKind::Thread,
-            name: format!("woken by {}", names.of_waker(from)),
+            name: format!("woken by {}", names.of_waker(from)).into(),
         });
         let image = Image {
             tgid: from.tgid,
@@ -220,7 +220,7 @@ pub fn wakers(run: &Run) -> Resolved {
             let task = TaskKey { task: from.task, image };
             frames.push(Frame {
                 kind: FrameKind::Doing,
-                name: format!("task: {}", tasks::name(aggregates, task)),
+                name: format!("task: {}", tasks::name(aggregates, task)).into(),
             });
         }
         // A waker of another program is not followed, so where its functions lie is not known.
@@ -248,7 +248,7 @@ pub fn task_types(aggregates: &Aggregates, symbols: &Symbols) -> HashMap<TaskKey
         }
         let image = image_of(key);
         if let Some(frames) = symbols.user(image, key.user_stack)
-            && let Some(name) = future::type_of(frames.iter().map(|frame| frame.name.as_str()))
+            && let Some(name) = future::type_of(frames.iter().map(|frame| &*frame.name))
         {
             let task = TaskKey { task: key.task, image };
             *met.entry(task).or_default().entry(name).or_default() += sum.count;
@@ -272,8 +272,7 @@ fn no_user_stack(state: u32) -> &'static str {
 }
 
 fn is_complete(user: &[Frame]) -> bool {
-    user.first()
-        .is_some_and(|frame| ENTRY_POINTS.contains(&frame.name.as_str()))
+    user.first().is_some_and(|frame| ENTRY_POINTS.contains(&&*frame.name))
 }
 
 #[cfg(test)]
@@ -287,7 +286,7 @@ mod tests {
     fn frame(kind: FrameKind, name: &str) -> Frame {
         Frame {
             kind,
-            name: name.to_owned(),
+            name: name.into(),
         }
     }
 
@@ -310,7 +309,7 @@ mod tests {
         let names = |entry| {
             doing(&entry, &aggregates)
                 .into_iter()
-                .map(|frame| frame.name)
+                .map(|frame| frame.name.to_string())
                 .collect::<Vec<_>>()
         };
         assert_eq!(names(task(Class::TaskPreempted)), ["task: sender", "preempted"]);
@@ -376,7 +375,7 @@ mod tests {
         )];
         let resolved = resolve(aggregates);
         assert_eq!(
-            resolved.stacks[0].frames[2].name,
+            &*resolved.stacks[0].frames[2].name,
             "[unknown: the process was not followed]"
         );
         assert_eq!((resolved.with_user_stack, resolved.broken), (1, 1));
@@ -406,7 +405,7 @@ mod tests {
         let resolved = switches(&build::run(aggregates));
         let names: Vec<_> = resolved.stacks[0].frames[2..]
             .iter()
-            .map(|frame| frame.name.as_str())
+            .map(|frame| &*frame.name)
             .collect();
         assert_eq!(
             names,

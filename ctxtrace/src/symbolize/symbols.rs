@@ -117,11 +117,7 @@ impl<'a> Resolver<'a> {
         let innermost_first: Vec<&[Frame]> = calls.iter().map(|address| self.kernel[address].as_slice()).collect();
         let ours = innermost_first
             .iter()
-            .position(|frames| {
-                frames
-                    .iter()
-                    .any(|frame| TRACED_FUNCTIONS.contains(&frame.name.as_str()))
-            })
+            .position(|frames| frames.iter().any(|frame| TRACED_FUNCTIONS.contains(&&*frame.name)))
             .unwrap_or(0);
         innermost_first[ours..]
             .iter()
@@ -164,7 +160,7 @@ fn file_function(symbolizer: &Symbolizer, path: &Path, offset: u64) -> Vec<Frame
         // [vdso] and the like: the kernel's own pages, which are in no file.
         return vec![Frame {
             kind: FrameKind::User,
-            name: shown.into_owned(),
+            name: shown.into(),
         }];
     }
     if path.starts_with("//anon") {
@@ -182,11 +178,11 @@ fn frames_of(symbolized: &Symbolized<'_>, kind: FrameKind, place: &str) -> Vec<F
     match symbolized {
         Symbolized::Sym(symbol) => std::iter::once(Frame {
             kind,
-            name: symbol.name.to_string(),
+            name: (*symbol.name).into(),
         })
         .chain(symbol.inlined.iter().map(|inlined| Frame {
             kind: FrameKind::Inlined,
-            name: inlined.name.to_string(),
+            name: (*inlined.name).into(),
         }))
         .collect(),
         Symbolized::Unknown(why) => vec![reason(&format!("unknown: {} ({place})", in_words(*why)))],

@@ -30,9 +30,12 @@ use ctxtrace_common::thread::Thread;
 use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use self::file::room::rows;
+use self::file::room::{cut_name, rows};
 use crate::target::mappings::Mappings;
 use crate::target::programs::Programs;
+
+/// Bytes of a task's name. A program has room for so many, and a byte that is no text becomes three.
+const LONGEST_TASK_NAME: usize = 3 * ctxtrace_abi::NAME_BYTES;
 
 /// How much is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
@@ -73,6 +76,15 @@ fn latencies<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Histogram
     let mut histograms: Vec<Histogram> = rows(deserializer)?;
     histograms.resize(Latency::COUNT as usize, Histogram::EMPTY);
     Ok(histograms)
+}
+
+/// Names of tasks out of a file, none longer than a program can give it.
+fn task_names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HashMap<Image, Vec<String>>, D::Error> {
+    let mut names: HashMap<Image, Vec<String>> = HashMap::deserialize(deserializer)?;
+    for name in names.values_mut().flatten() {
+        *name = cut_name(std::mem::take(name), LONGEST_TASK_NAME);
+    }
+    Ok(names)
 }
 
 impl Latencies {
@@ -197,6 +209,7 @@ pub struct Aggregates {
     #[serde(deserialize_with = "rows")]
     pub handovers: Vec<Handover>,
     /// Names of tasks by id.
+    #[serde(deserialize_with = "task_names")]
     pub names: HashMap<Image, Vec<String>>,
     /// Goroutines with the address of the function that each was started with.
     pub goroutines: Vec<(TaskKey, u64)>,

@@ -272,13 +272,13 @@ fn stack_sums_hold_every_switch_once() {
         .iter()
         .filter(|stack| {
             let names = names(stack);
-            names.first().is_some_and(|name| name == "yielded")
-                && names.get(1).is_some_and(|name| name == "yielder")
+            names.first().is_some_and(|name| **name == *"yielded")
+                && names.get(1).is_some_and(|name| **name == *"yielder")
                 && names.iter().any(|name| name.contains("sched_yield"))
                 && names
                     .iter()
                     .any(|name| name.contains("std::thread::lifecycle::spawn_unchecked"))
-                && names.last().is_some_and(|name| name == "__schedule")
+                && names.last().is_some_and(|name| **name == *"__schedule")
         })
         .map(|stack| stack.count)
         .sum();

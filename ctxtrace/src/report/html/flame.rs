@@ -141,7 +141,7 @@ mod tests {
             let mut next = || words.next().expect("a stack and two numbers");
             let frames = next().split(';').map(|name| Frame {
                 kind: FrameKind::User,
-                name: name.to_owned(),
+                name: name.into(),
             });
             ResolvedStack {
                 frames: frames.collect(),

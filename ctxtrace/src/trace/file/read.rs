@@ -3,13 +3,15 @@
 use std::io::Read;
 
 use ctxtrace_common::event::{EVENT_BYTES, Event};
+use ctxtrace_common::process::Image;
 
 use super::block::{self, Kind, Next};
 use super::room::{MOST_RUNS, Room};
 use super::{MAGIC, VERSION, VERSION_WITHOUT_DROPS};
-use crate::trace::ThreadRecord;
 use crate::trace::polls::PollBatch;
 use crate::trace::run::{Dropped, Info, Played, Run};
+use crate::trace::symbols::Symbols;
+use crate::trace::{Aggregates, ThreadRecord};
 
 /// Events that are handed over at a time.
 const EVENTS_AT_A_TIME: usize = 16_384;
@@ -168,8 +170,9 @@ impl Reading {
                 self.room.replaced(before);
             }
             Kind::Names => {
-                let symbols = self.room.decode(bytes)?;
+                let symbols: Symbols = self.room.decode(bytes)?;
                 if let Some(run) = &mut self.state {
+                    self.room.charge(resolved_bytes(&run.aggregates, &symbols))?;
                     run.symbols = symbols;
                 }
             }
@@ -216,6 +219,29 @@ impl Reading {
             _ => Err(format!("there is nothing in it to report: {}", why())),
         }
     }
+}
+
+/// What the stacks of all sums take once they have their names. A sum is some bytes in the file, and its stack, which it may share with
+/// many, may have any number of frames.
+fn resolved_bytes(aggregates: &Aggregates, symbols: &Symbols) -> u64 {
+    let switches = aggregates.switch_sums.iter().map(|(key, _)| {
+        let image = Image {
+            tgid: key.tgid,
+            number: key.image,
+        };
+        (image, key.user_stack, key.kernel_stack)
+    });
+    let wakers = aggregates.waker_sums.iter().map(|(key, _)| {
+        let image = Image {
+            tgid: key.from.tgid,
+            number: key.from.image,
+        };
+        (image, key.from.user_stack, key.from.kernel_stack)
+    });
+    switches
+        .chain(wakers)
+        .map(|(image, user, kernel)| symbols.resolved_bytes(image, user, kernel))
+        .fold(0, u64::saturating_add)
 }
 
 /// Hands over the events of a block, some at a time: a block may be long.

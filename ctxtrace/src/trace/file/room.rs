@@ -13,6 +13,7 @@ use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::block::Kind;
+use crate::printable::printable;
 
 /// What any file may take.
 const FOR_ANY_FILE: u64 = 1 << 30;
@@ -20,6 +21,8 @@ const FOR_ANY_FILE: u64 = 1 << 30;
 const FOR_A_BYTE: u64 = 128;
 /// What an item may take, as an empty text in a vector that grows: more than most do.
 const FOR_AN_ITEM: u64 = 72;
+/// Bytes of what a decoder says of a file.
+const LONGEST_QUOTE: usize = 1 << 10;
 /// Bytes that may come out of any file, unpacked.
 const UNPACKED_OF_ANY_FILE: u64 = 256 << 20;
 /// And for each of its bytes: events pack to a tenth.
@@ -43,6 +46,8 @@ pub(super) struct Room {
     held: u64,
     /// Memory that the next state replaces.
     replaceable: u64,
+    /// Memory that is held for what the events have said.
+    of_events: u64,
 }
 
 impl Room {
@@ -61,21 +66,51 @@ impl Room {
 
     /// Decodes CBOR, if what comes of it has room.
     pub(super) fn decode<T: for<'de> Deserialize<'de>>(&mut self, bytes: &[u8]) -> Result<T, String> {
-        let items = FOR_AN_ITEM.saturating_mul(items(bytes));
-        let taken = self.held + self.replaceable + items;
-        let most = FOR_ANY_FILE + FOR_A_BYTE * self.stored;
+        let charge = cost(bytes);
+        let taken = self.taken().saturating_add(charge);
+        let most = self.most();
         if taken > most {
             return Err(too_much());
         }
         LEFT.set(most - taken);
         let value = ciborium::from_reader(bytes).map_err(|error| match error {
             ciborium::de::Error::Semantic(_, what) => {
-                format!("a block holds something else than it should ({what})")
+                format!("a block holds something else than it should ({})", shown(&what))
             }
             _ => "a block holds what cannot be decoded".to_owned(),
         });
-        self.replaceable += items + (most - taken - LEFT.replace(u64::MAX));
+        self.replaceable += charge + (most - taken - LEFT.replace(u64::MAX));
         value
+    }
+
+    /// Charges for what is made of what was decoded: the stacks of a run with their names.
+    pub(super) fn charge(&mut self, bytes: u64) -> Result<(), String> {
+        self.replaceable = self.replaceable.saturating_add(bytes);
+        if self.taken() > self.most() {
+            Err(too_much())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Notes what the events and the stamps of polls have made those hold who were given them, all together.
+    pub(super) fn made_of_events(&mut self, bytes: u64) -> Result<(), String> {
+        self.of_events = bytes;
+        if self.taken() > self.most() {
+            Err(too_much())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn taken(&self) -> u64 {
+        self.held
+            .saturating_add(self.replaceable)
+            .saturating_add(self.of_events)
+    }
+
+    fn most(&self) -> u64 {
+        FOR_ANY_FILE + FOR_A_BYTE * self.stored
     }
 
     /// What was decoded last has taken the place of everything since the last run.
@@ -98,12 +133,32 @@ fn too_much() -> String {
     "it claims to hold more than a recording of its size can".to_owned()
 }
 
-/// Items of CBOR, by their beginnings: what is in texts and bytes is skipped. What is no CBOR ends the count; the decoder
-/// will say so.
-fn items(mut bytes: &[u8]) -> u64 {
-    let mut count = 0;
+/// What the decoder says of a file, which may quote it.
+fn shown(what: &str) -> String {
+    cut_name(printable(what), LONGEST_QUOTE)
+}
+
+/// A name of at most so many bytes; what is cut off one that is longer has a mark in its place.
+pub(in crate::trace) fn cut_name(mut name: String, most: usize) -> String {
+    const MARK: char = '…';
+    if name.len() > most {
+        let mut end = most - MARK.len_utf8();
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        name.truncate(end);
+        name.push(MARK);
+        name.shrink_to_fit();
+    }
+    name
+}
+
+/// The memory that CBOR may be decoded to: that of its items, by their beginnings, and of its texts and bytes. What is no CBOR ends
+/// the count; the decoder will say so.
+fn cost(mut bytes: &[u8]) -> u64 {
+    let mut cost = 0_u64;
     while let Some((&first, rest)) = bytes.split_first() {
-        count += 1;
+        cost += FOR_AN_ITEM;
         let (major, additional) = (first >> 5, first & 31);
         let width = match additional {
             24 => 1,
@@ -120,14 +175,15 @@ fn items(mut bytes: &[u8]) -> u64 {
             _ => argument.iter().fold(0, |number, &byte| number << 8 | u64::from(byte)),
         };
         // Texts and bytes of a known length; 31 is "until it breaks off", in parts of a known length.
-        let skipped = if matches!(major, 2 | 3) && additional < 28 {
-            usize::try_from(number).unwrap_or(usize::MAX)
+        let text = if matches!(major, 2 | 3) && additional < 28 {
+            usize::try_from(number).unwrap_or(usize::MAX).min(rest.len())
         } else {
             0
         };
-        bytes = rest.get(skipped..).unwrap_or_default();
+        cost += text as u64;
+        bytes = &rest[text..];
     }
-    count
+    cost
 }
 
 /// Decodes a list of values that are much larger than what they are stored as, as long as there is room for them.
@@ -163,24 +219,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn items_are_counted_as_they_were_encoded() {
-        let count = |value: &ciborium::Value| {
+    fn items_and_texts_are_charged_as_they_were_encoded() {
+        let cost = |value: &ciborium::Value| {
             let mut bytes = Vec::new();
             ciborium::into_writer(value, &mut bytes).expect("encoded");
-            items(&bytes)
+            cost(&bytes)
         };
         let text = |text: &str| ciborium::Value::from(text);
-        assert_eq!(count(&text(&"long ".repeat(1_000))), 1);
-        assert_eq!(count(&ciborium::Value::Bytes(vec![0x81; 300])), 1);
-        assert_eq!(count(&ciborium::Value::from(1_u64 << 40)), 1);
+        assert_eq!(cost(&text(&"long ".repeat(1_000))), FOR_AN_ITEM + 5_000);
+        assert_eq!(cost(&ciborium::Value::Bytes(vec![0x81; 300])), FOR_AN_ITEM + 300);
+        assert_eq!(cost(&ciborium::Value::from(1_u64 << 40)), FOR_AN_ITEM);
         let list = ciborium::Value::Array(vec![text("a"), text(""), ciborium::Value::from(-70_000)]);
-        assert_eq!(count(&list), 4);
-        assert_eq!(count(&ciborium::Value::Map(vec![(text("key"), list)])), 6);
+        assert_eq!(cost(&list), 4 * FOR_AN_ITEM + 1);
+        assert_eq!(
+            cost(&ciborium::Value::Map(vec![(text("key"), list)])),
+            6 * FOR_AN_ITEM + 4
+        );
+    }
+
+    #[test]
+    fn what_is_cut_off_is_not_charged_for_what_it_claims() {
         // A text that claims to be longer than there is, and half a number.
         assert_eq!(
-            items(&[0x7b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 1, 1]),
-            1
+            cost(&[0x7b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 1, 1]),
+            FOR_AN_ITEM + 3
         );
-        assert_eq!(items(&[0x1b, 1, 2]), 1);
+        assert_eq!(cost(&[0x1b, 1, 2]), FOR_AN_ITEM);
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_is_cut_between_characters() {
+        assert_eq!(cut_name("short".to_owned(), 5), "short");
+        assert_eq!(cut_name("äöüäöü".to_owned(), 8), "äö…");
     }
 }

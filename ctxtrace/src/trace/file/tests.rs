@@ -57,7 +57,7 @@ fn run() -> Run {
     let mut run = build::run(aggregates);
     let frame = |kind, name: &str| Frame {
         kind,
-        name: name.to_owned(),
+        name: name.into(),
     };
     run.symbols.add_user(image, 7, &[frame(FrameKind::User, "main")]);
     run.symbols.add_kernel(8, &[frame(FrameKind::Kernel, "schedule")]);
