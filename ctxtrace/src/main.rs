@@ -9,6 +9,7 @@ use ctxtrace::cli::settings::{RecordSettings, ReportSettings, RunSettings, Suite
 use ctxtrace::cli::{Cli, Command};
 use ctxtrace::error::{Result, status};
 use ctxtrace::run;
+use ctxtrace::target::descriptors;
 use ctxtrace::target::user::keep_capabilities_from_children;
 
 fn main() -> ExitCode {
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         );
         return ExitCode::from(status::FAILURE);
     }
+    descriptors::raise_limit();
     let has_a_command = matches!(&cli.command, Command::Record(args) if args.pid.is_none());
     match execute(cli) {
         Ok(status) => ExitCode::from(status),
