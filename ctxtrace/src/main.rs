@@ -8,9 +8,10 @@ use ctxtrace::cli::settings::{RecordSettings, ReportSettings, RunSettings, Suite
 use ctxtrace::cli::{Cli, Command};
 use ctxtrace::error::{Result, status};
 use ctxtrace::run;
+use ctxtrace::target::descriptors;
 use ctxtrace::target::user::keep_capabilities_from_children;
-use nix::sys::signal::{SigHandler, Signal, signal};
 use ctxtrace::terminal::{print_usage, write_notice};
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     if !matches!(&cli.command, Command::Workload(_)) {
         fail_where_files_may_not_grow();
     }
+    descriptors::raise_limit();
     let has_a_command = matches!(&cli.command, Command::Record(args) if args.pid.is_none());
     match execute(cli) {
         Ok(status) => ExitCode::from(status),

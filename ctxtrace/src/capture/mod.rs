@@ -534,7 +534,7 @@ impl Session {
     /// before its last switch, so those that have left it now are given time.
     fn vanished(&mut self, tracker: &mut Tracker, sink: &mut dyn EventSink) -> Result<HashSet<u64>> {
         let mut gone = self.live_threads()?;
-        gone.retain(|(_, thread)| procfs::status(thread.tgid as i32, thread.tid as i32).is_none());
+        gone.retain(|(_, thread)| matches!(procfs::status(thread.tgid, thread.tid), Ok(None)));
         let deadline = Instant::now() + LAST_SWITCH_TIMEOUT;
         while !gone.is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_micros(200));
@@ -581,10 +581,24 @@ impl Session {
 
     fn last_switch_is_to_come(&self) -> Result<bool> {
         let processes = self.entries::<u32, Process>("PROCESSES")?;
-        let has_ended = |tgid: u32| procfs::is_gone(tgid as i32);
         Ok(processes
             .iter()
-            .any(|(tgid, process)| process.threads_to_end() > 0 && has_ended(*tgid)))
+            .any(|(tgid, process)| process.threads_to_end() > 0 && procfs::is_gone(*tgid)))
+    }
+
+    /// The processes of the target whose last switch was not seen, with the time of their start (`CLOCK_BOOTTIME`), parents before
+    /// their children.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read.
+    pub fn processes(&self) -> Result<Vec<(u32, u64)>> {
+        let processes = self.entries::<u32, Process>("PROCESSES")?.into_iter();
+        let mut processes: Vec<_> = processes
+            .map(|(pid, process)| (pid, process.start_boottime_ns))
+            .collect();
+        processes.sort_by_key(|&(pid, start_boottime_ns)| (start_boottime_ns, pid));
+        Ok(processes)
     }
 
     fn counters(&self) -> Result<Counters> {
@@ -787,23 +801,38 @@ fn missing(name: &str) -> Error {
     Error::Refused {
         action: format!("find {name} in the BPF object"),
         reason: "it is not there; please report this".to_owned(),
+        errno: None,
     }
 }
 
 /// Turns an error of aya's, with everything behind it, into one sentence.
-fn refused<E: std::error::Error>(action: &'static str) -> impl Fn(E) -> Error {
+fn refused<E: std::error::Error + 'static>(action: &'static str) -> impl Fn(E) -> Error {
     move |error| Error::Refused {
         action: action.to_owned(),
         reason: in_one_sentence(&error),
+        errno: errno_of(&error),
     }
 }
 
 /// The same for what was to be done to one of the programs.
-fn refused_for<E: std::error::Error>(action: &'static str, program: &'static str) -> impl Fn(E) -> Error {
+fn refused_for<E: std::error::Error + 'static>(action: &'static str, program: &'static str) -> impl Fn(E) -> Error {
     move |error| Error::Refused {
         action: format!("{action} the BPF program {program}"),
         reason: in_one_sentence(&error),
+        errno: errno_of(&error),
     }
+}
+
+/// The number of the system call's error that another one came from.
+fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(errno) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(errno);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 fn in_one_sentence(error: &dyn std::error::Error) -> String {

@@ -14,6 +14,7 @@ pub mod child;
 mod compare;
 mod comparison;
 pub mod doctor;
+mod ending;
 pub mod explain;
 pub mod interrupt;
 mod observe;

@@ -78,6 +78,9 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
             recorder.process(attached, *children, began, &mut keeper)?
         }
     };
+    if cut.killed && !settings.outputs.quiet {
+        say("ctxtrace: what had not ended two seconds after SIGTERM was killed (SIGKILL)");
+    }
     let runs = [keeper.stop().finish(run)];
     let report = summarize(&info, &runs);
     let told = Told {
@@ -160,8 +163,9 @@ fn say(sentence: &str) {
 
 /// The status that passes on how the command ended. That it was ended because the time was up is what was asked for.
 fn exit_status(exit: Exit, cut: Cut) -> u8 {
+    let ended_it = |signal| signal == Signal::SIGTERM as i32 || cut.killed && signal == Signal::SIGKILL as i32;
     match (exit.status, exit.signal) {
-        (_, Some(signal)) if cut.time_is_up && cut.interrupted.is_none() && signal == Signal::SIGTERM as i32 => 0,
+        (_, Some(signal)) if cut.time_is_up && cut.interrupted.is_none() && ended_it(signal) => 0,
         (_, Some(signal)) => status::KILLED_BY.saturating_add(signal as u8),
         (Some(code), None) => code as u8,
         (None, None) => 0,
@@ -178,6 +182,7 @@ mod tests {
         let cut = |interrupted, time_is_up| Cut {
             interrupted,
             time_is_up,
+            killed: false,
         };
         let alone = Cut::default();
         assert_eq!(exit_status(ended(Some(7), None), alone), 7);
@@ -185,6 +190,11 @@ mod tests {
         assert_eq!(exit_status(ended(None, Some(15)), alone), 143);
         assert_eq!(exit_status(ended(None, Some(15)), cut(None, true)), 0);
         assert_eq!(exit_status(ended(None, Some(9)), cut(None, true)), 137);
+        let killed = Cut {
+            killed: true,
+            ..cut(None, true)
+        };
+        assert_eq!(exit_status(ended(None, Some(9)), killed), 0);
         assert_eq!(exit_status(ended(Some(1), None), cut(None, true)), 1);
         assert_eq!(exit_status(ended(None, Some(2)), cut(Some(Signal::SIGINT), false)), 130);
     }

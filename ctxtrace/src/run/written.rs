@@ -1,6 +1,7 @@
 //! The last words of a command: which files it has written, and what opens each.
 
 use std::fmt::Write as _;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::Result;

@@ -21,6 +21,7 @@ use procfs::process::{MMPermissions, MMapPath, Process};
 use serde::{Deserialize, Serialize};
 
 use super::attach::has_own_root;
+use super::procfs::process_folder;
 
 /// Space for records on each CPU: some 5,000 mappings between two readings.
 const RING_BYTES: usize = 512 << 10;
@@ -68,7 +69,7 @@ pub struct Mappings {
 impl Mappings {
     /// Begins with a process as `/proc` shows it now.
     pub fn add_process(&mut self, tgid: u32) {
-        let maps = Process::new(tgid as i32).and_then(|process| process.maps());
+        let maps = Process::new_with_root(process_folder(tgid)).and_then(|process| process.maps());
         let mappings = maps
             .into_iter()
             .flatten()
@@ -86,7 +87,7 @@ impl Mappings {
         self.by_image.insert(Image { tgid, number: 0 }, mappings.collect());
         self.current.insert(tgid, 0);
         if has_own_root(tgid) {
-            self.roots.insert(tgid, PathBuf::from(format!("/proc/{tgid}/root")));
+            self.roots.insert(tgid, process_folder(tgid).join("root"));
         }
     }
 

@@ -8,18 +8,22 @@
 //! * [`search`]: from the name of a command to its file.
 //! * [`toolchain`]: builds what has to be compiled first, as that user, once.
 //! * [`user`]: the user who called `sudo`; the workload and the output files are theirs.
-//! * [`procfs`]: what `/proc` says of a thread.
+//! * [`procfs`]: what `/proc` says of processes and threads.
+//! * [`pidfd`]: signals that reach the process that is meant, or none.
+//! * [`descriptors`]: the limit of open descriptors, raised for the tracer alone.
 //! * [`mappings`]: which file lies where in which process, kept after the process has gone.
 //! * [`locate`]: how the tasks of an executable are found, out of its symbols and types.
 //! * [`programs`]: which executable each process runs.
 
 pub mod attach;
 pub mod counters;
+pub mod descriptors;
 pub mod environment;
 pub mod launch;
 pub mod load;
 pub mod locate;
 pub mod mappings;
+pub mod pidfd;
 pub mod procfs;
 pub mod programs;
 pub mod search;
