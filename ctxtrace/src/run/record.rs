@@ -75,7 +75,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
             recorder.process(attached, *children, began, &mut keeper)?
         }
     };
-    let runs = [keeper.stop().finish(run)];
+    let runs = [keeper.stop().finish(run, recorder.interrupts)];
     let report = summarize(&info, &runs);
     let told = Told {
         info: &info,

@@ -311,6 +311,9 @@ impl Watch<'_> {
                 PollFd::new(session.events_fd(), PollFlags::POLLIN),
             ];
             fds.extend(interrupts.map(|interrupts| PollFd::new(interrupts.fd(), PollFlags::POLLIN)));
+            let examined = session.examined_fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            let examined_at = examined.as_ref().map(|_| fds.len());
+            fds.extend(examined);
             let until = deadline
                 .filter(|_| !cut.time_is_up)
                 .map_or(next_tick, |at| at.min(next_tick));
@@ -323,6 +326,7 @@ impl Watch<'_> {
             }
             let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
             let (ended, program_executed, many_events) = (is_ready(&fds[0]), is_ready(&fds[1]), is_ready(&fds[2]));
+            let program_examined = examined_at.is_some_and(|at| is_ready(&fds[at]));
             let is_over = self.take_signals(&mut cut);
             if !cut.time_is_up && deadline.is_some_and(|at| Instant::now() >= at) {
                 cut.time_is_up = true;
@@ -333,6 +337,9 @@ impl Watch<'_> {
             if program_executed {
                 tracker.tick();
                 session.programs_executed(tracker);
+            }
+            if program_examined {
+                session.programs_examined(tracker);
             }
             if many_events {
                 session.drain_events(observer);
