@@ -7,10 +7,10 @@ use ctxtrace::cli::comparison::{CompareSettings, ExplainSettings};
 use ctxtrace::cli::settings::{RecordSettings, ReportSettings, RunSettings, SuiteSettings};
 use ctxtrace::cli::{Cli, Command};
 use ctxtrace::error::{Result, status};
-use ctxtrace::run;
 use ctxtrace::target::descriptors;
 use ctxtrace::target::user::keep_capabilities_from_children;
 use ctxtrace::terminal::{print_usage, write_notice};
+use ctxtrace::{reader, run};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
 fn main() -> ExitCode {
@@ -62,6 +62,7 @@ fn execute(cli: Cli) -> Result<u8> {
         Command::Suite(args) => run::suite::run(&SuiteSettings::try_from(args)?),
         Command::Report(args) => run::report(&ReportSettings::try_from(args)?),
         Command::Doctor(args) => run::doctor::run(args.program.as_deref(), args.json.map(Into::into).as_ref()),
+        Command::ReadFiles => Ok(reader::serve()),
         Command::Workload(args) => run::child::be_a_workload(&args.spec, args.report_fd, args.progress_fd),
     }
 }

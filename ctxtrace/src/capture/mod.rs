@@ -25,7 +25,7 @@ mod wire;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, RingBuf};
@@ -43,7 +43,8 @@ use ctxtrace_common::thread::{PENDING_SUM, Thread};
 use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 
 use crate::error::{Error, Result};
-use crate::target::locate::is_elf;
+use crate::reader::{FileReader, open_regular_file};
+use crate::target::locate::{Found, is_elf};
 use crate::target::mappings::{Mappings, Tracker};
 use crate::target::procfs;
 use crate::target::programs::{LocatorChoice, Programs};
@@ -166,6 +167,7 @@ pub struct Session {
     handovers: HashMap<Image, Handover>,
     names: HashMap<Image, Vec<String>>,
     programs: Programs,
+    reader: FileReader,
     /// Those the kernel side has, in the order of their indices there.
     locators: Vec<Locator>,
     settings: Settings,
@@ -251,6 +253,7 @@ impl Session {
             handovers: HashMap::new(),
             names: HashMap::new(),
             programs: Programs::new(settings.locator),
+            reader: FileReader::new(),
             locators: Vec::new(),
             settings,
             waking_timer: None,
@@ -266,10 +269,19 @@ impl Session {
     ///
     /// If the kernel refuses.
     pub fn expect_program(&mut self, image: Image, executable: &Path, file: &Path) -> Result<()> {
-        if !is_elf(file) {
+        let Ok(file) = open_regular_file(file).and_then(|file| {
+            if is_elf(&file) {
+                Ok(file)
+            } else {
+                Err(io::ErrorKind::InvalidData.into())
+            }
+        }) else {
             return Ok(());
-        }
-        let locator = self.programs.assign(image, executable, file);
+        };
+        let reader = &mut self.reader;
+        let locator = self
+            .programs
+            .assign(image, executable, || reader.examine(&file, executable));
         self.install(image, locator)
     }
 
@@ -288,14 +300,43 @@ impl Session {
         self.install(image, locator)
     }
 
-    /// Looks at the programs that have been executed and not been looked at.
+    /// Has the programs examined that have been executed and not been examined, and installs what is known by now.
     fn examine_new_programs(&mut self, tracker: &Tracker) {
+        let mut examined = self.reader.take_examined();
         for (image, path) in self.programs.unassigned(tracker.mappings()) {
-            let file = tracker.mappings().file(image.tgid, &path);
-            let locator = self.programs.assign(image, &path, &file);
-            // Where there is no room the switches are unattributed, for that reason.
-            let _ = self.install(image, locator);
+            if !self.assign_examined(image, &path, &mut examined) && !self.reader.is_examining(&path) {
+                match open_regular_file(&tracker.mappings().file(image.tgid, &path)) {
+                    // Without room it is tried again at the next tick.
+                    Ok(file) => drop(self.reader.submit_examination(&path, file)),
+                    Err(error) => examined.push((path.clone(), Found::unreadable(error.to_string()))),
+                }
+                self.assign_examined(image, &path, &mut examined);
+            }
         }
+    }
+
+    /// Says which program an image runs, if that program has been examined; returns whether it has.
+    fn assign_examined(&mut self, image: Image, path: &Path, examined: &mut Vec<(PathBuf, Found)>) -> bool {
+        let result = examined.iter().position(|(of, _)| of == path);
+        if result.is_none() && !self.programs.has_examined(path) {
+            return false;
+        }
+        let found = result.map(|index| examined.swap_remove(index).1).unwrap_or_default();
+        let locator = self.programs.assign(image, path, || found);
+        // Where there is no room the switches are unattributed, for that reason.
+        let _ = self.install(image, locator);
+        true
+    }
+
+    /// Becomes readable when a program has been examined; `None` while none is being examined.
+    #[must_use]
+    pub fn examined_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.reader.examination_fd()
+    }
+
+    /// To be called when [`Session::examined_fd`] is readable.
+    pub fn programs_examined(&mut self, tracker: &Tracker) {
+        self.examine_new_programs(tracker);
     }
 
     fn install(&mut self, image: Image, locator: Locator) -> Result<()> {
@@ -524,7 +565,11 @@ impl Session {
             polls.drain_all(sink);
         }
         let mappings = tracker.finish();
-        self.programs.complete(&mappings);
+        let mut examined = self.reader.finish_examinations();
+        for (image, path) in self.programs.unassigned(&mappings) {
+            self.assign_examined(image, &path, &mut examined);
+        }
+        self.programs.complete(&mappings, &mut self.reader);
         self.aggregates(&mappings, &vanished)
     }
 

@@ -54,6 +54,9 @@ pub enum Command {
     /// Be a workload: how `run` starts its child
     #[command(hide = true)]
     Workload(WorkloadArgs),
+    /// Read files for another ctxtrace, which starts it
+    #[command(hide = true)]
+    ReadFiles,
 }
 
 /// Options of `doctor`.

@@ -86,7 +86,7 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
             &mut saver,
             &mut spool,
         )?;
-        let cut_short = run.cut_short.is_some();
+        let cut_short = run.cut_short.is_some() || interrupts.any_seen();
         runs.push(run);
         if cut_short {
             break;

@@ -81,7 +81,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     if cut.killed && !settings.outputs.quiet {
         say("ctxtrace: what had not ended two seconds after SIGTERM was killed (SIGKILL)");
     }
-    let runs = [keeper.stop().finish(run)];
+    let runs = [keeper.stop().finish(run, recorder.interrupts)];
     let report = summarize(&info, &runs);
     let told = Told {
         info: &info,

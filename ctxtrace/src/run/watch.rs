@@ -326,6 +326,9 @@ impl Watch<'_> {
                 PollFd::new(session.events_fd(), PollFlags::POLLIN),
             ];
             fds.extend(interrupts.map(|interrupts| PollFd::new(interrupts.fd(), PollFlags::POLLIN)));
+            let examined = session.examined_fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            let examined_at = examined.as_ref().map(|_| fds.len());
+            fds.extend(examined);
             // The last one, and no longer when it has become readable, which it stays.
             fds.extend((!has_ended).then(|| PollFd::new(self.end, PollFlags::POLLIN)));
             let until = deadline
@@ -340,6 +343,7 @@ impl Watch<'_> {
             }
             let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
             let (program_executed, many_events) = (is_ready(&fds[0]), is_ready(&fds[1]));
+            let program_examined = examined_at.is_some_and(|at| is_ready(&fds[at]));
             has_ended |= fds.last().is_some_and(|end| !has_ended && is_ready(end));
             let is_over = self.take_signals(&mut cut, &mut ending, session)?;
             if !cut.time_is_up && deadline.is_some_and(|at| Instant::now() >= at) {
@@ -354,6 +358,9 @@ impl Watch<'_> {
             if program_executed {
                 tracker.tick();
                 session.programs_executed(tracker);
+            }
+            if program_examined {
+                session.programs_examined(tracker);
             }
             if many_events {
                 session.drain_events(observer);

@@ -1,22 +1,25 @@
 //! Looks addresses up.
 //!
 //! Kernel addresses are looked up in `/proc/kallsyms`; user addresses go through the mappings kept in the capture to a file
-//! and an offset in it, and from there through the file's symbols and DWARF (blazesym), inlined functions included. The
-//! process may be long gone.
+//! and an offset in it, and from there through the file's symbols and DWARF, inlined functions included. [`crate::reader`] reads
+//! the files, in a process of its own, each once for all addresses in it. The process that ran may be long gone.
 //!
 //! Two things are cut off the inner end of kernel stacks: the frames of our own BPF program and of the tracepoint that
 //! called it, all of them further in than the function that raises it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use blazesym::MaybeDefault;
-use blazesym::symbolize::source::{Elf, Kernel, Source};
+use blazesym::symbolize::source::{Kernel, Source};
 use blazesym::symbolize::{Input, Reason, Symbolized, Symbolizer};
 use ctxtrace_common::process::Image;
 
 use super::{goroutine, reason};
-use crate::target::mappings::Mappings;
+use crate::reader::{FileReader, ReadFailure, open_regular_file};
+use crate::target::mappings::{Mapping, Mappings};
 use crate::trace::Aggregates;
 use crate::trace::samples::Samples;
 use crate::trace::symbols::{Frame, FrameKind, Symbols};
@@ -24,9 +27,18 @@ use crate::trace::symbols::{Frame, FrameKind, Symbols};
 /// The kernel's functions that raise the tracepoints: what lies further in is our own.
 const TRACED_FUNCTIONS: [&str; 3] = ["__schedule", "try_to_wake_up", "wake_up_new_task"];
 
+/// Longest time for the names of all files together.
+const NAMES_TIME: Duration = Duration::from_secs(60);
+
 /// Resolves every stack of a run, and the functions that goroutines were started with.
 #[must_use]
 pub fn resolve(aggregates: &Aggregates, samples: &Samples) -> Symbols {
+    resolve_until(aggregates, samples, None)
+}
+
+/// The same, but the names of files are no longer looked up once `interrupt` is readable: frames without a name say so.
+#[must_use]
+pub fn resolve_until(aggregates: &Aggregates, samples: &Samples, interrupt: Option<BorrowedFd<'_>>) -> Symbols {
     let mut resolver = Resolver::new(&aggregates.mappings);
     let mut symbols = Symbols::default();
     let switches = aggregates.switch_sums.iter().map(|(key, _)| {
@@ -47,7 +59,15 @@ pub fn resolve(aggregates: &Aggregates, samples: &Samples) -> Symbols {
         .places()
         .iter()
         .map(|place| (place.image, place.user_stack, place.kernel_stack));
-    for (image, user, kernel) in switches.chain(wakers).chain(sampled) {
+    let stacks: Vec<(Image, u64, u64)> = switches.chain(wakers).chain(sampled).collect();
+    let starts = goroutine::starts(aggregates);
+    let in_stacks = stacks.iter().filter_map(|&(image, user, _)| {
+        let addresses = aggregates.stacks.get(&user)?;
+        Some(call_addresses(addresses).map(move |address| (image, address)))
+    });
+    let in_starts = starts.iter().map(|(task, &startpc)| (task.image, startpc));
+    resolver.look_up_files(in_stacks.flatten().chain(in_starts), interrupt);
+    for (image, user, kernel) in stacks {
         if let Some(addresses) = aggregates.stacks.get(&user)
             && !symbols.has_user(image, user)
         {
@@ -59,7 +79,7 @@ pub fn resolve(aggregates: &Aggregates, samples: &Samples) -> Symbols {
             symbols.add_kernel(kernel, &resolver.kernel_stack(addresses));
         }
     }
-    for (task, startpc) in goroutine::starts(aggregates) {
+    for (task, startpc) in starts {
         let frames = resolver.user_stack(task.image, &[startpc]);
         if let Some(function) = frames.first().filter(|frame| frame.kind == FrameKind::User) {
             symbols.add_start(task, goroutine::plain_name(&function.name));
@@ -72,16 +92,13 @@ struct Resolver<'a> {
     symbolizer: Symbolizer,
     mappings: &'a Mappings,
     kernel: HashMap<u64, Vec<Frame>>,
-    files: HashMap<(PathBuf, u64), Vec<Frame>>,
+    files: HashMap<PathBuf, HashMap<u64, Vec<Frame>>>,
 }
 
 impl<'a> Resolver<'a> {
     fn new(mappings: &'a Mappings) -> Self {
         Self {
-            symbolizer: Symbolizer::builder()
-                .enable_code_info(true)
-                .enable_inlined_fns(true)
-                .build(),
+            symbolizer: Symbolizer::new(),
             mappings,
             kernel: HashMap::new(),
             files: HashMap::new(),
@@ -94,9 +111,9 @@ impl<'a> Resolver<'a> {
         for address in call_addresses(addresses).rev() {
             match self.mappings.find(image, address) {
                 Some(mapping) => {
-                    let offset = address - mapping.start + mapping.file_offset;
+                    let offset = offset_in_file(mapping, address);
                     let file = self.mappings.file(image.tgid, &mapping.path);
-                    frames.extend(self.in_file(&file, offset).iter().cloned());
+                    frames.extend_from_slice(self.in_file(&file, offset));
                 }
                 None if !self.mappings.knows(image) => frames.push(reason("unknown: the process was not followed")),
                 None => frames.push(reason("unknown: not in any file")),
@@ -126,12 +143,82 @@ impl<'a> Resolver<'a> {
             .collect()
     }
 
-    fn in_file(&mut self, path: &Path, offset: u64) -> &[Frame] {
-        let symbolizer = &self.symbolizer;
-        self.files
-            .entry((path.to_owned(), offset))
-            .or_insert_with(|| file_function(symbolizer, path, offset))
+    /// Names the functions at all these addresses, file by file: the one with the most addresses first.
+    fn look_up_files(&mut self, addresses: impl Iterator<Item = (Image, u64)>, interrupt: Option<BorrowedFd<'_>>) {
+        let mut places: HashMap<PathBuf, BTreeSet<u64>> = HashMap::new();
+        for (image, address) in addresses {
+            if let Some(mapping) = self.mappings.find(image, address) {
+                let file = self.mappings.file(image.tgid, &mapping.path);
+                let offset = offset_in_file(mapping, address);
+                places.entry(file).or_default().insert(offset);
+            }
+        }
+        let mut places: Vec<(PathBuf, Vec<u64>)> = places
+            .into_iter()
+            .map(|(path, offsets)| (path, offsets.into_iter().collect()))
+            .collect();
+        places.sort_by_key(|(path, offsets)| (std::cmp::Reverse(offsets.len()), path.clone()));
+        let mut reader = FileReader::new();
+        let until = Instant::now() + NAMES_TIME;
+        let mut stopped: Option<ReadFailure> = None;
+        for (path, offsets) in places {
+            if not_in_a_file(&path).is_some() {
+                continue;
+            }
+            if Instant::now() >= until {
+                stopped.get_or_insert(ReadFailure::NoTimeLeft(NAMES_TIME));
+            }
+            let functions = if let Some(failure) = &stopped {
+                let shown = file_name(&path);
+                vec![vec![reason(&format!("unknown: {}", failure.in_words(&shown)))]; offsets.len()]
+            } else {
+                match open_regular_file(&path) {
+                    Ok(file) => {
+                        let (functions, failure) = reader.functions(&file, &path, &offsets, until, interrupt);
+                        stopped = failure.filter(|failure| *failure == ReadFailure::Interrupted);
+                        functions
+                    }
+                    Err(error) => {
+                        let why = format!("unknown: {} cannot be read ({error})", file_name(&path));
+                        vec![vec![reason(&why)]; offsets.len()]
+                    }
+                }
+            };
+            let named = offsets.into_iter().zip(functions);
+            self.files.insert(path, named.collect());
+        }
     }
+
+    /// The functions at an offset of a file, outermost first, as they were looked up.
+    fn in_file(&mut self, path: &Path, offset: u64) -> &[Frame] {
+        let file = self.files.entry(path.to_owned()).or_default();
+        file.entry(offset)
+            .or_insert_with(|| vec![not_in_a_file(path).unwrap_or_else(|| reason("unknown: it was not looked up"))])
+    }
+}
+
+fn offset_in_file(mapping: &Mapping, address: u64) -> u64 {
+    (address - mapping.start).wrapping_add(mapping.file_offset)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or(path.as_os_str())
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// The frame of code that is in no file; `None` for a file.
+fn not_in_a_file(path: &Path) -> Option<Frame> {
+    if path.as_os_str().as_encoded_bytes().starts_with(b"[") {
+        // [vdso] and the like: the kernel's own pages, which are in no file.
+        return Some(Frame {
+            kind: FrameKind::User,
+            name: file_name(path),
+        });
+    }
+    path.starts_with("//anon")
+        .then(|| reason("unknown: code that is in no file (generated at run time)"))
 }
 
 /// A stack's addresses as they are looked up, innermost first. All but the innermost are return addresses, which point
@@ -149,32 +236,13 @@ fn kernel_function(symbolizer: &Symbolizer, address: u64) -> Vec<Frame> {
         ..Kernel::default()
     });
     match symbolizer.symbolize_single(&source, Input::AbsAddr(address)) {
-        Ok(symbolized) => frames_of(&symbolized, FrameKind::Kernel, "kernel.kptr_restrict hides it?"),
+        Ok(symbolized) => symbolized_frames(&symbolized, FrameKind::Kernel, "kernel.kptr_restrict hides it?"),
         Err(_) => vec![reason("unknown: the kernel's symbols cannot be read")],
     }
 }
 
-fn file_function(symbolizer: &Symbolizer, path: &Path, offset: u64) -> Vec<Frame> {
-    let shown = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    if path.as_os_str().as_encoded_bytes().starts_with(b"[") {
-        // [vdso] and the like: the kernel's own pages, which are in no file.
-        return vec![Frame {
-            kind: FrameKind::User,
-            name: shown.into(),
-        }];
-    }
-    if path.starts_with("//anon") {
-        return vec![reason("unknown: code that is in no file (generated at run time)")];
-    }
-    let source = Source::Elf(Elf::new(path));
-    match symbolizer.symbolize_single(&source, Input::FileOffset(offset)) {
-        Ok(symbolized) => frames_of(&symbolized, FrameKind::User, &shown),
-        Err(error) => vec![reason(&format!("unknown: {shown} cannot be read ({})", error.kind()))],
-    }
-}
-
 /// The function, and what is inlined in it, outermost first.
-fn frames_of(symbolized: &Symbolized<'_>, kind: FrameKind, place: &str) -> Vec<Frame> {
+pub(crate) fn symbolized_frames(symbolized: &Symbolized<'_>, kind: FrameKind, place: &str) -> Vec<Frame> {
     match symbolized {
         Symbolized::Sym(symbol) => std::iter::once(Frame {
             kind,
@@ -203,6 +271,7 @@ fn in_words(why: Reason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     #[test]
     fn callers_are_looked_up_where_they_call() {
@@ -224,10 +293,29 @@ mod tests {
         let mapping = mappings.find(image, address).expect("mapped");
         assert_eq!(mapping.path, executable);
         let mut resolver = Resolver::new(&mappings);
-        let frames = resolver.in_file(&mapping.path, address - mapping.start + mapping.file_offset);
+        resolver.look_up_files(std::iter::once((image, address)), None);
+        let frames = resolver.user_stack(image, &[address]);
         assert!(
             frames[0].name.contains("a_function_of_this_program_is_named"),
             "{frames:?}"
         );
+    }
+
+    #[test]
+    fn a_look_up_that_is_interrupted_says_so() {
+        let mut mappings = Mappings::default();
+        mappings.add_process(std::process::id());
+        let image = Image {
+            tgid: std::process::id(),
+            number: 0,
+        };
+        let address = a_look_up_that_is_interrupted_says_so as *const () as u64;
+        let (interrupt, mut signal) = std::io::pipe().expect("a pipe");
+        std::io::Write::write_all(&mut signal, b"!").expect("written");
+        let mut resolver = Resolver::new(&mappings);
+        resolver.look_up_files(std::iter::once((image, address)), Some(interrupt.as_fd()));
+        let frames = resolver.user_stack(image, &[address]);
+        assert_eq!(frames[0].kind, FrameKind::Reason);
+        assert!(frames[0].name.contains("a signal ended the look-up"), "{frames:?}");
     }
 }

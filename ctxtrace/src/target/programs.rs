@@ -7,13 +7,18 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Locator, Reason};
 use ctxtrace_common::process::Image;
 use serde::{Deserialize, Serialize};
 
-use super::locate::{Found, examine, is_of_go, is_of_tokio, mentions_go, mentions_tokio};
+use super::locate::{Found, is_of_go, is_of_tokio};
 use super::mappings::Mappings;
+use crate::reader::{FileReader, ReadFailure, open_regular_file};
+
+/// Longest time for all files that are read once the run is over.
+const COMPLETION_TIME: Duration = Duration::from_secs(10);
 
 /// Which locators to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
@@ -61,14 +66,15 @@ impl Programs {
         }
     }
 
-    /// Says that an image runs this executable, which can be opened as `file`, and returns how its tasks are found.
-    pub fn assign(&mut self, image: Image, path: &Path, file: &Path) -> Locator {
+    /// Says that an image runs this executable, and returns how its tasks are found. `examine` is called if nothing is known of it
+    /// yet.
+    pub fn assign(&mut self, image: Image, path: &Path, examine: impl FnOnce() -> Found) -> Locator {
         let index = self
             .programs
             .iter()
             .position(|program| program.path == path)
             .unwrap_or_else(|| {
-                let mut found = examine(file);
+                let mut found = examine();
                 restrict(&mut found.locator, self.choice);
                 self.programs.push(Program {
                     path: path.to_owned(),
@@ -78,6 +84,12 @@ impl Programs {
             });
         self.by_image.insert(image, Some(index));
         self.programs[index].found.locator
+    }
+
+    /// Whether this executable has been examined.
+    #[must_use]
+    pub fn has_examined(&self, path: &Path) -> bool {
+        self.programs.iter().any(|program| program.path == path)
     }
 
     /// Says that an image has no tasks and is not to be looked at: a child that has not executed its program yet.
@@ -107,18 +119,23 @@ impl Programs {
         self.choice
     }
 
-    /// Once the run is over: assigns what is left, and looks for tokio and Go in shared objects.
-    pub fn complete(&mut self, mappings: &Mappings) {
+    /// Once the run is over: assigns what is left, and looks for tokio and Go in shared objects. All of it may take
+    /// [`COMPLETION_TIME`]; a program that has shared objects which were not searched in this time says so.
+    pub fn complete(&mut self, mappings: &Mappings, reader: &mut FileReader) {
+        let until = Instant::now() + COMPLETION_TIME;
         for (image, path) in self.unassigned(mappings) {
-            self.assign(image, &path, &mappings.file(image.tgid, &path));
+            self.assign(image, &path, || {
+                let file = mappings.file(image.tgid, &path);
+                examine_until(until, reader, &path, &file)
+            });
         }
-        let mentions: fn(&Path) -> bool = match self.choice {
-            LocatorChoice::Auto => |path| mentions_tokio(path) || mentions_go(path),
-            LocatorChoice::Tokio => mentions_tokio,
-            LocatorChoice::Go => mentions_go,
+        let (tokio, go) = match self.choice {
+            LocatorChoice::Auto => (true, true),
+            LocatorChoice::Tokio => (true, false),
+            LocatorChoice::Go => (false, true),
             LocatorChoice::Probe | LocatorChoice::None => return,
         };
-        let mut objects: HashMap<&Path, bool> = HashMap::new();
+        let mut objects: HashMap<&Path, Searched> = HashMap::new();
         for (image, mapped) in mappings.images() {
             let index = self.by_image.get(&image).copied().flatten();
             let Some(program) = index.map(|index| &mut self.programs[index]) else {
@@ -128,17 +145,40 @@ impl Programs {
             if locator.flags != 0 || locator.reason != Reason::None as u32 {
                 continue;
             }
-            let object = mapped
+            let paths = mapped
                 .iter()
                 .map(|mapping| mapping.path.as_path())
-                .filter(|&path| is_file(path) && path != program.path)
-                .find(|&path| {
-                    let mentions = || mentions(&mappings.file(image.tgid, path));
-                    *objects.entry(path).or_insert_with(mentions)
+                .filter(|&path| is_file(path) && path != program.path);
+            let mut not_searched = None;
+            for path in paths {
+                let searched = objects.entry(path).or_insert_with(|| {
+                    let file = open_regular_file(&mappings.file(image.tgid, path));
+                    // What cannot be opened was never searched; the names of its functions say why.
+                    file.map_or(Searched::Nothing, |file| {
+                        match reader.mentions(&file, tokio, go, until) {
+                            Ok(true) => Searched::Runtime,
+                            Ok(false) => Searched::Nothing,
+                            Err(failure) => Searched::Failed(failure),
+                        }
+                    })
                 });
-            if let Some(object) = object {
-                locator.reason = Reason::SharedObject as u32;
-                program.found.detail = Some(object.display().to_string());
+                match searched {
+                    Searched::Runtime => {
+                        locator.reason = Reason::SharedObject as u32;
+                        program.found.detail = Some(path.display().to_string());
+                        break;
+                    }
+                    Searched::Nothing => {}
+                    Searched::Failed(failure) => {
+                        let shown = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+                        not_searched.get_or_insert_with(|| failure.in_words(&shown));
+                    }
+                }
+            }
+            if let Some(why) = not_searched
+                && locator.reason == Reason::None as u32
+            {
+                program.found.detail = Some(format!("not every shared object was searched for a runtime: {why}"));
             }
         }
     }
@@ -180,6 +220,25 @@ impl Programs {
             Reason::NotExamined if locator.flags == 0 => own,
             noted => noted,
         }
+    }
+}
+
+/// What the search for a runtime in a shared object came to.
+enum Searched {
+    Runtime,
+    Nothing,
+    Failed(ReadFailure),
+}
+
+/// Examines an executable if there is time left.
+fn examine_until(until: Instant, reader: &mut FileReader, path: &Path, file: &Path) -> Found {
+    let shown = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    if Instant::now() >= until {
+        return Found::unreadable(ReadFailure::NoTimeLeft(COMPLETION_TIME).in_words(&shown));
+    }
+    match open_regular_file(file) {
+        Ok(file) => reader.examine(&file, path),
+        Err(error) => Found::unreadable(error.to_string()),
     }
 }
 
@@ -239,7 +298,7 @@ mod tests {
         let mappings = mapped(&[Path::new("[vdso]"), Path::new("/bin/true"), Path::new("/lib/x.so")]);
         let mut programs = Programs::new(LocatorChoice::Auto);
         assert_eq!(programs.unassigned(&mappings), [(IMAGE, PathBuf::from("/bin/true"))]);
-        programs.complete(&mappings);
+        programs.complete(&mappings, &mut FileReader::new());
         assert_eq!(programs.get(IMAGE).expect("assigned").path, Path::new("/bin/true"));
         assert_eq!(programs.unassigned(&mappings), []);
     }
@@ -248,7 +307,7 @@ mod tests {
     fn what_nobody_looked_at_in_time_is_settled_afterwards() {
         let mut programs = Programs::new(LocatorChoice::Auto);
         assert_eq!(programs.settle(IMAGE, Reason::NotExamined), Reason::NotExamined);
-        programs.assign(IMAGE, Path::new("/bin/true"), Path::new("/bin/true"));
+        programs.assign(IMAGE, Path::new("/bin/true"), Found::default);
         assert_eq!(
             programs.settle(IMAGE, Reason::NotExamined),
             Reason::None,
@@ -256,7 +315,11 @@ mod tests {
         );
         assert_eq!(programs.settle(IMAGE, Reason::ReadFailed), Reason::ReadFailed);
         let with_tasks = Image { tgid: 8, number: 0 };
-        programs.assign(with_tasks, &own(), &own());
+        programs.assign(with_tasks, &own(), || {
+            let mut found = Found::default();
+            found.locator.flags = HAS_TOKIO;
+            found
+        });
         assert_eq!(programs.settle(with_tasks, Reason::NotExamined), Reason::NotExamined);
     }
 
@@ -265,12 +328,12 @@ mod tests {
     fn tokio_in_a_shared_object_is_noticed_afterwards() {
         let library = own();
         let mut programs = Programs::new(LocatorChoice::Auto);
-        programs.complete(&mapped(&[Path::new("/bin/true"), &library]));
+        programs.complete(&mapped(&[Path::new("/bin/true"), &library]), &mut FileReader::new());
         assert_eq!(programs.settle(IMAGE, Reason::None), Reason::SharedObject);
         let detail = programs.get(IMAGE).expect("assigned").found.detail.as_deref();
         assert_eq!(detail, library.to_str());
         let mut unasked = Programs::new(LocatorChoice::None);
-        unasked.complete(&mapped(&[Path::new("/bin/true"), &library]));
+        unasked.complete(&mapped(&[Path::new("/bin/true"), &library]), &mut FileReader::new());
         assert_eq!(unasked.settle(IMAGE, Reason::None), Reason::None);
     }
 

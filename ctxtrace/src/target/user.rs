@@ -297,7 +297,7 @@ fn set_capabilities(data: &[CapabilityData; 2]) -> io::Result<()> {
 
 /// Gives up every capability of this thread, for good: those in effect, and those that a program executed later would have.
 /// Returns what the system call does. It is async-signal-safe, for a child that has just been forked.
-pub(super) fn give_up_capabilities() -> i64 {
+pub(crate) fn give_up_capabilities() -> i64 {
     let header = CapabilityHeader {
         version: CAPABILITY_VERSION,
         pid: 0,

@@ -33,7 +33,7 @@ pub enum FrameKind {
 }
 
 /// One frame of a resolved stack.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Frame {
     /// What it is.
     pub kind: FrameKind,
