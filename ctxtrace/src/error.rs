@@ -172,7 +172,9 @@ fn shortage_of(errno: Option<i32>) -> Option<&'static str> {
             "\n  ctxtrace needs more descriptors, several for each CPU: raise the hard limit (ulimit -Hn, as root), or LimitNOFILE= \
              of its service",
         ),
-        libc::ENFILE => Some("\n  The whole machine has no more descriptors: end what holds many, or raise fs.file-max"),
+        libc::ENFILE => {
+            Some("\n  The whole machine has no more descriptors: end what holds many, or raise fs.file-max")
+        }
         libc::ENOMEM => Some(
             "\n  There is too little memory for the tables: free some, raise the memory limit of the cgroup that ctxtrace runs in, \
              or ask for smaller tables with --max-threads and --max-stacks",

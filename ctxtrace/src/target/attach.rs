@@ -65,7 +65,10 @@ impl Attached {
         let executable = std::fs::read_link(process_folder(pid).join("exe")).map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied => {
                 let user = user_name(status.effective_uid);
-                refuse(format!("{name} runs as {user}, and may not be looked at by you: {}", what_lacks()))
+                refuse(format!(
+                    "{name} runs as {user}, and may not be looked at by you: {}",
+                    what_lacks()
+                ))
             }
             _ => unreadable(error),
         })?;
@@ -128,12 +131,14 @@ pub fn has_own_root(pid: u32) -> bool {
 
 fn notes(pid: u32, name: &str, status: &Status) -> Vec<String> {
     let mut notes = Vec::new();
-    notes.extend(what_stops(pid, name, status.state, tracer_in_words(status.tracer_pid).as_deref()));
+    notes.extend(what_stops(
+        pid,
+        name,
+        status.state,
+        tracer_in_words(status.tracer_pid).as_deref(),
+    ));
     let namespace = |folder: PathBuf| std::fs::read_link(folder.join("ns/pid")).ok();
-    let (ours, theirs) = (
-        namespace(PathBuf::from("/proc/self")),
-        namespace(process_folder(pid)),
-    );
+    let (ours, theirs) = (namespace(PathBuf::from("/proc/self")), namespace(process_folder(pid)));
     if theirs.is_some() && ours != theirs {
         let inside = status.innermost_pid;
         let inside = inside.map_or(String::new(), |id| format!(", where it is process {id}"));
@@ -177,7 +182,10 @@ const NO_PROCESS: &str = "there is no such process";
 fn what_lacks() -> &'static str {
     /// The bit of the capability mask (kernel: `include/uapi/linux/capability.h`).
     const CAP_SYS_PTRACE: u64 = 1 << 19;
-    match (geteuid().is_root(), procfs::effective_capabilities() & CAP_SYS_PTRACE != 0) {
+    match (
+        geteuid().is_root(),
+        procfs::effective_capabilities() & CAP_SYS_PTRACE != 0,
+    ) {
         (false, _) => "run ctxtrace as root",
         (true, false) => {
             "this root lacks CAP_SYS_PTRACE, as in a container; run ctxtrace on the host or give the container that capability"

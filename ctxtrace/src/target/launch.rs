@@ -24,8 +24,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, fork, geteuid, getpid, pipe2};
 
 use super::environment::Environment;
-use super::{descriptors, pidfd, procfs};
 use super::user::{self, Invoker};
+use super::{descriptors, pidfd, procfs};
 use crate::error::{Error, Result};
 use crate::trace::run::Exit;
 

@@ -38,7 +38,15 @@ pub fn signal_if_started_at(pid: u32, start_boottime_ns: u64, signal: Signal) ->
     }
     let no_info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: the descriptor is open, and the kernel makes the information of the signal where it is given none.
-    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as i32, no_info, 0) };
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal as i32,
+            no_info,
+            0,
+        )
+    };
     match io::Error::last_os_error() {
         _ if sent == 0 => Ok(true),
         error if error.raw_os_error() == Some(libc::ESRCH) => Ok(false),

@@ -248,12 +248,10 @@ mod tests {
     fn a_name_that_is_no_text_is_a_name() {
         let text = b"7 (a) b\xe3\x82) S 4 5 6 0 -1 2097152 8 9 10 11 12 13 14 15 16 17 18 19 4321 23 24";
         let stat = Stat::parse(text).expect("as the kernel writes it");
-        assert_eq!(
-            (stat.name.as_str(), stat.state, stat.parent),
-            ("a) b\u{fffd}", 'S', 4)
-        );
+        assert_eq!((stat.name.as_str(), stat.state, stat.parent), ("a) b\u{fffd}", 'S', 4));
         assert!(stat.is_kernel_thread() && stat.started_at(43_219_999_999) && !stat.started_at(43_220_000_000));
-        let text = b"Name:\tw\xe6\x97\nUmask:\t0022\nState:\tt (tracing stop)\nTgid:\t7\nPid:\t8\nPPid:\t1\nTracerPid:\t9\n\
+        let text =
+            b"Name:\tw\xe6\x97\nUmask:\t0022\nState:\tt (tracing stop)\nTgid:\t7\nPid:\t8\nPPid:\t1\nTracerPid:\t9\n\
             Uid:\t0\t5\t0\t0\nNSpid:\t8\t2\nvoluntary_ctxt_switches:\t3\nnonvoluntary_ctxt_switches:\t4\n";
         let status = Status::parse(text).expect("as the kernel writes it");
         let switches = KernelCount {

@@ -74,12 +74,15 @@ pub fn render(report: &Report, style: Style) -> String {
     }
     sections.push(headline::verdict(report, style));
     sections.push(counts::counts(report, style));
-    sections.push(switches::ledger(report, style));
+    if !report.ledger.is_empty() || !report.ledger_adds_up {
+        sections.push(switches::ledger(report, style));
+    }
     sections.extend(switches::tasks(report));
     sections.extend(switches::wakeups(report));
     sections.push(times::latencies(report));
     sections.extend(report.polls.as_ref().map(|of| polls::polls(of, style)));
     sections.extend(report.on_cpu.as_ref().map(times::on_cpu));
+    sections.extend(times::open_intervals(report));
     sections.push(times::threads(report));
     sections.push(footer::footer(report, style));
     sections.join("\n\n") + "\n"
