@@ -280,7 +280,7 @@ fn threads_that_sleep_throughout_are_in_the_table() {
     assert_eq!((number(sleeper, "/voluntary"), number(sleeper, "/off_cpu_ns")), (0, 0));
     assert_eq!(sleeper["state"], "asleep");
     assert!(number(sleeper, "/open_off_cpu_ns") > 300_000_000, "{sleeper}");
-    assert!(text.contains("asleep throughout"), "{text}");
+    assert!(text.contains(" – – asleep"), "{text}");
     assert!(text.contains("2 threads (1 of them without a switch)"), "{text}");
     // They are not in the reconciliation, which compares what was counted.
     assert_eq!(json["reconciliation"]["threads"].as_array().expect("a list").len(), 1);

@@ -13,7 +13,7 @@ mod times;
 
 pub(super) use counts::locators_in_words;
 pub(super) use footer::{room, tracing_cost};
-pub(super) use headline::verdict_in_words;
+pub(super) use headline::{still_running_in_words, verdict_in_words};
 pub use headline::{subject_in_words, workload_in_words};
 pub use layout::in_ascii;
 pub(super) use layout::{plain_table, shortened, without_trailing_spaces, wrapped};

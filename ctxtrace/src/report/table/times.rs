@@ -195,7 +195,7 @@ pub(super) fn threads(report: &Report) -> String {
                 thousands(0),
                 none(),
                 none(),
-                format!("{} throughout", state.in_words()),
+                state.in_words().to_owned(),
             ]);
             continue;
         }
