@@ -14,6 +14,7 @@ use super::result::{
     Class, Hits, LedgerRow, Locator, MessagesPerPoll, Task, TaskSwitches, TaskType, WakeupOrigin, Wakeups,
 };
 use super::summarize::Nulls;
+use super::unseen;
 use crate::correlate::ledger::Ledger;
 use crate::correlate::tasks;
 use crate::correlate::wakeups::wakeups as edges;
@@ -77,7 +78,7 @@ fn messages_per_poll(buckets: &[u64]) -> Option<MessagesPerPoll> {
 }
 
 pub(super) fn ledger_rows(aggregates: &Aggregates, ledger: &Ledger) -> Vec<LedgerRow> {
-    ledger
+    let rows = ledger
         .rows
         .iter()
         .map(|(entry, sum)| LedgerRow {
@@ -88,8 +89,11 @@ pub(super) fn ledger_rows(aggregates: &Aggregates, ledger: &Ledger) -> Vec<Ledge
             pid: entry.task.map(|key| key.image.tgid),
             count: sum.count,
             off_cpu_ns: sum.off_cpu_ns,
+            open: 0,
+            open_ns: 0,
         })
-        .collect()
+        .collect();
+    unseen::with_open(rows, aggregates, ledger)
 }
 
 /// The class as it is called in the result.

@@ -69,8 +69,11 @@ pub struct Report {
     pub locators: Vec<Locator>,
     /// Distributions of all runs together.
     pub latency: Latency,
-    /// The threads of the median run.
+    /// The threads of the median run, those too of a process that was attached to which made no switch.
     pub threads: Vec<Thread>,
+    /// The threads of the median run that were off the CPU when the recording ended, the longest first. Their time so far is in no
+    /// sum, because its end was not seen.
+    pub open_intervals: Vec<OpenInterval>,
     /// Switch-ins on another CPU than the thread's last one, in the median run.
     pub migrations: u64,
     /// What was lost, in all runs together.
@@ -96,6 +99,18 @@ pub struct Target {
     pub exit_status: Option<i32>,
     /// The signal that killed it.
     pub signal: Option<i32>,
+    /// The processes of a command that were there when the recording ended, and go on. Of a process that was attached to none are
+    /// listed: it is left alone.
+    pub still_running: Vec<RunningProcess>,
+}
+
+/// A process that goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct RunningProcess {
+    /// Process id.
+    pub pid: u32,
+    /// Its name.
+    pub name: String,
 }
 
 /// The built-in workload and its speed.
@@ -315,6 +330,10 @@ pub struct LedgerRow {
     pub count: u64,
     /// Their off-CPU time, as far as its end was seen.
     pub off_cpu_ns: u64,
+    /// Of them, those whose threads were off the CPU when the recording ended.
+    pub open: u64,
+    /// The time of those so far; it is not in `off_cpu_ns`.
+    pub open_ns: u64,
 }
 
 /// One task.
@@ -543,6 +562,8 @@ pub struct Distribution {
     /// Intervals that had begun and not ended when the capture did, counted with no time; a thread's last switch-out
     /// begins one that never ends. Null for distributions that cannot have any.
     pub open_intervals: Option<u64>,
+    /// The time so far of those whose threads live on; it is not in `sum_ns`. Null where `open_intervals` is.
+    pub open_ns: Option<u64>,
     /// Shortest.
     pub min_ns: Option<u64>,
     /// Half of them are at most this long.
@@ -584,6 +605,68 @@ pub struct Thread {
     pub run_queue_ns: u64,
     /// Switch-ins on another CPU than the last one.
     pub migrations: u64,
+    /// What it was doing when the recording ended; absent if it had ended, or if that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<ThreadState>,
+    /// How long it had been off the CPU then, which is in no sum; of a thread without a switch, at least the whole recording. Absent
+    /// if it was not off the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_off_cpu_ns: Option<u64>,
+}
+
+impl Thread {
+    /// Whether it made no switch while it was recorded.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.voluntary + self.involuntary == 0
+    }
+}
+
+/// What a thread that lives is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ThreadState {
+    /// It is on a CPU, or of a thread without a switch: on a CPU or ready to run.
+    Running,
+    /// It is ready to run, and waits for a CPU.
+    Runnable,
+    /// It sleeps.
+    Asleep,
+    /// A signal or a debugger has stopped it.
+    Stopped,
+}
+
+impl ThreadState {
+    /// As in the table.
+    #[must_use]
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Runnable => "runnable",
+            Self::Asleep => "asleep",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// A thread that was off the CPU when the recording ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct OpenInterval {
+    /// Thread id.
+    pub tid: u32,
+    /// Process id.
+    pub pid: u32,
+    /// Thread name; empty if the thread is not known.
+    pub thread: String,
+    /// The class of the switch-out, as in `ledger`.
+    pub class: Class,
+    /// Name of the task that was polled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// From the switch-out to the end of the recording.
+    pub off_ns: u64,
+    /// Its stack, outermost function first; empty where no stacks were recorded.
+    pub stack: Vec<String>,
 }
 
 /// What was lost, by cause. All zero is what one wants to see.

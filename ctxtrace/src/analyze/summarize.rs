@@ -11,16 +11,17 @@ use super::polls::polls;
 use super::profile::{Profile, Share, places};
 use super::result::{
     CpuLosses, Distribution, KernelSwitches, Latency, Lost, OnCpu, OnCpuCategory, OnCpuFunction, Overhead,
-    ProgramOverhead, Reconciliation, Report, Run as RunRow, Rusage, SCHEMA, Target, Thread, ThreadReconciliation,
-    Timeline, Unavailable, Workload,
+    ProgramOverhead, Reconciliation, Report, Run as RunRow, Rusage, SCHEMA, Target, ThreadReconciliation, Timeline,
+    Unavailable, Workload,
 };
+use super::unseen;
 use crate::correlate::ledger::ledger;
 use crate::correlate::reconcile::{self, reconcile};
 use crate::correlate::tasks::beyond_the_tables;
 use crate::symbolize::category::{Belongs, Category};
 use crate::symbolize::stacks;
 use crate::trace::run::{Info, Launched, Run, Subject};
-use crate::trace::{Aggregates, Fate, Latencies, name_of};
+use crate::trace::{Aggregates, Fate, Latencies};
 use crate::workload::{Language, Mode, Outcome, Spec};
 
 fn reconciled(run: &Run) -> reconcile::Reconciliation {
@@ -92,12 +93,10 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         lost.add(&lost_in(run));
     }
     let open_intervals = runs.iter().map(|run| open_off_intervals(&run.aggregates)).sum();
-    let threads: Vec<Thread> = run
-        .aggregates
-        .threads
+    let open_ns = runs
         .iter()
-        .map(|record| thread(&record.thread))
-        .collect();
+        .fold(0, |sum: u64, run| sum.saturating_add(unseen::open_ns(&run.aggregates)));
+    let threads = unseen::threads(&run.aggregates);
 
     Report {
         schema: SCHEMA.to_owned(),
@@ -122,9 +121,10 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         on_cpu: on_cpu(runs, &mut nulls),
         locator: run.aggregates.programs.choice(),
         locators: attribution::locators(&run.aggregates),
-        latency: latency(&latencies, open_intervals, &mut nulls),
+        latency: latency(&latencies, open_intervals, open_ns, &mut nulls),
         migrations: threads.iter().map(|thread| thread.migrations).sum(),
         threads,
+        open_intervals: unseen::open_intervals(run),
         lost,
         overhead: overhead(&run.aggregates, &mut nulls),
         unavailable: nulls.0,
@@ -262,6 +262,10 @@ fn target(subject: &Subject, run: &Run, nulls: &mut Nulls) -> Option<Target> {
         children,
         exit_status: nulls.or(exit.status, "target.exit_status", no_status),
         signal: nulls.or(exit.signal, "target.signal", no_signal),
+        still_running: match subject {
+            Subject::Process { .. } => Vec::new(),
+            Subject::Command { .. } | Subject::Workload(_) => unseen::still_running(&run.aggregates),
+        },
     })
 }
 
@@ -446,17 +450,18 @@ fn open_off_intervals(aggregates: &Aggregates) -> u64 {
     aggregates.threads.iter().filter(open).count() as u64
 }
 
-fn latency(latencies: &Latencies, open_off: u64, nulls: &mut Nulls) -> Latency {
+fn latency(latencies: &Latencies, open_off: u64, open_ns: u64, nulls: &mut Nulls) -> Latency {
     const CLOSED_WITH_OFF_CPU: &str = "open intervals are counted in off_cpu, of which this is a part";
-    let mut distribution = |kind, name: &str, open: Option<u64>| {
+    let mut distribution = |kind, name: &str, open: Option<(u64, u64)>| {
         let path = format!("latency.{name}");
         if open.is_none() {
             nulls.note(&format!("{path}.open_intervals"), CLOSED_WITH_OFF_CPU);
+            nulls.note(&format!("{path}.open_ns"), CLOSED_WITH_OFF_CPU);
         }
         distribution(latencies.get(kind), open, &path, nulls)
     };
     Latency {
-        off_cpu: distribution(Kind::OffCpu, "off_cpu", Some(open_off)),
+        off_cpu: distribution(Kind::OffCpu, "off_cpu", Some((open_off, open_ns))),
         blocked: distribution(Kind::Blocked, "blocked", None),
         run_queue: distribution(Kind::RunQueue, "run_queue", None),
         on_cpu: distribution(Kind::OnCpu, "on_cpu", None),
@@ -464,7 +469,8 @@ fn latency(latencies: &Latencies, open_off: u64, nulls: &mut Nulls) -> Latency {
     }
 }
 
-fn distribution(histogram: &Histogram, open_intervals: Option<u64>, path: &str, nulls: &mut Nulls) -> Distribution {
+/// `open`: the number of open intervals, and their time so far.
+fn distribution(histogram: &Histogram, open: Option<(u64, u64)>, path: &str, nulls: &mut Nulls) -> Distribution {
     let any = histogram.count > 0;
     if !any {
         for field in ["min_ns", "p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns"] {
@@ -473,7 +479,8 @@ fn distribution(histogram: &Histogram, open_intervals: Option<u64>, path: &str, 
     }
     Distribution {
         count: histogram.count,
-        open_intervals,
+        open_intervals: open.map(|(count, _)| count),
+        open_ns: open.map(|(_, ns)| ns),
         min_ns: any.then(|| histogram.min_plus_one_ns.saturating_sub(1)),
         p50_ns: percentile(histogram, 0.5),
         p90_ns: percentile(histogram, 0.9),
@@ -491,20 +498,6 @@ fn buckets(histogram: &Histogram) -> Vec<(u64, u64)> {
         .filter(|(_, count)| **count > 0)
         .map(|(bucket, count)| (lower_bound(bucket), *count))
         .collect()
-}
-
-fn thread(thread: &ctxtrace_common::thread::Thread) -> Thread {
-    Thread {
-        tid: thread.tid,
-        pid: thread.tgid,
-        name: name_of(&thread.comm),
-        voluntary: thread.traced_voluntary,
-        involuntary: thread.traced_involuntary,
-        on_cpu_ns: thread.on_cpu_ns,
-        off_cpu_ns: thread.off_cpu_ns,
-        run_queue_ns: thread.run_queue_ns,
-        migrations: thread.migrations,
-    }
 }
 
 fn lost_in(run: &Run) -> Lost {

@@ -32,6 +32,7 @@ use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, Ri
 use aya::programs::tp_btf::BtfTracePointLinkId;
 use aya::programs::{BtfTracePoint, KProbe};
 use aya::{Btf, Ebpf, EbpfLoader};
+use ctxtrace_common::clock::Phase;
 use ctxtrace_common::counters::Counters;
 use ctxtrace_common::handover::{Handover, Names};
 use ctxtrace_common::histogram::{Histogram, Latency};
@@ -49,7 +50,8 @@ use crate::target::mappings::{Mappings, Tracker};
 use crate::target::procfs;
 use crate::target::programs::{LocatorChoice, Programs};
 use crate::trace::events::EventSink;
-use crate::trace::{Aggregates, CpuLosses, Fate, Latencies, Level, ThreadRecord, merge, name_of};
+use crate::trace::run::ClockAnchor;
+use crate::trace::{Aggregates, CpuLosses, Fate, Latencies, Level, OpenInterval, ThreadRecord, merge, name_of};
 use cost::CostMeter;
 use events::{EventRings, Layout};
 use offsets::Offsets;
@@ -493,10 +495,11 @@ impl Session {
     /// If a map cannot be read.
     pub fn so_far(&self, mappings: &Mappings) -> Result<Aggregates> {
         // Who ends at this moment may yet be seen to.
-        self.aggregates(mappings, &HashSet::new())
+        self.aggregates(mappings, &HashSet::new(), ClockAnchor::now().monotonic_ns)
     }
 
-    fn aggregates(&self, mappings: &Mappings, vanished: &HashSet<u64>) -> Result<Aggregates> {
+    /// `until_ns` is the end of the recording (`CLOCK_MONOTONIC`): everything was attached then.
+    fn aggregates(&self, mappings: &Mappings, vanished: &HashSet<u64>, until_ns: u64) -> Result<Aggregates> {
         let threads_by_address = self.live_threads()?;
         let mut threads = self.ended.clone();
         threads.extend(threads_by_address.iter().map(|&(address, thread)| ThreadRecord {
@@ -514,6 +517,8 @@ impl Session {
             lost_by_cpu: self.lost_by_cpu()?,
             latencies: self.latencies()?,
             stacks: self.stacks()?,
+            open: open_intervals(&threads_by_address, vanished, until_ns),
+            silent: Vec::new(),
             switch_sums: self.switch_sums(threads_by_address.iter().map(|(_, thread)| thread))?,
             overflow_sums: self.overflow_sums()?,
             handovers: self.handovers.values().copied().collect(),
@@ -545,6 +550,7 @@ impl Session {
             tracker.tick();
         }
         let vanished = self.vanished(&mut tracker, sink)?;
+        let until_ns = ClockAnchor::now().monotonic_ns;
         self.cost.stop();
         // Unloading detaches; the maps stay for as long as they are open.
         if self.settings.sample_hz.is_some() {
@@ -570,7 +576,7 @@ impl Session {
             self.assign_examined(image, &path, &mut examined);
         }
         self.programs.complete(&mappings, &mut self.reader);
-        self.aggregates(&mappings, &vanished)
+        self.aggregates(&mappings, &vanished, until_ns)
     }
 
     /// The threads that are gone, so have made their last switch, and nobody saw it; by the address of their record.
@@ -757,6 +763,23 @@ impl Session {
             .collect::<std::result::Result<_, MapError>>()
             .map_err(refused("read a BPF map"))
     }
+}
+
+/// The intervals of threads that are off the CPU and live on, up to the end of the recording.
+fn open_intervals(threads: &[(u64, Thread)], vanished: &HashSet<u64>, until_ns: u64) -> Vec<OpenInterval> {
+    let is_open = |thread: &Thread| {
+        let asleep_or_runnable = matches!(thread.clock.phase(), Phase::Slept | Phase::Runnable);
+        asleep_or_runnable && thread.flags & PENDING_SUM != 0
+    };
+    let living = threads.iter().filter(|(address, _)| !vanished.contains(address));
+    living
+        .filter(|(_, thread)| is_open(thread))
+        .map(|(_, thread)| OpenInterval {
+            tid: thread.tid,
+            key: thread.pending,
+            off_ns: until_ns.saturating_sub(thread.clock.since_ns),
+        })
+        .collect()
 }
 
 /// The program that only a timeline needs.

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
@@ -68,7 +69,7 @@ pub(super) fn name_functions(
             );
         frames.truncate(MAX_FRAMES);
         for frame in &mut frames {
-            shorten(&mut frame.name);
+            frame.name = shortened(&frame.name);
             part_bytes += frame.name.len();
         }
         part.push(frames);
@@ -80,14 +81,14 @@ pub(super) fn name_functions(
     Ok(())
 }
 
-/// Cuts a name off that is longer than the tracer takes.
-fn shorten(name: &mut String) {
-    if name.len() > MAX_NAME_BYTES {
-        let most = MAX_NAME_BYTES - '…'.len_utf8();
-        let end = (0..=most).rev().find(|&end| name.is_char_boundary(end)).unwrap_or(0);
-        name.truncate(end);
-        name.push('…');
+/// The name, cut off where it is longer than the tracer takes.
+fn shortened(name: &Arc<str>) -> Arc<str> {
+    if name.len() <= MAX_NAME_BYTES {
+        return Arc::clone(name);
     }
+    let most = MAX_NAME_BYTES - '…'.len_utf8();
+    let end = name.floor_char_boundary(most);
+    format!("{}…", &name[..end]).into()
 }
 
 fn source_of(file: &File) -> Source<'static> {

@@ -1,5 +1,6 @@
 //! One recording: of a command from its launch to its last switch, or of a process that runs already.
 
+use std::collections::HashSet;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::target::attach::{Attached, descendants};
 use crate::target::launch::{Child, Command, Ended};
 use crate::target::mappings::Tracker;
+use crate::target::silent::FirstReading;
 use crate::trace::events::EventSink;
 use crate::trace::run::{Launched, Run};
 use crate::trace::samples::Samples;
@@ -208,6 +210,8 @@ impl Recorder<'_> {
         if children {
             follow_descendants(&mut session, &mut tracker, pid)?;
         }
+        let processes = session.processes()?.into_iter().map(|(pid, _)| pid);
+        let first_reading = FirstReading::of(processes);
         began();
         let watch = Watch {
             recorder: self,
@@ -217,7 +221,20 @@ impl Recorder<'_> {
             since,
         };
         let (cut, _) = watch.until_the_end(&mut session, &mut tracker, observer)?;
-        let recorded = Self::over(session, tracker, observer, since, None, cut)?;
+        let silent = first_reading.silent();
+        let mut recorded = Self::over(session, tracker, observer, since, None, cut)?;
+        let seen: HashSet<u32> = recorded
+            .run
+            .aggregates
+            .threads
+            .iter()
+            .map(|record| record.thread.tid)
+            .collect();
+        // What was read before everything was detached may have made a switch since.
+        recorded.run.aggregates.silent = silent
+            .into_iter()
+            .filter(|thread| !seen.contains(&thread.tid))
+            .collect();
         if cut == Cut::default() && recorded.run.aggregates.threads.is_empty() {
             return Err(Error::Attach {
                 pid,

@@ -214,7 +214,7 @@ fn not_in_a_file(path: &Path) -> Option<Frame> {
         // [vdso] and the like: the kernel's own pages, which are in no file.
         return Some(Frame {
             kind: FrameKind::User,
-            name: file_name(path),
+            name: file_name(path).into(),
         });
     }
     path.starts_with("//anon")

@@ -11,6 +11,7 @@
 //! * [`procfs`]: what `/proc` says of processes and threads.
 //! * [`pidfd`]: signals that reach the process that is meant, or none.
 //! * [`descriptors`]: the limit of open descriptors, raised for the tracer alone.
+//! * [`silent`]: threads that make no switch while they are recorded.
 //! * [`mappings`]: which file lies where in which process, kept after the process has gone.
 //! * [`locate`]: how the tasks of an executable are found, out of its symbols and types.
 //! * [`programs`]: which executable each process runs.
@@ -27,6 +28,7 @@ pub mod pidfd;
 pub mod procfs;
 pub mod programs;
 pub mod search;
+pub mod silent;
 pub mod toolchain;
 pub mod user;
 

@@ -33,6 +33,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use self::file::room::{cut_name, rows};
 use crate::target::mappings::Mappings;
 use crate::target::programs::Programs;
+use crate::target::silent::SilentThread;
 
 /// Bytes of a task's name. A program has room for so many, and a byte that is no text becomes three.
 const LONGEST_TASK_NAME: usize = 3 * ctxtrace_abi::NAME_BYTES;
@@ -184,6 +185,17 @@ pub struct CpuLosses {
     pub timeline_events: u64,
 }
 
+/// The time that a thread was off the CPU when the recording ended: it was not seen to come back, so it is in no sum.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct OpenInterval {
+    /// Thread id.
+    pub tid: u32,
+    /// The switch-out that began it.
+    pub key: SumKey,
+    /// From that switch-out to the end of the recording.
+    pub off_ns: u64,
+}
+
 /// Everything the kernel had summed up when a run was over.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Aggregates {
@@ -203,6 +215,12 @@ pub struct Aggregates {
     pub stacks: HashMap<u64, Vec<u64>>,
     /// Switch-outs by class, task and stack pair, those of intervals still open included.
     pub switch_sums: Vec<(SumKey, SwitchSum)>,
+    /// The intervals that were open when the recording ended, of threads that live on.
+    #[serde(default, deserialize_with = "rows")]
+    pub open: Vec<OpenInterval>,
+    /// The threads of a process that was attached to which have made no switch.
+    #[serde(default, deserialize_with = "rows")]
+    pub silent: Vec<SilentThread>,
     /// What did not fit that table, by the number of the class.
     pub overflow_sums: Vec<SwitchSum>,
     /// What threads told at their end of their polls, added up by program.
@@ -326,6 +344,8 @@ pub(crate) mod build {
             latencies: Latencies::default(),
             stacks: HashMap::new(),
             switch_sums: vec![(sum_key(Class::ThreadBlocked, 0), blocked)],
+            open: Vec::new(),
+            silent: Vec::new(),
             overflow_sums: Vec::new(),
             handovers: Vec::new(),
             names: HashMap::new(),

@@ -29,6 +29,7 @@ mod support;
 mod tables;
 mod tasks;
 mod timeline;
+mod unseen;
 mod variants;
 mod viewers;
 
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         privileges::TESTS,
         faults::TESTS,
         storms::TESTS,
+        unseen::TESTS,
     ]
     .concat();
     let root = nix::unistd::geteuid().is_root();

@@ -2,6 +2,8 @@
 
 #[path = "programs/tasks.rs"]
 pub(crate) mod tasks;
+#[path = "programs/unseen.rs"]
+pub(crate) mod unseen;
 
 use std::ffi::OsStr;
 use std::process::ExitCode;
@@ -46,7 +48,7 @@ pub(crate) fn run(name: &OsStr) -> ExitCode {
         Some("endless-storm") => endless_storm(),
         Some("half-and-half") => half_and_half(),
         Some("server") => server(),
-        Some(name) if tasks::run(name) => {}
+        Some(name) if tasks::run(name) || unseen::run(name) => {}
         _ => return ExitCode::FAILURE,
     }
     ExitCode::SUCCESS

@@ -290,6 +290,12 @@ fn alerts(report: &Report) -> Vec<Alert> {
     if let Some(lost) = report.lost.in_words() {
         alert(format!("Lost: {lost}{}.", room(report)), report.lost.events > 0);
     }
+    if let Some(running) = report.target.as_ref().and_then(table::still_running_in_words) {
+        alert(
+            format!("When the recording ended, processes went on: {running}."),
+            false,
+        );
+    }
     alerts
 }
 

@@ -15,8 +15,13 @@ const PROGRAMS_SHOWN: usize = 3;
 pub(super) fn counts(report: &Report, style: Style) -> String {
     let switches = &report.kernel_switches;
     let reconciliation = &report.reconciliation;
+    let silent = report.threads.iter().filter(|thread| thread.is_silent()).count() as u64;
+    let silent = match silent {
+        0 => String::new(),
+        silent => format!(" ({} of them without a switch)", thousands(silent)),
+    };
     let counted = format!(
-        "{} = {} voluntary + {} involuntary; {} thread{}, {} migration{}",
+        "{} = {} voluntary + {} involuntary; {} thread{}{silent}, {} migration{}",
         thousands(switches.total),
         thousands(switches.voluntary),
         thousands(switches.involuntary),

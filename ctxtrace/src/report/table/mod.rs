@@ -13,7 +13,7 @@ mod times;
 
 pub(super) use counts::locators_in_words;
 pub(super) use footer::{room, tracing_cost};
-pub(super) use headline::verdict_in_words;
+pub(super) use headline::{still_running_in_words, verdict_in_words};
 pub use headline::{subject_in_words, workload_in_words};
 pub use layout::in_ascii;
 pub(super) use layout::{plain_table, shortened, without_trailing_spaces, wrapped};
@@ -76,12 +76,15 @@ pub fn render(report: &Report, style: Style) -> String {
     }
     sections.push(headline::verdict(report, style));
     sections.push(counts::counts(report, style));
-    sections.push(switches::ledger(report, style));
+    if !report.ledger.is_empty() || !report.ledger_adds_up {
+        sections.push(switches::ledger(report, style));
+    }
     sections.extend(switches::tasks(report));
     sections.extend(switches::wakeups(report));
     sections.push(times::latencies(report));
     sections.extend(report.polls.as_ref().map(|of| polls::polls(of, style)));
     sections.extend(report.on_cpu.as_ref().map(times::on_cpu));
+    sections.extend(times::open_intervals(report));
     sections.push(times::threads(report));
     sections.push(footer::footer(report, style));
     sections.join("\n\n") + "\n"

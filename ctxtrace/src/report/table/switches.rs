@@ -43,6 +43,17 @@ pub(super) fn ledger(report: &Report, style: Style) -> String {
         ]);
     }
     let mut text = table.render();
+    let open: u64 = report.ledger.iter().map(|row| row.open).sum();
+    if open > 0 {
+        let ns: u64 = report.ledger.iter().map(|row| row.open_ns).fold(0, u64::saturating_add);
+        let note = format!(
+            "{} of them {} open: {} so far, in no sum (see \"Still off the CPU\")",
+            thousands(open),
+            if open == 1 { "is" } else { "are" },
+            duration(ns)
+        );
+        let _ = write!(text, "\n{}", wrapped(&note, 2).join("\n"));
+    }
     let reasons: BTreeSet<&str> = report.ledger.iter().filter_map(|row| row.reason.as_deref()).collect();
     for reason in reasons {
         let because = wrapped(&format!("unattributed because {reason}"), 2);
@@ -71,11 +82,18 @@ pub(super) fn tasks(report: &Report) -> Option<String> {
     }
     let mut table = Columns::new(&["Tasks", "polls", "hit kernel", "switches in poll", "off-CPU"]);
     let counted = |value: Option<u64>| value.map_or_else(|| "–".to_owned(), thousands);
+    // A task's number is one of its process's: rows of others than the first row's process say whose they are.
+    let own = report.tasks.first().map_or(0, |task| task.pid);
     for task in shown {
         // A number alone says nothing; the type of its future, or the function it was started with, does.
         let name = match &task.future_type {
             Some(future_type) if is_number(&task.name) => format!("{} {future_type}", task.name),
             _ => task.name.clone(),
+        };
+        let name = if task.pid == own {
+            name
+        } else {
+            format!("{name} in {}", task.pid)
         };
         table.row([
             printable(&name),

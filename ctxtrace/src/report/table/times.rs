@@ -66,6 +66,39 @@ pub(super) fn latencies(report: &Report) -> String {
     table.render()
 }
 
+/// Open intervals shown one by one.
+const OPEN_SHOWN: usize = 6;
+
+/// The threads that were off the CPU when the recording ended, with their time so far and where they were.
+pub(super) fn open_intervals(report: &Report) -> Option<String> {
+    let open = &report.open_intervals;
+    let (shown, rest) = open.split_at(open.len().min(OPEN_SHOWN));
+    if shown.is_empty() {
+        return None;
+    }
+    let mut table = Columns::new(&["Still off the CPU", "tid", "class", "so far"]);
+    for interval in shown {
+        // The innermost functions of the program say where it is; the rest is in the JSON.
+        let names = [&interval.thread].into_iter().chain(interval.task.as_ref());
+        let place: Vec<String> = names.chain(&interval.stack).map(|name| printable(name)).collect();
+        table.row([
+            place.join(";"),
+            interval.tid.to_string(),
+            interval.class.in_words().to_owned(),
+            duration(interval.off_ns),
+        ]);
+    }
+    if !rest.is_empty() {
+        table.row([
+            format!("{} more", thousands(rest.len() as u64)),
+            String::new(),
+            String::new(),
+            duration(rest.iter().map(|interval| interval.off_ns).fold(0, u64::saturating_add)),
+        ]);
+    }
+    Some(table.render())
+}
+
 /// Which powers of ten the pictures show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Scale {
@@ -153,6 +186,19 @@ pub(super) fn threads(report: &Report) -> String {
     busiest.sort_by_key(|thread| (std::cmp::Reverse(thread.voluntary + thread.involuntary), thread.tid));
     let (shown, rest) = busiest.split_at(busiest.len().min(THREADS_SHOWN));
     for thread in shown {
+        if let (true, Some(state)) = (thread.is_silent(), thread.state) {
+            let none = || "–".to_owned();
+            table.row([
+                printable(&thread.name),
+                thread.tid.to_string(),
+                thousands(0),
+                thousands(0),
+                none(),
+                none(),
+                state.in_words().to_owned(),
+            ]);
+            continue;
+        }
         table.row([
             printable(&thread.name),
             thread.tid.to_string(),
