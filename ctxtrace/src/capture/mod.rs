@@ -480,7 +480,7 @@ impl Session {
             goroutines: self.sorted_entries::<TaskKey, u64>("GOROUTINES")?,
             hits: self.sorted_entries::<TaskKey, u64>("HITS")?,
             edges: self.sorted_entries::<EdgeKey, Edge>("EDGES")?,
-            outsiders: self.entries::<u32, [u8; 16]>("OUTSIDERS")?.into_iter().collect(),
+            outsiders: HashMap::new(),
             waker_sums: self.sorted_entries::<WakerStackKey, SwitchSum>("WAKER_SUMS")?,
             programs: self.programs.clone(),
             mappings: mappings.clone(),

@@ -36,13 +36,10 @@ pub fn resolve(aggregates: &Aggregates, samples: &Samples) -> Symbols {
         };
         (image, key.user_stack, key.kernel_stack)
     });
-    let wakers = aggregates.waker_sums.iter().map(|(key, _)| {
-        let image = Image {
-            tgid: key.from.tgid,
-            number: key.from.image,
-        };
-        (image, key.from.user_stack, key.from.kernel_stack)
-    });
+    let wakers = aggregates
+        .waker_sums
+        .iter()
+        .map(|(key, _)| (key.from.program(), key.from.user_stack, key.from.kernel_stack));
     let sampled = samples
         .places()
         .iter()

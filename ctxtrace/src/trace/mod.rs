@@ -205,7 +205,9 @@ pub struct Aggregates {
     /// Wakeups by who woke whom.
     #[serde(deserialize_with = "rows")]
     pub edges: Vec<(EdgeKey, Edge)>,
-    /// Names of threads outside the target that have woken one of it.
+    /// Names of threads outside the target that have woken one of it, in captures of versions that noted one name for each thread. In
+    /// those of today the name is in the key of the edge, and this is empty.
+    #[serde(default)]
     pub outsiders: HashMap<u32, [u8; 16]>,
     /// Wakeups by the stacks of their makers, where those were taken.
     pub waker_sums: Vec<(WakerStackKey, SwitchSum)>,
