@@ -43,6 +43,7 @@ use ctxtrace_common::thread::{PENDING_SUM, Thread};
 use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 
 use crate::error::{Error, Result};
+use crate::target::cgroups::CgroupWatch;
 use crate::target::locate::is_elf;
 use crate::target::mappings::{Mappings, Tracker};
 use crate::target::procfs;
@@ -84,6 +85,12 @@ const BPF_NOEXIST: u64 = 1;
 
 /// How long threads that have ended may take to make their last switch; it is microseconds after their process is reaped.
 const LAST_SWITCH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Processes that are listed in one tick to be looked at for their cgroups.
+const PROCESSES_LISTED: usize = 1_024;
+
+/// Processes that are looked at for their cgroups when many have executed a program at once; the others are at their turn in the ticks.
+const EXECUTED_LOOKED_AT: usize = 16;
 
 /// What to record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,6 +173,7 @@ pub struct Session {
     handovers: HashMap<Image, Handover>,
     names: HashMap<Image, Vec<String>>,
     programs: Programs,
+    cgroups: CgroupWatch,
     /// Those the kernel side has, in the order of their indices there.
     locators: Vec<Locator>,
     settings: Settings,
@@ -251,6 +259,7 @@ impl Session {
             handovers: HashMap::new(),
             names: HashMap::new(),
             programs: Programs::new(settings.locator),
+            cgroups: CgroupWatch::start(kernel.offsets.has_throttled()),
             locators: Vec::new(),
             settings,
             waking_timer: None,
@@ -348,6 +357,7 @@ impl Session {
     }
 
     fn insert_process(&mut self, tgid: u32, process: Process) -> std::result::Result<(), MapError> {
+        self.cgroups.look_at(tgid);
         let map = self.ebpf.map_mut("FILTER").ok_or(MapError::ElementNotFound)?;
         let mut filter = Array::<_, u64>::try_from(map)?;
         filter.set(filter_place(tgid), 1, 0)?;
@@ -383,6 +393,8 @@ impl Session {
         self.drain();
         self.drain_events(sink);
         self.examine_new_programs(tracker);
+        let processes = self.some_processes();
+        self.cgroups.tick(&processes);
         self.cost.tick();
         self.time_wakings();
     }
@@ -435,7 +447,14 @@ impl Session {
 
     /// To be called when [`Session::executed_fd`] is readable.
     pub fn programs_executed(&mut self, tracker: &Tracker) {
-        while self.rings.executed.next().is_some() {}
+        let mut executed = Vec::new();
+        while let Some(item) = self.rings.executed.next() {
+            executed.extend(bytemuck::try_pod_read_unaligned::<Image>(&item));
+        }
+        // A program that a shell has moved into another cgroup is there when it is executed.
+        for image in executed.iter().take(EXECUTED_LOOKED_AT) {
+            self.cgroups.look_at(image.tgid);
+        }
         self.examine_new_programs(tracker);
     }
 
@@ -486,6 +505,7 @@ impl Session {
             mappings: mappings.clone(),
             recursion_misses: self.cost.recursion_misses(),
             cost: self.cost.so_far(),
+            cgroups: Some(self.cgroups.so_far()),
         })
     }
 
@@ -525,6 +545,7 @@ impl Session {
         }
         let mappings = tracker.finish();
         self.programs.complete(&mappings);
+        self.cgroups.read_all();
         self.aggregates(&mappings, &vanished)
     }
 
@@ -577,6 +598,20 @@ impl Session {
                     .insert(names.image, names.names[..count].iter().map(name_of).collect());
             }
         }
+    }
+
+    /// Living processes of the target: all of them, or as many as can be listed in a fraction of a millisecond.
+    fn some_processes(&self) -> Vec<u32> {
+        self.hash_map::<u32, Process>("PROCESSES").map_or_else(
+            |_| Vec::new(),
+            |map| {
+                map.keys()
+                    .take(PROCESSES_LISTED)
+                    .flatten()
+                    .map(|Wire(tgid)| tgid)
+                    .collect()
+            },
+        )
     }
 
     fn last_switch_is_to_come(&self) -> Result<bool> {
