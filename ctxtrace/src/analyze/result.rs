@@ -3,6 +3,8 @@
 //!
 //! What could not be had is `null`, and [`Report::unavailable`] says why, one entry for each. "No signal" is never 0.
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -47,6 +49,10 @@ pub struct Report {
     pub reconciliation: Reconciliation,
     /// Task switches of the median run.
     pub task_switches: Option<TaskSwitches>,
+    /// What CPU quotas of the target's cgroups did, in the median run; null in captures of versions that did not look.
+    pub throttling: Option<Throttling>,
+    /// Paths of the target's cgroups that were frozen when they were looked at, every 50 ms, in the median run.
+    pub frozen_cgroups: Option<Vec<String>>,
     /// Every kernel switch of the median run in exactly one class; the counts add up to `kernel_switches.total`.
     pub ledger: Vec<LedgerRow>,
     /// Whether the ledger adds up, in every run.
@@ -82,6 +88,28 @@ pub struct Report {
     pub overhead: Overhead,
     /// One entry for every null.
     pub unavailable: Vec<Unavailable>,
+}
+
+/// What CPU quotas did.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Throttling {
+    /// The cgroups of the target, and their parents, that have a quota and had something to run.
+    pub cgroups: Option<Vec<CgroupThrottling>>,
+    /// Run-queue time after switch-outs that were made for a quota: a part of `latency.run_queue` of this run.
+    pub thread_ns: Option<u64>,
+}
+
+/// One cgroup with a CPU quota: by how much the kernel's own `cpu.stat` rose.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct CgroupThrottling {
+    /// Its path in its hierarchy.
+    pub path: String,
+    /// How long it was throttled, all CPUs added up; whatever of its programs wanted to run.
+    pub throttled_ns: u64,
+    /// Periods in which it had something to run.
+    pub periods: u64,
+    /// Of them, those in which it was throttled.
+    pub throttled_periods: u64,
 }
 
 /// What `record` recorded.
@@ -666,7 +694,7 @@ pub struct OpenInterval {
     /// From the switch-out to the end of the recording.
     pub off_ns: u64,
     /// Its stack, outermost function first; empty where no stacks were recorded.
-    pub stack: Vec<String>,
+    pub stack: Vec<Arc<str>>,
 }
 
 /// What was lost, by cause. All zero is what one wants to see.

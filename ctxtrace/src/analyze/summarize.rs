@@ -10,9 +10,9 @@ use super::percentile::percentile;
 use super::polls::polls;
 use super::profile::{Profile, Share, places};
 use super::result::{
-    CpuLosses, Distribution, KernelSwitches, Latency, Lost, OnCpu, OnCpuCategory, OnCpuFunction, Overhead,
-    ProgramOverhead, Reconciliation, Report, Run as RunRow, Rusage, SCHEMA, Target, ThreadReconciliation, Timeline,
-    Unavailable, Workload,
+    CgroupThrottling, CpuLosses, Distribution, KernelSwitches, Latency, Lost, OnCpu, OnCpuCategory, OnCpuFunction,
+    Overhead, ProgramOverhead, Reconciliation, Report, Run as RunRow, Rusage, SCHEMA, Target, ThreadReconciliation,
+    Throttling, Timeline, Unavailable, Workload,
 };
 use super::unseen;
 use crate::correlate::ledger::ledger;
@@ -66,6 +66,9 @@ fn no_messages(spec: Option<&Spec>) -> &'static str {
     }
 }
 
+/// Why nothing is known of cgroups.
+const NOT_LOOKED_AT: &str = "the version that recorded the capture did not look at cgroups";
+
 const UNFINISHED: &str = "the workload did not finish";
 
 /// Makes the result of one or several runs. `runs` must not be empty; there are several only of a built-in workload.
@@ -111,6 +114,12 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         kernel_switches,
         reconciliation,
         task_switches,
+        throttling: throttling(&run.aggregates, &mut nulls),
+        frozen_cgroups: nulls.or(
+            run.aggregates.cgroups.as_ref().map(|cgroups| cgroups.frozen.clone()),
+            "frozen_cgroups",
+            NOT_LOOKED_AT,
+        ),
         ledger: attribution::ledger_rows(&run.aggregates, &ledger),
         ledger_adds_up: runs.iter().all(ledger_adds_up),
         task_types: attribution::task_types(&tasks),
@@ -294,6 +303,50 @@ fn kernel_switches(spec: Option<&Spec>, run: &Run, nulls: &mut Nulls) -> KernelS
         ),
         ns_per_switch: nulls.or(ns_per_switch, "kernel_switches.ns_per_switch", no_cost),
     }
+}
+
+/// What CPU quotas did.
+fn throttling(aggregates: &Aggregates, nulls: &mut Nulls) -> Option<Throttling> {
+    let Some(cgroups) = &aggregates.cgroups else {
+        nulls.note("throttling", NOT_LOOKED_AT);
+        return None;
+    };
+    let quotas = cgroups.quotas.iter().map(|quota| CgroupThrottling {
+        path: quota.path.clone(),
+        throttled_ns: quota.throttled_ns,
+        periods: quota.periods,
+        throttled_periods: quota.throttled_periods,
+    });
+    let quotas = match &cgroups.unreadable {
+        None => Some(quotas.collect()),
+        Some(reason) => {
+            nulls.note("throttling.cgroups", reason);
+            None
+        }
+    };
+    let (thread_ns, no_thread_ns) = if !cgroups.threads_known {
+        (
+            None,
+            "this kernel does not say which thread a quota keeps off the CPU (task_struct.throttled is in Linux 6.18 and later)",
+        )
+    } else if aggregates.counters.lost_stack_sums > 0 {
+        (
+            None,
+            "switch-outs did not fit the table of sums (lost.stack_sums): a larger --max-stacks makes room",
+        )
+    } else {
+        (Some(throttled_ns(aggregates)), "")
+    };
+    Some(Throttling {
+        cgroups: quotas,
+        thread_ns: nulls.or(thread_ns, "throttling.thread_ns", no_thread_ns),
+    })
+}
+
+/// Run-queue time after switch-outs that were made for a quota.
+fn throttled_ns(aggregates: &Aggregates) -> u64 {
+    let sums = aggregates.switch_sums.iter().filter(|(key, _)| key.throttled != 0);
+    sums.fold(0_u64, |ns, (_, sum)| ns.saturating_add(sum.off_cpu_ns))
 }
 
 /// Traced minus kernel; where threads differ in both directions, so that the sums hide it, the sum of what is amiss, as a

@@ -45,6 +45,7 @@ use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 
 use crate::error::{Error, Result};
 use crate::reader::{FileReader, open_regular_file};
+use crate::target::cgroups::CgroupWatch;
 use crate::target::locate::{Found, is_elf};
 use crate::target::mappings::{Mappings, Tracker};
 use crate::target::procfs;
@@ -87,6 +88,12 @@ const BPF_NOEXIST: u64 = 1;
 
 /// How long threads that have ended may take to make their last switch; it is microseconds after their process is reaped.
 const LAST_SWITCH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Processes that are listed in one tick to be looked at for their cgroups.
+const PROCESSES_LISTED: usize = 1_024;
+
+/// Processes that are looked at for their cgroups when many have executed a program at once; the others are at their turn in the ticks.
+const EXECUTED_LOOKED_AT: usize = 16;
 
 /// What to record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +177,7 @@ pub struct Session {
     names: HashMap<Image, Vec<String>>,
     programs: Programs,
     reader: FileReader,
+    cgroups: CgroupWatch,
     /// Those the kernel side has, in the order of their indices there.
     locators: Vec<Locator>,
     settings: Settings,
@@ -256,6 +264,7 @@ impl Session {
             names: HashMap::new(),
             programs: Programs::new(settings.locator),
             reader: FileReader::new(),
+            cgroups: CgroupWatch::start(kernel.offsets.has_throttled()),
             locators: Vec::new(),
             settings,
             waking_timer: None,
@@ -391,6 +400,7 @@ impl Session {
     }
 
     fn insert_process(&mut self, tgid: u32, process: Process) -> std::result::Result<(), MapError> {
+        self.cgroups.look_at(tgid);
         let map = self.ebpf.map_mut("FILTER").ok_or(MapError::ElementNotFound)?;
         let mut filter = Array::<_, u64>::try_from(map)?;
         filter.set(filter_place(tgid), 1, 0)?;
@@ -426,6 +436,8 @@ impl Session {
         self.drain();
         self.drain_events(sink);
         self.examine_new_programs(tracker);
+        let processes = self.some_processes();
+        self.cgroups.tick(&processes);
         self.cost.tick();
         self.time_wakings();
     }
@@ -478,7 +490,14 @@ impl Session {
 
     /// To be called when [`Session::executed_fd`] is readable.
     pub fn programs_executed(&mut self, tracker: &Tracker) {
-        while self.rings.executed.next().is_some() {}
+        let mut executed = Vec::new();
+        while let Some(item) = self.rings.executed.next() {
+            executed.extend(bytemuck::try_pod_read_unaligned::<Image>(&item));
+        }
+        // A program that a shell has moved into another cgroup is there when it is executed.
+        for image in executed.iter().take(EXECUTED_LOOKED_AT) {
+            self.cgroups.look_at(image.tgid);
+        }
         self.examine_new_programs(tracker);
     }
 
@@ -526,12 +545,13 @@ impl Session {
             goroutines: self.sorted_entries::<TaskKey, u64>("GOROUTINES")?,
             hits: self.sorted_entries::<TaskKey, u64>("HITS")?,
             edges: self.sorted_entries::<EdgeKey, Edge>("EDGES")?,
-            outsiders: self.entries::<u32, [u8; 16]>("OUTSIDERS")?.into_iter().collect(),
+            outsiders: HashMap::new(),
             waker_sums: self.sorted_entries::<WakerStackKey, SwitchSum>("WAKER_SUMS")?,
             programs: self.programs.clone(),
             mappings: mappings.clone(),
             recursion_misses: self.cost.recursion_misses(),
             cost: self.cost.so_far(),
+            cgroups: Some(self.cgroups.so_far()),
         })
     }
 
@@ -576,6 +596,7 @@ impl Session {
             self.assign_examined(image, &path, &mut examined);
         }
         self.programs.complete(&mappings, &mut self.reader);
+        self.cgroups.read_all();
         self.aggregates(&mappings, &vanished, until_ns)
     }
 
@@ -628,6 +649,20 @@ impl Session {
                     .insert(names.image, names.names[..count].iter().map(name_of).collect());
             }
         }
+    }
+
+    /// Living processes of the target: all of them, or as many as can be listed in a fraction of a millisecond.
+    fn some_processes(&self) -> Vec<u32> {
+        self.hash_map::<u32, Process>("PROCESSES").map_or_else(
+            |_| Vec::new(),
+            |map| {
+                map.keys()
+                    .take(PROCESSES_LISTED)
+                    .flatten()
+                    .map(|Wire(tgid)| tgid)
+                    .collect()
+            },
+        )
     }
 
     fn last_switch_is_to_come(&self) -> Result<bool> {

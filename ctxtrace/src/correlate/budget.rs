@@ -54,6 +54,8 @@ pub struct Part {
     pub class: u8,
     /// Of a wait for a CPU: who had it.
     pub before: Option<Before>,
+    /// The CPU quota of their cgroup had taken them off it.
+    pub throttled: bool,
     /// The task they polled when they left, or 0.
     pub task: u64,
     /// The program they ran.
@@ -157,6 +159,7 @@ impl IntervalSink for Budget {
                 interval.class
             },
             before: interval.before,
+            throttled: interval.state != State::OnCpu && interval.throttled,
             task: interval.task,
             image: interval.image,
         };
@@ -192,6 +195,7 @@ mod tests {
             task: u64::from(tid),
             class: Class::TaskBlocked as u8,
             reason: 0,
+            throttled: false,
             cpu: None,
             before: None,
         }
@@ -254,6 +258,7 @@ mod tests {
                     task: 0,
                     class: 0,
                     reason: 0,
+                    throttled: false,
                 },
                 on_cpu_ns: None,
             });

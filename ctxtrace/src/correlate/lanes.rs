@@ -600,16 +600,12 @@ impl IntervalSink for Builder {
         // An interrupt is not made by the thread that it interrupts.
         let by_a_thread = Origin::from_number(waker.origin) != Origin::Interrupt && waker.tid != 0;
         let from = by_a_thread.then(|| self.lane_of_tid.get(&waker.tid).copied()).flatten();
-        let image = Image {
-            tgid: waker.tgid,
-            number: waker.image,
-        };
         let wake = Wake {
             at_ns: woken.at_ns,
             from,
             to,
             origin: waker.origin as u8,
-            task: self.task(waker.task, image),
+            task: self.task(waker.task(), waker.program()),
         };
         self.keep(Item::Wake(wake));
     }
@@ -652,6 +648,7 @@ pub(crate) mod tests {
             task: u64::from(tid),
             class: class as u8,
             reason: 0,
+            throttled: false,
             cpu: Some(0),
             before: None,
         }

@@ -95,10 +95,30 @@ struct Live {
     /// When it was woken first, should it have been since its last switch-out. Not for the clock, which is told of wakings
     /// with the switch-in: these may come late.
     woken_ns: u64,
-    /// Task, class and reason of its last switch-out.
-    left_for: (u64, u8, u8),
-    /// What its last switch-out was, and where that is counted: mostly the next one is the same.
-    last: Option<(u64, u8, u8, Row)>,
+    /// What its last switch-out was for.
+    left_for: LeftFor,
+    /// The same, and where that is counted: mostly the next one is the same.
+    last: Option<(LeftFor, Row)>,
+}
+
+/// What a switch-out is counted by, beside the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct LeftFor {
+    task: u64,
+    class: u8,
+    reason: u8,
+    throttled: bool,
+}
+
+impl From<&Out> for LeftFor {
+    fn from(out: &Out) -> Self {
+        Self {
+            task: out.task,
+            class: out.class,
+            reason: out.reason,
+            throttled: out.throttled,
+        }
+    }
 }
 
 /// A place to count a switch-out.
@@ -325,7 +345,7 @@ impl<I: IntervalSink> Replay<I> {
                 Phase::On if since_ns < now_ns => {
                     // It has not left, so it has left for nothing.
                     self.intervals
-                        .interval(&live.interval(State::OnCpu, since_ns, now_ns, (0, 0, 0)));
+                        .interval(&live.interval(State::OnCpu, since_ns, now_ns, LeftFor::default()));
                 }
                 Phase::Slept if since_ns < now_ns && live.woken_ns <= since_ns => {
                     self.intervals
@@ -415,6 +435,7 @@ impl<I: IntervalSink> Replay<I> {
 
     fn switch_out(&mut self, event: &Event, out: &Out) {
         self.switches += 1;
+        let left_for = LeftFor::from(out);
         let live = self.live(out.tid);
         if out.voluntary {
             live.totals.voluntary += 1;
@@ -424,12 +445,7 @@ impl<I: IntervalSink> Replay<I> {
         let left = live.clock.switch_out(event.at_ns, out.leave);
         live.totals.on_cpu_ns += left.on_cpu_ns.or_zero();
         if let Some(ns) = left.on_cpu_ns.ns() {
-            let interval = live.interval(
-                State::OnCpu,
-                event.at_ns - ns,
-                event.at_ns,
-                (out.task, out.class, out.reason),
-            );
+            let interval = live.interval(State::OnCpu, event.at_ns - ns, event.at_ns, left_for);
             self.intervals.interval(&interval);
         }
         let live = self.live(out.tid);
@@ -445,15 +461,15 @@ impl<I: IntervalSink> Replay<I> {
         let live = self.live(out.tid);
         let (tgid, image) = (live.totals.tgid, live.image);
         let row = match live.last {
-            Some((task, class, reason, row)) if (task, class, reason) == (out.task, out.class, out.reason) => row,
+            Some((last, row)) if last == left_for => row,
             _ => self.row(out, tgid, image),
         };
         let sum = self.sum(row);
         sum.count += 1;
         let live = self.live(out.tid);
         live.pending = Some(row);
-        live.left_for = (out.task, out.class, out.reason);
-        live.last = Some((out.task, out.class, out.reason, row));
+        live.left_for = left_for;
+        live.last = Some((left_for, row));
         if let Some(ns) = left.on_cpu_ns.ns() {
             self.latencies.get_mut(Latency::OnCpu).record(ns);
         }
@@ -509,6 +525,7 @@ impl<I: IntervalSink> Replay<I> {
         key.image = image;
         key.class = out.class;
         key.reason = out.reason;
+        key.throttled = u8::from(out.throttled);
         if let Some(&row) = self.row_of.get(&key) {
             return Row::Of(row);
         }
@@ -548,7 +565,7 @@ impl Live {
             last_cpu: None,
             pending: None,
             woken_ns: 0,
-            left_for: (0, 0, 0),
+            left_for: LeftFor::default(),
             last: None,
         }
     }
@@ -566,16 +583,17 @@ impl Live {
         }
     }
 
-    fn interval(&self, state: State, start_ns: u64, end_ns: u64, (task, class, reason): (u64, u8, u8)) -> Interval {
+    fn interval(&self, state: State, start_ns: u64, end_ns: u64, left_for: LeftFor) -> Interval {
         Interval {
             thread: self.thread(),
             state,
             start_ns,
             end_ns,
             image: self.program(),
-            task,
-            class,
-            reason,
+            task: left_for.task,
+            class: left_for.class,
+            reason: left_for.reason,
+            throttled: left_for.throttled,
             cpu: self.last_cpu,
             before: None,
         }
@@ -1206,7 +1224,12 @@ mod tests {
                 kernel.now_ns += later_ns;
                 match step {
                     Step::Switch { cpu, out, into, class, task } => {
-                        kernel.switch(cpu, out.map(|(tid, how)| (tid, how, key(class, task))), into);
+                        let out = out.map(|(tid, how)| {
+                            let mut key = key(class, task);
+                            key.throttled = u8::from(how == PREEMPTED && task % 2 == 1);
+                            (tid, how, key)
+                        });
+                        kernel.switch(cpu, out, into);
                     }
                     Step::Wake { cpu, tid } => kernel.wake(cpu, tid),
                     Step::Exec { tid } => kernel.exec(tid),

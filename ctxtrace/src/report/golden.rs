@@ -250,6 +250,7 @@ fn run_to_look_at(turns: u64) -> Run {
         task: u64::from(tid - 100),
         class: class as u8,
         reason: 0,
+        throttled: false,
         cpu: Some(tid as u16 % 2),
         before: None,
     };

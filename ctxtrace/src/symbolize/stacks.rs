@@ -212,19 +212,19 @@ pub fn wakers(run: &Run) -> Resolved {
             kind: FrameKind::Thread,
             name: format!("woken by {}", names.of_waker(from)).into(),
         });
-        let image = Image {
-            tgid: from.tgid,
-            number: from.image,
-        };
+        let image = from.program();
         if Origin::from_number(from.origin) == Origin::Task {
-            let task = TaskKey { task: from.task, image };
+            let task = TaskKey {
+                task: from.task(),
+                image,
+            };
             frames.push(Frame {
                 kind: FrameKind::Doing,
                 name: format!("task: {}", tasks::name(aggregates, task)).into(),
             });
         }
         // A waker of another program is not followed, so where its functions lie is not known.
-        if from.tgid != 0
+        if from.is_of_target()
             && let Some(user) = user_stack(run, image, from.user_stack)
         {
             frames.extend(resolved.with_user(user, sum.count));

@@ -48,13 +48,10 @@ pub fn resolve_until(aggregates: &Aggregates, samples: &Samples, interrupt: Opti
         };
         (image, key.user_stack, key.kernel_stack)
     });
-    let wakers = aggregates.waker_sums.iter().map(|(key, _)| {
-        let image = Image {
-            tgid: key.from.tgid,
-            number: key.from.image,
-        };
-        (image, key.from.user_stack, key.from.kernel_stack)
-    });
+    let wakers = aggregates
+        .waker_sums
+        .iter()
+        .map(|(key, _)| (key.from.program(), key.from.user_stack, key.from.kernel_stack));
     let sampled = samples
         .places()
         .iter()

@@ -1,5 +1,6 @@
 //! The program that is traced: how it is started, whom it runs as, and what its memory looks like.
 //!
+//! * [`cgroups`]: what CPU quotas and freezers do to it meanwhile.
 //! * [`counters`]: what the processor and the kernel count of it.
 //! * [`load`]: how busy the machine is with others.
 //! * [`launch`]: starts it suspended before its first instruction, so that nothing it does goes untraced.
@@ -17,6 +18,7 @@
 //! * [`programs`]: which executable each process runs.
 
 pub mod attach;
+pub mod cgroups;
 pub mod counters;
 pub mod descriptors;
 pub mod environment;

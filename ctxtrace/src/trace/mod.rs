@@ -7,8 +7,10 @@
 //! * [`lanes`]: its timeline, small enough to be drawn, where that was asked.
 //! * [`polls`]: when tasks were polled and woken, where that was asked.
 //! * [`symbols`]: the names of its stacks.
+//! * [`cgroups`]: what CPU quotas and freezers did meanwhile.
 //! * [`mod@file`]: recordings in a file.
 
+pub mod cgroups;
 pub mod file;
 pub mod lanes;
 pub mod machine;
@@ -30,6 +32,7 @@ use ctxtrace_common::thread::Thread;
 use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use self::cgroups::Cgroups;
 use self::file::room::{cut_name, rows};
 use crate::target::mappings::Mappings;
 use crate::target::programs::Programs;
@@ -236,7 +239,9 @@ pub struct Aggregates {
     /// Wakeups by who woke whom.
     #[serde(deserialize_with = "rows")]
     pub edges: Vec<(EdgeKey, Edge)>,
-    /// Names of threads outside the target that have woken one of it.
+    /// Names of threads outside the target that have woken one of it, in captures of versions that noted one name for each thread. In
+    /// those of today the name is in the key of the edge, and this is empty.
+    #[serde(default)]
     pub outsiders: HashMap<u32, [u8; 16]>,
     /// Wakeups by the stacks of their makers, where those were taken.
     pub waker_sums: Vec<(WakerStackKey, SwitchSum)>,
@@ -248,6 +253,9 @@ pub struct Aggregates {
     pub recursion_misses: u64,
     /// What tracing cost.
     pub cost: TracerCost,
+    /// The cgroups of the target; `None` in captures of versions that did not look at them.
+    #[serde(default)]
+    pub cgroups: Option<Cgroups>,
 }
 
 #[cfg(test)]
@@ -358,6 +366,10 @@ pub(crate) mod build {
             mappings: Mappings::default(),
             recursion_misses: 0,
             cost: TracerCost::default(),
+            cgroups: Some(Cgroups {
+                threads_known: true,
+                ..Cgroups::default()
+            }),
         }
     }
 }

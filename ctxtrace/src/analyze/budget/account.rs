@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 
 use ctxtrace_common::ledger::Class;
+use ctxtrace_common::stack::{SumKey, SwitchSum};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -69,6 +70,10 @@ pub enum Cause {
     Code(Category),
     /// Other programs had the CPU, or threads of this one that had work
     RunQueue,
+    /// The CPU quota of its cgroup kept it off the CPU
+    Quota,
+    /// A wait for a CPU, or for the CPU quota of its cgroup: there was one that throttled, and the kernel does not say of which thread
+    RunQueueOrQuota,
 }
 
 impl Cause {
@@ -78,6 +83,8 @@ impl Cause {
         match self {
             Self::Code(category) => category.in_words(),
             Self::RunQueue => "run queue (waiting for a CPU)",
+            Self::Quota => "its cgroup's CPU quota kept it off the CPU",
+            Self::RunQueueOrQuota => "run queue, or its cgroup's CPU quota",
         }
     }
 }
@@ -132,6 +139,14 @@ pub struct Asleep {
     pub stacks: Stacks,
 }
 
+/// What a wait is for that is no end of a sleep, in a run with such cgroups.
+fn wait_of(run: &Run) -> Cause {
+    match &run.aggregates.cgroups {
+        Some(cgroups) if !cgroups.threads_known && cgroups.any_throttled() => Cause::RunQueueOrQuota,
+        _ => Cause::RunQueue,
+    }
+}
+
 impl Asleep {
     /// Adds up a run with stacks, of so many messages.
     #[must_use]
@@ -140,7 +155,8 @@ impl Asleep {
         for stack in stacks::switches(run).stacks {
             asleep.stacks.insert(stack.frames, stack.ns as f64 / messages);
         }
-        for (key, sum) in &run.aggregates.switch_sums {
+        let no_quota = |(key, _): &&(SumKey, SwitchSum)| key.throttled == 0;
+        for (key, sum) in run.aggregates.switch_sums.iter().filter(no_quota) {
             let class = entry_of(key, &run.aggregates).class as u8;
             let category = off_cpu(&stacks::switched(run, key)).category;
             *asleep.classes.entry(class).or_default().entry(category).or_default() += sum.off_cpu_ns;
@@ -149,7 +165,7 @@ impl Asleep {
     }
 
     /// What a wait for a CPU was for, by shares: after a switch-out of this class, when the CPU was had by that.
-    fn wait(&self, class: u8, before: Option<Before>) -> Vec<(Cause, f64)> {
+    fn wait(&self, class: u8, before: Option<Before>, run_queue: Cause) -> Vec<(Cause, f64)> {
         let belongs_to_sleep = |category| {
             let slept = Part {
                 spent: Spent::Blocked,
@@ -173,13 +189,13 @@ impl Asleep {
             )
         );
         if !slept {
-            return vec![(Cause::RunQueue, 1.0)];
+            return vec![(run_queue, 1.0)];
         }
         let of = |(category, share)| {
             if belongs_to_sleep(category) {
                 (Cause::Code(category), share)
             } else {
-                (Cause::RunQueue, share)
+                (run_queue, share)
             }
         };
         self.shares(class).into_iter().map(of).collect()
@@ -195,6 +211,15 @@ impl Asleep {
         by.map(|(&category, &ns)| (category, ns as f64 / total as f64))
             .collect()
     }
+}
+
+/// Off-CPU time by class.
+fn off_cpu_by_class(run: &Run) -> BTreeMap<Class, u64> {
+    let mut classes = BTreeMap::new();
+    for (entry, sum) in ledger(&run.aggregates).rows {
+        *classes.entry(entry.class).or_default() += sum.off_cpu_ns;
+    }
+    classes
 }
 
 /// The budget of one run, for each message.
@@ -233,6 +258,7 @@ impl Account {
         account.samples = places.values().sum();
         let on_cpu_ns = budget.in_state(State::OnCpu) as f64 / messages;
         let part = |spent, class, cause| Part { spent, class, cause };
+        let run_queue = wait_of(run);
         for (place, &count) in &places {
             let frames = stacks::sampled(run, place);
             let ns = on_cpu_ns * count as f64 / account.samples as f64;
@@ -252,8 +278,9 @@ impl Account {
             let ns = ns as f64 / messages;
             match of.state {
                 State::OnCpu => {}
+                State::RunQueue if of.throttled => account.add(part(Spent::RunQueue, of.class, Cause::Quota), ns),
                 State::RunQueue => {
-                    for (cause, share) in asleep.wait(of.class, of.before) {
+                    for (cause, share) in asleep.wait(of.class, of.before, run_queue) {
                         account.add(part(Spent::RunQueue, of.class, cause), ns * share);
                     }
                 }
@@ -287,15 +314,28 @@ impl Account {
             },
             on_cpu_ns as f64 / messages,
         );
-        for (entry, sum) in ledger(&run.aggregates).rows {
-            let class = entry.class as u8;
+        let mut throttled: BTreeMap<Class, u64> = BTreeMap::new();
+        for (key, sum) in run.aggregates.switch_sums.iter().filter(|(key, _)| key.throttled != 0) {
+            *throttled.entry(entry_of(key, &run.aggregates).class).or_default() += sum.off_cpu_ns;
+        }
+        for (class, ns) in &throttled {
+            let part = Part {
+                spent: Spent::OffCpu,
+                class: *class as u8,
+                cause: Cause::Quota,
+            };
+            account.add(part, *ns as f64 / messages);
+        }
+        for (of_class, off_cpu_ns) in off_cpu_by_class(run) {
+            let class = of_class as u8;
+            let off_cpu_ns = off_cpu_ns.saturating_sub(throttled.get(&of_class).copied().unwrap_or(0));
             for (category, share) in asleep.shares(class) {
                 let part = Part {
                     spent: Spent::OffCpu,
                     class,
                     cause: Cause::Code(category),
                 };
-                account.add(part, sum.off_cpu_ns as f64 / messages * share);
+                account.add(part, off_cpu_ns as f64 / messages * share);
             }
         }
         account.parts.retain(|_, ns| *ns > 0.0);
@@ -417,7 +457,7 @@ mod tests {
             stacks: Stacks::new(),
         };
         let run_queue = |class: Class, before| -> f64 {
-            let wait = asleep.wait(class as u8, before);
+            let wait = asleep.wait(class as u8, before, Cause::RunQueue);
             assert_eq!(wait.iter().map(|(_, share)| share).sum::<f64>(), 1.0);
             let queue = wait.iter().filter(|(cause, _)| *cause == Cause::RunQueue);
             queue.map(|(_, share)| share).sum()

@@ -82,6 +82,7 @@ pub fn render(report: &Report, style: Style) -> String {
     sections.extend(switches::tasks(report));
     sections.extend(switches::wakeups(report));
     sections.push(times::latencies(report));
+    sections.extend(times::cgroups(report));
     sections.extend(report.polls.as_ref().map(|of| polls::polls(of, style)));
     sections.extend(report.on_cpu.as_ref().map(times::on_cpu));
     sections.extend(times::open_intervals(report));

@@ -1,7 +1,7 @@
 //! Where the time went: on the CPU, off it, and thread by thread.
 
-use super::layout::{Columns, bar, sparkline};
-use crate::analyze::result::{Distribution, OnCpu, Report};
+use super::layout::{Columns, bar, sparkline, wrapped};
+use crate::analyze::result::{Distribution, OnCpu, Report, Throttling};
 use crate::report::printable;
 use crate::units::{duration, significant, thousands};
 
@@ -80,7 +80,10 @@ pub(super) fn open_intervals(report: &Report) -> Option<String> {
     for interval in shown {
         // The innermost functions of the program say where it is; the rest is in the JSON.
         let names = [&interval.thread].into_iter().chain(interval.task.as_ref());
-        let place: Vec<String> = names.chain(&interval.stack).map(|name| printable(name)).collect();
+        let place: Vec<String> = names
+            .map(|name| printable(name))
+            .chain(interval.stack.iter().map(|name| printable(name)))
+            .collect();
         table.row([
             place.join(";"),
             interval.tid.to_string(),
@@ -97,6 +100,63 @@ pub(super) fn open_intervals(report: &Report) -> Option<String> {
         ]);
     }
     Some(table.render())
+}
+
+/// What quotas and freezers of the target's cgroups did; `None` if that is nothing.
+pub(super) fn cgroups(report: &Report) -> Option<String> {
+    let mut sentences = Vec::new();
+    if let Some(throttling) = &report.throttling {
+        sentences.extend(quotas_in_words(throttling, run_queue_ns(report)));
+    }
+    for path in report.frozen_cgroups.iter().flatten() {
+        sentences.push(format!(
+            "The cgroup {} was frozen meanwhile. A thread that was running then is stopped; of one that slept, its sleep goes on.",
+            printable(path)
+        ));
+    }
+    let lines: Vec<String> = sentences.iter().flat_map(|sentence| wrapped(sentence, 2)).collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+/// Run-queue time of the run whose threads are reported.
+fn run_queue_ns(report: &Report) -> u64 {
+    let threads = report.threads.iter();
+    threads.fold(0, |ns, thread| ns.saturating_add(thread.run_queue_ns))
+}
+
+/// What quotas did, and which part of the run-queue time that is.
+fn quotas_in_words(throttling: &Throttling, run_queue_ns: u64) -> Vec<String> {
+    let throttled = throttling
+        .cgroups
+        .iter()
+        .flatten()
+        .filter(|of| of.throttled_periods > 0);
+    let mut sentences: Vec<String> = throttled
+        .map(|of| {
+            format!(
+                "The CPU quota of the cgroup {} throttled it in {} of {} periods, for {}.",
+                printable(&of.path),
+                thousands(of.throttled_periods),
+                thousands(of.periods),
+                duration(of.throttled_ns)
+            )
+        })
+        .collect();
+    match throttling.thread_ns {
+        Some(0) if sentences.is_empty() => {}
+        Some(0) => sentences.push("No thread of the target was kept off the CPU by that.".to_owned()),
+        Some(ns) => sentences.push(format!(
+            "A cgroup's CPU quota kept threads off the CPU for {} of the {} of run queue: they waited for the quota, and not for a CPU.",
+            duration(ns),
+            duration(run_queue_ns)
+        )),
+        None if sentences.is_empty() => {}
+        None => sentences.push(format!(
+            "How much of the {} of run queue is that quota, and not a wait for a CPU, this kernel does not say.",
+            duration(run_queue_ns)
+        )),
+    }
+    sentences
 }
 
 /// Which powers of ten the pictures show.
