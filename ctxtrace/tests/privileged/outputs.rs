@@ -565,7 +565,7 @@ fn every_output_that_fails_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let output = script(
         folder.path(),
-        "ulimit -f 1; $CTXTRACE run --mode task-pool --iterations 2000 -o x.ctx --json x.json --html x.html --folded small",
+        "ulimit -f 5; $CTXTRACE run --mode task-pool --iterations 2000 -o x.ctx --json x.json --html x.html --folded small",
     );
     assert_eq!(output.status.code(), Some(1));
     for name in ["x.ctx", "x.json", "x.html"] {
