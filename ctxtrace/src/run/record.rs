@@ -19,7 +19,7 @@ use crate::error::{Result, status};
 use crate::report::output::OutputAccess;
 use crate::report::place::FileIdentity;
 use crate::report::printable;
-use crate::target::attach::Attached;
+use crate::target::attach::{Attached, descendants, may_be_traced};
 use crate::target::environment::Environment;
 use crate::target::launch::Command;
 use crate::target::search::find_program;
@@ -127,10 +127,16 @@ impl Found {
                     env,
                 }
             }
-            RecordTarget::Process { pid, children } => Self::Process {
-                attached: Attached::find(*pid)?,
-                children: *children,
-            },
+            RecordTarget::Process { pid, children } => {
+                let mut attached = Attached::find(*pid)?;
+                if *children {
+                    attached.notes.extend(others_among_children(*pid));
+                }
+                Self::Process {
+                    attached,
+                    children: *children,
+                }
+            }
         })
     }
 
@@ -153,6 +159,17 @@ impl Found {
                 children: *children,
             },
         }
+    }
+}
+
+/// How many children there are that the caller may not trace.
+fn others_among_children(pid: u32) -> Option<String> {
+    let children = descendants(pid).into_iter();
+    match children.filter(|&child| !may_be_traced(child)).count() {
+        0 => None,
+        others => Some(format!(
+            "{others} of its children belong to other users and are not recorded: that takes root, or CAP_SYS_PTRACE"
+        )),
     }
 }
 

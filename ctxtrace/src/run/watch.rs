@@ -16,7 +16,7 @@ use crate::capture::{Kernel, Session, Settings};
 use crate::correlate::intervals::IntervalSink;
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result};
-use crate::target::attach::{Attached, descendants};
+use crate::target::attach::{Attached, descendants, may_be_traced};
 use crate::target::launch::{Child, Command, Ended};
 use crate::target::mappings::Tracker;
 use crate::target::silent::FirstReading;
@@ -285,12 +285,12 @@ fn with_rings<T>(command: &Command<'_>, rings: &PollRings, start: impl FnOnce(&C
     })
 }
 
-/// Follows all descendants of a process, those too that are born meanwhile.
+/// Follows all descendants of a process that the caller may trace, those too that are born meanwhile.
 fn follow_descendants(session: &mut Session, tracker: &mut Tracker, tgid: u32) -> Result<()> {
     loop {
         let unknown: Vec<u32> = descendants(tgid)
             .into_iter()
-            .filter(|&child| !tracker.follows(child))
+            .filter(|&child| !tracker.follows(child) && may_be_traced(child))
             .collect();
         if unknown.is_empty() {
             return Ok(());

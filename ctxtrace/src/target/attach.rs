@@ -114,6 +114,14 @@ pub fn descendants(pid: u32) -> Vec<u32> {
     family
 }
 
+/// Whether the kernel lets the caller trace a process: without `CAP_SYS_PTRACE` it lets nobody trace another user's.
+#[must_use]
+pub fn may_be_traced(pid: u32) -> bool {
+    // Reading this link takes the right to trace (kernel: `fs/proc/base.c`, `proc_pid_readlink()`).
+    let link = std::fs::read_link(format!("/proc/{pid}/exe"));
+    link.map_or_else(|error| error.kind() != io::ErrorKind::PermissionDenied, |_| true)
+}
+
 /// Whether a process sees other files under the same names than this one: it is in another mount namespace, or has another
 /// root.
 #[must_use]

@@ -16,6 +16,7 @@ mod decode;
 mod explain;
 mod faults;
 mod go;
+mod outputs;
 mod polls;
 mod privileges;
 mod programs;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         viewers::TESTS,
         cli::TESTS,
         privileges::TESTS,
+        outputs::TESTS,
         faults::TESTS,
         storms::TESTS,
         unseen::TESTS,
