@@ -22,6 +22,7 @@ pub mod error;
 pub mod printable;
 pub mod report;
 pub mod run;
+pub mod sums;
 pub mod symbolize;
 pub mod target;
 pub mod terminal;
