@@ -25,6 +25,7 @@ pub mod printable;
 pub mod reader;
 pub mod report;
 pub mod run;
+pub mod sums;
 pub mod symbolize;
 pub mod target;
 pub mod terminal;

@@ -1,5 +1,6 @@
 //! Which task: the part of the result that says what the program was doing at its kernel switches.
 
+use crate::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, HashMap};
 
 use ctxtrace_common::histogram::upper_bound;
@@ -68,7 +69,7 @@ fn messages_per_poll(buckets: &[u64]) -> Option<MessagesPerPoll> {
     let last = buckets.iter().rposition(|&polls| polls > 0)?;
     let percentile = |p| of_buckets(buckets, p).unwrap_or(0);
     Some(MessagesPerPoll {
-        polls: buckets.iter().sum(),
+        polls: buckets.iter().saturating_sum(),
         without: buckets[0],
         p50: percentile(0.5),
         p90: percentile(0.9),
@@ -163,8 +164,8 @@ pub(super) fn task_types(tasks: &[Task]) -> Vec<TaskType> {
         });
         // Those that share an id are not counted: nobody knows how many they are.
         sum.tasks += u64::from(task.id != 0 || task.name != "other");
-        sum.kernel_switches += task.kernel_switches;
-        sum.off_cpu_ns += task.off_cpu_ns;
+        add(&mut sum.kernel_switches, task.kernel_switches);
+        add(&mut sum.off_cpu_ns, task.off_cpu_ns);
     }
     let mut types: Vec<TaskType> = types.into_values().collect();
     types.sort_by_key(|sum| std::cmp::Reverse(sum.kernel_switches));

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::sums::add;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -772,30 +773,30 @@ impl Lost {
 
     /// Adds another run's losses.
     pub fn add(&mut self, other: &Self) {
-        self.events += other.events;
-        self.intervals += other.intervals;
-        self.wakeups += other.wakeups;
-        self.stacks += other.stacks;
-        self.user_stacks += other.user_stacks;
-        self.stack_sums += other.stack_sums;
-        self.mistaken_stacks += other.mistaken_stacks;
-        self.task_reads += other.task_reads;
-        self.tasks += other.tasks;
-        self.wakeup_edges += other.wakeup_edges;
-        self.handovers += other.handovers;
-        self.threads += other.threads;
-        self.thread_records += other.thread_records;
-        self.mappings += other.mappings;
-        self.recursion += other.recursion;
-        self.timeline_events += other.timeline_events;
-        self.samples += other.samples;
-        self.sample_stacks += other.sample_stacks;
-        self.poll_stamps += other.poll_stamps;
+        add(&mut self.events, other.events);
+        add(&mut self.intervals, other.intervals);
+        add(&mut self.wakeups, other.wakeups);
+        add(&mut self.stacks, other.stacks);
+        add(&mut self.user_stacks, other.user_stacks);
+        add(&mut self.stack_sums, other.stack_sums);
+        add(&mut self.mistaken_stacks, other.mistaken_stacks);
+        add(&mut self.task_reads, other.task_reads);
+        add(&mut self.tasks, other.tasks);
+        add(&mut self.wakeup_edges, other.wakeup_edges);
+        add(&mut self.handovers, other.handovers);
+        add(&mut self.threads, other.threads);
+        add(&mut self.thread_records, other.thread_records);
+        add(&mut self.mappings, other.mappings);
+        add(&mut self.recursion, other.recursion);
+        add(&mut self.timeline_events, other.timeline_events);
+        add(&mut self.samples, other.samples);
+        add(&mut self.sample_stacks, other.sample_stacks);
+        add(&mut self.poll_stamps, other.poll_stamps);
         for losses in &other.by_cpu {
             match self.by_cpu.iter_mut().find(|known| known.cpu == losses.cpu) {
                 Some(known) => {
-                    known.events += losses.events;
-                    known.timeline_events += losses.timeline_events;
+                    add(&mut known.events, losses.events);
+                    add(&mut known.timeline_events, losses.timeline_events);
                 }
                 None => self.by_cpu.push(*losses),
             }

@@ -3,6 +3,7 @@
 //! With `--repeat` the headline figures are those of the *median run* by time per message, a run that really happened and
 //! whose figures therefore agree with each other; latencies and losses are those of all runs.
 
+use crate::sums::SaturatingSum;
 use ctxtrace_common::histogram::{Histogram, Latency as Kind, lower_bound};
 
 use super::attribution;
@@ -95,7 +96,10 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         latencies.merge(&run.aggregates.latencies);
         lost.add(&lost_in(run));
     }
-    let open_intervals = runs.iter().map(|run| open_off_intervals(&run.aggregates)).sum();
+    let open_intervals = runs
+        .iter()
+        .map(|run| open_off_intervals(&run.aggregates))
+        .saturating_sum();
     let open_ns = runs
         .iter()
         .fold(0, |sum: u64, run| sum.saturating_add(unseen::open_ns(&run.aggregates)));
@@ -131,7 +135,7 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         locator: run.aggregates.programs.choice(),
         locators: attribution::locators(&run.aggregates),
         latency: latency(&latencies, open_intervals, open_ns, &mut nulls),
-        migrations: threads.iter().map(|thread| thread.migrations).sum(),
+        migrations: threads.iter().map(|thread| thread.migrations).saturating_sum(),
         threads,
         open_intervals: unseen::open_intervals(run),
         lost,
@@ -292,8 +296,8 @@ fn kernel_switches(spec: Option<&Spec>, run: &Run, nulls: &mut Nulls) -> KernelS
     };
     let per_second = (run.recorded_ns > 0).then(|| 1e9 * total as f64 / run.recorded_ns as f64);
     KernelSwitches {
-        voluntary: threads().map(|thread| thread.traced_voluntary).sum(),
-        involuntary: threads().map(|thread| thread.traced_involuntary).sum(),
+        voluntary: threads().map(|thread| thread.traced_voluntary).saturating_sum(),
+        involuntary: threads().map(|thread| thread.traced_involuntary).saturating_sum(),
         total,
         per_message: nulls.or(per_message, "kernel_switches.per_message", no_messages(spec)),
         per_second: nulls.or(
@@ -352,13 +356,10 @@ fn throttled_ns(aggregates: &Aggregates) -> u64 {
 /// Traced minus kernel; where threads differ in both directions, so that the sums hide it, the sum of what is amiss, as a
 /// loss.
 fn difference(reconciled: &reconcile::Reconciliation) -> i64 {
-    let sum: i64 = reconciled.threads.iter().map(reconcile::ThreadCounts::difference).sum();
+    let differences = || reconciled.threads.iter().map(reconcile::ThreadCounts::difference);
+    let sum = differences().fold(0, i64::saturating_add);
     if sum == 0 && !reconciled.holds() {
-        return -reconciled
-            .threads
-            .iter()
-            .map(|thread| thread.difference().abs())
-            .sum::<i64>();
+        return -differences().map(i64::saturating_abs).fold(0, i64::saturating_add);
     }
     sum
 }
@@ -464,7 +465,7 @@ fn on_cpu(runs: &[Run], nulls: &mut Nulls) -> Option<OnCpu> {
         .iter()
         .flat_map(|run| &run.aggregates.threads)
         .map(|record| record.thread.on_cpu_ns)
-        .sum();
+        .saturating_sum();
     let share = |samples: u64| samples as f64 / profile.samples() as f64;
     let ns = |samples: u64| (on_cpu_ns as f64 * share(samples)).round() as u64;
     let category = |of: &Share<Category>| OnCpuCategory {

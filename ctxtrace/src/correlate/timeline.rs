@@ -11,6 +11,7 @@
 //! is so in every timeline without losses. Wakings may come anywhere: when a sleep was ended is told with the switch-in.
 //! Times that step back between threads are counted ([`Replay::unordered`]) and do no harm.
 
+use crate::sums::add;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -443,7 +444,7 @@ impl<I: IntervalSink> Replay<I> {
             live.totals.involuntary += 1;
         }
         let left = live.clock.switch_out(event.at_ns, out.leave);
-        live.totals.on_cpu_ns += left.on_cpu_ns.or_zero();
+        add(&mut live.totals.on_cpu_ns, left.on_cpu_ns.or_zero());
         if let Some(ns) = left.on_cpu_ns.ns() {
             let interval = live.interval(State::OnCpu, event.at_ns - ns, event.at_ns, left_for);
             self.intervals.interval(&interval);
@@ -485,8 +486,8 @@ impl<I: IntervalSink> Replay<I> {
         let live = self.live(into.tid);
         live.clock.waking(into.waking, into.woken_ns);
         let entered = live.clock.switch_in(event.at_ns);
-        live.totals.off_cpu_ns += entered.off_cpu_ns.or_zero();
-        live.totals.run_queue_ns += entered.run_queue_ns.or_zero();
+        add(&mut live.totals.off_cpu_ns, entered.off_cpu_ns.or_zero());
+        add(&mut live.totals.run_queue_ns, entered.run_queue_ns.or_zero());
         let off = live.off_intervals(event.at_ns, &entered, Some(before));
         let arrival = Arrival {
             thread: live.thread(),
@@ -503,7 +504,7 @@ impl<I: IntervalSink> Replay<I> {
         }
         live.last_cpu = Some(event.cpu);
         if let Some(row) = live.pending.take() {
-            self.sum(row).off_cpu_ns += entered.off_cpu_ns.or_zero();
+            add(&mut self.sum(row).off_cpu_ns, entered.off_cpu_ns.or_zero());
         }
         for (latency, ns) in [
             (Latency::OffCpu, entered.off_cpu_ns.ns()),
@@ -645,8 +646,8 @@ fn by_class(rows: &[(SumKey, SwitchSum)], overflow: &[SwitchSum]) -> [SwitchSum;
     let rows = rows.iter().map(|(key, sum)| (usize::from(class_of(key)), sum));
     for (class, sum) in rows.chain(overflow.iter().enumerate()) {
         if let Some(total) = classes.get_mut(class) {
-            total.count += sum.count;
-            total.off_cpu_ns += sum.off_cpu_ns;
+            add(&mut total.count, sum.count);
+            add(&mut total.off_cpu_ns, sum.off_cpu_ns);
         }
     }
     classes

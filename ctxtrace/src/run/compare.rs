@@ -129,6 +129,8 @@ impl<'a> Read<'a> {
                 let (budget, samples) = replay.into_intervals();
                 let run: &mut Run = &mut self.saved.runs[median];
                 run.samples = samples;
+                self.saved.charge_samples();
+                let run = &self.saved.runs[median];
                 let asleep = Asleep::of(run, units);
                 let account = Account::of(run, &budget, window, units, &asleep);
                 (asleep, account)

@@ -97,6 +97,7 @@ fn played(file: File, drawn: bool) -> std::result::Result<Saved, String> {
             run.timeline = Some(replay.conclude_kept(&run.aggregates, is_whole, dropped));
             (run.samples, run.lanes) = taken(replay);
         }
+        saved.charge_samples();
     }
     if saved.info.polls.is_some() {
         polls.resize_with(saved.runs.len(), || Some(PollReplay::default()));

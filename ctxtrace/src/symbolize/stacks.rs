@@ -1,5 +1,6 @@
 //! The stacks of a run by their names, under what the threads were doing. Pure: names come from [`Symbols`].
 
+use crate::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, HashMap};
 
 use ctxtrace_common::ledger::Class;
@@ -48,8 +49,8 @@ struct Merged(BTreeMap<Vec<Frame>, (u64, u64)>);
 impl Merged {
     fn add(&mut self, frames: Vec<Frame>, count: u64, ns: u64) {
         let sum = self.0.entry(frames).or_default();
-        sum.0 += count;
-        sum.1 += ns;
+        add(&mut sum.0, count);
+        add(&mut sum.1, ns);
     }
 
     fn into_stacks(self) -> Vec<ResolvedStack> {
@@ -117,9 +118,9 @@ fn kernel_stack(run: &Run, key: u64) -> Vec<Frame> {
 impl Resolved {
     /// Counts a user stack, and whether it is whole.
     fn with_user(&mut self, user: Vec<Frame>, count: u64) -> Vec<Frame> {
-        self.with_user_stack += count;
+        add(&mut self.with_user_stack, count);
         if !is_complete(&user) {
-            self.broken += count;
+            add(&mut self.broken, count);
         }
         user
     }
@@ -154,12 +155,12 @@ pub fn switches(run: &Run) -> Resolved {
 pub fn samples(run: &Run, places: &BTreeMap<Place, u64>, on_cpu_ns: u64) -> Resolved {
     let mut resolved = Resolved::default();
     let mut merged = Merged::default();
-    let total: u64 = places.values().sum();
+    let total: u64 = places.values().saturating_sum();
     for (place, &count) in places {
         let frames = sampled(run, place);
         if place.user_stack != 0 {
-            resolved.with_user_stack += count;
-            resolved.broken += if is_complete(&frames) { 0 } else { count };
+            add(&mut resolved.with_user_stack, count);
+            add(&mut resolved.broken, if is_complete(&frames) { 0 } else { count });
         }
         let ns = u128::from(on_cpu_ns) * u128::from(count) / u128::from(total.max(1));
         merged.add(frames, count, ns as u64);
@@ -251,7 +252,7 @@ pub fn task_types(aggregates: &Aggregates, symbols: &Symbols) -> HashMap<TaskKey
             && let Some(name) = future::type_of(frames.iter().map(|frame| &*frame.name))
         {
             let task = TaskKey { task: key.task, image };
-            *met.entry(task).or_default().entry(name).or_default() += sum.count;
+            add(met.entry(task).or_default().entry(name).or_default(), sum.count);
         }
     }
     let types = met

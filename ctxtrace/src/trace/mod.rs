@@ -121,11 +121,11 @@ pub fn merge(into: &mut Histogram, from: &Histogram) {
         _ => into.min_plus_one_ns.min(from.min_plus_one_ns),
     };
     into.max_ns = into.max_ns.max(from.max_ns);
-    into.count += from.count;
+    into.count = into.count.saturating_add(from.count);
     // Like the kernel side: what a program makes up may be too much.
     into.sum_ns = into.sum_ns.wrapping_add(from.sum_ns);
     for (mine, theirs) in into.buckets.iter_mut().zip(&from.buckets) {
-        *mine += theirs;
+        *mine = mine.saturating_add(*theirs);
     }
 }
 

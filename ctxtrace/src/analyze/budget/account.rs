@@ -13,6 +13,7 @@
 //!   more threads with work than CPUs: the run queue.
 //! * Another program: the run queue.
 
+use crate::sums::{SaturatingSum, add};
 use std::collections::BTreeMap;
 
 use ctxtrace_common::ledger::Class;
@@ -159,7 +160,10 @@ impl Asleep {
         for (key, sum) in run.aggregates.switch_sums.iter().filter(no_quota) {
             let class = entry_of(key, &run.aggregates).class as u8;
             let category = off_cpu(&stacks::switched(run, key)).category;
-            *asleep.classes.entry(class).or_default().entry(category).or_default() += sum.off_cpu_ns;
+            add(
+                asleep.classes.entry(class).or_default().entry(category).or_default(),
+                sum.off_cpu_ns,
+            );
         }
         asleep
     }
@@ -204,7 +208,7 @@ impl Asleep {
     /// The shares of a class's sleep; all unknown where there was none.
     fn shares(&self, class: u8) -> Vec<(Category, f64)> {
         let by = self.classes.get(&class).into_iter().flatten();
-        let total: u64 = by.clone().map(|(_, ns)| ns).sum();
+        let total: u64 = by.clone().map(|(_, ns)| ns).saturating_sum();
         if total == 0 {
             return vec![(Category::Unknown, 1.0)];
         }
@@ -255,7 +259,7 @@ impl Account {
             ..Self::default()
         };
         let places = profile::places(run, |at_ns| window.clip(at_ns, at_ns + 1).is_some());
-        account.samples = places.values().sum();
+        account.samples = places.values().saturating_sum();
         let on_cpu_ns = budget.in_state(State::OnCpu) as f64 / messages;
         let part = |spent, class, cause| Part { spent, class, cause };
         let run_queue = wait_of(run);
@@ -305,7 +309,7 @@ impl Account {
             threads: threads().count() as u64,
             ..Self::default()
         };
-        let on_cpu_ns: u64 = threads().map(|thread| thread.on_cpu_ns).sum();
+        let on_cpu_ns: u64 = threads().map(|thread| thread.on_cpu_ns).saturating_sum();
         account.add(
             Part {
                 spent: Spent::OnCpu,

@@ -1,5 +1,6 @@
 //! Where the kernel switches belong: the ledger, the tasks, who woke whom.
 
+use crate::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
@@ -19,8 +20,8 @@ pub(in crate::report) fn by_class(report: &Report) -> Vec<(Class, u64, u64)> {
     let mut classes: BTreeMap<Class, (u64, u64)> = BTreeMap::new();
     for row in &report.ledger {
         let sum = classes.entry(row.class).or_default();
-        sum.0 += row.count;
-        sum.1 += row.off_cpu_ns;
+        add(&mut sum.0, row.count);
+        add(&mut sum.1, row.off_cpu_ns);
     }
     let mut classes: Vec<_> = classes
         .into_iter()
@@ -60,7 +61,7 @@ pub(super) fn ledger(report: &Report, style: Style) -> String {
         let _ = write!(text, "\n{}", because.join("\n"));
     }
     if !report.ledger_adds_up {
-        let counted: u64 = report.ledger.iter().map(|row| row.count).sum();
+        let counted: u64 = report.ledger.iter().map(|row| row.count).saturating_sum();
         let line = if counted == total {
             "THE LEDGER DOES NOT ADD UP in one of the other runs".to_owned()
         } else {
@@ -106,14 +107,14 @@ pub(super) fn tasks(report: &Report) -> Option<String> {
     if !rest.is_empty() {
         let sum = |field: fn(&Task) -> Option<u64>| {
             let known: Vec<u64> = rest.iter().filter_map(field).collect();
-            counted((!known.is_empty()).then(|| known.iter().sum()))
+            counted((!known.is_empty()).then(|| known.iter().saturating_sum()))
         };
         table.row([
             format!("{} more", thousands(rest.len() as u64)),
             sum(|task| task.task_switches),
             sum(|task| task.hit_kernel),
             sum(|task| Some(task.kernel_switches)),
-            duration(rest.iter().map(|task| task.off_cpu_ns).sum()),
+            duration(rest.iter().map(|task| task.off_cpu_ns).saturating_sum()),
         ]);
     }
     Some(table.render())
@@ -159,7 +160,7 @@ pub(super) fn wakeups(report: &Report) -> Option<String> {
                 thousands(rest.len() as u64),
                 plural(rest.len() as u64)
             ),
-            thousands(rest.iter().map(|wakeups| wakeups.count).sum()),
+            thousands(rest.iter().map(|wakeups| wakeups.count).saturating_sum()),
         ]);
     }
     Some(table.render())

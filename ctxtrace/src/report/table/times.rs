@@ -3,6 +3,7 @@
 use super::layout::{Columns, bar, sparkline, wrapped};
 use crate::analyze::result::{Distribution, OnCpu, Report, Throttling};
 use crate::report::printable;
+use crate::sums::{SaturatingSum, add};
 use crate::units::{duration, significant, thousands};
 
 /// Threads shown one by one; the rest is summed up.
@@ -206,7 +207,7 @@ impl Scale {
         for &(ns, count) in &distribution.buckets {
             let place = decade(ns).saturating_sub(self.first) as usize;
             if let Some(sum) = counts.get_mut(place) {
-                *sum += count;
+                add(sum, count);
             }
         }
         sparkline(&counts)
@@ -270,8 +271,9 @@ pub(super) fn threads(report: &Report) -> String {
         ]);
     }
     if !rest.is_empty() {
-        let sum =
-            |field: fn(&crate::analyze::result::Thread) -> u64| rest.iter().map(|thread| field(thread)).sum::<u64>();
+        let sum = |field: fn(&crate::analyze::result::Thread) -> u64| {
+            rest.iter().map(|thread| field(thread)).saturating_sum()
+        };
         table.row([
             format!("{} more", thousands(rest.len() as u64)),
             String::new(),

@@ -2,18 +2,23 @@
 //!
 //! Packed, encoded, and sparse: a few bytes in a file may be gigabytes in memory, and who reads a capture may have it from
 //! anybody. So everything that is kept is charged before it is made: what CBOR is decoded to by its number of items, and
-//! the tables that are stored without their zeroes ([`rows`]) by their size. A file has some room to begin with, more than
+//! the tables that are stored without their zeroes ([`rows`]) by their size; what playing events takes by the threads and samples in
+//! them; and the stacks of the sums by the names that they are given. A file has some room to begin with, more than
 //! nearly all need, and more for every byte that it has.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::fmt;
 use std::marker::PhantomData;
 
+use ctxtrace_common::clock::Leave;
+use ctxtrace_common::event::{Decoded, Event};
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::block::Kind;
 use crate::printable::printable;
+use crate::trace::polls::PollBatch;
 
 /// What any file may take.
 const FOR_ANY_FILE: u64 = 1 << 30;
@@ -23,6 +28,14 @@ const FOR_A_BYTE: u64 = 128;
 const FOR_AN_ITEM: u64 = 72;
 /// Bytes of what a decoder says of a file.
 const LONGEST_QUOTE: usize = 1 << 10;
+/// What a thread of a timeline may take in everything that plays the events.
+const FOR_A_THREAD: u64 = 1 << 10;
+/// And what is kept of one that has ended, while it is compared.
+const FOR_AN_ENDED_THREAD: u64 = 320;
+/// What a sample may take, with a place of its own.
+const FOR_A_SAMPLE: u64 = 256;
+/// Thread ids are below this (`PID_MAX_LIMIT`).
+const IDS_OF_LINUX: u32 = 1 << 22;
 /// Bytes that may come out of any file, unpacked.
 const UNPACKED_OF_ANY_FILE: u64 = 256 << 20;
 /// And for each of its bytes: events pack to a tenth.
@@ -46,8 +59,31 @@ pub(super) struct Room {
     held: u64,
     /// Memory that the next state replaces.
     replaceable: u64,
-    /// Memory that is held for what the events have said.
-    of_events: u64,
+    /// Threads that the events of this run have been about.
+    threads: MetThreads,
+}
+
+/// Thread ids that were met: a bit for each of those that Linux gives, and a set of what is none.
+#[derive(Debug, Default)]
+struct MetThreads {
+    bits: Vec<u64>,
+    others: HashSet<u32>,
+}
+
+impl MetThreads {
+    /// Notes an id, and returns whether it is a new one.
+    fn meet(&mut self, tid: u32) -> bool {
+        if tid >= IDS_OF_LINUX {
+            return self.others.insert(tid);
+        }
+        if self.bits.is_empty() {
+            self.bits = vec![0; (IDS_OF_LINUX / u64::BITS) as usize];
+        }
+        let (word, bit) = ((tid / u64::BITS) as usize, 1 << (tid % u64::BITS));
+        let is_new = self.bits[word] & bit == 0;
+        self.bits[word] |= bit;
+        is_new
+    }
 }
 
 impl Room {
@@ -67,7 +103,7 @@ impl Room {
     /// Decodes CBOR, if what comes of it has room.
     pub(super) fn decode<T: for<'de> Deserialize<'de>>(&mut self, bytes: &[u8]) -> Result<T, String> {
         let charge = cost(bytes);
-        let taken = self.taken().saturating_add(charge);
+        let taken = self.taken().saturating_add(charge).saturating_add(bytes.len() as u64);
         let most = self.most();
         if taken > most {
             return Err(too_much());
@@ -93,10 +129,59 @@ impl Room {
         }
     }
 
-    /// Notes what the events and the stamps of polls have made those hold who were given them, all together.
-    pub(super) fn made_of_events(&mut self, bytes: u64) -> Result<(), String> {
-        self.of_events = bytes;
-        if self.taken() > self.most() {
+    /// Charges for what is kept of a batch of events by whatever plays them: a state for each thread, a row for each that has ended, and
+    /// samples. What is kept beyond that is bounded where it is kept.
+    pub(super) fn play(&mut self, batch: &[Event]) -> Result<(), String> {
+        let mut charge = 0;
+        let threads = &mut self.threads;
+        let mut meet = |tid: u32| if threads.meet(tid) { FOR_A_THREAD } else { 0 };
+        for event in batch {
+            charge += match event.decode() {
+                // Another thread may have had this id before it.
+                Some(Decoded::Thread { tid, previous_tid, .. }) => {
+                    meet(tid);
+                    meet(previous_tid) + FOR_A_THREAD
+                }
+                Some(Decoded::Switch { out, into }) => {
+                    let ended = out.is_some_and(|out| out.leave == Leave::Dead);
+                    let tids = [out.map(|out| out.tid), into.map(|into| into.tid)];
+                    let met: u64 = tids.into_iter().flatten().map(&mut meet).sum();
+                    met + if ended { FOR_AN_ENDED_THREAD } else { 0 }
+                }
+                Some(Decoded::Waking { tid, waker, .. }) => meet(tid) + meet(waker.tid),
+                Some(Decoded::Sample(sample)) => meet(sample.tid) + FOR_A_SAMPLE,
+                Some(Decoded::Name { tid, .. } | Decoded::Exec { tid, .. }) => meet(tid),
+                None => 0,
+            };
+        }
+        self.keep(charge)
+    }
+
+    /// The same of stamps of polls.
+    pub(super) fn play_polls(&mut self, batch: &PollBatch) -> Result<(), String> {
+        let threads = &mut self.threads;
+        let met = batch.threads.iter().filter(|thread| threads.meet(thread.tid)).count() as u64;
+        self.keep(met * FOR_A_THREAD)
+    }
+
+    fn keep(&mut self, bytes: u64) -> Result<(), String> {
+        self.held = self.held.saturating_add(bytes);
+        self.fits(0)
+    }
+
+    /// The events that come are those of another run.
+    pub(super) fn next_run(&mut self) {
+        self.threads = MetThreads::default();
+    }
+
+    /// What is left of it.
+    pub(super) fn left(&self) -> u64 {
+        self.most().saturating_sub(self.taken())
+    }
+
+    /// Whether so many bytes can be held beside everything else for a moment.
+    pub(super) fn fits(&self, bytes: u64) -> Result<(), String> {
+        if bytes > self.left() || self.taken() > self.most() {
             Err(too_much())
         } else {
             Ok(())
@@ -104,9 +189,7 @@ impl Room {
     }
 
     fn taken(&self) -> u64 {
-        self.held
-            .saturating_add(self.replaceable)
-            .saturating_add(self.of_events)
+        self.held.saturating_add(self.replaceable)
     }
 
     fn most(&self) -> u64 {
@@ -129,7 +212,7 @@ impl Room {
     }
 }
 
-fn too_much() -> String {
+pub(super) fn too_much() -> String {
     "it claims to hold more than a recording of its size can".to_owned()
 }
 

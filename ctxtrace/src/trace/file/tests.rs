@@ -94,6 +94,7 @@ fn what_is_read_is_what_was_written() {
         played: Vec::new(),
         is_whole: true,
         damage: None,
+        room_left: 0,
     };
     assert_eq!(seen(&saved), seen(&original));
     assert!(bytes.len() < 200_000, "{} bytes are not packed", bytes.len());
