@@ -16,6 +16,7 @@ mod decode;
 mod explain;
 mod faults;
 mod go;
+mod hostile_files;
 mod polls;
 mod privileges;
 mod programs;
@@ -44,6 +45,10 @@ fn main() -> ExitCode {
     if let Some(program) = std::env::var_os(programs::VARIABLE) {
         return programs::run(&program);
     }
+    // What is traced here is read by this executable, started again.
+    if std::env::args().nth(1).as_deref() == Some(ctxtrace::reader::SUBCOMMAND) {
+        return ExitCode::from(ctxtrace::reader::serve());
+    }
     let mut arguments = Arguments::from_args();
     // A shell without job control starts what it puts in the background with this signal ignored, and that is inherited.
     // SAFETY: no handler is installed, and there is one thread.
@@ -70,6 +75,7 @@ fn main() -> ExitCode {
         privileges::TESTS,
         faults::TESTS,
         storms::TESTS,
+        hostile_files::TESTS,
     ]
     .concat();
     let root = nix::unistd::geteuid().is_root();
