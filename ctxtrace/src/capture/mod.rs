@@ -280,15 +280,12 @@ impl Session {
     ///
     /// If the kernel refuses.
     pub fn expect_program(&mut self, image: Image, executable: &Path, file: &Path) -> Result<()> {
-        let Ok(file) = open_regular_file(file).and_then(|file| {
-            if is_elf(&file) {
-                Ok(file)
-            } else {
-                Err(io::ErrorKind::InvalidData.into())
-            }
-        }) else {
+        let Ok(file) = open_regular_file(file) else {
             return Ok(());
         };
+        if !is_elf(&file) {
+            return Ok(());
+        }
         let reader = &mut self.reader;
         let locator = self
             .programs
@@ -315,13 +312,19 @@ impl Session {
     fn examine_new_programs(&mut self, tracker: &Tracker) {
         let mut examined = self.reader.take_examined();
         for (image, path) in self.programs.unassigned(tracker.mappings()) {
-            if !self.assign_examined(image, &path, &mut examined) && !self.reader.is_examining(&path) {
-                match open_regular_file(&tracker.mappings().file(image.tgid, &path)) {
-                    // Without room it is tried again at the next tick.
-                    Ok(file) => drop(self.reader.submit_examination(&path, file)),
-                    Err(error) => examined.push((path.clone(), Found::unreadable(error.to_string()))),
+            if self.assign_examined(image, &path, &mut examined)
+                || self.reader.is_examining(&path)
+                // It is tried again at the next tick.
+                || !self.reader.has_room()
+            {
+                continue;
+            }
+            match open_regular_file(&tracker.mappings().file(image.tgid, &path)) {
+                Ok(file) => self.reader.submit_examination(&path, file),
+                Err(error) => {
+                    examined.push((path.clone(), Found::unreadable(error.to_string())));
+                    self.assign_examined(image, &path, &mut examined);
                 }
-                self.assign_examined(image, &path, &mut examined);
             }
         }
     }

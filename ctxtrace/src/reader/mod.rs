@@ -248,14 +248,16 @@ impl FileReader {
         }
     }
 
-    /// Begins to examine an executable; [`FileReader::take_examined`] has the result later. Returns whether there was room.
-    pub fn submit_examination(&mut self, path: &Path, file: File) -> bool {
-        if self.waiting.len() >= MAX_WAITING {
-            return false;
-        }
+    /// Whether one more examination can be submitted.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.waiting.len() < MAX_WAITING
+    }
+
+    /// Begins to examine an executable; [`FileReader::take_examined`] has the result later. To be called while there is room.
+    pub fn submit_examination(&mut self, path: &Path, file: File) {
         self.waiting.push_back((path.to_owned(), file));
         self.begin_next();
-        true
     }
 
     /// Whether this executable is being examined, or waits for it.

@@ -25,8 +25,8 @@ pub fn serve() -> u8 {
     loop {
         match receive(socket) {
             Ok(Some((request, files))) => {
-                if answer(socket, &request, &files).is_err() {
-                    return 1;
+                if let Err(error) = answer(socket, &request, &files) {
+                    return u8::from(reply(socket, &Reply::Failed(error.to_string())).is_err());
                 }
             }
             Ok(None) => return 0,

@@ -16,6 +16,7 @@ mod decode;
 mod explain;
 mod faults;
 mod go;
+mod hostile_files;
 mod outputs;
 mod polls;
 mod privileges;
@@ -46,6 +47,10 @@ fn main() -> ExitCode {
     if let Some(program) = std::env::var_os(programs::VARIABLE) {
         return programs::run(&program);
     }
+    // What is traced here is read by this executable, started again.
+    if std::env::args().nth(1).as_deref() == Some(ctxtrace::reader::SUBCOMMAND) {
+        return ExitCode::from(ctxtrace::reader::serve());
+    }
     let mut arguments = Arguments::from_args();
     // A shell without job control starts what it puts in the background with this signal ignored, and that is inherited.
     // SAFETY: no handler is installed, and there is one thread.
@@ -74,6 +79,7 @@ fn main() -> ExitCode {
         faults::TESTS,
         storms::TESTS,
         unseen::TESTS,
+        hostile_files::TESTS,
     ]
     .concat();
     let root = nix::unistd::geteuid().is_root();

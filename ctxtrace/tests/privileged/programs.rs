@@ -48,6 +48,8 @@ pub(crate) fn run(name: &OsStr) -> ExitCode {
         Some("endless-storm") => endless_storm(),
         Some("half-and-half") => half_and_half(),
         Some("server") => server(),
+        Some("replaced") => crate::hostile_files::replaced(),
+        Some("maps-large-files") => crate::hostile_files::maps_large_files(),
         Some(name) if tasks::run(name) || unseen::run(name) => {}
         _ => return ExitCode::FAILURE,
     }

@@ -7,7 +7,7 @@ use std::pin::Pin as Pinned;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ctxtrace::target::locate::examine;
+use ctxtrace::target::locate::examine_bytes;
 use ctxtrace::workload::pin::{Pin, Pinning};
 use ctxtrace_probe::{runtime_thread, traced};
 use tokio::runtime::{Builder, Runtime};
@@ -220,8 +220,8 @@ fn sleeper_beside_spinner() {
 
 /// A thread that writes over its own slot while it polls.
 fn scribbler() {
-    let executable = std::env::current_exe().expect("a path");
-    let below_tp = examine(&executable).locator.probe_below_tp;
+    let executable = std::fs::read("/proc/self/exe").expect("readable");
+    let below_tp = examine_bytes(&executable).locator.probe_below_tp;
     one_thread().block_on(traced("scribbler", async move {
         for n in 0..SLEEPS {
             // SAFETY: asks for the calling thread's own handle, which is its thread pointer on x86-64 Linux.
