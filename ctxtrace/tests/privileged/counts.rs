@@ -8,18 +8,33 @@ use serde_json::Value;
 use crate::programs;
 use crate::support::{number, reconciled, run_json, trace_program};
 
-pub(crate) const TESTS: &[(&str, fn())] = &[
-    ("every_mode_reconciles_every_time", every_mode_reconciles_every_time),
+pub(crate) const PREEMPTIBLE_KERNEL_TESTS: &[(&str, fn())] = &[
     (
         "pinned_round_trips_make_two_switches_each",
         pinned_round_trips_make_two_switches_each,
     ),
+    ("stack_sums_hold_every_switch_once", stack_sums_hold_every_switch_once),
+    (
+        "a_thread_that_executes_a_program_keeps_its_count",
+        a_thread_that_executes_a_program_keeps_its_count,
+    ),
+];
+
+pub(crate) const KERNEL_TESTS: &[(&str, fn())] = &[
+    ("the_parts_of_a_run_add_up", the_parts_of_a_run_add_up),
+    ("a_sleeper_shows_its_sleeps", a_sleeper_shows_its_sleeps),
+    (
+        "processes_that_live_for_an_instant_are_all_there",
+        processes_that_live_for_an_instant_are_all_there,
+    ),
+];
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    ("every_mode_reconciles_every_time", every_mode_reconciles_every_time),
     (
         "round_trips_in_c_make_two_switches_each",
         round_trips_in_c_make_two_switches_each,
     ),
-    ("the_parts_of_a_run_add_up", the_parts_of_a_run_add_up),
-    ("a_sleeper_shows_its_sleeps", a_sleeper_shows_its_sleeps),
     (
         "a_yielder_shows_involuntary_switches",
         a_yielder_shows_involuntary_switches,
@@ -28,15 +43,6 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         "threads_that_live_for_an_instant_are_all_there",
         threads_that_live_for_an_instant_are_all_there,
     ),
-    (
-        "processes_that_live_for_an_instant_are_all_there",
-        processes_that_live_for_an_instant_are_all_there,
-    ),
-    (
-        "a_thread_that_executes_a_program_keeps_its_count",
-        a_thread_that_executes_a_program_keeps_its_count,
-    ),
-    ("stack_sums_hold_every_switch_once", stack_sums_hold_every_switch_once),
     (
         "stacks_that_are_as_they_were_are_not_walked_again",
         stacks_that_are_as_they_were_are_not_walked_again,

@@ -10,6 +10,7 @@ use nix::time::{ClockId, clock_gettime, clock_settime};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::harness::{require_program, skip};
 use crate::programs::VARIABLE;
 use crate::support::{
     CTXTRACE, command, ctxtrace, loaded_programs, number, recorder_at_work, said, stderr, stdout, trace_program,
@@ -247,9 +248,9 @@ fn a_jump_of_the_wall_clock_is_no_time() {
     const HOUR: Duration = Duration::from_secs(3_600);
     let run = long_run("run --mode process --iterations 60000 --json -");
     let Some(jump) = Jump::ahead(HOUR) else {
-        eprintln!("SKIPPED: the wall clock may not be set here");
         send(&run, Signal::SIGKILL);
-        return drop(run.wait_with_output());
+        drop(run.wait_with_output());
+        skip("the wall clock may not be set here");
     };
     pause(30);
     drop(jump);
@@ -297,9 +298,9 @@ fn a_cpu_that_goes_and_comes_loses_no_count() {
         let recorder = recorder_at_work(&line);
         pause(200);
         let Some(offline) = Offline::last() else {
-            eprintln!("SKIPPED: no CPU can be switched off here");
             send(&recorder, Signal::SIGKILL);
-            return drop(recorder.wait_with_output());
+            drop(recorder.wait_with_output());
+            skip("no CPU can be switched off here");
         };
         pause(300);
         drop(offline);
@@ -368,10 +369,11 @@ fn every_output_tells_of_a_full_disk() {
 
 /// What the kernel holds of a kind: `map`, `link`, `prog`.
 fn held(kind: &str) -> usize {
+    require_program("bpftool", "bpftool");
     let output = Command::new("bpftool")
         .args(["--json", kind, "show"])
         .output()
-        .expect("bpftool is installed (Debian package bpftool)");
+        .expect("started");
     let list: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     list.as_array().map_or(0, Vec::len)
 }

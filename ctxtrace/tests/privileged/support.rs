@@ -19,6 +19,8 @@ use ctxtrace_common::ledger::Class;
 use procfs::process::Process;
 use serde_json::Value;
 
+use crate::harness::require_program;
+
 /// The command under test.
 pub(crate) const CTXTRACE: &str = env!("CARGO_BIN_EXE_ctxtrace");
 
@@ -188,10 +190,11 @@ fn preempts_anywhere() -> bool {
 
 /// Ids of all BPF programs of ours that are loaded now.
 pub(crate) fn loaded_programs() -> Vec<String> {
+    require_program("bpftool", "bpftool");
     let output = Command::new("bpftool")
         .args(["--json", "prog", "show"])
         .output()
-        .expect("bpftool is installed (Debian package bpftool)");
+        .expect("started");
     let programs: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let names = programs.as_array().expect("a list").iter();
     names

@@ -14,8 +14,14 @@ use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{OTHER_TASKS, Reason};
 use ctxtrace_common::wakeup::Origin;
 
+use crate::harness::{require_program, require_variable};
 use crate::programs::tasks::{CROWD, READS, SLEEPS, TASKS};
 use crate::support::{ledger_of, number, reconciled, run_json, switches_of, trace, trace_program, trace_program_by};
+
+pub(crate) const KERNEL_TESTS: &[(&str, fn())] = &[
+    ("sixty_four_tasks_are_told_apart", sixty_four_tasks_are_told_apart),
+    ("every_mode_has_its_ledger", every_mode_has_its_ledger),
+];
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
@@ -31,7 +37,6 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         "on_one_thread_task_switches_stay_in_user_space",
         on_one_thread_task_switches_stay_in_user_space,
     ),
-    ("sixty_four_tasks_are_told_apart", sixty_four_tasks_are_told_apart),
     (
         "tasks_beyond_the_tables_are_summed_and_counted",
         tasks_beyond_the_tables_are_summed_and_counted,
@@ -53,7 +58,6 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         a_program_that_scribbles_is_unattributed,
     ),
     ("a_stripped_program_is_unattributed", a_stripped_program_is_unattributed),
-    ("every_mode_has_its_ledger", every_mode_has_its_ledger),
     (
         "unmodified_programs_of_many_tokio_releases_are_attributed",
         unmodified_programs_of_many_tokio_releases_are_attributed,
@@ -286,6 +290,7 @@ fn a_program_that_scribbles_is_unattributed() {
 }
 
 fn a_stripped_program_is_unattributed() {
+    require_program("strip", "binutils");
     let folder = tempfile::tempdir().expect("a folder");
     let stripped = folder.path().join("stripped");
     let strip = Command::new("strip")
@@ -293,7 +298,7 @@ fn a_stripped_program_is_unattributed() {
         .arg(&stripped)
         .arg(std::env::current_exe().expect("a path"))
         .status();
-    assert!(strip.expect("strip is installed (Debian package binutils)").success());
+    assert!(strip.expect("started").success());
     let traced = trace(
         &stripped,
         &[(crate::programs::VARIABLE, "blocker")],
@@ -348,13 +353,7 @@ fn every_mode_has_its_ledger() {
 
 /// The programs are built by `cargo xtask test`, which says where they are; a plain `cargo test` has none of them.
 fn unmodified_programs_of_many_tokio_releases_are_attributed() {
-    let Some(folder) = std::env::var_os("CTXTRACE_TOKIO_PROGRAMS") else {
-        assert!(
-            std::env::var_os("CTXTRACE_REQUIRE_PRIVILEGED").is_none(),
-            "CTXTRACE_TOKIO_PROGRAMS is not set: run `cargo xtask test`"
-        );
-        return;
-    };
+    let folder = require_variable("CTXTRACE_TOKIO_PROGRAMS");
     let mut programs: Vec<_> = std::fs::read_dir(folder)
         .expect("a folder")
         .map(|entry| entry.expect("readable").path())

@@ -12,6 +12,11 @@ use serde_json::Value;
 use crate::programs;
 use crate::support::{ctxtrace, number, reconciled, run_json, stderr, stdout, trace_events};
 
+pub(crate) const KERNEL_TESTS: &[(&str, fn())] = &[(
+    "events_agree_whatever_threads_and_processes_do",
+    events_agree_whatever_threads_and_processes_do,
+)];
+
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
         "the_events_of_every_mode_agree_with_its_counts",
@@ -20,10 +25,6 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     (
         "twenty_thousand_round_trips_are_all_events",
         twenty_thousand_round_trips_are_all_events,
-    ),
-    (
-        "events_agree_whatever_threads_and_processes_do",
-        events_agree_whatever_threads_and_processes_do,
     ),
     ("threads_go_by_their_names", threads_go_by_their_names),
     (

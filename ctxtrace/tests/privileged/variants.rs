@@ -6,7 +6,8 @@ use std::process::Command;
 use ctxtrace::trace::file;
 use serde_json::{Value, json};
 
-use crate::go::has_go;
+use crate::go::require_go;
+use crate::harness::skip;
 use crate::support::{CTXTRACE, command, ctxtrace, number, run_json, stderr};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -23,6 +24,14 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ),
     ("what_is_planted_is_there", what_is_planted_is_there),
     ("a_buffer_fills_where_nobody_waits", a_buffer_fills_where_nobody_waits),
+    (
+        "a_buffer_of_go_fills_where_nobody_waits",
+        a_buffer_of_go_fills_where_nobody_waits,
+    ),
+    (
+        "the_measured_section_of_go_lies_within_the_recording",
+        the_measured_section_of_go_lies_within_the_recording,
+    ),
 ];
 
 /// `ctxtrace run` of a variant, which must reconcile: the JSON's `workload`.
@@ -81,7 +90,7 @@ fn idle_threads_are_there_and_sleep() {
 
 fn jemalloc_is_what_is_used() {
     if !cfg!(feature = "jemalloc") {
-        return;
+        skip("this build is without the feature jemalloc");
     }
     // It speaks at the end, if it has ever been asked for memory.
     let speaks = |line: &str| {
@@ -149,11 +158,14 @@ fn what_is_planted_is_there() {
     assert!(!mutex.to_string().contains("plant"));
 }
 
+/// The most messages that were on their way at once.
+fn most_in_flight(line: &str) -> i64 {
+    let workload = workload(&format!("{line} --buffer 4096 --iterations 200000 --count-in-flight"));
+    number(&workload, "/max_in_flight")
+}
+
 fn a_buffer_fills_where_nobody_waits() {
-    let most = |line: &str| {
-        let workload = workload(&format!("{line} --buffer 4096 --iterations 200000 --count-in-flight"));
-        number(&workload, "/max_in_flight")
-    };
+    let most = most_in_flight;
     assert!(most("--mode task") > 1_000);
     for line in [
         "--mode task --protocol lock-step",
@@ -165,25 +177,32 @@ fn a_buffer_fills_where_nobody_waits() {
     // How far the pool's tasks run ahead of each other is the scheduler's affair, but there is no more than fits.
     assert!((1..=2 * 4_097 + 3).contains(&most("--mode task-pool")));
     assert!((1..=2 * 4_096 + 3).contains(&most("--mode task-pool --channel tokio")));
-    if has_go() {
-        assert_eq!(most("--mode go"), 1);
-        assert!(most("--mode go --protocol pipelined") > 1_000);
-    }
+}
+
+fn a_buffer_of_go_fills_where_nobody_waits() {
+    require_go();
+    assert_eq!(most_in_flight("--mode go"), 1);
+    assert!(most_in_flight("--mode go --protocol pipelined") > 1_000);
 }
 
 fn the_measured_section_lies_within_the_recording() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut lines = vec![
+    measured_sections_lie_within(&[
         "--mode process --iterations 3000",
         "--mode process --language c --iterations 3000",
         "--mode thread --iterations 3000",
         "--mode task --iterations 50000",
         "--mode task-pool --iterations 50000",
-    ];
-    if has_go() {
-        lines.push("--mode go --iterations 50000");
-    }
-    for (index, line) in lines.into_iter().enumerate() {
+    ]);
+}
+
+fn the_measured_section_of_go_lies_within_the_recording() {
+    require_go();
+    measured_sections_lie_within(&["--mode go --iterations 50000"]);
+}
+
+fn measured_sections_lie_within(lines: &[&str]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (index, line) in lines.iter().enumerate() {
         let capture = folder.path().join(format!("{index}.ctx"));
         let output = ctxtrace(&format!("run {line} --level timeline -o {}", capture.display()));
         assert_eq!(output.status.code(), Some(0), "{line}: {}", stderr(&output));

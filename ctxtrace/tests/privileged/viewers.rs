@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::decode::perfetto::Trace;
 use crate::decode::pprof::Profile;
-use crate::go::has_go;
+use crate::go::require_go;
 use crate::support::{ctxtrace, number, stderr};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -255,9 +255,7 @@ fn pprof(options: &[&str], file: &Path) -> String {
 }
 
 fn pprof_reads_a_profile() {
-    if !has_go() {
-        return;
-    }
+    require_go();
     let (folder, json) = profiled();
     let file = folder.path().join("run.pb.gz");
     let raw = pprof(&["-raw"], &file);
