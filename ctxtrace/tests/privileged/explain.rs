@@ -137,7 +137,7 @@ fn finds_in_workload(subject: &str, base: &str, expected: &[&str]) {
 }
 
 /// The plain program, which `cargo test` has built beside this one.
-fn planted() -> PathBuf {
+pub(crate) fn planted() -> PathBuf {
     let this = std::env::current_exe().expect("a path");
     let folder = this
         .parent()

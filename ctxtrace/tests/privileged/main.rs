@@ -64,6 +64,7 @@ const TABLES: &[(TestKind, TestTable)] = &[
     (Ordinary, privileges::TESTS),
     (Ordinary, faults::TESTS),
     (Ordinary, storms::TESTS),
+    (Long, storms::LONG_TESTS),
 ];
 
 fn main() -> ExitCode {

@@ -60,7 +60,7 @@ fn perf_bench_sched_pipe() {
     let json = recorded(&["perf", "bench", "sched", "pipe", "-l", "20000"]);
     // Two processes; each operation takes a switch there and a switch back, on two CPUs or on one.
     let switches = number(&json, "/kernel_switches/total");
-    assert!((20_000..=90_000).contains(&switches), "{switches}");
+    assert!(switches >= 20_000, "{switches}");
     assert_eq!(json["threads"].as_array().expect("a list").len(), 2);
 }
 

@@ -67,9 +67,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 /// How many more switches of a class there may be than those that are known: a page that had to be fetched, a lock.
 const FEW: u64 = 6;
 
+/// One sleep in twenty may be none: its time is over before the thread is off the CPU, if a hypervisor takes the CPU away meanwhile.
 fn between(count: u64, least: u64, what: &str) {
     assert!(
-        (least..=least + FEW).contains(&count),
+        (least - least / 20..=least + FEW).contains(&count),
         "{what}: {count}, expected {least} or a few more"
     );
 }
@@ -77,20 +78,23 @@ fn between(count: u64, least: u64, what: &str) {
 fn a_task_that_blocks_in_its_polls_is_told_by_name() {
     let traced = trace_program("blocker");
     reconciled(&traced);
-    between(switches_of(&traced, "blocker", Class::TaskBlocked), SLEEPS, "sleeps");
-    // A byte may be there already, if the reader was held up; it seldom is.
-    let reads = switches_of(&traced, "reader", Class::TaskBlocked);
-    assert!((READS / 2..=READS + FEW).contains(&reads), "{reads} reads");
-    assert_eq!(traced.aggregates.counters.lost_task_reads, 0);
+    // A task that could not be read, because its page was not in memory, is counted as lost.
+    let lost = traced.aggregates.counters.lost_task_reads;
+    assert!(lost <= FEW, "{lost}");
+    for (task, times) in [("blocker", SLEEPS), ("reader", READS)] {
+        let switches = switches_of(&traced, task, Class::TaskBlocked);
+        assert!(switches <= times + FEW, "{task}: {switches}");
+        assert!(switches + lost >= times - times / 20, "{task}: {switches}, {lost} lost");
+    }
 }
 
 fn a_task_beside_a_competitor_is_preempted() {
     let traced = trace_program("spinner");
     reconciled(&traced);
-    // 400 ms of turns: the longest slice the scheduler gives is some ten milliseconds.
+    // 400 ms of CPU time in turns: the longest slice the scheduler gives is some ten milliseconds.
     let preempted = switches_of(&traced, "spinner", Class::TaskPreempted);
     assert!(preempted >= 5, "{preempted}");
-    assert!(switches_of(&traced, "spinner", Class::TaskBlocked) <= 2);
+    assert!(switches_of(&traced, "spinner", Class::TaskBlocked) <= FEW);
     assert!(
         ledger_of(&traced).of(Class::ThreadPreempted).count >= 5,
         "the competitor is no runtime's"
@@ -109,7 +113,8 @@ fn a_pool_at_rest_only_parks() {
         }
     }
     let parked = classes[&Class::WorkerParked];
-    assert!(parked >= SLEEPS, "{classes:?}");
+    // How often depends on how soon a worker has found its task; each of the two parks at least once.
+    assert!(parked >= 2, "{classes:?}");
     assert_eq!(classes[&Class::Exited], 2);
     // Other programs on its CPU may preempt a worker now and then. The beginning of a thread may block it.
     let preempted = classes.get(&Class::RuntimePreempted).copied().unwrap_or(0);
@@ -206,7 +211,7 @@ fn an_unmodified_program_is_attributed_the_same() {
     for traced in [&with, &without, &by_tokio_alone, &by_probe_alone] {
         let counts: Vec<u64> = blocked(traced).into_iter().map(|(_, count)| count).collect();
         between(counts[0], SLEEPS, "sleeps");
-        assert!((READS / 2..=READS + FEW).contains(&counts[1]), "{counts:?}");
+        between(counts[1], READS, "reads");
         assert!(counts[2..].iter().sum::<u64>() <= FEW, "{counts:?}");
         let parked = ledger_of(traced).of(Class::WorkerParked).count;
         assert!(parked > 0, "a worker without a task parks");

@@ -107,11 +107,9 @@ fn a_perfetto_trace_has_every_switch_and_waking() {
         "{} slices, {known} switches",
         slices.len()
     );
+    // A task that is preempted before the probe has named it goes by tokio's number, here as there.
     for slice in &slices {
-        assert!(
-            ["sender", "repeater", "receiver", "root"].contains(&slice.name.as_str()),
-            "{slice:?}"
-        );
+        assert!(ledger.iter().any(|row| row["task"] == slice.name), "{slice:?}");
     }
     let mut counted: Vec<_> = trace.slices();
     counted.retain(|slice| slice.name == "measured section");
