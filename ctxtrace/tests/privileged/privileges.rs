@@ -8,6 +8,7 @@ use procfs::process::Process;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::harness::require_program;
 use crate::support::{CTXTRACE, number, stderr, wait_for_workload, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -62,6 +63,7 @@ fn for_nobody() -> (TempDir, PathBuf) {
 
 /// A command as that user, with these capabilities handed down to it.
 fn as_nobody(program: &Path, capabilities: Option<&str>) -> Command {
+    require_program("setpriv", "util-linux");
     let mut command = Command::new("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
     if let Some(capabilities) = capabilities {
@@ -123,12 +125,13 @@ fn with_ambient_capabilities_a_user_traces_and_the_workload_has_none() {
 }
 
 fn with_file_capabilities_a_user_traces_and_the_workload_has_none() {
+    require_program("setcap", "libcap2-bin");
     let (folder, program) = for_nobody();
     let set = Command::new("setcap")
         .arg("cap_bpf,cap_perfmon=ep")
         .arg(&program)
         .status()
-        .expect("setcap is installed (Debian package libcap2-bin)");
+        .expect("started");
     assert!(set.success(), "the file system of /tmp keeps no capabilities");
     traces_without_root(&folder, as_nobody(&program, None));
 }
@@ -187,7 +190,7 @@ fn with_one_of_the_capabilities_nothing_is_traced() {
         let output = as_nobody(&program, Some(capability))
             .args(["run", "--mode", "process", "--iterations", "100"])
             .output()
-            .expect("setpriv is installed (Debian package util-linux)");
+            .expect("started");
         assert_eq!(output.status.code(), Some(1), "{capability}");
         let said = stderr(&output);
         assert!(said.contains(missing) && said.contains("doctor"), "{said}");
@@ -221,6 +224,7 @@ fn the_doctor_finds_nothing_in_the_way() {
 }
 
 fn the_doctor_names_the_command_that_works_and_it_does() {
+    require_program("setcap", "libcap2-bin");
     let (_folder, program) = for_nobody();
     let (json, status) = diagnosis(as_nobody(&program, None));
     assert_eq!(
@@ -235,7 +239,7 @@ fn the_doctor_names_the_command_that_works_and_it_does() {
     let fix = rights["fix"].as_str().expect("a command");
     let setcap = fix.split_once("sudo setcap ").expect("the other way").1;
     let set = Command::new("setcap").args(setcap.split_whitespace()).status();
-    assert!(set.expect("setcap is installed (Debian package libcap2-bin)").success());
+    assert!(set.expect("started").success());
     let (json, status) = diagnosis(as_nobody(&program, None));
     assert_eq!(
         (&json["tracing_works"], status),

@@ -1,5 +1,6 @@
 //! What the tests share: running the command, tracing a program of ours, looking at what is left.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -18,6 +19,8 @@ use ctxtrace::trace::run::Run;
 use ctxtrace_common::ledger::Class;
 use procfs::process::Process;
 use serde_json::Value;
+
+use crate::harness::require_program;
 
 /// The command under test.
 pub(crate) const CTXTRACE: &str = env!("CARGO_BIN_EXE_ctxtrace");
@@ -186,19 +189,54 @@ fn preempts_anywhere() -> bool {
     std::fs::read_to_string("/sys/kernel/debug/sched/preempt").is_ok_and(|mode| mode.contains("(full)"))
 }
 
-/// Ids of all BPF programs of ours that are loaded now.
-pub(crate) fn loaded_programs() -> Vec<String> {
+/// The processes that hold each BPF object of a kind (`prog`, `map` or `link`), by the object's id.
+pub(crate) fn bpf_objects(kind: &str) -> BTreeMap<u64, Vec<u64>> {
+    require_program("bpftool", "bpftool");
     let output = Command::new("bpftool")
-        .args(["--json", "prog", "show"])
+        .args(["--json", kind, "show"])
         .output()
-        .expect("bpftool is installed (Debian package bpftool)");
-    let programs: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let names = programs.as_array().expect("a list").iter();
-    names
-        .filter_map(|program| program["name"].as_str())
-        .filter(|name| name.starts_with("sched_"))
-        .map(str::to_owned)
+        .expect("started");
+    let objects: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let objects = objects.as_array().map(Vec::as_slice).unwrap_or_default();
+    let holders = |object: &Value| {
+        let pids = object["pids"].as_array().map(Vec::as_slice).unwrap_or_default();
+        pids.iter().filter_map(|holder| holder["pid"].as_u64()).collect()
+    };
+    objects
+        .iter()
+        .filter_map(|object| Some((object["id"].as_u64()?, holders(object))))
         .collect()
+}
+
+/// Ids of the BPF objects of a kind that a process holds. Other processes of this machine may trace at the same time.
+pub(crate) fn held_by(kind: &str, pid: u32) -> BTreeSet<u64> {
+    let objects = bpf_objects(kind).into_iter();
+    objects
+        .filter(|(_, holders)| holders.contains(&u64::from(pid)))
+        .map(|(id, _)| id)
+        .collect()
+}
+
+/// Ids of the BPF objects of a kind that no process holds: what a tracer has left behind is among them.
+pub(crate) fn held_by_no_process(kind: &str) -> BTreeSet<u64> {
+    let objects = bpf_objects(kind).into_iter();
+    objects
+        .filter(|(_, holders)| holders.is_empty())
+        .map(|(id, _)| id)
+        .collect()
+}
+
+/// Waits until a process has made so many context switches.
+pub(crate) fn wait_for_switches(pid: i32, switches: u64) {
+    wait_until("the process has made its switches", || {
+        switches_of_process(pid).is_none_or(|made| made >= switches)
+    });
+}
+
+/// The context switches of a process's first thread. `None` if the process has ended.
+pub(crate) fn switches_of_process(pid: i32) -> Option<u64> {
+    let status = Process::new(pid).ok()?.status().ok()?;
+    Some(status.voluntary_ctxt_switches? + status.nonvoluntary_ctxt_switches?)
 }
 
 /// Processes whose command line contains `text`, but for this one.
@@ -214,15 +252,16 @@ pub(crate) fn processes_with(text: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Waits until `condition` holds; fails the test if it does not within ten seconds.
+/// Waits until `condition` holds. The limit of two minutes ends a test that would hang; on a machine that is busy with other programs a
+/// condition may well take ten seconds.
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    for _ in 0..1_000 {
+    for _ in 0..12_000 {
         if condition() {
             return;
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    panic!("waited ten seconds in vain until {what}");
+    panic!("waited two minutes in vain until {what}");
 }
 
 /// Waits until a `ctxtrace run` has started its workload, and returns the workload's process.
