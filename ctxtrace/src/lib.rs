@@ -16,6 +16,8 @@
 //! [`run`] puts them together for `ctxtrace run`; [`cli`] turns a command line into plain settings, and nothing else knows
 //! clap's parser. `docs/ARCHITECTURE.md` has the picture.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod analyze;
 pub mod capture;
 pub mod cli;

@@ -1,5 +1,7 @@
 //! The `ctxtrace` command: parse, run, print what went wrong, exit.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use clap::Parser;
