@@ -540,7 +540,6 @@ fn a_limit_of_file_sizes_is_an_error_and_no_death() {
     for line in [
         "record -o x.ctx -- sh -c 'exit 7'",
         "record --json x.json -- sh -c 'exit 7'",
-        "record --perfetto x.pftrace --level timeline -- sh -c 'exit 7'",
     ] {
         let output = script(folder.path(), &format!("ulimit -f 1; $CTXTRACE {line}"));
         assert_eq!(output.status.code(), Some(125), "{line}: {}", stderr(&output));
