@@ -9,6 +9,7 @@
 #![expect(clippy::print_stdout, reason = "a test runner speaks on standard output")]
 
 mod captures;
+mod cgroups;
 mod cli;
 mod counts;
 #[path = "../decode/mod.rs"]
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         tasks::TESTS,
         record::TESTS,
         captures::TESTS,
+        cgroups::TESTS,
         #[cfg(feature = "parquet")]
         tables::TESTS,
         real_programs::TESTS,
