@@ -7,6 +7,7 @@
 //! `CTXTRACE_TEST_PROGRAM` set, in which case it is that program and nothing else.
 
 mod captures;
+mod cgroups;
 mod cli;
 mod counts;
 #[path = "../decode/mod.rs"]
@@ -50,6 +51,7 @@ const TABLES: &[(TestKind, TestTable)] = &[
     (Ordinary, tasks::TESTS),
     (Ordinary, record::TESTS),
     (Ordinary, captures::TESTS),
+    (Ordinary, cgroups::TESTS),
     #[cfg(feature = "parquet")]
     (Ordinary, tables::TESTS),
     (Ordinary, real_programs::TESTS),

@@ -12,6 +12,8 @@
 //!   end of that (who gives a lock back goes on to run where it has woken another). After a sleep for want of work there are
 //!   more threads with work than CPUs: the run queue.
 //! * Another program: the run queue.
+//!
+//! A thread that the CPU quota of its cgroup took off its CPU waits for that quota, whoever has the CPU.
 
 use crate::sums::{SaturatingSum, add};
 use std::collections::BTreeMap;

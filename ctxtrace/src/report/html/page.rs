@@ -366,7 +366,7 @@ fn distributions(report: &Report) -> [(Kind, &'static str, &'static str, &Distri
         (
             Kind::RunQueue,
             "run queue",
-            "ready to run, and no CPU free",
+            "ready to run, and not on a CPU",
             &latency.run_queue,
         ),
         (
@@ -642,7 +642,7 @@ fn threads(report: &Report) -> Table {
                 "kernel switches that the kernel counts as involuntary: it was made to give way",
             ),
             figures("on-CPU", "its time on CPUs"),
-            figures("run queue", "its time ready to run, with no CPU free"),
+            figures("run queue", "its time ready to run, and not on a CPU"),
             figures("off-CPU", "its time off the CPU, the run queue included"),
             figures("moves", "switches onto another CPU than before"),
         ],
