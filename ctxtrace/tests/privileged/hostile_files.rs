@@ -249,10 +249,12 @@ fn debug_information_beyond_the_memory_costs_its_own_names() {
     let target = Target::new("replaced");
     target.compress_debug_info(&bomb(), 1 << 20);
     let stacks = target.stacks();
-    assert!(
-        stacks.contains("[unknown: target needs more memory to be read than ctxtrace allows (4 GiB)]"),
-        "{stacks}"
-    );
+    // A machine that is slow meets the limit of time first.
+    let reasons = [
+        "[unknown: target needs more memory to be read than ctxtrace allows (4 GiB)]",
+        "[unknown: reading target took longer than 20 s]",
+    ];
+    assert!(reasons.iter().any(|reason| stacks.contains(reason)), "{stacks}");
     assert!(stacks.contains("nanosleep"), "the kernel's names are there: {stacks}");
 }
 
