@@ -6,7 +6,7 @@ use ctxtrace_common::thread::Thread;
 use serde_json::Value;
 
 use crate::programs;
-use crate::support::{number, reconciled, run_json, trace_program};
+use crate::support::{number, reconciled, run_json, rusage_agrees, trace_program};
 
 pub(crate) const PREEMPTIBLE_KERNEL_TESTS: &[(&str, fn())] = &[
     (
@@ -83,11 +83,7 @@ fn every_mode_reconciles_every_time() {
             assert_eq!(number(run, "/difference"), 0, "{line}");
             assert!(number(run, "/kernel_switches") > 0, "{line}");
         }
-        assert_eq!(
-            json["reconciliation"]["rusage"]["agrees"],
-            Value::Bool(true),
-            "{line}: {json:#}"
-        );
+        rusage_agrees(&json);
     }
 }
 
@@ -118,11 +114,7 @@ fn round_trips_in_c_make_two_switches_each() {
     assert_eq!(json["workload"]["language"], "c");
     assert_eq!(number(&json, "/workload/messages"), 10_000);
     assert!(number(&json, "/workload/elapsed_ns") > 0);
-    assert_eq!(
-        json["reconciliation"]["rusage"]["agrees"],
-        Value::Bool(true),
-        "{json:#}"
-    );
+    rusage_agrees(&json);
     for run in json["workload"]["runs"].as_array().expect("runs") {
         assert_eq!(number(run, "/difference"), 0);
         // The round trips; start and end add a few, and other programs any number.

@@ -277,10 +277,11 @@ fn of_what_is_the_same_nothing_is_claimed() {
 fn an_answer_holds_what_was_measured() {
     let folder = tempfile::tempdir().expect("a folder");
     let markdown = folder.path().join("a.md");
-    let line = "--quick --only one-worker --mode task-pool --buffer 64 --against task --buffer 64 --markdown";
-    let mut words: Vec<&str> = line.split_whitespace().collect();
-    words.push(markdown.to_str().expect("plain"));
-    let answer = explain(&words);
+    let markdown_path = markdown.to_str().expect("plain");
+    let line = format!(
+        "--quick --only one-worker --markdown {markdown_path} --mode task-pool --buffer 64 --against task --buffer 64"
+    );
+    let answer = explain(&line.split_whitespace().collect::<Vec<_>>());
     assert_eq!(answer["base"]["name"], "task, buffer 64");
     assert_eq!(answer["subject"]["name"], "task-pool, buffer 64");
     assert_eq!(answer["interventions"][0]["name"], "one-worker");

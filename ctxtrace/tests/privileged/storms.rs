@@ -1,6 +1,5 @@
 //! Bad days in the middle of a storm of switches: what is killed, stopped, full, or not alone. `docs/FAULTS.md` has the table.
 
-use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -15,8 +14,8 @@ use serde_json::Value;
 use crate::harness::skip;
 use crate::programs::VARIABLE;
 use crate::support::{
-    CTXTRACE, command, ctxtrace, held_by, number, recorder_at_work, said, stderr, stdout, switches_of_process,
-    trace_program, wait_for_switches, wait_for_workload, wait_until,
+    CTXTRACE, command, ctxtrace, held_by_no_process, number, recorder_at_work, said, stderr, stdout,
+    switches_of_process, trace_program, wait_for_switches, wait_for_workload, wait_until,
 };
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -390,16 +389,18 @@ fn ten_recordings_in_a_row_leave_nothing_open() {
     // What is opened once and kept is opened now.
     drop(trace_program("root"));
     let kinds = ["map", "link", "prog"];
-    let held = || kinds.map(|kind| held_by(kind, std::process::id()));
-    // The kernel frees programs and maps a moment after their last descriptor is closed.
-    wait_until("the first is unloaded", || held().iter().all(BTreeSet::is_empty));
+    let before = kinds.map(held_by_no_process);
     let (open, running) = (descriptors(), threads());
     for _ in 0..10 {
         drop(trace_program("root"));
     }
     assert_eq!((descriptors(), threads()), (open, running));
+    // The kernel frees programs and maps a moment after their last descriptor is closed.
     wait_until("maps, links and programs are gone", || {
-        held().iter().all(BTreeSet::is_empty)
+        kinds
+            .iter()
+            .zip(&before)
+            .all(|(kind, before)| held_by_no_process(kind).is_subset(before))
     });
     let children = std::fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id()));
     assert_eq!(children.unwrap_or_default(), "", "no process is left");

@@ -138,11 +138,10 @@ fn jemalloc_that_is_not_there_is_asked_for() {
     assert!(stderr(&output).contains("cargo install"), "{}", stderr(&output));
 }
 
-/// What can be counted of a run: how often its threads went to sleep for a lock and by the clock, and which part of its samples was in
-/// the allocator.
+/// What can be counted of a run: how often its tasks went to sleep by the clock, and which part of its samples was in the allocator. A
+/// contended lock cannot be counted so: the channel has locks of its own, for which tasks sleep as often.
 #[derive(Debug)]
 struct Counted {
-    lock_sleeps: i64,
     clock_sleeps: i64,
     allocator_share: f64,
 }
@@ -167,7 +166,7 @@ fn counted(words: &[&str]) -> Counted {
     let sleeps = |function: &str| -> i64 {
         let lines = stacks
             .lines()
-            .filter(|line| line.starts_with("task blocked;") && line.contains(function));
+            .filter(|line| line.contains(";blocked;") && line.contains(function));
         lines
             .filter_map(|line| line.rsplit(' ').next()?.parse::<i64>().ok())
             .sum()
@@ -176,7 +175,6 @@ fn counted(words: &[&str]) -> Counted {
     let categories = json["on_cpu"]["categories"].as_array().expect("categories").iter();
     let allocator = categories.filter(|row| row["category"] == "allocator");
     Counted {
-        lock_sleeps: sleeps("futex"),
         clock_sleeps: sleeps("nanosleep"),
         allocator_share: allocator.filter_map(|row| row["share"].as_f64()).sum(),
     }
@@ -186,8 +184,7 @@ fn counted(words: &[&str]) -> Counted {
 fn check_planted(counted: impl Fn(&str) -> Counted) {
     // Messages, one in a thousand of which finds the repeater asleep.
     const SLEEPS: i64 = 100;
-    let [none, own, mutex, sleep, allocations] = ["none", "own-mutexes", "mutex", "sleep", "allocations"].map(counted);
-    assert!(mutex.lock_sleeps > own.lock_sleeps, "{mutex:?} {own:?}");
+    let [none, sleep, allocations] = ["none", "sleep", "allocations"].map(counted);
     assert_eq!(none.clock_sleeps, 0, "{none:?}");
     // A sleep of 50 us may be over before the thread is off the CPU.
     assert!((SLEEPS / 2..=SLEEPS).contains(&sleep.clock_sleeps), "{sleep:?}");
