@@ -25,7 +25,6 @@ mod wire;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, RingBuf};
@@ -43,6 +42,7 @@ use ctxtrace_common::thread::{PENDING_SUM, Thread};
 use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 
 use crate::error::{Error, Result};
+use crate::target::held::HeldFile;
 use crate::target::locate::is_elf;
 use crate::target::mappings::{Mappings, Tracker};
 use crate::target::procfs;
@@ -259,18 +259,20 @@ impl Session {
         })
     }
 
-    /// Says which executable an image runs, so that its tasks are found from its first switch on; `file` is where it can be
-    /// opened. May be called before the image exists. Of a script nothing is known yet: its interpreter will be executed.
+    /// Notes which file an image will run, so that its tasks are found from its first switch on. May be called before the image
+    /// exists. Of a script nothing is known yet: its interpreter will be executed.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn expect_program(&mut self, image: Image, executable: &Path, file: &Path) -> Result<()> {
-        if !is_elf(file) {
+    pub fn expect_program(&mut self, image: Image, held: &HeldFile) -> Result<()> {
+        if !is_elf(&held.path()) {
             return Ok(());
         }
-        let locator = self.programs.assign(image, executable, file);
-        self.install(image, locator)
+        match self.programs.expect(image, held) {
+            Some(locator) => self.install(image, locator),
+            None => Ok(()),
+        }
     }
 
     /// Takes the rings that the program to be launched has been given.
@@ -290,9 +292,7 @@ impl Session {
 
     /// Looks at the programs that have been executed and not been looked at.
     fn examine_new_programs(&mut self, tracker: &Tracker) {
-        for (image, path) in self.programs.unassigned(tracker.mappings()) {
-            let file = tracker.mappings().file(image.tgid, &path);
-            let locator = self.programs.assign(image, &path, &file);
+        for (image, locator) in self.programs.examine_new(tracker.mappings()) {
             // Where there is no room the switches are unattributed, for that reason.
             let _ = self.install(image, locator);
         }
@@ -437,6 +437,17 @@ impl Session {
     pub fn programs_executed(&mut self, tracker: &Tracker) {
         while self.rings.executed.next().is_some() {}
         self.examine_new_programs(tracker);
+    }
+
+    /// The number of the image that each followed process runs, as the kernel side counts them.
+    #[must_use]
+    pub fn image_numbers(&self) -> HashMap<u32, u32> {
+        let mut numbers = HashMap::new();
+        for (_, thread) in self.live_threads().unwrap_or_default() {
+            let number = numbers.entry(thread.tgid).or_insert(thread.image);
+            *number = thread.image.max(*number);
+        }
+        numbers
     }
 
     /// Kernel switches of the target so far.

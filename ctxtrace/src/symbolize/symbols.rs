@@ -8,7 +8,7 @@
 //! called it, all of them further in than the function that raises it.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use blazesym::MaybeDefault;
 use blazesym::symbolize::source::{Elf, Kernel, Source};
@@ -16,7 +16,8 @@ use blazesym::symbolize::{Input, Reason, Symbolized, Symbolizer};
 use ctxtrace_common::process::Image;
 
 use super::{goroutine, reason};
-use crate::target::mappings::Mappings;
+use crate::target::held::FileIdentity;
+use crate::target::mappings::{Mapping, Mappings};
 use crate::trace::Aggregates;
 use crate::trace::samples::Samples;
 use crate::trace::symbols::{Frame, FrameKind, Symbols};
@@ -72,7 +73,16 @@ struct Resolver<'a> {
     symbolizer: Symbolizer,
     mappings: &'a Mappings,
     kernel: HashMap<u64, Vec<Frame>>,
-    files: HashMap<(PathBuf, u64), Vec<Frame>>,
+    files: HashMap<Place, Vec<Frame>>,
+}
+
+/// Where code lies.
+#[derive(PartialEq, Eq, Hash)]
+enum Place {
+    /// At this offset of a file.
+    InFile(FileIdentity, u64),
+    /// In what the kernel shows in place of a file.
+    InNoFile(PathBuf),
 }
 
 impl<'a> Resolver<'a> {
@@ -93,13 +103,8 @@ impl<'a> Resolver<'a> {
         let mut frames = Vec::new();
         for address in call_addresses(addresses).rev() {
             match self.mappings.find(image, address) {
-                Some(mapping) => {
-                    let offset = address - mapping.start + mapping.file_offset;
-                    let file = self.mappings.file(image.tgid, &mapping.path);
-                    frames.extend(self.in_file(&file, offset).iter().cloned());
-                }
-                None if !self.mappings.knows(image) => frames.push(reason("unknown: the process was not followed")),
-                None => frames.push(reason("unknown: not in any file")),
+                Ok(mapping) => frames.extend(self.in_file(mapping, address).iter().cloned()),
+                Err(why) => frames.push(reason(why.in_words())),
             }
         }
         frames
@@ -130,11 +135,16 @@ impl<'a> Resolver<'a> {
             .collect()
     }
 
-    fn in_file(&mut self, path: &Path, offset: u64) -> &[Frame] {
-        let symbolizer = &self.symbolizer;
+    fn in_file(&mut self, mapping: &Mapping, address: u64) -> &[Frame] {
+        let (symbolizer, mappings) = (&self.symbolizer, self.mappings);
+        let offset = mapping.offset_of(address);
+        let key = match mapping.file {
+            Some(file) => Place::InFile(file, offset),
+            None => Place::InNoFile(mapping.path.clone()),
+        };
         self.files
-            .entry((path.to_owned(), offset))
-            .or_insert_with(|| file_function(symbolizer, path, offset))
+            .entry(key)
+            .or_insert_with(|| file_function(symbolizer, mappings, mapping, offset))
     }
 }
 
@@ -158,19 +168,25 @@ fn kernel_function(symbolizer: &Symbolizer, address: u64) -> Vec<Frame> {
     }
 }
 
-fn file_function(symbolizer: &Symbolizer, path: &Path, offset: u64) -> Vec<Frame> {
-    let shown = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    if path.as_os_str().as_encoded_bytes().starts_with(b"[") {
-        // [vdso] and the like: the kernel's own pages, which are in no file.
-        return vec![Frame {
-            kind: FrameKind::User,
-            name: shown.into_owned(),
-        }];
+fn file_function(symbolizer: &Symbolizer, mappings: &Mappings, mapping: &Mapping, offset: u64) -> Vec<Frame> {
+    let shown = mapping.file_name();
+    if mapping.file.is_none() {
+        let is_kernels = mapping.path.as_os_str().as_encoded_bytes().starts_with(b"[");
+        return if is_kernels {
+            // [vdso] and the like: the kernel's own pages, which are in no file.
+            vec![Frame {
+                kind: FrameKind::User,
+                name: shown,
+            }]
+        } else {
+            vec![reason("unknown: code that is in no file (generated at run time)")]
+        };
     }
-    if path.starts_with("//anon") {
-        return vec![reason("unknown: code that is in no file (generated at run time)")];
-    }
-    let source = Source::Elf(Elf::new(path));
+    let held = match mappings.file(mapping) {
+        Ok(held) => held,
+        Err(why) => return vec![reason(&format!("unknown: {shown} {}", why.in_words()))],
+    };
+    let source = Source::Elf(Elf::new(held.path()));
     match symbolizer.symbolize_single(&source, Input::FileOffset(offset)) {
         Ok(symbolized) => frames_of(&symbolized, FrameKind::User, &shown),
         Err(error) => vec![reason(&format!("unknown: {shown} cannot be read ({})", error.kind()))],
@@ -219,19 +235,44 @@ mod tests {
     fn a_function_of_this_program_is_named() {
         let executable = std::env::current_exe().expect("a path");
         let address = a_function_of_this_program_is_named as *const () as u64;
-        let mut mappings = Mappings::default();
-        mappings.add_process(std::process::id());
-        let image = Image {
-            tgid: std::process::id(),
-            number: 0,
-        };
+        let (mappings, image) = this_process();
         let mapping = mappings.find(image, address).expect("mapped");
         assert_eq!(mapping.path, executable);
         let mut resolver = Resolver::new(&mappings);
-        let frames = resolver.in_file(&mapping.path, address - mapping.start + mapping.file_offset);
+        let frames = resolver.in_file(mapping, address);
         assert!(
             frames[0].name.contains("a_function_of_this_program_is_named"),
             "{frames:?}"
         );
+    }
+
+    #[test]
+    fn a_file_that_is_not_held_has_no_names_but_the_reason() {
+        let (mappings, _) = this_process();
+        let gone = Mapping {
+            start: 0x1000,
+            end: 0x2000,
+            file_offset: 0,
+            path: "/bin/sh".into(),
+            file: Some(FileIdentity {
+                major: 0,
+                minor: 1,
+                inode: 2,
+                generation: Some(3),
+            }),
+        };
+        let mut resolver = Resolver::new(&mappings);
+        assert_eq!(
+            resolver.in_file(&gone, 0x1000),
+            [reason("unknown: sh could not be opened while it ran")]
+        );
+    }
+
+    fn this_process() -> (Mappings, Image) {
+        let image = Image {
+            tgid: std::process::id(),
+            number: 0,
+        };
+        (Mappings::of_process(image.tgid), image)
     }
 }

@@ -1,19 +1,29 @@
 //! Which program each process runs, and how its tasks are found.
 //!
-//! An executable is examined once, however many processes run it. Those that are known before the run are examined before
-//! it; others when they are executed, while they start. What was executed and gone before anybody could look is examined
-//! when the run is over: then its switches are put where they belong if it proves to have no tasks, and stay unattributed
-//! if it has.
+//! A program is the file that was executed, not its path: two files that lay at one path one after the other are two
+//! programs. Of a program that was started through the dynamic loader (`ld.so ./program`), it is the file that the loader
+//! mapped.
+//!
+//! A program is examined once, however many processes run it. Those that are known before the run are examined before it;
+//! others when they are executed, while they start. What ended before it could be examined is examined when the run is
+//! over: then its switches are put where they belong if it proves to have no tasks, and stay unattributed if it has.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Locator, Reason};
 use ctxtrace_common::process::Image;
 use serde::{Deserialize, Serialize};
 
-use super::locate::{Found, examine, is_of_go, is_of_tokio, mentions_go, mentions_tokio};
-use super::mappings::Mappings;
+use super::held::{FileIdentity, HeldFile, MissingFile};
+use super::locate::{Found, LinkRole, examine, is_of_go, is_of_tokio, link_role, mentions_go, mentions_tokio};
+use super::mappings::{Mapping, Mappings};
+
+/// Longest that shared objects are searched for tokio and Go when a run is over. What is left is not searched.
+const SEARCH_BUDGET: Duration = Duration::from_secs(1);
+/// Largest shared object that is searched, bytes.
+const LARGEST_SEARCHED: u64 = 512 << 20;
 
 /// Which locators to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
@@ -40,6 +50,9 @@ pub struct Program {
     pub path: PathBuf,
     /// What was found in it.
     pub found: Found,
+    /// Which file it is; `None` in captures of releases that did not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileIdentity>,
 }
 
 /// Every program that the target has run.
@@ -47,8 +60,16 @@ pub struct Program {
 pub struct Programs {
     choice: LocatorChoice,
     programs: Vec<Program>,
-    /// `None` for an image that is nobody's program.
+    /// `None` for an image that runs no program of its own.
     by_image: HashMap<Image, Option<usize>>,
+    /// How many of the images that have begun were taken over into `waiting`.
+    #[serde(skip)]
+    begun: usize,
+    /// Images whose program is not known yet.
+    #[serde(skip)]
+    waiting: Vec<Image>,
+    #[serde(skip)]
+    roles: HashMap<FileIdentity, LinkRole>,
 }
 
 impl Programs {
@@ -61,23 +82,46 @@ impl Programs {
         }
     }
 
-    /// Says that an image runs this executable, which can be opened as `file`, and returns how its tasks are found.
-    pub fn assign(&mut self, image: Image, path: &Path, file: &Path) -> Locator {
-        let index = self
-            .programs
-            .iter()
-            .position(|program| program.path == path)
-            .unwrap_or_else(|| {
-                let mut found = examine(file);
-                restrict(&mut found.locator, self.choice);
-                self.programs.push(Program {
-                    path: path.to_owned(),
-                    found,
-                });
-                self.programs.len() - 1
+    /// Notes that an image runs this file, and returns how its tasks are found. Returns `None` for the dynamic loader: which
+    /// program it will run is not known yet.
+    pub fn expect(&mut self, image: Image, held: &HeldFile) -> Option<Locator> {
+        if link_role(&held.path()) == LinkRole::Loader {
+            return None;
+        }
+        Some(self.assign(image, held.shown_path(), held.identity(), Ok(held)))
+    }
+
+    fn assign(
+        &mut self,
+        image: Image,
+        path: &Path,
+        file: FileIdentity,
+        held: Result<&HeldFile, MissingFile>,
+    ) -> Locator {
+        let known = self.programs.iter().position(|program| program.file == Some(file));
+        let index = known.unwrap_or_else(|| {
+            self.programs.push(Program {
+                path: path.to_owned(),
+                found: self.examined(path, held),
+                file: Some(file),
             });
+            self.programs.len() - 1
+        });
+        if held.is_ok() && is_missing(&self.programs[index]) {
+            // It was executed before, when no way led to its file.
+            self.programs[index].found = self.examined(path, held);
+        }
         self.by_image.insert(image, Some(index));
         self.programs[index].found.locator
+    }
+
+    fn examined(&self, path: &Path, held: Result<&HeldFile, MissingFile>) -> Found {
+        let mut found = match held {
+            Ok(held) => examine(&held.path()),
+            Err(why) => Found::missing(path, why),
+        };
+        restrict(&mut found.locator, self.choice);
+        found
     }
 
     /// Says that an image has no tasks and is not to be looked at: a child that has not executed its program yet.
@@ -86,19 +130,55 @@ impl Programs {
         Locator::default()
     }
 
-    /// Images that have no program yet, each with its executable: what was mapped first.
-    #[must_use]
-    pub fn unassigned(&self, mappings: &Mappings) -> Vec<(Image, PathBuf)> {
-        mappings
-            .images()
-            .filter(|(image, _)| !self.by_image.contains_key(image))
-            .filter_map(|(image, mapped)| {
-                Some((
-                    image,
-                    mapped.iter().find(|mapping| is_file(&mapping.path))?.path.clone(),
-                ))
-            })
-            .collect()
+    /// Examines what was executed since the last call, and returns the images whose program is known now, each with how its
+    /// tasks are found.
+    pub fn examine_new(&mut self, mappings: &Mappings) -> Vec<(Image, Locator)> {
+        let begun = mappings.begun_since(self.begun);
+        self.begun += begun.len();
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.extend(begun);
+        let mut examined = Vec::new();
+        for image in waiting {
+            match self.executed(image, mappings) {
+                Some(mapping) => examined.extend(self.examine_executed(image, mapping, mappings)),
+                None if mappings.is_current(image) => self.waiting.push(image),
+                None => {}
+            }
+        }
+        examined
+    }
+
+    /// Examines the file that an image runs, unless it is the one that was expected.
+    fn examine_executed(&mut self, image: Image, mapping: &Mapping, mappings: &Mappings) -> Option<(Image, Locator)> {
+        let file = mapping.file?;
+        let is_known = match self.by_image.get(&image) {
+            Some(Some(index)) => self.programs[*index].file == Some(file),
+            Some(None) => true,
+            None => false,
+        };
+        if is_known {
+            return None;
+        }
+        let held = mappings.file(mapping).map(AsRef::as_ref);
+        Some((image, self.assign(image, &mapping.path, file, held)))
+    }
+
+    /// The mapping of the program that an image runs: that of the executed file, or of the program that the loader has mapped
+    /// if the executed file is the dynamic loader. `None` while it is not mapped.
+    fn executed<'m>(&mut self, image: Image, mappings: &'m Mappings) -> Option<&'m Mapping> {
+        let mut files = mappings.files_of(image);
+        let first = files.next()?;
+        if self.role(first, mappings) != LinkRole::Loader {
+            return Some(first);
+        }
+        files.find(|mapping| self.role(mapping, mappings) == LinkRole::Program)
+    }
+
+    fn role(&mut self, mapping: &Mapping, mappings: &Mappings) -> LinkRole {
+        match (mapping.file, mappings.file(mapping)) {
+            (Some(identity), Ok(held)) => *self.roles.entry(identity).or_insert_with(|| link_role(&held.path())),
+            _ => LinkRole::Other,
+        }
     }
 
     /// Which locators were to be used.
@@ -107,10 +187,21 @@ impl Programs {
         self.choice
     }
 
-    /// Once the run is over: assigns what is left, and looks for tokio and Go in shared objects.
+    /// Assigns what is left once the run is over, and looks for tokio and Go in shared objects.
     pub fn complete(&mut self, mappings: &Mappings) {
-        for (image, path) in self.unassigned(mappings) {
-            self.assign(image, &path, &mappings.file(image.tgid, &path));
+        let unassigned: Vec<Image> = mappings
+            .images()
+            .map(|(image, _)| image)
+            .filter(|image| !self.by_image.contains_key(image))
+            .collect();
+        for image in unassigned {
+            // A loader that mapped no program is the program.
+            let mapping = self
+                .executed(image, mappings)
+                .or_else(|| mappings.files_of(image).next());
+            if let Some(mapping) = mapping {
+                self.examine_executed(image, mapping, mappings);
+            }
         }
         let mentions: fn(&Path) -> bool = match self.choice {
             LocatorChoice::Auto => |path| mentions_tokio(path) || mentions_go(path),
@@ -118,8 +209,12 @@ impl Programs {
             LocatorChoice::Go => mentions_go,
             LocatorChoice::Probe | LocatorChoice::None => return,
         };
-        let mut objects: HashMap<&Path, bool> = HashMap::new();
-        for (image, mapped) in mappings.images() {
+        let mut search = Search {
+            mentions,
+            deadline: Instant::now() + SEARCH_BUDGET,
+            objects: HashMap::new(),
+        };
+        for (image, _) in mappings.images() {
             let index = self.by_image.get(&image).copied().flatten();
             let Some(program) = index.map(|index| &mut self.programs[index]) else {
                 continue;
@@ -128,17 +223,13 @@ impl Programs {
             if locator.flags != 0 || locator.reason != Reason::None as u32 {
                 continue;
             }
-            let object = mapped
-                .iter()
-                .map(|mapping| mapping.path.as_path())
-                .filter(|&path| is_file(path) && path != program.path)
-                .find(|&path| {
-                    let mentions = || mentions(&mappings.file(image.tgid, path));
-                    *objects.entry(path).or_insert_with(mentions)
-                });
+            let object = mappings
+                .files_of(image)
+                .filter(|mapping| mapping.file != program.file)
+                .find(|mapping| search.finds_in(mapping, mappings));
             if let Some(object) = object {
                 locator.reason = Reason::SharedObject as u32;
-                program.found.detail = Some(object.display().to_string());
+                program.found.detail = Some(object.path.display().to_string());
             }
         }
     }
@@ -183,8 +274,31 @@ impl Programs {
     }
 }
 
-fn is_file(path: &Path) -> bool {
-    path.is_absolute() && !path.starts_with("//anon")
+/// The search for a runtime in shared objects, each of which is searched once.
+struct Search {
+    mentions: fn(&Path) -> bool,
+    deadline: Instant,
+    objects: HashMap<FileIdentity, bool>,
+}
+
+impl Search {
+    fn finds_in(&mut self, mapping: &Mapping, mappings: &Mappings) -> bool {
+        let (Some(identity), Ok(held)) = (mapping.file, mappings.file(mapping)) else {
+            return false;
+        };
+        *self.objects.entry(identity).or_insert_with(|| {
+            let is_small = held
+                .file()
+                .metadata()
+                .is_ok_and(|metadata| metadata.len() <= LARGEST_SEARCHED);
+            is_small && Instant::now() < self.deadline && (self.mentions)(&held.path())
+        })
+    }
+}
+
+/// Whether no way has led to the program's file so far.
+fn is_missing(program: &Program) -> bool {
+    program.found.file_is_missing
 }
 
 fn restrict(locator: &mut Locator, choice: LocatorChoice) {
@@ -216,17 +330,21 @@ mod tests {
 
     const IMAGE: Image = Image { tgid: 7, number: 1 };
 
+    /// Files of this machine, held and mapped in this order.
     fn mapped(paths: &[&Path]) -> Mappings {
         let mut mappings = Mappings::default();
-        mappings.add(
-            IMAGE,
-            paths.iter().map(|path| Mapping {
-                start: 0x1000,
-                end: 0x2000,
+        let files: Vec<Mapping> = paths
+            .iter()
+            .enumerate()
+            .map(|(index, path)| Mapping {
+                start: 0x1000 * index as u64,
+                end: 0x1000 * index as u64 + 0x1000,
                 file_offset: 0,
                 path: (*path).to_owned(),
-            }),
-        );
+                file: mappings.hold(path).ok().map(|held| held.identity()),
+            })
+            .collect();
+        mappings.add(IMAGE, files);
         mappings
     }
 
@@ -234,21 +352,102 @@ mod tests {
         std::env::current_exe().expect("a path")
     }
 
-    #[test]
-    fn a_program_is_known_by_what_is_mapped_first() {
-        let mappings = mapped(&[Path::new("[vdso]"), Path::new("/bin/true"), Path::new("/lib/x.so")]);
+    fn sh() -> PathBuf {
+        std::fs::canonicalize("/bin/sh").expect("a shell")
+    }
+
+    fn loader() -> PathBuf {
+        std::fs::canonicalize("/lib64/ld-linux-x86-64.so.2").expect("a loader")
+    }
+
+    fn program_of(mappings: &Mappings) -> PathBuf {
         let mut programs = Programs::new(LocatorChoice::Auto);
-        assert_eq!(programs.unassigned(&mappings), [(IMAGE, PathBuf::from("/bin/true"))]);
-        programs.complete(&mappings);
-        assert_eq!(programs.get(IMAGE).expect("assigned").path, Path::new("/bin/true"));
-        assert_eq!(programs.unassigned(&mappings), []);
+        programs.examine_new(mappings);
+        programs.complete(mappings);
+        programs.get(IMAGE).expect("assigned").path.clone()
     }
 
     #[test]
-    fn what_nobody_looked_at_in_time_is_settled_afterwards() {
+    fn a_program_is_known_by_the_file_that_is_mapped_first() {
+        let mappings = mapped(&[Path::new("[vdso]"), &sh(), &own()]);
+        assert_eq!(program_of(&mappings), sh());
+    }
+
+    #[test]
+    fn the_program_is_examined_and_not_the_loader_that_started_it() {
+        assert_eq!(program_of(&mapped(&[&loader(), &own()])), own());
+        assert_eq!(program_of(&mapped(&[&loader()])), loader());
+    }
+
+    #[test]
+    fn an_image_waits_for_its_program_and_no_longer() {
+        let mut programs = Programs::new(LocatorChoice::Auto);
+        let mut mappings = mapped(&[&loader()]);
+        assert_eq!(programs.examine_new(&mappings), []);
+        assert_eq!(programs.waiting, [IMAGE]);
+        let held = mappings.hold(&own()).expect("held");
+        mappings.add(
+            IMAGE,
+            [Mapping {
+                start: 0x10_0000,
+                end: 0x20_0000,
+                file_offset: 0,
+                path: own(),
+                file: Some(held.identity()),
+            }],
+        );
+        let examined: Vec<Image> = programs
+            .examine_new(&mappings)
+            .iter()
+            .map(|&(image, _)| image)
+            .collect();
+        assert_eq!(examined, [IMAGE]);
+        assert_eq!(programs.waiting, []);
+        assert_eq!(programs.examine_new(&mappings), []);
+    }
+
+    #[test]
+    fn two_files_at_one_path_are_two_programs() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("server");
+        let mut programs = Programs::new(LocatorChoice::Auto);
+        std::fs::copy(sh(), &path).expect("copied");
+        let first = HeldFile::open(&path).expect("opened");
+        std::fs::remove_file(&path).expect("removed");
+        std::fs::copy(own(), &path).expect("copied");
+        let second = HeldFile::open(&path).expect("opened");
+        let other = Image { tgid: 8, number: 1 };
+        assert_eq!(programs.expect(IMAGE, &first).map(|locator| locator.flags), Some(0));
+        let locator = programs.expect(other, &second).expect("a program");
+        assert_ne!(locator.flags & HAS_TOKIO, 0);
+        assert_eq!(programs.all().len(), 2);
+    }
+
+    #[test]
+    fn a_file_that_came_too_late_is_said_to_be_gone() {
+        let gone = FileIdentity {
+            major: 0,
+            minor: 1,
+            inode: 2,
+            generation: Some(3),
+        };
+        let mut programs = Programs::new(LocatorChoice::Auto);
+        programs.assign(IMAGE, Path::new("/srv/server"), gone, Err(MissingFile::Replaced));
+        let found = &programs.get(IMAGE).expect("assigned").found;
+        assert_eq!(found.reason(), Reason::Replaced);
+        assert_eq!(found.detail.as_deref(), Some("server was replaced while it ran"));
+        assert_eq!(programs.settle(IMAGE, Reason::NotExamined), Reason::Replaced);
+        // Another process runs the same file while a way leads to it.
+        let held = HeldFile::open(&own()).expect("opened");
+        programs.assign(IMAGE, Path::new("/srv/server"), gone, Ok(&held));
+        assert_eq!(programs.get(IMAGE).expect("assigned").found.reason(), Reason::None);
+    }
+
+    #[test]
+    fn what_was_not_examined_in_time_is_settled_afterwards() {
         let mut programs = Programs::new(LocatorChoice::Auto);
         assert_eq!(programs.settle(IMAGE, Reason::NotExamined), Reason::NotExamined);
-        programs.assign(IMAGE, Path::new("/bin/true"), Path::new("/bin/true"));
+        programs.expect(IMAGE, &HeldFile::open(&sh()).expect("opened"));
         assert_eq!(
             programs.settle(IMAGE, Reason::NotExamined),
             Reason::None,
@@ -256,7 +455,7 @@ mod tests {
         );
         assert_eq!(programs.settle(IMAGE, Reason::ReadFailed), Reason::ReadFailed);
         let with_tasks = Image { tgid: 8, number: 0 };
-        programs.assign(with_tasks, &own(), &own());
+        programs.expect(with_tasks, &HeldFile::open(&own()).expect("opened"));
         assert_eq!(programs.settle(with_tasks, Reason::NotExamined), Reason::NotExamined);
     }
 
@@ -264,13 +463,14 @@ mod tests {
     #[test]
     fn tokio_in_a_shared_object_is_noticed_afterwards() {
         let library = own();
+        let mappings = mapped(&[&sh(), &library]);
         let mut programs = Programs::new(LocatorChoice::Auto);
-        programs.complete(&mapped(&[Path::new("/bin/true"), &library]));
+        programs.complete(&mappings);
         assert_eq!(programs.settle(IMAGE, Reason::None), Reason::SharedObject);
         let detail = programs.get(IMAGE).expect("assigned").found.detail.as_deref();
         assert_eq!(detail, library.to_str());
         let mut unasked = Programs::new(LocatorChoice::None);
-        unasked.complete(&mapped(&[Path::new("/bin/true"), &library]));
+        unasked.complete(&mappings);
         assert_eq!(unasked.settle(IMAGE, Reason::None), Reason::None);
     }
 

@@ -15,6 +15,7 @@ mod counts;
 mod decode;
 mod explain;
 mod faults;
+mod files;
 mod go;
 mod polls;
 mod privileges;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         cli::TESTS,
         privileges::TESTS,
         faults::TESTS,
+        files::TESTS,
         storms::TESTS,
     ]
     .concat();
