@@ -42,6 +42,7 @@ use ctxtrace_common::thread::{PENDING_SUM, Thread};
 use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 
 use crate::error::{Error, Result};
+use crate::target::examiner::Examiner;
 use crate::target::held::HeldFile;
 use crate::target::locate::is_elf;
 use crate::target::mappings::{Mappings, Tracker};
@@ -166,6 +167,7 @@ pub struct Session {
     handovers: HashMap<Image, Handover>,
     names: HashMap<Image, Vec<String>>,
     programs: Programs,
+    examiner: Examiner,
     /// Those the kernel side has, in the order of their indices there.
     locators: Vec<Locator>,
     settings: Settings,
@@ -251,6 +253,7 @@ impl Session {
             handovers: HashMap::new(),
             names: HashMap::new(),
             programs: Programs::new(settings.locator),
+            examiner: Examiner::default(),
             locators: Vec::new(),
             settings,
             waking_timer: None,
@@ -292,7 +295,7 @@ impl Session {
 
     /// Looks at the programs that have been executed and not been looked at.
     fn examine_new_programs(&mut self, tracker: &Tracker) {
-        for (image, locator) in self.programs.examine_new(tracker.mappings()) {
+        for (image, locator) in self.programs.examine_new(tracker.mappings(), &mut self.examiner) {
             // Where there is no room the switches are unattributed, for that reason.
             let _ = self.install(image, locator);
         }
@@ -535,7 +538,7 @@ impl Session {
             polls.drain_all(sink);
         }
         let mappings = tracker.finish();
-        self.programs.complete(&mappings);
+        self.programs.complete(&mappings, &mut self.examiner);
         self.aggregates(&mappings, &vanished)
     }
 

@@ -9,6 +9,7 @@
 //! * [`toolchain`]: builds what has to be compiled first, as that user, once.
 //! * [`user`]: the user who called `sudo`; the workload and the output files are theirs.
 //! * [`procfs`]: what `/proc` says of a thread.
+//! * [`examiner`]: examines programs beside the recording.
 //! * [`held`]: files of the target, known by what they are and not by their path.
 //! * [`mappings`]: which file lies where in which process, kept after the process has gone.
 //! * [`locate`]: how the tasks of an executable are found, out of its symbols and types.
@@ -17,6 +18,7 @@
 pub mod attach;
 pub mod counters;
 pub mod environment;
+pub mod examiner;
 pub mod held;
 pub mod launch;
 pub mod load;

@@ -16,7 +16,8 @@ use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Locator, Reason};
 use ctxtrace_common::process::Image;
 use serde::{Deserialize, Serialize};
 
-use super::held::{FileIdentity, HeldFile, MissingFile};
+use super::examiner::Examiner;
+use super::held::{FileIdentity, HeldFile};
 use super::locate::{Found, LinkRole, examine, is_of_go, is_of_tokio, link_role, mentions_go, mentions_tokio};
 use super::mappings::{Mapping, Mappings};
 
@@ -88,40 +89,27 @@ impl Programs {
         if link_role(&held.path()) == LinkRole::Loader {
             return None;
         }
-        Some(self.assign(image, held.shown_path(), held.identity(), Ok(held)))
+        Some(self.assign(image, held.shown_path(), held.identity(), || examine(&held.path())))
     }
 
-    fn assign(
-        &mut self,
-        image: Image,
-        path: &Path,
-        file: FileIdentity,
-        held: Result<&HeldFile, MissingFile>,
-    ) -> Locator {
-        let known = self.programs.iter().position(|program| program.file == Some(file));
-        let index = known.unwrap_or_else(|| {
+    /// Assigns a file to an image, and what is `found` in it if the file has not been examined.
+    fn assign(&mut self, image: Image, path: &Path, file: FileIdentity, found: impl FnOnce() -> Found) -> Locator {
+        let index = self.index_of(file).unwrap_or_else(|| {
+            let mut found = found();
+            restrict(&mut found.locator, self.choice);
             self.programs.push(Program {
                 path: path.to_owned(),
-                found: self.examined(path, held),
+                found,
                 file: Some(file),
             });
             self.programs.len() - 1
         });
-        if held.is_ok() && is_missing(&self.programs[index]) {
-            // It was executed before, when no way led to its file.
-            self.programs[index].found = self.examined(path, held);
-        }
         self.by_image.insert(image, Some(index));
         self.programs[index].found.locator
     }
 
-    fn examined(&self, path: &Path, held: Result<&HeldFile, MissingFile>) -> Found {
-        let mut found = match held {
-            Ok(held) => examine(&held.path()),
-            Err(why) => Found::missing(path, why),
-        };
-        restrict(&mut found.locator, self.choice);
-        found
+    fn index_of(&self, file: FileIdentity) -> Option<usize> {
+        self.programs.iter().position(|program| program.file == Some(file))
     }
 
     /// Says that an image has no tasks and is not to be looked at: a child that has not executed its program yet.
@@ -131,36 +119,49 @@ impl Programs {
     }
 
     /// Examines what was executed since the last call, and returns the images whose program is known now, each with how its
-    /// tasks are found.
-    pub fn examine_new(&mut self, mappings: &Mappings) -> Vec<(Image, Locator)> {
+    /// tasks are found. What takes long is known at a later call.
+    pub fn examine_new(&mut self, mappings: &Mappings, examiner: &mut Examiner) -> Vec<(Image, Locator)> {
         let begun = mappings.begun_since(self.begun);
         self.begun += begun.len();
         let mut waiting = std::mem::take(&mut self.waiting);
         waiting.extend(begun);
         let mut examined = Vec::new();
         for image in waiting {
-            match self.executed(image, mappings) {
-                Some(mapping) => examined.extend(self.examine_executed(image, mapping, mappings)),
-                None if mappings.is_current(image) => self.waiting.push(image),
-                None => {}
+            match self.next_step(image, mappings, examiner) {
+                Step::Assigned(locator) => examined.push((image, locator)),
+                Step::Wait if mappings.is_current(image) => self.waiting.push(image),
+                // An image that ran for too short a time is examined when the run is over.
+                Step::Known | Step::Wait => {}
             }
         }
         examined
     }
 
-    /// Examines the file that an image runs, unless it is the one that was expected.
-    fn examine_executed(&mut self, image: Image, mapping: &Mapping, mappings: &Mappings) -> Option<(Image, Locator)> {
-        let file = mapping.file?;
-        let is_known = match self.by_image.get(&image) {
+    fn next_step(&mut self, image: Image, mappings: &Mappings, examiner: &mut Examiner) -> Step {
+        let executed = self.executed(image, mappings);
+        let Some((mapping, file)) = executed.and_then(|mapping| Some((mapping, mapping.file?))) else {
+            return Step::Wait;
+        };
+        if self.is_assigned(image, file) {
+            return Step::Known;
+        }
+        if self.index_of(file).is_some() {
+            return Step::Assigned(self.assign(image, &mapping.path, file, Found::default));
+        }
+        // Another process may yet lead to a file that is not held.
+        match mappings.file(mapping).ok().and_then(|held| examiner.ask(held)) {
+            Some(found) => Step::Assigned(self.assign(image, &mapping.path, file, || found)),
+            None => Step::Wait,
+        }
+    }
+
+    /// Whether this file is what the image was expected to run, or the image runs nothing of its own.
+    fn is_assigned(&self, image: Image, file: FileIdentity) -> bool {
+        match self.by_image.get(&image) {
             Some(Some(index)) => self.programs[*index].file == Some(file),
             Some(None) => true,
             None => false,
-        };
-        if is_known {
-            return None;
         }
-        let held = mappings.file(mapping).map(AsRef::as_ref);
-        Some((image, self.assign(image, &mapping.path, file, held)))
     }
 
     /// The mapping of the program that an image runs: that of the executed file, or of the program that the loader has mapped
@@ -188,7 +189,7 @@ impl Programs {
     }
 
     /// Assigns what is left once the run is over, and looks for tokio and Go in shared objects.
-    pub fn complete(&mut self, mappings: &Mappings) {
+    pub fn complete(&mut self, mappings: &Mappings, examiner: &mut Examiner) {
         let unassigned: Vec<Image> = mappings
             .images()
             .map(|(image, _)| image)
@@ -199,8 +200,11 @@ impl Programs {
             let mapping = self
                 .executed(image, mappings)
                 .or_else(|| mappings.files_of(image).next());
-            if let Some(mapping) = mapping {
-                self.examine_executed(image, mapping, mappings);
+            if let Some((mapping, file)) = mapping.and_then(|mapping| Some((mapping, mapping.file?))) {
+                self.assign(image, &mapping.path, file, || match mappings.file(mapping) {
+                    Ok(held) => examiner.wait(held),
+                    Err(why) => Found::missing(&mapping.path, why),
+                });
             }
         }
         let mentions: fn(&Path) -> bool = match self.choice {
@@ -296,9 +300,14 @@ impl Search {
     }
 }
 
-/// Whether no way has led to the program's file so far.
-fn is_missing(program: &Program) -> bool {
-    program.found.file_is_missing
+/// What became of an image that waited for its program.
+enum Step {
+    /// The program is known now.
+    Assigned(Locator),
+    /// It was known before.
+    Known,
+    /// It is not known yet.
+    Wait,
 }
 
 fn restrict(locator: &mut Locator, choice: LocatorChoice) {
@@ -326,6 +335,7 @@ fn restrict(locator: &mut Locator, choice: LocatorChoice) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::target::held::MissingFile;
     use crate::target::mappings::Mapping;
 
     const IMAGE: Image = Image { tgid: 7, number: 1 };
@@ -361,9 +371,9 @@ mod tests {
     }
 
     fn program_of(mappings: &Mappings) -> PathBuf {
-        let mut programs = Programs::new(LocatorChoice::Auto);
-        programs.examine_new(mappings);
-        programs.complete(mappings);
+        let (mut programs, mut examiner) = (Programs::new(LocatorChoice::Auto), Examiner::default());
+        programs.examine_new(mappings, &mut examiner);
+        programs.complete(mappings, &mut examiner);
         programs.get(IMAGE).expect("assigned").path.clone()
     }
 
@@ -381,9 +391,9 @@ mod tests {
 
     #[test]
     fn an_image_waits_for_its_program_and_no_longer() {
-        let mut programs = Programs::new(LocatorChoice::Auto);
+        let (mut programs, mut examiner) = (Programs::new(LocatorChoice::Auto), Examiner::default());
         let mut mappings = mapped(&[&loader()]);
-        assert_eq!(programs.examine_new(&mappings), []);
+        assert_eq!(programs.examine_new(&mappings, &mut examiner), []);
         assert_eq!(programs.waiting, [IMAGE]);
         let held = mappings.hold(&own()).expect("held");
         mappings.add(
@@ -396,14 +406,11 @@ mod tests {
                 file: Some(held.identity()),
             }],
         );
-        let examined: Vec<Image> = programs
-            .examine_new(&mappings)
-            .iter()
-            .map(|&(image, _)| image)
-            .collect();
-        assert_eq!(examined, [IMAGE]);
+        while programs.get(IMAGE).is_none() {
+            programs.examine_new(&mappings, &mut examiner);
+        }
         assert_eq!(programs.waiting, []);
-        assert_eq!(programs.examine_new(&mappings), []);
+        assert_eq!(programs.examine_new(&mappings, &mut examiner), []);
     }
 
     #[test]
@@ -432,15 +439,13 @@ mod tests {
             generation: Some(3),
         };
         let mut programs = Programs::new(LocatorChoice::Auto);
-        programs.assign(IMAGE, Path::new("/srv/server"), gone, Err(MissingFile::Replaced));
+        programs.assign(IMAGE, Path::new("/srv/server"), gone, || {
+            Found::missing(Path::new("/srv/server"), MissingFile::Replaced)
+        });
         let found = &programs.get(IMAGE).expect("assigned").found;
         assert_eq!(found.reason(), Reason::Replaced);
         assert_eq!(found.detail.as_deref(), Some("server was replaced while it ran"));
         assert_eq!(programs.settle(IMAGE, Reason::NotExamined), Reason::Replaced);
-        // Another process runs the same file while a way leads to it.
-        let held = HeldFile::open(&own()).expect("opened");
-        programs.assign(IMAGE, Path::new("/srv/server"), gone, Ok(&held));
-        assert_eq!(programs.get(IMAGE).expect("assigned").found.reason(), Reason::None);
     }
 
     #[test]
@@ -465,12 +470,12 @@ mod tests {
         let library = own();
         let mappings = mapped(&[&sh(), &library]);
         let mut programs = Programs::new(LocatorChoice::Auto);
-        programs.complete(&mappings);
+        programs.complete(&mappings, &mut Examiner::default());
         assert_eq!(programs.settle(IMAGE, Reason::None), Reason::SharedObject);
         let detail = programs.get(IMAGE).expect("assigned").found.detail.as_deref();
         assert_eq!(detail, library.to_str());
         let mut unasked = Programs::new(LocatorChoice::None);
-        unasked.complete(&mappings);
+        unasked.complete(&mappings, &mut Examiner::default());
         assert_eq!(unasked.settle(IMAGE, Reason::None), Reason::None);
     }
 

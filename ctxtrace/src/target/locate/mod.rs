@@ -54,9 +54,6 @@ pub struct Found {
     /// The GNU build id, in hexadecimal digits, if the linker gave it one.
     #[serde(default)]
     pub build_id: Option<String>,
-    /// No way led to the file, so nothing of it is known.
-    #[serde(skip)]
-    pub(super) file_is_missing: bool,
 }
 
 impl Found {
@@ -75,7 +72,6 @@ impl Found {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
         Self {
             detail: Some(format!("{name} {}", why.in_words())),
-            file_is_missing: true,
             ..Self::because(reason)
         }
     }

@@ -41,7 +41,7 @@ fn parsed_role(bytes: &[u8]) -> Option<LinkRole> {
         .iter()
         .filter_map(|segment| segment.dynamic(endian, bytes).ok()?)
         .flatten()
-        .any(|entry| entry.tag(endian) == i64::from(DT_SONAME));
+        .any(|entry| entry.tag(endian) == DT_SONAME);
     Some(match (asks_for_loader, is_shared_object) {
         (true, false) => LinkRole::Program,
         (false, true) if header.e_type(endian) == ET_DYN => LinkRole::Loader,
