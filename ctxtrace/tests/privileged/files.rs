@@ -388,7 +388,9 @@ fn a_process_with_odd_names_in_its_maps_is_attached_to() {
     let builds = Builds::new();
     let alpha = builds.build("alpha", NAPPER, &["-DNAME=alpha_nap", "-static"]);
     for name in [&b"\xff\xfe bytes"[..], b"new\nline", b"server (deleted)"] {
-        let path = builds.folder.path().join(std::ffi::OsStr::from_bytes(name));
+        let folder = builds.folder.path().join(std::ffi::OsStr::from_bytes(name));
+        std::fs::create_dir(&folder).expect("made");
+        let path = folder.join("napper");
         std::fs::copy(&alpha, &path).expect("copied");
         let mut process = waiting(Command::new(&path).arg("wait"));
         Recorded::attached(&mut process, "").assert_naps("alpha", "omega");
@@ -429,6 +431,7 @@ fn the_program_is_examined_and_not_its_loader() {
     let program = tests.display().to_string();
     let examined = locators.iter().find(|locator| locator["program"] == program.as_str());
     let locator = examined.unwrap_or_else(|| panic!("{program} is not among {locators:?}"));
-    assert_eq!(locator["locator"], "tokio", "{locator}");
+    let found = locator["locator"].as_str().expect("text");
+    assert!(found.contains("tokio"), "{locator}");
     assert!(!said(&output).contains("shared object"), "{}", said(&output));
 }
