@@ -8,7 +8,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use ctxtrace::target::locate::examine_bytes;
+use ctxtrace::reader::FileReader;
+use ctxtrace::target::held::HeldFile;
 use ctxtrace::trace::Latencies;
 use ctxtrace::trace::file::{self, Told, Writer};
 use ctxtrace::trace::polls::PollBatch;
@@ -146,11 +147,8 @@ fn spoil(run: &mut Run, number: u64, sums_only: bool) {
     let processes: BTreeSet<u32> = run.aggregates.threads.iter().map(|record| record.thread.tgid).collect();
     for tgid in processes {
         let image = Image { tgid, number: 99 };
-        run.aggregates
-            .programs
-            .assign(image, Path::new("/srv/the-next-build"), || {
-                examine_bytes(&std::fs::read("/bin/true").expect("readable"))
-            });
+        let held = HeldFile::open_as(Path::new("/bin/true"), Path::new("/srv/the-next-build")).expect("a program");
+        run.aggregates.programs.expect(image, &held, &mut FileReader::new());
     }
 }
 

@@ -25,7 +25,6 @@ mod wire;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, RingBuf};
@@ -44,9 +43,10 @@ use ctxtrace_common::thread::{PENDING_SUM, Thread};
 use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 
 use crate::error::{Error, Result};
-use crate::reader::{FileReader, open_regular_file};
+use crate::reader::FileReader;
 use crate::target::cgroups::CgroupWatch;
-use crate::target::locate::{Found, is_elf};
+use crate::target::held::HeldFile;
+use crate::target::locate::is_elf;
 use crate::target::mappings::{Mappings, Tracker};
 use crate::target::procfs;
 use crate::target::programs::{LocatorChoice, Programs};
@@ -273,24 +273,20 @@ impl Session {
         })
     }
 
-    /// Says which executable an image runs, so that its tasks are found from its first switch on; `file` is where it can be
-    /// opened. May be called before the image exists. Of a script nothing is known yet: its interpreter will be executed.
+    /// Notes which file an image will run, so that its tasks are found from its first switch on. May be called before the image
+    /// exists. Of a script nothing is known yet: its interpreter will be executed.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn expect_program(&mut self, image: Image, executable: &Path, file: &Path) -> Result<()> {
-        let Ok(file) = open_regular_file(file) else {
-            return Ok(());
-        };
-        if !is_elf(&file) {
+    pub fn expect_program(&mut self, image: Image, held: &HeldFile) -> Result<()> {
+        if !is_elf(held.file()) {
             return Ok(());
         }
-        let reader = &mut self.reader;
-        let locator = self
-            .programs
-            .assign(image, executable, || reader.examine(&file, executable));
-        self.install(image, locator)
+        match self.programs.expect(image, held, &mut self.reader) {
+            Some(locator) => self.install(image, locator),
+            None => Ok(()),
+        }
     }
 
     /// Takes the rings that the program to be launched has been given.
@@ -310,36 +306,10 @@ impl Session {
 
     /// Has the programs examined that have been executed and not been examined, and installs what is known by now.
     fn examine_new_programs(&mut self, tracker: &Tracker) {
-        let mut examined = self.reader.take_examined();
-        for (image, path) in self.programs.unassigned(tracker.mappings()) {
-            if self.assign_examined(image, &path, &mut examined)
-                || self.reader.is_examining(&path)
-                // It is tried again at the next tick.
-                || !self.reader.has_room()
-            {
-                continue;
-            }
-            match open_regular_file(&tracker.mappings().file(image.tgid, &path)) {
-                Ok(file) => self.reader.submit_examination(&path, file),
-                Err(error) => {
-                    examined.push((path.clone(), Found::unreadable(error.to_string())));
-                    self.assign_examined(image, &path, &mut examined);
-                }
-            }
+        for (image, locator) in self.programs.examine_new(tracker.mappings(), &mut self.reader) {
+            // Where there is no room the switches are unattributed, for that reason.
+            let _ = self.install(image, locator);
         }
-    }
-
-    /// Says which program an image runs, if that program has been examined; returns whether it has.
-    fn assign_examined(&mut self, image: Image, path: &Path, examined: &mut Vec<(PathBuf, Found)>) -> bool {
-        let result = examined.iter().position(|(of, _)| of == path);
-        if result.is_none() && !self.programs.has_examined(path) {
-            return false;
-        }
-        let found = result.map(|index| examined.swap_remove(index).1).unwrap_or_default();
-        let locator = self.programs.assign(image, path, || found);
-        // Where there is no room the switches are unattributed, for that reason.
-        let _ = self.install(image, locator);
-        true
     }
 
     /// Becomes readable when a program has been examined; `None` while none is being examined.
@@ -504,6 +474,17 @@ impl Session {
         self.examine_new_programs(tracker);
     }
 
+    /// The number of the image that each followed process runs, as the kernel side counts them.
+    #[must_use]
+    pub fn image_numbers(&self) -> HashMap<u32, u32> {
+        let mut numbers = HashMap::new();
+        for (_, thread) in self.live_threads().unwrap_or_default() {
+            let number = numbers.entry(thread.tgid).or_insert(thread.image);
+            *number = thread.image.max(*number);
+        }
+        numbers
+    }
+
     /// Kernel switches of the target so far.
     #[must_use]
     pub fn switches_so_far(&self) -> u64 {
@@ -594,10 +575,6 @@ impl Session {
             polls.drain_all(sink);
         }
         let mappings = tracker.finish();
-        let mut examined = self.reader.finish_examinations();
-        for (image, path) in self.programs.unassigned(&mappings) {
-            self.assign_examined(image, &path, &mut examined);
-        }
         self.programs.complete(&mappings, &mut self.reader);
         self.cgroups.read_all();
         self.aggregates(&mappings, &vanished, until_ns)

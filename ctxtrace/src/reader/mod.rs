@@ -30,11 +30,14 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use message::{Reply, Request};
 pub use open::open_regular_file;
@@ -42,6 +45,7 @@ use process::ReaderProcess;
 pub use serve::serve;
 
 use crate::symbolize::reason;
+use crate::target::held::{FileIdentity, HeldFile};
 use crate::target::locate::{Found, Look};
 use crate::trace::symbols::Frame;
 
@@ -123,14 +127,15 @@ pub struct FileReader {
     process: Option<ReaderProcess>,
     /// The examination that the process is at.
     under_way: Option<Examination>,
-    waiting: VecDeque<(PathBuf, File)>,
-    examined: Vec<(PathBuf, Found)>,
+    /// Executables that are to be examined, the last one first.
+    waiting: Vec<Arc<HeldFile>>,
+    examined: HashMap<FileIdentity, Found>,
 }
 
 /// One examination that nothing waits for.
 #[derive(Debug)]
 struct Examination {
-    path: PathBuf,
+    file: Arc<HeldFile>,
     deadline: Instant,
 }
 
@@ -248,25 +253,39 @@ impl FileReader {
         }
     }
 
-    /// Whether one more examination can be submitted.
-    #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.waiting.len() < MAX_WAITING
+    /// Has an executable examined, and waits for the result no longer than `patience`: `None` is to be asked again later, when
+    /// [`FileReader::examination_fd`] has become readable or some time has passed. A result is returned once.
+    ///
+    /// The executables that were submitted last are examined first: those before them have run for a while, and may have ended.
+    pub fn examine_within(&mut self, file: &Arc<HeldFile>, patience: Duration) -> Option<Found> {
+        let identity = file.identity();
+        let until = Instant::now() + patience;
+        self.take_answers();
+        // Where there is no room it is submitted at a later call.
+        if !self.examined.contains_key(&identity) && !self.is_examining(identity) && self.waiting.len() < MAX_WAITING {
+            self.waiting.push(Arc::clone(file));
+            self.begin_next();
+        }
+        loop {
+            if let Some(found) = self.examined.remove(&identity) {
+                return Some(found);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let mut answers = [PollFd::new(self.examination_fd()?, PollFlags::POLLIN)];
+            let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            if left.is_zero() || poll(&mut answers, wait).is_err() {
+                return None;
+            }
+            self.take_answers();
+        }
     }
 
-    /// Begins to examine an executable; [`FileReader::take_examined`] has the result later. To be called while there is room.
-    pub fn submit_examination(&mut self, path: &Path, file: File) {
-        self.waiting.push_back((path.to_owned(), file));
-        self.begin_next();
-    }
-
-    /// Whether this executable is being examined, or waits for it.
-    #[must_use]
-    pub fn is_examining(&self, path: &Path) -> bool {
+    fn is_examining(&self, identity: FileIdentity) -> bool {
         self.under_way
-            .as_ref()
-            .is_some_and(|examination| examination.path == path)
-            || self.waiting.iter().any(|(waiting, _)| waiting == path)
+            .iter()
+            .map(|examination| &examination.file)
+            .chain(&self.waiting)
+            .any(|file| file.identity() == identity)
     }
 
     /// Becomes readable when an examination that was submitted is over; `None` if none is under way.
@@ -276,9 +295,8 @@ impl FileReader {
         self.process.as_ref().map(ReaderProcess::descriptor)
     }
 
-    /// The examinations that are over, without waiting for any. To be called when [`FileReader::examination_fd`] is readable, and
-    /// now and then, since one that takes too long is ended here.
-    pub fn take_examined(&mut self) -> Vec<(PathBuf, Found)> {
+    /// Takes the results that have come, without waiting for any, and ends an examination that takes too long.
+    fn take_answers(&mut self) {
         self.begin_next();
         while let Some(examination) = &self.under_way {
             let answered = match self.process.as_mut().map(ReaderProcess::answer_so_far) {
@@ -291,47 +309,39 @@ impl FileReader {
             self.end_examination(answered);
             self.begin_next();
         }
-        std::mem::take(&mut self.examined)
-    }
-
-    /// Forgets the examinations that have not begun, and waits for the one that has.
-    pub fn finish_examinations(&mut self) -> Vec<(PathBuf, Found)> {
-        self.waiting.clear();
-        self.wait_for_examination();
-        std::mem::take(&mut self.examined)
     }
 
     fn begin_next(&mut self) {
         while self.under_way.is_none()
-            && let Some((path, file)) = self.waiting.pop_front()
+            && let Some(file) = self.waiting.pop()
         {
             let deadline = Instant::now() + EXAMINATION_TIME;
-            match self.send(&Request::Examine, &[&file], deadline, EXAMINATION_TIME, None) {
-                Ok(()) => self.under_way = Some(Examination { path, deadline }),
+            match self.send(&Request::Examine, &[file.file()], deadline, EXAMINATION_TIME, None) {
+                Ok(()) => self.under_way = Some(Examination { file, deadline }),
                 Err(failure) => {
-                    let found = unreadable(&failure, &path);
-                    self.examined.push((path, found));
+                    let found = unreadable(&failure, file.shown_path());
+                    self.examined.insert(file.identity(), found);
                 }
             }
         }
     }
 
     fn end_examination(&mut self, answered: Result<Reply, ReadFailure>) {
-        let Some(Examination { path, .. }) = self.under_way.take() else {
+        let Some(Examination { file, .. }) = self.under_way.take() else {
             return;
         };
         let found = match answered {
             Ok(Reply::Examined(found)) => found,
             Ok(_) => {
                 self.process = None;
-                unreadable(&ReadFailure::Nonsense, &path)
+                unreadable(&ReadFailure::Nonsense, file.shown_path())
             }
             Err(failure) => {
                 self.process = None;
-                unreadable(&failure, &path)
+                unreadable(&failure, file.shown_path())
             }
         };
-        self.examined.push((path, found));
+        self.examined.insert(file.identity(), found);
     }
 
     fn wait_for_examination(&mut self) {

@@ -38,14 +38,13 @@ fn file_of(bytes: &[u8]) -> File {
 /// The offset of a function's code in this executable.
 fn offset_of(function: *const ()) -> u64 {
     let address = function as u64;
-    let mut mappings = crate::target::mappings::Mappings::default();
-    mappings.add_process(std::process::id());
+    let mappings = crate::target::mappings::Mappings::of_process(std::process::id());
     let image = ctxtrace_common::process::Image {
         tgid: std::process::id(),
         number: 0,
     };
     let mapping = mappings.find(image, address).expect("mapped");
-    address - mapping.start + mapping.file_offset
+    mapping.offset_of(address)
 }
 
 fn names(reader: &mut FileReader, file: &File) -> (Vec<Vec<Frame>>, Option<ReadFailure>) {
@@ -85,40 +84,50 @@ fn functions_are_named_in_their_order() {
     );
 }
 
-#[test]
-fn an_examination_is_submitted_and_comes_later() {
-    let mut reader = FileReader::new();
-    assert!(reader.examination_fd().is_none());
-    for name in ["first", "second"] {
-        reader.submit_examination(Path::new(name), own());
-        assert!(reader.is_examining(Path::new(name)));
-    }
-    // A question in between waits for the examination that is under way.
-    assert!(reader.look(&own()).is_ok());
-    let mut examined = reader.take_examined();
-    while examined.len() < 2 {
-        let fd = reader.examination_fd().expect("one is under way");
-        let mut fds = [nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN)];
-        nix::poll::poll(&mut fds, nix::poll::PollTimeout::NONE).expect("polled");
-        examined.extend(reader.take_examined());
-    }
-    let paths: Vec<_> = examined.iter().map(|(path, _)| path.to_str()).collect();
-    assert_eq!(paths, [Some("first"), Some("second")]);
-    assert_eq!(examined[0].1, examined[1].1);
-    assert!(reader.examination_fd().is_none() && !reader.is_examining(Path::new("second")));
+fn held(path: &str) -> Arc<HeldFile> {
+    Arc::new(HeldFile::open_as(Path::new(path), Path::new("/x/own")).expect("opened"))
 }
 
 #[test]
-fn waiting_examinations_are_limited_and_can_be_forgotten() {
+fn an_examination_that_nothing_waits_for_comes_later() {
     let mut reader = FileReader::new();
-    let mut submitted = 0;
-    while reader.has_room() {
-        reader.submit_examination(Path::new("x"), own());
-        submitted += 1;
+    assert!(reader.examination_fd().is_none());
+    let files = [held("/proc/self/exe"), held("/bin/sh")];
+    for file in &files {
+        assert_eq!(reader.examine_within(file, Duration::ZERO), None);
+        assert!(reader.is_examining(file.identity()));
     }
-    assert_eq!(submitted, MAX_WAITING + 1);
-    assert!(!reader.finish_examinations().is_empty());
-    assert!(!reader.is_examining(Path::new("x")));
+    // A question in between waits for the examination that is under way.
+    assert!(reader.look(&own()).is_ok());
+    for file in &files {
+        let found = reader.examine_within(file, EXAMINATION_TIME).expect("examined");
+        assert_eq!(found, reader.examine(file.file(), file.shown_path()));
+    }
+    assert!(reader.examination_fd().is_none());
+    assert!(files.iter().all(|file| !reader.is_examining(file.identity())));
+}
+
+#[test]
+fn waiting_examinations_are_limited() {
+    let mut reader = FileReader::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let files: Vec<Arc<HeldFile>> = (0..2 * MAX_WAITING)
+        .map(|number| {
+            let path = folder.path().join(number.to_string());
+            std::fs::write(&path, "text").expect("written");
+            Arc::new(HeldFile::open(&path).expect("opened"))
+        })
+        .collect();
+    assert!(reader.look(&own()).is_ok());
+    reader.process.as_ref().expect("started").signal(Signal::SIGSTOP);
+    for file in &files {
+        assert_eq!(reader.examine_within(file, Duration::ZERO), None);
+    }
+    assert_eq!(reader.waiting.len(), MAX_WAITING);
+    reader.process.as_ref().expect("started").signal(Signal::SIGCONT);
+    for file in &files {
+        assert!(reader.examine_within(file, EXAMINATION_TIME).is_some());
+    }
 }
 
 #[test]
@@ -158,12 +167,13 @@ fn a_process_that_ends_costs_one_answer_and_the_answer_says_why() {
         // It is stopped first, so that it cannot answer before it ends.
         assert!(reader.look(&own()).is_ok());
         reader.process.as_ref().expect("started").signal(Signal::SIGSTOP);
-        reader.submit_examination(Path::new("/x/own"), own());
+        let file = held("/proc/self/exe");
+        assert_eq!(reader.examine_within(&file, Duration::ZERO), None);
         for signal in [signal, Signal::SIGCONT] {
             reader.process.as_ref().expect("started").signal(signal);
         }
-        let examined = reader.finish_examinations();
-        assert_eq!(examined[0].1.detail.as_deref(), Some(why));
+        let found = reader.examine_within(&file, EXAMINATION_TIME).expect("examined");
+        assert_eq!(found.detail.as_deref(), Some(why));
     }
     assert_eq!(names(&mut reader, &own()).1, None);
 }

@@ -152,7 +152,10 @@ impl Recorder<'_> {
         let image = |number| Image { tgid: pid, number };
         // Until it executes its program the child is a copy of this process, asleep.
         session.expect_no_tasks(image(0))?;
-        session.expect_program(image(1), command.program, command.program)?;
+        // What cannot be opened is found when it is executed.
+        if let Ok(held) = tracker.hold(command.program) {
+            session.expect_program(image(1), &held)?;
+        }
         session.attach()?;
         let since = Instant::now();
         let mut child = suspended.resume()?;
@@ -201,7 +204,9 @@ impl Recorder<'_> {
         let mut session = Session::load(self.kernel, settings)?;
         let mut tracker = start_tracker()?;
         let image = Image { tgid: pid, number: 0 };
-        session.expect_program(image, &attached.executable, &attached.executable_file())?;
+        if let Ok(held) = tracker.hold_as(&attached.executable_file(), &attached.executable) {
+            session.expect_program(image, &held)?;
+        }
         session.attach()?;
         let since = Instant::now();
         // Only now: a thread whose waking is seen and whose switch-out is not, because one program was attached before the
@@ -384,6 +389,9 @@ impl Watch<'_> {
             }
             if Instant::now() >= next_tick {
                 tracker.tick();
+                if tracker.has_lost_processes() {
+                    tracker.renumber(&session.image_numbers());
+                }
                 session.tick(tracker, observer);
                 observer.tick(&Underway {
                     session,

@@ -95,11 +95,11 @@ fn user_stack(run: &Run, image: Image, key: u64) -> Option<Vec<Frame>> {
     let addresses = run.aggregates.stacks.get(&key)?;
     Some(run.symbols.user(image, key).unwrap_or_else(|| {
         let place = |&address: &u64| match run.aggregates.mappings.find(image, address) {
-            Some(mapping) => Frame {
+            Ok(mapping) => Frame {
                 kind: FrameKind::User,
                 name: mapping.place(address).into(),
             },
-            None => reason("unknown: not in any file"),
+            Err(why) => reason(why.in_words()),
         };
         addresses.iter().rev().map(place).collect()
     }))
@@ -394,6 +394,7 @@ mod tests {
             end: 0x2000,
             file_offset: 0x500,
             path: "/usr/bin/server".into(),
+            file: None,
         };
         aggregates.mappings.add(image_of(&key), [mapping]);
         aggregates.switch_sums = vec![(

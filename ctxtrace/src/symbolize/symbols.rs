@@ -9,7 +9,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use blazesym::MaybeDefault;
@@ -18,7 +17,8 @@ use blazesym::symbolize::{Input, Reason, Symbolized, Symbolizer};
 use ctxtrace_common::process::Image;
 
 use super::{goroutine, reason};
-use crate::reader::{FileReader, ReadFailure, open_regular_file};
+use crate::reader::{FileReader, ReadFailure};
+use crate::target::held::FileIdentity;
 use crate::target::mappings::{Mapping, Mappings};
 use crate::trace::Aggregates;
 use crate::trace::samples::Samples;
@@ -89,7 +89,8 @@ struct Resolver<'a> {
     symbolizer: Symbolizer,
     mappings: &'a Mappings,
     kernel: HashMap<u64, Vec<Frame>>,
-    files: HashMap<PathBuf, HashMap<u64, Vec<Frame>>>,
+    /// The functions that were looked up, by file and offset.
+    files: HashMap<FileIdentity, HashMap<u64, Vec<Frame>>>,
 }
 
 impl<'a> Resolver<'a> {
@@ -107,13 +108,11 @@ impl<'a> Resolver<'a> {
         let mut frames = Vec::new();
         for address in call_addresses(addresses).rev() {
             match self.mappings.find(image, address) {
-                Some(mapping) => {
-                    let offset = offset_in_file(mapping, address);
-                    let file = self.mappings.file(image.tgid, &mapping.path);
-                    frames.extend_from_slice(self.in_file(&file, offset));
-                }
-                None if !self.mappings.knows(image) => frames.push(reason("unknown: the process was not followed")),
-                None => frames.push(reason("unknown: not in any file")),
+                Ok(mapping) => match self.looked_up(mapping, address) {
+                    Some(functions) => frames.extend_from_slice(functions),
+                    None => frames.push(in_no_file(mapping)),
+                },
+                Err(why) => frames.push(reason(why.in_words())),
             }
         }
         frames
@@ -142,80 +141,61 @@ impl<'a> Resolver<'a> {
 
     /// Names the functions at all these addresses, file by file: the one with the most addresses first.
     fn look_up_files(&mut self, addresses: impl Iterator<Item = (Image, u64)>, interrupt: Option<BorrowedFd<'_>>) {
-        let mut places: HashMap<PathBuf, BTreeSet<u64>> = HashMap::new();
+        let mut places: HashMap<FileIdentity, (&Mapping, BTreeSet<u64>)> = HashMap::new();
         for (image, address) in addresses {
-            if let Some(mapping) = self.mappings.find(image, address) {
-                let file = self.mappings.file(image.tgid, &mapping.path);
-                let offset = offset_in_file(mapping, address);
-                places.entry(file).or_default().insert(offset);
+            if let Ok(mapping) = self.mappings.find(image, address)
+                && let Some(identity) = mapping.file
+            {
+                let (_, offsets) = places.entry(identity).or_insert_with(|| (mapping, BTreeSet::new()));
+                offsets.insert(mapping.offset_of(address));
             }
         }
-        let mut places: Vec<(PathBuf, Vec<u64>)> = places
+        let mut places: Vec<(FileIdentity, &Mapping, Vec<u64>)> = places
             .into_iter()
-            .map(|(path, offsets)| (path, offsets.into_iter().collect()))
+            .map(|(identity, (mapping, offsets))| (identity, mapping, offsets.into_iter().collect()))
             .collect();
-        places.sort_by_key(|(path, offsets)| (std::cmp::Reverse(offsets.len()), path.clone()));
+        places.sort_by_key(|(identity, _, offsets)| (std::cmp::Reverse(offsets.len()), *identity));
         let mut reader = FileReader::new();
         let until = Instant::now() + NAMES_TIME;
         let mut stopped: Option<ReadFailure> = None;
-        for (path, offsets) in places {
-            if not_in_a_file(&path).is_some() {
-                continue;
-            }
+        for (identity, mapping, offsets) in places {
             if Instant::now() >= until {
                 stopped.get_or_insert(ReadFailure::NoTimeLeft(NAMES_TIME));
             }
-            let functions = if let Some(failure) = &stopped {
-                let shown = file_name(&path);
-                vec![vec![reason(&format!("unknown: {}", failure.in_words(&shown)))]; offsets.len()]
-            } else {
-                match open_regular_file(&path) {
-                    Ok(file) => {
-                        let (functions, failure) = reader.functions(&file, &path, &offsets, until, interrupt);
-                        stopped = failure.filter(|failure| *failure == ReadFailure::Interrupted);
-                        functions
-                    }
-                    Err(error) => {
-                        let why = format!("unknown: {} cannot be read ({error})", file_name(&path));
-                        vec![vec![reason(&why)]; offsets.len()]
-                    }
+            let shown = mapping.file_name();
+            let all_unknown = |why: &str| vec![vec![reason(&format!("unknown: {why}"))]; offsets.len()];
+            let functions = match (&stopped, self.mappings.file(mapping)) {
+                (Some(failure), _) => all_unknown(&failure.in_words(&shown)),
+                (None, Err(why)) => all_unknown(&format!("{shown} {}", why.in_words())),
+                (None, Ok(held)) => {
+                    let (functions, failure) =
+                        reader.functions(held.file(), held.shown_path(), &offsets, until, interrupt);
+                    stopped = failure.filter(|failure| *failure == ReadFailure::Interrupted);
+                    functions
                 }
             };
             let named = offsets.into_iter().zip(functions);
-            self.files.insert(path, named.collect());
+            self.files.insert(identity, named.collect());
         }
     }
 
-    /// The functions at an offset of a file, outermost first, as they were looked up.
-    fn in_file(&mut self, path: &Path, offset: u64) -> &[Frame] {
-        let file = self.files.entry(path.to_owned()).or_default();
-        file.entry(offset)
-            .or_insert_with(|| vec![not_in_a_file(path).unwrap_or_else(|| reason("unknown: it was not looked up"))])
+    /// The functions at an address of a file, outermost first; `None` if it lies in no file.
+    fn looked_up(&self, mapping: &Mapping, address: u64) -> Option<&[Frame]> {
+        let of_file = self.files.get(&mapping.file?)?;
+        of_file.get(&mapping.offset_of(address)).map(Vec::as_slice)
     }
 }
 
-fn offset_in_file(mapping: &Mapping, address: u64) -> u64 {
-    (address - mapping.start).wrapping_add(mapping.file_offset)
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy()
-        .into_owned()
-}
-
-/// The frame of code that is in no file; `None` for a file.
-fn not_in_a_file(path: &Path) -> Option<Frame> {
-    if path.as_os_str().as_encoded_bytes().starts_with(b"[") {
+/// The frame of code in a mapping of no file.
+fn in_no_file(mapping: &Mapping) -> Frame {
+    if mapping.path.as_os_str().as_encoded_bytes().starts_with(b"[") {
         // [vdso] and the like: the kernel's own pages, which are in no file.
-        return Some(Frame {
+        return Frame {
             kind: FrameKind::User,
-            name: file_name(path).into(),
-        });
+            name: mapping.file_name().into(),
+        };
     }
-    path.starts_with("//anon")
-        .then(|| reason("unknown: code that is in no file (generated at run time)"))
+    reason("unknown: code that is in no file (generated at run time)")
 }
 
 /// A stack's addresses as they are looked up, innermost first. All but the innermost are return addresses, which point
@@ -279,19 +259,11 @@ mod tests {
     /// This very function, found through its own executable as a report would find it.
     #[test]
     fn a_function_of_this_program_is_named() {
-        let executable = std::env::current_exe().expect("a path");
         let address = a_function_of_this_program_is_named as *const () as u64;
-        let mut mappings = Mappings::default();
-        mappings.add_process(std::process::id());
-        let image = Image {
-            tgid: std::process::id(),
-            number: 0,
-        };
+        let (mappings, image) = this_process();
         let mapping = mappings.find(image, address).expect("mapped");
-        assert_eq!(mapping.path, executable);
-        let mut resolver = Resolver::new(&mappings);
-        resolver.look_up_files(std::iter::once((image, address)), None);
-        let frames = resolver.user_stack(image, &[address]);
+        assert_eq!(mapping.path, std::env::current_exe().expect("a path"));
+        let frames = frames_at(&mappings, image, address, None);
         assert!(
             frames[0].name.contains("a_function_of_this_program_is_named"),
             "{frames:?}"
@@ -300,19 +272,50 @@ mod tests {
 
     #[test]
     fn a_look_up_that_is_interrupted_says_so() {
-        let mut mappings = Mappings::default();
-        mappings.add_process(std::process::id());
+        let (mappings, image) = this_process();
+        let address = a_look_up_that_is_interrupted_says_so as *const () as u64;
+        let (interrupt, mut signal) = std::io::pipe().expect("a pipe");
+        std::io::Write::write_all(&mut signal, b"!").expect("written");
+        let frames = frames_at(&mappings, image, address, Some(interrupt.as_fd()));
+        assert_eq!(frames[0].kind, FrameKind::Reason);
+        assert!(frames[0].name.contains("a signal ended the look-up"), "{frames:?}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_held_has_no_names_but_the_reason() {
+        let (mut mappings, mut image) = this_process();
+        image.number = 1;
+        let gone = FileIdentity {
+            major: 0,
+            minor: 1,
+            inode: 2,
+            generation: Some(3),
+        };
+        let mapping = Mapping {
+            start: 0x1000,
+            end: 0x2000,
+            file_offset: 0,
+            path: "/bin/sh".into(),
+            file: Some(gone),
+        };
+        mappings.add(image, [mapping]);
+        assert_eq!(
+            frames_at(&mappings, image, 0x1000, None),
+            [reason("unknown: sh could not be opened while it ran")]
+        );
+    }
+
+    fn this_process() -> (Mappings, Image) {
         let image = Image {
             tgid: std::process::id(),
             number: 0,
         };
-        let address = a_look_up_that_is_interrupted_says_so as *const () as u64;
-        let (interrupt, mut signal) = std::io::pipe().expect("a pipe");
-        std::io::Write::write_all(&mut signal, b"!").expect("written");
-        let mut resolver = Resolver::new(&mappings);
-        resolver.look_up_files(std::iter::once((image, address)), Some(interrupt.as_fd()));
-        let frames = resolver.user_stack(image, &[address]);
-        assert_eq!(frames[0].kind, FrameKind::Reason);
-        assert!(frames[0].name.contains("a signal ended the look-up"), "{frames:?}");
+        (Mappings::of_process(image.tgid), image)
+    }
+
+    fn frames_at(mappings: &Mappings, image: Image, address: u64, interrupt: Option<BorrowedFd<'_>>) -> Vec<Frame> {
+        let mut resolver = Resolver::new(mappings);
+        resolver.look_up_files(std::iter::once((image, address)), interrupt);
+        resolver.user_stack(image, &[address])
     }
 }

@@ -13,6 +13,7 @@
 //! * [`pidfd`]: signals that reach the process that is meant, or none.
 //! * [`descriptors`]: the limit of open descriptors, raised for the tracer alone.
 //! * [`silent`]: threads that make no switch while they are recorded.
+//! * [`held`]: files of the target, known by what they are and not by their path.
 //! * [`mappings`]: which file lies where in which process, kept after the process has gone.
 //! * [`locate`]: how the tasks of an executable are found, out of its symbols and types.
 //! * [`programs`]: which executable each process runs.
@@ -22,11 +23,13 @@ pub mod cgroups;
 pub mod counters;
 pub mod descriptors;
 pub mod environment;
+pub mod held;
 pub mod launch;
 pub mod load;
 pub mod locate;
 pub mod mappings;
 pub mod pidfd;
+mod proc_maps;
 pub mod procfs;
 pub mod programs;
 pub mod search;

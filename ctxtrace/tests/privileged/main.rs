@@ -14,6 +14,7 @@ mod counts;
 mod decode;
 mod explain;
 mod faults;
+mod files;
 mod go;
 mod harness;
 mod hostile_files;
@@ -68,6 +69,7 @@ const TABLES: &[(TestKind, TestTable)] = &[
     (Ordinary, cli::TESTS),
     (Ordinary, privileges::TESTS),
     (Ordinary, outputs::TESTS),
+    (Ordinary, files::TESTS),
     (Ordinary, hostile_files::TESTS),
     (Ordinary, unseen::TESTS),
     (Ordinary, faults::TESTS),

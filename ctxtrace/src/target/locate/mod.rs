@@ -7,6 +7,7 @@
 //! * `tokio`: the layout of tokio's thread-local, walked by names.
 //! * `go`: where a Go program has its goroutines, by its types or by its version.
 //! * `buildinfo`: what Go it was built with.
+//! * `role`: whether it is a program, or the loader that starts programs.
 //! * `frames`: whether its functions keep a frame pointer.
 //!
 //! What a release of tokio or of Rust's `std` looks like is nowhere assumed: every offset, size and discriminant comes from
@@ -20,6 +21,7 @@ mod buildinfo;
 mod elf;
 mod frames;
 mod go;
+mod role;
 mod signs;
 #[cfg(test)]
 mod synthetic;
@@ -30,14 +32,17 @@ mod types;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use ctxtrace_abi::ThreadState;
 use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Locator, Reason};
 
 use serde::{Deserialize, Serialize};
 
+use super::held::MissingFile;
 use elf::{Elf, HEADER_BYTES, Kind, ThreadLocal};
 pub use frames::Frames;
+pub use role::{LinkRole, link_role};
 use tokio::Sought;
 
 /// What was found in an executable.
@@ -69,6 +74,19 @@ impl Found {
         let mut found = Self::default();
         found.locator.reason = reason as u32;
         found
+    }
+
+    /// Of a file that was mapped and could not be opened in time.
+    pub(super) fn missing(path: &Path, why: MissingFile) -> Self {
+        let reason = match why {
+            MissingFile::Replaced | MissingFile::Deleted | MissingFile::Changed => Reason::Replaced,
+            MissingFile::TooMany | MissingFile::OutOfReach => Reason::Unreadable,
+        };
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        Self {
+            detail: Some(format!("{name} {}", why.in_words())),
+            ..Self::because(reason)
+        }
     }
 
     /// Why tasks cannot be found; [`Reason::None`] if they can, or if there are none.
@@ -209,7 +227,12 @@ pub fn in_words(reason: Reason) -> &'static str {
         }
         Reason::Overwritten => "where the current task should be there is what cannot be; the program wrote over it",
         Reason::Unreadable => {
-            "the executable could not be read; run ctxtrace where the program's file can be reached, and as root"
+            "the executable could not be read: it is damaged, or no way led to its file while it ran; start the program under \
+             ctxtrace, where its file can be opened"
+        }
+        Reason::Replaced => {
+            "the executable was replaced or deleted before it could be opened; leave the file in place until the program is \
+             being recorded"
         }
         Reason::GoVersion => {
             "the program is of a Go version that is not in ctxtrace's table, and has no types that would say the same; \
