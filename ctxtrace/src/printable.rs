@@ -36,6 +36,21 @@ pub fn printable_lines(text: &str) -> String {
         .collect()
 }
 
+/// A name of at most `most` bytes. A longer one ends with `…` in place of what is cut off.
+pub(crate) fn cut_name(mut name: String, most: usize) -> String {
+    const MARK: char = '…';
+    if name.len() > most {
+        let mut end = most - MARK.len_utf8();
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        name.truncate(end);
+        name.push(MARK);
+        name.shrink_to_fit();
+    }
+    name
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

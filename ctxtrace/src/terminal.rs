@@ -73,7 +73,6 @@ pub fn write_notice(line: &str) {
 }
 
 /// Standard output, for a format that is read by programs and escapes for itself.
-#[must_use]
 pub fn data_output() -> StdoutLock<'static> {
     io::stdout().lock()
 }

@@ -275,7 +275,7 @@ impl Builder {
         while at_ns < span.end_ns {
             let number = at_ns >> shift;
             // The last cell there can be ends with the clock.
-            let end_ns = (number + 1).checked_mul(1 << shift).unwrap_or(u64::MAX);
+            let end_ns = (number + 1).saturating_mul(1 << shift);
             let part_ns = end_ns.min(span.end_ns) - at_ns;
             let cell = number.saturating_sub(lane.first_cell);
             let Some(into) = lane.cells.get_mut(cell as usize) else {

@@ -19,6 +19,7 @@ use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, SectionHeader};
 use object::{LittleEndian, elf};
 
 use super::message::{MAX_FRAMES, MAX_NAME_BYTES};
+use crate::printable::cut_name;
 use crate::symbolize::{reason, symbolized_frames};
 use crate::trace::symbols::{Frame, FrameKind};
 
@@ -86,9 +87,7 @@ fn shortened(name: &Arc<str>) -> Arc<str> {
     if name.len() <= MAX_NAME_BYTES {
         return Arc::clone(name);
     }
-    let most = MAX_NAME_BYTES - '…'.len_utf8();
-    let end = name.floor_char_boundary(most);
-    format!("{}…", &name[..end]).into()
+    cut_name(name.to_string(), MAX_NAME_BYTES).into()
 }
 
 fn source_of(file: &File) -> Source<'static> {

@@ -1,8 +1,6 @@
 //! What is done with a recording while it goes on: its events are played again, saved and put aside, and so
 //! is its state.
 
-use std::io::{self, Write};
-
 use ctxtrace_common::event::Event;
 
 use super::interrupt::{Interrupt, Interrupts};
@@ -14,6 +12,7 @@ use crate::correlate::lanes;
 use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::symbolize::symbols;
+use crate::terminal::write_notice;
 use crate::trace::Level;
 use crate::trace::events::EventSink;
 use crate::trace::lanes::Lanes;
@@ -85,11 +84,9 @@ impl Kept<'_> {
             && let Some(Interrupt { signal, .. }) = interrupts.take()
         {
             interrupts.let_through();
-            // Standard error may be closed; the frames without a name say the same.
-            let _ = writeln!(
-                io::stderr(),
+            write_notice(&format!(
                 "ctxtrace: {signal} ended the look-up of names; frames without a name say so"
-            );
+            ));
         }
         self.saver.run(&run);
         self.spool.end_run();

@@ -33,7 +33,8 @@ use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use self::cgroups::Cgroups;
-use self::file::room::{cut_name, rows};
+use self::file::room::rows;
+use crate::printable::cut_name;
 use crate::target::mappings::Mappings;
 use crate::target::programs::Programs;
 use crate::target::silent::SilentThread;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ctxtrace_common::process::{Image, TaskKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::file::room::cut_name;
+use crate::printable::cut_name;
 
 /// Bytes of a function's name, as a capture is read. Names of nested futures have some thousands.
 pub(in crate::trace) const LONGEST_NAME: usize = 16 << 10;

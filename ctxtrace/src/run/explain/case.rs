@@ -21,6 +21,7 @@ use crate::target::environment::Environment;
 use crate::target::launch::{Command, Suspended};
 use crate::target::search::find_program;
 use crate::target::user::Invoker;
+use crate::terminal::data_output;
 use crate::trace::run::Run;
 use crate::workload::{Outcome, Spec};
 
@@ -289,7 +290,7 @@ struct Silence(OwnedFd);
 impl Silence {
     fn begin() -> Result<Self> {
         // No command may inherit it: whoever reads from the standard output would wait for that command's end.
-        let duplicate = std::io::stdout()
+        let duplicate = data_output()
             .as_fd()
             .try_clone_to_owned()
             .map_err(Error::system("duplicating standard output"))?;

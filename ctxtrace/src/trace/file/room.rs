@@ -17,7 +17,7 @@ use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::block::Kind;
-use crate::printable::printable;
+use crate::printable::{cut_name, printable};
 use crate::trace::polls::PollBatch;
 
 /// What any file may take.
@@ -219,21 +219,6 @@ pub(super) fn too_much() -> String {
 /// What the decoder says of a file, which may quote it.
 fn shown(what: &str) -> String {
     cut_name(printable(what), LONGEST_QUOTE)
-}
-
-/// A name of at most so many bytes; what is cut off one that is longer has a mark in its place.
-pub(in crate::trace) fn cut_name(mut name: String, most: usize) -> String {
-    const MARK: char = '…';
-    if name.len() > most {
-        let mut end = most - MARK.len_utf8();
-        while !name.is_char_boundary(end) {
-            end -= 1;
-        }
-        name.truncate(end);
-        name.push(MARK);
-        name.shrink_to_fit();
-    }
-    name
 }
 
 /// The memory that CBOR may be decoded to: that of its items, by their beginnings, and of its texts and bytes. What is no CBOR ends

@@ -21,8 +21,11 @@ pub(super) fn run(name: &str) -> bool {
 
 /// Says that the program is at work.
 fn ready() {
-    println!("ready");
-    let _ = std::io::stdout().flush();
+    let mut stdout = ctxtrace::terminal::data_output();
+    stdout
+        .write_all(b"ready\n")
+        .and_then(|()| stdout.flush())
+        .expect("written");
 }
 
 /// A thread that sleeps once, for a minute, beside one that naps all the time or sleeps, too.
@@ -32,10 +35,12 @@ fn deep_sleeper(naps: bool) {
     thread.spawn(minute).expect("started");
     std::thread::sleep(Duration::from_millis(100));
     ready();
-    while naps {
+    if !naps {
+        return minute();
+    }
+    loop {
         std::thread::sleep(Duration::from_millis(10));
     }
-    minute();
 }
 
 /// Sleeps for a minute, in one function, after a nap that says when it has begun.
@@ -52,6 +57,7 @@ fn sleep_for_a_minute() {
 }
 
 /// The first thread ends at once, and another one naps, and ends the process later.
+#[expect(clippy::exit, reason = "the first thread is gone and cannot return a status")]
 fn headless() {
     let work = || {
         ready();
