@@ -20,7 +20,9 @@
 //! * `sandbox`: what the reading process gives up before it reads anything.
 //! * `serve`: the reading process itself.
 //! * `names`: functions by the offsets of their code.
+//! * `go_functions`: names from the table of functions that every Go program has.
 
+mod go_functions;
 mod message;
 mod names;
 mod open;

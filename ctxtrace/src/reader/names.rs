@@ -18,6 +18,7 @@ use nix::unistd::{Whence, lseek};
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, SectionHeader};
 use object::{LittleEndian, elf};
 
+use super::go_functions::GoFunctions;
 use super::message::{MAX_FRAMES, MAX_NAME_BYTES};
 use crate::printable::cut_name;
 use crate::symbolize::{reason, symbolized_frames};
@@ -46,7 +47,13 @@ pub(super) fn name_functions(
     let linkless = without_links(file, bytes)?;
     let source = source_of(linkless.as_ref().unwrap_or(file));
     let debug_source = debug_file.filter(|debug| can_be_opened_again(debug)).map(source_of);
-    let segments = debug_source.as_ref().map(|_| Segments::new(bytes)).unwrap_or_default();
+    let go_functions = GoFunctions::find(bytes);
+    let has_other_names = debug_source.is_some() || go_functions.is_some();
+    let segments = if has_other_names {
+        Segments::new(bytes)
+    } else {
+        Segments::default()
+    };
     let symbolizer = Symbolizer::builder()
         .enable_code_info(true)
         .enable_inlined_fns(true)
@@ -68,6 +75,15 @@ pub(super) fn name_functions(
                     Err(error) => vec![reason(&format!("unknown: {shown} cannot be read ({})", error.kind()))],
                 },
             );
+        if let Some(functions) = &go_functions
+            && frames.iter().all(|frame| frame.kind == FrameKind::Reason)
+            && let Some(name) = segments.address(offset).and_then(|address| functions.name(address))
+        {
+            frames = vec![Frame {
+                kind: FrameKind::User,
+                name: name.into(),
+            }];
+        }
         frames.truncate(MAX_FRAMES);
         for frame in &mut frames {
             frame.name = shortened(&frame.name);
