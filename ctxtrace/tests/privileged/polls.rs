@@ -104,7 +104,9 @@ fn as_many_polls_are_told_as_the_probe_counted() {
     check(&json, "split-cpus");
     let kernel = way(&json, "kernel").expect("a worker parks now and then");
     assert!(number(kernel, "/wake_to_poll/count") > 0);
-    assert_eq!(kernel["legs"].as_array().expect("a list").len(), 5, "{kernel:#}");
+    // The leg of the waker's poll is missing where every wakeup came from outside a poll.
+    let legs = kernel["legs"].as_array().expect("a list").len();
+    assert!((4..=5).contains(&legs), "{kernel:#}");
     let wakers = json["polls"]["wakers"].as_array().expect("a list");
     assert!(
         wakers

@@ -82,6 +82,7 @@ fn every_switch_of_a_timeline_is_a_row_of_the_tables() {
 fn under_sudo_the_tables_are_the_invoking_users() {
     const SOMEBODY: u32 = 12_345;
     let folder = tempfile::tempdir().expect("a folder");
+    std::os::unix::fs::chown(folder.path(), Some(SOMEBODY), Some(SOMEBODY)).expect("root may");
     let fleet = folder.path().join("a/fleet");
     let capture = folder.path().join("x.ctx");
     let recorded = ctxtrace(&format!("record --quiet -o {} -- true", capture.display()));
