@@ -70,9 +70,9 @@ pub enum ReadFailure {
     NotStarted(String),
     /// It took longer than this.
     TookTooLong(Duration),
-    /// The file needs more memory than [`sandbox::MAX_MEMORY_BYTES`].
+    /// The file needs more memory than the reading process may have (4 GiB).
     TooMuchMemory,
-    /// The file is larger than [`sandbox::MAX_FILE_BYTES`].
+    /// The file is larger than the files that are read (2 GiB).
     TooLarge,
     /// The file was truncated while it was read.
     Truncated,

@@ -194,7 +194,7 @@ impl Programs {
     }
 
     /// Assigns what is left once the run is over, and looks for tokio and Go in shared objects. All of it may take
-    /// [`COMPLETION_TIME`]; a program that has shared objects which were not searched in this time says so.
+    /// 10 s; a program that has shared objects which were not searched in this time says so.
     pub fn complete(&mut self, mappings: &Mappings, reader: &mut FileReader) {
         let until = Instant::now() + COMPLETION_TIME;
         let unassigned: Vec<Image> = mappings
