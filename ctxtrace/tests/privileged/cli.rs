@@ -180,6 +180,7 @@ fn under_sudo_everything_is_the_invoking_users() {
     // Where that user can reach the program, and write.
     let folder = tempfile::tempdir_in("/tmp").expect("a folder");
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("allowed");
+    std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY)).expect("allowed");
     let program = folder.path().join("ctxtrace");
     std::fs::copy(CTXTRACE, &program).expect("copied");
     let json = folder.path().join("x.json");

@@ -263,7 +263,9 @@ pub(crate) fn processes_with(text: &str) -> Vec<PathBuf> {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| *path != this)
         .filter(|path| {
-            std::fs::read(path.join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(text))
+            // Arguments end with a zero byte each.
+            std::fs::read(path.join("cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).replace('\0', " ").contains(text))
         })
         .collect()
 }
