@@ -294,28 +294,14 @@ impl OutputFolder {
         })
     }
 
-    /// Finds out whether a file can be made in it, and changes nothing.
+    /// Finds out whether a file can be made in it, by making one that is gone at once. The kernel's answer to `faccessat` is no
+    /// substitute: in `/proc` root has all rights, and can make no file.
     ///
     /// # Errors
     ///
-    /// If not.
+    /// If no file can be made.
     pub fn check_writable(&self) -> io::Result<()> {
-        match self.without_a_name(OFlag::O_WRONLY) {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) => self.rights.apply(|| self.check_access()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Asks the kernel whether a file might be made in it. The C library's function may ask for the real user instead.
-    fn check_access(&self) -> io::Result<()> {
-        let (fd, mode) = (self.fd.as_raw_fd(), libc::W_OK | libc::X_OK);
-        // SAFETY: the path is a string with a NUL at its end.
-        let answer = unsafe { libc::syscall(libc::SYS_faccessat2, fd, c".".as_ptr(), mode, libc::AT_EACCESS) };
-        match answer {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        self.nameless_file().map(drop)
     }
 
     /// A file that has no name, and that gets none; it can be read too.
