@@ -100,7 +100,9 @@ pub struct SumKey {
     pub class: u8,
     /// The [`crate::locator::Reason`] why it is unattributed, or 0.
     pub reason: u8,
-    reserved: u16,
+    /// Which [`crate::table`] generation the sum is of. Only a key in the kernel's table has one; everywhere else this is 0.
+    #[cfg_attr(feature = "serde", serde(rename = "reserved"))]
+    pub generation: u16,
 }
 
 const _: () = assert!(size_of::<SumKey>() == 56);
@@ -117,7 +119,7 @@ impl SumKey {
         user_state: 0,
         class: 0,
         reason: 0,
-        reserved: 0,
+        generation: 0,
     };
 }
 
@@ -133,6 +135,15 @@ pub struct SwitchSum {
 }
 
 const _: () = assert!(size_of::<SwitchSum>() == 16);
+
+impl core::ops::AddAssign for SwitchSum {
+    fn add_assign(&mut self, other: Self) {
+        let Self { count, off_cpu_ns } = other;
+        self.count += count;
+        // As the kernel side adds: what a program makes up may be too much.
+        self.off_cpu_ns = self.off_cpu_ns.wrapping_add(off_cpu_ns);
+    }
+}
 
 /// Switch-outs of one thread that are summed by the same key, one after the other, and are not in the table of sums yet.
 ///

@@ -105,7 +105,10 @@ pub struct EdgeKey {
     /// How many times that process had called `execve`.
     pub from_image: u32,
     /// An [`Origin`].
-    pub origin: u32,
+    pub origin: u16,
+    /// Which [`crate::table`] generation the edge is of. Only a key in the kernel's table has one; everywhere else this is 0.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub generation: u16,
     /// The thread that was woken.
     pub to_tid: u32,
     /// Its process.
@@ -124,7 +127,8 @@ impl EdgeKey {
             from_tid: from.tid,
             from_tgid: from.tgid,
             from_image: from.image,
-            origin: from.origin,
+            origin: from.origin as u16,
+            generation: 0,
             to_tid,
             to_tgid,
         }
@@ -200,7 +204,10 @@ pub struct WakerStackKey {
     /// How many times that had called `execve`.
     pub to_image: u32,
     /// The [`crate::ledger::Class`] of the switch-out that the wakeup ended.
-    pub to_class: u32,
+    pub to_class: u16,
+    /// Which [`crate::table`] generation the sum is of. Only a key in the kernel's table has one; everywhere else this is 0.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub generation: u16,
     /// The woken thread.
     pub to_tid: u32,
 }
