@@ -19,6 +19,7 @@ use crate::correlate::reconcile::{self, reconcile};
 use crate::correlate::tasks::beyond_the_tables;
 use crate::symbolize::category::{Belongs, Category};
 use crate::symbolize::stacks;
+use crate::trace::ThreadRecord;
 use crate::trace::run::{Info, Launched, Run, Subject};
 use crate::trace::{Aggregates, Fate, Latencies, name_of};
 use crate::workload::{Language, Mode, Outcome, Spec};
@@ -96,7 +97,7 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         .aggregates
         .threads
         .iter()
-        .map(|record| thread(&record.thread))
+        .map(thread)
         .collect();
 
     Report {
@@ -439,11 +440,11 @@ fn on_cpu(runs: &[Run], nulls: &mut Nulls) -> Option<OnCpu> {
 
 /// Off-CPU intervals that have begun and not ended: the last switch-out of ended threads, and of others that are off.
 fn open_off_intervals(aggregates: &Aggregates) -> u64 {
-    let open = |record: &&crate::trace::ThreadRecord| match record.fate {
+    let open = |record: &&ThreadRecord| match record.fate {
         Fate::Ended => true,
         Fate::Vanished | Fate::Alive => record.thread.clock.is_off(),
     };
-    aggregates.threads.iter().filter(open).count() as u64
+    aggregates.threads.iter().filter(open).map(|record| record.threads).sum()
 }
 
 fn latency(latencies: &Latencies, open_off: u64, nulls: &mut Nulls) -> Latency {
@@ -493,7 +494,8 @@ fn buckets(histogram: &Histogram) -> Vec<(u64, u64)> {
         .collect()
 }
 
-fn thread(thread: &ctxtrace_common::thread::Thread) -> Thread {
+fn thread(record: &ThreadRecord) -> Thread {
+    let thread = &record.thread;
     Thread {
         tid: thread.tid,
         pid: thread.tgid,

@@ -8,13 +8,17 @@
 //! 4. [`events`]: the rings of events, where those are wanted.
 //! 5. [`polls`]: the rings of polls that the program itself writes, where those are wanted.
 //! 6. `sampling`: the timer that asks what the target does on its CPUs, where that is wanted.
-//! 7. `cost`: what the programs cost, as measured by the kernel.
+//! 7. `drain`: what is brought home of the kernel's tables, while they fill and at the end.
+//! 8. `layouts`: which places of the table of locators are free.
+//! 9. `cost`: what the programs cost, as measured by the kernel.
 //!
 //! Everything is attached through file descriptors of this process, so nothing can stay behind: when the process ends, even
 //! by `kill -9`, the kernel detaches and frees it all.
 
 mod cost;
+mod drain;
 pub mod events;
+mod layouts;
 mod machine;
 pub mod offsets;
 pub mod polls;
@@ -26,6 +30,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, RingBuf};
@@ -38,9 +43,9 @@ use ctxtrace_common::histogram::{Histogram, Latency};
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::Locator;
 use ctxtrace_common::process::{ATTACHED, Image, Process, TaskKey, filter_place};
-use ctxtrace_common::stack::{Stack, SumKey, SwitchSum};
-use ctxtrace_common::thread::{PENDING_SUM, Thread};
-use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
+use ctxtrace_common::stack::SwitchSum;
+use ctxtrace_common::table::Generational as _;
+use ctxtrace_common::thread::{PENDING_SUM, Thread, ThreadSummary};
 
 use crate::error::{Error, Result};
 use crate::target::locate::is_elf;
@@ -48,9 +53,12 @@ use crate::target::mappings::{Mappings, Tracker};
 use crate::target::procfs;
 use crate::target::programs::{LocatorChoice, Programs};
 use crate::trace::events::EventSink;
+use crate::trace::threads::EndedThreads;
 use crate::trace::{Aggregates, CpuLosses, Fate, Latencies, Level, ThreadRecord, merge, name_of};
 use cost::CostMeter;
+use drain::{Collected, Drainer, entries};
 use events::{EventRings, Layout};
+use layouts::{Layouts, Place};
 use offsets::Offsets;
 use polls::PollRings;
 use wire::Wire;
@@ -161,13 +169,18 @@ pub struct Session {
     events: EventRings,
     /// What the launched program writes itself.
     polls: Option<PollRings>,
-    ended: Vec<ThreadRecord>,
+    ended: EndedThreads,
+    /// The processes that user space follows by their ids: their first threads are always told apart.
+    followed: HashSet<u32>,
+    collected: Collected,
+    drainer: Drainer,
     /// Added up by program: there may be very many threads.
     handovers: HashMap<Image, Handover>,
     names: HashMap<Image, Vec<String>>,
-    programs: Programs,
-    /// Those the kernel side has, in the order of their indices there.
-    locators: Vec<Locator>,
+    programs: Arc<Programs>,
+    layouts: Layouts,
+    /// Executables for which the kernel side has no room.
+    lost_programs: u64,
     settings: Settings,
     cost: CostMeter,
     /// Whether [`EXIT`] is needed, and the kernel has taken it. Without it `lost.handovers` counts what is missing.
@@ -214,6 +227,8 @@ impl Session {
         loader.override_global("WITH_EVENTS", &with_events, true);
         layout.apply(&mut loader);
         loader.map_max_entries("THREADS", settings.max_threads);
+        let ended_bytes = bytes_for_ended(settings.max_threads);
+        loader.map_max_entries("EXITED", ended_bytes);
         loader.map_max_entries("SWITCH_SUMS", settings.max_stacks);
         // A table that would stay empty takes no locked memory: that of stacks is 17 MB.
         let takes_stacks = with_stacks != 0 || settings.sample_hz.is_some();
@@ -243,15 +258,19 @@ impl Session {
         };
         Ok(Self {
             cost: CostMeter::new(&ebpf, &PROGRAMS)?,
+            drainer: Drainer::begin(&mut ebpf, ended_bytes)?,
             events: EventRings::new(&mut ebpf, layout)?,
             polls: None,
             ebpf,
             rings,
-            ended: Vec::new(),
+            ended: EndedThreads::default(),
+            followed: HashSet::new(),
+            collected: Collected::default(),
             handovers: HashMap::new(),
             names: HashMap::new(),
-            programs: Programs::new(settings.locator),
-            locators: Vec::new(),
+            programs: Arc::new(Programs::new(settings.locator)),
+            layouts: Layouts::default(),
+            lost_programs: 0,
             settings,
             waking_timer: None,
             times_wakings,
@@ -269,7 +288,7 @@ impl Session {
         if !is_elf(file) {
             return Ok(());
         }
-        let locator = self.programs.assign(image, executable, file);
+        let locator = Arc::make_mut(&mut self.programs).assign(image, executable, file);
         self.install(image, locator)
     }
 
@@ -284,7 +303,7 @@ impl Session {
     ///
     /// If the kernel refuses.
     pub fn expect_no_tasks(&mut self, image: Image) -> Result<()> {
-        let locator = self.programs.assign_none(image);
+        let locator = Arc::make_mut(&mut self.programs).assign_none(image);
         self.install(image, locator)
     }
 
@@ -292,30 +311,84 @@ impl Session {
     fn examine_new_programs(&mut self, tracker: &Tracker) {
         for (image, path) in self.programs.unassigned(tracker.mappings()) {
             let file = tracker.mappings().file(image.tgid, &path);
-            let locator = self.programs.assign(image, &path, &file);
-            // Where there is no room the switches are unattributed, for that reason.
-            let _ = self.install(image, locator);
+            let locator = Arc::make_mut(&mut self.programs).assign(image, &path, &file);
+            let installed = self.install(image, locator);
+            // A process that has ended meanwhile would leave its image behind.
+            if installed.is_ok() && !self.is_followed(image.tgid) {
+                let _ = self.forget_image(image);
+            }
         }
     }
 
+    /// Says how an image's tasks are found. Where there is no room for that the image's switches stay unattributed, and the
+    /// program is counted.
     fn install(&mut self, image: Image, locator: Locator) -> Result<()> {
-        let index = match self.locators.iter().position(|known| *known == locator) {
-            Some(index) => index as u32 + 1,
-            None => {
-                let index = self.locators.len() as u32 + 1;
+        if self.put(image, &locator)? {
+            return Ok(());
+        }
+        self.forget_ended()?;
+        if !self.put(image, &locator)? {
+            self.lost_programs += 1;
+        }
+        Ok(())
+    }
+
+    /// Puts an image and its locator into the kernel side's tables; tells whether there was room.
+    fn put(&mut self, image: Image, locator: &Locator) -> Result<bool> {
+        let index = match self.layouts.place(locator) {
+            Place::Known(index) => index,
+            Place::Free(index) => {
                 let map = self.ebpf.map_mut("LOCATORS").ok_or_else(|| missing("LOCATORS"))?;
                 let mut map = Array::<_, Wire<Locator>>::try_from(map).map_err(refused("open a BPF map"))?;
-                map.set(index, Wire(locator), 0)
+                map.set(index, Wire(*locator), 0)
                     .map_err(refused("say how tasks are found"))?;
-                self.locators.push(locator);
+                self.layouts.put(index, *locator);
                 index
             }
+            Place::None => return Ok(false),
         };
+        match self.images()?.insert(Wire(image), index, 0) {
+            Ok(()) => Ok(true),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::E2BIG) => Ok(false),
+            Err(error) => Err(refused("say how tasks are found")(error)),
+        }
+    }
+
+    /// Forgets the images of processes that have ended, and the locators that no image has any more.
+    fn forget_ended(&mut self) -> Result<()> {
+        let processes: HashSet<u32> = entries::<u32, Process>(&self.ebpf, "PROCESSES")?
+            .into_iter()
+            .map(|(tgid, _)| tgid)
+            .collect();
+        let mut used = HashSet::new();
+        for (image, index) in entries::<Image, u32>(&self.ebpf, "IMAGES")? {
+            if processes.contains(&image.tgid) {
+                used.insert(index);
+            } else {
+                self.forget_image(image)?;
+            }
+        }
+        self.layouts.keep(&used);
+        Ok(())
+    }
+
+    fn forget_image(&mut self, image: Image) -> Result<()> {
+        match self.images()?.remove(&Wire(image)) {
+            // The kernel side may have been faster.
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(refused("forget a program that has ended")(error)),
+        }
+    }
+
+    fn is_followed(&self, tgid: u32) -> bool {
+        self.hash_map::<u32, Process>("PROCESSES")
+            .is_ok_and(|processes| processes.get(&Wire(tgid), 0).is_ok())
+    }
+
+    fn images(&mut self) -> Result<BpfHashMap<&mut MapData, Wire<Image>, u32>> {
         let map = self.ebpf.map_mut("IMAGES").ok_or_else(|| missing("IMAGES"))?;
-        let mut images = BpfHashMap::<_, Wire<Image>, u32>::try_from(map).map_err(refused("open a BPF map"))?;
-        images
-            .insert(Wire(image), index, 0)
-            .map_err(refused("say how tasks are found"))
+        BpfHashMap::try_from(map).map_err(refused("open a BPF map"))
     }
 
     /// Becomes readable when the target has executed a program.
@@ -348,6 +421,7 @@ impl Session {
     }
 
     fn insert_process(&mut self, tgid: u32, process: Process) -> std::result::Result<(), MapError> {
+        self.followed.insert(tgid);
         let map = self.ebpf.map_mut("FILTER").ok_or(MapError::ElementNotFound)?;
         let mut filter = Array::<_, u64>::try_from(map)?;
         filter.set(filter_place(tgid), 1, 0)?;
@@ -380,7 +454,6 @@ impl Session {
 
     /// To be called now and then while the target runs: empties the rings and measures the programs' cost.
     pub fn tick(&mut self, tracker: &Tracker, sink: &mut dyn EventSink) {
-        self.drain();
         self.drain_events(sink);
         self.examine_new_programs(tracker);
         self.cost.tick();
@@ -419,7 +492,7 @@ impl Session {
             .map_err(refused("say whether wakeups are timed"))
     }
 
-    /// Becomes readable when there are so many events that they should not wait for the next tick.
+    /// Becomes readable when there are so many events, ended threads or sums that they should not wait for the next tick.
     #[must_use]
     pub fn events_fd(&self) -> BorrowedFd<'_> {
         self.events.fd()
@@ -427,10 +500,13 @@ impl Session {
 
     /// To be called when [`Session::events_fd`] is readable.
     pub fn drain_events(&mut self, sink: &mut dyn EventSink) {
+        self.drain();
         let until_ns = self.events.drain(sink);
         if let Some(polls) = &mut self.polls {
             polls.drain(until_ns, sink);
         }
+        // Should the kernel refuse anything of it, the tables fill, and what finds no room is counted as lost.
+        let _ = self.drainer.drain(&mut self.ebpf, &mut self.collected);
     }
 
     /// To be called when [`Session::executed_fd`] is readable.
@@ -450,43 +526,59 @@ impl Session {
     /// # Errors
     ///
     /// If a map cannot be read.
-    pub fn so_far(&self, mappings: &Mappings) -> Result<Aggregates> {
-        // Who ends at this moment may yet be seen to.
-        self.aggregates(mappings, &HashSet::new())
+    pub fn so_far(&self, mappings: &Arc<Mappings>) -> Result<Aggregates> {
+        // A thread that ends at this moment may yet be seen to.
+        self.aggregates(self.collected.clone(), mappings, &HashSet::new())
     }
 
-    fn aggregates(&self, mappings: &Mappings, vanished: &HashSet<u64>) -> Result<Aggregates> {
-        let threads_by_address = self.live_threads()?;
-        let mut threads = self.ended.clone();
-        threads.extend(threads_by_address.iter().map(|&(address, thread)| ThreadRecord {
-            thread,
-            fate: if vanished.contains(&address) {
+    fn aggregates(
+        &self,
+        mut collected: Collected,
+        mappings: &Arc<Mappings>,
+        vanished: &HashSet<u64>,
+    ) -> Result<Aggregates> {
+        let live = self.live_threads()?;
+        let mut threads = self.ended.records(|thread| self.is_always_apart(thread));
+        threads.extend(live.iter().map(|&(address, thread)| {
+            let fate = if vanished.contains(&address) {
                 Fate::Vanished
             } else {
                 Fate::Alive
-            },
+            };
+            ThreadRecord::new(thread.summary, fate)
         }));
+        collected.add_tables(&self.ebpf)?;
+        add_pending(&mut collected, live.iter().map(|(_, thread)| thread));
+        let (mut counters, mut overflow_sums) = (self.counters()?, self.overflow_sums()?);
+        collected.settle_stacks(&mut counters);
+        collected.add_losses(&mut counters, &mut overflow_sums);
         Ok(Aggregates {
             level: self.settings.level,
             threads,
-            counters: self.counters()?,
+            counters,
             lost_by_cpu: self.lost_by_cpu()?,
             latencies: self.latencies()?,
-            stacks: self.stacks()?,
-            switch_sums: self.switch_sums(threads_by_address.iter().map(|(_, thread)| thread))?,
-            overflow_sums: self.overflow_sums()?,
+            stacks: collected.stacks,
+            switch_sums: sorted(collected.switch_sums),
+            overflow_sums,
             handovers: self.handovers.values().copied().collect(),
             names: self.names.clone(),
-            goroutines: self.sorted_entries::<TaskKey, u64>("GOROUTINES")?,
-            hits: self.sorted_entries::<TaskKey, u64>("HITS")?,
-            edges: self.sorted_entries::<EdgeKey, Edge>("EDGES")?,
-            outsiders: self.entries::<u32, [u8; 16]>("OUTSIDERS")?.into_iter().collect(),
-            waker_sums: self.sorted_entries::<WakerStackKey, SwitchSum>("WAKER_SUMS")?,
-            programs: self.programs.clone(),
-            mappings: mappings.clone(),
+            goroutines: sorted(entries::<TaskKey, u64>(&self.ebpf, "GOROUTINES")?),
+            hits: sorted(collected.hits),
+            edges: sorted(collected.edges),
+            outsiders: entries::<u32, [u8; 16]>(&self.ebpf, "OUTSIDERS")?.into_iter().collect(),
+            waker_sums: sorted(collected.waker_sums),
+            lost_programs: self.lost_programs,
+            programs: Arc::clone(&self.programs),
+            mappings: Arc::clone(mappings),
             recursion_misses: self.cost.recursion_misses(),
             cost: self.cost.so_far(),
         })
+    }
+
+    /// Whether a thread is told apart however many have ended: the first one of a process that user space follows.
+    fn is_always_apart(&self, thread: &ThreadSummary) -> bool {
+        self.followed.contains(&thread.tid)
     }
 
     /// Waits until the last thread of every process that has ended has made its last switch, which comes after the process
@@ -524,8 +616,9 @@ impl Session {
             polls.drain_all(sink);
         }
         let mappings = tracker.finish();
-        self.programs.complete(&mappings);
-        self.aggregates(&mappings, &vanished)
+        Arc::make_mut(&mut self.programs).complete(&mappings);
+        let collected = std::mem::take(&mut self.collected);
+        self.aggregates(collected, &mappings, &vanished)
     }
 
     /// The threads that are gone, so have made their last switch, and nobody saw it; by the address of their record.
@@ -555,11 +648,8 @@ impl Session {
     fn drain(&mut self) {
         // The kernel side writes whole records only.
         while let Some(item) = self.rings.exited.next() {
-            if let Ok(thread) = bytemuck::try_pod_read_unaligned::<Thread>(&item) {
-                self.ended.push(ThreadRecord {
-                    thread,
-                    fate: Fate::Ended,
-                });
+            if let Ok(thread) = bytemuck::try_pod_read_unaligned::<ThreadSummary>(&item) {
+                self.ended.push(thread, |thread| self.followed.contains(&thread.tid));
             }
         }
         while let Some(item) = self.rings.handovers.next() {
@@ -580,7 +670,7 @@ impl Session {
     }
 
     fn last_switch_is_to_come(&self) -> Result<bool> {
-        let processes = self.entries::<u32, Process>("PROCESSES")?;
+        let processes = entries::<u32, Process>(&self.ebpf, "PROCESSES")?;
         let has_ended = |tgid: u32| procfs::is_gone(tgid as i32);
         Ok(processes
             .iter()
@@ -628,28 +718,9 @@ impl Session {
 
     /// The threads in the table, by the address of their `task_struct`.
     fn live_threads(&self) -> Result<Vec<(u64, Thread)>> {
-        let mut threads = self.entries::<u64, Thread>("THREADS")?;
+        let mut threads = entries::<u64, Thread>(&self.ebpf, "THREADS")?;
         threads.sort_by_key(|(_, thread)| (thread.start_boottime_ns, thread.tid));
         Ok(threads)
-    }
-
-    /// The kernel's sums, those that threads have not brought there yet, and the switch-outs of threads that are off the CPU still,
-    /// with no time.
-    fn switch_sums<'a>(&self, live: impl Iterator<Item = &'a Thread>) -> Result<Vec<(SumKey, SwitchSum)>> {
-        let mut sums: HashMap<SumKey, SwitchSum> = self.entries("SWITCH_SUMS")?.into_iter().collect();
-        for thread in live {
-            for gathered in thread.gathered.iter().filter(|gathered| gathered.sum.count > 0) {
-                let sum = sums.entry(gathered.key).or_default();
-                sum.count += gathered.sum.count;
-                sum.off_cpu_ns += gathered.sum.off_cpu_ns;
-            }
-            if thread.flags & PENDING_SUM != 0 {
-                sums.entry(thread.pending).or_default().count += 1;
-            }
-        }
-        let mut sums: Vec<_> = sums.into_iter().collect();
-        sums.sort_by_key(|&(key, _)| key);
-        Ok(sums)
     }
 
     fn overflow_sums(&self) -> Result<Vec<SwitchSum>> {
@@ -658,29 +729,11 @@ impl Session {
         let sum_of = |class: usize| {
             let mut sum = SwitchSum::default();
             for Wire(part) in map.get(&(class as u32), 0).map_err(refused("read a BPF map"))?.iter() {
-                sum.count += part.count;
-                sum.off_cpu_ns += part.off_cpu_ns;
+                sum += *part;
             }
             Ok(sum)
         };
         (0..Class::COUNT).map(sum_of).collect()
-    }
-
-    fn sorted_entries<K: bytemuck::Pod + Ord, V: bytemuck::Pod>(&self, name: &'static str) -> Result<Vec<(K, V)>> {
-        let mut entries = self.entries::<K, V>(name)?;
-        entries.sort_by_key(|&(key, _)| key);
-        Ok(entries)
-    }
-
-    fn stacks(&self) -> Result<HashMap<u64, Vec<u64>>> {
-        let stacks = self.entries::<u64, Stack>("STACKS")?;
-        Ok(stacks
-            .into_iter()
-            .map(|(key, stack)| {
-                let depth = (stack.depth as usize).min(stack.frames.len());
-                (key, stack.frames[..depth].to_vec())
-            })
-            .collect())
     }
 
     fn hash_map<K: bytemuck::Pod, V: bytemuck::Pod>(
@@ -690,14 +743,36 @@ impl Session {
         let map = self.ebpf.map(name).ok_or_else(|| missing(name))?;
         BpfHashMap::try_from(map).map_err(refused("open a BPF map"))
     }
+}
 
-    fn entries<K: bytemuck::Pod, V: bytemuck::Pod>(&self, name: &'static str) -> Result<Vec<(K, V)>> {
-        self.hash_map::<K, V>(name)?
-            .iter()
-            .map(|entry| entry.map(|(Wire(key), Wire(value))| (key, value)))
-            .collect::<std::result::Result<_, MapError>>()
-            .map_err(refused("read a BPF map"))
+/// Adds the sums that threads have not brought to the table yet, and the switch-outs of threads that are off the CPU still, with
+/// no time.
+fn add_pending<'a>(collected: &mut Collected, live: impl Iterator<Item = &'a Thread>) {
+    for thread in live {
+        for gathered in thread.gathered.iter().filter(|gathered| gathered.sum.count > 0) {
+            collected.add_switches(gathered.key.without_generation(), gathered.sum);
+        }
+        if thread.flags & PENDING_SUM != 0 {
+            let once = SwitchSum {
+                count: 1,
+                off_cpu_ns: 0,
+            };
+            collected.add_switches(thread.pending, once);
+        }
     }
+}
+
+fn sorted<K: Ord + Copy, V>(entries: impl IntoIterator<Item = (K, V)>) -> Vec<(K, V)> {
+    let mut entries: Vec<_> = entries.into_iter().collect();
+    entries.sort_by_key(|&(key, _)| key);
+    entries
+}
+
+/// The size of the ring of ended threads: room for every thread that can be followed, each with the header the kernel gives it.
+fn bytes_for_ended(max_threads: u32) -> u32 {
+    const HEADER: usize = 8;
+    let bytes = max_threads as usize * (size_of::<ThreadSummary>() + HEADER);
+    (bytes.clamp(64 << 10, 1 << 30) as u32).next_power_of_two()
 }
 
 /// The program that only a timeline needs.
@@ -733,7 +808,7 @@ fn tried_at(kernel: &Kernel, level: Level) -> Vec<Tried> {
     loader.override_global("WITH_EVENTS", &events, true);
     Layout::NONE.apply(&mut loader);
     // No more memory than it takes to be a map.
-    for name in ["THREADS", "SWITCH_SUMS", "STACKS", "WAKER_SUMS"] {
+    for name in ["THREADS", "SWITCH_SUMS", "STACKS", "WAKER_SUMS", "EDGES"] {
         loader.map_max_entries(name, 1);
     }
     let tried = |name, loaded| Tried { name, level, loaded };

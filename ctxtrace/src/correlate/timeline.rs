@@ -20,7 +20,7 @@ use ctxtrace_common::histogram::Latency;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::process::Image;
 use ctxtrace_common::stack::{SumKey, SwitchSum};
-use ctxtrace_common::thread::Thread;
+use ctxtrace_common::thread::ThreadSummary;
 
 use super::intervals::{Arrival, Before, Departure, Interval, IntervalSink, State, ThreadId, Woken};
 use crate::trace::events::EventSink;
@@ -57,7 +57,7 @@ pub struct ThreadTotals {
 
 impl ThreadTotals {
     /// The same of what the kernel side has added up.
-    fn of(thread: &Thread) -> Self {
+    fn of(thread: &ThreadSummary) -> Self {
         Self {
             start_boottime_ns: thread.start_boottime_ns,
             tgid: thread.tgid,

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use ctxtrace_common::process::{Image, TaskKey};
-use ctxtrace_common::wakeup::{Edge, EdgeKey, Origin, Waker};
+use ctxtrace_common::wakeup::{EdgeKey, Origin, Waker};
 
 use super::tasks;
+use crate::trace::wakeups::EdgeSums;
 use crate::trace::{Aggregates, name_of};
 
 /// The wakeups along one edge.
@@ -26,7 +27,7 @@ pub struct Wakeups {
     /// Whether it can be told which of them led to nothing: where the woken thread's polls are counted.
     pub wasted_is_known: bool,
     /// The sums.
-    pub edge: Edge,
+    pub edge: EdgeSums,
 }
 
 /// Every edge along which a sleep was ended, the busiest first.
@@ -63,6 +64,10 @@ impl<'a> Names<'a> {
     }
 
     fn of(&self, tid: u32) -> String {
+        if tid == 0 {
+            // Edges that found no room to be told apart.
+            return "(others)".to_owned();
+        }
         let outsider = || self.outsiders.get(&tid).map(name_of);
         self.of_targets
             .get(&tid)
@@ -85,8 +90,8 @@ impl<'a> Names<'a> {
         }
     }
 
-    fn describe(&self, aggregates: &Aggregates, key: &EdgeKey, edge: &Edge) -> Wakeups {
-        let origin = Origin::from_number(key.origin);
+    fn describe(&self, aggregates: &Aggregates, key: &EdgeKey, edge: &EdgeSums) -> Wakeups {
+        let origin = Origin::from_number(key.origin.into());
         let task = TaskKey {
             task: key.from_task,
             image: Image {
@@ -106,7 +111,7 @@ impl<'a> Names<'a> {
             to_thread: self.of(key.to_tid),
             to_tid: key.to_tid,
             wasted_is_known: self.counted.get(&key.to_tid).copied().unwrap_or(false),
-            edge: *edge,
+            edge: edge.clone(),
         }
     }
 }
@@ -139,8 +144,10 @@ mod tests {
         outsider[..4].copy_from_slice(b"sshd");
         aggregates.outsiders.insert(7, outsider);
         let mut edge = |key, count| {
-            let mut edge = Edge::EMPTY;
-            edge.count = count;
+            let edge = EdgeSums {
+                count,
+                ..EdgeSums::default()
+            };
             aggregates.edges.push((key, edge));
         };
         edge(key(Origin::Task, 101, 1, 102), 9);

@@ -196,7 +196,7 @@ pub fn wakers(run: &Run) -> Resolved {
     let mut merged = Merged::default();
     for (key, sum) in &aggregates.waker_sums {
         let woken = Entry {
-            class: Class::from_number(key.to_class).unwrap_or(Class::Unattributed),
+            class: Class::from_number(key.to_class.into()).unwrap_or(Class::Unattributed),
             reason: Unattributed::None,
             task: (key.to_task != 0).then_some(TaskKey {
                 task: key.to_task,

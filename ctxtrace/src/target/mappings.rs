@@ -8,9 +8,10 @@
 //! The records of several CPUs are put in order by their `CLOCK_MONOTONIC` time stamps before they are applied, and what is
 //! younger than the moment reading began waits for the next reading: an older record may still be on its way.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ctxtrace_common::process::Image;
 use nix::time::{ClockId, clock_gettime};
@@ -24,6 +25,8 @@ use super::attach::has_own_root;
 
 /// Space for records on each CPU: some 5,000 mappings between two readings.
 const RING_BYTES: usize = 512 << 10;
+/// Mappings that are kept of one image. Of a program that maps more, those go first that lie under later ones, then the oldest.
+const MOST_MAPPINGS: usize = 4_096;
 /// `PERF_RECORD_MISC_COMM_EXEC` (kernel: `include/uapi/linux/perf_event.h`): the name changed by an `execve`.
 const MISC_COMM_EXEC: u16 = 1 << 13;
 
@@ -54,14 +57,15 @@ impl Mapping {
 /// Every mapping seen, by image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mappings {
-    by_image: HashMap<Image, Vec<Mapping>>,
+    /// A child's are its parent's until one of them maps something.
+    by_image: HashMap<Image, Arc<Vec<Mapping>>>,
     /// Number of the image each process is running.
     #[serde(skip)]
     current: HashMap<u32, u32>,
     /// Where the files of processes are that see others than this one under the same names.
     #[serde(skip)]
     roots: HashMap<u32, PathBuf>,
-    /// Records that the kernel could not deliver.
+    /// Records that the kernel could not deliver, and mappings beyond those that are kept of one image.
     pub lost: u64,
 }
 
@@ -83,7 +87,7 @@ impl Mappings {
                     _ => PathBuf::from("//anon"),
                 },
             });
-        self.by_image.insert(Image { tgid, number: 0 }, mappings.collect());
+        self.by_image.insert(Image { tgid, number: 0 }, Arc::new(mappings.collect()));
         self.current.insert(tgid, 0);
         if has_own_root(tgid) {
             self.roots.insert(tgid, PathBuf::from(format!("/proc/{tgid}/root")));
@@ -102,7 +106,7 @@ impl Mappings {
     /// Adds an image whose mappings are known.
     #[cfg(test)]
     pub(crate) fn add(&mut self, image: Image, mappings: impl IntoIterator<Item = Mapping>) {
-        self.by_image.insert(image, mappings.into_iter().collect());
+        self.by_image.insert(image, Arc::new(mappings.into_iter().collect()));
     }
 
     /// The mapping an address of a process lies in.
@@ -133,13 +137,17 @@ impl Mappings {
         match change {
             Change::Mapped { tgid, mapping } => {
                 if let Some(&number) = self.current.get(&tgid) {
-                    self.by_image.entry(Image { tgid, number }).or_default().push(mapping);
+                    let mappings = Arc::make_mut(self.by_image.entry(Image { tgid, number }).or_default());
+                    mappings.push(mapping);
+                    if mappings.len() > MOST_MAPPINGS {
+                        self.lost += drop_some(mappings);
+                    }
                 }
             }
             Change::Executed { tgid } => {
                 if let Some(number) = self.current.get_mut(&tgid) {
                     *number += 1;
-                    self.by_image.insert(Image { tgid, number: *number }, Vec::new());
+                    self.by_image.insert(Image { tgid, number: *number }, Arc::default());
                 }
             }
             Change::Forked { parent, child } => {
@@ -157,6 +165,32 @@ impl Mappings {
     }
 }
 
+/// Drops the mappings that lie under later ones, where no address is looked up any more; if that leaves more than three quarters of
+/// what is kept, the oldest ones too, which it counts.
+fn drop_some(mappings: &mut Vec<Mapping>) -> u64 {
+    // By first address, so that what covers a mapping is found without comparing each with each; none of them overlap.
+    let mut later: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut kept: Vec<Mapping> = Vec::new();
+    for mapping in mappings.drain(..).rev() {
+        let covering = later.range(..=mapping.start).next_back();
+        if covering.is_some_and(|(_, &end)| mapping.end <= end) {
+            continue;
+        }
+        let (mut start, mut end) = (mapping.start, mapping.end);
+        while let Some((&before, &until)) = later.range(..end).next_back().filter(|&(_, &until)| until > start) {
+            later.remove(&before);
+            (start, end) = (start.min(before), end.max(until));
+        }
+        later.insert(start, end);
+        kept.push(mapping);
+    }
+    let dropped = kept.len().saturating_sub(MOST_MAPPINGS / 4 * 3);
+    kept.truncate(kept.len() - dropped);
+    kept.reverse();
+    *mappings = kept;
+    dropped as u64
+}
+
 #[derive(Clone, Debug)]
 enum Change {
     Mapped { tgid: u32, mapping: Mapping },
@@ -169,7 +203,8 @@ pub struct Tracker {
     samplers: Vec<Sampler>,
     /// Read but younger than the last horizon, with their times.
     held_back: Vec<(u64, Change)>,
-    mappings: Mappings,
+    /// Shared with the states that are saved while the run goes on.
+    mappings: Arc<Mappings>,
 }
 
 impl Tracker {
@@ -183,13 +218,13 @@ impl Tracker {
         Ok(Self {
             samplers,
             held_back: Vec::new(),
-            mappings: Mappings::default(),
+            mappings: Arc::default(),
         })
     }
 
     /// Follows a process, and from now on its children too.
     pub fn follow(&mut self, tgid: u32) {
-        self.mappings.add_process(tgid);
+        Arc::make_mut(&mut self.mappings).add_process(tgid);
     }
 
     /// Whether this process is followed.
@@ -205,18 +240,19 @@ impl Tracker {
 
     /// What is known by now.
     #[must_use]
-    pub fn mappings(&self) -> &Mappings {
+    pub fn mappings(&self) -> &Arc<Mappings> {
         &self.mappings
     }
 
     /// Reads what is left and ends.
     #[must_use]
-    pub fn finish(mut self) -> Mappings {
+    pub fn finish(mut self) -> Arc<Mappings> {
         self.read_until(u64::MAX);
         self.mappings
     }
 
     fn read_until(&mut self, horizon_ns: u64) {
+        let mappings = Arc::make_mut(&mut self.mappings);
         let mut changes = std::mem::take(&mut self.held_back);
         for sampler in &mut self.samplers {
             while let Some(record) = sampler.next_record() {
@@ -224,16 +260,16 @@ impl Tracker {
                 let bytes = record.to_contiguous();
                 let time_ns = bytes.last_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
                 match record.parse_record() {
-                    Ok(Record::Lost(lost)) => self.mappings.lost += lost.lost,
+                    Ok(Record::Lost(lost)) => mappings.lost += lost.lost,
                     Ok(parsed) => changes.extend(change_of(&parsed, record.misc()).map(|change| (time_ns, change))),
-                    Err(_) => self.mappings.lost += 1,
+                    Err(_) => mappings.lost += 1,
                 }
             }
         }
         changes.sort_by_key(|&(time_ns, _)| time_ns);
         for (time_ns, change) in changes {
             if time_ns <= horizon_ns {
-                self.mappings.apply(change);
+                mappings.apply(change);
             } else {
                 self.held_back.push((time_ns, change));
             }
@@ -368,6 +404,27 @@ mod tests {
             },
         ]);
         assert_eq!(path(&mappings, 7, 0, 0x1000), Some("second"));
+    }
+
+    #[test]
+    fn a_flood_of_mappings_is_bounded_and_the_latest_ones_stay() {
+        let same = |number: u64| Change::Mapped {
+            tgid: 7,
+            mapping: mapping(0x1000, &number.to_string()),
+        };
+        let flooded = mappings(&(0..10 * MOST_MAPPINGS as u64).map(same).collect::<Vec<_>>());
+        assert_eq!(flooded.lost, 0, "no address is looked up in what lies under later mappings");
+        let last = (10 * MOST_MAPPINGS - 1).to_string();
+        assert_eq!(path(&flooded, 7, 0, 0x1800), Some(last.as_str()));
+        let others = |number: u64| Change::Mapped {
+            tgid: 7,
+            mapping: mapping(0x1000 * number, &number.to_string()),
+        };
+        let flooded = mappings(&(0..3 * MOST_MAPPINGS as u64).map(others).collect::<Vec<_>>());
+        assert!(flooded.by_image.values().all(|mappings| mappings.len() <= MOST_MAPPINGS));
+        assert!(flooded.lost > 0);
+        let last = 3 * MOST_MAPPINGS as u64 - 1;
+        assert_eq!(path(&flooded, 7, 0, 0x1000 * last), Some(last.to_string().as_str()));
     }
 
     #[test]
