@@ -138,9 +138,8 @@ pub struct Thread {
     pub last_used: u32,
 }
 
-const _: () = assert!(
-    size_of::<Thread>() == size_of::<ThreadSummary>() + 56 + 2 * 72 + 2 * 344 + 56 + 3 * 40 + 56 + 24
-);
+const _: () =
+    assert!(size_of::<Thread>() == size_of::<ThreadSummary>() + 56 + 2 * 72 + 2 * 344 + 56 + 3 * 40 + 56 + 24);
 
 impl core::ops::Deref for Thread {
     type Target = ThreadSummary;

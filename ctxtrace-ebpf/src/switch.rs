@@ -22,8 +22,8 @@ use crate::events::{cpu, introduce, publish};
 use crate::hits::observe;
 use crate::locate::{Plain, locate, locator_of};
 use crate::maps::{
-    COUNTERS, DROP_ONE_IN, EXITED, HAS_PREV_STATE_ARG, Lane, Scratch, THREADS, WAKINGS, WITH_EVENTS,
-    WITH_STACKS, WITH_WAKER_STACKS, add, count, record,
+    COUNTERS, DROP_ONE_IN, EXITED, HAS_PREV_STATE_ARG, Lane, Scratch, THREADS, WAKINGS, WITH_EVENTS, WITH_STACKS,
+    WITH_WAKER_STACKS, add, count, record,
 };
 use crate::stacks::{Walked, kernel_stack, known_user_stack, user_stack};
 use crate::sums::{add_switch, add_waker, bring_in, edge};
@@ -327,7 +327,10 @@ fn end(task: Task, thread: &mut Thread) {
     }
     bring_in(&mut thread.gathered[0]);
     bring_in(&mut thread.gathered[1]);
-    if EXITED.output::<ThreadSummary>(&thread.summary, BPF_RB_NO_WAKEUP).is_err() {
+    if EXITED
+        .output::<ThreadSummary>(&thread.summary, BPF_RB_NO_WAKEUP)
+        .is_err()
+    {
         count(|counters| &mut counters.lost_records);
     }
     thread_was_reported();

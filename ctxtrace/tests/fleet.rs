@@ -153,9 +153,11 @@ fn spoil(run: &mut Run, number: u64, sums_only: bool) {
     let processes: BTreeSet<u32> = run.aggregates.threads.iter().map(|record| record.thread.tgid).collect();
     for tgid in processes {
         let image = Image { tgid, number: 99 };
-        run.aggregates
-            .programs
-            .assign(image, Path::new("/srv/the-next-build"), Path::new("/bin/true"));
+        std::sync::Arc::make_mut(&mut run.aggregates.programs).assign(
+            image,
+            Path::new("/srv/the-next-build"),
+            Path::new("/bin/true"),
+        );
     }
 }
 

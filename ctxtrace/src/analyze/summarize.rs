@@ -93,12 +93,7 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         lost.add(&lost_in(run));
     }
     let open_intervals = runs.iter().map(|run| open_off_intervals(&run.aggregates)).sum();
-    let threads: Vec<Thread> = run
-        .aggregates
-        .threads
-        .iter()
-        .map(thread)
-        .collect();
+    let threads: Vec<Thread> = run.aggregates.threads.iter().map(thread).collect();
 
     Report {
         schema: SCHEMA.to_owned(),
@@ -444,7 +439,12 @@ fn open_off_intervals(aggregates: &Aggregates) -> u64 {
         Fate::Ended => true,
         Fate::Vanished | Fate::Alive => record.thread.clock.is_off(),
     };
-    aggregates.threads.iter().filter(open).map(|record| record.threads).sum()
+    aggregates
+        .threads
+        .iter()
+        .filter(open)
+        .map(|record| record.threads)
+        .sum()
 }
 
 fn latency(latencies: &Latencies, open_off: u64, nulls: &mut Nulls) -> Latency {

@@ -374,7 +374,10 @@ mod tests {
         let (mut counters, mut overflow) = (Counters::default(), vec![SwitchSum::default(); Class::COUNT]);
         collected.add_losses(&mut counters, &mut overflow);
         assert_eq!(collected.switch_sums.len(), MOST_SUMS);
-        assert_eq!((counters.lost_stack_sums, overflow[Class::TaskBlocked as usize]), (2, sum(2)));
+        assert_eq!(
+            (counters.lost_stack_sums, overflow[Class::TaskBlocked as usize]),
+            (2, sum(2))
+        );
     }
 
     #[test]
@@ -393,7 +396,10 @@ mod tests {
         collected.settle_stacks(&mut counters);
         (unknown.user_stack, unknown.user_state) = (0, UserStack::TableFull as u32);
         assert_eq!(counters.lost_stacks, 6);
-        assert_eq!(collected.switch_sums, HashMap::from([(known, sum(5)), (unknown, sum(6))]));
+        assert_eq!(
+            collected.switch_sums,
+            HashMap::from([(known, sum(5)), (unknown, sum(6))])
+        );
     }
 
     #[test]

@@ -756,8 +756,8 @@ mod tests {
     /// The kernel side in a few lines: adds up as it does, and tells events as it does.
     struct Kernel {
         now_ns: u64,
-        threads: BTreeMap<u32, Thread>,
-        ended: Vec<Thread>,
+        threads: BTreeMap<u32, ThreadSummary>,
+        ended: Vec<ThreadSummary>,
         aggregates: Aggregates,
         sums: BTreeMap<SumKey, SwitchSum>,
         events: Vec<Event>,
@@ -781,7 +781,7 @@ mod tests {
         fn meet(&mut self, tid: u32, cpu: u32) {
             let now_ns = self.now_ns;
             let thread = self.threads.entry(tid).or_insert_with(|| {
-                let mut thread: Thread = bytemuck::Zeroable::zeroed();
+                let mut thread: ThreadSummary = bytemuck::Zeroable::zeroed();
                 thread.clock = if tid % 2 == 1 { Clock::NEW } else { Clock::UNKNOWN };
                 thread.start_boottime_ns = now_ns;
                 thread.tid = tid;
@@ -891,12 +891,7 @@ mod tests {
 
         fn finish(mut self) -> (Aggregates, Vec<Event>) {
             let threads = self.ended.into_iter().chain(self.threads.into_values());
-            self.aggregates.threads = threads
-                .map(|thread| ThreadRecord {
-                    thread,
-                    fate: Fate::Ended,
-                })
-                .collect();
+            self.aggregates.threads = threads.map(|thread| ThreadRecord::new(thread, Fate::Ended)).collect();
             self.aggregates.switch_sums = self.sums.into_iter().collect();
             (self.aggregates, self.events)
         }

@@ -87,7 +87,8 @@ impl Mappings {
                     _ => PathBuf::from("//anon"),
                 },
             });
-        self.by_image.insert(Image { tgid, number: 0 }, Arc::new(mappings.collect()));
+        self.by_image
+            .insert(Image { tgid, number: 0 }, Arc::new(mappings.collect()));
         self.current.insert(tgid, 0);
         if has_own_root(tgid) {
             self.roots.insert(tgid, PathBuf::from(format!("/proc/{tgid}/root")));
@@ -413,7 +414,10 @@ mod tests {
             mapping: mapping(0x1000, &number.to_string()),
         };
         let flooded = mappings(&(0..10 * MOST_MAPPINGS as u64).map(same).collect::<Vec<_>>());
-        assert_eq!(flooded.lost, 0, "no address is looked up in what lies under later mappings");
+        assert_eq!(
+            flooded.lost, 0,
+            "no address is looked up in what lies under later mappings"
+        );
         let last = (10 * MOST_MAPPINGS - 1).to_string();
         assert_eq!(path(&flooded, 7, 0, 0x1800), Some(last.as_str()));
         let others = |number: u64| Change::Mapped {
@@ -421,7 +425,12 @@ mod tests {
             mapping: mapping(0x1000 * number, &number.to_string()),
         };
         let flooded = mappings(&(0..3 * MOST_MAPPINGS as u64).map(others).collect::<Vec<_>>());
-        assert!(flooded.by_image.values().all(|mappings| mappings.len() <= MOST_MAPPINGS));
+        assert!(
+            flooded
+                .by_image
+                .values()
+                .all(|mappings| mappings.len() <= MOST_MAPPINGS)
+        );
         assert!(flooded.lost > 0);
         let last = 3 * MOST_MAPPINGS as u64 - 1;
         assert_eq!(path(&flooded, 7, 0, 0x1000 * last), Some(last.to_string().as_str()));

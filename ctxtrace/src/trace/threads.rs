@@ -78,7 +78,13 @@ impl EndedThreads {
         let mut all = self.clone();
         all.fold(MOST_ENDED, always_apart);
         let mut folded: Vec<ThreadRecord> = all.folded.into_values().collect();
-        folded.sort_by_key(|record| (std::cmp::Reverse(record.threads), record.thread.comm, record.thread.tgid));
+        folded.sort_by_key(|record| {
+            (
+                std::cmp::Reverse(record.threads),
+                record.thread.comm,
+                record.thread.tgid,
+            )
+        });
         all.apart.append(&mut folded);
         all.apart
     }
@@ -214,18 +220,35 @@ mod tests {
             .map(|number| ThreadRecord::new(thread(number, "worker"), Fate::Ended))
             .collect();
         let records = ended(count, |number| thread(number, "worker"));
-        assert_eq!(records.len(), MOST_ENDED + 2, "the first one is never folded, and the others are one sum");
+        assert_eq!(
+            records.len(),
+            MOST_ENDED + 2,
+            "the first one is never folded, and the others are one sum"
+        );
         assert_eq!(sums(&records), sums(&all));
-        assert_eq!(records.last().map(|sum| sum.threads), Some(count - MOST_ENDED as u64 - 1));
-        let least = records[1..MOST_ENDED + 1].iter().map(|record| record.thread.traced()).min();
-        assert_eq!(least, Some(count - MOST_ENDED as u64 + 2), "those with most switches are told apart");
+        assert_eq!(
+            records.last().map(|sum| sum.threads),
+            Some(count - MOST_ENDED as u64 - 1)
+        );
+        let least = records[1..MOST_ENDED + 1]
+            .iter()
+            .map(|record| record.thread.traced())
+            .min();
+        assert_eq!(
+            least,
+            Some(count - MOST_ENDED as u64 + 2),
+            "those with most switches are told apart"
+        );
     }
 
     #[test]
     fn few_threads_are_all_told_apart() {
         let records = ended(MOST_ENDED as u64, |number| thread(number, "worker"));
         assert!(records.iter().all(|record| record.threads == 1));
-        assert!(records.is_sorted_by_key(|record| record.thread.tid), "in the order of their ends");
+        assert!(
+            records.is_sorted_by_key(|record| record.thread.tid),
+            "in the order of their ends"
+        );
     }
 
     #[test]
@@ -254,6 +277,10 @@ mod tests {
         let records = ended(count, |number| thread(number, &format!("w{number}")));
         assert!(records.len() <= MOST_ENDED + MOST_NAMES + 2, "{}", records.len());
         assert_eq!(sums(&records)[0], count);
-        assert!(records.iter().any(|record| &record.thread.comm == OTHER_NAMES && record.threads > 1));
+        assert!(
+            records
+                .iter()
+                .any(|record| &record.thread.comm == OTHER_NAMES && record.threads > 1)
+        );
     }
 }
