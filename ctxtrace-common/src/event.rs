@@ -31,6 +31,7 @@ const RUNNABLE: u8 = 2;
 const DEAD: u8 = 4;
 const WOKEN_ON_CPU: u8 = 8;
 const CPU_WAS_IDLE: u8 = 16;
+const THROTTLED: u8 = 32;
 
 // Flags of a waking.
 const NOTED_OFF_CPU: u8 = 1;
@@ -92,6 +93,8 @@ pub struct Out {
     pub class: u8,
     /// See `class`.
     pub reason: u8,
+    /// The CPU quota of its cgroup took it off its CPU. Events of versions before this was recorded say no.
+    pub throttled: bool,
 }
 
 /// A thread of the target that comes onto a CPU.
@@ -232,6 +235,9 @@ impl Event {
         if voluntary {
             flags |= VOLUNTARY;
         }
+        if pending.throttled != 0 {
+            flags |= THROTTLED;
+        }
         self.flags |= flags;
     }
 
@@ -268,8 +274,8 @@ impl Event {
             Some(Waking::OnCpu) => NOTED_ON_CPU,
         };
         Self {
-            task: waker.task,
-            word: packed(waker.tgid, waker.image),
+            task: waker.words()[0],
+            word: waker.words()[1],
             tid,
             other_tid: waker.tid,
             flags: if newborn { noted | NEWBORN } else { noted },
@@ -351,15 +357,7 @@ impl Event {
                     _ => None,
                 },
                 newborn: self.flags & NEWBORN != 0,
-                waker: Waker {
-                    task: self.task,
-                    kernel_stack: 0,
-                    user_stack: 0,
-                    tid: self.other_tid,
-                    tgid: self.image().tgid,
-                    image: self.image().number,
-                    origin: u32::from(self.origin),
-                },
+                waker: Waker::from_words(self.other_tid, u32::from(self.origin), [self.task, self.word]),
             },
             THREAD => Decoded::Thread {
                 tid: self.tid,
@@ -403,6 +401,7 @@ impl Event {
             task: self.task,
             class: self.class,
             reason: self.reason,
+            throttled: self.flags & THROTTLED != 0,
         })
     }
 
@@ -464,10 +463,12 @@ mod tests {
     fn a_switch_tells_of_both_threads() {
         for leave in [Leave::Slept, Leave::Runnable, Leave::Dead] {
             for voluntary in [false, true] {
-                for waking in [Waking::OffCpu, Waking::OnCpu] {
+                for (waking, throttled) in [(Waking::OffCpu, false), (Waking::OnCpu, true)] {
                     let mut event = Event::switch(7, 3);
                     assert!(!event.concerns_the_target());
-                    event.set_out(11, leave, voluntary, &key(5, 2, u64::MAX));
+                    let mut pending = key(5, 2, u64::MAX);
+                    pending.throttled = u8::from(throttled);
+                    event.set_out(11, leave, voluntary, &pending);
                     event.set_in(12, waking, 6);
                     assert!(event.concerns_the_target());
                     assert_eq!((event.at_ns, event.cpu), (7, 3));
@@ -478,6 +479,7 @@ mod tests {
                         task: u64::MAX,
                         class: 5,
                         reason: 2,
+                        throttled,
                     };
                     let into = In {
                         tid: 12,
@@ -532,14 +534,8 @@ mod tests {
 
     #[test]
     fn a_waking_names_its_maker() {
-        let waker = Waker {
-            task: 9,
-            tid: 21,
-            tgid: 20,
-            image: 3,
-            origin: Origin::Task as u32,
-            ..Waker::default()
-        };
+        let program = Image { tgid: 20, number: 3 };
+        let waker = Waker::new(Origin::Task, 21, program, 9);
         for noted in [None, Some(Waking::OffCpu), Some(Waking::OnCpu)] {
             for newborn in [false, true] {
                 let decoded = Event::waking(1, 2, 5, noted, newborn, &waker).decode();

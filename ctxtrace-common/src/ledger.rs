@@ -10,13 +10,22 @@ use crate::locator::{Doing, Reason};
 /// `__TASK_STOPPED | __TASK_TRACED` (kernel: `include/linux/sched.h`): a stop signal, or a debugger.
 pub const STATE_STOPPED: u32 = 0x4 | 0x8;
 
+/// `TASK_FROZEN` (kernel: `include/linux/sched.h`): the state in which the freezer of cgroup v1 keeps a thread since Linux 6.1. No
+/// kernel before has a state of this value.
+pub const STATE_FROZEN: u32 = 0x8000;
+
+/// `JOBCTL_TRAP_FREEZE` (kernel: `include/linux/sched/jobctl.h`): the freezer of cgroup v2 wants the thread. The thread has obeyed where
+/// `task_struct.frozen` is set as well. That field alone says less: the kernel sets it also while a thread waits for the child of its
+/// `vfork`, whether or not anything is frozen.
+pub const JOBCTL_TRAP_FREEZE: u64 = 1 << 23;
+
 /// What a kernel switch was.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
     /// The thread's last one.
     Exited = 1,
-    /// The thread was stopped, by a signal or a debugger.
+    /// The thread was stopped, by a signal, a debugger or the freezer of its cgroup.
     Stopped = 2,
     /// What the thread was doing could not be known; there is a [`Reason`].
     Unattributed = 3,
@@ -103,7 +112,7 @@ impl Syscall {
 
 /// The class of a switch-out, and the reason if it is [`Class::Unattributed`].
 ///
-/// `stopped`: the state it left in contains [`STATE_STOPPED`].
+/// `stopped`: the state it left in contains [`STATE_STOPPED`], or its cgroup is frozen.
 #[inline(always)]
 #[must_use]
 pub fn classify(leave: Leave, stopped: bool, doing: Doing, syscall: Syscall) -> (Class, Reason) {

@@ -154,6 +154,8 @@ pub enum Reason {
     GoStripped = 11,
     /// The program is Go's, and its types, or its thread-locals, are not as in any known version.
     GoUnknownLayout = 12,
+    /// The executable was replaced or deleted before it could be opened.
+    Replaced = 13,
 }
 
 impl Reason {
@@ -174,6 +176,7 @@ impl Reason {
             10 => Self::GoVersion,
             11 => Self::GoStripped,
             12 => Self::GoUnknownLayout,
+            13 => Self::Replaced,
             _ => Self::None,
         }
     }

@@ -100,9 +100,12 @@ pub struct SumKey {
     pub class: u8,
     /// The [`crate::locator::Reason`] why it is unattributed, or 0.
     pub reason: u8,
+    /// 1 if the CPU quota of its cgroup took the thread off its CPU, as far as the kernel says so of a thread; otherwise 0.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub throttled: u8,
     /// Which [`crate::table`] generation the sum is of. Only a key in the kernel's table has one; everywhere else this is 0.
     #[cfg_attr(feature = "serde", serde(rename = "reserved"))]
-    pub generation: u16,
+    pub generation: u8,
 }
 
 const _: () = assert!(size_of::<SumKey>() == 56);
@@ -119,6 +122,7 @@ impl SumKey {
         user_state: 0,
         class: 0,
         reason: 0,
+        throttled: 0,
         generation: 0,
     };
 }
@@ -241,6 +245,7 @@ mod tests {
             |key: &mut SumKey| key.user_state = 1,
             |key: &mut SumKey| key.class = 4,
             |key: &mut SumKey| key.reason = 1,
+            |key: &mut SumKey| key.throttled = 1,
         ] {
             let mut other = key;
             differ(&mut other);

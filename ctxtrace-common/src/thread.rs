@@ -23,6 +23,9 @@ pub const RUNTIME: u32 = 16;
 pub const WOKEN_FROM_PARK: u32 = 32;
 /// It was traced from its birth, with thread-locals of its own.
 pub const FROM_BIRTH: u32 = 64;
+/// The first thread of a process that has its maker's memory and thread pointer until it calls `execve`, as `vfork` makes it: whatever
+/// they say of tasks is said of the maker.
+pub const BORROWED: u32 = 128;
 
 /// The kernel's own count of a thread's switches (`task_struct.nvcsw` and `nivcsw`).
 #[repr(C)]

@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::bound::element;
 use crate::histogram::{SUB_BITS, SUB_BUCKETS, bucket_of};
+use crate::process::Image;
 use crate::words::store;
 
 /// Buckets of an edge's distribution: everything below 2^36 ns (69 s), then one for the rest.
@@ -43,11 +44,16 @@ impl Origin {
 }
 
 /// The maker of a wakeup, as it is noted in the record of the thread that is woken.
+///
+/// A thread outside the target has no task and no program that is known. Where it is the maker ([`Origin::Outside`]), the name that it has at
+/// that moment takes their place: its first half that of `task`, its second half that of `tgid` and `image`. So the name is a part of every
+/// key that is made of a maker, and a thread that gets another name is another maker. [`Waker::task()`] and [`Waker::program`] say nothing of
+/// such a thread, and [`Waker::outsider_name`] is its name.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Waker {
-    /// The task it was polling, or 0.
+    /// See [`Waker::task()`].
     pub task: u64,
     /// Its stack in the kernel, as a key of the stack table, or 0; only where stacks of wakers are taken.
     pub kernel_stack: u64,
@@ -55,15 +61,20 @@ pub struct Waker {
     pub user_stack: u64,
     /// Thread id; 0 for an interrupt.
     pub tid: u32,
-    /// Process id; 0 for what is not the target's.
+    /// See [`Waker::program`].
     pub tgid: u32,
-    /// How many times the process had called `execve`.
+    /// See [`Waker::program`].
     pub image: u32,
     /// An [`Origin`].
     pub origin: u32,
 }
 
 const _: () = assert!(size_of::<Waker>() == 40);
+
+/// The name of a thread outside the target, out of the fields that it takes the place of.
+fn name_in(task: u64, tgid: u32, image: u32) -> [u8; 16] {
+    bytemuck::cast([task, u64::from(tgid) | u64::from(image) << 32])
+}
 
 impl Waker {
     /// Nobody is known. Word by word, for it is done at each waking.
@@ -76,6 +87,95 @@ impl Waker {
         store(&mut self.tgid, 0);
         store(&mut self.image, 0);
         store(&mut self.origin, Origin::Unknown as u32);
+    }
+
+    /// The maker is a thread of the target, in this program.
+    #[inline(always)]
+    pub fn set_program(&mut self, program: Image) {
+        store(&mut self.tgid, program.tgid);
+        store(&mut self.image, program.number);
+    }
+
+    /// The maker polls this task of its program; 0 for none.
+    #[inline(always)]
+    pub fn set_task(&mut self, task: u64) {
+        store(&mut self.task, task);
+    }
+
+    /// The maker is a thread outside the target that has this name, padded with zeroes.
+    #[inline(always)]
+    pub fn set_outsider(&mut self, name: [u64; 2]) {
+        self.origin = Origin::Outside as u32;
+        store(&mut self.task, name[0]);
+        store(&mut self.tgid, name[1] as u32);
+        store(&mut self.image, (name[1] >> 32) as u32);
+    }
+
+    /// A thread of the target, or none, that polls this task of this program; without stacks.
+    #[must_use]
+    pub fn new(origin: Origin, tid: u32, program: Image, task: u64) -> Self {
+        Self {
+            task,
+            kernel_stack: 0,
+            user_stack: 0,
+            tid,
+            tgid: program.tgid,
+            image: program.number,
+            origin: origin as u32,
+        }
+    }
+
+    /// As it is in an event, by the words that [`Waker::words`] gave.
+    #[must_use]
+    pub fn from_words(tid: u32, origin: u32, [task, program]: [u64; 2]) -> Self {
+        Self {
+            task,
+            kernel_stack: 0,
+            user_stack: 0,
+            tid,
+            tgid: program as u32,
+            image: (program >> 32) as u32,
+            origin,
+        }
+    }
+
+    /// Task and program, or the name, in two words.
+    #[inline(always)]
+    #[must_use]
+    pub fn words(&self) -> [u64; 2] {
+        [self.task, u64::from(self.tgid) | u64::from(self.image) << 32]
+    }
+
+    /// Whether it is a thread of the target.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_of_target(&self) -> bool {
+        self.origin != Origin::Outside as u32 && self.tgid != 0
+    }
+
+    /// The task it was polling, or 0.
+    #[must_use]
+    pub fn task(&self) -> u64 {
+        if self.is_of_target() { self.task } else { 0 }
+    }
+
+    /// The program it runs; process 0 for what is not the target's.
+    #[must_use]
+    pub fn program(&self) -> Image {
+        if self.is_of_target() {
+            Image {
+                tgid: self.tgid,
+                number: self.image,
+            }
+        } else {
+            Image::default()
+        }
+    }
+
+    /// The name of a thread outside the target, padded with zeroes. Captures of versions before this was recorded have zeroes alone.
+    #[must_use]
+    pub fn outsider_name(&self) -> Option<[u8; 16]> {
+        (self.origin == Origin::Outside as u32).then(|| name_in(self.task, self.tgid, self.image))
     }
 
     /// Becomes the other one, likewise.
@@ -96,13 +196,13 @@ impl Waker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct EdgeKey {
-    /// The task that woke, or 0.
+    /// As in [`Waker`].
     pub from_task: u64,
     /// The thread that woke, or 0.
     pub from_tid: u32,
-    /// Its process, or 0.
+    /// As in [`Waker`].
     pub from_tgid: u32,
-    /// How many times that process had called `execve`.
+    /// As in [`Waker`].
     pub from_image: u32,
     /// An [`Origin`].
     pub origin: u16,
@@ -131,6 +231,20 @@ impl EdgeKey {
             generation: 0,
             to_tid,
             to_tgid,
+        }
+    }
+
+    /// The waker, without stacks.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        Waker {
+            task: self.from_task,
+            kernel_stack: 0,
+            user_stack: 0,
+            tid: self.from_tid,
+            tgid: self.from_tgid,
+            image: self.from_image,
+            origin: self.origin as u32,
         }
     }
 }
@@ -228,6 +342,28 @@ mod tests {
         assert_eq!(edge.buckets.iter().sum::<u64>(), 4);
         assert_eq!(edge.buckets[EDGE_BUCKETS - 1], 1);
         assert_eq!(edge.max_ns, u64::MAX);
+    }
+
+    #[test]
+    fn an_outsider_that_gets_another_name_is_another_waker_and_no_task_of_the_targets() {
+        let edge_of = |name: &[u8; 16]| {
+            let mut waker = Waker {
+                tid: 7,
+                ..Waker::default()
+            };
+            waker.set_outsider(bytemuck::cast(*name));
+            let edge = EdgeKey::new(&waker, 8, 8);
+            assert_eq!(edge.waker(), waker);
+            assert_eq!(waker.outsider_name(), Some(*name));
+            assert_eq!((waker.task(), waker.program()), (0, Image::default()));
+            assert_eq!(Waker::from_words(7, waker.origin, waker.words()), waker);
+            edge
+        };
+        assert_ne!(
+            edge_of(b"alpha\0\0\0\0\0\0\0\0\0\0\0"),
+            edge_of(b"beta\0\0\0\0\0\0\0\0\0\0\0\0")
+        );
+        assert_ne!(edge_of(b"the-same-half-1\0"), edge_of(b"the-same-half-2\0"));
     }
 
     #[test]

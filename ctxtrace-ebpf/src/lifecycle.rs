@@ -9,7 +9,7 @@ use aya_ebpf::macros::{btf_tracepoint, kprobe};
 use aya_ebpf::programs::{BtfTracePointContext, ProbeContext};
 use ctxtrace_common::clock::Clock;
 use ctxtrace_common::process::Image;
-use ctxtrace_common::thread::{EXITING, FROM_BIRTH, INHERITED, KernelCount, RUNTIME, Thread};
+use ctxtrace_common::thread::{BORROWED, EXITING, FROM_BIRTH, INHERITED, KernelCount, RUNTIME, Thread};
 
 use crate::handover::final_numbers;
 use crate::maps::{EXECUTED, FOLLOW_CHILDREN, Lane, THREADS, WITH_EVENTS};
@@ -27,7 +27,9 @@ pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     };
     let image = thread.image;
     let (tid, tgid) = (child.tid(), child.tgid());
-    let flags = if tgid == thread.tgid {
+    let thread_pointer = child.thread_pointer();
+    let is_makers = thread_pointer == parent.thread_pointer() && child.memory() == parent.memory();
+    let mut flags = if tgid == thread.tgid {
         FROM_BIRTH
     } else if FOLLOW_CHILDREN.load() == 0 {
         return 0;
@@ -40,9 +42,11 @@ pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
         INHERITED
     };
     // Go's threads are born with their maker's thread pointer, and set their own a few instructions later: up to then they
-    // are not to be taken for what their maker was doing.
-    let thread_pointer = child.thread_pointer();
-    let is_makers = tgid == thread.tgid && thread_pointer == parent.thread_pointer();
+    // are not to be taken for what their maker was doing. The child of a `vfork` (`posix_spawn`, Go's `os/exec`) has it until it calls
+    // `execve`, however often it is switched out before.
+    if is_makers && tgid != thread.tgid {
+        flags |= BORROWED;
+    }
     let first = First {
         stale_thread_pointer: if is_makers { thread_pointer } else { 0 },
         tid,
@@ -83,7 +87,7 @@ pub(crate) fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
         thread.launch_task = 0;
         thread.memory = task.memory();
         thread.stale_thread_pointer = task.thread_pointer();
-        thread.flags = (thread.flags & !(INHERITED | RUNTIME)) | FROM_BIRTH;
+        thread.flags = (thread.flags & !(INHERITED | BORROWED | RUNTIME)) | FROM_BIRTH;
         thread.polls.start_anew();
         let image = Image {
             tgid: thread.tgid,

@@ -119,10 +119,6 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 #[map]
 pub(crate) static EDGES: HashMap<EdgeKey, Edge> = HashMap::with_max_entries(8_192, 0);
 
-/// Names of threads that are not the target's and have woken one of it, by thread id.
-#[map]
-pub(crate) static OUTSIDERS: HashMap<u32, [u8; 16]> = HashMap::with_max_entries(1_024, 0);
-
 /// Wakeups by the stacks of their makers, where those are taken.
 #[map]
 pub(crate) static WAKER_SUMS: HashMap<WakerStackKey, SwitchSum> = HashMap::with_max_entries(16_384, 0);

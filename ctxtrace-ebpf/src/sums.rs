@@ -57,7 +57,7 @@ pub(crate) fn bring_in(gathered: &mut Gathered) {
         return;
     }
     // The key is another one's from here on, or nobody's.
-    key.generation = generation(Table::SwitchSums) as u16;
+    key.generation = generation(Table::SwitchSums) as u8;
     if add(&SWITCH_SUMS, Table::SwitchSums, key, alike) {
         return;
     }

@@ -15,7 +15,7 @@ use ctxtrace_common::locator::Doing;
 use ctxtrace_common::polls::Gap;
 use ctxtrace_common::process::Image;
 use ctxtrace_common::stack::UserStack;
-use ctxtrace_common::thread::{EXITING, INHERITED, PENDING_SUM, Thread, ThreadSummary, WOKEN_FROM_PARK};
+use ctxtrace_common::thread::{BORROWED, EXITING, INHERITED, PENDING_SUM, Thread, ThreadSummary, WOKEN_FROM_PARK};
 use ctxtrace_common::wakeup::{EdgeKey, WakerStackKey};
 
 use crate::events::{cpu, introduce, publish};
@@ -155,8 +155,10 @@ fn switch_out(
         take_user_stack(ctx, task, thread, scratch);
     }
     thread.flags |= PENDING_SUM;
-    // What the kernel saves next, behind this tracepoint, is the register as it is.
-    thread.stale_thread_pointer = 0;
+    if thread.flags & BORROWED == 0 {
+        // What the kernel saves next, behind this tracepoint, is the register as it is.
+        thread.stale_thread_pointer = 0;
+    }
     if leave == Leave::Dead {
         end(task, thread);
     }
@@ -170,7 +172,7 @@ fn enter_in_ledger(task: Task, thread: &mut Thread, leave: Leave, state: u32, pl
     } else {
         task.syscall()
     };
-    let stopped = state & STATE_STOPPED != 0;
+    let stopped = state & STATE_STOPPED != 0 || leave == Leave::Slept && task.is_frozen(state);
     let doing = plain.shape();
     let (class, _) = classify(leave, stopped, doing, syscall);
     let pending = &mut thread.pending;
@@ -181,6 +183,7 @@ fn enter_in_ledger(task: Task, thread: &mut Thread, leave: Leave, state: u32, pl
         pending.class = class as u8;
         pending.reason = 0;
     }
+    pending.throttled = u8::from(leave == Leave::Runnable && task.is_throttled());
     pending.task = plain.task();
     pending.tgid = thread.summary.tgid;
     pending.image = thread.summary.image;

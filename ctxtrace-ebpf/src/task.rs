@@ -7,7 +7,7 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_task_pt_regs};
-use ctxtrace_common::ledger::Syscall;
+use ctxtrace_common::ledger::{JOBCTL_TRAP_FREEZE, STATE_FROZEN, Syscall};
 use ctxtrace_common::thread::KernelCount;
 
 use crate::maps::HAS_TASK_PT_REGS;
@@ -55,6 +55,18 @@ offsets! {
     SIZE_OF_PT_REGS,
     /// Offset of `task_struct.stack`.
     OFFSET_STACK,
+    /// Offset of `task_struct.throttled`, a `bool` (since Linux 6.18).
+    OFFSET_THROTTLED,
+    /// Whether there is such a field.
+    HAS_THROTTLED,
+    /// Offset of `task_struct.jobctl`.
+    OFFSET_JOBCTL,
+    /// Offset of the byte that holds the bit `task_struct.frozen`, which says that the freezer of cgroup v2 has the thread.
+    OFFSET_FROZEN,
+    /// That bit in it; 0 where there is no such field.
+    FROZEN_BIT,
+    /// `PF_FROZEN` of `task_struct.flags`, by which the freezer of cgroup v1 said so before Linux 6.1; 0 since.
+    FROZEN_FLAG,
 }
 
 /// `TASK_DEAD`, set for the very last switch of a thread (kernel: `include/linux/sched.h`, `do_task_dead()`). The value has
@@ -148,6 +160,26 @@ impl Task {
     pub(crate) fn is_kernel_worker(self) -> bool {
         let flags: u32 = self.load(&OFFSET_FLAGS);
         flags & KERNEL_WORKER_FLAGS != 0
+    }
+
+    /// Whether the CPU quota of its cgroup keeps the thread off its CPU, as far as the kernel says so of a thread.
+    #[inline(always)]
+    pub(crate) fn is_throttled(self) -> bool {
+        HAS_THROTTLED.load() != 0 && self.load::<u8>(&OFFSET_THROTTLED) != 0
+    }
+
+    /// Whether the thread, which goes to sleep in this state, does so because its cgroup is frozen.
+    #[inline(always)]
+    pub(crate) fn is_frozen(self, state: u32) -> bool {
+        if state & STATE_FROZEN != 0 {
+            return true;
+        }
+        if FROZEN_FLAG.load() != 0 && self.load::<u32>(&OFFSET_FLAGS) & FROZEN_FLAG.load() != 0 {
+            return true;
+        }
+        FROZEN_BIT.load() != 0
+            && self.load::<u64>(&OFFSET_JOBCTL) & JOBCTL_TRAP_FREEZE != 0
+            && u32::from(self.load::<u8>(&OFFSET_FROZEN)) & FROZEN_BIT.load() != 0
     }
 
     /// Identity of the thread's user memory; 0 if it has none any more.

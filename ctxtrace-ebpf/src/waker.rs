@@ -1,12 +1,14 @@
 //! Who makes a wakeup: the thread that is `current`, unless an interrupt has only borrowed it.
 
 use aya_ebpf::Global;
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel};
+use aya_ebpf::helpers::generated::bpf_get_current_comm;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel};
 use ctxtrace_common::locator::Doing;
-use ctxtrace_common::wakeup::Origin;
+use ctxtrace_common::process::Image;
+use ctxtrace_common::wakeup::{Origin, Waker};
 
 use crate::locate::locate;
-use crate::maps::{OUTSIDERS, PREEMPT_COUNTERS, Scratch, THREADS, WITH_WAKER_STACKS};
+use crate::maps::{PREEMPT_COUNTERS, Scratch, THREADS, WITH_WAKER_STACKS};
 use crate::stacks::{Space, Walked, walk};
 use crate::task::thread_pointer_of;
 
@@ -63,19 +65,18 @@ pub(crate) fn waker(ctx: *mut core::ffi::c_void, scratch: &mut Scratch) {
 fn from_thread(current: u64, tid: u32, scratch: &mut Scratch) {
     scratch.waker.tid = tid;
     let Some(thread) = THREADS.get_ptr_mut(&current) else {
-        scratch.waker.origin = Origin::Outside as u32;
-        if OUTSIDERS.get_ptr(&tid).is_none() {
-            name_outsider(tid);
-        }
+        name_outsider(&mut scratch.waker);
         return;
     };
     // SAFETY: a live element of a preallocated map, and the thread it belongs to is running here, so no other CPU switches
     // it meanwhile.
     let thread = unsafe { &mut *thread };
-    scratch.waker.tgid = thread.tgid;
-    scratch.waker.image = thread.image;
+    scratch.waker.set_program(Image {
+        tgid: thread.tgid,
+        number: thread.image,
+    });
     let plain = locate(thread, thread_pointer_of(current), scratch);
-    scratch.waker.task = plain.task();
+    scratch.waker.set_task(plain.task());
     let origin = match plain.shape() {
         Doing::Task(_) => Origin::Task,
         Doing::Runtime | Doing::PoolIdle => Origin::Runtime,
@@ -84,13 +85,13 @@ fn from_thread(current: u64, tid: u32, scratch: &mut Scratch) {
     scratch.waker.origin = origin as u32;
 }
 
-/// Notes the name of the thread that is `current`. Kept out of line: it runs once a thread.
+/// Notes the name that the thread that is `current` has now. Kept out of line, for the name needs room on the stack.
 #[inline(never)]
-fn name_outsider(tid: u32) {
-    if let Ok(comm) = bpf_get_current_comm() {
-        // Should there be no room, it has no name.
-        let _ = OUTSIDERS.insert(&tid, &comm, 0);
-    }
+fn name_outsider(waker: &mut Waker) {
+    let mut name = [0_u64; 2];
+    // SAFETY: the helper writes as many bytes as it is given, padded with zeroes.
+    let _ = unsafe { bpf_get_current_comm((&raw mut name).cast(), size_of_val(&name) as u32) };
+    waker.set_outsider(name);
 }
 
 /// Whether this CPU serves an interrupt or a softirq; `None` if that cannot be told.

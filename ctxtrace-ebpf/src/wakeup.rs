@@ -70,7 +70,7 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
         Waking::OnCpu => thread.wakers[1].become_like(waker),
     }
     thread.clock.waking(waking, now_ns);
-    if waker.tgid != 0
+    if waker.is_of_target()
         && is_timed()
         && let Some(now) = WAKINGS.get_ptr_mut(0)
     {

@@ -71,16 +71,22 @@ pub enum Error {
     },
 
     /// `bpf()` said no although the process seems to be privileged.
-    #[error(
-        "the kernel refused to {action}: {reason}\n  If this is a container or a user namespace, run ctxtrace on the host or give \
-         the container CAP_BPF and CAP_PERFMON; if /sys/kernel/security/lockdown says [confidentiality], boot without lockdown"
-    )]
+    #[error("the kernel refused to {action}: {reason}{}", refusal_advice(*errno))]
     Refused {
         /// What was tried.
         action: String,
         /// What the kernel, or its verifier, said.
         reason: String,
+        /// The kernel's number for it, if it gave one.
+        errno: Option<i32>,
     },
+
+    /// What `sudo` says of its user cannot be: root's rights are not used instead.
+    #[error(
+        "{0}, so it is not known for whom sudo runs: set both SUDO_UID and SUDO_GID to the user's ids, as sudo does, or unset both \
+         (`env -u SUDO_UID -u SUDO_GID`) to do everything as root"
+    )]
+    Sudo(String),
 
     /// An output cannot be written.
     #[error("cannot write {}: {source}", path.display())]
@@ -90,6 +96,10 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+
+    /// Several outputs cannot be written.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Several(Vec<Error>),
 
     /// The program to be traced could not be started.
     #[error("cannot start {}: {source}{}", program.display(), reach_hint(source, *user))]
@@ -121,7 +131,7 @@ pub enum Error {
     },
 
     /// A system call failed that nothing in the user's hand makes fail.
-    #[error("{action} failed: {source}")]
+    #[error("{action} failed: {source}{}", shortage(source).unwrap_or_default())]
     System {
         /// What was tried.
         action: &'static str,
@@ -162,7 +172,59 @@ fn reach_hint(source: &io::Error, user: Option<u32>) -> String {
     }
 }
 
+/// What to do about a lack of descriptors or memory, in words that follow the error; `None` if the error is another one.
+pub(crate) fn shortage(error: &io::Error) -> Option<&'static str> {
+    shortage_of(error.raw_os_error())
+}
+
+fn shortage_of(errno: Option<i32>) -> Option<&'static str> {
+    match errno? {
+        libc::EMFILE => Some(
+            "\n  ctxtrace needs more descriptors, several for each CPU: raise the hard limit (ulimit -Hn, as root), or LimitNOFILE= \
+             of its service",
+        ),
+        libc::ENFILE => {
+            Some("\n  The whole machine has no more descriptors: end what holds many, or raise fs.file-max")
+        }
+        libc::ENOMEM => Some(
+            "\n  There is too little memory for the tables: free some, raise the memory limit of the cgroup that ctxtrace runs in, \
+             or ask for smaller tables with --max-threads and --max-stacks",
+        ),
+        _ => None,
+    }
+}
+
+/// What to do about a refusal: a lack of something is no lack of rights.
+fn refusal_advice(errno: Option<i32>) -> &'static str {
+    shortage_of(errno).unwrap_or(
+        "\n  If this is a container or a user namespace, run ctxtrace on the host or give the container CAP_BPF and CAP_PERFMON; if \
+         /sys/kernel/security/lockdown says [confidentiality], boot without lockdown",
+    )
+}
+
 impl Error {
+    /// Each of the errors that it is made of, each with a sentence of its own.
+    #[must_use]
+    pub fn each(&self) -> &[Self] {
+        match self {
+            Self::Several(errors) => errors,
+            one => std::slice::from_ref(one),
+        }
+    }
+
+    /// All of these as one; nothing if there is none.
+    ///
+    /// # Errors
+    ///
+    /// If there is at least one.
+    pub fn all(mut errors: Vec<Self>) -> Result<()> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => errors.pop().map_or(Ok(()), Err),
+            _ => Err(Self::Several(errors)),
+        }
+    }
+
     /// A failed system call.
     pub fn system(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { action, source }
@@ -200,3 +262,31 @@ impl Error {
 
 /// Result of anything in this crate.
 pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_something_is_no_lack_of_rights() {
+        let refused = |errno| {
+            Error::Refused {
+                action: "load the BPF maps".to_owned(),
+                reason: "no".to_owned(),
+                errno,
+            }
+            .to_string()
+        };
+        for (errno, advice) in [(libc::EMFILE, "ulimit -Hn"), (libc::ENOMEM, "too little memory")] {
+            let text = refused(Some(errno));
+            assert!(text.contains(advice) && !text.contains("lockdown"), "{text}");
+            let failed = Error::system("pipe2")(io::Error::from_raw_os_error(errno)).to_string();
+            assert!(failed.contains(advice), "{failed}");
+        }
+        for errno in [None, Some(libc::EPERM)] {
+            assert!(refused(errno).contains("lockdown"));
+        }
+        let other = Error::system("pipe2")(io::Error::from_raw_os_error(libc::EIO)).to_string();
+        assert!(other.starts_with("pipe2 failed: ") && !other.contains('\n'), "{other}");
+    }
+}

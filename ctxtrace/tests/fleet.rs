@@ -1,13 +1,15 @@
 //! The SQL of `docs/FLEET.md`, run in `DuckDB` over a fleet of captures, and held against the JSON of their reports. Needs no root.
 //!
-//! It needs Python with `duckdb`: `cargo xtask setup` installs it into `target/duckdb`, and `CTXTRACE_DUCKDB_PYTHON` names another
-//! one. Where there is none the test is ignored, and fails if `CTXTRACE_REQUIRE_DUCKDB` is set, as it is in CI.
+//! It needs Python with `duckdb`: `cargo xtask setup --for-tests` installs it into `target/duckdb`, and `CTXTRACE_DUCKDB_PYTHON` names another
+//! one. Where there is none the test is skipped, and fails if `CTXTRACE_REQUIRE_DUCKDB` is set, as it is in CI.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use ctxtrace::reader::FileReader;
+use ctxtrace::target::held::HeldFile;
 use ctxtrace::trace::Latencies;
 use ctxtrace::trace::file::{self, Told, Writer};
 use ctxtrace::trace::polls::PollBatch;
@@ -16,7 +18,7 @@ use ctxtrace_common::event::Event;
 use ctxtrace_common::histogram::{Latency, upper_bound};
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::process::Image;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde_json::{Map, Value, json};
 
 /// Rows by column.
@@ -34,26 +36,18 @@ json.dump(answers, sys.stdout, default=str)
 ";
 
 fn main() {
-    let python = python();
-    let is_there = python.as_ref().is_some_and(|python| has_duckdb(python));
-    let required = std::env::var_os("CTXTRACE_REQUIRE_DUCKDB").is_some_and(|value| value == "1");
-    if !is_there {
-        eprintln!(
-            "fleet: there is no Python with duckdb (`cargo xtask setup` installs one into target/duckdb; CTXTRACE_DUCKDB_PYTHON \
-             names another)"
-        );
-    }
-    let test = move || match &python {
-        Some(python) if is_there => {
-            the_questions_have_the_answers_of_the_json(python);
-            Ok(())
+    let test = || {
+        let missing = "there is no Python with duckdb: `cargo xtask setup --for-tests` installs one, and CTXTRACE_DUCKDB_PYTHON names \
+                       another";
+        let required = std::env::var_os("CTXTRACE_REQUIRE_DUCKDB").is_some_and(|value| value == "1");
+        match python().filter(|python| has_duckdb(python)) {
+            Some(python) => the_questions_have_the_answers_of_the_json(&python),
+            None if required => return Err(Failed::from(missing)),
+            None => return Ok(Completion::ignored_with(missing)),
         }
-        _ => Err(Failed::from(
-            "there is no Python with duckdb: `cargo xtask setup` installs one",
-        )),
+        Ok(Completion::Completed)
     };
-    let trial =
-        Trial::test("the_questions_have_the_answers_of_the_json", test).with_ignored_flag(!is_there && !required);
+    let trial = Trial::ignorable_test("the_questions_have_the_answers_of_the_json", test);
     libtest_mimic::run(&Arguments::from_args(), vec![trial]).exit();
 }
 
@@ -153,11 +147,8 @@ fn spoil(run: &mut Run, number: u64, sums_only: bool) {
     let processes: BTreeSet<u32> = run.aggregates.threads.iter().map(|record| record.thread.tgid).collect();
     for tgid in processes {
         let image = Image { tgid, number: 99 };
-        std::sync::Arc::make_mut(&mut run.aggregates.programs).assign(
-            image,
-            Path::new("/srv/the-next-build"),
-            Path::new("/bin/true"),
-        );
+        let held = HeldFile::open_as(Path::new("/bin/true"), Path::new("/srv/the-next-build")).expect("a program");
+        run.aggregates.programs.expect(image, &held, &mut FileReader::new());
     }
 }
 

@@ -22,7 +22,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
             None => stacks.push(Vec::new()),
             Some((kind, name)) => stacks.last_mut().expect("at least one").push(Frame {
                 kind: KINDS[usize::from(*kind) % KINDS.len()],
-                name: String::from_utf8_lossy(name).into_owned(),
+                name: String::from_utf8_lossy(name).into(),
             }),
         }
     }

@@ -17,6 +17,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use crate::process;
+use crate::setup::FOR_KERNELS;
 
 /// A kernel, and Debian's suite that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -50,27 +51,25 @@ impl Kernel {
     }
 }
 
-/// The tests that run there: what every kernel has to do alike, and what they can do without other programs, and without being
-/// much disturbed by a processor that is twenty times slower.
-const TESTS: [&str; 9] = [
-    "pinned_round_trips_make_two_switches_each",
-    "the_parts_of_a_run_add_up",
-    "a_sleeper_shows_its_sleeps",
-    "processes_that_live_for_an_instant_are_all_there",
-    "a_thread_that_executes_a_program_keeps_its_count",
-    "stack_sums_hold_every_switch_once",
-    "sixty_four_tasks_are_told_apart",
-    "every_mode_has_its_ledger",
-    "events_agree_whatever_threads_and_processes_do",
-];
+/// A privileged test that runs on other kernels. The harness of the tests says which do, by their kind: what every kernel has to do
+/// alike, and what can be tested without other programs, and on a processor that is twenty times slower.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KernelTest {
+    name: String,
+    /// Whether it holds where the kernel preempts itself anywhere, too.
+    preemptible: bool,
+}
 
-/// What this needs, with the Debian packages it is in.
-const PROGRAMS: [(&str, &str); 4] = [
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("busybox", "busybox-static"),
-    ("cpio", "cpio"),
-    ("dpkg-deb", "dpkg"),
-];
+impl KernelTest {
+    /// Reads a line of `--list`, `[KIND] NAME`. `None` if the test is of another kind.
+    pub(crate) fn read(listed: &str) -> Option<Self> {
+        let (kind, name) = listed.strip_prefix("[kernel")?.split_once("] ")?;
+        Some(Self {
+            name: name.to_owned(),
+            preemptible: kind == " preemptible",
+        })
+    }
+}
 
 /// What the guest says last, before the exit status of the tests.
 const MARK: &str = "ctxtrace tests ended: ";
@@ -89,27 +88,37 @@ const LIMIT_S: u32 = 900;
 pub(crate) struct Way<'a> {
     /// What is added to its command line.
     pub(crate) append: Option<&'a str>,
-    /// Which of [`TESTS`] are run; all of them if it is empty.
+    /// Which of the tests are run; all of them if it is empty.
     pub(crate) only: &'a [String],
+    /// The tests that there are.
+    pub(crate) tests: &'a [KernelTest],
 }
 
 impl Way<'_> {
     fn tests(&self) -> Result<Vec<&str>> {
-        if let Some(unknown) = self.only.iter().find(|name| !TESTS.contains(&name.as_str())) {
+        let preempts = self
+            .append
+            .is_some_and(|words| words.split(' ').any(|word| word == "preempt=full"));
+        let able = self.tests.iter().filter(|test| test.preemptible || !preempts);
+        let names: Vec<&str> = able.map(|test| test.name.as_str()).collect();
+        if names.is_empty() {
+            bail!("no privileged test is of the kind that runs on other kernels");
+        }
+        if let Some(unknown) = self.only.iter().find(|name| !names.contains(&name.as_str())) {
             bail!(
                 "`{unknown}` is none of the tests that run there, which are {}",
-                TESTS.join(", ")
+                names.join(", ")
             );
         }
         let wanted = |test: &&str| self.only.is_empty() || self.only.iter().any(|name| name == test);
-        Ok(TESTS.into_iter().filter(wanted).collect())
+        Ok(names.into_iter().filter(wanted).collect())
     }
 }
 
 /// Boots the kernel and runs the tests of `privileged`, which starts `others`.
 pub(crate) fn test(kernel: Kernel, privileged: &Path, others: &[PathBuf], way: &Way<'_>) -> Result<()> {
     let tests = way.tests()?;
-    for (program, package) in PROGRAMS {
+    for (program, package) in FOR_KERNELS {
         if process::programs(program).is_empty() {
             bail!(
                 "testing on Linux {} takes {program} (Debian: apt install {package})",
@@ -388,8 +397,9 @@ mod tests {
 
     #[test]
     fn the_guest_runs_every_test_and_says_how_it_went() {
-        let script = script(Path::new("/x/deps/privileged-1"), &TESTS);
-        for test in TESTS {
+        let tests = ["one_test", "another_test"];
+        let script = script(Path::new("/x/deps/privileged-1"), &tests);
+        for test in tests {
             assert!(script.contains(&format!("--exact {test} || failed=1")), "{test}");
         }
         assert!(script.contains("cd /x/deps\n"));
@@ -420,18 +430,33 @@ mod tests {
     }
 
     #[test]
-    fn some_of_the_tests_can_be_chosen_by_name() {
-        let tests = |only: &[&str]| {
+    fn tests_are_chosen_by_kind_and_by_name() {
+        let listed = [
+            "[kernel] sleeps",
+            "[kernel preemptible] switches",
+            "[long] soak",
+            "other",
+        ];
+        let tests: Vec<KernelTest> = listed.into_iter().filter_map(KernelTest::read).collect();
+        let chosen = |only: &[&str], append| {
             let only: Vec<String> = only.iter().copied().map(str::to_owned).collect();
             let way = Way {
-                append: None,
+                append,
                 only: &only,
+                tests: &tests,
             };
-            way.tests().map(|tests| tests.len()).ok()
+            way.tests().map(|tests| tests.join(" ")).ok()
         };
-        assert_eq!(tests(&[]), Some(TESTS.len()));
-        assert_eq!(tests(&[TESTS[3], TESTS[0]]), Some(2));
-        assert_eq!(tests(&["no_such_test"]), None);
+        assert_eq!(chosen(&[], None).as_deref(), Some("sleeps switches"));
+        assert_eq!(chosen(&[], Some("quiet preempt=full")).as_deref(), Some("switches"));
+        assert_eq!(chosen(&["switches"], None).as_deref(), Some("switches"));
+        assert_eq!(chosen(&["no_such_test"], None), None);
+        let none = Way {
+            append: None,
+            only: &[],
+            tests: &[],
+        };
+        assert!(none.tests().is_err(), "no test at all is no success");
     }
 
     #[test]

@@ -45,7 +45,7 @@ enum Chore {
     /// Lint the BPF programs, as the machine they are for
     ClippyEbpf,
     /// Install what `build-ebpf` and `clippy-ebpf` need, and the programs that the tests trace
-    Setup,
+    Setup(setup::Args),
     /// Build ctxtrace and run it as root
     Run(run::Args),
     /// Run every test, the privileged ones as root
@@ -66,11 +66,11 @@ enum Chore {
 
 fn main() -> ExitCode {
     let done = match Args::parse().chore {
+        Chore::Test(args) => return exit_code(test::main(&args)),
         Chore::BuildEbpf(args) => build_ebpf::main(&args),
         Chore::ClippyEbpf => clippy_ebpf::main(),
-        Chore::Setup => setup::main(),
+        Chore::Setup(args) => setup::main(&args),
         Chore::Run(args) => run::main(&args),
-        Chore::Test(args) => test::main(&args),
         Chore::Fuzz(args) => fuzz::main(&args),
         Chore::Msrv => msrv::main(),
         Chore::Dist => dist::main(),
@@ -78,8 +78,12 @@ fn main() -> ExitCode {
         Chore::VendorWeb(args) => vendor_web::main(&args),
         Chore::Bench(args) => bench::main(&args),
     };
+    exit_code(done.map(|()| ExitCode::SUCCESS))
+}
+
+fn exit_code(done: anyhow::Result<ExitCode>) -> ExitCode {
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE

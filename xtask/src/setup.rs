@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: installs what building and linting the BPF programs needs, and the programs that the tests trace or build
-//! with, cargo-deny too; and skips what is there.
+//! with, cargo-deny too; and skips what is there. `cargo xtask test` calls the part of it that the tests need.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::process;
 use crate::toolchain::{self, Compiler, DEBIAN_PACKAGES, LINKER_VERSION, NIGHTLY, Toolchain};
@@ -11,26 +11,46 @@ const DENY_VERSION: &str = "0.20.2";
 
 /// Programs that the tests start or are built with, with the Debian packages they are in. Of Go any version that is in
 /// `ctxtrace/src/target/locate/go.rs` will do; Debian 12's is the oldest of them.
-const FOR_TESTS: [(&str, &str); 12] = [
-    ("busybox", "busybox-static"),
+const FOR_TESTS: [(&str, &str); 13] = [
+    ("bpftool", "bpftool"),
     ("cc", "gcc"),
-    ("cpio", "cpio"),
     ("go", "golang-go"),
     ("make", "make"),
     ("perf", "linux-perf"),
-    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("python3", "python3"),
     ("redis-benchmark", "redis-tools"),
     ("redis-server", "redis-server"),
     ("setcap", "libcap2-bin"),
     ("setpriv", "util-linux"),
     ("stress-ng", "stress-ng"),
+    ("strip", "binutils"),
+    ("unshare", "util-linux"),
+];
+
+/// What `cargo xtask test --kernel` needs besides.
+pub(crate) const FOR_KERNELS: [(&str, &str); 4] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("cpio", "cpio"),
+    ("dpkg-deb", "dpkg"),
 ];
 
 /// The release of `DuckDB`, as pip names it.
 const DUCKDB: &str = "duckdb==2.0.1";
 
+/// The options of `setup`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Install only what `cargo xtask test` needs
+    #[arg(long)]
+    for_tests: bool,
+}
+
 /// Installs, then looks whether that did it.
-pub(crate) fn main() -> Result<()> {
+pub(crate) fn main(args: &Args) -> Result<()> {
+    if args.for_tests {
+        return for_tests(false);
+    }
     if let Ok(compiler) = Compiler::find()
         && compiler.has_clippy()
     {
@@ -42,10 +62,17 @@ pub(crate) fn main() -> Result<()> {
         Ok(linker) => eprintln!("the linker for BPF is there: {}", linker.display()),
         Err(_) => install_linker()?,
     }
-    install_for_tests()?;
+    for_tests(true)?;
     install_deny()?;
-    install_duckdb()?;
     Toolchain::find().map(|toolchain| eprintln!("ready: {}", toolchain.compiler))
+}
+
+/// Installs what the tests need and cargo cannot bring, and what the tests on other `kernels` need.
+pub(crate) fn for_tests(kernels: bool) -> Result<()> {
+    let more = if kernels { &FOR_KERNELS[..] } else { &[] };
+    let packages = install_packages(&[&FOR_TESTS[..], more].concat());
+    let duckdb = install_duckdb();
+    packages.and(duckdb)
 }
 
 /// From Debian's archive where it has one, else from rustup.
@@ -64,24 +91,28 @@ fn install_compiler() -> Result<()> {
     process::run(install.args(DEBIAN_PACKAGES))
 }
 
-/// What the tests need and cargo cannot bring.
-fn install_for_tests() -> Result<()> {
-    let missing = FOR_TESTS
+/// Installs the Debian packages of those programs that are missing, having said which.
+fn install_packages(wanted: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = wanted
         .iter()
-        .filter(|(program, _)| process::programs(program).is_empty());
-    let (programs, packages): (Vec<&str>, Vec<&str>) = missing.copied().unzip();
+        .filter(|(program, _)| process::programs(program).is_empty())
+        .collect();
+    let programs: Vec<&str> = missing.iter().map(|(program, _)| *program).collect();
+    let mut packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
+    packages.dedup();
     if packages.is_empty() {
-        eprintln!("what the tests trace and build with is there");
+        eprintln!("every program that the tests trace and build with is there");
         return Ok(());
     }
+    let programs = programs.join(", ");
     if process::programs("apt-get").is_empty() {
-        // Building needs none of them, and the tests say so themselves.
-        eprintln!(
-            "`cargo xtask test` needs {} on PATH, and there is no apt-get to install them with",
-            programs.join(", ")
-        );
-        return Ok(());
+        bail!("install {programs} yourself: there is no apt-get here");
     }
+    eprintln!(
+        "the tests need {programs}: installing the Debian packages {} (--no-setup leaves that out)",
+        packages.join(", ")
+    );
+    process::run(process::as_root("apt-get").arg("update"))?;
     let mut install = process::as_root("apt-get");
     install.args(["install", "-y", "--no-install-recommends"]);
     process::run(install.args(packages))
@@ -96,6 +127,10 @@ fn install_duckdb() -> Result<()> {
         eprintln!("DuckDB is there: {}", environment.display());
         return Ok(());
     }
+    eprintln!(
+        "the tests need {DUCKDB}: installing it from PyPI into {} (--no-setup leaves that out)",
+        environment.display()
+    );
     let made = process::run(
         process::clean("python3")
             .args(["-m", "venv", "--clear"])

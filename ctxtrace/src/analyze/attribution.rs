@@ -1,5 +1,6 @@
 //! Which task: the part of the result that says what the program was doing at its kernel switches.
 
+use crate::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, HashMap};
 
 use ctxtrace_common::histogram::upper_bound;
@@ -14,6 +15,7 @@ use super::result::{
     Class, Hits, LedgerRow, Locator, MessagesPerPoll, Task, TaskSwitches, TaskType, WakeupOrigin, Wakeups,
 };
 use super::summarize::Nulls;
+use super::unseen;
 use crate::correlate::ledger::Ledger;
 use crate::correlate::tasks;
 use crate::correlate::wakeups::wakeups as edges;
@@ -67,7 +69,7 @@ fn messages_per_poll(buckets: &[u64]) -> Option<MessagesPerPoll> {
     let last = buckets.iter().rposition(|&polls| polls > 0)?;
     let percentile = |p| of_buckets(buckets, p).unwrap_or(0);
     Some(MessagesPerPoll {
-        polls: buckets.iter().sum(),
+        polls: buckets.iter().saturating_sum(),
         without: buckets[0],
         p50: percentile(0.5),
         p90: percentile(0.9),
@@ -77,7 +79,7 @@ fn messages_per_poll(buckets: &[u64]) -> Option<MessagesPerPoll> {
 }
 
 pub(super) fn ledger_rows(aggregates: &Aggregates, ledger: &Ledger) -> Vec<LedgerRow> {
-    ledger
+    let rows = ledger
         .rows
         .iter()
         .map(|(entry, sum)| LedgerRow {
@@ -88,8 +90,11 @@ pub(super) fn ledger_rows(aggregates: &Aggregates, ledger: &Ledger) -> Vec<Ledge
             pid: entry.task.map(|key| key.image.tgid),
             count: sum.count,
             off_cpu_ns: sum.off_cpu_ns,
+            open: 0,
+            open_ns: 0,
         })
-        .collect()
+        .collect();
+    unseen::with_open(rows, aggregates, ledger)
 }
 
 /// The class as it is called in the result.
@@ -159,8 +164,8 @@ pub(super) fn task_types(tasks: &[Task]) -> Vec<TaskType> {
         });
         // Those that share an id are not counted: nobody knows how many they are.
         sum.tasks += u64::from(task.id != 0 || task.name != "other");
-        sum.kernel_switches += task.kernel_switches;
-        sum.off_cpu_ns += task.off_cpu_ns;
+        add(&mut sum.kernel_switches, task.kernel_switches);
+        add(&mut sum.off_cpu_ns, task.off_cpu_ns);
     }
     let mut types: Vec<TaskType> = types.into_values().collect();
     types.sort_by_key(|sum| std::cmp::Reverse(sum.kernel_switches));

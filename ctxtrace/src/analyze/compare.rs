@@ -3,6 +3,7 @@
 //! One recording of each says how they differ, not whether another pair of recordings would differ likewise: there are no
 //! intervals here, and no claims. [`crate::analyze::explain`] makes them, from many runs.
 
+use crate::sums::SaturatingSum;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -245,7 +246,7 @@ fn ledger(base: &Report, subject: &Report, unit: Unit) -> Vec<ClassRow> {
     }
     let sum = |report: &Report, class: Class, of: fn(&LedgerRow) -> u64| {
         let rows = report.ledger.iter().filter(|row| row.class == class);
-        rows.map(of).sum::<u64>() as f64 / units(report, unit)
+        rows.map(of).saturating_sum() as f64 / units(report, unit)
     };
     let mut rows: Vec<ClassRow> = classes
         .into_iter()

@@ -11,6 +11,7 @@
 //! * [`statistics`]: whether two cases differ, by how much, and what takes it away.
 //! * [`summarize`]: makes it out of one or several runs.
 //! * [`suite`]: the article's table, out of the results of its cases.
+//! * `unseen`: what was not seen to begin or to end.
 
 pub mod assertion;
 pub mod attribution;
@@ -25,3 +26,4 @@ pub mod result;
 pub mod statistics;
 pub mod suite;
 pub mod summarize;
+mod unseen;

@@ -9,17 +9,19 @@ use ctxtrace_common::histogram::{Histogram, lower_bound, upper_bound};
 #[must_use]
 pub fn percentile(histogram: &Histogram, p: f64) -> Option<u64> {
     let middle = of_buckets(&histogram.buckets, p)?;
-    Some(middle.clamp(histogram.min_plus_one_ns.saturating_sub(1), histogram.max_ns))
+    // Of a histogram that was made up the least may be more than the most.
+    let least = histogram.min_plus_one_ns.saturating_sub(1);
+    Some(middle.max(least).min(histogram.max_ns))
 }
 
 /// The same of log-linear buckets alone, of which the last one may hold everything beyond; a bucket's midpoint.
 #[must_use]
 pub fn of_buckets(buckets: &[u64], p: f64) -> Option<u64> {
-    let count: u64 = buckets.iter().sum();
+    let count = buckets.iter().copied().fold(0, u64::saturating_add);
     let rank = ((p * count as f64).ceil() as u64).clamp(1, count.max(1));
     let mut seen = 0;
     let bucket = buckets.iter().position(|&count| {
-        seen += count;
+        seen = u64::saturating_add(seen, count);
         count > 0 && seen >= rank
     })?;
     let low = lower_bound(bucket);
@@ -59,6 +61,15 @@ mod tests {
     #[test]
     fn nothing_has_no_percentile() {
         assert_eq!(percentile(&Histogram::EMPTY, 0.5), None);
+    }
+
+    #[test]
+    fn extremes_and_counts_that_contradict_each_other_have_a_percentile() {
+        let mut made_up = histogram([5, 7]);
+        (made_up.min_plus_one_ns, made_up.max_ns) = (1_000, 3);
+        assert_eq!(percentile(&made_up, 0.5), Some(3));
+        made_up.buckets.fill(u64::MAX);
+        assert!(percentile(&made_up, 1.0).is_some());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! A sample says where a thread was, not for how long. The time on the CPU is known exactly; the samples share it out.
 
+use crate::sums::SaturatingSum;
 use std::collections::BTreeMap;
 
 use crate::symbolize::category::{Belongs, Category, on_cpu};
@@ -101,7 +102,7 @@ impl Profile {
     #[must_use]
     pub fn in_category(&self, category: Category) -> u64 {
         let of = |(belongs, samples): (&Belongs, &u64)| if belongs.category == category { *samples } else { 0 };
-        self.by.iter().map(of).sum()
+        self.by.iter().map(of).saturating_sum()
     }
 }
 

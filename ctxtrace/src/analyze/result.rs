@@ -3,6 +3,9 @@
 //!
 //! What could not be had is `null`, and [`Report::unavailable`] says why, one entry for each. "No signal" is never 0.
 
+use std::sync::Arc;
+
+use crate::sums::add;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -47,6 +50,10 @@ pub struct Report {
     pub reconciliation: Reconciliation,
     /// Task switches of the median run.
     pub task_switches: Option<TaskSwitches>,
+    /// What CPU quotas of the target's cgroups did, in the median run; null in captures of versions that did not look.
+    pub throttling: Option<Throttling>,
+    /// Paths of the target's cgroups that were frozen when they were looked at, every 50 ms, in the median run.
+    pub frozen_cgroups: Option<Vec<String>>,
     /// Every kernel switch of the median run in exactly one class; the counts add up to `kernel_switches.total`.
     pub ledger: Vec<LedgerRow>,
     /// Whether the ledger adds up, in every run.
@@ -69,8 +76,11 @@ pub struct Report {
     pub locators: Vec<Locator>,
     /// Distributions of all runs together.
     pub latency: Latency,
-    /// The threads of the median run.
+    /// The threads of the median run, those too of a process that was attached to which made no switch.
     pub threads: Vec<Thread>,
+    /// The threads of the median run that were off the CPU when the recording ended, the longest first. Their time so far is in no
+    /// sum, because its end was not seen.
+    pub open_intervals: Vec<OpenInterval>,
     /// Switch-ins on another CPU than the thread's last one, in the median run.
     pub migrations: u64,
     /// What was lost, in all runs together.
@@ -79,6 +89,28 @@ pub struct Report {
     pub overhead: Overhead,
     /// One entry for every null.
     pub unavailable: Vec<Unavailable>,
+}
+
+/// What CPU quotas did.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Throttling {
+    /// The cgroups of the target, and their parents, that have a quota and had something to run.
+    pub cgroups: Option<Vec<CgroupThrottling>>,
+    /// Run-queue time after switch-outs that were made for a quota: a part of `latency.run_queue` of this run.
+    pub thread_ns: Option<u64>,
+}
+
+/// One cgroup with a CPU quota: by how much the kernel's own `cpu.stat` rose.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct CgroupThrottling {
+    /// Its path in its hierarchy.
+    pub path: String,
+    /// How long it was throttled, all CPUs added up; whatever of its programs wanted to run.
+    pub throttled_ns: u64,
+    /// Periods in which it had something to run.
+    pub periods: u64,
+    /// Of them, those in which it was throttled.
+    pub throttled_periods: u64,
 }
 
 /// What `record` recorded.
@@ -96,6 +128,18 @@ pub struct Target {
     pub exit_status: Option<i32>,
     /// The signal that killed it.
     pub signal: Option<i32>,
+    /// The processes of a command that were there when the recording ended, and go on. Of a process that was attached to none are
+    /// listed: it is left alone.
+    pub still_running: Vec<RunningProcess>,
+}
+
+/// A process that goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct RunningProcess {
+    /// Process id.
+    pub pid: u32,
+    /// Its name.
+    pub name: String,
 }
 
 /// The built-in workload and its speed.
@@ -315,6 +359,10 @@ pub struct LedgerRow {
     pub count: u64,
     /// Their off-CPU time, as far as its end was seen.
     pub off_cpu_ns: u64,
+    /// Of them, those whose threads were off the CPU when the recording ended.
+    pub open: u64,
+    /// The time of those so far; it is not in `off_cpu_ns`.
+    pub open_ns: u64,
 }
 
 /// One task.
@@ -543,6 +591,8 @@ pub struct Distribution {
     /// Intervals that had begun and not ended when the capture did, counted with no time; a thread's last switch-out
     /// begins one that never ends. Null for distributions that cannot have any.
     pub open_intervals: Option<u64>,
+    /// The time so far of those whose threads live on; it is not in `sum_ns`. Null where `open_intervals` is.
+    pub open_ns: Option<u64>,
     /// Shortest.
     pub min_ns: Option<u64>,
     /// Half of them are at most this long.
@@ -584,6 +634,68 @@ pub struct Thread {
     pub run_queue_ns: u64,
     /// Switch-ins on another CPU than the last one.
     pub migrations: u64,
+    /// What it was doing when the recording ended; absent if it had ended, or if that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<ThreadState>,
+    /// How long it had been off the CPU then, which is in no sum; of a thread without a switch, at least the whole recording. Absent
+    /// if it was not off the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_off_cpu_ns: Option<u64>,
+}
+
+impl Thread {
+    /// Whether it made no switch while it was recorded.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.voluntary + self.involuntary == 0
+    }
+}
+
+/// What a thread that lives is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ThreadState {
+    /// It is on a CPU, or of a thread without a switch: on a CPU or ready to run.
+    Running,
+    /// It is ready to run, and waits for a CPU.
+    Runnable,
+    /// It sleeps.
+    Asleep,
+    /// A signal or a debugger has stopped it.
+    Stopped,
+}
+
+impl ThreadState {
+    /// As in the table.
+    #[must_use]
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Runnable => "runnable",
+            Self::Asleep => "asleep",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// A thread that was off the CPU when the recording ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct OpenInterval {
+    /// Thread id.
+    pub tid: u32,
+    /// Process id.
+    pub pid: u32,
+    /// Thread name; empty if the thread is not known.
+    pub thread: String,
+    /// The class of the switch-out, as in `ledger`.
+    pub class: Class,
+    /// Name of the task that was polled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// From the switch-out to the end of the recording.
+    pub off_ns: u64,
+    /// Its stack, outermost function first; empty where no stacks were recorded.
+    pub stack: Vec<Arc<str>>,
 }
 
 /// What was lost, by cause. All zero is what one wants to see.
@@ -661,30 +773,30 @@ impl Lost {
 
     /// Adds another run's losses.
     pub fn add(&mut self, other: &Self) {
-        self.events += other.events;
-        self.intervals += other.intervals;
-        self.wakeups += other.wakeups;
-        self.stacks += other.stacks;
-        self.user_stacks += other.user_stacks;
-        self.stack_sums += other.stack_sums;
-        self.mistaken_stacks += other.mistaken_stacks;
-        self.task_reads += other.task_reads;
-        self.tasks += other.tasks;
-        self.wakeup_edges += other.wakeup_edges;
-        self.handovers += other.handovers;
-        self.threads += other.threads;
-        self.thread_records += other.thread_records;
-        self.mappings += other.mappings;
-        self.recursion += other.recursion;
-        self.timeline_events += other.timeline_events;
-        self.samples += other.samples;
-        self.sample_stacks += other.sample_stacks;
-        self.poll_stamps += other.poll_stamps;
+        add(&mut self.events, other.events);
+        add(&mut self.intervals, other.intervals);
+        add(&mut self.wakeups, other.wakeups);
+        add(&mut self.stacks, other.stacks);
+        add(&mut self.user_stacks, other.user_stacks);
+        add(&mut self.stack_sums, other.stack_sums);
+        add(&mut self.mistaken_stacks, other.mistaken_stacks);
+        add(&mut self.task_reads, other.task_reads);
+        add(&mut self.tasks, other.tasks);
+        add(&mut self.wakeup_edges, other.wakeup_edges);
+        add(&mut self.handovers, other.handovers);
+        add(&mut self.threads, other.threads);
+        add(&mut self.thread_records, other.thread_records);
+        add(&mut self.mappings, other.mappings);
+        add(&mut self.recursion, other.recursion);
+        add(&mut self.timeline_events, other.timeline_events);
+        add(&mut self.samples, other.samples);
+        add(&mut self.sample_stacks, other.sample_stacks);
+        add(&mut self.poll_stamps, other.poll_stamps);
         for losses in &other.by_cpu {
             match self.by_cpu.iter_mut().find(|known| known.cpu == losses.cpu) {
                 Some(known) => {
-                    known.events += losses.events;
-                    known.timeline_events += losses.timeline_events;
+                    add(&mut known.events, losses.events);
+                    add(&mut known.timeline_events, losses.timeline_events);
                 }
                 None => self.by_cpu.push(*losses),
             }

@@ -3,6 +3,7 @@
 //! With `--repeat` the headline figures are those of the *median run* by time per message, a run that really happened and
 //! whose figures therefore agree with each other; latencies and losses are those of all runs.
 
+use crate::sums::SaturatingSum;
 use ctxtrace_common::histogram::{Histogram, Latency as Kind, lower_bound};
 
 use super::attribution;
@@ -10,10 +11,11 @@ use super::percentile::percentile;
 use super::polls::polls;
 use super::profile::{Profile, Share, places};
 use super::result::{
-    CpuLosses, Distribution, KernelSwitches, Latency, Lost, OnCpu, OnCpuCategory, OnCpuFunction, Overhead,
-    ProgramOverhead, Reconciliation, Report, Run as RunRow, Rusage, SCHEMA, Target, Thread, ThreadReconciliation,
-    Timeline, Unavailable, Workload,
+    CgroupThrottling, CpuLosses, Distribution, KernelSwitches, Latency, Lost, OnCpu, OnCpuCategory, OnCpuFunction,
+    Overhead, ProgramOverhead, Reconciliation, Report, Run as RunRow, Rusage, SCHEMA, Target, ThreadReconciliation,
+    Throttling, Timeline, Unavailable, Workload,
 };
+use super::unseen;
 use crate::correlate::ledger::ledger;
 use crate::correlate::reconcile::{self, reconcile};
 use crate::correlate::tasks::beyond_the_tables;
@@ -21,7 +23,7 @@ use crate::symbolize::category::{Belongs, Category};
 use crate::symbolize::stacks;
 use crate::trace::ThreadRecord;
 use crate::trace::run::{Info, Launched, Run, Subject};
-use crate::trace::{Aggregates, Fate, Latencies, name_of};
+use crate::trace::{Aggregates, Fate, Latencies};
 use crate::workload::{Language, Mode, Outcome, Spec};
 
 fn reconciled(run: &Run) -> reconcile::Reconciliation {
@@ -66,6 +68,9 @@ fn no_messages(spec: Option<&Spec>) -> &'static str {
     }
 }
 
+/// Why nothing is known of cgroups.
+const NOT_LOOKED_AT: &str = "the version that recorded the capture did not look at cgroups";
+
 const UNFINISHED: &str = "the workload did not finish";
 
 /// Makes the result of one or several runs. `runs` must not be empty; there are several only of a built-in workload.
@@ -92,8 +97,14 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         latencies.merge(&run.aggregates.latencies);
         lost.add(&lost_in(run));
     }
-    let open_intervals = runs.iter().map(|run| open_off_intervals(&run.aggregates)).sum();
-    let threads: Vec<Thread> = run.aggregates.threads.iter().map(thread).collect();
+    let open_intervals = runs
+        .iter()
+        .map(|run| open_off_intervals(&run.aggregates))
+        .saturating_sum();
+    let open_ns = runs
+        .iter()
+        .fold(0, |sum: u64, run| sum.saturating_add(unseen::open_ns(&run.aggregates)));
+    let threads = unseen::threads(&run.aggregates);
 
     Report {
         schema: SCHEMA.to_owned(),
@@ -108,6 +119,12 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         kernel_switches,
         reconciliation,
         task_switches,
+        throttling: throttling(&run.aggregates, &mut nulls),
+        frozen_cgroups: nulls.or(
+            run.aggregates.cgroups.as_ref().map(|cgroups| cgroups.frozen.clone()),
+            "frozen_cgroups",
+            NOT_LOOKED_AT,
+        ),
         ledger: attribution::ledger_rows(&run.aggregates, &ledger),
         ledger_adds_up: runs.iter().all(ledger_adds_up),
         task_types: attribution::task_types(&tasks),
@@ -118,9 +135,10 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         on_cpu: on_cpu(runs, &mut nulls),
         locator: run.aggregates.programs.choice(),
         locators: attribution::locators(&run.aggregates),
-        latency: latency(&latencies, open_intervals, &mut nulls),
-        migrations: threads.iter().map(|thread| thread.migrations).sum(),
+        latency: latency(&latencies, open_intervals, open_ns, &mut nulls),
+        migrations: threads.iter().map(|thread| thread.migrations).saturating_sum(),
         threads,
+        open_intervals: unseen::open_intervals(run),
         lost,
         overhead: overhead(&run.aggregates, &mut nulls),
         unavailable: nulls.0,
@@ -258,6 +276,10 @@ fn target(subject: &Subject, run: &Run, nulls: &mut Nulls) -> Option<Target> {
         children,
         exit_status: nulls.or(exit.status, "target.exit_status", no_status),
         signal: nulls.or(exit.signal, "target.signal", no_signal),
+        still_running: match subject {
+            Subject::Process { .. } => Vec::new(),
+            Subject::Command { .. } | Subject::Workload(_) => unseen::still_running(&run.aggregates),
+        },
     })
 }
 
@@ -275,8 +297,8 @@ fn kernel_switches(spec: Option<&Spec>, run: &Run, nulls: &mut Nulls) -> KernelS
     };
     let per_second = (run.recorded_ns > 0).then(|| 1e9 * total as f64 / run.recorded_ns as f64);
     KernelSwitches {
-        voluntary: threads().map(|thread| thread.traced_voluntary).sum(),
-        involuntary: threads().map(|thread| thread.traced_involuntary).sum(),
+        voluntary: threads().map(|thread| thread.traced_voluntary).saturating_sum(),
+        involuntary: threads().map(|thread| thread.traced_involuntary).saturating_sum(),
         total,
         per_message: nulls.or(per_message, "kernel_switches.per_message", no_messages(spec)),
         per_second: nulls.or(
@@ -288,16 +310,57 @@ fn kernel_switches(spec: Option<&Spec>, run: &Run, nulls: &mut Nulls) -> KernelS
     }
 }
 
+/// What CPU quotas did.
+fn throttling(aggregates: &Aggregates, nulls: &mut Nulls) -> Option<Throttling> {
+    let Some(cgroups) = &aggregates.cgroups else {
+        nulls.note("throttling", NOT_LOOKED_AT);
+        return None;
+    };
+    let quotas = cgroups.quotas.iter().map(|quota| CgroupThrottling {
+        path: quota.path.clone(),
+        throttled_ns: quota.throttled_ns,
+        periods: quota.periods,
+        throttled_periods: quota.throttled_periods,
+    });
+    let quotas = match &cgroups.unreadable {
+        None => Some(quotas.collect()),
+        Some(reason) => {
+            nulls.note("throttling.cgroups", reason);
+            None
+        }
+    };
+    let (thread_ns, no_thread_ns) = if !cgroups.threads_known {
+        (
+            None,
+            "this kernel does not say which thread a quota keeps off the CPU (task_struct.throttled is in Linux 6.18 and later)",
+        )
+    } else if aggregates.counters.lost_stack_sums > 0 {
+        (
+            None,
+            "switch-outs did not fit the table of sums (lost.stack_sums): a larger --max-stacks makes room",
+        )
+    } else {
+        (Some(throttled_ns(aggregates)), "")
+    };
+    Some(Throttling {
+        cgroups: quotas,
+        thread_ns: nulls.or(thread_ns, "throttling.thread_ns", no_thread_ns),
+    })
+}
+
+/// Run-queue time after switch-outs that were made for a quota.
+fn throttled_ns(aggregates: &Aggregates) -> u64 {
+    let sums = aggregates.switch_sums.iter().filter(|(key, _)| key.throttled != 0);
+    sums.fold(0_u64, |ns, (_, sum)| ns.saturating_add(sum.off_cpu_ns))
+}
+
 /// Traced minus kernel; where threads differ in both directions, so that the sums hide it, the sum of what is amiss, as a
 /// loss.
 fn difference(reconciled: &reconcile::Reconciliation) -> i64 {
-    let sum: i64 = reconciled.threads.iter().map(reconcile::ThreadCounts::difference).sum();
+    let differences = || reconciled.threads.iter().map(reconcile::ThreadCounts::difference);
+    let sum = differences().fold(0, i64::saturating_add);
     if sum == 0 && !reconciled.holds() {
-        return -reconciled
-            .threads
-            .iter()
-            .map(|thread| thread.difference().abs())
-            .sum::<i64>();
+        return -differences().map(i64::saturating_abs).fold(0, i64::saturating_add);
     }
     sum
 }
@@ -403,7 +466,7 @@ fn on_cpu(runs: &[Run], nulls: &mut Nulls) -> Option<OnCpu> {
         .iter()
         .flat_map(|run| &run.aggregates.threads)
         .map(|record| record.thread.on_cpu_ns)
-        .sum();
+        .saturating_sum();
     let share = |samples: u64| samples as f64 / profile.samples() as f64;
     let ns = |samples: u64| (on_cpu_ns as f64 * share(samples)).round() as u64;
     let category = |of: &Share<Category>| OnCpuCategory {
@@ -447,17 +510,18 @@ fn open_off_intervals(aggregates: &Aggregates) -> u64 {
         .sum()
 }
 
-fn latency(latencies: &Latencies, open_off: u64, nulls: &mut Nulls) -> Latency {
+fn latency(latencies: &Latencies, open_off: u64, open_ns: u64, nulls: &mut Nulls) -> Latency {
     const CLOSED_WITH_OFF_CPU: &str = "open intervals are counted in off_cpu, of which this is a part";
-    let mut distribution = |kind, name: &str, open: Option<u64>| {
+    let mut distribution = |kind, name: &str, open: Option<(u64, u64)>| {
         let path = format!("latency.{name}");
         if open.is_none() {
             nulls.note(&format!("{path}.open_intervals"), CLOSED_WITH_OFF_CPU);
+            nulls.note(&format!("{path}.open_ns"), CLOSED_WITH_OFF_CPU);
         }
         distribution(latencies.get(kind), open, &path, nulls)
     };
     Latency {
-        off_cpu: distribution(Kind::OffCpu, "off_cpu", Some(open_off)),
+        off_cpu: distribution(Kind::OffCpu, "off_cpu", Some((open_off, open_ns))),
         blocked: distribution(Kind::Blocked, "blocked", None),
         run_queue: distribution(Kind::RunQueue, "run_queue", None),
         on_cpu: distribution(Kind::OnCpu, "on_cpu", None),
@@ -465,7 +529,8 @@ fn latency(latencies: &Latencies, open_off: u64, nulls: &mut Nulls) -> Latency {
     }
 }
 
-fn distribution(histogram: &Histogram, open_intervals: Option<u64>, path: &str, nulls: &mut Nulls) -> Distribution {
+/// `open`: the number of open intervals, and their time so far.
+fn distribution(histogram: &Histogram, open: Option<(u64, u64)>, path: &str, nulls: &mut Nulls) -> Distribution {
     let any = histogram.count > 0;
     if !any {
         for field in ["min_ns", "p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns"] {
@@ -474,7 +539,8 @@ fn distribution(histogram: &Histogram, open_intervals: Option<u64>, path: &str, 
     }
     Distribution {
         count: histogram.count,
-        open_intervals,
+        open_intervals: open.map(|(count, _)| count),
+        open_ns: open.map(|(_, ns)| ns),
         min_ns: any.then(|| histogram.min_plus_one_ns.saturating_sub(1)),
         p50_ns: percentile(histogram, 0.5),
         p90_ns: percentile(histogram, 0.9),
@@ -492,21 +558,6 @@ fn buckets(histogram: &Histogram) -> Vec<(u64, u64)> {
         .filter(|(_, count)| **count > 0)
         .map(|(bucket, count)| (lower_bound(bucket), *count))
         .collect()
-}
-
-fn thread(record: &ThreadRecord) -> Thread {
-    let thread = &record.thread;
-    Thread {
-        tid: thread.tid,
-        pid: thread.tgid,
-        name: name_of(&thread.comm),
-        voluntary: thread.traced_voluntary,
-        involuntary: thread.traced_involuntary,
-        on_cpu_ns: thread.on_cpu_ns,
-        off_cpu_ns: thread.off_cpu_ns,
-        run_queue_ns: thread.run_queue_ns,
-        migrations: thread.migrations,
-    }
 }
 
 fn lost_in(run: &Run) -> Lost {

@@ -29,14 +29,13 @@ mod wire;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::tp_btf::BtfTracePointLinkId;
 use aya::programs::{BtfTracePoint, KProbe};
 use aya::{Btf, Ebpf, EbpfLoader};
+use ctxtrace_common::clock::Phase;
 use ctxtrace_common::counters::Counters;
 use ctxtrace_common::handover::{Handover, Names};
 use ctxtrace_common::histogram::{Histogram, Latency};
@@ -48,13 +47,17 @@ use ctxtrace_common::table::Generational as _;
 use ctxtrace_common::thread::{PENDING_SUM, Thread, ThreadSummary};
 
 use crate::error::{Error, Result};
+use crate::reader::FileReader;
+use crate::target::cgroups::CgroupWatch;
+use crate::target::held::HeldFile;
 use crate::target::locate::is_elf;
 use crate::target::mappings::{Mappings, Tracker};
 use crate::target::procfs;
 use crate::target::programs::{LocatorChoice, Programs};
 use crate::trace::events::EventSink;
+use crate::trace::run::ClockAnchor;
 use crate::trace::threads::EndedThreads;
-use crate::trace::{Aggregates, CpuLosses, Fate, Latencies, Level, ThreadRecord, merge, name_of};
+use crate::trace::{Aggregates, CpuLosses, Fate, Latencies, Level, OpenInterval, ThreadRecord, merge, name_of};
 use cost::CostMeter;
 use drain::{Collected, Drainer, entries};
 use events::{EventRings, Layout};
@@ -92,6 +95,12 @@ const BPF_NOEXIST: u64 = 1;
 
 /// How long threads that have ended may take to make their last switch; it is microseconds after their process is reaped.
 const LAST_SWITCH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Processes that are listed in one tick to be looked at for their cgroups.
+const PROCESSES_LISTED: usize = 1_024;
+
+/// Processes that are looked at for their cgroups when many have executed a program at once; the others are at their turn in the ticks.
+const EXECUTED_LOOKED_AT: usize = 16;
 
 /// What to record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,9 +186,11 @@ pub struct Session {
     /// Added up by program: there may be very many threads.
     handovers: HashMap<Image, Handover>,
     names: HashMap<Image, Vec<String>>,
-    programs: Arc<Programs>,
+    programs: Programs,
+    reader: FileReader,
+    cgroups: CgroupWatch,
     layouts: Layouts,
-    /// Executables for which the kernel side has no room.
+    /// Programs for which the kernel side has no room.
     lost_programs: u64,
     settings: Settings,
     cost: CostMeter,
@@ -268,7 +279,9 @@ impl Session {
             collected: Collected::default(),
             handovers: HashMap::new(),
             names: HashMap::new(),
-            programs: Arc::new(Programs::new(settings.locator)),
+            programs: Programs::new(settings.locator),
+            reader: FileReader::new(),
+            cgroups: CgroupWatch::start(kernel.offsets.has_throttled()),
             layouts: Layouts::default(),
             lost_programs: 0,
             settings,
@@ -278,18 +291,20 @@ impl Session {
         })
     }
 
-    /// Says which executable an image runs, so that its tasks are found from its first switch on; `file` is where it can be
-    /// opened. May be called before the image exists. Of a script nothing is known yet: its interpreter will be executed.
+    /// Notes which file an image will run, so that its tasks are found from its first switch on. May be called before the image
+    /// exists. Of a script nothing is known yet: its interpreter will be executed.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn expect_program(&mut self, image: Image, executable: &Path, file: &Path) -> Result<()> {
-        if !is_elf(file) {
+    pub fn expect_program(&mut self, image: Image, held: &HeldFile) -> Result<()> {
+        if !is_elf(held.file()) {
             return Ok(());
         }
-        let locator = Arc::make_mut(&mut self.programs).assign(image, executable, file);
-        self.install(image, locator)
+        match self.programs.expect(image, held, &mut self.reader) {
+            Some(locator) => self.install(image, locator),
+            None => Ok(()),
+        }
     }
 
     /// Takes the rings that the program to be launched has been given.
@@ -303,21 +318,30 @@ impl Session {
     ///
     /// If the kernel refuses.
     pub fn expect_no_tasks(&mut self, image: Image) -> Result<()> {
-        let locator = Arc::make_mut(&mut self.programs).assign_none(image);
+        let locator = self.programs.assign_none(image);
         self.install(image, locator)
     }
 
-    /// Looks at the programs that have been executed and not been looked at.
+    /// Has the programs examined that have been executed and not been examined, and installs what is known by now.
     fn examine_new_programs(&mut self, tracker: &Tracker) {
-        for (image, path) in self.programs.unassigned(tracker.mappings()) {
-            let file = tracker.mappings().file(image.tgid, &path);
-            let locator = Arc::make_mut(&mut self.programs).assign(image, &path, &file);
+        for (image, locator) in self.programs.examine_new(tracker.mappings(), &mut self.reader) {
             let installed = self.install(image, locator);
             // A process that has ended meanwhile would leave its image behind.
             if installed.is_ok() && !self.is_followed(image.tgid) {
                 let _ = self.forget_image(image);
             }
         }
+    }
+
+    /// Becomes readable when a program has been examined; `None` while none is being examined.
+    #[must_use]
+    pub fn examined_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.reader.examination_fd()
+    }
+
+    /// To be called when [`Session::examined_fd`] is readable.
+    pub fn programs_examined(&mut self, tracker: &Tracker) {
+        self.examine_new_programs(tracker);
     }
 
     /// Says how an image's tasks are found. Where there is no room for that the image's switches stay unattributed, and the
@@ -422,6 +446,7 @@ impl Session {
 
     fn insert_process(&mut self, tgid: u32, process: Process) -> std::result::Result<(), MapError> {
         self.followed.insert(tgid);
+        self.cgroups.look_at(tgid);
         let map = self.ebpf.map_mut("FILTER").ok_or(MapError::ElementNotFound)?;
         let mut filter = Array::<_, u64>::try_from(map)?;
         filter.set(filter_place(tgid), 1, 0)?;
@@ -456,6 +481,8 @@ impl Session {
     pub fn tick(&mut self, tracker: &Tracker, sink: &mut dyn EventSink) {
         self.drain_events(sink);
         self.examine_new_programs(tracker);
+        let processes = self.some_processes();
+        self.cgroups.tick(&processes);
         self.cost.tick();
         self.time_wakings();
     }
@@ -511,8 +538,26 @@ impl Session {
 
     /// To be called when [`Session::executed_fd`] is readable.
     pub fn programs_executed(&mut self, tracker: &Tracker) {
-        while self.rings.executed.next().is_some() {}
+        let mut executed = Vec::new();
+        while let Some(item) = self.rings.executed.next() {
+            executed.extend(bytemuck::try_pod_read_unaligned::<Image>(&item));
+        }
+        // A program that a shell has moved into another cgroup is there when it is executed.
+        for image in executed.iter().take(EXECUTED_LOOKED_AT) {
+            self.cgroups.look_at(image.tgid);
+        }
         self.examine_new_programs(tracker);
+    }
+
+    /// The number of the image that each followed process runs, as the kernel side counts them.
+    #[must_use]
+    pub fn image_numbers(&self) -> HashMap<u32, u32> {
+        let mut numbers = HashMap::new();
+        for (_, thread) in self.live_threads().unwrap_or_default() {
+            let number = numbers.entry(thread.tgid).or_insert(thread.image);
+            *number = thread.image.max(*number);
+        }
+        numbers
     }
 
     /// Kernel switches of the target so far.
@@ -526,16 +571,19 @@ impl Session {
     /// # Errors
     ///
     /// If a map cannot be read.
-    pub fn so_far(&self, mappings: &Arc<Mappings>) -> Result<Aggregates> {
+    pub fn so_far(&self, mappings: &Mappings) -> Result<Aggregates> {
         // A thread that ends at this moment may yet be seen to.
-        self.aggregates(self.collected.clone(), mappings, &HashSet::new())
+        let now_ns = ClockAnchor::now().monotonic_ns;
+        self.aggregates(self.collected.clone(), mappings, &HashSet::new(), now_ns)
     }
 
+    /// `until_ns` is the end of the recording (`CLOCK_MONOTONIC`): everything was attached then.
     fn aggregates(
         &self,
         mut collected: Collected,
-        mappings: &Arc<Mappings>,
+        mappings: &Mappings,
         vanished: &HashSet<u64>,
+        until_ns: u64,
     ) -> Result<Aggregates> {
         let live = self.live_threads()?;
         let mut threads = self.ended.records(|thread| self.is_always_apart(thread));
@@ -559,6 +607,8 @@ impl Session {
             lost_by_cpu: self.lost_by_cpu()?,
             latencies: self.latencies()?,
             stacks: collected.stacks,
+            open: open_intervals(&live, vanished, until_ns),
+            silent: Vec::new(),
             switch_sums: sorted(collected.switch_sums),
             overflow_sums,
             handovers: self.handovers.values().copied().collect(),
@@ -566,13 +616,14 @@ impl Session {
             goroutines: sorted(entries::<TaskKey, u64>(&self.ebpf, "GOROUTINES")?),
             hits: sorted(collected.hits),
             edges: sorted(collected.edges),
-            outsiders: entries::<u32, [u8; 16]>(&self.ebpf, "OUTSIDERS")?.into_iter().collect(),
+            outsiders: HashMap::new(),
             waker_sums: sorted(collected.waker_sums),
             lost_programs: self.lost_programs,
-            programs: Arc::clone(&self.programs),
-            mappings: Arc::clone(mappings),
+            programs: self.programs.clone(),
+            mappings: mappings.clone(),
             recursion_misses: self.cost.recursion_misses(),
             cost: self.cost.so_far(),
+            cgroups: Some(self.cgroups.so_far()),
         })
     }
 
@@ -596,6 +647,7 @@ impl Session {
             tracker.tick();
         }
         let vanished = self.vanished(&mut tracker, sink)?;
+        let until_ns = ClockAnchor::now().monotonic_ns;
         self.cost.stop();
         // Unloading detaches; the maps stay for as long as they are open.
         if self.settings.sample_hz.is_some() {
@@ -616,9 +668,10 @@ impl Session {
             polls.drain_all(sink);
         }
         let mappings = tracker.finish();
-        Arc::make_mut(&mut self.programs).complete(&mappings);
+        self.programs.complete(&mappings, &mut self.reader);
+        self.cgroups.read_all();
         let collected = std::mem::take(&mut self.collected);
-        self.aggregates(collected, &mappings, &vanished)
+        self.aggregates(collected, &mappings, &vanished, until_ns)
     }
 
     /// The threads that are gone, so have made their last switch, and nobody saw it; by the address of their record.
@@ -627,7 +680,7 @@ impl Session {
     /// before its last switch, so those that have left it now are given time.
     fn vanished(&mut self, tracker: &mut Tracker, sink: &mut dyn EventSink) -> Result<HashSet<u64>> {
         let mut gone = self.live_threads()?;
-        gone.retain(|(_, thread)| procfs::status(thread.tgid as i32, thread.tid as i32).is_none());
+        gone.retain(|(_, thread)| matches!(procfs::status(thread.tgid, thread.tid), Ok(None)));
         let deadline = Instant::now() + LAST_SWITCH_TIMEOUT;
         while !gone.is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_micros(200));
@@ -669,12 +722,40 @@ impl Session {
         }
     }
 
+    /// Living processes of the target: all of them, or as many as can be listed in a fraction of a millisecond.
+    fn some_processes(&self) -> Vec<u32> {
+        self.hash_map::<u32, Process>("PROCESSES").map_or_else(
+            |_| Vec::new(),
+            |map| {
+                map.keys()
+                    .take(PROCESSES_LISTED)
+                    .flatten()
+                    .map(|Wire(tgid)| tgid)
+                    .collect()
+            },
+        )
+    }
+
     fn last_switch_is_to_come(&self) -> Result<bool> {
         let processes = entries::<u32, Process>(&self.ebpf, "PROCESSES")?;
-        let has_ended = |tgid: u32| procfs::is_gone(tgid as i32);
         Ok(processes
             .iter()
-            .any(|(tgid, process)| process.threads_to_end() > 0 && has_ended(*tgid)))
+            .any(|(tgid, process)| process.threads_to_end() > 0 && procfs::is_gone(*tgid)))
+    }
+
+    /// The processes of the target whose last switch was not seen, with the time of their start (`CLOCK_BOOTTIME`), parents before
+    /// their children.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read.
+    pub fn processes(&self) -> Result<Vec<(u32, u64)>> {
+        let processes = entries::<u32, Process>(&self.ebpf, "PROCESSES")?.into_iter();
+        let mut processes: Vec<_> = processes
+            .map(|(pid, process)| (pid, process.start_boottime_ns))
+            .collect();
+        processes.sort_by_key(|&(pid, start_boottime_ns)| (start_boottime_ns, pid));
+        Ok(processes)
     }
 
     fn counters(&self) -> Result<Counters> {
@@ -775,6 +856,23 @@ fn bytes_for_ended(max_threads: u32) -> u32 {
     (bytes.clamp(64 << 10, 1 << 30) as u32).next_power_of_two()
 }
 
+/// The intervals of threads that are off the CPU and live on, up to the end of the recording.
+fn open_intervals(threads: &[(u64, Thread)], vanished: &HashSet<u64>, until_ns: u64) -> Vec<OpenInterval> {
+    let is_open = |thread: &Thread| {
+        let asleep_or_runnable = matches!(thread.clock.phase(), Phase::Slept | Phase::Runnable);
+        asleep_or_runnable && thread.flags & PENDING_SUM != 0
+    };
+    let living = threads.iter().filter(|(address, _)| !vanished.contains(address));
+    living
+        .filter(|(_, thread)| is_open(thread))
+        .map(|(_, thread)| OpenInterval {
+            tid: thread.tid,
+            key: thread.pending,
+            off_ns: until_ns.saturating_sub(thread.clock.since_ns),
+        })
+        .collect()
+}
+
 /// The program that only a timeline needs.
 fn rename(level: Level) -> Option<&'static str> {
     (level == Level::Timeline).then_some(RENAME)
@@ -862,23 +960,38 @@ fn missing(name: &str) -> Error {
     Error::Refused {
         action: format!("find {name} in the BPF object"),
         reason: "it is not there; please report this".to_owned(),
+        errno: None,
     }
 }
 
 /// Turns an error of aya's, with everything behind it, into one sentence.
-fn refused<E: std::error::Error>(action: &'static str) -> impl Fn(E) -> Error {
+fn refused<E: std::error::Error + 'static>(action: &'static str) -> impl Fn(E) -> Error {
     move |error| Error::Refused {
         action: action.to_owned(),
         reason: in_one_sentence(&error),
+        errno: errno_of(&error),
     }
 }
 
 /// The same for what was to be done to one of the programs.
-fn refused_for<E: std::error::Error>(action: &'static str, program: &'static str) -> impl Fn(E) -> Error {
+fn refused_for<E: std::error::Error + 'static>(action: &'static str, program: &'static str) -> impl Fn(E) -> Error {
     move |error| Error::Refused {
         action: format!("{action} the BPF program {program}"),
         reason: in_one_sentence(&error),
+        errno: errno_of(&error),
     }
+}
+
+/// The number of the system call's error that another one came from.
+fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(errno) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(errno);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 fn in_one_sentence(error: &dyn std::error::Error) -> String {

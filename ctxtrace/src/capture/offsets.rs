@@ -19,6 +19,7 @@ pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 pub struct Offsets {
     constants: Vec<(&'static str, u32)>,
     exit_comes_in_time: bool,
+    has_throttled: bool,
 }
 
 impl Offsets {
@@ -80,6 +81,9 @@ impl Offsets {
             ("HAS_CURRENT_TASK_BTF", u32::from(helpers.has("get_current_task_btf"))),
             ("HAS_PREV_STATE_ARG", u32::from(parameters(&btf, "sched_switch")? >= 5)),
         ];
+        let has_throttled = bit_offset_of(task, "throttled").is_some();
+        constants.extend(throttled(task));
+        constants.extend(frozen(&btf, task));
         // A kernel without them is traced all the same; only the makers of wakeups are not known then.
         if let Ok(per_cpu) = per_cpu(&btf, task) {
             constants.extend(per_cpu);
@@ -87,7 +91,14 @@ impl Offsets {
         Ok(Self {
             constants,
             exit_comes_in_time: parameters(&btf, "sched_process_exit")? >= 3,
+            has_throttled,
         })
+    }
+
+    /// Whether the kernel says of a thread that the CPU quota of its cgroup keeps it off the CPU.
+    #[must_use]
+    pub fn has_throttled(&self) -> bool {
+        self.has_throttled
     }
 
     /// Whether `sched_process_exit` comes while a thread still has its memory.
@@ -143,6 +154,49 @@ fn bit_offset<'a>(fields: &'a Struct, name: &str, inner: &dyn Fn(u32) -> Option<
         None | Some("") => Some(member.offset + bit_offset(inner(member.type_id)?, name, inner)?),
         Some(_) => None,
     })
+}
+
+/// Offset in bits of a member that not every kernel has.
+fn bit_offset_of(fields: &Struct, name: &str) -> Option<u32> {
+    let member = fields
+        .members
+        .iter()
+        .find(|member| member.name.as_deref() == Some(name))?;
+    Some(member.offset)
+}
+
+/// Where `task_struct` says that a CPU quota keeps the thread off its CPU. The kernel takes a thread off at its return to user mode and
+/// says so since Linux 6.18; before, it took the whole group off the run queue, and no field said anything of a thread.
+fn throttled(task: &Struct) -> Vec<(&'static str, u32)> {
+    let offset = bit_offset_of(task, "throttled").map(|bits| bits / 8);
+    vec![
+        ("OFFSET_THROTTLED", offset.unwrap_or(0)),
+        ("HAS_THROTTLED", u32::from(offset.is_some())),
+    ]
+}
+
+/// How a thread that the freezer keeps off the CPU is told from one that sleeps.
+fn frozen(btf: &Btf, task: &Struct) -> Vec<(&'static str, u32)> {
+    /// `PF_FROZEN` (kernel: `include/linux/sched.h`) up to Linux 6.0; being a macro it is not in BTF.
+    const PF_FROZEN: u32 = 0x0001_0000;
+    // A bit in a field of bits. Where there is none, the kernel has no freezer of cgroup v2.
+    let v2 = bit_offset_of(task, "frozen").zip(bit_offset_of(task, "jobctl"));
+    let (frozen, jobctl) = v2.unwrap_or_default();
+    // The flag went when the freezer got a state of its own, and the function that sets that.
+    let has_state = has_function(btf, "__set_task_frozen");
+    vec![
+        ("OFFSET_FROZEN", frozen / 8),
+        ("FROZEN_BIT", if v2.is_some() { 1 << (frozen % 8) } else { 0 }),
+        ("OFFSET_JOBCTL", jobctl / 8),
+        ("FROZEN_FLAG", if has_state { 0 } else { PF_FROZEN }),
+    ]
+}
+
+/// Whether the kernel has a function of this name.
+fn has_function(btf: &Btf, name: &str) -> bool {
+    btf.get_types()
+        .iter()
+        .any(|ty| matches!(ty.base_type, Type::Function(_)) && ty.name.as_deref() == Some(name))
 }
 
 /// What the kernel's type information says that it has, for who may not try. Anybody may read it.
@@ -349,6 +403,35 @@ mod tests {
         assert_eq!(bit_offset(&hot, "preempt_count", &inner), Some(64));
         assert_eq!(bit_offset(&hot, "pad", &inner), Some(0));
         assert_eq!(bit_offset(&hot, "nothing", &inner), None);
+    }
+
+    #[test]
+    fn a_kernel_without_the_fields_of_quota_and_freezer_is_asked_for_none() {
+        let old = fields(&[("flags", 288)]);
+        assert_eq!(throttled(&old), [("OFFSET_THROTTLED", 0), ("HAS_THROTTLED", 0)]);
+        let new = fields(&[("throttled", 6_016), ("jobctl", 9_408), ("frozen", 9_548)]);
+        assert_eq!(throttled(&new), [("OFFSET_THROTTLED", 752), ("HAS_THROTTLED", 1)]);
+        let value = |task: &Struct, name: &str| {
+            let constants = frozen(&Btf::default(), task);
+            constants
+                .into_iter()
+                .find(|&(known, _)| known == name)
+                .map(|(_, value)| value)
+        };
+        assert_eq!(value(&new, "OFFSET_JOBCTL"), Some(1_176));
+        assert_eq!(
+            (value(&new, "OFFSET_FROZEN"), value(&new, "FROZEN_BIT")),
+            (Some(1_193), Some(16))
+        );
+        assert_eq!(
+            (value(&old, "OFFSET_FROZEN"), value(&old, "FROZEN_BIT")),
+            (Some(0), Some(0))
+        );
+        assert_eq!(
+            value(&old, "FROZEN_FLAG"),
+            Some(0x1_0000),
+            "no function of the newer freezer"
+        );
     }
 
     #[test]

@@ -54,6 +54,9 @@ pub enum Command {
     /// Be a workload: how `run` starts its child
     #[command(hide = true)]
     Workload(WorkloadArgs),
+    /// Read files for another ctxtrace, which starts it
+    #[command(hide = true)]
+    ReadFiles,
 }
 
 /// Options of `doctor`.
@@ -256,7 +259,7 @@ pub struct RecordArgs {
     #[arg(long, requires = "pid", conflicts_with = "command")]
     pub children: bool,
 
-    /// Stop after this long, as in "10s" or "2m"; a command is ended then
+    /// Stop after this long, as in "10s" or "2m"; a command is ended then, with all it has started
     #[arg(long, value_name = "T", value_parser = duration)]
     pub duration: Option<Duration>,
 

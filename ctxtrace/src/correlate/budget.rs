@@ -4,6 +4,7 @@
 //! that the threads were alive in it: *threads × wall*, where all of them live through it. What they lack of that is the time
 //! that the timeline cannot tell (an event was lost, or nothing had been seen of the thread yet), and is a part of its own.
 
+use crate::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, HashMap};
 
 use ctxtrace_common::process::{Image, TaskKey};
@@ -54,6 +55,8 @@ pub struct Part {
     pub class: u8,
     /// Of a wait for a CPU: who had it.
     pub before: Option<Before>,
+    /// The CPU quota of their cgroup had taken them off it.
+    pub throttled: bool,
     /// The task they polled when they left, or 0.
     pub task: u64,
     /// The program they ran.
@@ -109,7 +112,7 @@ impl Budget {
     #[must_use]
     pub fn in_state(&self, state: State) -> u64 {
         let parts = self.parts.iter().filter(|(part, _)| part.state == state);
-        parts.map(|(_, ns)| ns).sum()
+        parts.map(|(_, ns)| ns).saturating_sum()
     }
 
     /// Kernel switches in the window.
@@ -127,14 +130,17 @@ impl Budget {
     /// The time that the threads were alive in the window, added up: what the parts and [`Budget::untold_ns`] add up to.
     #[must_use]
     pub fn alive_ns(&self) -> u64 {
-        self.threads.values().map(|alive| alive.to_ns - alive.from_ns).sum()
+        self.threads
+            .values()
+            .map(|alive| alive.to_ns.saturating_sub(alive.from_ns))
+            .saturating_sum()
     }
 
     /// Time of living threads of which the timeline does not tell where they were.
     #[must_use]
     pub fn untold_ns(&self) -> u64 {
-        let untold = |alive: &Alive| (alive.to_ns - alive.from_ns).saturating_sub(alive.told_ns);
-        self.threads.values().map(untold).sum()
+        let untold = |alive: &Alive| (alive.to_ns.saturating_sub(alive.from_ns)).saturating_sub(alive.told_ns);
+        self.threads.values().map(untold).saturating_sum()
     }
 }
 
@@ -157,10 +163,11 @@ impl IntervalSink for Budget {
                 interval.class
             },
             before: interval.before,
+            throttled: interval.state != State::OnCpu && interval.throttled,
             task: interval.task,
             image: interval.image,
         };
-        *self.parts.entry(part).or_default() += ns;
+        add(self.parts.entry(part).or_default(), ns);
         let alive = self.threads.entry(interval.thread).or_insert(Alive {
             from_ns: start_ns,
             to_ns: end_ns,
@@ -168,7 +175,7 @@ impl IntervalSink for Budget {
         });
         alive.from_ns = alive.from_ns.min(start_ns);
         alive.to_ns = alive.to_ns.max(end_ns);
-        alive.told_ns += ns;
+        add(&mut alive.told_ns, ns);
     }
 }
 
@@ -192,6 +199,7 @@ mod tests {
             task: u64::from(tid),
             class: Class::TaskBlocked as u8,
             reason: 0,
+            throttled: false,
             cpu: None,
             before: None,
         }
@@ -254,6 +262,7 @@ mod tests {
                     task: 0,
                     class: 0,
                     reason: 0,
+                    throttled: false,
                 },
                 on_cpu_ns: None,
             });

@@ -68,6 +68,8 @@ pub struct Interval {
     pub class: u8,
     /// And its reason.
     pub reason: u8,
+    /// It was made for the CPU quota of the thread's cgroup.
+    pub throttled: bool,
     /// The CPU it was on, or was on last.
     pub cpu: Option<u16>,
     /// Of a wait for a CPU that has ended: who had that CPU.

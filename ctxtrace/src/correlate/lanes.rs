@@ -84,6 +84,10 @@ const FIRST_SHIFT: u32 = 10;
 const LAST_SHIFT: u32 = 62;
 /// A window is this part of the time that could all be kept.
 const WINDOWS: u64 = 64;
+/// Windows in the result: a gap of years in a timeline would hold any number of them.
+const MOST_WINDOWS: u64 = 4_096;
+/// The longest period of windows.
+const LONGEST_PERIOD_NS: u64 = 1 << 63;
 
 /// Makes [`Lanes`] of intervals as they are told.
 #[derive(Clone, Debug)]
@@ -135,7 +139,31 @@ impl Windows {
     /// Whether something from then to then is in one of them, if only in part.
     fn touch(self, start_ns: u64, end_ns: u64) -> bool {
         let into = start_ns % self.period_ns;
-        into < self.length_ns || self.period_ns - into < (end_ns - start_ns).max(1)
+        self.length_ns > 0 && (into < self.length_ns || self.period_ns - into < end_ns.saturating_sub(start_ns).max(1))
+    }
+
+    /// Half as many. Where there is one left it is halved, until there is none.
+    fn rarer(self) -> Self {
+        if self.period_ns < LONGEST_PERIOD_NS {
+            Self {
+                period_ns: 2 * self.period_ns,
+                ..self
+            }
+        } else {
+            self.shorter()
+        }
+    }
+
+    fn shorter(self) -> Self {
+        Self {
+            length_ns: self.length_ns / 2,
+            ..self
+        }
+    }
+
+    /// How many of them there are in that time.
+    fn number(self, start_ns: u64, end_ns: u64) -> u64 {
+        (end_ns / self.period_ns).saturating_sub(start_ns / self.period_ns)
     }
 }
 
@@ -242,20 +270,26 @@ impl Builder {
         let lane = &mut self.lanes[lane as usize];
         self.cells += lane.missing(span, shift);
         lane.extend(span, shift);
-        let (mut at_ns, mut cell) = (span.start_ns, (span.start_ns >> shift) - lane.first_cell);
+        // A time before the lane's first one comes of events that step back: it is shown where the lane begins.
+        let mut at_ns = span.start_ns;
         while at_ns < span.end_ns {
-            let end_ns = ((at_ns >> shift) + 1) << shift;
+            let number = at_ns >> shift;
+            // The last cell there can be ends with the clock.
+            let end_ns = (number + 1).saturating_mul(1 << shift);
             let part_ns = end_ns.min(span.end_ns) - at_ns;
-            let into = &mut lane.cells[cell as usize];
-            into.ns[span.shown as usize] += part_ns;
+            let cell = number.saturating_sub(lane.first_cell);
+            let Some(into) = lane.cells.get_mut(cell as usize) else {
+                break;
+            };
+            let ns = &mut into.ns[span.shown as usize];
+            *ns = ns.saturating_add(part_ns);
             if span.shown == Shown::OnCpu && span.task != 0 {
                 into.vote(span.task, part_ns);
             }
             at_ns += part_ns;
-            cell += 1;
         }
         if leaves && let Some(last) = lane.cells.last_mut() {
-            last.switches += 1;
+            last.switches = last.switches.saturating_add(1);
         }
     }
 
@@ -281,15 +315,13 @@ impl Builder {
         if self.windows.is_none_or(|windows| windows.touch(start_ns, end_ns)) {
             self.kept.push(item);
         }
-        let mut narrowed = 0;
-        while self.kept.len() > self.limits.items && narrowed < u64::BITS {
+        while self.kept.len() > self.limits.items && self.windows.is_none_or(|windows| windows.length_ns > 0) {
             self.thin();
-            narrowed += 1;
         }
     }
 
     fn thin(&mut self) {
-        let told_ns = (self.end_ns - self.start_ns).max(WINDOWS);
+        let told_ns = self.end_ns.saturating_sub(self.start_ns).max(WINDOWS);
         let windows = match self.windows {
             None => {
                 let length_ns = (told_ns / WINDOWS).next_power_of_two();
@@ -299,15 +331,13 @@ impl Builder {
                 }
             }
             // So few that they had better be shorter.
-            Some(windows) if told_ns / windows.period_ns < WINDOWS / 4 && windows.length_ns > 1 => Windows {
-                length_ns: windows.length_ns / 2,
-                ..windows
-            },
-            Some(windows) => Windows {
-                period_ns: 2 * windows.period_ns,
-                ..windows
-            },
+            Some(windows) if told_ns / windows.period_ns < WINDOWS / 4 && windows.length_ns > 1 => windows.shorter(),
+            Some(windows) => windows.rarer(),
         };
+        self.keep_only(windows);
+    }
+
+    fn keep_only(&mut self, windows: Windows) {
         self.windows = Some(windows);
         self.kept.retain(|item| {
             let (start_ns, end_ns) = item.time();
@@ -343,7 +373,7 @@ impl Builder {
                 task: span.task,
             },
             from_ns: span.start_ns.saturating_sub(margin_ns),
-            to_ns: span.end_ns + margin_ns,
+            to_ns: span.end_ns.saturating_add(margin_ns),
             items: Vec::new(),
         };
         if self.recent.len() >= self.limits.items_of_moment {
@@ -361,6 +391,11 @@ impl Builder {
     #[must_use]
     pub fn finish(mut self) -> Lanes {
         let start_ns = self.start_ns.min(self.end_ns);
+        while let Some(windows) = self.windows
+            && windows.number(start_ns, self.end_ns) >= MOST_WINDOWS
+        {
+            self.keep_only(windows.rarer());
+        }
         let mut exact = self.exact(start_ns);
         let is_exact = exact == [(start_ns, self.end_ns)];
         if !is_exact {
@@ -402,7 +437,10 @@ impl Builder {
         let numbers = start_ns / windows.period_ns..=self.end_ns / windows.period_ns;
         let window = |number: u64| {
             let from_ns = number * windows.period_ns;
-            (from_ns.max(start_ns), (from_ns + windows.length_ns).min(self.end_ns))
+            (
+                from_ns.max(start_ns),
+                from_ns.saturating_add(windows.length_ns).min(self.end_ns),
+            )
         };
         let around = |around: &Around| (around.from_ns.max(start_ns), around.to_ns.min(self.end_ns));
         numbers
@@ -475,7 +513,7 @@ impl Moment {
     /// How long it took.
     #[must_use]
     pub fn ns(&self) -> u64 {
-        self.end_ns - self.start_ns
+        self.end_ns.saturating_sub(self.start_ns)
     }
 }
 
@@ -519,8 +557,8 @@ impl Lane {
 
     /// Its time on a CPU, and ready for one.
     fn busy_ns(&self) -> u64 {
-        let busy = |cell: &Cell| cell.ns[Shown::OnCpu as usize] + cell.ns[Shown::RunQueue as usize];
-        self.cells.iter().map(busy).sum()
+        let busy = |cell: &Cell| cell.ns[Shown::OnCpu as usize].saturating_add(cell.ns[Shown::RunQueue as usize]);
+        self.cells.iter().map(busy).fold(0, u64::saturating_add)
     }
 }
 
@@ -528,9 +566,9 @@ impl Cell {
     /// Adds another cell.
     pub fn add(&mut self, other: &Self) {
         for (mine, theirs) in self.ns.iter_mut().zip(&other.ns) {
-            *mine += theirs;
+            *mine = mine.saturating_add(*theirs);
         }
-        self.switches += other.switches;
+        self.switches = self.switches.saturating_add(other.switches);
         if other.task != 0 {
             self.vote(other.task, other.lead_ns);
         }
@@ -539,7 +577,7 @@ impl Cell {
     /// Boyer's and Moore's majority vote, by time.
     fn vote(&mut self, task: u32, ns: u64) {
         if self.task == task {
-            self.lead_ns += ns;
+            self.lead_ns = self.lead_ns.saturating_add(ns);
         } else if self.task == 0 || ns > self.lead_ns {
             self.lead_ns = if self.task == 0 { ns } else { ns - self.lead_ns };
             self.task = task;
@@ -600,16 +638,12 @@ impl IntervalSink for Builder {
         // An interrupt is not made by the thread that it interrupts.
         let by_a_thread = Origin::from_number(waker.origin) != Origin::Interrupt && waker.tid != 0;
         let from = by_a_thread.then(|| self.lane_of_tid.get(&waker.tid).copied()).flatten();
-        let image = Image {
-            tgid: waker.tgid,
-            number: waker.image,
-        };
         let wake = Wake {
             at_ns: woken.at_ns,
             from,
             to,
             origin: waker.origin as u8,
-            task: self.task(waker.task, image),
+            task: self.task(waker.task(), waker.program()),
         };
         self.keep(Item::Wake(wake));
     }
@@ -652,6 +686,7 @@ pub(crate) mod tests {
             task: u64::from(tid),
             class: class as u8,
             reason: 0,
+            throttled: false,
             cpu: Some(0),
             before: None,
         }
@@ -892,7 +927,78 @@ pub(crate) mod tests {
         assert_eq!(builder.finish().tasks.len(), 5);
     }
 
+    #[test]
+    fn times_that_step_back_and_times_at_the_end_of_the_clock_do_no_harm() {
+        let mut builder = Builder::new(LIMITS);
+        let mut tell = |start_ns, end_ns| {
+            builder.interval(&interval(1, State::OnCpu, Class::TaskBlocked, start_ns, end_ns));
+            builder.interval(&interval(2, State::RunQueue, Class::TaskBlocked, start_ns, end_ns));
+        };
+        tell(1 << 20, (1 << 20) + 5_000);
+        tell(100, 3_000);
+        tell(u64::MAX - 9_000, u64::MAX);
+        tell(0, u64::MAX);
+        tell(5, 6);
+        let lanes = builder.finish();
+        assert!(lanes.lanes[0].cells.len() <= LIMITS.cells);
+        let total: u64 = lanes.lanes[0]
+            .cells
+            .iter()
+            .flat_map(|cell| cell.ns)
+            .fold(0, u64::saturating_add);
+        assert_eq!(total, u64::MAX, "nothing is lost but what does not fit a number");
+    }
+
+    #[test]
+    fn any_number_of_wakings_at_one_instant_keeps_the_windows_sound() {
+        let mut builder = Builder::new(Limits { items: 50, ..LIMITS });
+        let waker = Waker::default();
+        for _ in 0..200 {
+            builder.woken(&woken(0, thread(2), &waker));
+        }
+        assert!(builder.kept.len() <= 50);
+        let lanes = builder.finish();
+        assert!(!lanes.is_exact);
+        assert!(lanes.exact.is_empty(), "no window is all there");
+    }
+
+    #[test]
+    fn windows_up_to_a_far_event_are_not_without_number() {
+        let mut builder = Builder::new(Limits { items: 600, ..LIMITS });
+        for turn in 0..5_000 {
+            builder.interval(&interval(
+                1,
+                State::OnCpu,
+                Class::TaskBlocked,
+                1_000 * turn,
+                1_000 * turn + 500,
+            ));
+        }
+        builder.interval(&interval(1, State::Blocked, Class::TaskBlocked, 1 << 60, u64::MAX - 1));
+        let lanes = builder.finish();
+        assert!(lanes.exact.len() as u64 <= MOST_WINDOWS + 2 * 2 * LIMITS.moments as u64);
+        assert!(!lanes.is_exact);
+    }
+
     proptest! {
+        /// Whatever the times are, it is drawn within its limits.
+        #[test]
+        fn no_times_make_it_panic(
+            times in prop::collection::vec((any::<(u64, u64)>(), 0_u32..64, 0_u32..64, 1_u32..4, any::<bool>()), 1..200),
+            items in 10_usize..60,
+        ) {
+            let mut builder = Builder::new(Limits { cells: 64, items, ..LIMITS });
+            for ((start, end), low, high, tid, wakes) in times {
+                let (start_ns, end_ns) = (start >> low, end >> high);
+                if wakes {
+                    builder.woken(&woken(start_ns, thread(tid), &Waker::default()));
+                }
+                builder.interval(&interval(tid, State::RunQueue, Class::TaskBlocked, start_ns, end_ns));
+            }
+            let lanes = builder.finish();
+            prop_assert!(lanes.exact.len() as u64 <= MOST_WINDOWS + 64);
+        }
+
         /// However it is cut up, no nanosecond of any state comes or goes, and nothing grows beyond its limits.
         #[test]
         fn nothing_is_lost_in_cells(

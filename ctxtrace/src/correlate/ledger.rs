@@ -4,6 +4,7 @@
 //! could not be known then: a program that nobody had looked at in time, and proves to have no tasks, has threads like any
 //! other; one that proves to have its runtime in a shared object has not.
 
+use crate::sums::{SaturatingSum, add};
 use std::collections::BTreeMap;
 
 use ctxtrace_common::ledger::Class;
@@ -35,7 +36,7 @@ impl Ledger {
     /// Kernel switches in it.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.rows.values().map(|sum| sum.count).sum()
+        self.rows.values().map(|sum| sum.count).saturating_sum()
     }
 
     /// Those of one class.
@@ -50,8 +51,8 @@ impl Ledger {
 
     fn add(&mut self, entry: Entry, sum: SwitchSum) {
         let row = self.rows.entry(entry).or_default();
-        row.count += sum.count;
-        row.off_cpu_ns += sum.off_cpu_ns;
+        add(&mut row.count, sum.count);
+        add(&mut row.off_cpu_ns, sum.off_cpu_ns);
     }
 }
 

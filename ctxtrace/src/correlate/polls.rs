@@ -24,6 +24,7 @@
 //! switch-in says when the waking was made that ended the sleep; if that was after the wake, there are three legs, which add
 //! up to the delay. If it was before, or if the thread did not sleep, it was coming already, and there are two.
 
+use crate::sums::SaturatingSum;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
@@ -223,7 +224,7 @@ impl<S> PollReplay<S> {
     pub fn conclude(mut self) -> (Polls, S) {
         let mut tasks: Vec<_> = self.tasks.into_iter().map(|task| (task.key, task.sums)).collect();
         tasks.retain(|(_, sums)| sums.polls + sums.wakes > 0);
-        let ended: u64 = tasks.iter().map(|(_, sums)| sums.poll.count()).sum();
+        let ended: u64 = tasks.iter().map(|(_, sums)| sums.poll.count()).saturating_sum();
         self.sums.open = self.sums.polls - ended;
         self.sums.tasks = tasks;
         self.sums.edges = self.edges;

@@ -9,6 +9,7 @@
 //! comes after the thread has been accounted for, and may or may not contain the leader's. It includes what the launched
 //! process did before tracing began.
 
+use crate::sums::SaturatingSum;
 use ctxtrace_common::thread::KernelCount;
 
 use crate::trace::run::Launched;
@@ -67,13 +68,13 @@ impl Reconciliation {
     /// Traced switches of all threads.
     #[must_use]
     pub fn traced(&self) -> u64 {
-        self.threads.iter().map(|thread| thread.traced).sum()
+        self.threads.iter().map(|thread| thread.traced).saturating_sum()
     }
 
     /// The kernel's count of all threads.
     #[must_use]
     pub fn kernel(&self) -> u64 {
-        self.threads.iter().map(|thread| thread.kernel).sum()
+        self.threads.iter().map(|thread| thread.kernel).saturating_sum()
     }
 
     /// Whether every thread's counts are the same.
@@ -111,7 +112,7 @@ fn first_thread(records: &[ThreadRecord], pid: u32) -> Option<usize> {
 }
 
 fn rusage(launched: &Launched, threads: &[ThreadCounts]) -> Option<Rusage> {
-    let traced: u64 = threads.iter().map(|thread| thread.traced).sum();
+    let traced: u64 = threads.iter().map(|thread| thread.traced).saturating_sum();
     let upper = traced.saturating_add(launched.before.total());
     Some(Rusage {
         switches: launched.rusage?.total(),

@@ -148,6 +148,7 @@ mod tests {
             task,
             class: Class::TaskBlocked as u8,
             reason: 0,
+            throttled: false,
             cpu: None,
             before: None,
         }

@@ -2,6 +2,7 @@
 //!
 //! Polls are counted by the probe, so a program without one has tasks (tokio and Go number them) and no task switches.
 
+use crate::sums::{SaturatingSum, add};
 use std::collections::BTreeMap;
 
 use ctxtrace_abi::{HOOKED, MESSAGE_BUCKETS, NAMED_TASKS, TASK_INDICES};
@@ -45,7 +46,7 @@ impl TaskSwitches {
     /// Those that hit the kernel.
     #[must_use]
     pub fn hit_kernel(&self) -> u64 {
-        self.hits.iter().sum()
+        self.hits.iter().saturating_sum()
     }
 
     /// Those that did not.
@@ -73,20 +74,20 @@ pub fn task_switches(aggregates: &Aggregates) -> Option<TaskSwitches> {
             continue;
         }
         any = true;
-        sum.polls.polls += total.polls;
-        sum.polls.repolls += total.repolls;
-        sum.polls.nested_polls += total.nested_polls;
+        add(&mut sum.polls.polls, total.polls);
+        add(&mut sum.polls.repolls, total.repolls);
+        add(&mut sum.polls.nested_polls, total.nested_polls);
         for (sum, hits) in sum.hits.iter_mut().zip(&polls.hits) {
-            *sum += hits;
+            add(sum, *hits);
         }
-        sum.hits_of_unknown_task += polls.hits_of_unknown_task;
+        add(&mut sum.hits_of_unknown_task, polls.hits_of_unknown_task);
         if polls.unconfirmed().is_some() {
-            sum.unconfirmed += record.threads;
+            add(&mut sum.unconfirmed, record.threads);
         }
     }
     for handover in &aggregates.handovers {
         for (sum, polls) in sum.messages_per_poll.iter_mut().zip(&handover.tables.messages_per_poll) {
-            *sum += polls;
+            add(sum, *polls);
         }
     }
     any.then_some(sum)
@@ -99,8 +100,8 @@ pub fn tasks(aggregates: &Aggregates, ledger: &Ledger) -> BTreeMap<TaskKey, Task
     for (entry, sum) in &ledger.rows {
         if let Some(key) = entry.task {
             let task = tasks.entry(key).or_default();
-            task.kernel_switches += sum.count;
-            task.off_cpu_ns += sum.off_cpu_ns;
+            add(&mut task.kernel_switches, sum.count);
+            add(&mut task.off_cpu_ns, sum.off_cpu_ns);
         }
     }
     let mut polls: BTreeMap<TaskKey, u64> = BTreeMap::new();
@@ -112,7 +113,7 @@ pub fn tasks(aggregates: &Aggregates, ledger: &Ledger) -> BTreeMap<TaskKey, Task
             .enumerate()
             .filter(|(_, count)| **count > 0)
         {
-            *polls.entry(of_index(handover.image, index)).or_default() += count;
+            add(polls.entry(of_index(handover.image, index)).or_default(), count);
         }
     }
     for (key, count) in polls {
@@ -201,7 +202,7 @@ pub fn beyond_the_tables(aggregates: &Aggregates) -> u64 {
     created
         .values()
         .map(|tasks| tasks.saturating_sub(NAMED_TASKS as u64 - 1))
-        .sum()
+        .saturating_sum()
 }
 
 #[cfg(test)]

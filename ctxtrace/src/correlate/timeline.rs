@@ -11,6 +11,7 @@
 //! is so in every timeline without losses. Wakings may come anywhere: when a sleep was ended is told with the switch-in.
 //! Times that step back between threads are counted ([`Replay::unordered`]) and do no harm.
 
+use crate::sums::add;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -26,7 +27,7 @@ use super::intervals::{Arrival, Before, Departure, Interval, IntervalSink, State
 use crate::trace::events::EventSink;
 use crate::trace::run::{Dropped, Timeline};
 use crate::trace::samples::Place;
-use crate::trace::{Aggregates, Latencies};
+use crate::trace::{Aggregates, Latencies, ThreadRecord};
 use crate::units::{signed_thousands, thousands};
 
 /// Rows of the ledger that are kept apart; the rest is summed by class. More than the kernel side keeps.
@@ -76,6 +77,19 @@ impl ThreadTotals {
         self.voluntary + self.involuntary + self.on_cpu_ns + self.run_queue_ns == 0
     }
 
+    /// The sum of two threads' totals, which has no ids.
+    fn plus(&self, other: &Self) -> Self {
+        Self {
+            voluntary: self.voluntary + other.voluntary,
+            involuntary: self.involuntary + other.involuntary,
+            on_cpu_ns: self.on_cpu_ns.wrapping_add(other.on_cpu_ns),
+            off_cpu_ns: self.off_cpu_ns.wrapping_add(other.off_cpu_ns),
+            run_queue_ns: self.run_queue_ns.wrapping_add(other.run_queue_ns),
+            migrations: self.migrations + other.migrations,
+            ..Self::default()
+        }
+    }
+
     /// Without the id: an `execve` may exchange those of two threads, and the kernel side keeps the one it knew first.
     fn comparable(mut self) -> Self {
         self.tid = 0;
@@ -95,10 +109,30 @@ struct Live {
     /// When it was woken first, should it have been since its last switch-out. Not for the clock, which is told of wakings
     /// with the switch-in: these may come late.
     woken_ns: u64,
-    /// Task, class and reason of its last switch-out.
-    left_for: (u64, u8, u8),
-    /// What its last switch-out was, and where that is counted: mostly the next one is the same.
-    last: Option<(u64, u8, u8, Row)>,
+    /// What its last switch-out was for.
+    left_for: LeftFor,
+    /// The same, and where that is counted: mostly the next one is the same.
+    last: Option<(LeftFor, Row)>,
+}
+
+/// What a switch-out is counted by, beside the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct LeftFor {
+    task: u64,
+    class: u8,
+    reason: u8,
+    throttled: bool,
+}
+
+impl From<&Out> for LeftFor {
+    fn from(out: &Out) -> Self {
+        Self {
+            task: out.task,
+            class: out.class,
+            reason: out.reason,
+            throttled: out.throttled,
+        }
+    }
 }
 
 /// A place to count a switch-out.
@@ -325,7 +359,7 @@ impl<I: IntervalSink> Replay<I> {
                 Phase::On if since_ns < now_ns => {
                     // It has not left, so it has left for nothing.
                     self.intervals
-                        .interval(&live.interval(State::OnCpu, since_ns, now_ns, (0, 0, 0)));
+                        .interval(&live.interval(State::OnCpu, since_ns, now_ns, LeftFor::default()));
                 }
                 Phase::Slept if since_ns < now_ns && live.woken_ns <= since_ns => {
                     self.intervals
@@ -415,6 +449,7 @@ impl<I: IntervalSink> Replay<I> {
 
     fn switch_out(&mut self, event: &Event, out: &Out) {
         self.switches += 1;
+        let left_for = LeftFor::from(out);
         let live = self.live(out.tid);
         if out.voluntary {
             live.totals.voluntary += 1;
@@ -422,14 +457,9 @@ impl<I: IntervalSink> Replay<I> {
             live.totals.involuntary += 1;
         }
         let left = live.clock.switch_out(event.at_ns, out.leave);
-        live.totals.on_cpu_ns += left.on_cpu_ns.or_zero();
+        add(&mut live.totals.on_cpu_ns, left.on_cpu_ns.or_zero());
         if let Some(ns) = left.on_cpu_ns.ns() {
-            let interval = live.interval(
-                State::OnCpu,
-                event.at_ns - ns,
-                event.at_ns,
-                (out.task, out.class, out.reason),
-            );
+            let interval = live.interval(State::OnCpu, event.at_ns - ns, event.at_ns, left_for);
             self.intervals.interval(&interval);
         }
         let live = self.live(out.tid);
@@ -445,15 +475,15 @@ impl<I: IntervalSink> Replay<I> {
         let live = self.live(out.tid);
         let (tgid, image) = (live.totals.tgid, live.image);
         let row = match live.last {
-            Some((task, class, reason, row)) if (task, class, reason) == (out.task, out.class, out.reason) => row,
+            Some((last, row)) if last == left_for => row,
             _ => self.row(out, tgid, image),
         };
         let sum = self.sum(row);
         sum.count += 1;
         let live = self.live(out.tid);
         live.pending = Some(row);
-        live.left_for = (out.task, out.class, out.reason);
-        live.last = Some((out.task, out.class, out.reason, row));
+        live.left_for = left_for;
+        live.last = Some((left_for, row));
         if let Some(ns) = left.on_cpu_ns.ns() {
             self.latencies.get_mut(Latency::OnCpu).record(ns);
         }
@@ -469,8 +499,8 @@ impl<I: IntervalSink> Replay<I> {
         let live = self.live(into.tid);
         live.clock.waking(into.waking, into.woken_ns);
         let entered = live.clock.switch_in(event.at_ns);
-        live.totals.off_cpu_ns += entered.off_cpu_ns.or_zero();
-        live.totals.run_queue_ns += entered.run_queue_ns.or_zero();
+        add(&mut live.totals.off_cpu_ns, entered.off_cpu_ns.or_zero());
+        add(&mut live.totals.run_queue_ns, entered.run_queue_ns.or_zero());
         let off = live.off_intervals(event.at_ns, &entered, Some(before));
         let arrival = Arrival {
             thread: live.thread(),
@@ -487,7 +517,7 @@ impl<I: IntervalSink> Replay<I> {
         }
         live.last_cpu = Some(event.cpu);
         if let Some(row) = live.pending.take() {
-            self.sum(row).off_cpu_ns += entered.off_cpu_ns.or_zero();
+            add(&mut self.sum(row).off_cpu_ns, entered.off_cpu_ns.or_zero());
         }
         for (latency, ns) in [
             (Latency::OffCpu, entered.off_cpu_ns.ns()),
@@ -509,6 +539,7 @@ impl<I: IntervalSink> Replay<I> {
         key.image = image;
         key.class = out.class;
         key.reason = out.reason;
+        key.throttled = u8::from(out.throttled);
         if let Some(&row) = self.row_of.get(&key) {
             return Row::Of(row);
         }
@@ -548,7 +579,7 @@ impl Live {
             last_cpu: None,
             pending: None,
             woken_ns: 0,
-            left_for: (0, 0, 0),
+            left_for: LeftFor::default(),
             last: None,
         }
     }
@@ -566,16 +597,17 @@ impl Live {
         }
     }
 
-    fn interval(&self, state: State, start_ns: u64, end_ns: u64, (task, class, reason): (u64, u8, u8)) -> Interval {
+    fn interval(&self, state: State, start_ns: u64, end_ns: u64, left_for: LeftFor) -> Interval {
         Interval {
             thread: self.thread(),
             state,
             start_ns,
             end_ns,
             image: self.program(),
-            task,
-            class,
-            reason,
+            task: left_for.task,
+            class: left_for.class,
+            reason: left_for.reason,
+            throttled: left_for.throttled,
             cpu: self.last_cpu,
             before: None,
         }
@@ -627,8 +659,8 @@ fn by_class(rows: &[(SumKey, SwitchSum)], overflow: &[SwitchSum]) -> [SwitchSum;
     let rows = rows.iter().map(|(key, sum)| (usize::from(class_of(key)), sum));
     for (class, sum) in rows.chain(overflow.iter().enumerate()) {
         if let Some(total) = classes.get_mut(class) {
-            total.count += sum.count;
-            total.off_cpu_ns += sum.off_cpu_ns;
+            add(&mut total.count, sum.count);
+            add(&mut total.off_cpu_ns, sum.off_cpu_ns);
         }
     }
     classes
@@ -711,6 +743,22 @@ fn ledgers_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) 
     }
 }
 
+/// Leaves those of the threads that are among `known`, and returns the others. Both are sorted.
+fn take_from(threads: &mut Vec<ThreadTotals>, known: &[ThreadTotals]) -> Vec<ThreadTotals> {
+    let mut known = known.iter().map(|thread| thread.comparable()).peekable();
+    let (mut same, mut others) = (Vec::new(), Vec::new());
+    for thread in threads.drain(..) {
+        while known.next_if(|next| *next < thread.comparable()).is_some() {}
+        if known.next_if_eq(&thread.comparable()).is_some() {
+            same.push(thread);
+        } else {
+            others.push(thread);
+        }
+    }
+    *threads = same;
+    others
+}
+
 fn threads_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) -> Option<String> {
     if aggregates.counters.lost_records > 0 {
         // The records to compare with did not fit their ring.
@@ -721,8 +769,27 @@ fn threads_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) 
         threads.sort_by_key(|thread| thread.comparable());
         threads
     };
-    let events = sorted(&mut replay.threads());
-    let counted = sorted(&mut aggregates.threads.iter().map(|record| ThreadTotals::of(&record.thread)));
+    let (apart, folded): (Vec<&ThreadRecord>, Vec<&ThreadRecord>) = aggregates.threads.iter().partition(|record| record.threads == 1);
+    let mut events = sorted(&mut replay.threads());
+    let counted = sorted(&mut apart.iter().map(|record| ThreadTotals::of(&record.thread)));
+    if !folded.is_empty() {
+        // Every thread that is in no record of its own has to be in the sums of the folded ones.
+        let rest = take_from(&mut events, &counted);
+        let (count, sums) = folded.iter().fold((0, ThreadTotals::default()), |(count, sums), record| {
+            (count + record.threads, sums.plus(&ThreadTotals::of(&record.thread)))
+        });
+        if rest.len() as u64 != count {
+            return Some(differ("folded threads", rest.len() as u64, count));
+        }
+        let of_events = rest.iter().fold(ThreadTotals::default(), |sums, thread| sums.plus(thread));
+        if of_events != sums {
+            return Some(differ(
+                "switches or times of the folded threads",
+                of_events.voluntary + of_events.involuntary,
+                sums.voluntary + sums.involuntary,
+            ));
+        }
+    }
     if events.len() != counted.len() {
         return Some(differ("threads", events.len() as u64, counted.len() as u64));
     }
@@ -741,12 +808,13 @@ fn threads_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) 
 mod tests {
     use std::collections::BTreeMap;
 
+    use ctxtrace_common::thread::Thread;
     use ctxtrace_common::wakeup::Waker;
     use proptest::prelude::*;
 
     use super::*;
     use crate::correlate::budget::{Budget, Window};
-    use crate::trace::{Fate, ThreadRecord, build};
+    use crate::trace::{Fate, build};
 
     /// How a thread leaves in these tests: the way, and the counter that moves.
     const SLEEPS: (Leave, bool) = (Leave::Slept, true);
@@ -756,8 +824,8 @@ mod tests {
     /// The kernel side in a few lines: adds up as it does, and tells events as it does.
     struct Kernel {
         now_ns: u64,
-        threads: BTreeMap<u32, ThreadSummary>,
-        ended: Vec<ThreadSummary>,
+        threads: BTreeMap<u32, Thread>,
+        ended: Vec<Thread>,
         aggregates: Aggregates,
         sums: BTreeMap<SumKey, SwitchSum>,
         events: Vec<Event>,
@@ -781,7 +849,7 @@ mod tests {
         fn meet(&mut self, tid: u32, cpu: u32) {
             let now_ns = self.now_ns;
             let thread = self.threads.entry(tid).or_insert_with(|| {
-                let mut thread: ThreadSummary = bytemuck::Zeroable::zeroed();
+                let mut thread: Thread = bytemuck::Zeroable::zeroed();
                 thread.clock = if tid % 2 == 1 { Clock::NEW } else { Clock::UNKNOWN };
                 thread.start_boottime_ns = now_ns;
                 thread.tid = tid;
@@ -891,7 +959,7 @@ mod tests {
 
         fn finish(mut self) -> (Aggregates, Vec<Event>) {
             let threads = self.ended.into_iter().chain(self.threads.into_values());
-            self.aggregates.threads = threads.map(|thread| ThreadRecord::new(thread, Fate::Ended)).collect();
+            self.aggregates.threads = threads.map(|thread| ThreadRecord::new(thread.summary, Fate::Ended)).collect();
             self.aggregates.switch_sums = self.sums.into_iter().collect();
             (self.aggregates, self.events)
         }
@@ -1201,7 +1269,12 @@ mod tests {
                 kernel.now_ns += later_ns;
                 match step {
                     Step::Switch { cpu, out, into, class, task } => {
-                        kernel.switch(cpu, out.map(|(tid, how)| (tid, how, key(class, task))), into);
+                        let out = out.map(|(tid, how)| {
+                            let mut key = key(class, task);
+                            key.throttled = u8::from(how == PREEMPTED && task % 2 == 1);
+                            (tid, how, key)
+                        });
+                        kernel.switch(cpu, out, into);
                     }
                     Step::Wake { cpu, tid } => kernel.wake(cpu, tid),
                     Step::Exec { tid } => kernel.exec(tid),

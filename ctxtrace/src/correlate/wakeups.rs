@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use ctxtrace_common::process::{Image, TaskKey};
+use ctxtrace_common::process::TaskKey;
 use ctxtrace_common::wakeup::{EdgeKey, Origin, Waker};
 
 use super::tasks;
@@ -38,17 +38,30 @@ pub fn wakeups(aggregates: &Aggregates) -> Vec<Wakeups> {
         .edges
         .iter()
         .filter(|(_, edge)| edge.count > 0)
-        .map(|(key, edge)| names.describe(aggregates, key, edge))
+        .map(|(key, edge)| names.describe(key, edge))
         .collect();
     wakeups.sort_by_key(|wakeups| std::cmp::Reverse(wakeups.edge.count));
     wakeups
+}
+
+/// What stands for the name of a thread that has none.
+const NO_NAME: &str = "?";
+
+/// The name that a thread outside the target had when it made a wakeup, padded with zeroes. Captures of older versions know one name for
+/// each thread, whenever it had that.
+#[must_use]
+pub fn outsider_name(aggregates: &Aggregates, waker: &Waker) -> Option<[u8; 16]> {
+    match waker.outsider_name()? {
+        [0, ..] => aggregates.outsiders.get(&waker.tid).copied(),
+        comm => Some(comm),
+    }
 }
 
 /// Names of threads by id.
 pub struct Names<'a> {
     of_targets: HashMap<u32, String>,
     counted: HashMap<u32, bool>,
-    outsiders: &'a HashMap<u32, [u8; 16]>,
+    aggregates: &'a Aggregates,
 }
 
 impl<'a> Names<'a> {
@@ -59,56 +72,48 @@ impl<'a> Names<'a> {
         Self {
             of_targets: threads().map(|thread| (thread.tid, name_of(&thread.comm))).collect(),
             counted: threads().map(|thread| (thread.tid, thread.polls.is_read())).collect(),
-            outsiders: &aggregates.outsiders,
+            aggregates,
         }
     }
 
-    fn of(&self, tid: u32) -> String {
+    fn of(&self, tid: u32) -> Option<String> {
         if tid == 0 {
             // Edges that found no room to be told apart.
-            return "(others)".to_owned();
+            return Some("(others)".to_owned());
         }
-        let outsider = || self.outsiders.get(&tid).map(name_of);
-        self.of_targets
-            .get(&tid)
-            .cloned()
-            .or_else(outsider)
-            .unwrap_or_else(|| "?".to_owned())
+        self.of_targets.get(&tid).cloned()
     }
 
     /// The maker of a wakeup: its thread, or `interrupt`.
     #[must_use]
     pub fn of_waker(&self, waker: &Waker) -> String {
-        self.of_origin(Origin::from_number(waker.origin), waker.tid)
+        let name = match Origin::from_number(waker.origin) {
+            Origin::Interrupt => return "interrupt".to_owned(),
+            Origin::Unknown => return "unknown".to_owned(),
+            Origin::Task | Origin::Runtime | Origin::Thread => self.of(waker.tid),
+            Origin::Outside if waker.tid == 0 => self.of(0),
+            Origin::Outside => outsider_name(self.aggregates, waker).map(|comm| name_of(&comm)),
+        };
+        name.unwrap_or_else(|| NO_NAME.to_owned())
     }
 
-    fn of_origin(&self, origin: Origin, tid: u32) -> String {
-        match origin {
-            Origin::Interrupt => "interrupt".to_owned(),
-            Origin::Unknown => "unknown".to_owned(),
-            Origin::Task | Origin::Runtime | Origin::Thread | Origin::Outside => self.of(tid),
-        }
-    }
-
-    fn describe(&self, aggregates: &Aggregates, key: &EdgeKey, edge: &EdgeSums) -> Wakeups {
+    fn describe(&self, key: &EdgeKey, edge: &EdgeSums) -> Wakeups {
         let origin = Origin::from_number(key.origin.into());
+        let waker = key.waker();
         let task = TaskKey {
-            task: key.from_task,
-            image: Image {
-                tgid: key.from_tgid,
-                number: key.from_image,
-            },
+            task: waker.task(),
+            image: waker.program(),
         };
         Wakeups {
             origin,
             from_task: match origin {
-                Origin::Task => Some(tasks::name(aggregates, task)),
+                Origin::Task => Some(tasks::name(self.aggregates, task)),
                 Origin::Interrupt => Some("interrupt".to_owned()),
                 _ => None,
             },
-            from_thread: self.of_origin(origin, key.from_tid),
+            from_thread: self.of_waker(&waker),
             from_tid: (key.from_tid != 0).then_some(key.from_tid),
-            to_thread: self.of(key.to_tid),
+            to_thread: self.of(key.to_tid).unwrap_or_else(|| NO_NAME.to_owned()),
             to_tid: key.to_tid,
             wasted_is_known: self.counted.get(&key.to_tid).copied().unwrap_or(false),
             edge: edge.clone(),
@@ -120,6 +125,7 @@ impl<'a> Names<'a> {
 mod tests {
     use super::*;
     use crate::trace::build;
+    use ctxtrace_common::process::Image;
 
     fn key(origin: Origin, from_tid: u32, from_task: u64, to_tid: u32) -> EdgeKey {
         let waker = Waker {
@@ -143,6 +149,16 @@ mod tests {
         let mut outsider = [0; 16];
         outsider[..4].copy_from_slice(b"sshd");
         aggregates.outsiders.insert(7, outsider);
+        let renamed = |name: &[u8; 5]| {
+            let mut comm = [0; 16];
+            comm[..5].copy_from_slice(name);
+            let mut waker = Waker {
+                tid: 9,
+                ..Waker::default()
+            };
+            waker.set_outsider(bytemuck::cast(comm));
+            EdgeKey::new(&waker, 102, 100)
+        };
         let mut edge = |key, count| {
             let edge = EdgeSums {
                 count,
@@ -152,7 +168,12 @@ mod tests {
         };
         edge(key(Origin::Task, 101, 1, 102), 9);
         edge(key(Origin::Interrupt, 0, 0, 102), 3);
-        edge(key(Origin::Outside, 7, 0, 102), 2);
+        // Of a version that noted the name of a thread once.
+        let mut unnamed = key(Origin::Outside, 7, 0, 102);
+        unnamed.from_tgid = 0;
+        edge(unnamed, 2);
+        edge(renamed(b"alpha"), 50);
+        edge(renamed(b"beta\0"), 500);
         edge(key(Origin::Runtime, 101, 0, 102), 0);
         let told: Vec<_> = wakeups(&aggregates)
             .into_iter()
@@ -169,6 +190,8 @@ mod tests {
         assert_eq!(
             told,
             [
+                (None, text("beta"), text("main"), 500),
+                (None, text("alpha"), text("main"), 50),
                 (Some(text("sender")), text("worker"), text("main"), 9),
                 (Some(text("interrupt")), text("interrupt"), text("main"), 3),
                 (None, text("sshd"), text("main"), 2),

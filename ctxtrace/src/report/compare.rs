@@ -29,12 +29,12 @@ pub fn markdown(compared: &Compared) -> String {
         sides(compared).map(|side| markdown_text(&side)).join("  \n")
     );
     for line in incomplete(compared) {
-        let _ = writeln!(text, "**{line}**\n");
+        let _ = writeln!(text, "**{}**\n", markdown_text(&line));
     }
     for block in blocks(compared).into_iter().chain(missing(compared)) {
         let _ = writeln!(text, "{}", fenced(&block));
     }
-    let _ = writeln!(text, "ctxtrace {}.", compared.ctxtrace_version);
+    let _ = writeln!(text, "ctxtrace {}.", markdown_text(&compared.ctxtrace_version));
     text
 }
 
@@ -71,7 +71,7 @@ fn blocks(compared: &Compared) -> Vec<String> {
             continue;
         }
         figures.add_row([
-            row.name.clone(),
+            printable(&row.name),
             told(row, row.base),
             told(row, row.subject),
             row.ratio.map_or_else(|| "–".to_owned(), significant),
@@ -119,7 +119,13 @@ fn missing(compared: &Compared) -> Option<String> {
     let lines: Vec<String> = compared
         .unavailable
         .iter()
-        .map(|not| wrapped(&format!("{}: {}", not.path, not.reason), "  ", "    "))
+        .map(|not| {
+            wrapped(
+                &format!("{}: {}", printable(&not.path), printable(&not.reason)),
+                "  ",
+                "    ",
+            )
+        })
         .collect();
     Some(format!("Not to be had\n{}", lines.join("\n")))
 }

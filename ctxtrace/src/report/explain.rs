@@ -56,7 +56,7 @@ pub fn markdown(answer: &Explanation) -> String {
     ];
     let _ = writeln!(text, "{}\n", sides.map(|side| markdown_text(&side)).join("  \n"));
     if let Some(sentence) = disturbance(answer) {
-        let _ = writeln!(text, "**{sentence}**\n");
+        let _ = writeln!(text, "**{}**\n", markdown_text(&sentence));
     }
     for (title, claims) in verdict(answer) {
         let _ = writeln!(text, "### {title}\n");
@@ -82,7 +82,9 @@ pub fn markdown(answer: &Explanation) -> String {
     let _ = writeln!(
         text,
         "ctxtrace {} on Linux {}, {} CPUs.",
-        answer.ctxtrace_version, host.kernel, host.cpus
+        markdown_text(&answer.ctxtrace_version),
+        markdown_text(&host.kernel),
+        host.cpus
     );
     text
 }

@@ -149,7 +149,7 @@ mod tests {
         let stack = |ns: u64| ResolvedStack {
             frames: vec![Frame {
                 kind: FrameKind::Thread,
-                name: ns.to_string(),
+                name: ns.to_string().into(),
             }],
             count: 1,
             ns,
@@ -172,7 +172,7 @@ mod tests {
     fn resolved() -> Resolved {
         let frame = |kind, name: &str| Frame {
             kind,
-            name: name.to_owned(),
+            name: name.into(),
         };
         Resolved {
             stacks: vec![ResolvedStack {

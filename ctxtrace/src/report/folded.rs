@@ -63,7 +63,7 @@ mod tests {
         let stack = |name: &str| ResolvedStack {
             frames: vec![Frame {
                 kind: FrameKind::Thread,
-                name: name.to_owned(),
+                name: name.into(),
             }],
             count: 2,
             ns: 5,
@@ -80,7 +80,7 @@ mod tests {
     fn a_line_holds_the_kinds_and_escapes_the_separator() {
         let frame = |kind, name: &str| Frame {
             kind,
-            name: name.to_owned(),
+            name: name.into(),
         };
         let stacks = [ResolvedStack {
             frames: vec![

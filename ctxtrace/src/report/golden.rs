@@ -149,7 +149,7 @@ fn report(mode: Mode, runs: &[Run]) -> Report {
 fn resolved() -> Resolved {
     let frame = |kind, name: &str| Frame {
         kind,
-        name: name.to_owned(),
+        name: name.into(),
     };
     let stack = |frames: Vec<Frame>, count, ns| ResolvedStack { frames, count, ns };
     Resolved {
@@ -250,6 +250,7 @@ fn run_to_look_at(turns: u64) -> Run {
         task: u64::from(tid - 100),
         class: class as u8,
         reason: 0,
+        throttled: false,
         cpu: Some(tid as u16 % 2),
         before: None,
     };
@@ -297,7 +298,7 @@ fn run_to_look_at(turns: u64) -> Run {
     };
     let frame = |name: &str| Frame {
         kind: FrameKind::User,
-        name: name.to_owned(),
+        name: name.into(),
     };
     for (key, names) in [(1, ["_start", "main", "</script>"]), (2, ["_start", "main", "park"])] {
         run.aggregates.stacks.insert(key, [1, 2, 3].into());

@@ -1,9 +1,16 @@
 //! The result as JSON, and the schema it follows.
+//!
+//! A program that reads it gets every text whole. A terminal that shows it does not act on it: what it would act on (controls, those
+//! of C1 too, and characters that change the direction of text) is written as `\u` and its number.
+
+use std::io::{self, Write};
 
 use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 use crate::error::{Error, Result};
+use crate::printable::is_harmful;
 
 /// The result, indented, with a newline at its end.
 ///
@@ -11,7 +18,10 @@ use crate::error::{Error, Result};
 ///
 /// If it cannot be serialised, which no result should bring about.
 pub fn render(result: &impl Serialize) -> Result<Vec<u8>> {
-    with_newline(serde_json::to_vec_pretty(result))
+    let mut bytes = Vec::new();
+    let formatter = EscapingFormatter(PrettyFormatter::new());
+    let made = result.serialize(&mut Serializer::with_formatter(&mut bytes, formatter));
+    with_newline(made.map(|()| bytes))
 }
 
 /// The JSON Schema of a kind of result.
@@ -20,7 +30,7 @@ pub fn render(result: &impl Serialize) -> Result<Vec<u8>> {
 ///
 /// As `render`.
 pub fn schema<T: JsonSchema>() -> Result<Vec<u8>> {
-    with_newline(serde_json::to_vec_pretty(&schemars::schema_for!(T)))
+    render(&schemars::schema_for!(T))
 }
 
 fn with_newline(bytes: serde_json::Result<Vec<u8>>) -> Result<Vec<u8>> {
@@ -30,4 +40,76 @@ fn with_newline(bytes: serde_json::Result<Vec<u8>>) -> Result<Vec<u8>> {
     })?;
     bytes.push(b'\n');
     Ok(bytes)
+}
+
+/// Indents, and escapes what a terminal would act on.
+struct EscapingFormatter(PrettyFormatter<'static>);
+
+impl Formatter for EscapingFormatter {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, to: &mut W, fragment: &str) -> io::Result<()> {
+        let mut plain = 0;
+        for (at, c) in fragment.char_indices().filter(|&(_, c)| is_harmful(c)) {
+            to.write_all(&fragment.as_bytes()[plain..at])?;
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(to, "\\u{unit:04x}")?;
+            }
+            plain = at + c.len_utf8();
+        }
+        to.write_all(&fragment.as_bytes()[plain..])
+    }
+
+    fn begin_array<W: ?Sized + Write>(&mut self, to: &mut W) -> io::Result<()> {
+        self.0.begin_array(to)
+    }
+
+    fn end_array<W: ?Sized + Write>(&mut self, to: &mut W) -> io::Result<()> {
+        self.0.end_array(to)
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_array_value(to, first)
+    }
+
+    fn end_array_value<W: ?Sized + Write>(&mut self, to: &mut W) -> io::Result<()> {
+        self.0.end_array_value(to)
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, to: &mut W) -> io::Result<()> {
+        self.0.begin_object(to)
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, to: &mut W) -> io::Result<()> {
+        self.0.end_object(to)
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_object_key(to, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, to: &mut W) -> io::Result<()> {
+        self.0.begin_object_value(to)
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, to: &mut W) -> io::Result<()> {
+        self.0.end_object_value(to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_text_comes_back_whole_and_no_terminal_acts_on_it() {
+        let text = "\u{9b}31m \u{202e}x\u{7f}\u{e0001} \"\\ \u{1b}]0;t\u{7}\u{85} é→";
+        let bytes = render(&[text]).expect("JSON");
+        let written = String::from_utf8(bytes.clone()).expect("text");
+        assert!(!written.chars().any(|c| c != '\n' && is_harmful(c)), "{written:?}");
+        let back: Vec<String> = serde_json::from_slice(&bytes).expect("JSON");
+        assert_eq!(back, [text]);
+        assert!(
+            written.contains(r"\u009b31m \u202ex") && written.contains("é→"),
+            "{written}"
+        );
+    }
 }

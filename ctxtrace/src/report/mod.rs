@@ -32,9 +32,13 @@ pub mod output;
 #[cfg(feature = "parquet")]
 pub mod parquet;
 pub mod perfetto;
+pub mod place;
 pub mod pprof;
 pub mod suite;
 pub mod table;
+
+pub(crate) use crate::printable::printable;
+use crate::printable::printable_lines;
 
 /// What a flamegraph's widths mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -43,16 +47,6 @@ pub enum Weight {
     Time,
     /// Kernel switches
     Count,
-}
-
-/// Text that comes from outside (thread names, symbols) with everything a terminal or a parser could act on replaced.
-#[must_use]
-pub fn printable(text: &str) -> String {
-    // Bidirectional controls are no control characters to Unicode, and can reorder what is shown.
-    let harmless = |c: char| {
-        !c.is_control() && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().map(|c| if harmless(c) { c } else { '\u{fffd}' }).collect()
 }
 
 /// Columns of a terminal.
@@ -66,18 +60,36 @@ fn wrapped(text: &str, first: &str, rest: &str) -> String {
         .word_separator(textwrap::WordSeparator::AsciiSpace)
         .word_splitter(textwrap::WordSplitter::NoHyphenation)
         .break_words(false);
-    textwrap::fill(text, options)
+    textwrap::fill(&printable_lines(text), options)
 }
 
-/// Text for Markdown, outside of code: names in it make no links, no emphasis, no code and no HTML.
+/// Joins two characters without being seen. Between them GitHub sees no address and no mention, which it looks for in the rendered
+/// text, where a backslash is gone.
+const WORD_JOINER: char = '\u{2060}';
+
+/// Text for Markdown, outside of code: names in it make no links, mentions, emphasis, code, formulas or HTML.
 #[must_use]
 fn markdown_text(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        if matches!(c, '\\' | '`' | '*' | '[' | ']' | '<' | '>' | '&') {
+    for (at, c) in text.char_indices() {
+        if matches!(
+            c,
+            '\\' | '`' | '*' | '_' | '~' | '$' | '|' | '[' | ']' | '<' | '>' | '&'
+        ) {
             escaped.push('\\');
         }
         escaped.push(c);
+        let (before, after) = (&text[..at], &text[at + c.len_utf8()..]);
+        let makes_a_link = match c {
+            '@' | '#' => true,
+            ':' => after.starts_with("//"),
+            'w' | 'W' => after.starts_with('.') && before.to_ascii_lowercase().ends_with("ww"),
+            '-' => before.to_ascii_lowercase().ends_with("gh"),
+            _ => false,
+        };
+        if makes_a_link {
+            escaped.push(WORD_JOINER);
+        }
     }
     escaped
 }
@@ -101,7 +113,12 @@ mod tests {
     fn a_name_makes_no_markdown() {
         assert_eq!(
             markdown_text("![x](http://y) <b>*`&amp;"),
-            r"!\[x\](http://y) \<b\>\*\`\&amp;"
+            "!\\[x\\](http:\u{2060}//y) \\<b\\>\\*\\`\\&amp;"
+        );
+        assert_eq!(
+            markdown_text("@user a@b.org www.x.org WWW.x #1 GH-1 o/r#2 ~~x~~ _y_ $z$"),
+            "@\u{2060}user a@\u{2060}b.org www\u{2060}.x.org WWW\u{2060}.x #\u{2060}1 GH-\u{2060}1 o/r#\u{2060}2 \\~\\~x\\~\\~ \
+             \\_y\\_ \\$z\\$"
         );
         assert_eq!(markdown_text("task-pool, buffer 4,096"), "task-pool, buffer 4,096");
     }
@@ -110,11 +127,5 @@ mod tests {
     fn a_name_does_not_end_the_fence_it_is_in() {
         assert_eq!(fenced("a\nb"), "```text\na\nb\n```\n");
         assert_eq!(fenced("a\n  ````\nb"), "`````text\na\n  ````\nb\n`````\n");
-    }
-
-    #[test]
-    fn nothing_a_terminal_acts_on_gets_through() {
-        assert_eq!(printable("a\x1b[31mb\nc\u{202e}d"), "a\u{fffd}[31mb\u{fffd}c\u{fffd}d");
-        assert_eq!(printable("tokio-rt-worker"), "tokio-rt-worker");
     }
 }

@@ -255,7 +255,7 @@ fn profile(info: &Info, run: &Run, labels: &Labels) -> Profile {
             let labels = builder.labels(&overflowed(class), run, &types, "");
             let stack = builder.stack(&[Frame {
                 kind: FrameKind::Reason,
-                name: "[lost: the table of sums was full]".to_owned(),
+                name: "[lost: the table of sums was full]".into(),
             }]);
             builder.add((stack, labels), sum.count, sum.off_cpu_ns);
         }
@@ -360,7 +360,7 @@ mod tests {
     fn frame(kind: FrameKind, name: &str) -> Frame {
         Frame {
             kind,
-            name: name.to_owned(),
+            name: name.into(),
         }
     }
 

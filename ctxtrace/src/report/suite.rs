@@ -57,7 +57,7 @@ pub fn markdown(suite: &Suite) -> String {
         notes(suite).replace('\n', "\n\n")
     );
     for problem in problems(suite) {
-        let _ = write!(text, "\n**{problem}**\n");
+        let _ = write!(text, "\n**{}**\n", super::markdown_text(problem.as_ref()));
     }
     text
 }
@@ -70,7 +70,7 @@ fn headline(suite: &Suite) -> String {
         "The article's cases on {}: {} CPU{cpus}, Linux {}, {} run{runs} each",
         super::printable(&host.name),
         host.cpus,
-        host.kernel,
+        super::printable(&host.kernel),
         suite.repeat
     )
 }

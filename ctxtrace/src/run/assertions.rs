@@ -1,11 +1,10 @@
 //! `--assert`, after the run: what does not hold is told on standard error.
 
-use std::io::{self, Write};
-
 use crate::analyze::assertion::Assertion;
 use crate::analyze::result::Report;
 use crate::error::{Error, Result};
 use crate::report::printable;
+use crate::terminal::write_notice;
 use crate::units::thousands;
 
 /// Judges every assertion, tells each that does not hold (or, in one line, that all do), and returns whether all do. That they do is not
@@ -40,5 +39,5 @@ pub(super) fn all_hold(assertions: &[Assertion], report: &Report, quiet: bool) -
 
 /// Nobody is there to be told if standard error is gone; the exit status says it too.
 fn tell(sentence: &str) {
-    let _ = writeln!(io::stderr(), "ctxtrace: {}", printable(sentence));
+    write_notice(&format!("ctxtrace: {}", printable(sentence)));
 }

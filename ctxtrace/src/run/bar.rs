@@ -1,10 +1,10 @@
 //! The progress bar: on a terminal, and only once a run has lasted long enough to want one.
 
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::terminal::Stream;
 use crate::units::thousands;
 
 /// A run that is over sooner needs no bar.
@@ -31,7 +31,7 @@ impl Bar {
             } else {
                 String::new()
             },
-            terminal: !quiet && std::io::stderr().is_terminal(),
+            terminal: !quiet && Stream::Error.is_terminal(),
         }
     }
 

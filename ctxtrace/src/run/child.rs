@@ -7,6 +7,7 @@ use nix::sys::prctl;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, status};
+use crate::terminal::data_output;
 use crate::workload::progress::Progress;
 use crate::workload::{self, Outcome, Spec};
 
@@ -43,7 +44,7 @@ pub fn be_a_workload(spec: &str, report_fd: Option<RawFd>, progress_fd: Option<R
     let sent = match report_fd {
         // SAFETY: as above; nobody else in this process uses the descriptor.
         Some(fd) => std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) }).write_all(line.as_bytes()),
-        None => std::io::stdout().write_all(line.as_bytes()),
+        None => data_output().write_all(line.as_bytes()),
     };
     sent.map_err(Error::system("reporting the outcome"))?;
     Ok(match message {

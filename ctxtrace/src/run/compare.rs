@@ -16,6 +16,8 @@ use crate::cli::comparison::CompareSettings;
 use crate::correlate::budget::{Budget, Window};
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
+use crate::report::output::OutputAccess;
+use crate::report::place::FileIdentity;
 use crate::report::{compare as report, differential, json, table};
 use crate::target::user::invoker;
 use crate::trace::events::EventSink;
@@ -29,12 +31,15 @@ use crate::trace::{Level, run::Run};
 ///
 /// If there is nothing in a file that can be compared, or if an output cannot be written.
 pub fn compare(settings: &CompareSettings) -> Result<u8> {
-    let outputs = Outputs::open(&settings.outputs, invoker().as_ref())?;
+    let access = OutputAccess::new(invoker()?.as_ref())
+        .reading(FileIdentity::of_path(&settings.base))
+        .reading(FileIdentity::of_path(&settings.subject));
+    let outputs = Outputs::open(&settings.outputs, &access)?;
     let (base, subject) = (Read::open(&settings.base)?, Read::open(&settings.subject)?);
     let unit = compare::unit_of(&base.report, &subject.report);
     let (base, subject) = (base.captured(unit)?, subject.captured(unit)?);
     let compared = compare::compare(env!("CARGO_PKG_VERSION"), unit, &base, &subject);
-    let written = outputs.write(&Comparison {
+    let (written, mut failed) = outputs.write(&Comparison {
         json: &json::render(&compared)?,
         markdown: &report::markdown(&compared),
         on_cpu: (&base.account.stacks, &subject.account.stacks),
@@ -45,11 +50,13 @@ pub fn compare(settings: &CompareSettings) -> Result<u8> {
             base: &base.name,
             subject: &subject.name,
         },
-    })?;
-    outputs::print(settings.outputs.table_to_stderr, |style| {
+    });
+    let printed = outputs::print(settings.outputs.table_to_stderr, |style| {
         report::render(&compared, style)
-    })?;
+    });
     written.tell();
+    failed.extend(printed.err());
+    Error::all(failed)?;
     Ok(if compared.base.complete && compared.subject.complete {
         0
     } else {
@@ -122,6 +129,8 @@ impl<'a> Read<'a> {
                 let (budget, samples) = replay.into_intervals();
                 let run: &mut Run = &mut self.saved.runs[median];
                 run.samples = samples;
+                self.saved.charge_samples();
+                let run = &self.saved.runs[median];
                 let asleep = Asleep::of(run, units);
                 let account = Account::of(run, &budget, window, units, &asleep);
                 (asleep, account)

@@ -3,10 +3,9 @@
 use super::written::{Opened, Written};
 use crate::analyze::budget::account::Stacks;
 use crate::cli::comparison::ComparisonOutputs;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::report::differential;
-use crate::report::output::Output;
-use crate::target::user::Invoker;
+use crate::report::output::{Output, OutputAccess};
 
 /// The files asked for, open and known to be writable.
 pub(super) struct Outputs {
@@ -29,8 +28,8 @@ pub(super) struct Comparison<'a> {
 }
 
 impl Outputs {
-    pub(super) fn open(settings: &ComparisonOutputs, user: Option<&Invoker>) -> Result<Self> {
-        let open = |destination: &Option<_>| destination.as_ref().map(|to| Output::open(to, user)).transpose();
+    pub(super) fn open(settings: &ComparisonOutputs, access: &OutputAccess) -> Result<Self> {
+        let open = |destination: &Option<_>| destination.as_ref().map(|to| Output::open(to, access)).transpose();
         Ok(Self {
             json: open(&settings.json)?,
             markdown: open(&settings.markdown)?,
@@ -39,13 +38,16 @@ impl Outputs {
         })
     }
 
-    pub(super) fn write(self, comparison: &Comparison<'_>) -> Result<Written> {
+    /// Writes them. Returns what was written, and what went wrong; one that fails keeps no other from being written.
+    pub(super) fn write(self, comparison: &Comparison<'_>) -> (Written, Vec<Error>) {
         let mut written = Written::default();
+        let mut failed = Vec::new();
+        let mut note = |made: Result<()>| failed.extend(made.err());
         if let Some(output) = self.json {
-            written.commit(output, comparison.json, "result", Opened::With("jq ."))?;
+            note(written.commit(output, comparison.json, "result", Opened::With("jq .")));
         }
         if let Some(output) = self.markdown {
-            written.commit(output, comparison.markdown.as_bytes(), "result", Opened::Pasted)?;
+            note(written.commit(output, comparison.markdown.as_bytes(), "result", Opened::Pasted));
         }
         for (output, (base, subject), what) in [
             (self.on_cpu, comparison.on_cpu, "On-CPU time"),
@@ -56,9 +58,9 @@ impl Outputs {
                 what,
                 ..comparison.labels
             };
-            let svg = differential::render(base, subject, &labels)?;
-            written.commit(output, &svg, "differential flamegraph", Opened::Browser)?;
+            let made = differential::render(base, subject, &labels);
+            note(made.and_then(|svg| written.commit(output, &svg, "differential flamegraph", Opened::Browser)));
         }
-        Ok(written)
+        (written, failed)
     }
 }

@@ -6,10 +6,12 @@ use super::outputs;
 
 use crate::analyze::doctor::{self, Diagnosis};
 use crate::error::{Result, status};
+use crate::reader::{FileReader, open_regular_file};
 use crate::report::doctor::render;
 use crate::report::json;
-use crate::report::output::{Destination, Output};
-use crate::target::locate::{examine, look};
+use crate::report::output::{Destination, Output, OutputAccess};
+use crate::report::place::FileIdentity;
+use crate::target::locate::{Found, Look};
 use crate::target::user::invoker;
 use crate::trace::machine::Machine;
 
@@ -19,14 +21,34 @@ use crate::trace::machine::Machine;
 ///
 /// If the machine cannot be looked at, or an output cannot be written.
 pub fn run(program: Option<&Path>, json: Option<&Destination>) -> Result<u8> {
-    let output = json
-        .map(|destination| Output::open(destination, invoker().as_ref()))
-        .transpose()?;
-    let program = program.map(|path| doctor::program(path, &look(path), &examine(path)));
+    let access = OutputAccess::new(invoker()?.as_ref()).reading(program.and_then(FileIdentity::of_path));
+    let output = json.map(|destination| Output::open(destination, &access)).transpose()?;
+    let program = program.map(|path| {
+        let (look, found) = read(path);
+        doctor::program(path, &look, &found)
+    });
     let diagnosis = Diagnosis::new(doctor::machine(&Machine::this()?), program);
     if let Some(output) = output {
         output.commit(&json::render(&diagnosis)?)?;
     }
     outputs::print(json == Some(&Destination::Stdout), |style| render(&diagnosis, style))?;
     Ok(if diagnosis.tracing_works { 0 } else { status::FAILURE })
+}
+
+/// What a program is, and how its tasks are found.
+fn read(path: &Path) -> (Look, Found) {
+    let file = match open_regular_file(path) {
+        Ok(file) => file,
+        Err(error) => {
+            return (
+                Look::Unreadable(error.to_string()),
+                Found::unreadable(error.to_string()),
+            );
+        }
+    };
+    FileReader::new().look(&file).unwrap_or_else(|failure| {
+        let shown = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        let why = failure.in_words(&shown);
+        (Look::Unreadable(why.clone()), Found::unreadable(why))
+    })
 }

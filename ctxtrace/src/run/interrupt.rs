@@ -62,6 +62,12 @@ impl Interrupts {
         })
     }
 
+    /// Catches no further signal: the next one ends this process.
+    pub fn let_through(&self) {
+        let signals: SigSet = SIGNALS.into_iter().collect();
+        let _ = signals.thread_unblock();
+    }
+
     /// Whether one has ever come.
     #[must_use]
     pub fn any_seen(&self) -> bool {
@@ -71,7 +77,6 @@ impl Interrupts {
 
 impl Drop for Interrupts {
     fn drop(&mut self) {
-        let signals: SigSet = SIGNALS.into_iter().collect();
-        let _ = signals.thread_unblock();
+        self.let_through();
     }
 }

@@ -14,6 +14,7 @@ pub mod child;
 mod compare;
 mod comparison;
 pub mod doctor;
+mod ending;
 pub mod explain;
 pub mod interrupt;
 mod observe;
@@ -38,6 +39,7 @@ use crate::analyze::summarize::summarize;
 use crate::capture::{Kernel, Settings, polls, preflight};
 use crate::cli::settings::{OutputSettings, RunSettings};
 use crate::error::{Error, Result, status};
+use crate::report::output::OutputAccess;
 use crate::report::table;
 use crate::target::user::invoker;
 use crate::trace::run::{ClockAnchor, Host, Info, Run, Subject};
@@ -56,13 +58,14 @@ use watch::{OnInterrupt, Recorder};
 /// workload that fails later is no error of this function: there is a partial report, and a status.
 pub fn run(settings: &RunSettings) -> Result<u8> {
     preflight::check()?;
-    let user = invoker();
-    let outputs = Outputs::open(&settings.outputs, user.as_ref())?;
+    let user = invoker()?;
+    let access = OutputAccess::new(user.as_ref());
+    let outputs = Outputs::open(&settings.outputs, &access)?;
     let program = Program::of(&settings.spec, user.as_ref())?;
     let kernel = Kernel::discover()?;
     let interrupts = Interrupts::catch()?;
     let info = info(Subject::Workload(settings.spec.clone()), &settings.capture)?;
-    let mut saver = Saver::begin(settings.save.as_ref(), &info, user.as_ref())?;
+    let mut saver = Saver::begin(settings.save.as_ref(), &info, &access)?;
     let mut spool = outputs.spool(settings.capture.level);
     let recorder = Recorder {
         kernel: &kernel,
@@ -83,7 +86,7 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
             &mut saver,
             &mut spool,
         )?;
-        let cut_short = run.cut_short.is_some();
+        let cut_short = run.cut_short.is_some() || interrupts.any_seen();
         runs.push(run);
         if cut_short {
             break;

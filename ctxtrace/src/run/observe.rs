@@ -3,6 +3,7 @@
 
 use ctxtrace_common::event::Event;
 
+use super::interrupt::{Interrupt, Interrupts};
 use super::save::Saver;
 use super::spool::Spool;
 use super::watch::{Observer, Underway};
@@ -11,6 +12,7 @@ use crate::correlate::lanes;
 use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::symbolize::symbols;
+use crate::terminal::write_notice;
 use crate::trace::Level;
 use crate::trace::events::EventSink;
 use crate::trace::lanes::Lanes;
@@ -69,14 +71,23 @@ pub(super) fn taken(mut replay: Replay<(Samples, Option<lanes::Builder>)>) -> (S
 }
 
 impl Kept<'_> {
-    /// Gives a run that is over what its events came to, and the names of its stacks, and saves it.
-    pub(super) fn finish(self, mut run: Run) -> Run {
+    /// Gives a run that is over what its events came to, and the names of its stacks, and saves it. A signal ends the look-up of
+    /// the names, and the next one ends this process.
+    pub(super) fn finish(self, mut run: Run, interrupts: Option<&Interrupts>) -> Run {
         if let Some(replay) = self.replay {
             run.timeline = Some(replay.conclude(&run.aggregates, true));
             (run.samples, run.lanes) = taken(replay);
         }
         run.polls = self.polls.map(|polls| polls.conclude().0);
-        run.symbols = symbols::resolve(&run.aggregates, &run.samples);
+        run.symbols = symbols::resolve_until(&run.aggregates, &run.samples, interrupts.map(Interrupts::fd));
+        if let Some(interrupts) = interrupts
+            && let Some(Interrupt { signal, .. }) = interrupts.take()
+        {
+            interrupts.let_through();
+            write_notice(&format!(
+                "ctxtrace: {signal} ended the look-up of names; frames without a name say so"
+            ));
+        }
         self.saver.run(&run);
         self.spool.end_run();
         run

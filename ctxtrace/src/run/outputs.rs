@@ -1,7 +1,7 @@
 //! Every output but the capture: opened before the run, written after it.
 
-use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use super::save::Saver;
 use super::spool::Spool;
@@ -12,17 +12,20 @@ use crate::analyze::result::Report;
 use crate::cli::settings::OutputSettings;
 use crate::error::{Error, Result};
 use crate::report::flamegraph::{self, Labels, Subject};
-use crate::report::output::Output;
+use crate::report::output::{Output, OutputAccess};
+use crate::report::place::OutputFolder;
 use crate::report::table::{self, Style};
 use crate::report::{Weight, folded, html, json, perfetto, pprof};
 use crate::symbolize::stacks;
-use crate::target::user::Invoker;
+use crate::terminal::{Stream, Styles, write_text};
 use crate::trace::Level;
 use crate::trace::events::EventSource;
 use crate::trace::run::{Info, Run};
 
 /// The files asked for, open and known to be writable.
 pub(super) struct Outputs {
+    /// For what is put aside, where no output has a folder.
+    elsewhere: Option<OutputFolder>,
     weight: Weight,
     json: Option<Output>,
     html: Option<Output>,
@@ -47,10 +50,11 @@ pub(super) struct Told<'a> {
 }
 
 impl Outputs {
-    pub(super) fn open(settings: &OutputSettings, user: Option<&Invoker>) -> Result<Self> {
-        let open = |destination: &Option<_>| destination.as_ref().map(|to| Output::open(to, user)).transpose();
-        let tables = |path: &PathBuf| Tables::open(path, user);
+    pub(super) fn open(settings: &OutputSettings, access: &OutputAccess) -> Result<Self> {
+        let open = |destination: &Option<_>| destination.as_ref().map(|to| Output::open(to, access)).transpose();
+        let tables = |path: &PathBuf| Tables::open(path, access);
         Ok(Self {
+            elsewhere: access.temporary_folder().ok(),
             weight: settings.weight,
             json: open(&settings.json)?,
             html: open(&settings.html)?,
@@ -66,29 +70,29 @@ impl Outputs {
 
     /// Where the events are put aside that will be asked for: beside what is made of them.
     pub(super) fn spool(&self, level: Level) -> Spool {
-        let elsewhere = std::env::temp_dir();
-        let of_file = |output: &'_ Output| match output.path().and_then(Path::parent) {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            Some(_) => PathBuf::from("."),
-            None => elsewhere.clone(),
+        let of_output = |output: &Output| output.folder().or(self.elsewhere.as_ref()).cloned();
+        let of_tables = || self.tables.as_ref().map(|tables| tables.holder().clone());
+        let folder = match &self.perfetto {
+            Some(output) => of_output(output),
+            None => of_tables(),
         };
-        let of_tables = || self.tables.as_ref().map(|tables| tables.path().to_owned());
-        let folder = self.perfetto.as_ref().map(of_file).or_else(of_tables);
-        Spool::new(folder.filter(|_| level == Level::Timeline).as_deref())
+        Spool::new(folder.filter(|_| level == Level::Timeline))
     }
 
-    /// Writes them, ends the capture if one was kept, and prints the table, which is there whatever the disk does.
+    /// Writes them, ends the capture if one was kept, and prints the table, which is there whatever the disk does. One that
+    /// fails keeps no other from being written, and each that fails is reported.
     pub(super) fn conclude(self, settings: &OutputSettings, told: Told<'_>, saver: Option<Saver>) -> Result<()> {
         let report = told.report;
         let mut written = Written::default();
-        let made = self.write(told, &mut written);
+        let mut failed = self.write(told, &mut written);
         let saved = saver.map_or(Ok(()), |saver| saver.end(&mut written));
-        print_table(settings, report, &written)?;
-        made.and(saved)
+        failed.extend(saved.err());
+        failed.extend(print_table(settings, report, &written).err());
+        Error::all(failed)
     }
 
-    /// Stacks and timelines are those of the median run, like the counts beside them.
-    fn write(self, told: Told<'_>, written: &mut Written) -> Result<()> {
+    /// Stacks and timelines are those of the median run, like the counts beside them. Returns what went wrong.
+    fn write(self, told: Told<'_>, written: &mut Written) -> Vec<Error> {
         let Told {
             info,
             report,
@@ -96,16 +100,20 @@ impl Outputs {
             damage,
             events,
         } = told;
+        let mut failed = Vec::new();
+        let mut note = |made: Result<()>| failed.extend(made.err());
         if let Some(output) = self.json {
-            written.commit(output, &json::render(report)?, "result", Opened::With("jq ."))?;
+            let made = json::render(report);
+            note(made.and_then(|json| written.commit(output, &json, "result", Opened::With("jq ."))));
         }
         let workload = report.workload.as_ref();
         let median = workload.and_then(|workload| workload.runs.iter().position(|run| run.median));
         let shown = median.unwrap_or(0);
         let run = &runs[shown];
         if let Some(output) = self.html {
-            let page = html::render(report, run, runs)?;
-            written.commit(output, &page, "report as a page", Opened::By("any web browser"))?;
+            let made = html::render(report, run, runs);
+            let how = Opened::By("any web browser");
+            note(made.and_then(|page| written.commit(output, &page, "report as a page", how)));
         }
         let labels = Labels {
             subject: table::subject_in_words(report),
@@ -116,48 +124,46 @@ impl Outputs {
             if let Some(output) = self.folded {
                 let lines = folded::render(&resolved.stacks, self.weight);
                 let how = Opened::Either("https://www.speedscope.app", "inferno-flamegraph");
-                written.commit(output, lines.as_bytes(), "stacks", how)?;
+                note(written.commit(output, lines.as_bytes(), "stacks", how));
             }
             if let Some(output) = self.flamegraph {
-                let svg = flamegraph::render(&resolved, Subject::Switches, self.weight, &labels)?;
-                written.commit(output, &svg, "off-CPU flamegraph", Opened::Browser)?;
+                let made = flamegraph::render(&resolved, Subject::Switches, self.weight, &labels);
+                note(made.and_then(|svg| written.commit(output, &svg, "off-CPU flamegraph", Opened::Browser)));
             }
         }
         if let Some(output) = self.on_cpu_flamegraph {
             let threads = run.aggregates.threads.iter();
             let on_cpu_ns = threads.map(|record| record.thread.on_cpu_ns).sum();
             let resolved = stacks::samples(run, &profile::places(run, |_| true), on_cpu_ns);
-            let svg = flamegraph::render(&resolved, Subject::Samples, self.weight, &labels)?;
-            written.commit(output, &svg, "on-CPU flamegraph", Opened::Browser)?;
+            let made = flamegraph::render(&resolved, Subject::Samples, self.weight, &labels);
+            note(made.and_then(|svg| written.commit(output, &svg, "on-CPU flamegraph", Opened::Browser)));
         }
         if let Some(output) = self.wakeups_flamegraph {
             let resolved = stacks::wakers(run);
-            let svg = flamegraph::render(&resolved, Subject::Wakeups, self.weight, &labels)?;
-            written.commit(output, &svg, "flamegraph of wakers", Opened::Browser)?;
+            let made = flamegraph::render(&resolved, Subject::Wakeups, self.weight, &labels);
+            note(made.and_then(|svg| written.commit(output, &svg, "flamegraph of wakers", Opened::Browser)));
         }
         if let Some(output) = self.pprof {
-            let profile = pprof::render(info, run, &labels).map_err(|error| Error::Render {
+            let made = pprof::render(info, run, &labels).map_err(|error| Error::Render {
                 what: "pprof profile",
                 reason: error.to_string(),
-            })?;
-            written.commit(output, &profile, "profile", Opened::With("go tool pprof -http=:"))?;
+            });
+            let how = Opened::With("go tool pprof -http=:");
+            note(made.and_then(|profile| written.commit(output, &profile, "profile", how)));
         }
         if let Some(output) = self.perfetto {
-            let path = output.path().map(Path::to_owned);
-            output.stream(|to| {
+            let how = Opened::Page("https://ui.perfetto.dev");
+            note(written.stream(output, "timeline", how, |to| {
                 let mut trace = perfetto::Trace::begin(to, info, run, &labels);
                 events.tell(shown, &mut trace)?;
                 trace.end().map(drop)
-            })?;
-            if let Some(path) = path {
-                written.add(&path, "timeline", Opened::Page("https://ui.perfetto.dev"));
-            }
+            }));
         }
         if let Some(tables) = self.tables {
-            let path = tables.write(info, runs, damage, events)?;
-            written.add(&path, "tables", Opened::DuckDb);
+            let made = tables.write(info, runs, damage, events);
+            note(made.map(|path| written.add(&path, "tables", Opened::DuckDb)));
         }
-        Ok(())
+        failed
     }
 }
 
@@ -173,25 +179,24 @@ fn print_table(settings: &OutputSettings, report: &Report, written: &Written) ->
 
 /// Prints a text for people.
 pub(super) fn print(to_stderr: bool, render: impl FnOnce(Style) -> String) -> Result<()> {
-    let unwritable = |source| Error::Output {
-        path: "standard output".into(),
-        source,
+    let written = |to: &str, result: io::Result<()>| match result {
+        // The reader of a pipe has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|source| Error::Output {
+            path: to.into(),
+            source,
+        }),
     };
-    let render = |style| {
-        let text = render(style);
-        if shows_unicode() { text } else { table::in_ascii(&text) }
-    };
-    if to_stderr {
-        let text = render(style(io::stderr().is_terminal()));
-        io::stderr().write_all(text.as_bytes()).map_err(unwritable)
+    let (stream, name) = if to_stderr {
+        (Stream::Error, "standard error")
     } else {
-        let text = render(style(io::stdout().is_terminal()));
-        match io::stdout().write_all(text.as_bytes()) {
-            // The reader of a pipe has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.map_err(unwritable),
-        }
-    }
+        (Stream::Output, "standard output")
+    };
+    let style = style(stream.is_terminal());
+    let text = render(style);
+    let text = if shows_unicode() { text } else { table::in_ascii(&text) };
+    let styles = if style.color { Styles::Kept } else { Styles::Escaped };
+    written(name, write_text(stream, &text, styles))
 }
 
 /// Whether the locale's letters are Unicode's: unless it says otherwise. (Where none is set at all, in a container, the terminal

@@ -1,7 +1,6 @@
 //! `ctxtrace record`: any program.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
@@ -17,12 +16,15 @@ use crate::capture::{Kernel, preflight};
 use crate::cli::settings::{RecordSettings, RecordTarget};
 use crate::correlate::lanes::Limits;
 use crate::error::{Result, status};
+use crate::report::output::OutputAccess;
+use crate::report::place::FileIdentity;
 use crate::report::printable;
-use crate::target::attach::Attached;
+use crate::target::attach::{Attached, descendants, may_be_traced};
 use crate::target::environment::Environment;
 use crate::target::launch::Command;
 use crate::target::search::find_program;
 use crate::target::user::{Invoker, invoker};
+use crate::terminal::write_notice;
 use crate::trace::run::{Exit, Subject};
 
 /// Records a command or a process, writes every output, and returns the exit status: that of the command, if there is one.
@@ -32,13 +34,14 @@ use crate::trace::run::{Exit, Subject};
 /// If tracing is not possible here, if an output cannot be written, or if there is nothing to record.
 pub fn record(settings: &RecordSettings) -> Result<u8> {
     preflight::check()?;
-    let user = invoker();
+    let user = invoker()?;
     let target = Found::find(&settings.target, user.as_ref())?;
-    let outputs = Outputs::open(&settings.outputs, user.as_ref())?;
+    let access = OutputAccess::new(user.as_ref()).reading(target.executable());
+    let outputs = Outputs::open(&settings.outputs, &access)?;
     let kernel = Kernel::discover()?;
     let interrupts = Interrupts::catch()?;
     let info = info(target.subject(), &settings.capture)?;
-    let mut saver = Saver::begin(settings.save.as_ref(), &info, user.as_ref())?;
+    let mut saver = Saver::begin(settings.save.as_ref(), &info, &access)?;
     let recorder = Recorder {
         kernel: &kernel,
         settings: settings.capture,
@@ -75,7 +78,10 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
             recorder.process(attached, *children, began, &mut keeper)?
         }
     };
-    let runs = [keeper.stop().finish(run)];
+    if cut.killed && !settings.outputs.quiet {
+        say("ctxtrace: what had not ended two seconds after SIGTERM was killed (SIGKILL)");
+    }
+    let runs = [keeper.stop().finish(run, recorder.interrupts)];
     let report = summarize(&info, &runs);
     let told = Told {
         info: &info,
@@ -121,11 +127,25 @@ impl Found {
                     env,
                 }
             }
-            RecordTarget::Process { pid, children } => Self::Process {
-                attached: Attached::find(*pid)?,
-                children: *children,
-            },
+            RecordTarget::Process { pid, children } => {
+                let mut attached = Attached::find(*pid)?;
+                if *children {
+                    attached.notes.extend(others_among_children(*pid));
+                }
+                Self::Process {
+                    attached,
+                    children: *children,
+                }
+            }
         })
+    }
+
+    /// What is executed, which no output may be.
+    fn executable(&self) -> Option<FileIdentity> {
+        match self {
+            Self::Command { program, .. } => FileIdentity::of_path(program),
+            Self::Process { attached, .. } => FileIdentity::of_path(&attached.executable_file()),
+        }
     }
 
     fn subject(&self) -> Subject {
@@ -142,15 +162,27 @@ impl Found {
     }
 }
 
+/// How many children there are that the caller may not trace.
+fn others_among_children(pid: u32) -> Option<String> {
+    let children = descendants(pid).into_iter();
+    match children.filter(|&child| !may_be_traced(child)).count() {
+        0 => None,
+        others => Some(format!(
+            "{others} of its children belong to other users and are not recorded: that takes root, or CAP_SYS_PTRACE"
+        )),
+    }
+}
+
 /// Nobody is there to be told if standard error is gone.
 fn say(sentence: &str) {
-    let _ = writeln!(io::stderr(), "{}", printable(sentence));
+    write_notice(&printable(sentence));
 }
 
 /// The status that passes on how the command ended. That it was ended because the time was up is what was asked for.
 fn exit_status(exit: Exit, cut: Cut) -> u8 {
+    let ended_it = |signal| signal == Signal::SIGTERM as i32 || cut.killed && signal == Signal::SIGKILL as i32;
     match (exit.status, exit.signal) {
-        (_, Some(signal)) if cut.time_is_up && cut.interrupted.is_none() && signal == Signal::SIGTERM as i32 => 0,
+        (_, Some(signal)) if cut.time_is_up && cut.interrupted.is_none() && ended_it(signal) => 0,
         (_, Some(signal)) => status::KILLED_BY.saturating_add(signal as u8),
         (Some(code), None) => code as u8,
         (None, None) => 0,
@@ -167,6 +199,7 @@ mod tests {
         let cut = |interrupted, time_is_up| Cut {
             interrupted,
             time_is_up,
+            killed: false,
         };
         let alone = Cut::default();
         assert_eq!(exit_status(ended(Some(7), None), alone), 7);
@@ -174,6 +207,11 @@ mod tests {
         assert_eq!(exit_status(ended(None, Some(15)), alone), 143);
         assert_eq!(exit_status(ended(None, Some(15)), cut(None, true)), 0);
         assert_eq!(exit_status(ended(None, Some(9)), cut(None, true)), 137);
+        let killed = Cut {
+            killed: true,
+            ..cut(None, true)
+        };
+        assert_eq!(exit_status(ended(None, Some(9)), killed), 0);
         assert_eq!(exit_status(ended(Some(1), None), cut(None, true)), 1);
         assert_eq!(exit_status(ended(None, Some(2)), cut(Some(Signal::SIGINT), false)), 130);
     }

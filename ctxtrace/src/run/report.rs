@@ -13,6 +13,8 @@ use crate::correlate::lanes::{Builder, Limits};
 use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
+use crate::report::output::OutputAccess;
+use crate::report::place::FileIdentity;
 use crate::target::user::invoker;
 use crate::trace::Level;
 use crate::trace::events::{EventSink, EventSource};
@@ -95,6 +97,7 @@ fn played(file: File, drawn: bool) -> std::result::Result<Saved, String> {
             run.timeline = Some(replay.conclude_kept(&run.aggregates, is_whole, dropped));
             (run.samples, run.lanes) = taken(replay);
         }
+        saved.charge_samples();
     }
     if saved.info.polls.is_some() {
         polls.resize_with(saved.runs.len(), || Some(PollReplay::default()));
@@ -125,6 +128,7 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         return Err(unreadable("it is a folder".to_owned()));
     }
     let is_file = metadata.is_file();
+    let access = OutputAccess::new(invoker()?.as_ref()).reading(FileIdentity::of_descriptor(&opened));
     // A pipe is read once, so all of it then.
     let wants_events = settings.check || settings.outputs.html.is_some() || !is_file;
     let added_up = if wants_events { None } else { sums(&opened) };
@@ -168,7 +172,7 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
             "--perfetto and --parquet read it twice, so it has to be a file and not a pipe".to_owned(),
         ));
     }
-    let outputs = Outputs::open(&settings.outputs, invoker().as_ref())?;
+    let outputs = Outputs::open(&settings.outputs, &access)?;
     let mut report = summarize(&saved.info, &saved.runs);
     if let Some(damage) = &saved.damage {
         report.complete = false;

@@ -1,8 +1,9 @@
 //! The capture file, written while the run goes on.
 
-use std::fs::File;
+use std::cell::RefCell;
 use std::io::{self, BufWriter};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ctxtrace_common::event::Event;
@@ -11,8 +12,8 @@ use super::watch::Underway;
 use super::written::{Opened, Written};
 use crate::cli::settings::SaveSettings;
 use crate::error::{Error, Result};
-use crate::report::output::{self, Successor};
-use crate::target::user::Invoker;
+use crate::report::output::{OutputAccess, place_of_capture};
+use crate::report::place::{NamelessFile, OutputPlace, Replace, UserFile};
 use crate::trace::file::{Place, Writer};
 use crate::trace::polls::PollBatch;
 use crate::trace::run::{Info, Run};
@@ -31,45 +32,39 @@ pub(super) struct Saver(Option<Saving>);
 
 struct Saving {
     path: PathBuf,
-    writer: Option<Writer<AtPath>>,
+    writer: Option<Writer<SharedFiles>>,
+    files: SharedFiles,
     error: Option<io::Error>,
     next: Instant,
     interval: Duration,
-    /// Whether there is anything in the file that can be reported.
-    is_worth_keeping: bool,
 }
 
 impl Saver {
-    /// Makes the file.
-    pub(super) fn begin(settings: Option<&SaveSettings>, info: &Info, user: Option<&Invoker>) -> Result<Self> {
+    /// Makes the file. It gets its name when there is something in it that can be reported.
+    pub(super) fn begin(settings: Option<&SaveSettings>, info: &Info, access: &OutputAccess) -> Result<Self> {
         let Some(settings) = settings else {
             return Ok(Self(None));
         };
-        let unwritable = |source| Error::Output {
-            path: settings.path.clone(),
-            source,
+        let saving = || {
+            let place = place_of_capture(&settings.path, settings.force, access)?;
+            let (files, file) = CaptureFiles::begin(place, settings.force)?;
+            let files = SharedFiles(Rc::new(RefCell::new(files)));
+            let writer = Writer::within(settings.limits, files.clone(), file, info)?;
+            Ok(Saving {
+                path: settings.path.clone(),
+                writer: Some(writer),
+                files,
+                error: None,
+                next: Instant::now() + FIRST_CHECKPOINT,
+                interval: FIRST_CHECKPOINT,
+            })
         };
-        let file = output::create_in_place(&settings.path, settings.force, user).map_err(unwritable)?;
-        let mut saving = Saving {
-            path: settings.path.clone(),
-            writer: None,
-            error: None,
-            next: Instant::now() + FIRST_CHECKPOINT,
-            interval: FIRST_CHECKPOINT,
-            is_worth_keeping: false,
-        };
-        // Should this fail, what there is of the file goes with `saving`.
-        let place = AtPath {
-            path: settings.path.clone(),
-            user: user.cloned(),
-            successor: None,
-        };
-        let writer = Writer::within(settings.limits, place, BufWriter::new(file), info).and_then(flushed);
-        saving.writer = Some(writer.map_err(|source| Error::Output {
-            path: settings.path.clone(),
-            source,
-        })?);
-        Ok(Self(Some(saving)))
+        saving()
+            .map(|saving| Self(Some(saving)))
+            .map_err(|source| Error::Output {
+                path: settings.path.clone(),
+                source,
+            })
     }
 
     /// To be called now and then while a run goes on.
@@ -81,6 +76,7 @@ impl Saver {
         // A map that cannot be read now may be read later.
         if let Ok(run) = underway.so_far() {
             saving.write(|writer| writer.checkpoint(&run));
+            saving.appear();
         }
         saving.interval = (2 * saving.interval).min(LONGEST_INTERVAL);
         saving.next = Instant::now() + saving.interval;
@@ -104,6 +100,7 @@ impl Saver {
     pub(super) fn run(&mut self, run: &Run) {
         let Some(saving) = &mut self.0 else { return };
         saving.write(|writer| writer.run(run));
+        saving.appear();
         saving.interval = FIRST_CHECKPOINT;
         saving.next = Instant::now() + saving.interval;
     }
@@ -136,52 +133,78 @@ impl Saver {
 }
 
 impl Saving {
-    fn write(&mut self, write: impl FnOnce(&mut Writer<AtPath>) -> io::Result<()>) {
+    fn write(&mut self, write: impl FnOnce(&mut Writer<SharedFiles>) -> io::Result<()>) {
         if self.error.is_some() {
             return;
         }
         let Some(writer) = &mut self.writer else { return };
-        match write(writer).and_then(|()| writer.flush()) {
-            Ok(()) => self.is_worth_keeping = true,
-            Err(error) => self.error = Some(error),
+        self.error = write(writer).and_then(|()| writer.flush()).err();
+    }
+
+    /// Gives the file its name, now that there is a state in it.
+    fn appear(&mut self) {
+        if self.error.is_none() {
+            self.error = self.files.0.borrow_mut().appear().err();
         }
     }
 }
 
-impl Drop for Saving {
-    fn drop(&mut self) {
-        if !self.is_worth_keeping {
-            // The run did not begin; a file with nothing in it helps nobody.
-            let _ = std::fs::remove_file(&self.path);
+/// The files of a capture: the one at its path, or that will be there, and the one that will take its place.
+struct CaptureFiles {
+    place: OutputPlace,
+    /// Whether what is at the path goes.
+    replace: Replace,
+    is_at_path: bool,
+    file: NamelessFile,
+    successor: Option<NamelessFile>,
+}
+
+impl CaptureFiles {
+    fn begin(place: OutputPlace, force: bool) -> io::Result<(Self, BufWriter<UserFile>)> {
+        let file = place.folder().nameless_file()?;
+        let writer = BufWriter::new(file.writer()?);
+        let files = Self {
+            place,
+            replace: if force { Replace::Yes } else { Replace::No },
+            is_at_path: false,
+            file,
+            successor: None,
+        };
+        Ok((files, writer))
+    }
+
+    fn appear(&mut self) -> io::Result<()> {
+        if !self.is_at_path {
+            self.file.put_at(&self.place, self.replace)?;
+            self.is_at_path = true;
         }
+        Ok(())
     }
 }
 
-/// The files of a capture: the one at its path, and the one that will be.
-struct AtPath {
-    path: PathBuf,
-    user: Option<Invoker>,
-    successor: Option<Successor>,
-}
+/// The same for the writer, which asks for successors.
+#[derive(Clone)]
+struct SharedFiles(Rc<RefCell<CaptureFiles>>);
 
-impl Place for AtPath {
-    type File = BufWriter<File>;
+impl Place for SharedFiles {
+    type File = BufWriter<UserFile>;
 
     fn successor(&mut self) -> io::Result<Self::File> {
-        let (successor, file) = Successor::of(&self.path, self.user.as_ref())?;
-        self.successor = Some(successor);
-        Ok(BufWriter::new(file))
+        let mut files = self.0.borrow_mut();
+        let successor = files.place.folder().nameless_file()?;
+        let writer = BufWriter::new(successor.writer()?);
+        files.successor = Some(successor);
+        Ok(writer)
     }
 
-    fn take_over(&mut self, file: &mut Self::File) -> io::Result<()> {
-        match self.successor.take() {
-            Some(successor) => successor.replace(&self.path, file.get_ref()),
-            None => Ok(()),
+    fn take_over(&mut self, _file: &mut Self::File) -> io::Result<()> {
+        let files = &mut *self.0.borrow_mut();
+        if let Some(mut successor) = files.successor.take() {
+            if files.is_at_path {
+                successor.put_at(&files.place, Replace::Yes)?;
+            }
+            files.file = successor;
         }
+        Ok(())
     }
-}
-
-fn flushed(mut writer: Writer<AtPath>) -> io::Result<Writer<AtPath>> {
-    writer.flush()?;
-    Ok(writer)
 }

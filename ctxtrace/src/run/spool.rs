@@ -6,10 +6,10 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
-use std::path::{Path, PathBuf};
 
 use ctxtrace_common::event::{EVENT_BYTES, Event};
 
+use crate::report::place::{OutputFolder, UserFile};
 use crate::trace::events::{EventSink, EventSource};
 use crate::trace::polls::PollBatch;
 
@@ -18,22 +18,22 @@ const POLLS: u64 = 1 << 63;
 
 /// A file for each run, if anybody wants the events.
 pub(super) struct Spool {
-    folder: Option<PathBuf>,
+    folder: Option<OutputFolder>,
     runs: Vec<Kept>,
     now: Option<Keeping>,
 }
 
 /// A run that goes on. An error ends the file, not the run: it is told when the events are asked for.
-struct Keeping(io::Result<BufWriter<File>>);
+struct Keeping(io::Result<BufWriter<UserFile>>);
 
 /// A run that is over.
 type Kept = io::Result<File>;
 
 impl Spool {
     /// Puts events aside in a file in this folder; no folder, no events.
-    pub(super) fn new(folder: Option<&Path>) -> Self {
+    pub(super) fn new(folder: Option<OutputFolder>) -> Self {
         Self {
-            folder: folder.map(Path::to_owned),
+            folder,
             runs: Vec::new(),
             now: None,
         }
@@ -45,7 +45,8 @@ impl Spool {
             let keeping = self.now.take().unwrap_or_else(|| self.begin());
             let whole = keeping
                 .0
-                .and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error));
+                .and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error))
+                .map(UserFile::into_file);
             self.runs.push(whole);
         }
     }
@@ -63,8 +64,8 @@ impl Spool {
     }
 
     fn begin(&self) -> Keeping {
-        let folder = self.folder.as_deref().unwrap_or(Path::new("."));
-        Keeping(tempfile::tempfile_in(folder).map(BufWriter::new))
+        let folder = self.folder.as_ref().ok_or(io::ErrorKind::NotFound.into());
+        Keeping(folder.and_then(OutputFolder::scratch_file).map(BufWriter::new))
     }
 }
 
@@ -114,6 +115,7 @@ impl EventSource for Spool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::target::user::FileRights;
 
     #[derive(Default)]
     struct Told(Vec<Event>);
@@ -137,7 +139,8 @@ mod tests {
     #[test]
     fn events_come_back_run_by_run_and_as_often_as_asked() {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut spool = Spool::new(Some(folder.path()));
+        let held = OutputFolder::open(folder.path(), &FileRights::default()).expect("a folder");
+        let mut spool = Spool::new(Some(held));
         let first = events(12_295, 0);
         for batch in first.chunks(1_000) {
             spool.events(batch);
@@ -160,7 +163,10 @@ mod tests {
 
     #[test]
     fn what_could_not_be_kept_is_told_when_it_is_asked_for() {
-        let mut spool = Spool::new(Some(Path::new("/nonexistent")));
+        let folder = tempfile::tempdir().expect("a folder");
+        let held = OutputFolder::open(folder.path(), &FileRights::default()).expect("a folder");
+        drop(folder);
+        let mut spool = Spool::new(Some(held));
         spool.events(&events(2, 1));
         spool.end_run();
         let error = spool.tell(0, &mut ()).expect_err("no folder");

@@ -3,8 +3,6 @@
 //! In every round each case is run twice, untraced for its speed and traced for its counts; so whatever disturbs the machine
 //! for a while disturbs all cases alike.
 
-use std::io::{self, IsTerminal};
-
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::interrupt::Interrupts;
@@ -17,9 +15,10 @@ use crate::analyze::summarize::summarize;
 use crate::capture::{Kernel, Settings, preflight};
 use crate::cli::settings::SuiteSettings;
 use crate::error::{Error, Result, status};
-use crate::report::output::Output;
+use crate::report::output::{Output, OutputAccess};
 use crate::report::{json, suite as report};
 use crate::target::user::{Invoker, invoker};
+use crate::terminal::Stream;
 use crate::trace::Level;
 use crate::trace::run::Subject;
 
@@ -30,9 +29,10 @@ use crate::trace::run::Subject;
 /// If tracing is not possible here, or if an output cannot be written.
 pub fn run(settings: &SuiteSettings) -> Result<u8> {
     preflight::check()?;
-    let user = invoker();
+    let user = invoker()?;
+    let access = OutputAccess::new(user.as_ref());
     let open = |destination: &Option<_>| {
-        let opened = destination.as_ref().map(|to| Output::open(to, user.as_ref()));
+        let opened = destination.as_ref().map(|to| Output::open(to, &access));
         opened.transpose()
     };
     let (json, markdown) = (open(&settings.json)?, open(&settings.markdown)?);
@@ -68,16 +68,22 @@ pub fn run(settings: &SuiteSettings) -> Result<u8> {
         &cases.into_measured(),
     );
     let mut written = Written::default();
+    let mut failed = Vec::new();
     if let Some(output) = json {
-        written.commit(output, &json::render(&table)?, "table", Opened::With("jq ."))?;
+        let made = json::render(&table);
+        let made = made.and_then(|json| written.commit(output, &json, "table", Opened::With("jq .")));
+        failed.extend(made.err());
     }
     if let Some(output) = markdown {
-        written.commit(output, report::markdown(&table).as_bytes(), "table", Opened::Pasted)?;
+        let made = written.commit(output, report::markdown(&table).as_bytes(), "table", Opened::Pasted);
+        failed.extend(made.err());
     }
     if !settings.quiet {
-        outputs::print(settings.table_to_stderr, |style| report::render(&table, style))?;
+        let printed = outputs::print(settings.table_to_stderr, |style| report::render(&table, style));
+        failed.extend(printed.err());
         written.tell();
     }
+    Error::all(failed)?;
     Ok(if interrupts.any_seen() {
         status::INTERRUPTED
     } else if !table.complete {
@@ -157,7 +163,7 @@ impl Case {
 
 /// Shown on a terminal only.
 pub(super) fn bar(length: u64, quiet: bool) -> ProgressBar {
-    if quiet || !io::stderr().is_terminal() {
+    if quiet || !Stream::Error.is_terminal() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(length);

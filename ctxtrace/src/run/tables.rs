@@ -10,8 +10,9 @@ mod with {
     use std::path::{Path, PathBuf};
 
     use crate::error::Result;
+    use crate::report::output::OutputAccess;
     use crate::report::parquet::{self, Folder};
-    use crate::target::user::Invoker;
+    use crate::report::place::OutputFolder;
     use crate::trace::events::EventSource;
     use crate::trace::run::{Info, Run};
 
@@ -22,15 +23,15 @@ mod with {
     }
 
     impl Tables {
-        pub(in crate::run) fn open(path: &Path, user: Option<&Invoker>) -> Result<Self> {
+        pub(in crate::run) fn open(path: &Path, access: &OutputAccess) -> Result<Self> {
             Ok(Self {
                 path: path.to_owned(),
-                folder: Folder::open(path, user)?,
+                folder: Folder::open(path, access)?,
             })
         }
 
-        pub(in crate::run) fn path(&self) -> &Path {
-            &self.path
+        pub(in crate::run) fn holder(&self) -> &OutputFolder {
+            self.folder.holder()
         }
 
         /// Writes them all, and says where; `damage` is what is wrong with the capture that is read.
@@ -52,7 +53,8 @@ mod without {
     use std::path::{Path, PathBuf};
 
     use crate::error::{Error, Result};
-    use crate::target::user::Invoker;
+    use crate::report::output::OutputAccess;
+    use crate::report::place::OutputFolder;
     use crate::trace::events::EventSource;
     use crate::trace::run::{Info, Run};
 
@@ -60,14 +62,14 @@ mod without {
     pub(in crate::run) enum Tables {}
 
     impl Tables {
-        pub(in crate::run) fn open(_path: &Path, _user: Option<&Invoker>) -> Result<Self> {
+        pub(in crate::run) fn open(_path: &Path, _access: &OutputAccess) -> Result<Self> {
             Err(Error::Usage(
                 "--parquet is not in this ctxtrace: build it with the feature `parquet`, which is on by default"
                     .to_owned(),
             ))
         }
 
-        pub(in crate::run) fn path(&self) -> &Path {
+        pub(in crate::run) fn holder(&self) -> &OutputFolder {
             match *self {}
         }
 

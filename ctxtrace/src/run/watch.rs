@@ -1,5 +1,6 @@
 //! One recording: of a command from its launch to its last switch, or of a process that runs already.
 
+use std::collections::HashSet;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -8,15 +9,17 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+use super::ending::{Ending, all_have_ended};
 use super::interrupt::Interrupts;
 use crate::capture::polls::{self, PollRings};
 use crate::capture::{Kernel, Session, Settings};
 use crate::correlate::intervals::IntervalSink;
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result};
-use crate::target::attach::{Attached, descendants};
+use crate::target::attach::{Attached, descendants, may_be_traced};
 use crate::target::launch::{Child, Command, Ended};
 use crate::target::mappings::Tracker;
+use crate::target::silent::FirstReading;
 use crate::trace::events::EventSink;
 use crate::trace::run::{Launched, Run};
 use crate::trace::samples::Samples;
@@ -44,10 +47,10 @@ pub struct Recorder<'a> {
 /// What becomes of a command that is interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnInterrupt {
-    /// It is killed, with its process group.
+    /// It is killed, with everything that it has started.
     Kill,
     /// It gets the signal, if it has not got it from the terminal, and is recorded until it ends; it is killed at the second
-    /// one.
+    /// one, with everything that it has started.
     PassOn,
 }
 
@@ -58,6 +61,8 @@ pub struct Cut {
     pub interrupted: Option<Signal>,
     /// The time was up.
     pub time_is_up: bool,
+    /// What did not end when it was asked to was killed.
+    pub killed: bool,
 }
 
 /// A recording that is over. Its stacks have no names yet.
@@ -147,7 +152,10 @@ impl Recorder<'_> {
         let image = |number| Image { tgid: pid, number };
         // Until it executes its program the child is a copy of this process, asleep.
         session.expect_no_tasks(image(0))?;
-        session.expect_program(image(1), command.program, command.program)?;
+        // What cannot be opened is found when it is executed.
+        if let Ok(held) = tracker.hold(command.program) {
+            session.expect_program(image(1), &held)?;
+        }
         session.attach()?;
         let since = Instant::now();
         let mut child = suspended.resume()?;
@@ -158,9 +166,14 @@ impl Recorder<'_> {
             launched: Some(launched),
             since,
         };
-        let cut = watch.until_the_end(&mut session, &mut tracker, observer)?;
-        let ended = child.wait()?;
-        launched.rusage = Some(ended.rusage);
+        let (cut, has_ended) = watch.until_the_end(&mut session, &mut tracker, observer)?;
+        let ended = if has_ended {
+            Some(child.wait()?)
+        } else {
+            child.leave();
+            None
+        };
+        launched.rusage = ended.map(|ended| ended.rusage);
         Self::over(session, tracker, observer, since, Some((launched, ended)), cut)
     }
 
@@ -191,7 +204,9 @@ impl Recorder<'_> {
         let mut session = Session::load(self.kernel, settings)?;
         let mut tracker = start_tracker()?;
         let image = Image { tgid: pid, number: 0 };
-        session.expect_program(image, &attached.executable, &attached.executable_file())?;
+        if let Ok(held) = tracker.hold_as(&attached.executable_file(), &attached.executable) {
+            session.expect_program(image, &held)?;
+        }
         session.attach()?;
         let since = Instant::now();
         // Only now: a thread whose waking is seen and whose switch-out is not, because one program was attached before the
@@ -200,6 +215,8 @@ impl Recorder<'_> {
         if children {
             follow_descendants(&mut session, &mut tracker, pid)?;
         }
+        let processes = session.processes()?.into_iter().map(|(pid, _)| pid);
+        let first_reading = FirstReading::of(processes);
         began();
         let watch = Watch {
             recorder: self,
@@ -208,8 +225,21 @@ impl Recorder<'_> {
             launched: None,
             since,
         };
-        let cut = watch.until_the_end(&mut session, &mut tracker, observer)?;
-        let recorded = Self::over(session, tracker, observer, since, None, cut)?;
+        let (cut, _) = watch.until_the_end(&mut session, &mut tracker, observer)?;
+        let silent = first_reading.silent();
+        let mut recorded = Self::over(session, tracker, observer, since, None, cut)?;
+        let seen: HashSet<u32> = recorded
+            .run
+            .aggregates
+            .threads
+            .iter()
+            .map(|record| record.thread.tid)
+            .collect();
+        // What was read before everything was detached may have made a switch since.
+        recorded.run.aggregates.silent = silent
+            .into_iter()
+            .filter(|thread| !seen.contains(&thread.tid))
+            .collect();
         if cut == Cut::default() && recorded.run.aggregates.threads.is_empty() {
             return Err(Error::Attach {
                 pid,
@@ -224,7 +254,7 @@ impl Recorder<'_> {
         tracker: Tracker,
         sink: &mut dyn EventSink,
         since: Instant,
-        ended: Option<(Launched, Ended)>,
+        launched: Option<(Launched, Option<Ended>)>,
         cut: Cut,
     ) -> Result<Recorded> {
         let aggregates = session.finish(tracker, sink)?;
@@ -232,9 +262,9 @@ impl Recorder<'_> {
             run: Run {
                 aggregates,
                 symbols: Symbols::default(),
-                launched: ended.map(|(launched, _)| launched),
+                launched: launched.map(|(launched, _)| launched),
                 recorded_ns: since.elapsed().as_nanos() as u64,
-                exit: ended.map(|(_, ended)| ended.exit),
+                exit: launched.and_then(|(_, ended)| Some(ended?.exit)),
                 outcome: None,
                 messages_seen: 0,
                 cut_short: None,
@@ -260,12 +290,12 @@ fn with_rings<T>(command: &Command<'_>, rings: &PollRings, start: impl FnOnce(&C
     })
 }
 
-/// Follows all descendants of a process, those too that are born meanwhile.
+/// Follows all descendants of a process that the caller may trace, those too that are born meanwhile.
 fn follow_descendants(session: &mut Session, tracker: &mut Tracker, tgid: u32) -> Result<()> {
     loop {
         let unknown: Vec<u32> = descendants(tgid)
             .into_iter()
-            .filter(|&child| !tracker.follows(child))
+            .filter(|&child| !tracker.follows(child) && may_be_traced(child))
             .collect();
         if unknown.is_empty() {
             return Ok(());
@@ -297,20 +327,32 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Waits for the target's end, ticking meanwhile. A target of ours is ended when the time is up; one that was attached
-    /// to is let go then, or at the first signal.
-    fn until_the_end(&self, session: &mut Session, tracker: &mut Tracker, observer: &mut dyn Observer) -> Result<Cut> {
+    /// Waits for the target's end, ticking meanwhile. A target of ours is ended when the time is up, with everything that it has
+    /// started; one that was attached to is let go then, or at the first signal. Says what came in between, and whether the target
+    /// has ended.
+    fn until_the_end(
+        &self,
+        session: &mut Session,
+        tracker: &mut Tracker,
+        observer: &mut dyn Observer,
+    ) -> Result<(Cut, bool)> {
         let interrupts = self.recorder.interrupts;
         let deadline = self.recorder.duration.map(|duration| self.since + duration);
         let mut cut = Cut::default();
+        let mut ending = Ending::default();
+        let mut has_ended = false;
         let mut next_tick = Instant::now() + TICK;
         loop {
             let mut fds = vec![
-                PollFd::new(self.end, PollFlags::POLLIN),
                 PollFd::new(session.executed_fd(), PollFlags::POLLIN),
                 PollFd::new(session.events_fd(), PollFlags::POLLIN),
             ];
             fds.extend(interrupts.map(|interrupts| PollFd::new(interrupts.fd(), PollFlags::POLLIN)));
+            let examined = session.examined_fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            let examined_at = examined.as_ref().map(|_| fds.len());
+            fds.extend(examined);
+            // The last one, and no longer when it has become readable, which it stays.
+            fds.extend((!has_ended).then(|| PollFd::new(self.end, PollFlags::POLLIN)));
             let until = deadline
                 .filter(|_| !cut.time_is_up)
                 .map_or(next_tick, |at| at.min(next_tick));
@@ -322,23 +364,34 @@ impl Watch<'_> {
                 Err(errno) => return Err(Error::errno("poll")(errno)),
             }
             let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
-            let (ended, program_executed, many_events) = (is_ready(&fds[0]), is_ready(&fds[1]), is_ready(&fds[2]));
-            let is_over = self.take_signals(&mut cut);
+            let (program_executed, many_events) = (is_ready(&fds[0]), is_ready(&fds[1]));
+            let program_examined = examined_at.is_some_and(|at| is_ready(&fds[at]));
+            has_ended |= fds.last().is_some_and(|end| !has_ended && is_ready(end));
+            let is_over = self.take_signals(&mut cut, &mut ending, session)?;
             if !cut.time_is_up && deadline.is_some_and(|at| Instant::now() >= at) {
                 cut.time_is_up = true;
                 if let Some(child) = self.child {
-                    child.signal(Signal::SIGTERM);
+                    let asked = ending.ask(session, Instant::now())?;
+                    if !asked.contains(&(child.pid().as_raw() as u32)) {
+                        child.signal(Signal::SIGTERM);
+                    }
                 }
             }
             if program_executed {
                 tracker.tick();
                 session.programs_executed(tracker);
             }
+            if program_examined {
+                session.programs_examined(tracker);
+            }
             if many_events {
                 session.drain_events(observer);
             }
             if Instant::now() >= next_tick {
                 tracker.tick();
+                if tracker.has_lost_processes() {
+                    tracker.renumber(&session.image_numbers());
+                }
                 session.tick(tracker, observer);
                 observer.tick(&Underway {
                     session,
@@ -346,31 +399,40 @@ impl Watch<'_> {
                     launched: self.launched,
                     since: self.since,
                 });
+                ending.tick(session, Instant::now())?;
+                cut.killed |= cut.time_is_up && ending.is_killing();
                 next_tick = Instant::now() + TICK;
             }
             let let_go = self.child.is_none() && (is_over || cut.time_is_up);
-            if ended || let_go {
-                return Ok(cut);
+            let is_done = match (has_ended, ending.has_begun()) {
+                (true, true) => all_have_ended(session)?,
+                (has_ended, _) => has_ended,
+            };
+            if let_go || is_done || ending.is_given_up(Instant::now()) {
+                return Ok((cut, has_ended));
             }
         }
     }
 
-    /// Deals with what signals have come, and tells whether there was one.
-    fn take_signals(&self, cut: &mut Cut) -> bool {
+    /// Deals with what signals have come, and says whether there was one.
+    fn take_signals(&self, cut: &mut Cut, ending: &mut Ending, session: &Session) -> Result<bool> {
         let Some(interrupt) = self.recorder.interrupts.and_then(Interrupts::take) else {
-            return false;
+            return Ok(false);
         };
         let first = cut.interrupted.is_none();
         cut.interrupted.get_or_insert(interrupt.signal);
         match (self.child, self.recorder.on_interrupt) {
             (None, _) => {}
-            (Some(child), OnInterrupt::PassOn) if first => {
+            (Some(child), OnInterrupt::PassOn) if first && !ending.has_begun() => {
                 if !interrupt.from_terminal {
                     child.signal(interrupt.signal);
                 }
             }
-            (Some(child), _) => child.kill(),
+            (Some(child), _) => {
+                child.kill();
+                ending.kill(session, Instant::now())?;
+            }
         }
-        true
+        Ok(true)
     }
 }

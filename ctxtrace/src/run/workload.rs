@@ -123,7 +123,7 @@ pub(super) fn recorded(
     });
     let recorded = start.with_command(|command| recorder.command(command, &mut keeper))?;
     let kept = keeper.stop();
-    Ok(kept.finish(finished(recorded, start)?))
+    Ok(kept.finish(finished(recorded, start)?, recorder.interrupts))
 }
 
 /// Runs the workload once under tracing; whoever wants more of it than the counts observes.

@@ -1,12 +1,13 @@
 //! The last words of a command: which files it has written, and what opens each.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 use crate::report::output::Output;
 use crate::report::printable;
+use crate::terminal::{Stream, Styles, write_text};
 
 /// A path that is longer has what opens it on the next line.
 const LONGEST_PATH: usize = 28;
@@ -56,8 +57,23 @@ impl Written {
     ///
     /// If it cannot be written.
     pub(super) fn commit(&mut self, output: Output, bytes: &[u8], what: &'static str, how: Opened) -> Result<()> {
+        self.stream(output, what, how, |to| to.write_all(bytes))
+    }
+
+    /// The same for what is too much to be held in memory.
+    ///
+    /// # Errors
+    ///
+    /// Those of `write`, or if it cannot be written.
+    pub(super) fn stream(
+        &mut self,
+        output: Output,
+        what: &'static str,
+        how: Opened,
+        write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+    ) -> Result<()> {
         let path = output.path().map(Path::to_owned);
-        output.commit(bytes)?;
+        output.stream(write)?;
         if let Some(path) = path {
             self.add(&path, what, how);
         }
@@ -66,7 +82,7 @@ impl Written {
 
     /// Tells them. Nobody is there to be told if standard error is gone.
     pub(super) fn tell(&self) {
-        let _ = io::stderr().write_all(self.in_words().as_bytes());
+        let _ = write_text(Stream::Error, &self.in_words(), Styles::Escaped);
     }
 
     fn in_words(&self) -> String {

@@ -139,7 +139,7 @@ fn in_program(frames: &[Frame]) -> Belongs {
                 let why = frames.iter().rev().find(|frame| frame.kind == FrameKind::Reason);
                 return Belongs {
                     category: Category::Unknown,
-                    function: why.map_or_else(|| "[no stack]".to_owned(), |frame| frame.name.clone()),
+                    function: why.map_or_else(|| "[no stack]".to_owned(), |frame| frame.name.to_string()),
                 };
             }
         },
@@ -173,8 +173,8 @@ fn kernel_entry(frames: &[Frame]) -> String {
     });
     system_call
         .or_else(|| {
-            let first = kernel().find(|frame| !ENTRY_CODE.contains(&frame.name.as_str()));
-            first.or_else(|| kernel().next()).map(|frame| frame.name.clone())
+            let first = kernel().find(|frame| !ENTRY_CODE.contains(&&*frame.name));
+            first.or_else(|| kernel().next()).map(|frame| frame.name.to_string())
         })
         .unwrap_or_else(|| "[no stack]".to_owned())
 }
@@ -570,7 +570,10 @@ mod tests {
         };
         let frame = |name: &&str| {
             let (kind, name) = kind(name);
-            Frame { kind, name }
+            Frame {
+                kind,
+                name: name.into(),
+            }
         };
         names.iter().map(frame).collect()
     }

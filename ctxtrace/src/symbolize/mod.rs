@@ -12,6 +12,8 @@ mod goroutine;
 pub mod stacks;
 pub mod symbols;
 
+pub(crate) use symbols::symbolized_frames;
+
 use crate::trace::symbols::{Frame, FrameKind};
 
 /// The outermost functions of complete user stacks: where a program, a thread of glibc or musl, or a goroutine begins.
@@ -32,9 +34,9 @@ const ENTRY_POINTS: [&str; 13] = [
 ];
 
 /// A frame that says why there is none.
-fn reason(text: &str) -> Frame {
+pub(crate) fn reason(text: &str) -> Frame {
     Frame {
         kind: FrameKind::Reason,
-        name: format!("[{text}]"),
+        name: format!("[{text}]").into(),
     }
 }

@@ -1,5 +1,6 @@
 //! The stacks of a run by their names, under what the threads were doing. Pure: names come from [`Symbols`].
 
+use crate::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, HashMap};
 
 use ctxtrace_common::ledger::Class;
@@ -48,8 +49,8 @@ struct Merged(BTreeMap<Vec<Frame>, (u64, u64)>);
 impl Merged {
     fn add(&mut self, frames: Vec<Frame>, count: u64, ns: u64) {
         let sum = self.0.entry(frames).or_default();
-        sum.0 += count;
-        sum.1 += ns;
+        add(&mut sum.0, count);
+        add(&mut sum.1, ns);
     }
 
     fn into_stacks(self) -> Vec<ResolvedStack> {
@@ -73,7 +74,7 @@ pub(super) fn image_of(key: &SumKey) -> Image {
 fn doing(entry: &Entry, aggregates: &Aggregates) -> Vec<Frame> {
     let frame = |name: String| Frame {
         kind: FrameKind::Doing,
-        name,
+        name: name.into(),
     };
     let class = class(entry.class).in_words();
     match entry.task {
@@ -94,11 +95,11 @@ fn user_stack(run: &Run, image: Image, key: u64) -> Option<Vec<Frame>> {
     let addresses = run.aggregates.stacks.get(&key)?;
     Some(run.symbols.user(image, key).unwrap_or_else(|| {
         let place = |&address: &u64| match run.aggregates.mappings.find(image, address) {
-            Some(mapping) => Frame {
+            Ok(mapping) => Frame {
                 kind: FrameKind::User,
-                name: mapping.place(address),
+                name: mapping.place(address).into(),
             },
-            None => reason("unknown: not in any file"),
+            Err(why) => reason(why.in_words()),
         };
         addresses.iter().rev().map(place).collect()
     }))
@@ -117,9 +118,9 @@ fn kernel_stack(run: &Run, key: u64) -> Vec<Frame> {
 impl Resolved {
     /// Counts a user stack, and whether it is whole.
     fn with_user(&mut self, user: Vec<Frame>, count: u64) -> Vec<Frame> {
-        self.with_user_stack += count;
+        add(&mut self.with_user_stack, count);
         if !is_complete(&user) {
-            self.broken += count;
+            add(&mut self.broken, count);
         }
         user
     }
@@ -135,7 +136,7 @@ pub fn switches(run: &Run) -> Resolved {
         let mut frames = doing(&entry_of(key, aggregates), aggregates);
         frames.push(Frame {
             kind: FrameKind::Thread,
-            name: name_of(&key.comm),
+            name: name_of(&key.comm).into(),
         });
         match user_stack(run, image_of(key), key.user_stack) {
             Some(user) => frames.extend(resolved.with_user(user, sum.count)),
@@ -154,12 +155,12 @@ pub fn switches(run: &Run) -> Resolved {
 pub fn samples(run: &Run, places: &BTreeMap<Place, u64>, on_cpu_ns: u64) -> Resolved {
     let mut resolved = Resolved::default();
     let mut merged = Merged::default();
-    let total: u64 = places.values().sum();
+    let total: u64 = places.values().saturating_sum();
     for (place, &count) in places {
         let frames = sampled(run, place);
         if place.user_stack != 0 {
-            resolved.with_user_stack += count;
-            resolved.broken += if is_complete(&frames) { 0 } else { count };
+            add(&mut resolved.with_user_stack, count);
+            add(&mut resolved.broken, if is_complete(&frames) { 0 } else { count });
         }
         let ns = u128::from(on_cpu_ns) * u128::from(count) / u128::from(total.max(1));
         merged.add(frames, count, ns as u64);
@@ -210,21 +211,21 @@ pub fn wakers(run: &Run) -> Resolved {
         let from = &key.from;
         frames.push(Frame {
             kind: FrameKind::Thread,
-            name: format!("woken by {}", names.of_waker(from)),
+            name: format!("woken by {}", names.of_waker(from)).into(),
         });
-        let image = Image {
-            tgid: from.tgid,
-            number: from.image,
-        };
+        let image = from.program();
         if Origin::from_number(from.origin) == Origin::Task {
-            let task = TaskKey { task: from.task, image };
+            let task = TaskKey {
+                task: from.task(),
+                image,
+            };
             frames.push(Frame {
                 kind: FrameKind::Doing,
-                name: format!("task: {}", tasks::name(aggregates, task)),
+                name: format!("task: {}", tasks::name(aggregates, task)).into(),
             });
         }
         // A waker of another program is not followed, so where its functions lie is not known.
-        if from.tgid != 0
+        if from.is_of_target()
             && let Some(user) = user_stack(run, image, from.user_stack)
         {
             frames.extend(resolved.with_user(user, sum.count));
@@ -248,10 +249,10 @@ pub fn task_types(aggregates: &Aggregates, symbols: &Symbols) -> HashMap<TaskKey
         }
         let image = image_of(key);
         if let Some(frames) = symbols.user(image, key.user_stack)
-            && let Some(name) = future::type_of(frames.iter().map(|frame| frame.name.as_str()))
+            && let Some(name) = future::type_of(frames.iter().map(|frame| &*frame.name))
         {
             let task = TaskKey { task: key.task, image };
-            *met.entry(task).or_default().entry(name).or_default() += sum.count;
+            add(met.entry(task).or_default().entry(name).or_default(), sum.count);
         }
     }
     let types = met
@@ -272,8 +273,7 @@ fn no_user_stack(state: u32) -> &'static str {
 }
 
 fn is_complete(user: &[Frame]) -> bool {
-    user.first()
-        .is_some_and(|frame| ENTRY_POINTS.contains(&frame.name.as_str()))
+    user.first().is_some_and(|frame| ENTRY_POINTS.contains(&&*frame.name))
 }
 
 #[cfg(test)]
@@ -287,7 +287,7 @@ mod tests {
     fn frame(kind: FrameKind, name: &str) -> Frame {
         Frame {
             kind,
-            name: name.to_owned(),
+            name: name.into(),
         }
     }
 
@@ -310,7 +310,7 @@ mod tests {
         let names = |entry| {
             doing(&entry, &aggregates)
                 .into_iter()
-                .map(|frame| frame.name)
+                .map(|frame| frame.name.to_string())
                 .collect::<Vec<_>>()
         };
         assert_eq!(names(task(Class::TaskPreempted)), ["task: sender", "preempted"]);
@@ -376,7 +376,7 @@ mod tests {
         )];
         let resolved = resolve(aggregates);
         assert_eq!(
-            resolved.stacks[0].frames[2].name,
+            &*resolved.stacks[0].frames[2].name,
             "[unknown: the process was not followed]"
         );
         assert_eq!((resolved.with_user_stack, resolved.broken), (1, 1));
@@ -394,6 +394,7 @@ mod tests {
             end: 0x2000,
             file_offset: 0x500,
             path: "/usr/bin/server".into(),
+            file: None,
         };
         aggregates.mappings.add(image_of(&key), [mapping]);
         aggregates.switch_sums = vec![(
@@ -406,7 +407,7 @@ mod tests {
         let resolved = switches(&build::run(aggregates));
         let names: Vec<_> = resolved.stacks[0].frames[2..]
             .iter()
-            .map(|frame| frame.name.as_str())
+            .map(|frame| &*frame.name)
             .collect();
         assert_eq!(
             names,

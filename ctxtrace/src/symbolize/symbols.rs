@@ -1,22 +1,25 @@
 //! Looks addresses up.
 //!
 //! Kernel addresses are looked up in `/proc/kallsyms`; user addresses go through the mappings kept in the capture to a file
-//! and an offset in it, and from there through the file's symbols and DWARF (blazesym), inlined functions included. The
-//! process may be long gone.
+//! and an offset in it, and from there through the file's symbols and DWARF, inlined functions included. [`crate::reader`] reads
+//! the files, in a process of its own, each once for all addresses in it. The process that ran may be long gone.
 //!
 //! Two things are cut off the inner end of kernel stacks: the frames of our own BPF program and of the tracepoint that
 //! called it, all of them further in than the function that raises it.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
 
 use blazesym::MaybeDefault;
-use blazesym::symbolize::source::{Elf, Kernel, Source};
+use blazesym::symbolize::source::{Kernel, Source};
 use blazesym::symbolize::{Input, Reason, Symbolized, Symbolizer};
 use ctxtrace_common::process::Image;
 
 use super::{goroutine, reason};
-use crate::target::mappings::Mappings;
+use crate::reader::{FileReader, ReadFailure};
+use crate::target::held::FileIdentity;
+use crate::target::mappings::{Mapping, Mappings};
 use crate::trace::Aggregates;
 use crate::trace::samples::Samples;
 use crate::trace::symbols::{Frame, FrameKind, Symbols};
@@ -24,9 +27,18 @@ use crate::trace::symbols::{Frame, FrameKind, Symbols};
 /// The kernel's functions that raise the tracepoints: what lies further in is our own.
 const TRACED_FUNCTIONS: [&str; 3] = ["__schedule", "try_to_wake_up", "wake_up_new_task"];
 
+/// Longest time for the names of all files together.
+const NAMES_TIME: Duration = Duration::from_secs(60);
+
 /// Resolves every stack of a run, and the functions that goroutines were started with.
 #[must_use]
 pub fn resolve(aggregates: &Aggregates, samples: &Samples) -> Symbols {
+    resolve_until(aggregates, samples, None)
+}
+
+/// The same, but the names of files are no longer looked up once `interrupt` is readable: frames without a name say so.
+#[must_use]
+pub fn resolve_until(aggregates: &Aggregates, samples: &Samples, interrupt: Option<BorrowedFd<'_>>) -> Symbols {
     let mut resolver = Resolver::new(&aggregates.mappings);
     let mut symbols = Symbols::default();
     let switches = aggregates.switch_sums.iter().map(|(key, _)| {
@@ -36,18 +48,23 @@ pub fn resolve(aggregates: &Aggregates, samples: &Samples) -> Symbols {
         };
         (image, key.user_stack, key.kernel_stack)
     });
-    let wakers = aggregates.waker_sums.iter().map(|(key, _)| {
-        let image = Image {
-            tgid: key.from.tgid,
-            number: key.from.image,
-        };
-        (image, key.from.user_stack, key.from.kernel_stack)
-    });
+    let wakers = aggregates
+        .waker_sums
+        .iter()
+        .map(|(key, _)| (key.from.program(), key.from.user_stack, key.from.kernel_stack));
     let sampled = samples
         .places()
         .iter()
         .map(|place| (place.image, place.user_stack, place.kernel_stack));
-    for (image, user, kernel) in switches.chain(wakers).chain(sampled) {
+    let stacks: Vec<(Image, u64, u64)> = switches.chain(wakers).chain(sampled).collect();
+    let starts = goroutine::starts(aggregates);
+    let in_stacks = stacks.iter().filter_map(|&(image, user, _)| {
+        let addresses = aggregates.stacks.get(&user)?;
+        Some(call_addresses(addresses).map(move |address| (image, address)))
+    });
+    let in_starts = starts.iter().map(|(task, &startpc)| (task.image, startpc));
+    resolver.look_up_files(in_stacks.flatten().chain(in_starts), interrupt);
+    for (image, user, kernel) in stacks {
         if let Some(addresses) = aggregates.stacks.get(&user)
             && !symbols.has_user(image, user)
         {
@@ -59,7 +76,7 @@ pub fn resolve(aggregates: &Aggregates, samples: &Samples) -> Symbols {
             symbols.add_kernel(kernel, &resolver.kernel_stack(addresses));
         }
     }
-    for (task, startpc) in goroutine::starts(aggregates) {
+    for (task, startpc) in starts {
         let frames = resolver.user_stack(task.image, &[startpc]);
         if let Some(function) = frames.first().filter(|frame| frame.kind == FrameKind::User) {
             symbols.add_start(task, goroutine::plain_name(&function.name));
@@ -72,16 +89,14 @@ struct Resolver<'a> {
     symbolizer: Symbolizer,
     mappings: &'a Mappings,
     kernel: HashMap<u64, Vec<Frame>>,
-    files: HashMap<(PathBuf, u64), Vec<Frame>>,
+    /// The functions that were looked up, by file and offset.
+    files: HashMap<FileIdentity, HashMap<u64, Vec<Frame>>>,
 }
 
 impl<'a> Resolver<'a> {
     fn new(mappings: &'a Mappings) -> Self {
         Self {
-            symbolizer: Symbolizer::builder()
-                .enable_code_info(true)
-                .enable_inlined_fns(true)
-                .build(),
+            symbolizer: Symbolizer::new(),
             mappings,
             kernel: HashMap::new(),
             files: HashMap::new(),
@@ -93,13 +108,11 @@ impl<'a> Resolver<'a> {
         let mut frames = Vec::new();
         for address in call_addresses(addresses).rev() {
             match self.mappings.find(image, address) {
-                Some(mapping) => {
-                    let offset = address - mapping.start + mapping.file_offset;
-                    let file = self.mappings.file(image.tgid, &mapping.path);
-                    frames.extend(self.in_file(&file, offset).iter().cloned());
-                }
-                None if !self.mappings.knows(image) => frames.push(reason("unknown: the process was not followed")),
-                None => frames.push(reason("unknown: not in any file")),
+                Ok(mapping) => match self.looked_up(mapping, address) {
+                    Some(functions) => frames.extend_from_slice(functions),
+                    None => frames.push(in_no_file(mapping)),
+                },
+                Err(why) => frames.push(reason(why.in_words())),
             }
         }
         frames
@@ -117,11 +130,7 @@ impl<'a> Resolver<'a> {
         let innermost_first: Vec<&[Frame]> = calls.iter().map(|address| self.kernel[address].as_slice()).collect();
         let ours = innermost_first
             .iter()
-            .position(|frames| {
-                frames
-                    .iter()
-                    .any(|frame| TRACED_FUNCTIONS.contains(&frame.name.as_str()))
-            })
+            .position(|frames| frames.iter().any(|frame| TRACED_FUNCTIONS.contains(&&*frame.name)))
             .unwrap_or(0);
         innermost_first[ours..]
             .iter()
@@ -130,12 +139,63 @@ impl<'a> Resolver<'a> {
             .collect()
     }
 
-    fn in_file(&mut self, path: &Path, offset: u64) -> &[Frame] {
-        let symbolizer = &self.symbolizer;
-        self.files
-            .entry((path.to_owned(), offset))
-            .or_insert_with(|| file_function(symbolizer, path, offset))
+    /// Names the functions at all these addresses, file by file: the one with the most addresses first.
+    fn look_up_files(&mut self, addresses: impl Iterator<Item = (Image, u64)>, interrupt: Option<BorrowedFd<'_>>) {
+        let mut places: HashMap<FileIdentity, (&Mapping, BTreeSet<u64>)> = HashMap::new();
+        for (image, address) in addresses {
+            if let Ok(mapping) = self.mappings.find(image, address)
+                && let Some(identity) = mapping.file
+            {
+                let (_, offsets) = places.entry(identity).or_insert_with(|| (mapping, BTreeSet::new()));
+                offsets.insert(mapping.offset_of(address));
+            }
+        }
+        let mut places: Vec<(FileIdentity, &Mapping, Vec<u64>)> = places
+            .into_iter()
+            .map(|(identity, (mapping, offsets))| (identity, mapping, offsets.into_iter().collect()))
+            .collect();
+        places.sort_by_key(|(identity, _, offsets)| (std::cmp::Reverse(offsets.len()), *identity));
+        let mut reader = FileReader::new();
+        let until = Instant::now() + NAMES_TIME;
+        let mut stopped: Option<ReadFailure> = None;
+        for (identity, mapping, offsets) in places {
+            if Instant::now() >= until {
+                stopped.get_or_insert(ReadFailure::NoTimeLeft(NAMES_TIME));
+            }
+            let shown = mapping.file_name();
+            let all_unknown = |why: &str| vec![vec![reason(&format!("unknown: {why}"))]; offsets.len()];
+            let functions = match (&stopped, self.mappings.file(mapping)) {
+                (Some(failure), _) => all_unknown(&failure.in_words(&shown)),
+                (None, Err(why)) => all_unknown(&format!("{shown} {}", why.in_words())),
+                (None, Ok(held)) => {
+                    let (functions, failure) =
+                        reader.functions(held.file(), held.shown_path(), &offsets, until, interrupt);
+                    stopped = failure.filter(|failure| *failure == ReadFailure::Interrupted);
+                    functions
+                }
+            };
+            let named = offsets.into_iter().zip(functions);
+            self.files.insert(identity, named.collect());
+        }
     }
+
+    /// The functions at an address of a file, outermost first; `None` if it lies in no file.
+    fn looked_up(&self, mapping: &Mapping, address: u64) -> Option<&[Frame]> {
+        let of_file = self.files.get(&mapping.file?)?;
+        of_file.get(&mapping.offset_of(address)).map(Vec::as_slice)
+    }
+}
+
+/// The frame of code in a mapping of no file.
+fn in_no_file(mapping: &Mapping) -> Frame {
+    if mapping.path.as_os_str().as_encoded_bytes().starts_with(b"[") {
+        // [vdso] and the like: the kernel's own pages, which are in no file.
+        return Frame {
+            kind: FrameKind::User,
+            name: mapping.file_name().into(),
+        };
+    }
+    reason("unknown: code that is in no file (generated at run time)")
 }
 
 /// A stack's addresses as they are looked up, innermost first. All but the innermost are return addresses, which point
@@ -153,40 +213,21 @@ fn kernel_function(symbolizer: &Symbolizer, address: u64) -> Vec<Frame> {
         ..Kernel::default()
     });
     match symbolizer.symbolize_single(&source, Input::AbsAddr(address)) {
-        Ok(symbolized) => frames_of(&symbolized, FrameKind::Kernel, "kernel.kptr_restrict hides it?"),
+        Ok(symbolized) => symbolized_frames(&symbolized, FrameKind::Kernel, "kernel.kptr_restrict hides it?"),
         Err(_) => vec![reason("unknown: the kernel's symbols cannot be read")],
     }
 }
 
-fn file_function(symbolizer: &Symbolizer, path: &Path, offset: u64) -> Vec<Frame> {
-    let shown = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    if path.as_os_str().as_encoded_bytes().starts_with(b"[") {
-        // [vdso] and the like: the kernel's own pages, which are in no file.
-        return vec![Frame {
-            kind: FrameKind::User,
-            name: shown.into_owned(),
-        }];
-    }
-    if path.starts_with("//anon") {
-        return vec![reason("unknown: code that is in no file (generated at run time)")];
-    }
-    let source = Source::Elf(Elf::new(path));
-    match symbolizer.symbolize_single(&source, Input::FileOffset(offset)) {
-        Ok(symbolized) => frames_of(&symbolized, FrameKind::User, &shown),
-        Err(error) => vec![reason(&format!("unknown: {shown} cannot be read ({})", error.kind()))],
-    }
-}
-
 /// The function, and what is inlined in it, outermost first.
-fn frames_of(symbolized: &Symbolized<'_>, kind: FrameKind, place: &str) -> Vec<Frame> {
+pub(crate) fn symbolized_frames(symbolized: &Symbolized<'_>, kind: FrameKind, place: &str) -> Vec<Frame> {
     match symbolized {
         Symbolized::Sym(symbol) => std::iter::once(Frame {
             kind,
-            name: symbol.name.to_string(),
+            name: (*symbol.name).into(),
         })
         .chain(symbol.inlined.iter().map(|inlined| Frame {
             kind: FrameKind::Inlined,
-            name: inlined.name.to_string(),
+            name: (*inlined.name).into(),
         }))
         .collect(),
         Symbolized::Unknown(why) => vec![reason(&format!("unknown: {} ({place})", in_words(*why)))],
@@ -207,6 +248,7 @@ fn in_words(why: Reason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     #[test]
     fn callers_are_looked_up_where_they_call() {
@@ -217,21 +259,63 @@ mod tests {
     /// This very function, found through its own executable as a report would find it.
     #[test]
     fn a_function_of_this_program_is_named() {
-        let executable = std::env::current_exe().expect("a path");
         let address = a_function_of_this_program_is_named as *const () as u64;
-        let mut mappings = Mappings::default();
-        mappings.add_process(std::process::id());
-        let image = Image {
-            tgid: std::process::id(),
-            number: 0,
-        };
+        let (mappings, image) = this_process();
         let mapping = mappings.find(image, address).expect("mapped");
-        assert_eq!(mapping.path, executable);
-        let mut resolver = Resolver::new(&mappings);
-        let frames = resolver.in_file(&mapping.path, address - mapping.start + mapping.file_offset);
+        assert_eq!(mapping.path, std::env::current_exe().expect("a path"));
+        let frames = frames_at(&mappings, image, address, None);
         assert!(
             frames[0].name.contains("a_function_of_this_program_is_named"),
             "{frames:?}"
         );
+    }
+
+    #[test]
+    fn a_look_up_that_is_interrupted_says_so() {
+        let (mappings, image) = this_process();
+        let address = a_look_up_that_is_interrupted_says_so as *const () as u64;
+        let (interrupt, mut signal) = std::io::pipe().expect("a pipe");
+        std::io::Write::write_all(&mut signal, b"!").expect("written");
+        let frames = frames_at(&mappings, image, address, Some(interrupt.as_fd()));
+        assert_eq!(frames[0].kind, FrameKind::Reason);
+        assert!(frames[0].name.contains("a signal ended the look-up"), "{frames:?}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_held_has_no_names_but_the_reason() {
+        let (mut mappings, mut image) = this_process();
+        image.number = 1;
+        let gone = FileIdentity {
+            major: 0,
+            minor: 1,
+            inode: 2,
+            generation: Some(3),
+        };
+        let mapping = Mapping {
+            start: 0x1000,
+            end: 0x2000,
+            file_offset: 0,
+            path: "/bin/sh".into(),
+            file: Some(gone),
+        };
+        mappings.add(image, [mapping]);
+        assert_eq!(
+            frames_at(&mappings, image, 0x1000, None),
+            [reason("unknown: sh could not be opened while it ran")]
+        );
+    }
+
+    fn this_process() -> (Mappings, Image) {
+        let image = Image {
+            tgid: std::process::id(),
+            number: 0,
+        };
+        (Mappings::of_process(image.tgid), image)
+    }
+
+    fn frames_at(mappings: &Mappings, image: Image, address: u64, interrupt: Option<BorrowedFd<'_>>) -> Vec<Frame> {
+        let mut resolver = Resolver::new(mappings);
+        resolver.look_up_files(std::iter::once((image, address)), interrupt);
+        resolver.user_stack(image, &[address])
     }
 }

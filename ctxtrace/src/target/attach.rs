@@ -4,14 +4,13 @@
 //! is taken of the process is a descriptor that tells its end.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use nix::unistd::{Uid, User};
-use procfs::process::{Process, StatFlags};
-use procfs::{ProcError, ProcResult};
+use nix::unistd::{Uid, User, geteuid};
 
-use super::procfs::is_gone;
+use super::pidfd;
+use super::procfs::{self, Stat, Status, process_folder};
 use crate::error::{Error, Result};
 
 /// A process to attach to.
@@ -36,12 +35,10 @@ impl Attached {
     /// If there is none of this id, or none that can be attached to; the sentence says what it is instead.
     pub fn find(pid: u32) -> Result<Self> {
         let refuse = |reason: String| Error::Attach { pid, reason };
-        let unreadable = |error: ProcError| refuse(in_words(&error));
-        let process = Process::new(pid as i32).map_err(unreadable)?;
-        let status = process.status().map_err(unreadable)?;
-        let stat = process.stat().map_err(unreadable)?;
-        let name = stat.comm.clone();
-        if status.tgid != pid as i32 {
+        let unreadable = |error: io::Error| refuse(in_words(&error));
+        let none = || refuse(NO_PROCESS.to_owned());
+        let status = procfs::status(pid, pid).map_err(unreadable)?.ok_or_else(none)?;
+        if status.tgid != pid {
             return Err(refuse(format!(
                 "it is a thread of process {0}; attach to the process: -p {0}",
                 status.tgid
@@ -50,35 +47,37 @@ impl Attached {
         if pid == std::process::id() {
             return Err(refuse("that is ctxtrace itself".to_owned()));
         }
-        if StatFlags::from_bits_truncate(stat.flags).contains(StatFlags::PF_KTHREAD) {
+        let stat = procfs::stat(pid).map_err(unreadable)?.ok_or_else(none)?;
+        let name = stat.name.clone();
+        if stat.is_kernel_thread() {
             return Err(refuse(format!(
                 "{name} is a thread of the kernel, which runs no program"
             )));
         }
-        if is_gone(pid as i32) {
+        // The first thread may have ended, and the process goes on.
+        let Some(tid) = procfs::living_thread(pid).map_err(unreadable)? else {
             return Err(refuse(format!(
                 "{name} has ended; its parent has not asked for its status yet"
             )));
-        }
-        // SAFETY: makes a descriptor; should the process have ended since, the kernel says so.
-        let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        if pidfd < 0 {
-            return Err(refuse(in_words(&ProcError::from(io::Error::last_os_error()))));
-        }
-        let executable = process.exe().map_err(|error| match error {
-            ProcError::PermissionDenied(_) => refuse(format!(
-                "{name} runs as {}, and may not be looked at by you: run ctxtrace as root",
-                user_name(status.euid)
-            )),
-            other => unreadable(other),
+        };
+        let pidfd = pidfd::open(pid).map_err(unreadable)?;
+        let status = procfs::status(pid, tid).map_err(unreadable)?.ok_or_else(none)?;
+        let executable = std::fs::read_link(process_folder(pid).join("exe")).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                let user = user_name(status.effective_uid);
+                refuse(format!(
+                    "{name} runs as {user}, and may not be looked at by you: {}",
+                    what_lacks()
+                ))
+            }
+            _ => unreadable(error),
         })?;
         Ok(Self {
             pid,
-            notes: notes(&process, &name, &status, stat.state).unwrap_or_default(),
+            notes: notes(pid, &name, &status),
             name,
             executable,
-            // SAFETY: the kernel has just given us this descriptor.
-            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd as i32) },
+            pidfd,
         })
     }
 
@@ -91,18 +90,18 @@ impl Attached {
     /// Its executable as a file that can be opened, even if it was replaced since, or lies in another mount namespace.
     #[must_use]
     pub fn executable_file(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/exe", self.pid))
+        process_folder(self.pid).join("exe")
     }
 }
 
 /// Every descendant of a process that is alive, parents before their children.
 #[must_use]
 pub fn descendants(pid: u32) -> Vec<u32> {
-    let all: Vec<(u32, u32)> = procfs::process::all_processes()
+    let parent_of = |pid: u32| Some((pid, procfs::stat(pid).ok()??.parent));
+    let all: Vec<(u32, u32)> = procfs::processes()
+        .unwrap_or_default()
         .into_iter()
-        .flatten()
-        .filter_map(|process| process.ok()?.stat().ok())
-        .map(|stat| (stat.pid as u32, stat.ppid as u32))
+        .filter_map(parent_of)
         .collect();
     let mut family = vec![pid];
     let mut next = 0;
@@ -115,38 +114,69 @@ pub fn descendants(pid: u32) -> Vec<u32> {
     family
 }
 
+/// Whether the kernel lets the caller trace a process: without `CAP_SYS_PTRACE` it lets nobody trace another user's.
+#[must_use]
+pub fn may_be_traced(pid: u32) -> bool {
+    // Reading this link takes the right to trace (kernel: `fs/proc/base.c`, `proc_pid_readlink()`).
+    let link = std::fs::read_link(format!("/proc/{pid}/exe"));
+    link.map_or_else(|error| error.kind() != io::ErrorKind::PermissionDenied, |_| true)
+}
+
 /// Whether a process sees other files under the same names than this one: it is in another mount namespace, or has another
 /// root.
 #[must_use]
 pub fn has_own_root(pid: u32) -> bool {
-    let identity = |pid: &str| {
-        let namespace = std::fs::read_link(format!("/proc/{pid}/ns/mnt"));
-        let root = std::fs::read_link(format!("/proc/{pid}/root"));
+    let identity = |folder: PathBuf| {
+        let namespace = std::fs::read_link(folder.join("ns/mnt"));
+        let root = std::fs::read_link(folder.join("root"));
         Some((namespace.ok()?, root.ok()?))
     };
-    match (identity("self"), identity(&pid.to_string())) {
+    match (identity(PathBuf::from("/proc/self")), identity(process_folder(pid))) {
         (Some(ours), Some(theirs)) => ours != theirs,
         _ => false,
     }
 }
 
-fn notes(process: &Process, name: &str, status: &procfs::process::Status, state: char) -> ProcResult<Vec<String>> {
+fn notes(pid: u32, name: &str, status: &Status) -> Vec<String> {
     let mut notes = Vec::new();
-    let pid = process.pid;
-    if matches!(state, 'T' | 't') {
-        notes.push(format!(
-            "{name} is stopped: there is nothing to record until it goes on (kill -CONT {pid})"
-        ));
-    }
-    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid"));
-    if namespace("self")? != namespace(&pid.to_string())? {
-        let inside = status.nspid.as_ref().and_then(|ids| ids.last().copied());
+    notes.extend(what_stops(
+        pid,
+        name,
+        status.state,
+        tracer_in_words(status.tracer_pid).as_deref(),
+    ));
+    let namespace = |folder: PathBuf| std::fs::read_link(folder.join("ns/pid")).ok();
+    let (ours, theirs) = (namespace(PathBuf::from("/proc/self")), namespace(process_folder(pid)));
+    if theirs.is_some() && ours != theirs {
+        let inside = status.innermost_pid;
         let inside = inside.map_or(String::new(), |id| format!(", where it is process {id}"));
         notes.push(format!(
             "{name} is in another pid namespace{inside}; the report has the ids of this one"
         ));
     }
-    Ok(notes)
+    notes
+}
+
+/// Why there is nothing to record of a process that does not run, and what lets it go on.
+fn what_stops(pid: u32, name: &str, state: char, tracer: Option<&str>) -> Option<String> {
+    match (state, tracer) {
+        ('T', _) => Some(format!(
+            "{name} is stopped: there is nothing to record until it goes on (kill -CONT {pid})"
+        )),
+        ('t', Some(tracer)) => Some(format!(
+            "{name} is stopped by a debugger: there is nothing to record until {tracer} lets it go on"
+        )),
+        ('t', None) => Some(format!(
+            "{name} is stopped by a debugger: there is nothing to record until that lets it go on"
+        )),
+        _ => None,
+    }
+}
+
+/// A debugger by its name and id.
+fn tracer_in_words(pid: u32) -> Option<String> {
+    let Stat { name, .. } = procfs::stat(pid).ok()??;
+    Some(format!("{name} ({pid})"))
 }
 
 fn user_name(uid: u32) -> String {
@@ -154,18 +184,39 @@ fn user_name(uid: u32) -> String {
     user.map_or_else(|| format!("user {uid}"), |user| user.name)
 }
 
-fn in_words(error: &ProcError) -> String {
-    match error {
-        ProcError::NotFound(_) => "there is no such process".to_owned(),
-        ProcError::PermissionDenied(_) => "it may not be looked at by you: run ctxtrace as root".to_owned(),
-        ProcError::Io(error, _) if error.raw_os_error() == Some(libc::ESRCH) => "there is no such process".to_owned(),
-        other => other.to_string(),
+const NO_PROCESS: &str = "there is no such process";
+
+/// What has to change for a process to be looked at. To be root is no help to root.
+fn what_lacks() -> &'static str {
+    /// The bit of the capability mask (kernel: `include/uapi/linux/capability.h`).
+    const CAP_SYS_PTRACE: u64 = 1 << 19;
+    match (
+        geteuid().is_root(),
+        procfs::effective_capabilities() & CAP_SYS_PTRACE != 0,
+    ) {
+        (false, _) => "run ctxtrace as root",
+        (true, false) => {
+            "this root lacks CAP_SYS_PTRACE, as in a container; run ctxtrace on the host or give the container that capability"
+        }
+        (true, true) => {
+            "a security module of the kernel forbids it even to root, or the process is in a user namespace above this one; run \
+             ctxtrace on the host"
+        }
+    }
+}
+
+fn in_words(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => NO_PROCESS.to_owned(),
+        Some(libc::EACCES | libc::EPERM) => format!("it may not be looked at by you: {}", what_lacks()),
+        _ => format!("{error}{}", crate::error::shortage(error).unwrap_or_default()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::target::procfs::is_gone;
     use std::process::{Command, Stdio};
 
     fn refusal(pid: u32) -> String {
@@ -194,7 +245,7 @@ mod tests {
         let mut ended = Sleeper::start();
         let pid = ended.0.id();
         ended.0.kill().expect("killed");
-        while !is_gone(pid as i32) {
+        while !is_gone(pid) {
             std::thread::yield_now();
         }
         assert!(refusal(pid).contains("has ended"), "{}", refusal(pid));
@@ -235,5 +286,14 @@ mod tests {
             }
         };
         assert!(note.contains("is stopped"), "{note}");
+    }
+
+    #[test]
+    fn what_lets_a_stopped_process_go_on_is_what_stopped_it() {
+        let stopped = what_stops(7, "server", 'T', None).expect("it is stopped");
+        assert!(stopped.contains("kill -CONT 7"), "{stopped}");
+        let held = what_stops(7, "server", 't', Some("gdb (9)")).expect("it is stopped");
+        assert!(held.contains("gdb (9)") && !held.contains("kill"), "{held}");
+        assert_eq!(what_stops(7, "server", 'S', None), None);
     }
 }

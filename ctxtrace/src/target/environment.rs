@@ -8,8 +8,8 @@ use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use nix::unistd::User;
-use procfs::process::Process;
 
+use super::procfs;
 use super::user::Invoker;
 use crate::error::{Error, Result};
 
@@ -95,12 +95,11 @@ fn login(user: User) -> [(&'static str, OsString); 4] {
 
 /// The environment that the nearest `sudo` among the ancestors was started with.
 fn of_sudo() -> Option<Environment> {
-    let mut process = Process::myself().ok()?;
+    let mut process = std::process::id();
     for _ in 0..ANCESTORS {
-        let parent = process.stat().ok()?.ppid;
-        process = Process::new(parent).ok()?;
-        if process.stat().ok()?.comm == "sudo" {
-            let bytes = std::fs::read(format!("/proc/{parent}/environ")).ok()?;
+        process = procfs::stat(process).ok()??.parent;
+        if procfs::stat(process).ok()??.name == "sudo" {
+            let bytes = std::fs::read(format!("/proc/{process}/environ")).ok()?;
             return Some(parse(&bytes));
         }
     }

@@ -13,7 +13,7 @@
 
 use std::ffi::{CString, OsStr};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -24,8 +24,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, fork, geteuid, getpid, pipe2};
 
 use super::environment::Environment;
-use super::procfs;
 use super::user::{self, Invoker};
+use super::{descriptors, pidfd, procfs};
 use crate::error::{Error, Result};
 use crate::trace::run::Exit;
 
@@ -59,6 +59,8 @@ struct Prepared<'a> {
     groups: &'a [libc::gid_t],
     /// Whether the tracer may trace by capabilities, which are not for the child.
     by_capabilities: bool,
+    /// The limits of descriptors that the tracer was started with, if it has others now.
+    descriptors: Option<libc::rlimit>,
 }
 
 /// A child that sleeps before its first instruction.
@@ -135,6 +137,7 @@ impl Command<'_> {
                     envp: &envp,
                     groups: &groups,
                     by_capabilities,
+                    descriptors: descriptors::at_start(),
                 };
                 let errno = self.become_program(&prepared, tracer, &go_read);
                 // SAFETY: async-signal-safe; the descriptor is open, the buffer is four bytes. Should the write fail there
@@ -145,29 +148,35 @@ impl Command<'_> {
                 }
             }
             ForkResult::Parent { child: pid } => {
-                // SAFETY: asks for a descriptor of a child that has not been reaped, so the pid is its own.
-                let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-                if pidfd < 0 {
-                    let source = io::Error::last_os_error();
-                    // SAFETY: as above.
-                    unsafe { libc::kill(pid.as_raw(), libc::SIGKILL) };
-                    return Err(Error::system("pidfd_open")(source));
-                }
-                let child = Child {
-                    pid,
-                    // SAFETY: the kernel has just given us this descriptor.
-                    pidfd: unsafe { OwnedFd::from_raw_fd(pidfd as i32) },
-                    reaped: false,
+                // The tracer's copy goes first, so that the end of the child is the end of the pipe.
+                drop(status_write);
+                // The child has not been reaped, so the id is its own.
+                let pidfd = match pidfd::open(pid.as_raw() as u32) {
+                    Ok(pidfd) => pidfd,
+                    Err(source) => {
+                        let status = &mut 0;
+                        // SAFETY: as above; the pointer is to a local of the right type.
+                        unsafe {
+                            libc::kill(pid.as_raw(), libc::SIGKILL);
+                            libc::waitpid(pid.as_raw(), status, 0);
+                        }
+                        return Err(Error::system("pidfd_open")(source));
+                    }
                 };
-                let switches_before = wait_until_asleep(pid)?;
-                Ok(Suspended {
-                    child,
+                let mut suspended = Suspended {
+                    child: Child {
+                        pid,
+                        pidfd,
+                        reaped: false,
+                    },
                     program: self.program.to_owned(),
                     user: self.user.map(|user| user.uid.as_raw()),
                     go: go_write.into(),
                     status: status_read.into(),
-                    switches_before,
-                })
+                    switches_before: KernelCount::default(),
+                };
+                suspended.switches_before = suspended.wait_until_asleep()?;
+                Ok(suspended)
             }
         }
     }
@@ -199,10 +208,14 @@ impl Command<'_> {
                 return libc::ESRCH;
             }
             // What the tracer and Rust's runtime have set for themselves is not for the child.
+            if descriptors::restore(prepared.descriptors.as_ref()).is_err() {
+                return *libc::__errno_location();
+            }
             let mut signals: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&raw mut signals);
             libc::sigprocmask(libc::SIG_SETMASK, &raw const signals, std::ptr::null_mut());
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            libc::signal(libc::SIGXFSZ, libc::SIG_DFL);
             for fd in self.inherit {
                 if libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) != 0 {
                     return *libc::__errno_location();
@@ -227,30 +240,44 @@ fn c_string(text: &OsStr) -> Result<CString> {
     CString::new(text.as_bytes()).map_err(|_| Error::Usage(format!("{text:?} contains a NUL byte")))
 }
 
-/// Waits until the child sleeps at the go pipe, and returns the kernel's count of its switches at that point.
-fn wait_until_asleep(pid: Pid) -> Result<KernelCount> {
-    let deadline = Instant::now() + SUSPEND_TIMEOUT;
-    let mut before = None;
-    while Instant::now() < deadline {
-        let status = procfs::status(pid.as_raw(), pid.as_raw());
-        match status {
-            // Twice the same: it sleeps, and did not merely pass through a short sleep on its way.
-            Some(status) if status.sleeping && before == Some(status) => return Ok(status.switches),
-            _ => before = status,
-        }
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    Err(Error::System {
-        action: "suspending the program before its start",
-        source: io::ErrorKind::TimedOut.into(),
-    })
-}
-
 impl Suspended {
     /// The child's process id.
     #[must_use]
     pub fn pid(&self) -> Pid {
         self.child.pid
+    }
+
+    /// Waits until the child sleeps at the go pipe, and returns the kernel's count of its switches at that point.
+    fn wait_until_asleep(&mut self) -> Result<KernelCount> {
+        const SUSPENDING: &str = "suspending the program before its start";
+        let pid = self.child.pid.as_raw() as u32;
+        let deadline = Instant::now() + SUSPEND_TIMEOUT;
+        let mut before = None;
+        while Instant::now() < deadline {
+            let status = procfs::status(pid, pid).map_err(Error::system(SUSPENDING))?;
+            match status {
+                // Twice the same: it sleeps, and did not merely pass through a short sleep on its way.
+                Some(status) if status.is_sleeping() && before.as_ref() == Some(&status) => return Ok(status.switches),
+                Some(status) if status.has_ended() => {
+                    let killed = || Error::system(SUSPENDING)(io::Error::other("it has been killed"));
+                    return Err(self.why_it_ended().unwrap_or_else(killed));
+                }
+                _ => before = status,
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Err(Error::system(SUSPENDING)(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Waits for what the child has to say of its start: nothing, if it executes its program, which closes the pipe.
+    fn why_it_ended(&mut self) -> Option<Error> {
+        let mut errno = [0; 4];
+        self.status.read_exact(&mut errno).ok()?;
+        Some(Error::Launch {
+            program: self.program.clone(),
+            user: self.user,
+            source: io::Error::from_raw_os_error(i32::from_ne_bytes(errno)),
+        })
     }
 
     /// Lets the child go and waits until it executes its program.
@@ -260,15 +287,9 @@ impl Suspended {
     /// If the program cannot be executed.
     pub fn resume(mut self) -> Result<Child> {
         self.go.write_all(&[1]).map_err(Error::system("resuming the program"))?;
-        let mut errno = [0; 4];
-        match self.status.read_exact(&mut errno) {
-            // End of file: `execve` has closed the other end.
-            Err(_) => Ok(self.child),
-            Ok(()) => Err(Error::Launch {
-                program: self.program,
-                user: self.user,
-                source: io::Error::from_raw_os_error(i32::from_ne_bytes(errno)),
-            }),
+        match self.why_it_ended() {
+            None => Ok(self.child),
+            Some(error) => Err(error),
         }
     }
 }
@@ -284,6 +305,11 @@ impl Child {
     #[must_use]
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Leaves a child that cannot be ended to itself: it is not waited for.
+    pub fn leave(mut self) {
+        self.reaped = true;
     }
 
     /// Sends the child a signal.
@@ -371,8 +397,9 @@ mod tests {
     fn a_suspended_program_has_done_nothing_and_then_runs() {
         let args = ["sh", "-c", "exit 7"].map(OsStr::new);
         let suspended = command(Path::new("/bin/sh"), &args).launch_suspended().expect("forked");
-        let status = procfs::status(suspended.pid().as_raw(), suspended.pid().as_raw()).expect("alive");
-        assert!(status.sleeping);
+        let pid = suspended.pid().as_raw() as u32;
+        let status = procfs::status(pid, pid).expect("readable").expect("alive");
+        assert!(status.is_sleeping());
         assert_eq!(status.switches, suspended.switches_before);
         let mut child = suspended.resume().expect("executed");
         let ended = child.wait().expect("ended");
@@ -401,9 +428,9 @@ mod tests {
             .expect("forked")
             .resume()
             .expect("executed");
-        let pid = child.pid();
+        let pid = child.pid().as_raw() as u32;
         drop(child);
-        assert_eq!(procfs::status(pid.as_raw(), pid.as_raw()), None);
+        assert_eq!(procfs::status(pid, pid).expect("readable"), None);
     }
 
     #[test]

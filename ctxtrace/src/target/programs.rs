@@ -1,19 +1,32 @@
 //! Which program each process runs, and how its tasks are found.
 //!
-//! An executable is examined once, however many processes run it. Those that are known before the run are examined before
-//! it; others when they are executed, while they start. What was executed and gone before anybody could look is examined
-//! when the run is over: then its switches are put where they belong if it proves to have no tasks, and stay unattributed
-//! if it has.
+//! A program is the file that was executed, not its path: two files that lay at one path one after the other are two
+//! programs. Of a program that was started through the dynamic loader (`ld.so ./program`), it is the file that the loader
+//! mapped.
+//!
+//! A program is examined once, however many processes run it. Those that are known before the run are examined before it;
+//! others when they are executed, while they start. What ended before it could be examined is examined when the run is
+//! over: then its switches are put where they belong if it proves to have no tasks, and stay unattributed if it has.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Locator, Reason};
 use ctxtrace_common::process::Image;
 use serde::{Deserialize, Serialize};
 
-use super::locate::{Found, examine, is_of_go, is_of_tokio, mentions_go, mentions_tokio};
-use super::mappings::Mappings;
+use super::held::{FileIdentity, HeldFile};
+use super::locate::{Found, LinkRole, is_of_go, is_of_tokio, link_role};
+use super::mappings::{Mapping, Mappings};
+use crate::reader::{FileReader, ReadFailure};
+
+/// Longest time for all files that are read once the run is over.
+const COMPLETION_TIME: Duration = Duration::from_secs(10);
+
+/// Longest time that the recording waits for an examination, so that tasks are found from a program's first switches on. Most
+/// examinations take less.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Which locators to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
@@ -40,6 +53,9 @@ pub struct Program {
     pub path: PathBuf,
     /// What was found in it.
     pub found: Found,
+    /// Which file it is; `None` in captures of releases that did not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileIdentity>,
 }
 
 /// Every program that the target has run.
@@ -47,8 +63,16 @@ pub struct Program {
 pub struct Programs {
     choice: LocatorChoice,
     programs: Vec<Program>,
-    /// `None` for an image that is nobody's program.
+    /// `None` for an image that runs no program of its own.
     by_image: HashMap<Image, Option<usize>>,
+    /// How many of the images that have begun were taken over into `waiting`.
+    #[serde(skip)]
+    begun: usize,
+    /// Images whose program is not known yet.
+    #[serde(skip)]
+    waiting: Vec<Image>,
+    #[serde(skip)]
+    roles: HashMap<FileIdentity, LinkRole>,
 }
 
 impl Programs {
@@ -61,23 +85,35 @@ impl Programs {
         }
     }
 
-    /// Says that an image runs this executable, which can be opened as `file`, and returns how its tasks are found.
-    pub fn assign(&mut self, image: Image, path: &Path, file: &Path) -> Locator {
-        let index = self
-            .programs
-            .iter()
-            .position(|program| program.path == path)
-            .unwrap_or_else(|| {
-                let mut found = examine(file);
-                restrict(&mut found.locator, self.choice);
-                self.programs.push(Program {
-                    path: path.to_owned(),
-                    found,
-                });
-                self.programs.len() - 1
+    /// Notes that an image runs this file, and returns how its tasks are found. Returns `None` for the dynamic loader: which
+    /// program it will run is not known yet.
+    pub fn expect(&mut self, image: Image, held: &HeldFile, reader: &mut FileReader) -> Option<Locator> {
+        if link_role(held.file()) == LinkRole::Loader {
+            return None;
+        }
+        Some(self.assign(image, held.shown_path(), held.identity(), || {
+            reader.examine(held.file(), held.shown_path())
+        }))
+    }
+
+    /// Assigns a file to an image, and what is `found` in it if the file has not been examined.
+    fn assign(&mut self, image: Image, path: &Path, file: FileIdentity, found: impl FnOnce() -> Found) -> Locator {
+        let index = self.index_of(file).unwrap_or_else(|| {
+            let mut found = found();
+            restrict(&mut found.locator, self.choice);
+            self.programs.push(Program {
+                path: path.to_owned(),
+                found,
+                file: Some(file),
             });
+            self.programs.len() - 1
+        });
         self.by_image.insert(image, Some(index));
         self.programs[index].found.locator
+    }
+
+    fn index_of(&self, file: FileIdentity) -> Option<usize> {
+        self.programs.iter().position(|program| program.file == Some(file))
     }
 
     /// Says that an image has no tasks and is not to be looked at: a child that has not executed its program yet.
@@ -86,19 +122,69 @@ impl Programs {
         Locator::default()
     }
 
-    /// Images that have no program yet, each with its executable: what was mapped first.
-    #[must_use]
-    pub fn unassigned(&self, mappings: &Mappings) -> Vec<(Image, PathBuf)> {
-        mappings
-            .images()
-            .filter(|(image, _)| !self.by_image.contains_key(image))
-            .filter_map(|(image, mapped)| {
-                Some((
-                    image,
-                    mapped.iter().find(|mapping| is_file(&mapping.path))?.path.clone(),
-                ))
-            })
-            .collect()
+    /// Examines what was executed since the last call, and returns the images whose program is known now, each with how its
+    /// tasks are found. What takes long is known at a later call.
+    pub fn examine_new(&mut self, mappings: &Mappings, reader: &mut FileReader) -> Vec<(Image, Locator)> {
+        let begun = mappings.begun_since(self.begun);
+        self.begun += begun.len();
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.extend(begun);
+        let mut examined = Vec::new();
+        for image in waiting {
+            match self.next_step(image, mappings, reader) {
+                Step::Assigned(locator) => examined.push((image, locator)),
+                Step::Wait if mappings.is_current(image) => self.waiting.push(image),
+                // An image that ran for too short a time is examined when the run is over.
+                Step::Known | Step::Wait => {}
+            }
+        }
+        examined
+    }
+
+    fn next_step(&mut self, image: Image, mappings: &Mappings, reader: &mut FileReader) -> Step {
+        let executed = self.executed(image, mappings);
+        let Some((mapping, file)) = executed.and_then(|mapping| Some((mapping, mapping.file?))) else {
+            return Step::Wait;
+        };
+        if self.is_assigned(image, file) {
+            return Step::Known;
+        }
+        if self.index_of(file).is_some() {
+            return Step::Assigned(self.assign(image, &mapping.path, file, Found::default));
+        }
+        // Another process may yet lead to a file that is not held.
+        let held = mappings.file(mapping).ok();
+        match held.and_then(|held| reader.examine_within(held, PATIENCE)) {
+            Some(found) => Step::Assigned(self.assign(image, &mapping.path, file, || found)),
+            None => Step::Wait,
+        }
+    }
+
+    /// Whether this file is what the image was expected to run, or the image runs nothing of its own.
+    fn is_assigned(&self, image: Image, file: FileIdentity) -> bool {
+        match self.by_image.get(&image) {
+            Some(Some(index)) => self.programs[*index].file == Some(file),
+            Some(None) => true,
+            None => false,
+        }
+    }
+
+    /// The mapping of the program that an image runs: that of the executed file, or of the program that the loader has mapped
+    /// if the executed file is the dynamic loader. `None` while it is not mapped.
+    fn executed<'m>(&mut self, image: Image, mappings: &'m Mappings) -> Option<&'m Mapping> {
+        let mut files = mappings.files_of(image);
+        let first = files.next()?;
+        if self.role(first, mappings) != LinkRole::Loader {
+            return Some(first);
+        }
+        files.find(|mapping| self.role(mapping, mappings) == LinkRole::Program)
+    }
+
+    fn role(&mut self, mapping: &Mapping, mappings: &Mappings) -> LinkRole {
+        match (mapping.file, mappings.file(mapping)) {
+            (Some(identity), Ok(held)) => *self.roles.entry(identity).or_insert_with(|| link_role(held.file())),
+            _ => LinkRole::Other,
+        }
     }
 
     /// Which locators were to be used.
@@ -107,19 +193,35 @@ impl Programs {
         self.choice
     }
 
-    /// Once the run is over: assigns what is left, and looks for tokio and Go in shared objects.
-    pub fn complete(&mut self, mappings: &Mappings) {
-        for (image, path) in self.unassigned(mappings) {
-            self.assign(image, &path, &mappings.file(image.tgid, &path));
+    /// Assigns what is left once the run is over, and looks for tokio and Go in shared objects. All of it may take
+    /// [`COMPLETION_TIME`]; a program that has shared objects which were not searched in this time says so.
+    pub fn complete(&mut self, mappings: &Mappings, reader: &mut FileReader) {
+        let until = Instant::now() + COMPLETION_TIME;
+        let unassigned: Vec<Image> = mappings
+            .images()
+            .map(|(image, _)| image)
+            .filter(|image| !self.by_image.contains_key(image))
+            .collect();
+        for image in unassigned {
+            // A loader that mapped no program is the program.
+            let mapping = self
+                .executed(image, mappings)
+                .or_else(|| mappings.files_of(image).next());
+            if let Some((mapping, file)) = mapping.and_then(|mapping| Some((mapping, mapping.file?))) {
+                self.assign(image, &mapping.path, file, || match mappings.file(mapping) {
+                    Ok(held) => examine_until(until, reader, held),
+                    Err(why) => Found::missing(&mapping.path, why),
+                });
+            }
         }
-        let mentions: fn(&Path) -> bool = match self.choice {
-            LocatorChoice::Auto => |path| mentions_tokio(path) || mentions_go(path),
-            LocatorChoice::Tokio => mentions_tokio,
-            LocatorChoice::Go => mentions_go,
+        let (tokio, go) = match self.choice {
+            LocatorChoice::Auto => (true, true),
+            LocatorChoice::Tokio => (true, false),
+            LocatorChoice::Go => (false, true),
             LocatorChoice::Probe | LocatorChoice::None => return,
         };
-        let mut objects: HashMap<&Path, bool> = HashMap::new();
-        for (image, mapped) in mappings.images() {
+        let mut objects: HashMap<FileIdentity, Searched> = HashMap::new();
+        for (image, _) in mappings.images() {
             let index = self.by_image.get(&image).copied().flatten();
             let Some(program) = index.map(|index| &mut self.programs[index]) else {
                 continue;
@@ -128,17 +230,35 @@ impl Programs {
             if locator.flags != 0 || locator.reason != Reason::None as u32 {
                 continue;
             }
-            let object = mapped
-                .iter()
-                .map(|mapping| mapping.path.as_path())
-                .filter(|&path| is_file(path) && path != program.path)
-                .find(|&path| {
-                    let mentions = || mentions(&mappings.file(image.tgid, path));
-                    *objects.entry(path).or_insert_with(mentions)
+            let mut not_searched = None;
+            for mapping in mappings.files_of(image).filter(|mapping| mapping.file != program.file) {
+                let (Some(identity), shown) = (mapping.file, mapping.file_name()) else {
+                    continue;
+                };
+                let searched = objects.entry(identity).or_insert_with(|| match mappings.file(mapping) {
+                    Ok(held) => match reader.mentions(held.file(), tokio, go, until) {
+                        Ok(true) => Searched::Runtime,
+                        Ok(false) => Searched::Nothing,
+                        Err(failure) => Searched::Failed(failure.in_words(&shown)),
+                    },
+                    Err(why) => Searched::Failed(format!("{shown} {}", why.in_words())),
                 });
-            if let Some(object) = object {
-                locator.reason = Reason::SharedObject as u32;
-                program.found.detail = Some(object.display().to_string());
+                match searched {
+                    Searched::Runtime => {
+                        locator.reason = Reason::SharedObject as u32;
+                        program.found.detail = Some(mapping.path.display().to_string());
+                        break;
+                    }
+                    Searched::Nothing => {}
+                    Searched::Failed(why) => {
+                        not_searched.get_or_insert(why.clone());
+                    }
+                }
+            }
+            if let Some(why) = not_searched
+                && locator.reason == Reason::None as u32
+            {
+                program.found.detail = Some(format!("not every shared object was searched for a runtime: {why}"));
             }
         }
     }
@@ -183,8 +303,32 @@ impl Programs {
     }
 }
 
-fn is_file(path: &Path) -> bool {
-    path.is_absolute() && !path.starts_with("//anon")
+/// What the search for a runtime in a shared object came to.
+enum Searched {
+    Runtime,
+    Nothing,
+    /// It was not searched, for this reason.
+    Failed(String),
+}
+
+/// Examines an executable if there is time left.
+fn examine_until(until: Instant, reader: &mut FileReader, held: &HeldFile) -> Found {
+    let path = held.shown_path();
+    if Instant::now() >= until {
+        let shown = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        return Found::unreadable(ReadFailure::NoTimeLeft(COMPLETION_TIME).in_words(&shown));
+    }
+    reader.examine(held.file(), path)
+}
+
+/// What became of an image that waited for its program.
+enum Step {
+    /// The program is known now.
+    Assigned(Locator),
+    /// It was known before.
+    Known,
+    /// It is not known yet.
+    Wait,
 }
 
 fn restrict(locator: &mut Locator, choice: LocatorChoice) {
@@ -212,21 +356,26 @@ fn restrict(locator: &mut Locator, choice: LocatorChoice) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::target::held::MissingFile;
     use crate::target::mappings::Mapping;
 
     const IMAGE: Image = Image { tgid: 7, number: 1 };
 
+    /// Files of this machine, held and mapped in this order.
     fn mapped(paths: &[&Path]) -> Mappings {
         let mut mappings = Mappings::default();
-        mappings.add(
-            IMAGE,
-            paths.iter().map(|path| Mapping {
-                start: 0x1000,
-                end: 0x2000,
+        let files: Vec<Mapping> = paths
+            .iter()
+            .enumerate()
+            .map(|(index, path)| Mapping {
+                start: 0x1000 * index as u64,
+                end: 0x1000 * index as u64 + 0x1000,
                 file_offset: 0,
                 path: (*path).to_owned(),
-            }),
-        );
+                file: mappings.hold(path).ok().map(|held| held.identity()),
+            })
+            .collect();
+        mappings.add(IMAGE, files);
         mappings
     }
 
@@ -234,21 +383,104 @@ mod tests {
         std::env::current_exe().expect("a path")
     }
 
-    #[test]
-    fn a_program_is_known_by_what_is_mapped_first() {
-        let mappings = mapped(&[Path::new("[vdso]"), Path::new("/bin/true"), Path::new("/lib/x.so")]);
-        let mut programs = Programs::new(LocatorChoice::Auto);
-        assert_eq!(programs.unassigned(&mappings), [(IMAGE, PathBuf::from("/bin/true"))]);
-        programs.complete(&mappings);
-        assert_eq!(programs.get(IMAGE).expect("assigned").path, Path::new("/bin/true"));
-        assert_eq!(programs.unassigned(&mappings), []);
+    fn sh() -> PathBuf {
+        std::fs::canonicalize("/bin/sh").expect("a shell")
+    }
+
+    fn loader() -> PathBuf {
+        std::fs::canonicalize("/lib64/ld-linux-x86-64.so.2").expect("a loader")
+    }
+
+    fn program_of(mappings: &Mappings) -> PathBuf {
+        let (mut programs, mut reader) = (Programs::new(LocatorChoice::Auto), FileReader::new());
+        programs.examine_new(mappings, &mut reader);
+        programs.complete(mappings, &mut reader);
+        programs.get(IMAGE).expect("assigned").path.clone()
     }
 
     #[test]
-    fn what_nobody_looked_at_in_time_is_settled_afterwards() {
+    fn a_program_is_known_by_the_file_that_is_mapped_first() {
+        let mappings = mapped(&[Path::new("[vdso]"), &sh(), &own()]);
+        assert_eq!(program_of(&mappings), sh());
+    }
+
+    #[test]
+    fn the_program_is_examined_and_not_the_loader_that_started_it() {
+        assert_eq!(program_of(&mapped(&[&loader(), &own()])), own());
+        assert_eq!(program_of(&mapped(&[&loader()])), loader());
+    }
+
+    #[test]
+    fn an_image_waits_for_its_program_and_no_longer() {
+        let (mut programs, mut reader) = (Programs::new(LocatorChoice::Auto), FileReader::new());
+        let mut mappings = mapped(&[&loader()]);
+        assert_eq!(programs.examine_new(&mappings, &mut reader), []);
+        assert_eq!(programs.waiting, [IMAGE]);
+        let held = mappings.hold(&own()).expect("held");
+        mappings.add(
+            IMAGE,
+            [Mapping {
+                start: 0x10_0000,
+                end: 0x20_0000,
+                file_offset: 0,
+                path: own(),
+                file: Some(held.identity()),
+            }],
+        );
+        while programs.get(IMAGE).is_none() {
+            programs.examine_new(&mappings, &mut reader);
+        }
+        assert_eq!(programs.waiting, []);
+        assert_eq!(programs.examine_new(&mappings, &mut reader), []);
+    }
+
+    #[test]
+    fn two_files_at_one_path_are_two_programs() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("server");
+        let mut programs = Programs::new(LocatorChoice::Auto);
+        std::fs::copy(sh(), &path).expect("copied");
+        let first = HeldFile::open(&path).expect("opened");
+        std::fs::remove_file(&path).expect("removed");
+        std::fs::copy(own(), &path).expect("copied");
+        let second = HeldFile::open(&path).expect("opened");
+        let other = Image { tgid: 8, number: 1 };
+        assert_eq!(
+            programs
+                .expect(IMAGE, &first, &mut FileReader::new())
+                .map(|locator| locator.flags),
+            Some(0)
+        );
+        let locator = programs
+            .expect(other, &second, &mut FileReader::new())
+            .expect("a program");
+        assert_ne!(locator.flags & HAS_TOKIO, 0);
+        assert_eq!(programs.all().len(), 2);
+    }
+
+    #[test]
+    fn a_file_that_came_too_late_is_said_to_be_gone() {
+        let gone = FileIdentity {
+            major: 0,
+            minor: 1,
+            inode: 2,
+            generation: Some(3),
+        };
+        let mut programs = Programs::new(LocatorChoice::Auto);
+        programs.assign(IMAGE, Path::new("/srv/server"), gone, || {
+            Found::missing(Path::new("/srv/server"), MissingFile::Replaced)
+        });
+        let found = &programs.get(IMAGE).expect("assigned").found;
+        assert_eq!(found.reason(), Reason::Replaced);
+        assert_eq!(found.detail.as_deref(), Some("server was replaced while it ran"));
+        assert_eq!(programs.settle(IMAGE, Reason::NotExamined), Reason::Replaced);
+    }
+
+    #[test]
+    fn what_was_not_examined_in_time_is_settled_afterwards() {
         let mut programs = Programs::new(LocatorChoice::Auto);
         assert_eq!(programs.settle(IMAGE, Reason::NotExamined), Reason::NotExamined);
-        programs.assign(IMAGE, Path::new("/bin/true"), Path::new("/bin/true"));
+        programs.expect(IMAGE, &HeldFile::open(&sh()).expect("opened"), &mut FileReader::new());
         assert_eq!(
             programs.settle(IMAGE, Reason::NotExamined),
             Reason::None,
@@ -256,7 +488,11 @@ mod tests {
         );
         assert_eq!(programs.settle(IMAGE, Reason::ReadFailed), Reason::ReadFailed);
         let with_tasks = Image { tgid: 8, number: 0 };
-        programs.assign(with_tasks, &own(), &own());
+        programs.expect(
+            with_tasks,
+            &HeldFile::open(&own()).expect("opened"),
+            &mut FileReader::new(),
+        );
         assert_eq!(programs.settle(with_tasks, Reason::NotExamined), Reason::NotExamined);
     }
 
@@ -264,13 +500,14 @@ mod tests {
     #[test]
     fn tokio_in_a_shared_object_is_noticed_afterwards() {
         let library = own();
+        let mappings = mapped(&[&sh(), &library]);
         let mut programs = Programs::new(LocatorChoice::Auto);
-        programs.complete(&mapped(&[Path::new("/bin/true"), &library]));
+        programs.complete(&mappings, &mut FileReader::new());
         assert_eq!(programs.settle(IMAGE, Reason::None), Reason::SharedObject);
         let detail = programs.get(IMAGE).expect("assigned").found.detail.as_deref();
         assert_eq!(detail, library.to_str());
         let mut unasked = Programs::new(LocatorChoice::None);
-        unasked.complete(&mapped(&[Path::new("/bin/true"), &library]));
+        unasked.complete(&mappings, &mut FileReader::new());
         assert_eq!(unasked.settle(IMAGE, Reason::None), Reason::None);
     }
 

@@ -9,8 +9,10 @@
 //! * [`lanes`]: its timeline, small enough to be drawn, where that was asked.
 //! * [`polls`]: when tasks were polled and woken, where that was asked.
 //! * [`symbols`]: the names of its stacks.
+//! * [`cgroups`]: what CPU quotas and freezers did meanwhile.
 //! * [`mod@file`]: recordings in a file.
 
+pub mod cgroups;
 pub mod file;
 pub mod lanes;
 pub mod machine;
@@ -35,10 +37,16 @@ use ctxtrace_common::thread::ThreadSummary;
 use ctxtrace_common::wakeup::{EdgeKey, WakerStackKey};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use self::cgroups::Cgroups;
 use self::file::room::rows;
 use self::wakeups::EdgeSums;
+use crate::printable::cut_name;
 use crate::target::mappings::Mappings;
 use crate::target::programs::Programs;
+use crate::target::silent::SilentThread;
+
+/// Bytes of a task's name. A program has room for so many, and a byte that is no text becomes three.
+const LONGEST_TASK_NAME: usize = 3 * ctxtrace_abi::NAME_BYTES;
 
 /// How much is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
@@ -81,6 +89,15 @@ fn latencies<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Histogram
     Ok(histograms)
 }
 
+/// Names of tasks out of a file, none longer than a program can give it.
+fn task_names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HashMap<Image, Vec<String>>, D::Error> {
+    let mut names: HashMap<Image, Vec<String>> = HashMap::deserialize(deserializer)?;
+    for name in names.values_mut().flatten() {
+        *name = cut_name(std::mem::take(name), LONGEST_TASK_NAME);
+    }
+    Ok(names)
+}
+
 impl Latencies {
     /// One of them.
     #[must_use]
@@ -111,11 +128,11 @@ pub fn merge(into: &mut Histogram, from: &Histogram) {
         _ => into.min_plus_one_ns.min(from.min_plus_one_ns),
     };
     into.max_ns = into.max_ns.max(from.max_ns);
-    into.count += from.count;
+    into.count = into.count.saturating_add(from.count);
     // Like the kernel side: what a program makes up may be too much.
     into.sum_ns = into.sum_ns.wrapping_add(from.sum_ns);
     for (mine, theirs) in into.buckets.iter_mut().zip(&from.buckets) {
-        *mine += theirs;
+        *mine = mine.saturating_add(*theirs);
     }
 }
 
@@ -205,6 +222,17 @@ pub struct CpuLosses {
     pub timeline_events: u64,
 }
 
+/// The time that a thread was off the CPU when the recording ended: it was not seen to come back, so it is in no sum.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct OpenInterval {
+    /// Thread id.
+    pub tid: u32,
+    /// The switch-out that began it.
+    pub key: SumKey,
+    /// From that switch-out to the end of the recording.
+    pub off_ns: u64,
+}
+
 /// Everything the kernel had summed up when a run was over.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Aggregates {
@@ -224,12 +252,19 @@ pub struct Aggregates {
     pub stacks: HashMap<u64, Arc<[u64]>>,
     /// Switch-outs by class, task and stack pair, those of intervals still open included.
     pub switch_sums: Vec<(SumKey, SwitchSum)>,
+    /// The intervals that were open when the recording ended, of threads that live on.
+    #[serde(default, deserialize_with = "rows")]
+    pub open: Vec<OpenInterval>,
+    /// The threads of a process that was attached to which have made no switch.
+    #[serde(default, deserialize_with = "rows")]
+    pub silent: Vec<SilentThread>,
     /// What did not fit that table, by the number of the class.
     pub overflow_sums: Vec<SwitchSum>,
     /// What threads told at their end of their polls, added up by program.
     #[serde(deserialize_with = "rows")]
     pub handovers: Vec<Handover>,
     /// Names of tasks by id.
+    #[serde(deserialize_with = "task_names")]
     pub names: HashMap<Image, Vec<String>>,
     /// Goroutines with the address of the function that each was started with.
     pub goroutines: Vec<(TaskKey, u64)>,
@@ -238,7 +273,9 @@ pub struct Aggregates {
     /// Wakeups by who woke whom.
     #[serde(deserialize_with = "rows")]
     pub edges: Vec<(EdgeKey, EdgeSums)>,
-    /// Names of threads outside the target that have woken one of it.
+    /// Names of threads outside the target that have woken one of it, in captures of versions that noted one name for each thread. In
+    /// those of today the name is in the key of the edge, and this is empty.
+    #[serde(default)]
     pub outsiders: HashMap<u32, [u8; 16]>,
     /// Executables for which [the table of layouts](ctxtrace_common::locator::MAX_LOCATORS) had no room: how their tasks are found was
     /// not known at their switches.
@@ -247,13 +284,16 @@ pub struct Aggregates {
     /// Wakeups by the stacks of their makers, where those were taken.
     pub waker_sums: Vec<(WakerStackKey, SwitchSum)>,
     /// What runs where, and how its tasks are found.
-    pub programs: Arc<Programs>,
+    pub programs: Programs,
     /// Memory layouts, to resolve user addresses with.
-    pub mappings: Arc<Mappings>,
+    pub mappings: Mappings,
     /// Program runs the kernel skipped because one was already running on that CPU.
     pub recursion_misses: u64,
     /// What tracing cost.
     pub cost: TracerCost,
+    /// The cgroups of the target; `None` in captures of versions that did not look at them.
+    #[serde(default)]
+    pub cgroups: Option<Cgroups>,
 }
 
 #[cfg(test)]
@@ -347,6 +387,8 @@ pub(crate) mod build {
             latencies: Latencies::default(),
             stacks: HashMap::new(),
             switch_sums: vec![(sum_key(Class::ThreadBlocked, 0), blocked)],
+            open: Vec::new(),
+            silent: Vec::new(),
             overflow_sums: Vec::new(),
             handovers: Vec::new(),
             names: HashMap::new(),
@@ -356,10 +398,14 @@ pub(crate) mod build {
             outsiders: HashMap::new(),
             lost_programs: 0,
             waker_sums: Vec::new(),
-            programs: Arc::default(),
-            mappings: Arc::default(),
+            programs: Programs::default(),
+            mappings: Mappings::default(),
             recursion_misses: 0,
             cost: TracerCost::default(),
+            cgroups: Some(Cgroups {
+                threads_known: true,
+                ..Cgroups::default()
+            }),
         }
     }
 }

@@ -4,9 +4,15 @@
 //! with; so names are kept beside the addresses.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use ctxtrace_common::process::{Image, TaskKey};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::printable::cut_name;
+
+/// Bytes of a function's name, as a capture is read. Names of nested futures have some thousands.
+pub(in crate::trace) const LONGEST_NAME: usize = 16 << 10;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -27,24 +33,26 @@ pub enum FrameKind {
 }
 
 /// One frame of a resolved stack.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Frame {
     /// What it is.
     pub kind: FrameKind,
-    /// Its name.
-    pub name: String,
+    /// Its name: shared by all frames that have it.
+    pub name: Arc<str>,
 }
 
 /// Resolved stacks by the keys of [`super::Aggregates::stacks`], outermost frame first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Symbols {
     /// Every name, once: a capture has few functions and many stacks.
-    names: Vec<String>,
+    #[serde(serialize_with = "write_names", deserialize_with = "names")]
+    names: Vec<Arc<str>>,
     #[serde(skip)]
-    places: HashMap<String, u32>,
+    places: HashMap<Arc<str>, u32>,
     kernel: HashMap<u64, Vec<(FrameKind, u32)>>,
     user: HashMap<(Image, u64), Vec<(FrameKind, u32)>>,
-    starts: HashMap<TaskKey, String>,
+    #[serde(serialize_with = "write_starts", deserialize_with = "starts")]
+    starts: HashMap<TaskKey, Arc<str>>,
 }
 
 impl Symbols {
@@ -62,12 +70,12 @@ impl Symbols {
 
     /// Adds the function that a goroutine was started with.
     pub fn add_start(&mut self, task: TaskKey, function: String) {
-        self.starts.insert(task, function);
+        self.starts.insert(task, function.into());
     }
 
     /// Goroutines, with the function each was started with.
     pub fn starts(&self) -> impl Iterator<Item = (TaskKey, &str)> {
-        self.starts.iter().map(|(&task, function)| (task, function.as_str()))
+        self.starts.iter().map(|(&task, function)| (task, &**function))
     }
 
     /// Whether there is this stack of the kernel.
@@ -92,6 +100,17 @@ impl Symbols {
     #[must_use]
     pub fn user(&self, image: Image, key: u64) -> Option<Vec<Frame>> {
         Some(self.frames(self.user.get(&(image, key))?))
+    }
+
+    /// Bytes that a stack takes once its names are in it: for each frame one that is held, and its name as outputs write it.
+    #[must_use]
+    pub fn resolved_bytes(&self, image: Image, user: u64, kernel: u64) -> u64 {
+        let of_frame = |&(_, place): &(FrameKind, u32)| {
+            let name = self.names.get(place as usize).map_or(0, |name| name.len());
+            (size_of::<Frame>() + name) as u64
+        };
+        let of_stack = |frames: Option<&Vec<_>>| frames.into_iter().flatten().map(of_frame).sum::<u64>();
+        of_stack(self.user.get(&(image, user))) + of_stack(self.kernel.get(&kernel))
     }
 
     fn intern(&mut self, frames: &[Frame]) -> Vec<(FrameKind, u32)> {
@@ -122,11 +141,35 @@ impl Symbols {
                 },
                 None => Frame {
                     kind: FrameKind::Reason,
-                    name: "[unknown: the capture lacks this name]".to_owned(),
+                    name: "[unknown: the capture lacks this name]".into(),
                 },
             })
             .collect()
     }
+}
+
+fn write_names<S: Serializer>(names: &[Arc<str>], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(names.iter().map(|name| &**name))
+}
+
+fn write_starts<S: Serializer>(starts: &HashMap<TaskKey, Arc<str>>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(starts.iter().map(|(task, function)| (task, &**function)))
+}
+
+/// What comes out of a file may be of any length.
+fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Arc<str>>, D::Error> {
+    let names: Vec<String> = Vec::deserialize(deserializer)?;
+    Ok(names
+        .into_iter()
+        .map(|name| cut_name(name, LONGEST_NAME).into())
+        .collect())
+}
+
+/// The same of functions that goroutines were started with.
+fn starts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HashMap<TaskKey, Arc<str>>, D::Error> {
+    let starts: HashMap<TaskKey, String> = HashMap::deserialize(deserializer)?;
+    let cut = |(task, name)| (task, cut_name(name, LONGEST_NAME).into());
+    Ok(starts.into_iter().map(cut).collect())
 }
 
 #[cfg(test)]
@@ -136,7 +179,7 @@ mod tests {
     fn frame(kind: FrameKind, name: &str) -> Frame {
         Frame {
             kind,
-            name: name.to_owned(),
+            name: name.into(),
         }
     }
 
@@ -149,7 +192,7 @@ mod tests {
         symbols.add_kernel(5, &[frame(FrameKind::Kernel, "read")]);
         assert_eq!(symbols.user(image, 5).expect("added"), stack);
         assert_eq!(symbols.kernel(5).expect("added")[0].kind, FrameKind::Kernel);
-        assert_eq!(symbols.names, ["main", "read"]);
+        assert_eq!(symbols.names, ["main".into(), "read".into()]);
         assert_eq!(symbols.user(Image { tgid: 8, number: 1 }, 5), None);
     }
 

@@ -21,7 +21,7 @@ pub struct EdgeSums {
     /// The longest.
     pub max_ns: u64,
     /// Wake-to-run times in log-linear buckets: the index of each that is not empty, in order, and what it holds.
-    buckets: Vec<(u16, u64)>,
+    pub(crate) buckets: Vec<(u16, u64)>,
 }
 
 impl EdgeSums {

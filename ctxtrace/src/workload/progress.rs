@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -41,8 +42,12 @@ impl Progress {
     ///
     /// If the kernel has no memory for it.
     pub fn create() -> Result<(Self, OwnedFd)> {
-        let fd = memfd_create("ctxtrace-progress", MFdFlags::MFD_CLOEXEC).map_err(Error::errno("memfd_create"))?;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let fd = memfd_create("ctxtrace-progress", flags).map_err(Error::errno("memfd_create"))?;
         nix::unistd::ftruncate(&fd, PAGE.get() as i64).map_err(Error::errno("ftruncate"))?;
+        // The workload's user could shorten it otherwise, and the tracer would be killed by its next look (SIGBUS).
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(Error::errno("sealing the page of progress"))?;
         Ok((Self::map(&fd)?, fd))
     }
 
@@ -115,5 +120,15 @@ mod tests {
         assert_eq!(tracer.messages(), 2 * STEP);
         workload.ended(2 * STEP + 7);
         assert_eq!(tracer.messages(), 2 * STEP + 7);
+    }
+
+    #[test]
+    fn the_page_cannot_be_shortened() {
+        let (progress, fd) = Progress::create().expect("a shared page");
+        for length in [0, 1, 2 * PAGE.get() as i64] {
+            let refused = nix::unistd::ftruncate(&fd, length);
+            assert_eq!(refused, Err(nix::errno::Errno::EPERM));
+        }
+        assert_eq!(progress.messages(), 0);
     }
 }

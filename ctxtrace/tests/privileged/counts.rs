@@ -2,24 +2,39 @@
 
 use ctxtrace::trace::name_of;
 use ctxtrace_common::histogram::{Latency, lower_bound};
-use ctxtrace_common::thread::Thread;
+use ctxtrace_common::thread::ThreadSummary;
 use serde_json::Value;
 
 use crate::programs;
-use crate::support::{number, reconciled, run_json, trace_program};
+use crate::support::{number, reconciled, run_json, rusage_agrees, trace_program};
 
-pub(crate) const TESTS: &[(&str, fn())] = &[
-    ("every_mode_reconciles_every_time", every_mode_reconciles_every_time),
+pub(crate) const PREEMPTIBLE_KERNEL_TESTS: &[(&str, fn())] = &[
     (
         "pinned_round_trips_make_two_switches_each",
         pinned_round_trips_make_two_switches_each,
     ),
+    ("stack_sums_hold_every_switch_once", stack_sums_hold_every_switch_once),
+    (
+        "a_thread_that_executes_a_program_keeps_its_count",
+        a_thread_that_executes_a_program_keeps_its_count,
+    ),
+];
+
+pub(crate) const KERNEL_TESTS: &[(&str, fn())] = &[
+    ("the_parts_of_a_run_add_up", the_parts_of_a_run_add_up),
+    ("a_sleeper_shows_its_sleeps", a_sleeper_shows_its_sleeps),
+    (
+        "processes_that_live_for_an_instant_are_all_there",
+        processes_that_live_for_an_instant_are_all_there,
+    ),
+];
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    ("every_mode_reconciles_every_time", every_mode_reconciles_every_time),
     (
         "round_trips_in_c_make_two_switches_each",
         round_trips_in_c_make_two_switches_each,
     ),
-    ("the_parts_of_a_run_add_up", the_parts_of_a_run_add_up),
-    ("a_sleeper_shows_its_sleeps", a_sleeper_shows_its_sleeps),
     (
         "a_yielder_shows_involuntary_switches",
         a_yielder_shows_involuntary_switches,
@@ -28,15 +43,6 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         "threads_that_live_for_an_instant_are_all_there",
         threads_that_live_for_an_instant_are_all_there,
     ),
-    (
-        "processes_that_live_for_an_instant_are_all_there",
-        processes_that_live_for_an_instant_are_all_there,
-    ),
-    (
-        "a_thread_that_executes_a_program_keeps_its_count",
-        a_thread_that_executes_a_program_keeps_its_count,
-    ),
-    ("stack_sums_hold_every_switch_once", stack_sums_hold_every_switch_once),
     (
         "stacks_that_are_as_they_were_are_not_walked_again",
         stacks_that_are_as_they_were_are_not_walked_again,
@@ -48,7 +54,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 ];
 
 /// A thread of a traced program by its name.
-fn thread_named<'a>(threads: impl Iterator<Item = &'a Thread>, name: &str) -> &'a Thread {
+fn thread_named<'a>(threads: impl Iterator<Item = &'a ThreadSummary>, name: &str) -> &'a ThreadSummary {
     let mut found: Vec<_> = threads.filter(|thread| name_of(&thread.comm) == name).collect();
     assert_eq!(found.len(), 1, "threads named {name}");
     found.remove(0)
@@ -60,28 +66,24 @@ fn every_mode_reconciles_every_time() {
         "--mode process --iterations 5000 --pin split-cpus",
         "--mode thread --iterations 5000",
         "--mode thread --iterations 5000 --pin none",
-        "--mode task --iterations 100000",
-        "--mode task --iterations 100000 --buffer 4096 --root block-on",
-        "--mode task-pool --iterations 100000",
-        "--mode task-pool --iterations 100000 --buffer 4096 --level counts",
+        "--mode task --iterations 50000",
+        "--mode task --iterations 50000 --buffer 4096 --root block-on",
+        "--mode task-pool --iterations 50000",
+        "--mode task-pool --iterations 50000 --buffer 4096 --level counts",
         "--mode task-pool --iterations 50000 --pin same-cpu",
         "--mode task-pool --iterations 50000 --pin split-cpus",
         "--mode task-pool --iterations 50000 --workers 8 --root block-on",
         "--mode process --iterations 1",
     ] {
         // The repeats are runs of their own: one difference among them would be exit status 4.
-        let json = run_json(&format!("{line} --repeat 3"));
+        let json = run_json(&format!("{line} --repeat 2"));
         assert_eq!(number(&json, "/reconciliation/difference"), 0, "{line}");
         assert_eq!(number(&json, "/lost/events"), 0, "{line}");
         for run in json["workload"]["runs"].as_array().expect("runs") {
             assert_eq!(number(run, "/difference"), 0, "{line}");
             assert!(number(run, "/kernel_switches") > 0, "{line}");
         }
-        assert_eq!(
-            json["reconciliation"]["rusage"]["agrees"],
-            Value::Bool(true),
-            "{line}: {json:#}"
-        );
+        rusage_agrees(&json);
     }
 }
 
@@ -94,8 +96,10 @@ fn pinned_round_trips_make_two_switches_each() {
         assert!(total >= 20_000, "{mode}: {total}");
         let parts = number(&json, "/kernel_switches/voluntary") + number(&json, "/kernel_switches/involuntary");
         assert_eq!(parts, total);
-        // Other programs interrupt now and then, start and end add a few dozen: nothing else may.
-        assert!(total < 22_000, "{mode}: {total}");
+        // Other programs interrupt as often as they like; of its own accord each side goes to sleep once a round trip, and a few dozen
+        // times at the start and the end.
+        let voluntary = number(&json, "/kernel_switches/voluntary");
+        assert!(voluntary < 22_000, "{mode}: {voluntary}");
     }
 }
 
@@ -110,17 +114,15 @@ fn round_trips_in_c_make_two_switches_each() {
     assert_eq!(json["workload"]["language"], "c");
     assert_eq!(number(&json, "/workload/messages"), 10_000);
     assert!(number(&json, "/workload/elapsed_ns") > 0);
-    assert_eq!(
-        json["reconciliation"]["rusage"]["agrees"],
-        Value::Bool(true),
-        "{json:#}"
-    );
+    rusage_agrees(&json);
     for run in json["workload"]["runs"].as_array().expect("runs") {
         assert_eq!(number(run, "/difference"), 0);
-        // The round trips; start and end, and other programs, add a few.
+        // The round trips; start and end add a few, and other programs any number.
         let total = number(run, "/kernel_switches");
-        assert!((20_000..20_500).contains(&total), "{total}");
+        assert!(total >= 20_000, "{total}");
     }
+    let voluntary = number(&json, "/kernel_switches/voluntary");
+    assert!(voluntary < 22_000, "{voluntary}");
     let stacks = std::fs::read_to_string(stacks).expect("there");
     let with_names = stacks
         .lines()
@@ -272,13 +274,13 @@ fn stack_sums_hold_every_switch_once() {
         .iter()
         .filter(|stack| {
             let names = names(stack);
-            names.first().is_some_and(|name| name == "yielded")
-                && names.get(1).is_some_and(|name| name == "yielder")
+            names.first().is_some_and(|name| **name == *"yielded")
+                && names.get(1).is_some_and(|name| **name == *"yielder")
                 && names.iter().any(|name| name.contains("sched_yield"))
                 && names
                     .iter()
                     .any(|name| name.contains("std::thread::lifecycle::spawn_unchecked"))
-                && names.last().is_some_and(|name| name == "__schedule")
+                && names.last().is_some_and(|name| **name == *"__schedule")
         })
         .map(|stack| stack.count)
         .sum();

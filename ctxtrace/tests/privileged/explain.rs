@@ -1,4 +1,5 @@
-//! `ctxtrace explain`: causes that are planted are found, ranked first, and nothing else in their place.
+//! `ctxtrace explain`: causes that are planted are found, ranked first, and nothing else in their place. A verdict rests on times, so
+//! the tests of verdicts are long ones; that a planted cause is there is counted in [`crate::variants`].
 //!
 //! The same causes twice: in variants of the built-in workloads, and in plain programs that know nothing of ctxtrace
 //! (`examples/planted.rs`).
@@ -10,10 +11,18 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::go::has_go;
+use crate::go::require_go;
+use crate::harness::skip;
 use crate::support::{command, ctxtrace, number, stderr};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
+    ("an_answer_holds_what_was_measured", an_answer_holds_what_was_measured),
+    ("a_command_that_fails_is_no_case", a_command_that_fails_is_no_case),
+    ("captures_are_compared", captures_are_compared),
+];
+
+/// Tests of verdicts, which rest on times: `cargo xtask test --long --repeat 20` measures how often a verdict is wrong.
+pub(crate) const LONG_TESTS: &[(&str, fn())] = &[
     (
         "a_contended_mutex_is_found_in_a_workload",
         a_contended_mutex_is_found_in_a_workload,
@@ -42,15 +51,13 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         of_what_is_the_same_nothing_is_claimed,
     ),
     (
-        "the_articles_first_question_is_answered_in_time",
-        the_articles_first_question_is_answered_in_time,
+        "the_articles_first_question_is_answered",
+        the_articles_first_question_is_answered,
     ),
     (
         "the_articles_second_question_is_answered",
         the_articles_second_question_is_answered,
     ),
-    ("a_command_that_fails_is_no_case", a_command_that_fails_is_no_case),
-    ("captures_are_compared", captures_are_compared),
 ];
 
 /// The answer to `explain` with these words.
@@ -102,24 +109,25 @@ fn causes(answer: &Value) -> Vec<String> {
         .collect()
 }
 
-/// Asks why, and wants one of these causes as the first. A verdict that names another one fails at once; one that names none is no
-/// lie, and is asked for again. So is any of a machine that was busy with others, where what others do may well be the cause: the
-/// answer says so itself.
+/// Measures once, and checks that the first cause is one of these. Each interval of an answer holds with a confidence of 99 %, so on a
+/// quiet machine a wrong verdict comes by chance in one of a hundred measurements at most. What other programs do on a busy machine may
+/// well be the cause: the answer says that the machine was busy, and the test is skipped.
 fn finds(words: &[&str], expected: &[&str]) {
-    const TRIES: usize = 3;
-    let mut last = Value::Null;
-    for _ in 0..TRIES {
-        let answer = explain(words);
-        let others = &answer["others"];
-        let busy = others["share"].as_f64().expect("a share") + others["stolen"].as_f64().expect("a share") > 0.05;
-        let causes = causes(&answer);
-        match causes.first() {
-            Some(first) if expected.contains(&first.as_str()) => return,
-            Some(_) if !busy => panic!("{words:?}: {causes:?}, and not {expected:?}: {:#}", answer["verdict"]),
-            _ => last = answer,
-        }
+    let answer = explain(words);
+    let causes = causes(&answer);
+    if !causes.first().is_some_and(|first| expected.contains(&first.as_str())) {
+        skip_on_a_busy_machine(&answer);
+        panic!("{words:?}: {causes:?}, and not {expected:?}: {answer:#}");
     }
-    panic!("{words:?}: {expected:?} was not found in {TRIES} measurements, the last of which said {last:#}");
+}
+
+/// Skips the test that runs if other programs took more than a twentieth of the CPUs' time, as the answer says.
+fn skip_on_a_busy_machine(answer: &Value) {
+    let share = |name: &str| answer["others"][name].as_f64().expect("a share");
+    let others = share("share") + share("stolen");
+    if others > 0.05 {
+        skip(format!("other programs took {:.0} % of the CPUs' time", others * 100.0));
+    }
 }
 
 /// The two of a workload.
@@ -129,7 +137,7 @@ fn finds_in_workload(subject: &str, base: &str, expected: &[&str]) {
 }
 
 /// The plain program, which `cargo test` has built beside this one.
-fn planted() -> PathBuf {
+pub(crate) fn planted() -> PathBuf {
     let this = std::env::current_exe().expect("a path");
     let folder = this
         .parent()
@@ -247,15 +255,15 @@ fn a_competitor_is_found_in_a_command() {
     );
 }
 
-/// Twenty pairs between which there is no difference: at most one may be said to have one.
+/// Pairs between which there is no difference. An interval has a confidence of 99 %: by chance one comparison in a hundred claims a
+/// difference, and two of three do in one of 3,300 rounds.
 fn of_what_is_the_same_nothing_is_claimed() {
     let mut claims = Vec::new();
-    for index in 0..20 {
-        let line = match index % 3 {
-            0 => "--quick --mode task-pool --buffer 4096 --against task-pool --buffer 4096",
-            1 => "--quick --mode task --buffer 64 --against task --buffer 64",
-            _ => "--quick --mode task-pool --buffer 64 --against task-pool --buffer 64",
-        };
+    for line in [
+        "--quick --mode task-pool --buffer 4096 --against task-pool --buffer 4096",
+        "--quick --mode task --buffer 64 --against task --buffer 64",
+        "--quick --mode task-pool --buffer 64 --against task-pool --buffer 64",
+    ] {
         let answer = explain(&line.split_whitespace().collect::<Vec<_>>());
         let verdict = answer["verdict"].as_array().expect("a list");
         if answer["gap"]["is_clear"] == true || !verdict.is_empty() {
@@ -265,8 +273,29 @@ fn of_what_is_the_same_nothing_is_claimed() {
     assert!(claims.len() <= 1, "{claims:#?}");
 }
 
+/// What a verdict is depends on the machine. What was measured has to be there, and to add up, whatever it is.
+fn an_answer_holds_what_was_measured() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let markdown = folder.path().join("a.md");
+    let markdown_path = markdown.to_str().expect("plain");
+    let line = format!(
+        "--quick --only one-worker --markdown {markdown_path} --mode task-pool --buffer 64 --against task --buffer 64"
+    );
+    let answer = explain(&line.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(answer["base"]["name"], "task, buffer 64");
+    assert_eq!(answer["subject"]["name"], "task-pool, buffer 64");
+    assert_eq!(answer["interventions"][0]["name"], "one-worker");
+    assert!(number(&answer, "/gap/blocks") >= 6, "{:#}", answer["gap"]);
+    let claims = answer["verdict"].as_array().expect("a list");
+    let of_kernel = claims.iter().filter(|claim| claim["says"] == "kernel").count();
+    assert_eq!(of_kernel, usize::from(answer["gap"]["is_clear"] == true), "{answer:#}");
+    assert!(!answer["not_explained"].as_array().expect("a list").is_empty());
+    let text = std::fs::read_to_string(&markdown).expect("written");
+    assert!(text.contains("task-pool, buffer 64"), "{text}");
+}
+
 /// The default, in its quick form: what it finds is the machine's affair, but it finds a gap and says something about it.
-fn the_articles_first_question_is_answered_in_time() {
+fn the_articles_first_question_is_answered() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name).to_str().expect("plain").to_owned();
     let (on_cpu, off_cpu, markdown) = (path("on.svg"), path("off.svg"), path("a.md"));
@@ -287,11 +316,10 @@ fn the_articles_first_question_is_answered_in_time() {
     assert!(!answer["not_explained"].as_array().expect("a list").is_empty());
     let text = std::fs::read_to_string(&markdown).expect("written");
     assert!(text.starts_with("## task-pool, buffer 4096 is "), "{text}");
-    if answer["gap"]["is_clear"] == true {
-        for picture in [on_cpu, off_cpu] {
-            let svg = std::fs::read_to_string(&picture).expect("written");
-            assert!(svg.contains("subject against base"), "{picture}");
-        }
+    let is_clear = answer["gap"]["is_clear"] == true;
+    for picture in [on_cpu, off_cpu] {
+        let svg = std::fs::read_to_string(&picture).unwrap_or_default();
+        assert_eq!(svg.contains("subject against base"), is_clear, "{picture}");
     }
     let tried: Vec<&str> = answer["interventions"]
         .as_array()
@@ -313,22 +341,20 @@ fn the_articles_first_question_is_answered_in_time() {
 }
 
 fn the_articles_second_question_is_answered() {
-    if !has_go() {
-        return;
-    }
+    require_go();
     let line = "--quick --only pipelined --mode go --buffer 4096 --against go --buffer 0";
     let answer = explain(&line.split_whitespace().collect::<Vec<_>>());
     for side in ["base", "subject"] {
         assert_eq!(number(&answer, &format!("/{side}/max_in_flight")), 1);
     }
-    if answer["gap"]["is_clear"] == false {
-        assert_eq!(causes(&answer), ["buffer"], "{:#}", answer["verdict"]);
-    }
     // A buffer is of use as soon as more than one message may be in flight.
     let pipelined = &answer["interventions"][0];
     let gap = pipelined["gap_ns"]["value"].as_f64().expect("a number");
     let gap_before = answer["gap"]["ns"]["value"].as_f64().expect("a number");
-    assert!(gap < gap_before.min(0.0), "{pipelined:#}");
+    if gap >= gap_before.min(0.0) {
+        skip_on_a_busy_machine(&answer);
+        panic!("{pipelined:#}");
+    }
 }
 
 fn a_command_that_fails_is_no_case() {

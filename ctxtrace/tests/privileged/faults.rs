@@ -8,7 +8,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::{
-    CTXTRACE, command, ctxtrace, loaded_programs, number, processes_with, stderr, stdout, wait_for_workload, wait_until,
+    CTXTRACE, bpf_objects, command, ctxtrace, held_by, held_by_no_process, number, processes_with, stderr, stdout,
+    wait_for_switches, wait_for_workload, wait_until,
 };
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -53,11 +54,8 @@ fn a_dropped_event_in_ten_is_seen_and_told() {
     let kernel = number(&json, "/reconciliation/kernel");
     let difference = number(&json, "/reconciliation/difference");
     assert!(kernel >= 10_000);
-    // One program run in ten was dropped, on a CPU where nearly all runs were for these two processes.
-    assert!(
-        (-kernel / 8..=-kernel / 12).contains(&difference),
-        "{difference} of {kernel}"
-    );
+    // One program run in ten was dropped on this CPU. How many of these were the workload's depends on what else ran there.
+    assert!(difference < 0 && -difference < kernel, "{difference} of {kernel}");
     assert_eq!(
         number(&json, "/lost/events"),
         -difference,
@@ -72,21 +70,31 @@ fn a_dropped_event_in_ten_is_seen_and_told() {
         .collect();
     assert!(!wrong.is_empty());
     for thread in wrong {
-        let line = format!("\x1b[1;31mthread {} (process): traced ", thread["tid"]);
+        // The event that brings a thread's last name may be one of those that are dropped.
+        let name = thread["name"].as_str().expect("a name");
+        let line = format!("\x1b[1;31mthread {} ({name}): traced ", thread["tid"]);
         assert!(table.contains(&line), "in red, by thread:\n{table}");
     }
 }
 
+/// More iterations than any test waits for, and a number that is in the command lines of no other test program on this machine.
+fn many_iterations() -> String {
+    (100_000_000 + std::process::id()).to_string()
+}
+
 /// Starts a run that would take minutes and waits until its workload is at work.
 fn long_run(extra: &str) -> (Child, Pid) {
-    let child = command(&format!("run --mode process --iterations 100000000 {extra}"))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("started");
+    let child = command(&format!(
+        "run --mode process --iterations {} {extra}",
+        many_iterations()
+    ))
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
+    .spawn()
+    .expect("started");
     let workload = wait_for_workload(&child);
-    // Long enough for some messages.
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    // Enough for some messages.
+    wait_for_switches(workload.pid, 1_000);
     (child, Pid::from_raw(workload.pid))
 }
 
@@ -112,7 +120,7 @@ fn ctrl_c_leaves_a_partial_report() {
             "{}",
             stderr(&output)
         );
-        wait_until("the workload is gone", || processes_with("100000000").is_empty());
+        wait_until("the workload is gone", || processes_with(&many_iterations()).is_empty());
     }
 }
 
@@ -128,23 +136,29 @@ fn a_killed_workload_leaves_a_partial_report() {
             "{table}"
         );
         assert!(table.contains("difference 0"), "{table}");
-        wait_until("the echo process is gone", || processes_with("100000000").is_empty());
+        wait_until("the echo process is gone", || {
+            processes_with(&many_iterations()).is_empty()
+        });
     }
 }
 
 fn a_killed_tracer_leaves_nothing_behind() {
     let (mut child, workload) = long_run("");
-    assert!(!loaded_programs().is_empty(), "attached while it runs");
+    let loaded = held_by("prog", &child.id().to_string());
+    assert!(!loaded.is_empty(), "attached while it runs");
     kill(pid(&child), Signal::SIGKILL).expect("sent");
     child.wait().expect("ended");
     wait_until("the workload and its child are gone", || {
-        kill(workload, None).is_err() && processes_with("100000000").is_empty()
+        kill(workload, None).is_err() && processes_with(&many_iterations()).is_empty()
     });
-    wait_until("the programs are gone", || loaded_programs().is_empty());
+    wait_until("the programs are gone", || {
+        let left = bpf_objects("prog");
+        loaded.is_disjoint(&left)
+    });
 }
 
 fn an_unwritable_output_is_found_before_the_run() {
-    let start = std::time::Instant::now();
+    // A run of a trillion messages would take days.
     for option in ["--json", "--flamegraph", "--folded"] {
         for path in ["/nowhere/at/all.json", "/", "/proc/x.json"] {
             let output = ctxtrace(&format!("run --mode task --iterations 1000000000000 {option} {path}"));
@@ -158,8 +172,6 @@ fn an_unwritable_output_is_found_before_the_run() {
             assert_eq!(stdout(&output), "");
         }
     }
-    // A trillion messages would have taken days.
-    assert!(start.elapsed().as_secs() < 60);
 }
 
 fn without_root_the_sudo_command_is_printed() {
@@ -227,13 +239,16 @@ fn a_kernel_without_btf_says_so() {
 }
 
 fn ten_runs_leave_nothing_loaded() {
-    let before = loaded_programs();
+    let before = held_by_no_process("prog");
     for _ in 0..10 {
-        assert_eq!(ctxtrace("run --mode thread --iterations 500").status.code(), Some(0));
+        let output = ctxtrace("run --mode thread --iterations 50317 --level counts");
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     }
     // The kernel frees programs and maps a moment after their last descriptor is closed.
-    wait_until("all programs are unloaded", || loaded_programs() == before);
-    assert!(processes_with("--report-fd").is_empty());
+    wait_until("all programs are unloaded", || {
+        held_by_no_process("prog").is_subset(&before)
+    });
+    assert!(processes_with("50317").is_empty());
 }
 
 fn a_full_disk_leaves_the_old_file() {

@@ -8,7 +8,8 @@ use procfs::process::Process;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{CTXTRACE, number, stderr, wait_for_workload};
+use crate::harness::require_program;
+use crate::support::{CTXTRACE, number, stderr, wait_for_workload, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
@@ -24,12 +25,16 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         with_one_of_the_capabilities_nothing_is_traced,
     ),
     (
-        "a_planted_link_is_replaced_and_not_followed",
-        a_planted_link_is_replaced_and_not_followed,
+        "a_planted_link_is_refused_and_not_followed",
+        a_planted_link_is_refused_and_not_followed,
     ),
     (
         "a_planted_link_to_a_device_is_refused",
         a_planted_link_to_a_device_is_refused,
+    ),
+    (
+        "with_capabilities_a_child_of_another_user_is_not_recorded",
+        with_capabilities_a_child_of_another_user_is_not_recorded,
     ),
     (
         "the_doctor_finds_nothing_in_the_way",
@@ -58,6 +63,7 @@ fn for_nobody() -> (TempDir, PathBuf) {
 
 /// A command as that user, with these capabilities handed down to it.
 fn as_nobody(program: &Path, capabilities: Option<&str>) -> Command {
+    require_program("setpriv", "util-linux");
     let mut command = Command::new("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
     if let Some(capabilities) = capabilities {
@@ -119,14 +125,63 @@ fn with_ambient_capabilities_a_user_traces_and_the_workload_has_none() {
 }
 
 fn with_file_capabilities_a_user_traces_and_the_workload_has_none() {
+    require_program("setcap", "libcap2-bin");
     let (folder, program) = for_nobody();
     let set = Command::new("setcap")
         .arg("cap_bpf,cap_perfmon=ep")
         .arg(&program)
         .status()
-        .expect("setcap is installed (Debian package libcap2-bin)");
+        .expect("started");
     assert!(set.success(), "the file system of /tmp keeps no capabilities");
     traces_without_root(&folder, as_nobody(&program, None));
+}
+
+fn with_capabilities_a_child_of_another_user_is_not_recorded() {
+    let (folder, program) = for_nobody();
+    let others = folder.path().join("others-program");
+    std::fs::copy("/bin/sleep", &others).expect("copied");
+    std::fs::set_permissions(&others, std::fs::Permissions::from_mode(0o4755)).expect("set-user-ID");
+    let mut shell = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "bash", "-c"])
+        .arg(format!("{} 30 & while :; do sleep 0.05; done", others.display()))
+        .spawn()
+        .expect("setpriv is installed (Debian package util-linux)");
+    let is_set = |pid: i32| {
+        let status = Process::new(pid).and_then(|process| process.status());
+        status.is_ok_and(|status| status.name == "others-program" && status.euid == 0)
+    };
+    let mut child = None;
+    wait_until("the other user's program runs", || {
+        let all = procfs::process::all_processes().expect("/proc").flatten();
+        child = all.map(|process| process.pid).find(|&pid| is_set(pid));
+        child.is_some()
+    });
+    let json = folder.path().join("x.json");
+    let output = as_nobody(&program, Some(TRACING))
+        .args([
+            "record",
+            "--children",
+            "--duration",
+            "1s",
+            "-p",
+            &shell.id().to_string(),
+            "--json",
+        ])
+        .arg(&json)
+        .output()
+        .expect("started");
+    shell.kill().expect("alive");
+    shell.wait().expect("ended");
+    let child = nix::unistd::Pid::from_raw(child.expect("just seen"));
+    nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).expect("alive");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("1 of its children belong to other users"),
+        "{}",
+        stderr(&output)
+    );
+    let json = std::fs::read_to_string(&json).expect("there");
+    assert!(json.contains("sleep") && !json.contains("others-program"));
 }
 
 fn with_one_of_the_capabilities_nothing_is_traced() {
@@ -135,7 +190,7 @@ fn with_one_of_the_capabilities_nothing_is_traced() {
         let output = as_nobody(&program, Some(capability))
             .args(["run", "--mode", "process", "--iterations", "100"])
             .output()
-            .expect("setpriv is installed (Debian package util-linux)");
+            .expect("started");
         assert_eq!(output.status.code(), Some(1), "{capability}");
         let said = stderr(&output);
         assert!(said.contains(missing) && said.contains("doctor"), "{said}");
@@ -169,6 +224,7 @@ fn the_doctor_finds_nothing_in_the_way() {
 }
 
 fn the_doctor_names_the_command_that_works_and_it_does() {
+    require_program("setcap", "libcap2-bin");
     let (_folder, program) = for_nobody();
     let (json, status) = diagnosis(as_nobody(&program, None));
     assert_eq!(
@@ -183,7 +239,7 @@ fn the_doctor_names_the_command_that_works_and_it_does() {
     let fix = rights["fix"].as_str().expect("a command");
     let setcap = fix.split_once("sudo setcap ").expect("the other way").1;
     let set = Command::new("setcap").args(setcap.split_whitespace()).status();
-    assert!(set.expect("setcap is installed (Debian package libcap2-bin)").success());
+    assert!(set.expect("started").success());
     let (json, status) = diagnosis(as_nobody(&program, None));
     assert_eq!(
         (&json["tracing_works"], status),
@@ -228,13 +284,19 @@ fn planted(target: &Path) -> (TempDir, PathBuf) {
     (folder, link)
 }
 
-fn a_planted_link_is_replaced_and_not_followed() {
+fn a_planted_link_is_refused_and_not_followed() {
     let elsewhere = tempfile::tempdir().expect("a folder");
     let precious = elsewhere.path().join("precious");
     std::fs::write(&precious, "precious").expect("written");
     let missing = elsewhere.path().join("missing");
     for target in [&precious, &missing] {
         let (_folder, path) = planted(target);
+        let output = under_sudo(&path);
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        let said = stderr(&output);
+        assert!(said.contains("a symbolic link of user 12345"), "{said}");
+        // One's own is replaced.
+        lchown(&path, Some(NOBODY), Some(NOBODY)).expect("given away");
         let output = under_sudo(&path);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         let metadata = std::fs::symlink_metadata(&path).expect("there");

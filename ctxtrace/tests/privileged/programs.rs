@@ -2,6 +2,8 @@
 
 #[path = "programs/tasks.rs"]
 pub(crate) mod tasks;
+#[path = "programs/unseen.rs"]
+pub(crate) mod unseen;
 
 use std::ffi::OsStr;
 use std::process::ExitCode;
@@ -24,13 +26,13 @@ pub(crate) const THREADS: u64 = 10_000;
 /// Processes of `fork-storm`.
 pub(crate) const FORKS: u64 = 1_000;
 /// Processes of `reused-id`, one after the other under the same id.
-pub(crate) const REUSES: u64 = 20;
+const REUSES: u64 = 20;
 /// Threads of `thread-crowd` at a time.
 pub(crate) const CROWD: usize = 200;
 /// Threads of `many-threads`.
 const MANY_THREADS: usize = 300;
 /// Round trips of `storm`, on each CPU.
-pub(crate) const STORM: u64 = 100_000;
+pub(crate) const STORM: u64 = 20_000;
 
 pub(crate) fn run(name: &OsStr) -> ExitCode {
     match name.to_str() {
@@ -46,7 +48,9 @@ pub(crate) fn run(name: &OsStr) -> ExitCode {
         Some("endless-storm") => endless_storm(),
         Some("half-and-half") => half_and_half(),
         Some("server") => server(),
-        Some(name) if tasks::run(name) => {}
+        Some("replaced") => crate::hostile_files::replaced(),
+        Some("maps-large-files") => crate::hostile_files::maps_large_files(),
+        Some(name) if tasks::run(name) || unseen::run(name) => {}
         _ => return ExitCode::FAILURE,
     }
     ExitCode::SUCCESS
@@ -89,7 +93,7 @@ fn spin_in_user() {
 }
 
 /// What this thread has used.
-fn cpu_time() -> Duration {
+pub(crate) fn cpu_time() -> Duration {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a clock");
     now.into()
 }
@@ -147,11 +151,14 @@ fn exec_by_thread() {
     thread.join().expect("ended");
 }
 
-/// Processes one after the other that all get the same id. Prints how many did.
+/// Processes one after the other, of which [`REUSES`] get the id of the one before; others get another one, if another program starts
+/// processes at the same time. Prints how many processes there were.
 fn reused_id() {
     let mut last = 0;
     let mut reused = 0;
-    for _ in 0..=REUSES {
+    let mut children = 0;
+    while reused < REUSES {
+        assert!(children < 50 * REUSES, "ids are not given again here");
         if last != 0 {
             // The next id given is the one behind this (kernel: kernel/pid_namespace.c, pid_ns_ctl_handler()).
             std::fs::write("/proc/sys/kernel/ns_last_pid", (last - 1).to_string())
@@ -161,11 +168,12 @@ fn reused_id() {
         let id = child.id();
         child.wait().expect("ended");
         reused += u64::from(id == last);
+        children += 1;
         last = id;
     }
     #[expect(clippy::print_stdout, reason = "the test reads it")]
     {
-        println!("{reused}");
+        println!("{children}");
     }
 }
 

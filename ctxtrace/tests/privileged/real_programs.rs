@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::harness::{require_program, require_variable};
 use crate::support::{command, number, recorder_at_work, stderr, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -55,14 +56,16 @@ fn all_accounted_for(json: &Value) {
 }
 
 fn perf_bench_sched_pipe() {
+    require_program("perf", "linux-perf");
     let json = recorded(&["perf", "bench", "sched", "pipe", "-l", "20000"]);
     // Two processes; each operation takes a switch there and a switch back, on two CPUs or on one.
     let switches = number(&json, "/kernel_switches/total");
-    assert!((20_000..=90_000).contains(&switches), "{switches}");
+    assert!(switches >= 20_000, "{switches}");
     assert_eq!(json["threads"].as_array().expect("a list").len(), 2);
 }
 
 fn perf_bench_sched_messaging() {
+    require_program("perf", "linux-perf");
     // 2 groups of 20 senders and 20 receivers.
     let json = recorded(&["perf", "bench", "sched", "messaging", "-g", "2", "-l", "100"]);
     assert_eq!(json["threads"].as_array().expect("a list").len(), 81);
@@ -71,6 +74,7 @@ fn perf_bench_sched_messaging() {
 }
 
 fn stress_ng_switch() {
+    require_program("stress-ng", "stress-ng");
     let json = recorded(&["stress-ng", "--switch", "2", "--switch-ops", "20000", "--quiet"]);
     assert!(number(&json, "/kernel_switches/total") >= 20_000);
 }
@@ -86,6 +90,8 @@ impl Drop for Server {
 }
 
 fn redis_server_under_load() {
+    require_program("redis-server", "redis-server");
+    require_program("redis-benchmark", "redis-tools");
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("redis.sock");
     let mut command = Command::new("redis-server");
@@ -95,7 +101,7 @@ fn redis_server_under_load() {
         .current_dir(folder.path())
         .stdin(Stdio::null())
         .stdout(Stdio::null());
-    let server = Server(command.spawn().expect("Debian package redis-server"));
+    let server = Server(command.spawn().expect("started"));
     wait_until("the server listens", || socket.exists());
     let id = server.0.id();
     let recorder = recorder_at_work(&format!("record -p {id} --json -"));
@@ -118,7 +124,7 @@ fn load(socket: &Path) {
         .arg(socket)
         .stdout(Stdio::null())
         .status()
-        .expect("Debian package redis-tools");
+        .expect("started");
     assert!(status.success());
 }
 
@@ -127,13 +133,7 @@ const ECHOES: [u32; 4] = [400, 400, 400, 2_000];
 
 /// An example of tokio-tungstenite's, as it is: attached to by its id, while four connections are open.
 fn a_tokio_server_of_tokio_releases_under_load() {
-    let Some(folder) = std::env::var_os("CTXTRACE_TOKIO_PROGRAMS") else {
-        assert!(
-            std::env::var_os("CTXTRACE_REQUIRE_PRIVILEGED").is_none(),
-            "CTXTRACE_TOKIO_PROGRAMS is not set: run `cargo xtask test`"
-        );
-        return;
-    };
+    let folder = require_variable("CTXTRACE_TOKIO_PROGRAMS");
     let program = Path::new(&folder).with_file_name("server").join("bin/echo-server");
     let port = TcpListener::bind("127.0.0.1:0")
         .expect("a free port")

@@ -14,8 +14,14 @@ use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{OTHER_TASKS, Reason};
 use ctxtrace_common::wakeup::Origin;
 
+use crate::harness::{require_program, require_variable};
 use crate::programs::tasks::{CROWD, READS, SLEEPS, TASKS};
 use crate::support::{ledger_of, number, reconciled, run_json, switches_of, trace, trace_program, trace_program_by};
+
+pub(crate) const KERNEL_TESTS: &[(&str, fn())] = &[
+    ("sixty_four_tasks_are_told_apart", sixty_four_tasks_are_told_apart),
+    ("every_mode_has_its_ledger", every_mode_has_its_ledger),
+];
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
@@ -31,7 +37,6 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         "on_one_thread_task_switches_stay_in_user_space",
         on_one_thread_task_switches_stay_in_user_space,
     ),
-    ("sixty_four_tasks_are_told_apart", sixty_four_tasks_are_told_apart),
     (
         "tasks_beyond_the_tables_are_summed_and_counted",
         tasks_beyond_the_tables_are_summed_and_counted,
@@ -53,7 +58,6 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         a_program_that_scribbles_is_unattributed,
     ),
     ("a_stripped_program_is_unattributed", a_stripped_program_is_unattributed),
-    ("every_mode_has_its_ledger", every_mode_has_its_ledger),
     (
         "unmodified_programs_of_many_tokio_releases_are_attributed",
         unmodified_programs_of_many_tokio_releases_are_attributed,
@@ -63,9 +67,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 /// How many more switches of a class there may be than those that are known: a page that had to be fetched, a lock.
 const FEW: u64 = 6;
 
+/// One sleep in twenty may be none: its time is over before the thread is off the CPU, if a hypervisor takes the CPU away meanwhile.
 fn between(count: u64, least: u64, what: &str) {
     assert!(
-        (least..=least + FEW).contains(&count),
+        (least - least / 20..=least + FEW).contains(&count),
         "{what}: {count}, expected {least} or a few more"
     );
 }
@@ -73,20 +78,23 @@ fn between(count: u64, least: u64, what: &str) {
 fn a_task_that_blocks_in_its_polls_is_told_by_name() {
     let traced = trace_program("blocker");
     reconciled(&traced);
-    between(switches_of(&traced, "blocker", Class::TaskBlocked), SLEEPS, "sleeps");
-    // A byte may be there already, if the reader was held up; it seldom is.
-    let reads = switches_of(&traced, "reader", Class::TaskBlocked);
-    assert!((READS / 2..=READS + FEW).contains(&reads), "{reads} reads");
-    assert_eq!(traced.aggregates.counters.lost_task_reads, 0);
+    // A task that could not be read, because its page was not in memory, is counted as lost.
+    let lost = traced.aggregates.counters.lost_task_reads;
+    assert!(lost <= FEW, "{lost}");
+    for (task, times) in [("blocker", SLEEPS), ("reader", READS)] {
+        let switches = switches_of(&traced, task, Class::TaskBlocked);
+        assert!(switches <= times + FEW, "{task}: {switches}");
+        assert!(switches + lost >= times - times / 20, "{task}: {switches}, {lost} lost");
+    }
 }
 
 fn a_task_beside_a_competitor_is_preempted() {
     let traced = trace_program("spinner");
     reconciled(&traced);
-    // 400 ms of turns: the longest slice the scheduler gives is some ten milliseconds.
+    // 400 ms of CPU time in turns: the longest slice the scheduler gives is some ten milliseconds.
     let preempted = switches_of(&traced, "spinner", Class::TaskPreempted);
     assert!(preempted >= 5, "{preempted}");
-    assert!(switches_of(&traced, "spinner", Class::TaskBlocked) <= 2);
+    assert!(switches_of(&traced, "spinner", Class::TaskBlocked) <= FEW);
     assert!(
         ledger_of(&traced).of(Class::ThreadPreempted).count >= 5,
         "the competitor is no runtime's"
@@ -105,7 +113,8 @@ fn a_pool_at_rest_only_parks() {
         }
     }
     let parked = classes[&Class::WorkerParked];
-    assert!(parked >= SLEEPS, "{classes:?}");
+    // How often depends on how soon a worker has found its task; each of the two parks at least once.
+    assert!(parked >= 2, "{classes:?}");
     assert_eq!(classes[&Class::Exited], 2);
     // Other programs on its CPU may preempt a worker now and then. The beginning of a thread may block it.
     let preempted = classes.get(&Class::RuntimePreempted).copied().unwrap_or(0);
@@ -202,7 +211,7 @@ fn an_unmodified_program_is_attributed_the_same() {
     for traced in [&with, &without, &by_tokio_alone, &by_probe_alone] {
         let counts: Vec<u64> = blocked(traced).into_iter().map(|(_, count)| count).collect();
         between(counts[0], SLEEPS, "sleeps");
-        assert!((READS / 2..=READS + FEW).contains(&counts[1]), "{counts:?}");
+        between(counts[1], READS, "reads");
         assert!(counts[2..].iter().sum::<u64>() <= FEW, "{counts:?}");
         let parked = ledger_of(traced).of(Class::WorkerParked).count;
         assert!(parked > 0, "a worker without a task parks");
@@ -286,6 +295,7 @@ fn a_program_that_scribbles_is_unattributed() {
 }
 
 fn a_stripped_program_is_unattributed() {
+    require_program("strip", "binutils");
     let folder = tempfile::tempdir().expect("a folder");
     let stripped = folder.path().join("stripped");
     let strip = Command::new("strip")
@@ -293,7 +303,7 @@ fn a_stripped_program_is_unattributed() {
         .arg(&stripped)
         .arg(std::env::current_exe().expect("a path"))
         .status();
-    assert!(strip.expect("strip is installed (Debian package binutils)").success());
+    assert!(strip.expect("started").success());
     let traced = trace(
         &stripped,
         &[(crate::programs::VARIABLE, "blocker")],
@@ -348,13 +358,7 @@ fn every_mode_has_its_ledger() {
 
 /// The programs are built by `cargo xtask test`, which says where they are; a plain `cargo test` has none of them.
 fn unmodified_programs_of_many_tokio_releases_are_attributed() {
-    let Some(folder) = std::env::var_os("CTXTRACE_TOKIO_PROGRAMS") else {
-        assert!(
-            std::env::var_os("CTXTRACE_REQUIRE_PRIVILEGED").is_none(),
-            "CTXTRACE_TOKIO_PROGRAMS is not set: run `cargo xtask test`"
-        );
-        return;
-    };
+    let folder = require_variable("CTXTRACE_TOKIO_PROGRAMS");
     let mut programs: Vec<_> = std::fs::read_dir(folder)
         .expect("a folder")
         .map(|entry| entry.expect("readable").path())

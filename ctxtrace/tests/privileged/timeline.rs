@@ -12,6 +12,11 @@ use serde_json::Value;
 use crate::programs;
 use crate::support::{ctxtrace, number, reconciled, run_json, stderr, stdout, trace_events};
 
+pub(crate) const KERNEL_TESTS: &[(&str, fn())] = &[(
+    "events_agree_whatever_threads_and_processes_do",
+    events_agree_whatever_threads_and_processes_do,
+)];
+
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
         "the_events_of_every_mode_agree_with_its_counts",
@@ -20,10 +25,6 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     (
         "twenty_thousand_round_trips_are_all_events",
         twenty_thousand_round_trips_are_all_events,
-    ),
-    (
-        "events_agree_whatever_threads_and_processes_do",
-        events_agree_whatever_threads_and_processes_do,
     ),
     ("threads_go_by_their_names", threads_go_by_their_names),
     (
@@ -68,7 +69,7 @@ fn the_events_of_every_mode_agree_with_its_counts() {
         "--mode task-pool --iterations 50000 --pin same-cpu",
         "--mode task-pool --iterations 50000 --workers 8 --root block-on",
     ] {
-        let json = run_json(&format!("{line} --level timeline --repeat 3"));
+        let json = run_json(&format!("{line} --level timeline --repeat 2"));
         check_timeline(&json, line);
     }
 }
@@ -81,9 +82,9 @@ fn twenty_thousand_round_trips_are_all_events() {
         // Who goes to sleep (and is not preempted before it can) has to be woken.
         let asleep = number(&json, "/kernel_switches/voluntary");
         assert!(number(&json, "/timeline/wakeups") >= asleep - 100, "{json:#}");
-        // A switch from one side to the other is one event, so there are about as many events as switches and wakeups.
-        let sum = number(&json, "/timeline/switches") + number(&json, "/timeline/wakeups");
-        assert!(number(&json, "/timeline/events") < sum + sum / 10, "{json:#}");
+        // A switch from one side to the other is one event; with another program in between it is two. Threads and names add a few.
+        let most = 2 * number(&json, "/timeline/switches") + number(&json, "/timeline/wakeups") + 100;
+        assert!(number(&json, "/timeline/events") <= most, "{json:#}");
     }
 }
 

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::decode::perfetto::Trace;
 use crate::decode::pprof::Profile;
-use crate::go::has_go;
+use crate::go::require_go;
 use crate::support::{ctxtrace, number, stderr};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -107,11 +107,9 @@ fn a_perfetto_trace_has_every_switch_and_waking() {
         "{} slices, {known} switches",
         slices.len()
     );
+    // A task that is preempted before the probe has named it goes by tokio's number, here as there.
     for slice in &slices {
-        assert!(
-            ["sender", "repeater", "receiver", "root"].contains(&slice.name.as_str()),
-            "{slice:?}"
-        );
+        assert!(ledger.iter().any(|row| row["task"] == slice.name), "{slice:?}");
     }
     let mut counted: Vec<_> = trace.slices();
     counted.retain(|slice| slice.name == "measured section");
@@ -255,9 +253,7 @@ fn pprof(options: &[&str], file: &Path) -> String {
 }
 
 fn pprof_reads_a_profile() {
-    if !has_go() {
-        return;
-    }
+    require_go();
     let (folder, json) = profiled();
     let file = folder.path().join("run.pb.gz");
     let raw = pprof(&["-raw"], &file);

@@ -12,10 +12,14 @@
 //!   end of that (who gives a lock back goes on to run where it has woken another). After a sleep for want of work there are
 //!   more threads with work than CPUs: the run queue.
 //! * Another program: the run queue.
+//!
+//! A thread that the CPU quota of its cgroup took off its CPU waits for that quota, whoever has the CPU.
 
+use crate::sums::{SaturatingSum, add};
 use std::collections::BTreeMap;
 
 use ctxtrace_common::ledger::Class;
+use ctxtrace_common::stack::{SumKey, SwitchSum};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -69,6 +73,10 @@ pub enum Cause {
     Code(Category),
     /// Other programs had the CPU, or threads of this one that had work
     RunQueue,
+    /// The CPU quota of its cgroup kept it off the CPU
+    Quota,
+    /// A wait for a CPU, or for the CPU quota of its cgroup: there was one that throttled, and the kernel does not say of which thread
+    RunQueueOrQuota,
 }
 
 impl Cause {
@@ -78,6 +86,8 @@ impl Cause {
         match self {
             Self::Code(category) => category.in_words(),
             Self::RunQueue => "run queue (waiting for a CPU)",
+            Self::Quota => "its cgroup's CPU quota kept it off the CPU",
+            Self::RunQueueOrQuota => "run queue, or its cgroup's CPU quota",
         }
     }
 }
@@ -132,6 +142,14 @@ pub struct Asleep {
     pub stacks: Stacks,
 }
 
+/// What a wait is for that is no end of a sleep, in a run with such cgroups.
+fn wait_of(run: &Run) -> Cause {
+    match &run.aggregates.cgroups {
+        Some(cgroups) if !cgroups.threads_known && cgroups.any_throttled() => Cause::RunQueueOrQuota,
+        _ => Cause::RunQueue,
+    }
+}
+
 impl Asleep {
     /// Adds up a run with stacks, of so many messages.
     #[must_use]
@@ -140,16 +158,20 @@ impl Asleep {
         for stack in stacks::switches(run).stacks {
             asleep.stacks.insert(stack.frames, stack.ns as f64 / messages);
         }
-        for (key, sum) in &run.aggregates.switch_sums {
+        let no_quota = |(key, _): &&(SumKey, SwitchSum)| key.throttled == 0;
+        for (key, sum) in run.aggregates.switch_sums.iter().filter(no_quota) {
             let class = entry_of(key, &run.aggregates).class as u8;
             let category = off_cpu(&stacks::switched(run, key)).category;
-            *asleep.classes.entry(class).or_default().entry(category).or_default() += sum.off_cpu_ns;
+            add(
+                asleep.classes.entry(class).or_default().entry(category).or_default(),
+                sum.off_cpu_ns,
+            );
         }
         asleep
     }
 
     /// What a wait for a CPU was for, by shares: after a switch-out of this class, when the CPU was had by that.
-    fn wait(&self, class: u8, before: Option<Before>) -> Vec<(Cause, f64)> {
+    fn wait(&self, class: u8, before: Option<Before>, run_queue: Cause) -> Vec<(Cause, f64)> {
         let belongs_to_sleep = |category| {
             let slept = Part {
                 spent: Spent::Blocked,
@@ -173,13 +195,13 @@ impl Asleep {
             )
         );
         if !slept {
-            return vec![(Cause::RunQueue, 1.0)];
+            return vec![(run_queue, 1.0)];
         }
         let of = |(category, share)| {
             if belongs_to_sleep(category) {
                 (Cause::Code(category), share)
             } else {
-                (Cause::RunQueue, share)
+                (run_queue, share)
             }
         };
         self.shares(class).into_iter().map(of).collect()
@@ -188,13 +210,22 @@ impl Asleep {
     /// The shares of a class's sleep; all unknown where there was none.
     fn shares(&self, class: u8) -> Vec<(Category, f64)> {
         let by = self.classes.get(&class).into_iter().flatten();
-        let total: u64 = by.clone().map(|(_, ns)| ns).sum();
+        let total: u64 = by.clone().map(|(_, ns)| ns).saturating_sum();
         if total == 0 {
             return vec![(Category::Unknown, 1.0)];
         }
         by.map(|(&category, &ns)| (category, ns as f64 / total as f64))
             .collect()
     }
+}
+
+/// Off-CPU time by class.
+fn off_cpu_by_class(run: &Run) -> BTreeMap<Class, u64> {
+    let mut classes = BTreeMap::new();
+    for (entry, sum) in ledger(&run.aggregates).rows {
+        *classes.entry(entry.class).or_default() += sum.off_cpu_ns;
+    }
+    classes
 }
 
 /// The budget of one run, for each message.
@@ -230,9 +261,10 @@ impl Account {
             ..Self::default()
         };
         let places = profile::places(run, |at_ns| window.clip(at_ns, at_ns + 1).is_some());
-        account.samples = places.values().sum();
+        account.samples = places.values().saturating_sum();
         let on_cpu_ns = budget.in_state(State::OnCpu) as f64 / messages;
         let part = |spent, class, cause| Part { spent, class, cause };
+        let run_queue = wait_of(run);
         for (place, &count) in &places {
             let frames = stacks::sampled(run, place);
             let ns = on_cpu_ns * count as f64 / account.samples as f64;
@@ -252,8 +284,9 @@ impl Account {
             let ns = ns as f64 / messages;
             match of.state {
                 State::OnCpu => {}
+                State::RunQueue if of.throttled => account.add(part(Spent::RunQueue, of.class, Cause::Quota), ns),
                 State::RunQueue => {
-                    for (cause, share) in asleep.wait(of.class, of.before) {
+                    for (cause, share) in asleep.wait(of.class, of.before, run_queue) {
                         account.add(part(Spent::RunQueue, of.class, cause), ns * share);
                     }
                 }
@@ -278,7 +311,7 @@ impl Account {
             threads: threads().count() as u64,
             ..Self::default()
         };
-        let on_cpu_ns: u64 = threads().map(|thread| thread.on_cpu_ns).sum();
+        let on_cpu_ns: u64 = threads().map(|thread| thread.on_cpu_ns).saturating_sum();
         account.add(
             Part {
                 spent: Spent::OnCpu,
@@ -287,15 +320,28 @@ impl Account {
             },
             on_cpu_ns as f64 / messages,
         );
-        for (entry, sum) in ledger(&run.aggregates).rows {
-            let class = entry.class as u8;
+        let mut throttled: BTreeMap<Class, u64> = BTreeMap::new();
+        for (key, sum) in run.aggregates.switch_sums.iter().filter(|(key, _)| key.throttled != 0) {
+            *throttled.entry(entry_of(key, &run.aggregates).class).or_default() += sum.off_cpu_ns;
+        }
+        for (class, ns) in &throttled {
+            let part = Part {
+                spent: Spent::OffCpu,
+                class: *class as u8,
+                cause: Cause::Quota,
+            };
+            account.add(part, *ns as f64 / messages);
+        }
+        for (of_class, off_cpu_ns) in off_cpu_by_class(run) {
+            let class = of_class as u8;
+            let off_cpu_ns = off_cpu_ns.saturating_sub(throttled.get(&of_class).copied().unwrap_or(0));
             for (category, share) in asleep.shares(class) {
                 let part = Part {
                     spent: Spent::OffCpu,
                     class,
                     cause: Cause::Code(category),
                 };
-                account.add(part, sum.off_cpu_ns as f64 / messages * share);
+                account.add(part, off_cpu_ns as f64 / messages * share);
             }
         }
         account.parts.retain(|_, ns| *ns > 0.0);
@@ -417,7 +463,7 @@ mod tests {
             stacks: Stacks::new(),
         };
         let run_queue = |class: Class, before| -> f64 {
-            let wait = asleep.wait(class as u8, before);
+            let wait = asleep.wait(class as u8, before, Cause::RunQueue);
             assert_eq!(wait.iter().map(|(_, share)| share).sum::<f64>(), 1.0);
             let queue = wait.iter().filter(|(cause, _)| *cause == Cause::RunQueue);
             queue.map(|(_, share)| share).sum()

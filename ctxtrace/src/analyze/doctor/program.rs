@@ -29,7 +29,10 @@ pub struct Program {
 #[must_use]
 pub fn program(path: &Path, look: &Look, found: &Found) -> Program {
     let (locator, lines) = match look {
-        Look::Unreadable => (None, vec![unreadable("it cannot be read, or is no program")]),
+        Look::Unreadable(why) => (
+            None,
+            vec![unreadable(&format!("it cannot be read, or is no program: {why}"))],
+        ),
         Look::NotElf => (
             None,
             vec![unreadable(
@@ -331,7 +334,11 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_no_program_says_so() {
-        for look in [Look::Unreadable, Look::NotElf, Look::Foreign] {
+        for look in [
+            Look::Unreadable("permission denied".to_owned()),
+            Look::NotElf,
+            Look::Foreign,
+        ] {
             let program = program(Path::new("x"), &look, &Found::default());
             assert_eq!(program.lines.len(), 1);
             assert_eq!(program.lines[0].standing, Standing::Missing);

@@ -1,5 +1,6 @@
 //! Stacks as a tree, for a flamegraph that can be zoomed.
 
+use crate::sums::add;
 use std::collections::HashMap;
 
 use serde::Serialize;
@@ -47,8 +48,8 @@ impl Tree {
         let mut nodes = vec![Node::default()];
         for stack in &resolved.stacks {
             let mut at = 0;
-            nodes[0].count += stack.count;
-            nodes[0].ns += stack.ns;
+            add(&mut nodes[0].count, stack.count);
+            add(&mut nodes[0].ns, stack.ns);
             for frame in &stack.frames {
                 let key = (kind(frame.kind), printable(&frame.name));
                 let name = *name_of.entry(key).or_insert_with_key(|key| {
@@ -68,8 +69,8 @@ impl Tree {
                         child
                     }
                 };
-                nodes[at].count += stack.count;
-                nodes[at].ns += stack.ns;
+                add(&mut nodes[at].count, stack.count);
+                add(&mut nodes[at].ns, stack.ns);
             }
         }
         if nodes.len() == 1 {
@@ -141,7 +142,7 @@ mod tests {
             let mut next = || words.next().expect("a stack and two numbers");
             let frames = next().split(';').map(|name| Frame {
                 kind: FrameKind::User,
-                name: name.to_owned(),
+                name: name.into(),
             });
             ResolvedStack {
                 frames: frames.collect(),

@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 use crate::analyze::result::Report;
 use crate::error::{Error, Result};
+use crate::printable::is_harmful;
 use crate::trace::run::Run;
 use page::Page;
 
@@ -113,8 +114,11 @@ fn embedded(data: &impl Serialize) -> Result<String> {
         '<' => "\\u003c".to_owned(),
         '>' => "\\u003e".to_owned(),
         '&' => "\\u0026".to_owned(),
-        '\u{2028}' => "\\u2028".to_owned(),
-        '\u{2029}' => "\\u2029".to_owned(),
+        c if is_harmful(c) => c
+            .encode_utf16(&mut [0; 2])
+            .iter()
+            .map(|unit| format!("\\u{unit:04x}"))
+            .collect(),
         other => other.to_string(),
     };
     Ok(json.chars().map(escape).collect())

@@ -1,6 +1,7 @@
 //! What is on the page. Every figure is a text made here, as the table makes it, with the number beside it where the page sorts or
 //! draws by it; every part that a recording lacks has the sentence that says why, and what brings it.
 
+use crate::sums::SaturatingSum;
 use ctxtrace_common::histogram::{Histogram, Latency as Kind, SUB_BUCKETS, lower_bound, upper_bound};
 use serde::Serialize;
 
@@ -235,7 +236,7 @@ fn facts(report: &Report) -> Vec<Fact> {
             "Task switches that did not go through the kernel: the thread was not switched out since its poll before.",
         );
     }
-    let on_cpu_ns: u64 = report.threads.iter().map(|thread| thread.on_cpu_ns).sum();
+    let on_cpu_ns: u64 = report.threads.iter().map(|thread| thread.on_cpu_ns).saturating_sum();
     fact(
         Some(duration(on_cpu_ns)),
         "on the CPU",
@@ -290,6 +291,12 @@ fn alerts(report: &Report) -> Vec<Alert> {
     if let Some(lost) = report.lost.in_words() {
         alert(format!("Lost: {lost}{}.", room(report)), report.lost.events > 0);
     }
+    if let Some(running) = report.target.as_ref().and_then(table::still_running_in_words) {
+        alert(
+            format!("When the recording ended, processes went on: {running}."),
+            false,
+        );
+    }
     alerts
 }
 
@@ -313,7 +320,7 @@ fn meaning(class: Class) -> &'static str {
 fn ledger(report: &Report) -> Ledger {
     let total = report.kernel_switches.total;
     let classes = table::by_class(report);
-    let total_ns: u64 = classes.iter().map(|(_, _, ns)| ns).sum();
+    let total_ns: u64 = classes.iter().map(|(_, _, ns)| ns).saturating_sum();
     let row = |&(class, count, off_cpu_ns): &(Class, u64, u64)| LedgerRow {
         class: class.in_words(),
         meaning: meaning(class),
@@ -359,7 +366,7 @@ fn distributions(report: &Report) -> [(Kind, &'static str, &'static str, &Distri
         (
             Kind::RunQueue,
             "run queue",
-            "ready to run, and no CPU free",
+            "ready to run, and not on a CPU",
             &latency.run_queue,
         ),
         (
@@ -420,7 +427,7 @@ fn bins(histogram: &Histogram) -> Vec<[u64; 3]> {
     let mut bucket = 1;
     while bucket < histogram.buckets.len() {
         let end = bucket + width(bucket);
-        let count: u64 = histogram.buckets[bucket..end].iter().sum();
+        let count: u64 = histogram.buckets[bucket..end].iter().saturating_sum();
         if count > 0 {
             bins.push([lower_bound(bucket), upper_bound(end - 1), count]);
         }
@@ -635,7 +642,7 @@ fn threads(report: &Report) -> Table {
                 "kernel switches that the kernel counts as involuntary: it was made to give way",
             ),
             figures("on-CPU", "its time on CPUs"),
-            figures("run queue", "its time ready to run, with no CPU free"),
+            figures("run queue", "its time ready to run, and not on a CPU"),
             figures("off-CPU", "its time off the CPU, the run queue included"),
             figures("moves", "switches onto another CPU than before"),
         ],
@@ -699,7 +706,7 @@ fn flames(report: &Report, run: &Run) -> Vec<Flame> {
         .threads
         .iter()
         .map(|record| record.thread.on_cpu_ns)
-        .sum();
+        .saturating_sum();
     let samples = if run.samples.is_empty() {
         Resolved::default()
     } else {

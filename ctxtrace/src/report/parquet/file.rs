@@ -1,7 +1,6 @@
 //! One table of one run as a Parquet file.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use parquet::basic::{Compression, ZstdLevel};
@@ -11,26 +10,26 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::record::RecordWriter;
 use parquet::schema::types::{Type, TypePtr};
-use tempfile::NamedTempFile;
 
-use super::folder::Folder;
+use super::folder::{Folder, TableInFolder};
+use crate::report::place::UserFile;
 
 /// Name and version of the tables, in the metadata of every file.
 const SCHEMA: &str = "ctxtrace.tables/1";
 
 /// A file that grows by row groups.
 pub(super) struct TableFile {
-    writer: SerializedFileWriter<NamedTempFile>,
-    path: PathBuf,
+    writer: SerializedFileWriter<UserFile>,
+    table: TableInFolder,
 }
 
 impl TableFile {
     /// One for rows of this type.
-    pub(super) fn begin<R>(folder: &mut Folder, table: &str, name: &str) -> io::Result<Self>
+    pub(super) fn begin<R>(folder: &Folder, table: &str, name: &str) -> io::Result<Self>
     where
         for<'r> &'r [R]: RecordWriter<R>,
     {
-        let (file, path) = folder.begin(table, name)?;
+        let file = folder.begin(table, name)?;
         let properties = WriterProperties::builder()
             .set_created_by(format!("ctxtrace {}", env!("CARGO_PKG_VERSION")))
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
@@ -40,8 +39,8 @@ impl TableFile {
             )]))
             .build();
         let schema = schema::<R>(table).map_err(of_parquet)?;
-        let writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).map_err(of_parquet)?;
-        Ok(Self { writer, path })
+        let writer = SerializedFileWriter::new(file.writer()?, schema, Arc::new(properties)).map_err(of_parquet)?;
+        Ok(Self { writer, table: file })
     }
 
     /// The next rows, as a row group of their own.
@@ -59,8 +58,8 @@ impl TableFile {
 
     /// Ends the file.
     pub(super) fn end(self, folder: &mut Folder) -> io::Result<()> {
-        let file = self.writer.into_inner().map_err(of_parquet)?;
-        folder.complete(file, self.path);
+        self.writer.into_inner().map_err(of_parquet)?;
+        folder.complete(self.table);
         Ok(())
     }
 }

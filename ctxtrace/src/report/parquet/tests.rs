@@ -17,6 +17,7 @@ use super::file::schema;
 use super::{Folder, rows, write};
 use crate::analyze::summarize::tests::{info, run};
 use crate::report::golden::golden;
+use crate::report::output::OutputAccess;
 use crate::trace::Level;
 use crate::trace::build;
 use crate::trace::events::{EventSink, EventSource};
@@ -162,7 +163,7 @@ fn with_names() -> Run {
 #[test]
 fn every_switch_and_waking_is_a_row() {
     let place = tempfile::tempdir().expect("a folder");
-    let mut folder = Folder::open(place.path(), None).expect("writable");
+    let mut folder = Folder::open(place.path(), &OutputAccess::new(None)).expect("writable");
     let info = timeline();
     write(&mut folder, &info, &[with_names()], None, &mut Events(vec![events()])).expect("written");
 
@@ -204,7 +205,7 @@ fn every_switch_and_waking_is_a_row() {
 #[test]
 fn what_was_added_up_is_what_the_report_says() {
     let place = tempfile::tempdir().expect("a folder");
-    let mut folder = Folder::open(place.path(), None).expect("writable");
+    let mut folder = Folder::open(place.path(), &OutputAccess::new(None)).expect("writable");
     let mut run = with_names();
     run.aggregates.counters.lost_wakeups = 7;
     let info = info(Mode::TaskPool);
@@ -265,7 +266,7 @@ fn no_run_is_written_over_another() {
         host.clone_into(&mut one.host.name);
         // Twice: what is there of the same run is replaced.
         for _ in 0..2 {
-            let mut folder = Folder::open(place.path(), None).expect("writable");
+            let mut folder = Folder::open(place.path(), &OutputAccess::new(None)).expect("writable");
             write(&mut folder, &one, &runs, None, &mut Events(vec![events()])).expect("written");
         }
     }
@@ -298,7 +299,7 @@ fn rows_are_written_a_group_at_a_time() {
         many.extend([switch, back]);
     }
     let place = tempfile::tempdir().expect("a folder");
-    let mut folder = Folder::open(place.path(), None).expect("writable");
+    let mut folder = Folder::open(place.path(), &OutputAccess::new(None)).expect("writable");
     write(&mut folder, &timeline(), &[with_names()], None, &mut Events(vec![many])).expect("written");
     let file = std::fs::read_dir(place.path().join("switches"))
         .expect("a table")

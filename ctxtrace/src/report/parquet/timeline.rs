@@ -348,7 +348,7 @@ fn waking_row<'r>(of: &'r Identity, info: &Info, row: &'r Awoken) -> Waking<'r> 
         }),
         newborn: woken.newborn,
         origin: attribution::origin(origin).name(),
-        from_pid: (woken.waker.tgid != 0).then(|| small(woken.waker.tgid)),
+        from_pid: woken.waker.is_of_target().then(|| small(woken.waker.program().tgid)),
         from_tid: (woken.waker.tid != 0).then(|| small(woken.waker.tid)),
         from_thread: &row.waker.thread,
         from_task: task,
@@ -449,13 +449,9 @@ impl<'a> Names<'a> {
 
     fn of_waker(&mut self, waker: &Waker) -> Arc<NamedWaker> {
         self.named_wakers.get(*waker, || {
-            let image = Image {
-                tgid: waker.tgid,
-                number: waker.image,
-            };
             let task = (Origin::from_number(waker.origin) == Origin::Task).then_some(TaskKey {
-                task: waker.task,
-                image,
+                task: waker.task(),
+                image: waker.program(),
             });
             NamedWaker {
                 thread: self.wakers.of_waker(waker),

@@ -49,6 +49,7 @@ use crate::correlate::slices::{AtSwitches, TaskSlice};
 use crate::correlate::tasks;
 use crate::correlate::timeline::Replay;
 use crate::correlate::wakes::{Wake, Wakes};
+use crate::correlate::wakeups::outsider_name;
 use crate::symbolize::stacks::task_types;
 use crate::trace::events::EventSink;
 use crate::trace::name_of;
@@ -126,7 +127,7 @@ pub struct Trace<'a, W> {
     threads: HashMap<u32, Thread>,
     processes: HashMap<u32, Process>,
     /// Other programs' threads that have a name by now.
-    named_outsiders: HashSet<u32>,
+    named_outsiders: HashMap<u32, [u8; 16]>,
     /// The tracks above that have been described.
     described: BTreeMap<u64, ()>,
     tracks: u64,
@@ -154,7 +155,7 @@ impl<'a, W: Write> Trace<'a, W> {
             polls: info.polls.map(|_| WithPolls::default()),
             threads: HashMap::new(),
             processes: HashMap::new(),
-            named_outsiders: HashSet::new(),
+            named_outsiders: HashMap::new(),
             described: BTreeMap::new(),
             tracks: FIRST_OF_THREADS,
             flows: 0,
@@ -427,15 +428,13 @@ impl<'a, W: Write> Trace<'a, W> {
         self.kernel(event, waker.tid, what);
     }
 
-    /// Names a thread of another program before it wakes somebody for the first time.
+    /// Names a thread of another program before it makes its first wakeup under a name.
     fn name_outsider(&mut self, event: &Event, waker: &Waker) {
-        if Origin::from_number(waker.origin) != Origin::Outside || self.named_outsiders.contains(&waker.tid) {
+        let Some(comm) = outsider_name(&self.run.aggregates, waker) else {
             return;
-        }
-        if let Some(comm) = self.run.aggregates.outsiders.get(&waker.tid) {
-            let comm = printable(&name_of(comm));
-            self.named_outsiders.insert(waker.tid);
-            self.rename(event, waker.tid, "", &comm);
+        };
+        if self.named_outsiders.insert(waker.tid, comm) != Some(comm) {
+            self.rename(event, waker.tid, "", &printable(&name_of(&comm)));
         }
     }
 

@@ -15,8 +15,13 @@ const PROGRAMS_SHOWN: usize = 3;
 pub(super) fn counts(report: &Report, style: Style) -> String {
     let switches = &report.kernel_switches;
     let reconciliation = &report.reconciliation;
+    let silent = report.threads.iter().filter(|thread| thread.is_silent()).count() as u64;
+    let silent = match silent {
+        0 => String::new(),
+        silent => format!(" ({} of them without a switch)", thousands(silent)),
+    };
     let counted = format!(
-        "{} = {} voluntary + {} involuntary; {} thread{}, {} migration{}",
+        "{} = {} voluntary + {} involuntary; {} thread{}{silent}, {} migration{}",
         thousands(switches.total),
         thousands(switches.voluntary),
         thousands(switches.involuntary),
@@ -115,6 +120,7 @@ pub(in crate::report) fn locators_in_words(report: &Report) -> Vec<String> {
 
 fn locator_in_words(locator: &Locator, choice: LocatorChoice) -> String {
     let version = |version: &Option<String>| version.as_ref().map_or(String::new(), |version| format!(" {version}"));
+    let version = |text: &Option<String>| printable(&version(text));
     let tokio = version(&locator.tokio_version);
     let go = version(&locator.go_version);
     match (locator.locator.as_str(), &locator.reason) {
@@ -132,7 +138,7 @@ fn locator_in_words(locator: &Locator, choice: LocatorChoice) -> String {
             LocatorChoice::Tokio => "nothing: no tokio in it".to_owned(),
             LocatorChoice::Go => "nothing: no Go in it".to_owned(),
         },
-        (several, _) => several.replace('+', " and "),
+        (several, _) => printable(several).replace('+', " and "),
     }
 }
 
@@ -160,7 +166,7 @@ fn timeline_line(timeline: &Timeline, style: Style) -> String {
                 labelled("", "THEY DO NOT GIVE THE SAME COUNTS", red),
             ];
             let differences = timeline.disagreements.iter();
-            lines.extend(differences.map(|difference| labelled("", difference, red)));
+            lines.extend(differences.map(|difference| labelled("", &printable(difference), red)));
             lines.join("\n")
         }
     }

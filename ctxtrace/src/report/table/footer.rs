@@ -65,6 +65,7 @@ pub(in crate::report) fn tracing_cost(report: &Report) -> Vec<String> {
             significant(100.0 * share),
             each.join(", ")
         ),
+        _ if report.kernel_switches.total == 0 => "there was no switch to record".to_owned(),
         _ => "its time in the kernel was not measured".to_owned(),
     }];
     lines.push(format!(

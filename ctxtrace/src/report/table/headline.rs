@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use super::layout::{COLUMNS, plural, shortened, wrapped};
 use super::switches::by_class;
 use super::{Style, painted, percent};
-use crate::analyze::result::{Report, Target, Workload};
+use crate::analyze::result::{Report, Target, ThreadState, Workload};
 use crate::report::printable;
 use crate::units::{duration, significant, thousands};
 use crate::workload::{Allocator, Channel, Language};
@@ -62,7 +62,27 @@ pub(super) fn target_headline(report: &Report, target: &Target, style: Style) ->
             let _ = write!(text, "\n  it was killed by {name}");
         }
     }
+    if let Some(line) = still_running_in_words(target) {
+        let _ = write!(text, "\n{}", wrapped(&format!("  {line}"), 4).join("\n"));
+    }
     text
+}
+
+/// Processes named of those that go on.
+const RUNNING_SHOWN: usize = 8;
+
+/// What a command leaves behind: `still running: serve (31217)`; `None` if it leaves nothing.
+pub(in crate::report) fn still_running_in_words(target: &Target) -> Option<String> {
+    let running = &target.still_running;
+    let (shown, rest) = running.split_at(running.len().min(RUNNING_SHOWN));
+    let mut names: Vec<String> = shown
+        .iter()
+        .map(|process| format!("{} ({})", printable(&process.name), process.pid))
+        .collect();
+    if !rest.is_empty() {
+        names.push(format!("{} more", thousands(rest.len() as u64)));
+    }
+    (!names.is_empty()).then(|| format!("still running: {}", names.join(", ")))
 }
 
 /// One line that says what was run: `task-pool, buffer 0, 2 workers, 2,000,000 messages`.
@@ -194,6 +214,7 @@ pub(in crate::report) fn verdict_in_words(report: &Report) -> String {
                 thousands(switches.hit_kernel),
             )
         }
+        _ if report.kernel_switches.total == 0 => format!("{who}: {}", idle_in_words(report)),
         _ => {
             let classes = by_class(report);
             let classes: Vec<String> = classes
@@ -207,6 +228,43 @@ pub(in crate::report) fn verdict_in_words(report: &Report) -> String {
                 thousands(report.kernel_switches.total),
                 switch_plural(report.kernel_switches.total),
                 classes.join(", ")
+            )
+        }
+    }
+}
+
+/// What there is to say of a target that made no switch.
+fn idle_in_words(report: &Report) -> String {
+    let count = report.threads.len() as u64;
+    let among = |state: ThreadState| {
+        report
+            .threads
+            .iter()
+            .filter(|thread| thread.state == Some(state))
+            .count() as u64
+    };
+    let (asleep, stopped) = (among(ThreadState::Asleep), among(ThreadState::Stopped));
+    match count {
+        0 => "no kernel switches, and no thread was seen".to_owned(),
+        1 if asleep == 1 => "no kernel switches: its thread slept all the time".to_owned(),
+        1 if stopped == 1 => "no kernel switches: its thread was stopped all the time".to_owned(),
+        1 => "no kernel switches: its thread was never taken off its CPU".to_owned(),
+        _ if asleep == count => format!("no kernel switches: its {count} threads slept all the time"),
+        _ if stopped == count => format!("no kernel switches: its {count} threads were stopped all the time"),
+        _ => {
+            let states = [
+                (asleep, "slept"),
+                (stopped, "were stopped"),
+                (count - asleep - stopped, "were on a CPU or ready to run"),
+            ];
+            let states: Vec<String> = states
+                .iter()
+                .filter(|(count, _)| *count > 0)
+                .map(|(count, words)| format!("{count} {words}"))
+                .collect();
+            format!(
+                "no kernel switches: of its {count} threads {} all the time",
+                states.join(", ")
             )
         }
     }

@@ -7,6 +7,7 @@
 use comfy_table::{CellAlignment, Table, presets};
 use textwrap::{Options, WordSplitter, wrap};
 
+use crate::printable::{printable, printable_lines};
 pub(super) use crate::report::WIDTH as COLUMNS;
 
 /// Where the text begins that has a label.
@@ -26,7 +27,7 @@ pub(in crate::report) fn wrapped(text: &str, indent: usize) -> Vec<String> {
     let options = Options::new(COLUMNS)
         .subsequent_indent(&indent)
         .word_splitter(WordSplitter::NoHyphenation);
-    wrap(text, options)
+    wrap(&printable_lines(text), options)
         .into_iter()
         .map(std::borrow::Cow::into_owned)
         .collect()
@@ -35,7 +36,7 @@ pub(in crate::report) fn wrapped(text: &str, indent: usize) -> Vec<String> {
 /// Text behind a label, or under it; each of its lines painted.
 pub(super) fn labelled(label: &str, text: &str, paint: impl Fn(&str) -> String) -> String {
     let options = Options::new(COLUMNS - LABEL).word_splitter(WordSplitter::NoHyphenation);
-    let text = text.replace(" %", KEPT);
+    let text = printable_lines(text).replace(" %", KEPT);
     let lines: Vec<String> = wrap(&text, options)
         .iter()
         .enumerate()
@@ -90,7 +91,7 @@ impl Columns {
     }
 
     pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().collect());
+        self.rows.push(cells.into_iter().map(|cell| printable(&cell)).collect());
     }
 
     pub(super) fn render(mut self) -> String {

@@ -13,13 +13,15 @@ mod times;
 
 pub(super) use counts::locators_in_words;
 pub(super) use footer::{room, tracing_cost};
-pub(super) use headline::verdict_in_words;
+pub(super) use headline::{still_running_in_words, verdict_in_words};
 pub use headline::{subject_in_words, workload_in_words};
 pub use layout::in_ascii;
 pub(super) use layout::{plain_table, shortened, without_trailing_spaces, wrapped};
 pub(super) use switches::{by_class, is_number};
 
 use crate::analyze::result::Report;
+use crate::printable::printable;
+use crate::terminal::{BOLD, DIM, RED, RESET};
 
 /// Whether to colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,24 +31,24 @@ pub struct Style {
 }
 
 impl Style {
-    fn paint(self, code: &str, text: &str) -> String {
+    fn paint(self, style: &str, text: &str) -> String {
         if self.color {
-            format!("\x1b[{code}m{text}\x1b[0m")
+            format!("{style}{text}{RESET}")
         } else {
             text.to_owned()
         }
     }
 
     pub(super) fn bold(self, text: &str) -> String {
-        self.paint("1", text)
+        self.paint(BOLD, text)
     }
 
     pub(super) fn dim(self, text: &str) -> String {
-        self.paint("2", text)
+        self.paint(DIM, text)
     }
 
     pub(super) fn red(self, text: &str) -> String {
-        self.paint("1;31", text)
+        self.paint(RED, text)
     }
 }
 
@@ -62,7 +64,7 @@ pub fn render(report: &Report, style: Style) -> String {
     let mut sections = Vec::new();
     if let Some(reason) = &report.cut_short {
         sections.push(painted(
-            &format!("PARTIAL: {reason}. What was seen up to then:"),
+            &format!("PARTIAL: {}. What was seen up to then:", printable(reason)),
             |line| style.red(line),
         ));
     }
@@ -74,12 +76,16 @@ pub fn render(report: &Report, style: Style) -> String {
     }
     sections.push(headline::verdict(report, style));
     sections.push(counts::counts(report, style));
-    sections.push(switches::ledger(report, style));
+    if !report.ledger.is_empty() || !report.ledger_adds_up {
+        sections.push(switches::ledger(report, style));
+    }
     sections.extend(switches::tasks(report));
     sections.extend(switches::wakeups(report));
     sections.push(times::latencies(report));
+    sections.extend(times::cgroups(report));
     sections.extend(report.polls.as_ref().map(|of| polls::polls(of, style)));
     sections.extend(report.on_cpu.as_ref().map(times::on_cpu));
+    sections.extend(times::open_intervals(report));
     sections.push(times::threads(report));
     sections.push(footer::footer(report, style));
     sections.join("\n\n") + "\n"

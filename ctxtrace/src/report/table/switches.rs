@@ -1,5 +1,6 @@
 //! Where the kernel switches belong: the ledger, the tasks, who woke whom.
 
+use crate::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
@@ -19,8 +20,8 @@ pub(in crate::report) fn by_class(report: &Report) -> Vec<(Class, u64, u64)> {
     let mut classes: BTreeMap<Class, (u64, u64)> = BTreeMap::new();
     for row in &report.ledger {
         let sum = classes.entry(row.class).or_default();
-        sum.0 += row.count;
-        sum.1 += row.off_cpu_ns;
+        add(&mut sum.0, row.count);
+        add(&mut sum.1, row.off_cpu_ns);
     }
     let mut classes: Vec<_> = classes
         .into_iter()
@@ -43,13 +44,24 @@ pub(super) fn ledger(report: &Report, style: Style) -> String {
         ]);
     }
     let mut text = table.render();
+    let open: u64 = report.ledger.iter().map(|row| row.open).sum();
+    if open > 0 {
+        let ns: u64 = report.ledger.iter().map(|row| row.open_ns).fold(0, u64::saturating_add);
+        let note = format!(
+            "{} of them {} open: {} so far, in no sum (see \"Still off the CPU\")",
+            thousands(open),
+            if open == 1 { "is" } else { "are" },
+            duration(ns)
+        );
+        let _ = write!(text, "\n{}", wrapped(&note, 2).join("\n"));
+    }
     let reasons: BTreeSet<&str> = report.ledger.iter().filter_map(|row| row.reason.as_deref()).collect();
     for reason in reasons {
         let because = wrapped(&format!("unattributed because {reason}"), 2);
         let _ = write!(text, "\n{}", because.join("\n"));
     }
     if !report.ledger_adds_up {
-        let counted: u64 = report.ledger.iter().map(|row| row.count).sum();
+        let counted: u64 = report.ledger.iter().map(|row| row.count).saturating_sum();
         let line = if counted == total {
             "THE LEDGER DOES NOT ADD UP in one of the other runs".to_owned()
         } else {
@@ -71,11 +83,18 @@ pub(super) fn tasks(report: &Report) -> Option<String> {
     }
     let mut table = Columns::new(&["Tasks", "polls", "hit kernel", "switches in poll", "off-CPU"]);
     let counted = |value: Option<u64>| value.map_or_else(|| "–".to_owned(), thousands);
+    // A task's number is one of its process's: rows of others than the first row's process say whose they are.
+    let own = report.tasks.first().map_or(0, |task| task.pid);
     for task in shown {
         // A number alone says nothing; the type of its future, or the function it was started with, does.
         let name = match &task.future_type {
             Some(future_type) if is_number(&task.name) => format!("{} {future_type}", task.name),
             _ => task.name.clone(),
+        };
+        let name = if task.pid == own {
+            name
+        } else {
+            format!("{name} in {}", task.pid)
         };
         table.row([
             printable(&name),
@@ -88,14 +107,14 @@ pub(super) fn tasks(report: &Report) -> Option<String> {
     if !rest.is_empty() {
         let sum = |field: fn(&Task) -> Option<u64>| {
             let known: Vec<u64> = rest.iter().filter_map(field).collect();
-            counted((!known.is_empty()).then(|| known.iter().sum()))
+            counted((!known.is_empty()).then(|| known.iter().saturating_sum()))
         };
         table.row([
             format!("{} more", thousands(rest.len() as u64)),
             sum(|task| task.task_switches),
             sum(|task| task.hit_kernel),
             sum(|task| Some(task.kernel_switches)),
-            duration(rest.iter().map(|task| task.off_cpu_ns).sum()),
+            duration(rest.iter().map(|task| task.off_cpu_ns).saturating_sum()),
         ]);
     }
     Some(table.render())
@@ -141,7 +160,7 @@ pub(super) fn wakeups(report: &Report) -> Option<String> {
                 thousands(rest.len() as u64),
                 plural(rest.len() as u64)
             ),
-            thousands(rest.iter().map(|wakeups| wakeups.count).sum()),
+            thousands(rest.iter().map(|wakeups| wakeups.count).saturating_sum()),
         ]);
     }
     Some(table.render())

@@ -1,8 +1,9 @@
 //! Where the time went: on the CPU, off it, and thread by thread.
 
-use super::layout::{Columns, bar, sparkline};
-use crate::analyze::result::{Distribution, OnCpu, Report};
+use super::layout::{Columns, bar, sparkline, wrapped};
+use crate::analyze::result::{Distribution, OnCpu, Report, Throttling};
 use crate::report::printable;
+use crate::sums::{SaturatingSum, add};
 use crate::units::{duration, significant, thousands};
 
 /// Threads shown one by one; the rest is summed up.
@@ -66,6 +67,99 @@ pub(super) fn latencies(report: &Report) -> String {
     table.render()
 }
 
+/// Open intervals shown one by one.
+const OPEN_SHOWN: usize = 6;
+
+/// The threads that were off the CPU when the recording ended, with their time so far and where they were.
+pub(super) fn open_intervals(report: &Report) -> Option<String> {
+    let open = &report.open_intervals;
+    let (shown, rest) = open.split_at(open.len().min(OPEN_SHOWN));
+    if shown.is_empty() {
+        return None;
+    }
+    let mut table = Columns::new(&["Still off the CPU", "tid", "class", "so far"]);
+    for interval in shown {
+        // The innermost functions of the program say where it is; the rest is in the JSON.
+        let names = [&interval.thread].into_iter().chain(interval.task.as_ref());
+        let place: Vec<String> = names
+            .map(|name| printable(name))
+            .chain(interval.stack.iter().map(|name| printable(name)))
+            .collect();
+        table.row([
+            place.join(";"),
+            interval.tid.to_string(),
+            interval.class.in_words().to_owned(),
+            duration(interval.off_ns),
+        ]);
+    }
+    if !rest.is_empty() {
+        table.row([
+            format!("{} more", thousands(rest.len() as u64)),
+            String::new(),
+            String::new(),
+            duration(rest.iter().map(|interval| interval.off_ns).fold(0, u64::saturating_add)),
+        ]);
+    }
+    Some(table.render())
+}
+
+/// What quotas and freezers of the target's cgroups did; `None` if that is nothing.
+pub(super) fn cgroups(report: &Report) -> Option<String> {
+    let mut sentences = Vec::new();
+    if let Some(throttling) = &report.throttling {
+        sentences.extend(quotas_in_words(throttling, run_queue_ns(report)));
+    }
+    for path in report.frozen_cgroups.iter().flatten() {
+        sentences.push(format!(
+            "The cgroup {} was frozen meanwhile. A thread that was running then is stopped; of one that slept, its sleep goes on.",
+            printable(path)
+        ));
+    }
+    let lines: Vec<String> = sentences.iter().flat_map(|sentence| wrapped(sentence, 2)).collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+/// Run-queue time of the run whose threads are reported.
+fn run_queue_ns(report: &Report) -> u64 {
+    let threads = report.threads.iter();
+    threads.fold(0, |ns, thread| ns.saturating_add(thread.run_queue_ns))
+}
+
+/// What quotas did, and which part of the run-queue time that is.
+fn quotas_in_words(throttling: &Throttling, run_queue_ns: u64) -> Vec<String> {
+    let throttled = throttling
+        .cgroups
+        .iter()
+        .flatten()
+        .filter(|of| of.throttled_periods > 0);
+    let mut sentences: Vec<String> = throttled
+        .map(|of| {
+            format!(
+                "The CPU quota of the cgroup {} throttled it in {} of {} periods, for {}.",
+                printable(&of.path),
+                thousands(of.throttled_periods),
+                thousands(of.periods),
+                duration(of.throttled_ns)
+            )
+        })
+        .collect();
+    match throttling.thread_ns {
+        Some(0) if sentences.is_empty() => {}
+        Some(0) => sentences.push("No thread of the target was kept off the CPU by that.".to_owned()),
+        Some(ns) => sentences.push(format!(
+            "A cgroup's CPU quota kept threads off the CPU for {} of the {} of run queue: they waited for the quota, and not for a CPU.",
+            duration(ns),
+            duration(run_queue_ns)
+        )),
+        None if sentences.is_empty() => {}
+        None => sentences.push(format!(
+            "How much of the {} of run queue is that quota, and not a wait for a CPU, this kernel does not say.",
+            duration(run_queue_ns)
+        )),
+    }
+    sentences
+}
+
 /// Which powers of ten the pictures show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Scale {
@@ -113,7 +207,7 @@ impl Scale {
         for &(ns, count) in &distribution.buckets {
             let place = decade(ns).saturating_sub(self.first) as usize;
             if let Some(sum) = counts.get_mut(place) {
-                *sum += count;
+                add(sum, count);
             }
         }
         sparkline(&counts)
@@ -153,6 +247,19 @@ pub(super) fn threads(report: &Report) -> String {
     busiest.sort_by_key(|thread| (std::cmp::Reverse(thread.voluntary + thread.involuntary), thread.tid));
     let (shown, rest) = busiest.split_at(busiest.len().min(THREADS_SHOWN));
     for thread in shown {
+        if let (true, Some(state)) = (thread.is_silent(), thread.state) {
+            let none = || "–".to_owned();
+            table.row([
+                printable(&thread.name),
+                thread.tid.to_string(),
+                thousands(0),
+                thousands(0),
+                none(),
+                none(),
+                state.in_words().to_owned(),
+            ]);
+            continue;
+        }
         table.row([
             printable(&thread.name),
             thread.tid.to_string(),
@@ -164,8 +271,9 @@ pub(super) fn threads(report: &Report) -> String {
         ]);
     }
     if !rest.is_empty() {
-        let sum =
-            |field: fn(&crate::analyze::result::Thread) -> u64| rest.iter().map(|thread| field(thread)).sum::<u64>();
+        let sum = |field: fn(&crate::analyze::result::Thread) -> u64| {
+            rest.iter().map(|thread| field(thread)).saturating_sum()
+        };
         table.row([
             format!("{} more", thousands(rest.len() as u64)),
             String::new(),

@@ -293,7 +293,10 @@ impl Bench<'_> {
             if self.place.interrupts.any_seen() {
                 return Ok(Go::Interrupted);
             }
-            run.symbols = symbols::resolve(&run.aggregates, &run.samples);
+            run.symbols = symbols::resolve_until(&run.aggregates, &run.samples, Some(self.place.interrupts.fd()));
+            if self.place.interrupts.take().is_some() {
+                return Ok(Go::Interrupted);
+            }
             asleep.push(Asleep::of(&run, messages(outcome)));
         }
         let stage = self.effort.budget.begin();
@@ -345,7 +348,9 @@ impl Bench<'_> {
         let mut replay = Replay::telling((Budget::of(window), Samples::default()));
         replay.events(events);
         let (budget, samples) = replay.into_intervals();
-        run.symbols = symbols::resolve(&run.aggregates, &samples);
+        run.symbols = symbols::resolve_until(&run.aggregates, &samples, Some(self.place.interrupts.fd()));
+        // The caller asks whether there was one.
+        let _ = self.place.interrupts.take();
         run.samples = samples;
         Ok(Account::of(&run, &budget, window, messages(outcome), asleep))
     }

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use crate::target::environment::Environment;
 use crate::target::launch::{Command, Suspended};
 use crate::target::search::find_program;
 use crate::target::user::Invoker;
+use crate::terminal::data_output;
 use crate::trace::run::Run;
 use crate::workload::{Outcome, Spec};
 
@@ -288,7 +289,11 @@ struct Silence(OwnedFd);
 
 impl Silence {
     fn begin() -> Result<Self> {
-        let duplicate = nix::unistd::dup(std::io::stdout()).map_err(Error::errno("dup"))?;
+        // No command may inherit it: whoever reads from the standard output would wait for that command's end.
+        let duplicate = data_output()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(Error::system("duplicating standard output"))?;
         let nowhere = File::options()
             .write(true)
             .open("/dev/null")

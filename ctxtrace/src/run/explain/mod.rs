@@ -26,6 +26,7 @@ use crate::analyze::explain::result::NotTried;
 use crate::capture::{Kernel, preflight};
 use crate::cli::comparison::{Cases, ExplainSettings};
 use crate::error::{Error, Result, status};
+use crate::report::output::OutputAccess;
 use crate::report::{differential, explain as report, json};
 use crate::target::user::invoker;
 use crate::workload::Spec;
@@ -38,8 +39,8 @@ use crate::workload::pin::allowed_cpus;
 /// If tracing is not possible here, if a case cannot be run or fails, or if an output cannot be written.
 pub fn run(settings: &ExplainSettings) -> Result<u8> {
     preflight::check()?;
-    let user = invoker();
-    let outputs = comparison::Outputs::open(&settings.outputs, user.as_ref())?;
+    let user = invoker()?;
+    let outputs = comparison::Outputs::open(&settings.outputs, &OutputAccess::new(user.as_ref()))?;
     let kernel = Kernel::discover()?;
     let interrupts = Interrupts::catch()?;
     let place = Place {
@@ -55,7 +56,7 @@ pub fn run(settings: &ExplainSettings) -> Result<u8> {
         Some((base, subject)) => (&base.stacks, &subject.stacks),
         None => (&none, &none),
     };
-    let written = outputs.write(&Comparison {
+    let (written, mut failed) = outputs.write(&Comparison {
         json: &json::render(&answer)?,
         markdown: &report::markdown(&answer),
         on_cpu: (&on_cpu.0, &on_cpu.1),
@@ -66,9 +67,11 @@ pub fn run(settings: &ExplainSettings) -> Result<u8> {
             base: &answer.base.name,
             subject: &answer.subject.name,
         },
-    })?;
-    outputs::print(settings.outputs.table_to_stderr, |style| report::render(&answer, style))?;
+    });
+    let printed = outputs::print(settings.outputs.table_to_stderr, |style| report::render(&answer, style));
     written.tell();
+    failed.extend(printed.err());
+    Error::all(failed)?;
     Ok(if interrupts.any_seen() {
         status::INTERRUPTED
     } else if answer.complete {

@@ -2,10 +2,8 @@
 
 use std::borrow::Cow;
 use std::io::Read;
-use std::path::Path;
 
-use flate2::{Decompress, FlushDecompress};
-use memmap2::Mmap;
+use flate2::bufread::ZlibDecoder;
 use object::elf::{
     EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PF_W, PT_LOAD, PT_TLS, SHN_UNDEF, STB_LOCAL, STT_FUNC, STT_OBJECT,
     STT_TLS, Sym64,
@@ -14,8 +12,10 @@ use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, SectionHeader, Sym
 use object::{CompressionFormat, LittleEndian, Object, ObjectSection};
 use ruzstd::decoding::StreamingDecoder;
 
-/// Most bytes of a debug section once decompressed.
-const MAX_SECTION_BYTES: u64 = 2 << 30;
+use super::budget::Budget;
+
+/// Bytes that are decompressed between two looks at the clock.
+const PIECE_BYTES: usize = 1 << 20;
 /// Most bytes searched of what is loaded; segments that overlap would make more of them than the file has.
 const MAX_LOADED_BYTES: usize = 1 << 30;
 /// Longest name of a symbol that is looked at, bytes.
@@ -25,28 +25,8 @@ const MAX_CANDIDATES: usize = 1_000;
 
 type Symbols<'a> = SymbolTable<'a, FileHeader64<LittleEndian>>;
 
-/// A file, mapped.
-pub(super) struct File {
-    map: Mmap,
-}
-
-impl File {
-    /// Opens what is a file, not a device or a pipe.
-    pub(super) fn open(path: &Path) -> Option<Self> {
-        let file = std::fs::metadata(path)
-            .ok()
-            .filter(std::fs::Metadata::is_file)
-            .and_then(|_| std::fs::File::open(path).ok())?;
-        // SAFETY: the mapping is private and only read, as bytes. Who shortens a file that is being executed is refused
-        // by the kernel (ETXTBSY); who changes it otherwise changes bytes, and no value of a byte is invalid.
-        let map = unsafe { Mmap::map(&file) }.ok()?;
-        Some(Self { map })
-    }
-
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.map
-    }
-}
+/// Bytes at the beginning of a file that say what it is.
+pub(super) const HEADER_BYTES: usize = 20;
 
 /// What a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +43,10 @@ pub(super) enum Kind {
 pub(super) fn kind(bytes: &[u8]) -> Kind {
     const CLASS_64: u8 = 2;
     const LITTLE: u8 = 1;
-    let Some(header) = bytes.get(..20).filter(|header| header.starts_with(b"\x7fELF")) else {
+    let Some(header) = bytes
+        .get(..HEADER_BYTES)
+        .filter(|header| header.starts_with(b"\x7fELF"))
+    else {
         return Kind::NotElf;
     };
     let machine = u16::from_le_bytes([header[18], header[19]]);
@@ -95,11 +78,14 @@ pub(super) struct DebugSections<'a> {
     pub(super) str: Cow<'a, [u8]>,
     pub(super) line_str: Cow<'a, [u8]>,
     pub(super) str_offsets: Cow<'a, [u8]>,
+    /// Every section that the file has is here: none was beyond the budget, or damaged.
+    pub(super) is_whole: bool,
 }
 
 /// An ELF file for x86-64.
 pub(super) struct Elf<'a> {
     file: ElfFile64<'a, LittleEndian>,
+    budget: Budget,
 }
 
 impl<'a> Elf<'a> {
@@ -107,7 +93,15 @@ impl<'a> Elf<'a> {
         let file = ElfFile64::<LittleEndian>::parse(bytes).ok()?;
         // An object file's symbols are relative to sections, so they say nothing; a core file has none.
         let linked = matches!(file.elf_header().e_type(LittleEndian), ET_EXEC | ET_DYN);
-        linked.then_some(Self { file })
+        linked.then(|| Self {
+            file,
+            budget: Budget::new(),
+        })
+    }
+
+    /// What reading this file may still take.
+    pub(super) fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// The thread-locals that are defined here and whose readable names are `wanted`, by their offset.
@@ -258,23 +252,29 @@ impl<'a> Elf<'a> {
 
     /// What DWARF there is, decompressed.
     pub(super) fn debug_sections(&self) -> DebugSections<'a> {
-        let section = |name| self.section(name).unwrap_or_default();
+        let mut is_whole = true;
+        let mut section = |name| {
+            let section = self.section(name);
+            is_whole &= section.is_some() || !self.has_section(name);
+            section.unwrap_or_default()
+        };
         DebugSections {
             info: section(".debug_info"),
             abbrev: section(".debug_abbrev"),
             str: section(".debug_str"),
             line_str: section(".debug_line_str"),
             str_offsets: section(".debug_str_offsets"),
+            is_whole,
         }
     }
 
-    /// The bytes of the section of this name, decompressed.
+    /// The bytes of the section of this name, decompressed; `None` if there is none, or if it is beyond the budget.
     pub(super) fn section(&self, name: &str) -> Option<Cow<'a, [u8]>> {
         let data = self.file.section_by_name(name)?.compressed_data().ok()?;
         if data.format == CompressionFormat::None {
             return Some(Cow::Borrowed(data.data));
         }
-        decompress(data.format, data.data, data.uncompressed_size).map(Cow::Owned)
+        decompress(data.format, data.data, data.uncompressed_size, &self.budget).map(Cow::Owned)
     }
 }
 
@@ -286,30 +286,39 @@ fn name_at(strings: &[u8], offset: u32) -> Option<&str> {
 }
 
 /// The bytes, if they are as many as promised.
-fn decompress(format: CompressionFormat, bytes: &[u8], size: u64) -> Option<Vec<u8>> {
-    if size > MAX_SECTION_BYTES {
+fn decompress(format: CompressionFormat, bytes: &[u8], size: u64, budget: &Budget) -> Option<Vec<u8>> {
+    if !budget.take_bytes(size) {
         return None;
     }
     let length = usize::try_from(size).ok()?;
     let mut out = Vec::new();
+    out.try_reserve_exact(length).ok()?;
     match format {
-        CompressionFormat::Zlib => {
-            out.try_reserve_exact(length).ok()?;
-            // It fills the space that is reserved, and asks for no more.
-            Decompress::new(true)
-                .decompress_vec(bytes, &mut out, FlushDecompress::Finish)
-                .ok()?;
-        }
+        CompressionFormat::Zlib => read_piecewise(&mut ZlibDecoder::new(bytes), &mut out, length, budget)?,
         CompressionFormat::Zstandard => {
             // lld compresses a section in pieces, each of them a frame.
             let mut input = bytes;
             while !input.is_empty() && out.len() < length {
-                let rest = (length - out.len()) as u64;
-                let decoder = StreamingDecoder::new(&mut input).ok()?;
-                decoder.take(rest).read_to_end(&mut out).ok()?;
+                let mut decoder = StreamingDecoder::new(&mut input).ok()?;
+                read_piecewise(&mut decoder, &mut out, length, budget)?;
             }
         }
         _ => return None,
     }
     (out.len() == length).then_some(out)
+}
+
+/// Reads to the end, or until there are `length` bytes; `None` if the time is over before that.
+fn read_piecewise(from: &mut impl Read, out: &mut Vec<u8>, length: usize, budget: &Budget) -> Option<()> {
+    while out.len() < length {
+        let wanted = (length - out.len()).min(PIECE_BYTES);
+        let read = from.by_ref().take(wanted as u64).read_to_end(out).ok()?;
+        if read < wanted {
+            return Some(());
+        }
+        if budget.is_out_of_time() {
+            return None;
+        }
+    }
+    Some(())
 }

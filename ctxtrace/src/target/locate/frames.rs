@@ -8,6 +8,7 @@
 //! Go writes no such section, and keeps frame pointers in all that it compiles.
 
 use gimli::{BaseAddresses, CallFrameInstruction, CieOrFde, EhFrame, LittleEndian, UnwindSection, X86_64};
+use serde::{Deserialize, Serialize};
 
 /// Functions of fewer bytes are not counted: stubs, and what calls nothing.
 const LEAST_BYTES: u64 = 32;
@@ -16,7 +17,7 @@ const LEAST_BYTES: u64 = 32;
 const MOST: u64 = 200_000;
 
 /// How many functions there are, and how many of them keep a frame pointer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frames {
     /// Those looked at.
     pub functions: u64,

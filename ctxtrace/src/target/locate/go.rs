@@ -9,7 +9,7 @@
 use ctxtrace_common::locator::{GoLayout, Reason};
 
 use super::buildinfo;
-use super::elf::{Elf, ThreadLocal};
+use super::elf::{DebugSections, Elf, ThreadLocal};
 use super::types::{Missing, Place, Types, Value};
 
 /// The bytes of `g` in the thread-local segment.
@@ -72,14 +72,9 @@ pub(super) fn locate(elf: &Elf<'_>, version: Option<&str>) -> Sought {
         Err(reason) => return Sought::Unknown(reason, Some("the thread-local runtime.tlsg".into())),
     };
     let sections = elf.debug_sections();
-    let types = Types::new(&sections);
-    let by_types = match types.structure("runtime.g", "runtime") {
-        Ok(Some(g)) => match fields(&types, g) {
-            Ok(fields) => Some(fields),
-            Err(Missing(what)) => return Sought::Unknown(Reason::GoUnknownLayout, Some(what)),
-        },
-        // Types that cannot be read are as good as none.
-        Ok(None) | Err(_) => None,
+    let by_types = match by_types(&sections, elf) {
+        Ok(fields) => fields,
+        Err(Missing(what)) => return Sought::Unknown(Reason::GoUnknownLayout, Some(what)),
     };
     match by_types.or_else(|| version.and_then(of_version)) {
         Some([goid, m, curg, startpc]) => Sought::Layout(GoLayout {
@@ -93,6 +88,17 @@ pub(super) fn locate(elf: &Elf<'_>, version: Option<&str>) -> Sought {
             Reason::GoVersion,
             Some(version.map_or_else(|| "it does not say which".to_owned(), |version| format!("Go {version}"))),
         ),
+    }
+}
+
+/// The offsets by the types; `None` if there are none, or none that can be read.
+fn by_types(sections: &DebugSections<'_>, elf: &Elf<'_>) -> Result<Option<[u32; 4]>, Missing> {
+    let Ok(types) = Types::new(sections, elf.budget()) else {
+        return Ok(None);
+    };
+    match types.structure("runtime.g", "runtime") {
+        Ok(Some(g)) => fields(&types, g).map(Some),
+        Ok(None) | Err(_) => Ok(None),
     }
 }
 

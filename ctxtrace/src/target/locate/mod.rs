@@ -1,22 +1,27 @@
-//! Where an executable keeps what its threads are doing: a path in, a [`Locator`] out.
+//! Where an executable keeps what its threads are doing: its bytes in, a [`Locator`] out.
 //!
+//! * `budget`: how many bytes, entries and seconds one examination may take.
 //! * `elf`: the thread-locals of an executable, their distance below the thread pointer, its sections.
 //! * `signs`: whether there is tokio inside, by the strings that stay when the symbols have gone.
 //! * `types`: the few questions that are asked of DWARF.
 //! * `tokio`: the layout of tokio's thread-local, walked by names.
 //! * `go`: where a Go program has its goroutines, by its types or by its version.
 //! * `buildinfo`: what Go it was built with.
+//! * `role`: whether it is a program, or the loader that starts programs.
 //! * `frames`: whether its functions keep a frame pointer.
 //!
 //! What a release of tokio or of Rust's `std` looks like is nowhere assumed: every offset, size and discriminant comes from
 //! the type information of the program itself, and what is not found there by its name is said to be missing. Nothing here
-//! looks at a process. The files are anybody's, so all of them may lie: reading is bounded by steps and by time, and what
-//! contradicts itself is a [`Reason`], never a panic.
+//! looks at a process. The files are anybody's, so all of them may lie: reading has one budget of bytes, entries and time for
+//! everything in a file, and what contradicts itself is a [`Reason`], never a panic. [`crate::reader`] calls this in a process
+//! without privileges.
 
+mod budget;
 mod buildinfo;
 mod elf;
 mod frames;
 mod go;
+mod role;
 mod signs;
 #[cfg(test)]
 mod synthetic;
@@ -25,6 +30,8 @@ mod tests;
 mod tokio;
 mod types;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use ctxtrace_abi::ThreadState;
@@ -32,8 +39,10 @@ use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Locator, Reason};
 
 use serde::{Deserialize, Serialize};
 
-use elf::{Elf, File, Kind, ThreadLocal};
+use super::held::MissingFile;
+use elf::{Elf, HEADER_BYTES, Kind, ThreadLocal};
 pub use frames::Frames;
+pub use role::{LinkRole, link_role};
 use tokio::Sought;
 
 /// What was found in an executable.
@@ -53,10 +62,31 @@ pub struct Found {
 }
 
 impl Found {
+    /// An executable that could not be read, for this reason.
+    pub(crate) fn unreadable(reason: String) -> Self {
+        Self {
+            detail: Some(reason),
+            ..Self::because(Reason::Unreadable)
+        }
+    }
+
     fn because(reason: Reason) -> Self {
         let mut found = Self::default();
         found.locator.reason = reason as u32;
         found
+    }
+
+    /// Of a file that was mapped and could not be opened in time.
+    pub(super) fn missing(path: &Path, why: MissingFile) -> Self {
+        let reason = match why {
+            MissingFile::Replaced | MissingFile::Deleted | MissingFile::Changed => Reason::Replaced,
+            MissingFile::TooMany | MissingFile::OutOfReach => Reason::Unreadable,
+        };
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        Self {
+            detail: Some(format!("{name} {}", why.in_words())),
+            ..Self::because(reason)
+        }
     }
 
     /// Why tasks cannot be found; [`Reason::None`] if they can, or if there are none.
@@ -73,20 +103,11 @@ impl Found {
     }
 }
 
-/// Looks for the probe, for tokio and for Go in an executable.
-#[must_use]
-pub fn examine(path: &Path) -> Found {
-    File::open(path).map_or_else(
-        || Found::because(Reason::Unreadable),
-        |file| examine_bytes(file.bytes()),
-    )
-}
-
 /// What a file is, for who wants to know why something is found in it or not.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Look {
-    /// It cannot be opened, or is no plain file.
-    Unreadable,
+    /// It cannot be read, for this reason.
+    Unreadable(String),
     /// No program, but perhaps a script.
     NotElf,
     /// A program for another machine, or for x32.
@@ -96,7 +117,7 @@ pub enum Look {
 }
 
 /// What an executable has in it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parts {
     /// Whether there are symbols of its own functions, which `strip` takes away.
     pub symbols: bool,
@@ -110,15 +131,11 @@ pub struct Parts {
 
 /// Looks at what kind of file it is, and at what helps in finding tasks and naming functions.
 #[must_use]
-pub fn look(path: &Path) -> Look {
-    let Some(file) = File::open(path) else {
-        return Look::Unreadable;
-    };
-    let bytes = file.bytes();
+pub fn look_at_bytes(bytes: &[u8]) -> Look {
     match elf::kind(bytes) {
         Kind::NotElf => Look::NotElf,
         Kind::Foreign => Look::Foreign,
-        Kind::X86_64 => Elf::parse(bytes).map_or(Look::Unreadable, |elf| {
+        Kind::X86_64 => Elf::parse(bytes).map_or_else(unlinked, |elf| {
             let frames = elf
                 .unwind_section()
                 .map(|(section, address)| frames::count(&section, address))
@@ -133,19 +150,21 @@ pub fn look(path: &Path) -> Look {
     }
 }
 
+fn unlinked() -> Look {
+    Look::Unreadable("its ELF headers are not those of a program or library".to_owned())
+}
+
 /// Whether a file is an ELF object. A script is none: what runs is its interpreter.
 #[must_use]
-pub fn is_elf(path: &Path) -> bool {
-    File::open(path).is_some_and(|file| !matches!(elf::kind(file.bytes()), Kind::NotElf))
+pub fn is_elf(file: &File) -> bool {
+    let mut header = [0; HEADER_BYTES];
+    file.read_exact_at(&mut header, 0)
+        .is_ok_and(|()| !matches!(elf::kind(&header), Kind::NotElf))
 }
 
 /// Whether there is tokio's runtime in a file: for shared objects, whose thread-locals lie at no fixed place.
 #[must_use]
-pub fn mentions_tokio(path: &Path) -> bool {
-    let Some(file) = File::open(path) else {
-        return false;
-    };
-    let bytes = file.bytes();
+pub fn mentions_tokio(bytes: &[u8]) -> bool {
     match elf::kind(bytes) {
         Kind::NotElf => false,
         Kind::Foreign => signs::in_bytes(bytes),
@@ -158,11 +177,7 @@ pub fn mentions_tokio(path: &Path) -> bool {
 
 /// Whether there is Go's runtime in a file: likewise.
 #[must_use]
-pub fn mentions_go(path: &Path) -> bool {
-    let Some(file) = File::open(path) else {
-        return false;
-    };
-    let bytes = file.bytes();
+pub fn mentions_go(bytes: &[u8]) -> bool {
     match elf::kind(bytes) {
         Kind::NotElf => false,
         Kind::Foreign => go::is_go_for_another_machine(bytes),
@@ -212,7 +227,12 @@ pub fn in_words(reason: Reason) -> &'static str {
         }
         Reason::Overwritten => "where the current task should be there is what cannot be; the program wrote over it",
         Reason::Unreadable => {
-            "the executable could not be read; run ctxtrace where the program's file can be reached, and as root"
+            "the executable could not be read: it is damaged, or no way led to its file while it ran; start the program under \
+             ctxtrace, where its file can be opened"
+        }
+        Reason::Replaced => {
+            "the executable was replaced or deleted before it could be opened; leave the file in place until the program is \
+             being recorded"
         }
         Reason::GoVersion => {
             "the program is of a Go version that is not in ctxtrace's table, and has no types that would say the same; \
@@ -229,7 +249,7 @@ pub fn in_words(reason: Reason) -> &'static str {
     }
 }
 
-/// The same of a file that was read.
+/// Looks for the probe, for tokio and for Go in the bytes of an executable.
 #[must_use]
 pub fn examine_bytes(bytes: &[u8]) -> Found {
     match elf::kind(bytes) {
@@ -353,7 +373,7 @@ fn locate_tokio(elf: &Elf<'_>, context: &ThreadLocal<'_>, found: &mut Found) -> 
         return Sought::Unknown("a TLS segment around CONTEXT".into());
     };
     let sections = elf.debug_sections();
-    let (sought, version) = tokio::locate(&sections, context, below_tp);
+    let (sought, version) = tokio::locate(&sections, elf.budget(), context, below_tp);
     found.tokio_version = version;
     sought
 }

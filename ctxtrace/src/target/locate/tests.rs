@@ -1,7 +1,7 @@
 //! Executables as they are and as they should not be.
 
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::Path;
 
 use ctxtrace_common::locator::{Doing, Field, GoLayout, MAX_CONTEXT_BYTES, ROOT_TASK, TOKIO_TASK, TokioLayout};
 
@@ -9,8 +9,12 @@ use super::buildinfo::tests::{inline, pointers};
 use super::synthetic::{CONTEXT, CONTEXT_BYTES, Info, Program, SLOT, Tls};
 use super::*;
 
-fn own() -> PathBuf {
-    std::env::current_exe().expect("a test has an executable")
+fn own() -> Vec<u8> {
+    std::fs::read("/proc/self/exe").expect("a test has an executable")
+}
+
+fn bin_true() -> Vec<u8> {
+    std::fs::read("/bin/true").expect("a program without a runtime")
 }
 
 fn field(special: u64, offset: u32, size: u32) -> Field {
@@ -38,7 +42,7 @@ fn layout() -> TokioLayout {
 fn doing(layout: &TokioLayout) -> Doing {
     // SAFETY: it has no preconditions. On x86-64 Linux what it returns is the thread pointer.
     let thread_pointer = unsafe { libc::pthread_self() };
-    let memory = std::fs::File::open("/proc/self/mem").expect("a process may read itself");
+    let memory = File::open("/proc/self/mem").expect("a process may read itself");
     let mut bytes = [0; MAX_CONTEXT_BYTES];
     memory
         .read_exact_at(&mut bytes[..layout.size as usize], thread_pointer - layout.below_tp)
@@ -48,7 +52,7 @@ fn doing(layout: &TokioLayout) -> Doing {
 
 #[test]
 fn this_programs_own_tasks_are_found_where_they_are() {
-    let found = examine(&own());
+    let found = examine_bytes(&own());
     if found.reason() == Reason::NoTypeInfo && !cfg!(debug_assertions) {
         return;
     }
@@ -89,24 +93,23 @@ fn this_programs_own_tasks_are_found_where_they_are() {
 
 #[test]
 fn what_is_no_executable_is_unreadable() {
-    for path in ["/etc/passwd", "/etc", "/dev/null", "/nowhere"] {
-        assert_eq!(examine(Path::new(path)), Found::because(Reason::Unreadable), "{path}");
-        assert!(!mentions_tokio(Path::new(path)), "{path}");
+    for bytes in [&b""[..], b"root:x:0:0:root:/root:/bin/sh", b"\x7fELF"] {
+        assert_eq!(examine_bytes(bytes), Found::because(Reason::Unreadable));
+        assert!(!mentions_tokio(bytes));
     }
-    let text = tempfile::NamedTempFile::new().expect("a temporary file");
-    assert_eq!(examine(text.path()), Found::because(Reason::Unreadable));
 }
 
 #[test]
 fn a_script_is_no_elf() {
-    assert!(is_elf(Path::new("/bin/true")));
-    assert!(!is_elf(Path::new("/etc/passwd")));
-    assert!(!is_elf(Path::new("/nowhere")));
+    let open = |path| File::open(path).expect("a file of every system");
+    assert!(is_elf(&open("/bin/true")));
+    assert!(!is_elf(&open("/etc/passwd")));
+    assert!(!is_elf(&open("/etc")));
 }
 
 #[test]
 fn a_program_without_tokio_has_nothing_to_find() {
-    let found = examine(Path::new("/bin/true"));
+    let found = examine_bytes(&bin_true());
     // Distributions have one in every program.
     let build_id = found.build_id.clone().expect("a build id");
     assert!(
@@ -120,7 +123,7 @@ fn a_program_without_tokio_has_nothing_to_find() {
         },
         Found::default()
     );
-    assert!(!mentions_tokio(Path::new("/bin/true")));
+    assert!(!mentions_tokio(&bin_true()));
 }
 
 #[test]
@@ -131,10 +134,7 @@ fn a_layout_is_read_from_the_types() {
     assert_eq!(found.locator.tokio, layout());
     assert_eq!((found.reason(), found.locator.flags), (Reason::None, HAS_TOKIO));
     assert_eq!(found.tokio_version.as_deref(), Some("1.54.1"));
-    let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    std::fs::write(file.path(), program.bytes()).expect("a temporary file can be written");
-    assert_eq!(examine(file.path()), found);
-    assert!(mentions_tokio(file.path()));
+    assert!(mentions_tokio(&program.bytes()));
 }
 
 #[test]
@@ -344,10 +344,9 @@ fn go_and_tokio_are_told_apart_and_may_be_together() {
         (found.locator.flags, found.reason()),
         (HAS_TOKIO | HAS_GO, Reason::None)
     );
-    let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    std::fs::write(file.path(), Program::of_go(None, vec![]).bytes()).expect("a temporary file can be written");
-    assert!(mentions_go(file.path()) && !mentions_tokio(file.path()));
-    assert!(!mentions_go(&own()) && !mentions_go(Path::new("/bin/true")));
+    let bytes = Program::of_go(None, vec![]).bytes();
+    assert!(mentions_go(&bytes) && !mentions_tokio(&bytes));
+    assert!(!mentions_go(&own()) && !mentions_go(&bin_true()));
 }
 
 #[test]

@@ -16,9 +16,10 @@
 use ctxtrace_common::locator::{Field, MAX_CONTEXT_BYTES, TokioLayout};
 use memchr::memmem;
 
+use super::budget::Budget;
 use super::elf::{DebugSections, ThreadLocal};
 use super::signs;
-use super::types::{Discriminant, Missing, Place, Types, Value};
+use super::types::{Discriminant, Missing, Place, Types, Value, too_much};
 
 /// Types that are only there to wrap another, nested at most.
 const MAX_WRAPPERS: usize = 8;
@@ -43,15 +44,25 @@ pub(super) fn is_context(name: &str) -> bool {
 /// The layout of the thread-local, and the release of tokio if the type information names it.
 pub(super) fn locate(
     sections: &DebugSections<'_>,
+    budget: &Budget,
     context: &ThreadLocal<'_>,
     below_tp: u64,
 ) -> (Sought, Option<String>) {
     // Line tables alone are large too, and do not name a variable: no need to read them.
     let symbol = context.mangled.as_bytes();
     if memmem::find(&sections.str, symbol).is_none() && memmem::find(&sections.info, symbol).is_none() {
-        return (Sought::NoTypes, None);
+        // What is left out for its size may have the types.
+        let sought = if sections.is_whole {
+            Sought::NoTypes
+        } else {
+            Sought::Unknown(too_much().0)
+        };
+        return (sought, None);
     }
-    let types = Types::new(sections);
+    let types = match Types::new(sections, budget) {
+        Ok(types) => types,
+        Err(Missing(what)) => return (Sought::Unknown(what), None),
+    };
     match types.variable(context.mangled, "tokio") {
         Ok(Some((place, unit))) => {
             let sought = layout(&types, place, context.size, below_tp);

@@ -4,9 +4,8 @@
 //! of its own, which in `Option<NonZeroU64>` is the number itself and in `Option<Handle>` the handle's discriminant; each
 //! variant but the one that uses the space otherwise says which value stands for it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
 use gimli::{
     Abbreviations, AttributeValue, DebugAbbrev, DebugAbbrevOffset, DebugInfo, DebugInfoOffset, DebugLineStr, DebugStr,
@@ -14,15 +13,14 @@ use gimli::{
     constants,
 };
 
+use super::budget::Budget;
 use super::elf::DebugSections;
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 type Entry<'a> = DebuggingInformationEntry<Bytes<'a>>;
 
-/// Most entries read. A program of 100 MB has some 20 million in all, and a few hundred thousand of tokio's.
-const MAX_STEPS: u64 = 100_000_000;
-/// Most time spent: the lists of abbreviations are not counted in steps.
-const MAX_TIME: Duration = Duration::from_secs(5);
+/// Most units: their headers are kept. A browser has some 50,000.
+const MAX_UNITS: usize = 1 << 20;
 /// Names of one type, one for another, at most.
 const MAX_NAMES: usize = 8;
 /// Most children of one entry.
@@ -84,28 +82,32 @@ pub(super) struct Types<'a> {
     headers: Vec<UnitHeader<Bytes<'a>>>,
     /// The list read last: after LTO all units have the same, otherwise a type's neighbours are in the same unit.
     abbreviations: RefCell<Option<(DebugAbbrevOffset, Rc<Abbreviations>)>>,
-    steps: Cell<u64>,
-    began: Instant,
+    budget: &'a Budget,
 }
 
 impl<'a> Types<'a> {
-    pub(super) fn new(sections: &'a DebugSections<'_>) -> Self {
+    /// Reads the headers of all units.
+    ///
+    /// Fails if there are more than one examination may take.
+    pub(super) fn new(sections: &'a DebugSections<'_>, budget: &'a Budget) -> Result<Self, Missing> {
         let mut headers = Vec::new();
         let info = DebugInfo::new(&sections.info, LittleEndian);
         let mut units = info.units();
         while let Ok(Some(header)) = units.next() {
+            if headers.len() == MAX_UNITS || !budget.take_entry() {
+                return Err(too_much());
+            }
             headers.push(header);
         }
-        Self {
+        Ok(Self {
             abbrev: &sections.abbrev,
             str: DebugStr::new(&sections.str, LittleEndian),
             line_str: DebugLineStr::from(EndianSlice::new(&sections.line_str, LittleEndian)),
             str_offsets: DebugStrOffsets::from(EndianSlice::new(&sections.str_offsets, LittleEndian)),
             headers,
             abbreviations: RefCell::default(),
-            steps: Cell::new(0),
-            began: Instant::now(),
-        }
+            budget,
+        })
     }
 
     /// The type of the variable with this symbol, and the name of the unit that has it; `None` if no unit does.
@@ -499,21 +501,19 @@ impl<'a> Types<'a> {
     }
 
     fn step(&self) -> Result<(), Missing> {
-        let steps = self.steps.get() + 1;
-        self.steps.set(steps);
-        // A look at the clock costs as much as many steps.
-        if steps > MAX_STEPS || steps & 0xffff == 0 && self.is_exhausted() {
-            return Err(too_much());
+        if self.budget.take_entry() {
+            Ok(())
+        } else {
+            Err(too_much())
         }
-        Ok(())
     }
 
     fn is_exhausted(&self) -> bool {
-        self.steps.get() > MAX_STEPS || self.began.elapsed() > MAX_TIME
+        self.budget.is_exhausted()
     }
 }
 
-fn too_much() -> Missing {
+pub(super) fn too_much() -> Missing {
     Missing("DWARF of a size that can be read".into())
 }
 

@@ -3,16 +3,22 @@
 use std::io::Read;
 
 use ctxtrace_common::event::{EVENT_BYTES, Event};
+use ctxtrace_common::process::Image;
 
 use super::block::{self, Kind, Next};
-use super::room::{MOST_RUNS, Room};
+use super::room::{MOST_RUNS, Room, too_much};
 use super::{MAGIC, VERSION, VERSION_WITHOUT_DROPS};
-use crate::trace::ThreadRecord;
 use crate::trace::polls::PollBatch;
 use crate::trace::run::{Dropped, Info, Played, Run};
+use crate::trace::samples::Samples;
+use crate::trace::symbols::Symbols;
+use crate::trace::{Aggregates, ThreadRecord};
 
 /// Events that are handed over at a time.
 const EVENTS_AT_A_TIME: usize = 16_384;
+
+/// Bytes in memory for each byte of a block of polls, while it is looked at.
+const MOST_OF_A_STAMP: u64 = 4;
 
 /// What was in a file.
 #[derive(Debug)]
@@ -30,6 +36,30 @@ pub struct Saved {
     pub is_whole: bool,
     /// What is wrong with the file, from where on nothing could be read; `None` if all of it could.
     pub damage: Option<String>,
+    /// Memory that may still be made of it.
+    pub(super) room_left: u64,
+}
+
+impl Saved {
+    /// Looks whether the stacks of a run's samples, which are known when its events were played, have room with their names. Where
+    /// they have none, the run loses its samples, and the file is damaged.
+    pub fn charge_samples(&mut self) {
+        for run in &mut self.runs {
+            let places = run.samples.places().iter();
+            let bytes = places.map(|place| {
+                let (user, kernel) = (place.user_stack, place.kernel_stack);
+                run.symbols.resolved_bytes(place.image, user, kernel)
+            });
+            let bytes = bytes.fold(0, u64::saturating_add);
+            match self.room_left.checked_sub(bytes) {
+                Some(left) => self.room_left = left,
+                None => {
+                    run.samples = Samples::default();
+                    self.damage.get_or_insert_with(too_much);
+                }
+            }
+        }
+    }
 }
 
 /// Reads a capture; `events` gets those of the timeline, as they were written, in batches, with the index of the run they
@@ -88,11 +118,19 @@ fn read_wanted(
             Ok(Next::Block(Kind::End, _)) => break None,
             Ok(Next::Block(Kind::Events, bytes)) => {
                 let run = reading.runs.len();
-                if let Err(damage) = hand_over(&bytes, |batch| told(run, Told::Events(batch))) {
+                let room = &mut reading.room;
+                let handed_over = room.fits(bytes.len() as u64).and_then(|()| {
+                    hand_over(&bytes, |batch| {
+                        room.play(batch)?;
+                        told(run, Told::Events(batch));
+                        Ok(())
+                    })
+                });
+                if let Err(damage) = handed_over {
                     break Some(damage);
                 }
             }
-            Ok(Next::Block(Kind::Polls, bytes)) => match PollBatch::from_bytes(&bytes) {
+            Ok(Next::Block(Kind::Polls, bytes)) => match reading.polls(&bytes) {
                 Ok(batch) => told(reading.runs.len(), Told::Polls(&batch)),
                 Err(damage) => break Some(damage),
             },
@@ -149,6 +187,13 @@ struct Reading {
 }
 
 impl Reading {
+    fn polls(&mut self, bytes: &[u8]) -> Result<PollBatch, String> {
+        self.room.fits(MOST_OF_A_STAMP * bytes.len() as u64)?;
+        let batch = PollBatch::from_bytes(bytes)?;
+        self.room.play_polls(&batch)?;
+        Ok(batch)
+    }
+
     fn take(&mut self, kind: Kind, bytes: &[u8]) -> Result<(), String> {
         match kind {
             Kind::Info => {
@@ -168,8 +213,9 @@ impl Reading {
                 self.room.replaced(before);
             }
             Kind::Names => {
-                let symbols = self.room.decode(bytes)?;
+                let symbols: Symbols = self.room.decode(bytes)?;
                 if let Some(run) = &mut self.state {
+                    self.room.charge(resolved_bytes(&run.aggregates, &symbols))?;
                     run.symbols = symbols;
                 }
             }
@@ -179,6 +225,7 @@ impl Reading {
             Kind::EndOfRun => {
                 self.runs.extend(self.state.take());
                 self.room.hold();
+                self.room.next_run();
             }
             Kind::Dropped => {
                 self.dropped.resize(self.runs.len(), Dropped::default());
@@ -212,14 +259,38 @@ impl Reading {
                 played: self.played,
                 is_whole,
                 damage,
+                room_left: self.room.left(),
             }),
             _ => Err(format!("there is nothing in it to report: {}", why())),
         }
     }
 }
 
+/// What the stacks of all sums take once they have their names. A sum is some bytes in the file, and its stack, which it may share with
+/// many, may have any number of frames.
+fn resolved_bytes(aggregates: &Aggregates, symbols: &Symbols) -> u64 {
+    let switches = aggregates.switch_sums.iter().map(|(key, _)| {
+        let image = Image {
+            tgid: key.tgid,
+            number: key.image,
+        };
+        (image, key.user_stack, key.kernel_stack)
+    });
+    let wakers = aggregates.waker_sums.iter().map(|(key, _)| {
+        let image = Image {
+            tgid: key.from.tgid,
+            number: key.from.image,
+        };
+        (image, key.from.user_stack, key.from.kernel_stack)
+    });
+    switches
+        .chain(wakers)
+        .map(|(image, user, kernel)| symbols.resolved_bytes(image, user, kernel))
+        .fold(0, u64::saturating_add)
+}
+
 /// Hands over the events of a block, some at a time: a block may be long.
-fn hand_over(bytes: &[u8], mut events: impl FnMut(&[Event])) -> Result<(), String> {
+fn hand_over(bytes: &[u8], mut events: impl FnMut(&[Event]) -> Result<(), String>) -> Result<(), String> {
     let each = bytes.chunks_exact(EVENT_BYTES);
     if !each.remainder().is_empty() {
         return Err("a block of events ends in the middle of one".to_owned());
@@ -231,7 +302,7 @@ fn hand_over(bytes: &[u8], mut events: impl FnMut(&[Event])) -> Result<(), Strin
             some.chunks_exact(EVENT_BYTES)
                 .map(bytemuck::pod_read_unaligned::<Event>),
         );
-        events(&batch);
+        events(&batch)?;
     }
     Ok(())
 }

@@ -57,7 +57,7 @@ fn run() -> Run {
     let mut run = build::run(aggregates);
     let frame = |kind, name: &str| Frame {
         kind,
-        name: name.to_owned(),
+        name: name.into(),
     };
     run.symbols.add_user(image, 7, &[frame(FrameKind::User, "main")]);
     run.symbols.add_kernel(8, &[frame(FrameKind::Kernel, "schedule")]);
@@ -94,6 +94,7 @@ fn what_is_read_is_what_was_written() {
         played: Vec::new(),
         is_whole: true,
         damage: None,
+        room_left: 0,
     };
     assert_eq!(seen(&saved), seen(&original));
     assert!(bytes.len() < 200_000, "{} bytes are not packed", bytes.len());

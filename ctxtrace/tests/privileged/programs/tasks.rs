@@ -7,7 +7,7 @@ use std::pin::Pin as Pinned;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ctxtrace::target::locate::examine;
+use ctxtrace::target::locate::examine_bytes;
 use ctxtrace::workload::pin::{Pin, Pinning};
 use ctxtrace_probe::{runtime_thread, traced};
 use tokio::runtime::{Builder, Runtime};
@@ -20,7 +20,7 @@ pub(crate) const READS: u64 = 25;
 pub(crate) const TASKS: u64 = 64;
 /// Tasks of `crowd`.
 pub(crate) const CROWD: u64 = 600;
-/// How long `spinner` spins.
+/// How much CPU time `spinner` uses.
 const SPIN: Duration = Duration::from_millis(400);
 const SLEEP: Duration = Duration::from_millis(2);
 
@@ -53,7 +53,7 @@ pub(crate) fn run(name: &str) -> bool {
         "unconstrained" => {
             let pool = pool();
             // Until the workers have parked: by that their launch tasks become known, and others are told from them.
-            std::thread::sleep(20 * SLEEP);
+            wait_for_sleeping_workers();
             let task = pool.spawn(tokio::task::unconstrained(sleeping()));
             pool.block_on(task).expect("ended");
         }
@@ -79,6 +79,17 @@ fn pool() -> Runtime {
         .expect("a runtime")
 }
 
+fn wait_for_sleeping_workers() {
+    let tasks = || std::fs::read_dir("/proc/self/task").expect("/proc").flatten();
+    let is_awake = |stat: &String| stat.contains("(worker)") && !stat.contains(") S ");
+    let stats = || tasks().filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+    while stats().filter(|stat| stat.contains("(worker)")).count() < 2 || stats().any(|stat| is_awake(&stat)) {
+        std::thread::sleep(SLEEP);
+    }
+    // Their first sleep may have been another one than parking.
+    std::thread::sleep(20 * SLEEP);
+}
+
 fn sleep_in_poll() {
     for _ in 0..SLEEPS {
         std::thread::sleep(SLEEP);
@@ -94,15 +105,20 @@ async fn sleeping() {
 /// Two tasks that block in their polls: one sleeps, the other reads a pipe that a thread fills only now and then.
 fn blocker(with_probe: bool) {
     let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
+    // The reader says which thread is about to read, so the filler can wait until that thread sleeps.
+    let (asks, asked) = std::sync::mpsc::channel();
     let filler = std::thread::spawn(move || {
-        for _ in 0..READS {
-            std::thread::sleep(SLEEP);
+        for tid in asked {
+            while !sleeps(tid) {
+                std::thread::sleep(SLEEP);
+            }
             writer.write_all(b"x").expect("written");
         }
     });
     let reading = async move {
         let mut byte = [0];
         for _ in 0..READS {
+            asks.send(nix::unistd::gettid()).expect("the filler listens");
             reader.read_exact(&mut byte).expect("read");
             tokio::task::yield_now().await;
         }
@@ -130,6 +146,12 @@ fn blocker(with_probe: bool) {
     filler.join().expect("ended");
 }
 
+/// Whether a thread of this process sleeps.
+fn sleeps(tid: nix::unistd::Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat"));
+    stat.is_ok_and(|stat| stat.contains(") S "))
+}
+
 type Task = Pinned<Box<dyn Future<Output = ()> + Send>>;
 
 /// A task that spins while a thread of no runtime does so on the same CPU.
@@ -144,8 +166,8 @@ fn spinner() {
     });
     runtime_thread();
     one_thread().block_on(traced("spinner", async {
-        let start = Instant::now();
-        while start.elapsed() < SPIN {
+        let end = super::cpu_time() + SPIN;
+        while super::cpu_time() < end {
             std::hint::spin_loop();
         }
     }));
@@ -220,8 +242,8 @@ fn sleeper_beside_spinner() {
 
 /// A thread that writes over its own slot while it polls.
 fn scribbler() {
-    let executable = std::env::current_exe().expect("a path");
-    let below_tp = examine(&executable).locator.probe_below_tp;
+    let executable = std::fs::read("/proc/self/exe").expect("readable");
+    let below_tp = examine_bytes(&executable).locator.probe_below_tp;
     one_thread().block_on(traced("scribbler", async move {
         for n in 0..SLEEPS {
             // SAFETY: asks for the calling thread's own handle, which is its thread pointer on x86-64 Linux.

@@ -1,0 +1,244 @@
+//! What was not seen to begin or to end: threads without a switch, intervals that are open, processes that go on. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+
+use ctxtrace_common::clock::Phase;
+use ctxtrace_common::ledger::Class as Kind;
+
+use super::attribution::class;
+use super::result::{LedgerRow, OpenInterval, RunningProcess, Thread, ThreadState};
+use crate::correlate::ledger::{Entry, Ledger, entry_of};
+use crate::correlate::tasks;
+use crate::symbolize::stacks;
+use crate::target::silent::SilentThread;
+use crate::trace::run::Run;
+use crate::trace::{Aggregates, Fate, Level, ThreadRecord, name_of};
+
+/// Open intervals and their time so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct OpenSum {
+    pub(super) count: u64,
+    pub(super) ns: u64,
+}
+
+impl OpenSum {
+    fn add(&mut self, ns: u64) {
+        self.count += 1;
+        // What a capture says may be made up.
+        self.ns = self.ns.saturating_add(ns);
+    }
+}
+
+/// The time so far of all open intervals.
+pub(super) fn open_ns(aggregates: &Aggregates) -> u64 {
+    let mut sum = OpenSum::default();
+    aggregates.open.iter().for_each(|open| sum.add(open.off_ns));
+    sum.ns
+}
+
+/// The open intervals of each row of the ledger.
+fn open_by_entry(aggregates: &Aggregates) -> BTreeMap<Entry, OpenSum> {
+    let mut sums: BTreeMap<Entry, OpenSum> = BTreeMap::new();
+    for open in &aggregates.open {
+        sums.entry(entry_of(&open.key, aggregates))
+            .or_default()
+            .add(open.off_ns);
+    }
+    sums
+}
+
+/// Gives the rows of a ledger, in its order, what is open in them.
+pub(super) fn with_open(mut rows: Vec<LedgerRow>, aggregates: &Aggregates, ledger: &Ledger) -> Vec<LedgerRow> {
+    let open = open_by_entry(aggregates);
+    for (row, entry) in rows.iter_mut().zip(ledger.rows.keys()) {
+        let sum = open.get(entry).copied().unwrap_or_default();
+        (row.open, row.open_ns) = (sum.count, sum.ns);
+    }
+    rows
+}
+
+/// The open intervals one by one, the longest first.
+pub(super) fn open_intervals(run: &Run) -> Vec<OpenInterval> {
+    let aggregates = &run.aggregates;
+    let mut names = HashMap::new();
+    for record in &aggregates.threads {
+        names.insert(record.thread.tid, name_of(&record.thread.comm));
+    }
+    let mut intervals: Vec<OpenInterval> = aggregates
+        .open
+        .iter()
+        .map(|open| {
+            let entry = entry_of(&open.key, aggregates);
+            let stack = match aggregates.level {
+                Level::Stacks => stacks::switched(run, &open.key),
+                Level::Counts | Level::Timeline => Vec::new(),
+            };
+            OpenInterval {
+                tid: open.tid,
+                pid: open.key.tgid,
+                thread: names.get(&open.tid).cloned().unwrap_or_default(),
+                class: class(entry.class),
+                task: entry.task.map(|key| tasks::name(aggregates, key)),
+                off_ns: open.off_ns,
+                stack: stack.into_iter().map(|frame| frame.name).collect(),
+            }
+        })
+        .collect();
+    intervals.sort_by_key(|interval| (std::cmp::Reverse(interval.off_ns), interval.tid));
+    intervals
+}
+
+/// Every thread of a run, those without a switch at the end.
+pub(super) fn threads(aggregates: &Aggregates) -> Vec<Thread> {
+    let open: HashMap<u32, (u64, Kind)> = aggregates
+        .open
+        .iter()
+        .map(|open| (open.tid, (open.off_ns, entry_of(&open.key, aggregates).class)))
+        .collect();
+    let seen = aggregates.threads.iter().map(|record| {
+        let is_alive = record.fate == Fate::Alive;
+        let open = open.get(&record.thread.tid).filter(|_| is_alive);
+        Thread {
+            state: state(record, open.is_some_and(|(_, class)| *class == Kind::Stopped)),
+            open_off_cpu_ns: open.map(|&(ns, _)| ns),
+            ..of_record(record)
+        }
+    });
+    seen.chain(aggregates.silent.iter().map(silent_thread)).collect()
+}
+
+fn of_record(record: &ThreadRecord) -> Thread {
+    let thread = &record.thread;
+    Thread {
+        tid: thread.tid,
+        pid: thread.tgid,
+        name: name_of(&thread.comm),
+        voluntary: thread.traced_voluntary,
+        involuntary: thread.traced_involuntary,
+        on_cpu_ns: thread.on_cpu_ns,
+        off_cpu_ns: thread.off_cpu_ns,
+        run_queue_ns: thread.run_queue_ns,
+        migrations: thread.migrations,
+        state: None,
+        open_off_cpu_ns: None,
+    }
+}
+
+fn state(record: &ThreadRecord, is_stopped: bool) -> Option<ThreadState> {
+    match (record.fate, record.thread.clock.phase()) {
+        (Fate::Ended | Fate::Vanished, _) | (_, Phase::Unknown | Phase::Dead) => None,
+        (Fate::Alive, Phase::On) => Some(ThreadState::Running),
+        (Fate::Alive, Phase::Slept) if is_stopped => Some(ThreadState::Stopped),
+        (Fate::Alive, Phase::Slept) => Some(ThreadState::Asleep),
+        (Fate::Alive, Phase::Runnable | Phase::New) => Some(ThreadState::Runnable),
+    }
+}
+
+/// A thread without a switch was in one state all the time.
+fn silent_thread(thread: &SilentThread) -> Thread {
+    let state = match thread.state {
+        'R' => ThreadState::Running,
+        'T' | 't' => ThreadState::Stopped,
+        _ => ThreadState::Asleep,
+    };
+    Thread {
+        tid: thread.tid,
+        pid: thread.tgid,
+        name: thread.name.clone(),
+        voluntary: 0,
+        involuntary: 0,
+        on_cpu_ns: 0,
+        off_cpu_ns: 0,
+        run_queue_ns: 0,
+        migrations: 0,
+        state: Some(state),
+        open_off_cpu_ns: (state != ThreadState::Running).then_some(thread.ns),
+    }
+}
+
+/// The processes that have threads which live on, by the name of the first thread if that is one of them.
+pub(super) fn still_running(aggregates: &Aggregates) -> Vec<RunningProcess> {
+    let mut processes: BTreeMap<u32, String> = BTreeMap::new();
+    for record in aggregates.threads.iter().filter(|record| record.fate == Fate::Alive) {
+        let thread = &record.thread;
+        let name = || name_of(&thread.comm);
+        if thread.tid == thread.tgid {
+            processes.insert(thread.tgid, name());
+        } else {
+            processes.entry(thread.tgid).or_insert_with(name);
+        }
+    }
+    let processes = processes.into_iter();
+    processes.map(|(pid, name)| RunningProcess { pid, name }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::build;
+    use ctxtrace_common::clock::Leave;
+
+    /// Two threads that live, one asleep since 100 ns, one on the CPU, and one that has ended.
+    fn aggregates() -> Aggregates {
+        let mut asleep = build::thread(101, "asleep", 4, 0);
+        asleep.fate = Fate::Alive;
+        asleep.thread.clock.switch_out(100, Leave::Slept);
+        let mut running = build::thread(100, "running", 1, 0);
+        running.fate = Fate::Alive;
+        running.thread.clock.switch_in(100);
+        let mut aggregates = build::aggregates(vec![asleep, running, build::thread(102, "ended", 1, 0)]);
+        aggregates.open = vec![crate::trace::OpenInterval {
+            tid: 101,
+            key: build::sum_key(Kind::ThreadBlocked, 0),
+            off_ns: 900,
+        }];
+        aggregates.silent = vec![SilentThread {
+            tid: 103,
+            tgid: 100,
+            name: "deep".to_owned(),
+            state: 'S',
+            ns: 1_000,
+        }];
+        aggregates
+    }
+
+    #[test]
+    fn every_thread_has_the_state_that_it_was_left_in() {
+        let threads = threads(&aggregates());
+        let states: Vec<_> = threads
+            .iter()
+            .map(|thread| (thread.tid, thread.state, thread.open_off_cpu_ns))
+            .collect();
+        let expected = [
+            (101, Some(ThreadState::Asleep), Some(900)),
+            (100, Some(ThreadState::Running), None),
+            (102, None, None),
+            (103, Some(ThreadState::Asleep), Some(1_000)),
+        ];
+        assert_eq!(states, expected);
+        assert!(threads[3].is_silent() && threads[3].off_cpu_ns == 0);
+    }
+
+    #[test]
+    fn what_is_open_is_in_no_sum_and_beside_it() {
+        let aggregates = aggregates();
+        let ledger = crate::correlate::ledger::ledger(&aggregates);
+        let rows = super::super::attribution::ledger_rows(&aggregates, &ledger);
+        let row = &rows[0];
+        assert_eq!((row.count, row.off_cpu_ns, row.open, row.open_ns), (6, 0, 1, 900));
+        assert_eq!(open_ns(&aggregates), 900);
+        let intervals = open_intervals(&build::run(aggregates));
+        assert_eq!(intervals[0].thread, "asleep");
+        assert!(intervals[0].stack.is_empty(), "there are none at this level");
+    }
+
+    #[test]
+    fn a_process_goes_on_under_the_name_of_its_first_thread() {
+        let processes = still_running(&aggregates());
+        let expected = RunningProcess {
+            pid: 100,
+            name: "running".to_owned(),
+        };
+        assert_eq!(processes, [expected]);
+    }
+}

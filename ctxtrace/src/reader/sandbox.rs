@@ -1,0 +1,122 @@
+//! What the reading process gives up before it reads anything: root, capabilities, new privileges, memory beyond a limit, and
+//! every system call but the few that reading takes.
+
+use std::collections::BTreeMap;
+
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::Signal;
+use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter_all_threads,
+};
+
+use crate::target::user::give_up_capabilities;
+
+/// Most memory of the reading process, mapped files included.
+pub(super) const MAX_MEMORY_BYTES: u64 = 4 << 30;
+/// Largest file that is read: it is mapped whole.
+pub(super) const MAX_FILE_BYTES: u64 = 2 << 30;
+/// Most descriptors: standard input, output and error, those of a request, and what blazesym opens again.
+const MAX_DESCRIPTORS: u64 = 32;
+/// The user and group that own nothing (systemd: "nobody"; kernel: `DEFAULT_OVERFLOWUID`).
+const NOBODY: u32 = 65_534;
+
+/// Gives everything up, for good.
+pub(super) fn enter() -> Result<(), String> {
+    let refused = |what: &'static str| move |errno: nix::Error| format!("{what} failed: {errno}");
+    let _ = prctl::set_name(c"ctxtrace-reader");
+    // What was inherited by mistake must not be read. SAFETY: nothing in this process uses a descriptor above 2 yet.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+    // Should memory run out, this process ends and no other one does. Only a comfort, so a failure is none of the caller's.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    for (resource, limit) in [
+        (Resource::RLIMIT_AS, MAX_MEMORY_BYTES),
+        (Resource::RLIMIT_CORE, 0),
+        (Resource::RLIMIT_NOFILE, MAX_DESCRIPTORS),
+    ] {
+        setrlimit(resource, limit, limit).map_err(refused("setrlimit"))?;
+    }
+    if geteuid().is_root() {
+        setgroups(&[]).map_err(refused("setgroups"))?;
+        setgid(Gid::from_raw(NOBODY)).map_err(refused("setgid"))?;
+        setuid(Uid::from_raw(NOBODY)).map_err(refused("setuid"))?;
+    }
+    if give_up_capabilities() != 0 {
+        return Err(format!("capset failed: {}", std::io::Error::last_os_error()));
+    }
+    prctl::set_no_new_privs().map_err(refused("prctl"))?;
+    // Other processes of the same user must not read it, or put themselves into it.
+    prctl::set_dumpable(false).map_err(refused("prctl"))?;
+    // The change of user clears it, so it comes after. A tracer that has ended by now has closed the socket.
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(refused("prctl"))?;
+    let program = filter().map_err(|error| format!("a seccomp filter cannot be made: {error}"))?;
+    apply_filter_all_threads(&program).map_err(|error| format!("seccomp failed: {error}"))
+}
+
+/// Allows what reading takes; all other system calls fail with `EPERM`.
+fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
+    let without_bits = |argument, bits: i32| {
+        let operator = SeccompCmpOp::MaskedEq(bits as u64);
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, 0)
+            .and_then(|condition| SeccompRule::new(vec![condition]))
+    };
+    let own_pid = SeccompCondition::new(
+        0,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::Eq,
+        u64::from(std::process::id()),
+    )?;
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = [
+        libc::SYS_read,
+        libc::SYS_pread64,
+        libc::SYS_write,
+        libc::SYS_writev,
+        libc::SYS_pwrite64,
+        libc::SYS_recvmsg,
+        libc::SYS_sendmsg,
+        libc::SYS_close,
+        libc::SYS_lseek,
+        libc::SYS_fstat,
+        libc::SYS_stat,
+        libc::SYS_lstat,
+        libc::SYS_newfstatat,
+        libc::SYS_statx,
+        libc::SYS_readlink,
+        libc::SYS_readlinkat,
+        libc::SYS_fcntl,
+        libc::SYS_memfd_create,
+        libc::SYS_ftruncate,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_madvise,
+        libc::SYS_brk,
+        libc::SYS_futex,
+        libc::SYS_sched_yield,
+        libc::SYS_sched_getaffinity,
+        libc::SYS_rt_sigaction,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_sigaltstack,
+        libc::SYS_getpid,
+        libc::SYS_gettid,
+        libc::SYS_getrandom,
+        libc::SYS_clock_gettime,
+        libc::SYS_restart_syscall,
+        libc::SYS_exit,
+        libc::SYS_exit_group,
+    ]
+    .into_iter()
+    .map(|call| (call, Vec::new()))
+    .collect();
+    // Memory that is code, files that are written or made, and signals to others.
+    rules.insert(libc::SYS_mmap, vec![without_bits(2, libc::PROT_EXEC)?]);
+    rules.insert(libc::SYS_mprotect, vec![without_bits(2, libc::PROT_EXEC)?]);
+    let writes = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
+    rules.insert(libc::SYS_openat, vec![without_bits(2, writes)?]);
+    rules.insert(libc::SYS_open, vec![without_bits(1, writes)?]);
+    rules.insert(libc::SYS_tgkill, vec![SeccompRule::new(vec![own_pid])?]);
+    let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    SeccompFilter::new(rules, refuse, SeccompAction::Allow, TargetArch::x86_64)?.try_into()
+}

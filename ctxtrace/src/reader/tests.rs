@@ -1,0 +1,229 @@
+//! Files that do harm to who reads them, read as the tracer reads them.
+
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+
+use nix::sys::signal::Signal;
+
+use super::*;
+use crate::target::locate::examine_bytes;
+use crate::trace::symbols::FrameKind;
+
+/// Set in the environment of the process that is to be the reading process.
+pub(super) const VARIABLE: &str = "CTXTRACE_TEST_READER";
+
+/// The reading process of all tests; in the process that runs the tests it does nothing.
+#[test]
+fn be_the_reading_process() {
+    if std::env::var_os(VARIABLE).is_some() {
+        // SAFETY: ends the process at once, as the reading process of a release does; nothing of the test runner is left to do.
+        unsafe { libc::_exit(i32::from(serve())) }
+    }
+}
+
+fn own() -> File {
+    File::open("/proc/self/exe").expect("a test has an executable")
+}
+
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(600)
+}
+
+fn file_of(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(bytes).expect("written");
+    file
+}
+
+/// The offset of a function's code in this executable.
+fn offset_of(function: *const ()) -> u64 {
+    let address = function as u64;
+    let mappings = crate::target::mappings::Mappings::of_process(std::process::id());
+    let image = ctxtrace_common::process::Image {
+        tgid: std::process::id(),
+        number: 0,
+    };
+    let mapping = mappings.find(image, address).expect("mapped");
+    mapping.offset_of(address)
+}
+
+fn names(reader: &mut FileReader, file: &File) -> (Vec<Vec<Frame>>, Option<ReadFailure>) {
+    let offset = offset_of(names as *const ());
+    reader.functions(file, Path::new("/x/program"), &[offset], far(), None)
+}
+
+#[test]
+fn a_file_is_examined_as_in_this_process() {
+    let mut reader = FileReader::new();
+    let bytes = std::fs::read("/proc/self/exe").expect("readable");
+    assert_eq!(reader.examine(&own(), Path::new("own")), examine_bytes(&bytes));
+    assert!(matches!(reader.look(&own()), Ok((Look::Executable(_), _))));
+    assert_eq!(reader.mentions(&own(), true, false, far()), Ok(true));
+    assert_eq!(reader.mentions(&own(), false, true, far()), Ok(false));
+    let empty = reader.examine(&file_of(b""), Path::new("empty"));
+    assert_eq!(empty, examine_bytes(b""));
+}
+
+#[test]
+fn functions_are_named_in_their_order() {
+    let mut reader = FileReader::new();
+    let here = offset_of(functions_are_named_in_their_order as *const ());
+    let there = offset_of(names as *const ());
+    let offsets = [vec![there; 300], vec![here, 1 << 40]].concat();
+    let (named, failure) = reader.functions(&own(), Path::new("own"), &offsets, far(), None);
+    assert_eq!((named.len(), failure), (302, None));
+    assert!(named[0][0].name.ends_with("::names"), "{named:?}");
+    assert!(
+        named[300][0].name.ends_with("::functions_are_named_in_their_order"),
+        "{named:?}"
+    );
+    assert_eq!(named[301][0].kind, FrameKind::Reason);
+    assert_eq!(
+        reader.functions(&own(), Path::new("own"), &[], far(), None),
+        (vec![], None)
+    );
+}
+
+fn held(path: &str) -> Arc<HeldFile> {
+    Arc::new(HeldFile::open_as(Path::new(path), Path::new("/x/own")).expect("opened"))
+}
+
+#[test]
+fn an_examination_that_nothing_waits_for_comes_later() {
+    let mut reader = FileReader::new();
+    assert!(reader.examination_fd().is_none());
+    let files = [held("/proc/self/exe"), held("/bin/sh")];
+    for file in &files {
+        assert_eq!(reader.examine_within(file, Duration::ZERO), None);
+        assert!(reader.is_examining(file.identity()));
+    }
+    // A question in between waits for the examination that is under way.
+    assert!(reader.look(&own()).is_ok());
+    for file in &files {
+        let found = reader.examine_within(file, EXAMINATION_TIME).expect("examined");
+        assert_eq!(found, reader.examine(file.file(), file.shown_path()));
+    }
+    assert!(reader.examination_fd().is_none());
+    assert!(files.iter().all(|file| !reader.is_examining(file.identity())));
+}
+
+#[test]
+fn waiting_examinations_are_limited() {
+    let mut reader = FileReader::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let files: Vec<Arc<HeldFile>> = (0..2 * MAX_WAITING)
+        .map(|number| {
+            let path = folder.path().join(number.to_string());
+            std::fs::write(&path, "text").expect("written");
+            Arc::new(HeldFile::open(&path).expect("opened"))
+        })
+        .collect();
+    assert!(reader.look(&own()).is_ok());
+    reader.process.as_ref().expect("started").signal(Signal::SIGSTOP);
+    for file in &files {
+        assert_eq!(reader.examine_within(file, Duration::ZERO), None);
+    }
+    assert_eq!(reader.waiting.len(), MAX_WAITING);
+    reader.process.as_ref().expect("started").signal(Signal::SIGCONT);
+    for file in &files {
+        assert!(reader.examine_within(file, EXAMINATION_TIME).is_some());
+    }
+}
+
+#[test]
+fn what_is_no_regular_file_is_not_handed_over() {
+    let mut reader = FileReader::new();
+    let null = File::open("/dev/null").expect("opened");
+    let found = reader.examine(&null, Path::new("null"));
+    assert_eq!(
+        found.detail.as_deref(),
+        Some("null was not read: it is no regular file")
+    );
+    let large = tempfile::tempfile().expect("a file");
+    large.set_len(sandbox::MAX_FILE_BYTES + 1).expect("sparse");
+    assert_eq!(reader.look(&large), Err(ReadFailure::TooLarge));
+    assert!(reader.process.is_none(), "nothing was started for them");
+}
+
+#[test]
+fn a_deadline_ends_the_request_and_the_next_one_works() {
+    let mut reader = FileReader::new();
+    let (named, failure) = reader.functions(&own(), Path::new("/x/own"), &[1], Instant::now(), None);
+    assert_eq!(failure, Some(ReadFailure::TookTooLong(Duration::ZERO)));
+    assert_eq!(named, [[reason("unknown: reading own took longer than 0 s")]]);
+    assert_eq!(names(&mut reader, &own()).1, None);
+}
+
+#[test]
+fn a_process_that_ends_costs_one_answer_and_the_answer_says_why() {
+    let mut reader = FileReader::new();
+    for (signal, why) in [
+        (Signal::SIGKILL, "the process that read own was killed by SIGKILL"),
+        (
+            Signal::SIGABRT,
+            "own needs more memory to be read than ctxtrace allows (4 GiB)",
+        ),
+    ] {
+        // It is stopped first, so that it cannot answer before it ends.
+        assert!(reader.look(&own()).is_ok());
+        reader.process.as_ref().expect("started").signal(Signal::SIGSTOP);
+        let file = held("/proc/self/exe");
+        assert_eq!(reader.examine_within(&file, Duration::ZERO), None);
+        for signal in [signal, Signal::SIGCONT] {
+            reader.process.as_ref().expect("started").signal(signal);
+        }
+        let found = reader.examine_within(&file, EXAMINATION_TIME).expect("examined");
+        assert_eq!(found.detail.as_deref(), Some(why));
+    }
+    assert_eq!(names(&mut reader, &own()).1, None);
+}
+
+/// This executable with a section of its debug information replaced by one that says to be compressed.
+fn with_compressed_debug_info(data: &[u8], size: u64) -> File {
+    use object::read::elf::{ElfFile64, FileHeader, SectionHeader};
+    let bytes = std::fs::read("/proc/self/exe").expect("readable");
+    let endian = object::LittleEndian;
+    let elf = ElfFile64::<object::LittleEndian>::parse(&*bytes).expect("an executable");
+    let sections = elf.elf_section_table();
+    let (index, _) = sections
+        .section_by_name(endian, b".debug_info")
+        .expect("tests have debug information");
+    let header_at = elf.elf_header().e_shoff(endian) + 64 * index.0 as u64;
+    let flags = sections.section(index).expect("there").sh_flags(endian);
+    let mut section = Vec::new();
+    for field in [1_u64, size, 1] {
+        section.extend(field.to_le_bytes());
+    }
+    section.extend(data);
+    let file = file_of(&bytes);
+    file.write_all_at(&section, bytes.len() as u64).expect("written");
+    // sh_flags, sh_offset and sh_size (System V ABI, "Section Header").
+    let fields = [
+        (8, flags | u64::from(object::elf::SHF_COMPRESSED)),
+        (24, bytes.len() as u64),
+        (32, section.len() as u64),
+    ];
+    for (offset, value) in fields {
+        file.write_all_at(&value.to_le_bytes(), header_at + offset)
+            .expect("written");
+    }
+    file
+}
+
+#[test]
+fn a_section_of_an_impossible_size_costs_its_own_names() {
+    let mut reader = FileReader::new();
+    for size in [1 << 62, 1 << 63, u64::MAX] {
+        let file = with_compressed_debug_info(b"", size);
+        let (named, failure) = names(&mut reader, &file);
+        let failure = failure.expect("it cannot be read");
+        assert!(
+            matches!(failure, ReadFailure::TooMuchMemory | ReadFailure::Contradiction),
+            "{size}: {failure:?}"
+        );
+        assert!(named[0][0].name.starts_with("[unknown: program "), "{named:?}");
+        let found = reader.examine(&file, Path::new("program"));
+        assert_ne!(found.reason(), ctxtrace_common::locator::Reason::None);
+    }
+    assert_eq!(names(&mut reader, &own()).1, None);
+}

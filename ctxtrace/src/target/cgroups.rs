@@ -1,0 +1,433 @@
+//! The cgroups of the target while it is recorded: what their CPU quotas did, and whether they were frozen.
+//!
+//! A process may be moved at any time (`echo $$ > tasks; exec …`), so the living processes are looked at again and again, a few at each
+//! tick, and at each `execve`. A quota of a parent counts for all below it, so the parents are read as well. The first reading of a cgroup
+//! is its state before, and the last one its state after: one that is removed meanwhile keeps what was read of it last. Looked at is the
+//! first thread of each process; one thread of a process may be in a cgroup of its own, and that cgroup is not found.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::trace::cgroups::{Cgroups, Quota};
+
+/// Processes that are looked at in one tick.
+const PROCESSES_A_TICK: usize = 8;
+/// Cgroups that are read in one tick.
+const CGROUPS_A_TICK: usize = 32;
+
+/// Follows the cgroups of the target.
+#[derive(Debug)]
+pub struct CgroupWatch {
+    mounts: Mounts,
+    groups: BTreeMap<(Controller, String), Group>,
+    threads_known: bool,
+    ticks: usize,
+}
+
+/// What a cgroup is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Controller {
+    /// The CPU quota, by cgroup v1.
+    CpuV1,
+    /// The freezer of cgroup v1.
+    FreezerV1,
+    /// The CPU quota and the freezer, by cgroup v2.
+    V2,
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    dir: PathBuf,
+    /// A process of the target is in this very cgroup, and not only in one below.
+    has_process: bool,
+    before: Option<Bandwidth>,
+    last: Bandwidth,
+    was_frozen: bool,
+}
+
+impl CgroupWatch {
+    /// Finds out where cgroups are mounted. `threads_known` says whether the kernel says of each thread that it is throttled.
+    #[must_use]
+    pub fn start(threads_known: bool) -> Self {
+        let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        Self {
+            mounts: Mounts::of(&mountinfo),
+            groups: BTreeMap::new(),
+            threads_known,
+            ticks: 0,
+        }
+    }
+
+    /// Looks which cgroups a process is in, and reads those that are new.
+    pub fn look_at(&mut self, pid: u32) {
+        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
+            return;
+        };
+        for (controller, path) in memberships(&text) {
+            let Some(mount) = self.mounts.of_controller(controller) else {
+                continue;
+            };
+            let mut lineage = lineage(path);
+            if controller == Controller::FreezerV1 {
+                // What the freezer of a parent does shows in each cgroup below.
+                lineage.truncate(1);
+            }
+            for (index, path) in lineage.into_iter().enumerate() {
+                let Some(dir) = mount.directory(path) else {
+                    continue;
+                };
+                let key = (controller, path.to_owned());
+                let is_new = !self.groups.contains_key(&key);
+                let group = self.groups.entry(key).or_insert_with(|| Group {
+                    dir,
+                    ..Group::default()
+                });
+                group.has_process |= index == 0;
+                if is_new {
+                    group.read(controller);
+                }
+            }
+        }
+    }
+
+    /// To be called now and then, with the living processes of the target.
+    pub fn tick(&mut self, processes: &[u32]) {
+        for pid in some_of(processes, PROCESSES_A_TICK, self.ticks) {
+            self.look_at(*pid);
+        }
+        let first = self.ticks * CGROUPS_A_TICK;
+        let count = self.groups.len();
+        for (index, ((controller, _), group)) in self.groups.iter_mut().enumerate() {
+            if count <= CGROUPS_A_TICK || (index + count - first % count) % count < CGROUPS_A_TICK {
+                group.read(*controller);
+            }
+        }
+        self.ticks += 1;
+    }
+
+    /// What there is by now.
+    #[must_use]
+    pub fn so_far(&self) -> Cgroups {
+        let quotas = self.groups.iter().filter_map(|((_, path), group)| {
+            let before = group.before?;
+            let quota = Quota {
+                path: path.clone(),
+                throttled_ns: group.last.throttled_ns.wrapping_sub(before.throttled_ns),
+                periods: group.last.periods.wrapping_sub(before.periods),
+                throttled_periods: group.last.throttled_periods.wrapping_sub(before.throttled_periods),
+            };
+            (quota.periods > 0 || quota.throttled_ns > 0).then_some(quota)
+        });
+        let frozen = self.groups.iter().filter(|(_, group)| group.was_frozen);
+        let mut frozen: Vec<String> = frozen.map(|((_, path), _)| path.clone()).collect();
+        frozen.sort();
+        frozen.dedup();
+        let any_read = self.groups.values().any(|group| group.before.is_some());
+        Cgroups {
+            quotas: quotas.collect(),
+            unreadable: self
+                .mounts
+                .why_no_quota()
+                .or_else(|| (!any_read).then(|| "the cpu.stat of the target's cgroups could not be read".to_owned())),
+            frozen,
+            threads_known: self.threads_known,
+        }
+    }
+
+    /// Reads everything once more.
+    pub fn read_all(&mut self) {
+        for ((controller, _), group) in &mut self.groups {
+            group.read(*controller);
+        }
+    }
+}
+
+impl Group {
+    /// Reads what there is; of a cgroup that is gone the last reading stays.
+    fn read(&mut self, controller: Controller) {
+        if controller != Controller::FreezerV1
+            && let Ok(text) = fs::read_to_string(self.dir.join("cpu.stat"))
+        {
+            self.found(bandwidth(&text));
+        }
+        if !self.has_process {
+            return;
+        }
+        let state = match controller {
+            Controller::CpuV1 => return,
+            Controller::FreezerV1 => "freezer.state",
+            Controller::V2 => "cgroup.events",
+        };
+        if let Ok(text) = fs::read_to_string(self.dir.join(state)) {
+            self.was_frozen |= is_frozen(&text);
+        }
+    }
+
+    /// Takes a reading. Counters that are lower than before are those of another cgroup, made at the same place.
+    fn found(&mut self, now: Bandwidth) {
+        let before = self.before.get_or_insert(now);
+        if now.periods < self.last.periods || now.throttled_ns < self.last.throttled_ns {
+            // What the first one had comes on top of what the second one has from its beginning on.
+            before.throttled_ns = before.throttled_ns.wrapping_sub(self.last.throttled_ns);
+            before.periods = before.periods.wrapping_sub(self.last.periods);
+            before.throttled_periods = before.throttled_periods.wrapping_sub(self.last.throttled_periods);
+        }
+        self.last = now;
+    }
+}
+
+/// So many of these, others at each turn.
+fn some_of(all: &[u32], most: usize, turn: usize) -> impl Iterator<Item = &u32> {
+    let first = if all.len() <= most { 0 } else { turn * most % all.len() };
+    all.iter().cycle().skip(first).take(most.min(all.len()))
+}
+
+/// A cgroup's path and those of its parents, the root included.
+fn lineage(path: &str) -> Vec<&str> {
+    Path::new(path).ancestors().filter_map(Path::to_str).collect()
+}
+
+/// What `cpu.stat` says of the quota; zeroes where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Bandwidth {
+    periods: u64,
+    throttled_periods: u64,
+    throttled_ns: u64,
+}
+
+/// Reads a `cpu.stat`: cgroup v1 has nanoseconds in `throttled_time`, v2 microseconds in `throttled_usec`.
+fn bandwidth(text: &str) -> Bandwidth {
+    let mut bandwidth = Bandwidth::default();
+    for (name, value) in text.lines().filter_map(|line| line.split_once(' ')) {
+        let value = value.trim().parse().unwrap_or(0);
+        match name {
+            "nr_periods" => bandwidth.periods = value,
+            "nr_throttled" => bandwidth.throttled_periods = value,
+            "throttled_time" => bandwidth.throttled_ns = value,
+            "throttled_usec" => bandwidth.throttled_ns = value.saturating_mul(1_000),
+            _ => {}
+        }
+    }
+    bandwidth
+}
+
+/// Reads `freezer.state` of cgroup v1 or `cgroup.events` of v2.
+fn is_frozen(text: &str) -> bool {
+    text.lines()
+        .any(|line| matches!(line.trim(), "FROZEN" | "FREEZING" | "frozen 1"))
+}
+
+/// Reads `/proc/PID/cgroup`: which cgroups of interest a process is in.
+fn memberships(text: &str) -> Vec<(Controller, &str)> {
+    let lines = || {
+        text.lines().filter_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            rest.split_once(':')
+        })
+    };
+    let mut found = Vec::new();
+    for (controllers, path) in lines() {
+        if controllers.is_empty() {
+            found.push((Controller::V2, path));
+        }
+        for controller in controllers.split(',') {
+            match controller {
+                "cpu" => found.push((Controller::CpuV1, path)),
+                "freezer" => found.push((Controller::FreezerV1, path)),
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// Where the hierarchies are mounted.
+#[derive(Debug, Default)]
+struct Mounts {
+    cpu_v1: Option<Mount>,
+    freezer_v1: Option<Mount>,
+    v2: Option<Mount>,
+}
+
+/// A mounted hierarchy, or a part of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mount {
+    /// The cgroup that is seen at the mount point.
+    root: String,
+    point: PathBuf,
+}
+
+impl Mounts {
+    /// Reads `/proc/self/mountinfo`.
+    fn of(mountinfo: &str) -> Self {
+        let mut mounts = Self::default();
+        for line in mountinfo.lines() {
+            let Some((mounted, of)) = line.split_once(" - ") else {
+                continue;
+            };
+            let mounted: Vec<&str> = mounted.split(' ').collect();
+            let of: Vec<&str> = of.split(' ').collect();
+            let (&[_, _, _, root, point, ..], &[kind, _, options, ..]) = (mounted.as_slice(), of.as_slice()) else {
+                continue;
+            };
+            let mount = Mount {
+                root: unescaped(root),
+                point: unescaped(point).into(),
+            };
+            let has = |controller| kind == "cgroup" && options.split(',').any(|option| option == controller);
+            if has("cpu") {
+                mounts.cpu_v1.get_or_insert_with(|| mount.clone());
+            }
+            if has("freezer") {
+                mounts.freezer_v1.get_or_insert_with(|| mount.clone());
+            }
+            if kind == "cgroup2" {
+                mounts.v2.get_or_insert(mount);
+            }
+        }
+        mounts
+    }
+
+    fn of_controller(&self, controller: Controller) -> Option<&Mount> {
+        match controller {
+            Controller::CpuV1 => self.cpu_v1.as_ref(),
+            Controller::FreezerV1 => self.freezer_v1.as_ref(),
+            Controller::V2 => self.v2.as_ref(),
+        }
+    }
+
+    fn why_no_quota(&self) -> Option<String> {
+        (self.cpu_v1.is_none() && self.v2.is_none())
+            .then(|| "no cgroup hierarchy is mounted: mount /sys/fs/cgroup to have CPU quotas read".to_owned())
+    }
+}
+
+impl Mount {
+    /// Where the files of a cgroup are; `None` if it lies outside of what is mounted.
+    fn directory(&self, cgroup: &str) -> Option<PathBuf> {
+        let below = Path::new(cgroup).strip_prefix(&self.root).ok()?;
+        Some(self.point.join(below))
+    }
+}
+
+/// A path as it was before the kernel wrote `\040` for a space in it, and likewise for tabs, newlines and backslashes.
+fn unescaped(text: &str) -> String {
+    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    escapes
+        .iter()
+        .fold(text.to_owned(), |text, (escape, is)| text.replace(escape, is))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_versions_of_cpu_stat_are_read() {
+        let v1 = "nr_periods 20\nnr_throttled 16\nthrottled_time 1605000000\nnr_bursts 0\nburst_time 0\n";
+        let v2 = "usage_usec 5\nuser_usec 3\nsystem_usec 2\nnr_periods 20\nnr_throttled 16\nthrottled_usec 1605000\n";
+        let expected = Bandwidth {
+            periods: 20,
+            throttled_periods: 16,
+            throttled_ns: 1_605_000_000,
+        };
+        assert_eq!((bandwidth(v1), bandwidth(v2)), (expected, expected));
+        assert_eq!(
+            bandwidth("usage_usec 5\n"),
+            Bandwidth::default(),
+            "a cgroup without a quota"
+        );
+    }
+
+    #[test]
+    fn both_freezers_are_read() {
+        for (text, frozen) in [
+            ("THAWED\n", false),
+            ("FREEZING\n", true),
+            ("FROZEN\n", true),
+            ("populated 1\nfrozen 0\n", false),
+            ("populated 1\nfrozen 1\n", true),
+        ] {
+            assert_eq!(is_frozen(text), frozen, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_process_is_in_a_cgroup_of_each_hierarchy() {
+        let hybrid = "9:name=systemd:/\n6:freezer:/docker/a\n3:cpu,cpuacct:/docker/b\n0::/init.scope\n";
+        assert_eq!(
+            memberships(hybrid),
+            [
+                (Controller::FreezerV1, "/docker/a"),
+                (Controller::CpuV1, "/docker/b"),
+                (Controller::V2, "/init.scope")
+            ]
+        );
+        assert_eq!(
+            memberships("0::/user.slice/a:b\n"),
+            [(Controller::V2, "/user.slice/a:b")]
+        );
+        assert_eq!(memberships("2:cpuacct:/x\n"), [], "cpuacct is not cpu");
+    }
+
+    #[test]
+    fn hierarchies_are_found_where_they_are_mounted() {
+        let mounts = Mounts::of(
+            "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+             37 31 0:34 /pod /my\\040place rw,relatime shared:9 - cgroup cgroup rw,freezer\n\
+             41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n",
+        );
+        let directory = |controller, path| mounts.of_controller(controller)?.directory(path);
+        assert_eq!(
+            directory(Controller::CpuV1, "/a/b"),
+            Some("/sys/fs/cgroup/cpu,cpuacct/a/b".into())
+        );
+        assert_eq!(directory(Controller::FreezerV1, "/pod/c"), Some("/my place/c".into()));
+        assert_eq!(directory(Controller::FreezerV1, "/other"), None, "not mounted here");
+        assert_eq!(directory(Controller::V2, "/"), Some("/sys/fs/cgroup/unified".into()));
+        assert!(Mounts::of("").why_no_quota().is_some());
+    }
+
+    #[test]
+    fn the_parents_of_a_cgroup_are_read_too() {
+        assert_eq!(lineage("/a/b"), ["/a/b", "/a", "/"]);
+        assert_eq!(lineage("/"), ["/"]);
+    }
+
+    #[test]
+    fn what_is_seen_first_is_before_and_a_cgroup_made_again_adds_to_the_first() {
+        let reading = |periods| Bandwidth {
+            periods,
+            throttled_periods: periods / 2,
+            throttled_ns: 10 * periods,
+        };
+        let mut watch = CgroupWatch::start(true);
+        let mut group = Group::default();
+        for periods in [100, 120, 6, 10] {
+            group.found(reading(periods));
+        }
+        watch.groups.insert((Controller::V2, "/x".to_owned()), group);
+        let quotas = watch.so_far().quotas;
+        assert_eq!(
+            quotas,
+            [Quota {
+                path: "/x".to_owned(),
+                throttled_ns: 300,
+                periods: 30,
+                throttled_periods: 15,
+            }]
+        );
+    }
+
+    #[test]
+    fn every_process_has_its_turn() {
+        let all: Vec<u32> = (0..20).collect();
+        let mut seen: Vec<u32> = (0..3).flat_map(|turn| some_of(&all, 8, turn).copied()).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen, all);
+        assert_eq!(some_of(&all[..3], 8, 5).count(), 3);
+        assert_eq!(some_of(&[], 8, 5).count(), 0);
+    }
+}

@@ -1,0 +1,557 @@
+//! Files of the target that are held open, because a path says nothing about which file ran.
+//!
+//! The kernel reports each mapping with the device, the inode and the generation of the file: a [`FileIdentity`]. A file is
+//! opened while a process has it mapped, and held until the names are looked up at the end of the run. Four places lead to
+//! it: `/proc/PID/map_files`, `/proc/PID/exe`, the path as the process sees it, and the path as this process sees it.
+//! Whatever is opened there is compared with the identity before it is used.
+//!
+//! The two are compared in the kernel's own terms: the opened file is mapped, and the kernel's report of that mapping is
+//! read. `fstat` is no help, because on btrfs and on overlayfs it returns another device than a mapping has.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::MmapOptions;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::resource::{Resource, getrlimit};
+use perf_event::Builder;
+use perf_event::data::Record;
+use perf_event::events::Software;
+use serde::{Deserialize, Serialize};
+
+use super::proc_maps::{self, ProcMapping};
+
+/// Most files held, whatever the limit of descriptors is.
+const MOST_FILES: usize = 4_096;
+/// How often a file is looked for, at most: a process that has ended meanwhile cannot lead to it.
+const MOST_ATTEMPTS: u32 = 16;
+/// Bytes of the ring that receives the report of one mapping, whose path has up to 4 KiB.
+const RING_BYTES: usize = 16 << 10;
+/// Bytes of a file that are mapped, and never read, to learn its identity.
+const MAPPED_BYTES: usize = 4_096;
+
+/// A file as the kernel names it in a mapping (`PERF_RECORD_MMAP2`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FileIdentity {
+    /// Major number of the device.
+    pub major: u32,
+    /// Minor number of the device.
+    pub minor: u32,
+    /// Number of the inode.
+    pub inode: u64,
+    /// Generation of the inode, which tells apart two files that had the same number one after the other. `None` if it is
+    /// not known: `/proc/PID/maps` does not have it.
+    pub generation: Option<u64>,
+}
+
+impl FileIdentity {
+    /// Whether this is the same file, as far as both are known.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let place = |identity: &Self| (identity.major, identity.minor, identity.inode);
+        let generations_agree = match (self.generation, other.generation) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => true,
+        };
+        place(self) == place(other) && generations_agree
+    }
+}
+
+/// Why a file that was mapped is not held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MissingFile {
+    /// Another file lies at its path.
+    Replaced,
+    /// Nothing lies at its path.
+    Deleted,
+    /// It was written to after it had been opened.
+    Changed,
+    /// There was no room for another descriptor.
+    TooMany,
+    /// No way led to it while it was mapped.
+    OutOfReach,
+}
+
+impl MissingFile {
+    /// What happened to a file, to follow its name: `was replaced while it ran`.
+    #[must_use]
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Replaced => "was replaced while it ran",
+            Self::Deleted => "was deleted while it ran",
+            Self::Changed => "was changed while it ran",
+            Self::TooMany => "could not be held open, for want of descriptors (ulimit -n)",
+            Self::OutOfReach => "could not be opened while it ran",
+        }
+    }
+}
+
+/// A file of the target, opened for reading.
+#[derive(Debug)]
+pub struct HeldFile {
+    file: File,
+    identity: FileIdentity,
+    path: PathBuf,
+    written: Written,
+}
+
+/// What changes when a file is written to.
+type Written = (i64, i64, u64);
+
+impl HeldFile {
+    /// Opens a file by a path of this process and learns its identity. Only a regular file is opened.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be opened, or is no regular file.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Self::open_as(path, path)
+    }
+
+    /// Likewise, for a file that the target has by another path.
+    ///
+    /// # Errors
+    ///
+    /// As [`HeldFile::open`].
+    pub fn open_as(path: &Path, shown: &Path) -> io::Result<Self> {
+        Self::of_handle(&handle_of(path)?, shown).map(|(held, _)| held)
+    }
+
+    /// Opens what an `O_PATH` descriptor stands for. A device or a pipe is not opened, because opening it may do something.
+    fn of_handle(handle: &File, path: &Path) -> io::Result<(Self, PlaceInMaps)> {
+        if !handle.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(format!("/proc/self/fd/{}", handle.as_raw_fd()))?;
+        let (identity, place) = identity_of(&file)?;
+        let metadata = file.metadata()?;
+        let path = without_deleted(path, metadata.nlink() == 0);
+        let held = Self {
+            written: written(&metadata),
+            path,
+            file,
+            identity,
+        };
+        Ok((held, place))
+    }
+
+    /// The open file.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The file as the kernel names it in mappings.
+    #[must_use]
+    pub fn identity(&self) -> FileIdentity {
+        self.identity
+    }
+
+    /// The path that the target had for it; another file may lie there now.
+    #[must_use]
+    pub fn shown_path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A path that leads this process to the file for as long as it is held.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
+    /// Whether the file was written to since it was opened.
+    #[must_use]
+    pub fn was_changed(&self) -> bool {
+        self.file
+            .metadata()
+            .map_or(true, |metadata| written(&metadata) != self.written)
+    }
+}
+
+fn written(metadata: &std::fs::Metadata) -> Written {
+    (metadata.mtime(), metadata.mtime_nsec(), metadata.size())
+}
+
+/// A path without the ` (deleted)` that the kernel puts behind that of a deleted file.
+fn without_deleted(path: &Path, is_deleted: bool) -> PathBuf {
+    let bytes = path.as_os_str().as_bytes();
+    match bytes.strip_suffix(b" (deleted)") {
+        Some(before) if is_deleted => PathBuf::from(std::ffi::OsStr::from_bytes(before)),
+        _ => path.to_owned(),
+    }
+}
+
+/// Device and inode as `/proc/PID/maps` has them. On overlayfs some kernels have others there than in their reports.
+pub(super) type PlaceInMaps = (u32, u32, u64);
+
+/// How a mapping that is to be held was named.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum NamedBy {
+    /// By the kernel's report of the mapping.
+    Report(FileIdentity),
+    /// By `/proc/PID/maps`.
+    Maps(PlaceInMaps),
+}
+
+/// A mapping whose file is looked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SoughtFile<'a> {
+    pub(super) named: NamedBy,
+    /// A thread of the process that is alive, if there is one.
+    pub(super) tid: u32,
+    pub(super) start: u64,
+    pub(super) end: u64,
+    /// As the process sees it.
+    pub(super) path: &'a Path,
+    /// Whether the process sees other files under the same paths than this one.
+    pub(super) is_elsewhere: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Holding {
+    Held(Arc<HeldFile>),
+    Missing { why: MissingFile, attempts: u32 },
+}
+
+/// Every file that is held, by its identity.
+#[derive(Clone, Debug, Default)]
+pub struct HeldFiles {
+    files: HashMap<FileIdentity, Holding>,
+    by_place: HashMap<PlaceInMaps, FileIdentity>,
+    held: usize,
+}
+
+impl HeldFiles {
+    /// A file that is held, or why it is not.
+    ///
+    /// # Errors
+    ///
+    /// If it is not held, or was written to meanwhile.
+    pub fn get(&self, identity: &FileIdentity) -> Result<&Arc<HeldFile>, MissingFile> {
+        match self.files.get(identity) {
+            Some(Holding::Held(file)) if file.was_changed() => Err(MissingFile::Changed),
+            Some(Holding::Held(file)) => Ok(file),
+            Some(Holding::Missing { why, .. }) => Err(*why),
+            None => Err(MissingFile::OutOfReach),
+        }
+    }
+
+    /// How many files are held.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.held
+    }
+
+    /// Whether there is no room for another one.
+    pub(super) fn is_full(&self) -> bool {
+        self.held >= most_files()
+    }
+
+    /// Opens a file by a path of this process, and holds it under the path that the target has for it.
+    pub(super) fn hold_path(&mut self, path: &Path, shown: &Path) -> io::Result<Arc<HeldFile>> {
+        let (file, place) = HeldFile::of_handle(&handle_of(path)?, shown)?;
+        Ok(self.keep(file, place))
+    }
+
+    /// Looks for the file of a mapping and holds it, unless it is held; returns its identity.
+    pub(super) fn hold(&mut self, sought: &SoughtFile<'_>) -> FileIdentity {
+        let identity = match sought.named {
+            NamedBy::Report(identity) => identity,
+            NamedBy::Maps(place) => self.by_place.get(&place).copied().unwrap_or(FileIdentity {
+                major: place.0,
+                minor: place.1,
+                inode: place.2,
+                generation: None,
+            }),
+        };
+        let attempts = match self.files.get(&identity) {
+            Some(Holding::Held(_)) => return identity,
+            Some(Holding::Missing { attempts, .. }) if *attempts >= MOST_ATTEMPTS => return identity,
+            Some(Holding::Missing { attempts, .. }) => *attempts,
+            None => 0,
+        };
+        let why = if self.is_full() {
+            MissingFile::TooMany
+        } else {
+            match find(sought) {
+                Ok((file, place)) => return self.keep(file, place).identity(),
+                Err(why) => why,
+            }
+        };
+        let attempts = attempts + 1;
+        if self.files.len() < 2 * MOST_FILES || self.files.contains_key(&identity) {
+            self.files.insert(identity, Holding::Missing { why, attempts });
+        }
+        identity
+    }
+
+    fn keep(&mut self, file: HeldFile, place: PlaceInMaps) -> Arc<HeldFile> {
+        let identity = file.identity();
+        if let Some(Holding::Held(known)) = self.files.get(&identity) {
+            return Arc::clone(known);
+        }
+        let file = Arc::new(file);
+        self.by_place.insert(place, identity);
+        self.files.insert(identity, Holding::Held(Arc::clone(&file)));
+        self.held += 1;
+        file
+    }
+
+    /// Lets go of every file that is not among these.
+    pub(super) fn keep_only(&mut self, needed: &HashSet<FileIdentity>) {
+        self.files.retain(|identity, _| needed.contains(identity));
+        self.by_place.retain(|_, identity| needed.contains(identity));
+        self.held = self
+            .files
+            .values()
+            .filter(|holding| matches!(holding, Holding::Held(_)))
+            .count();
+    }
+}
+
+/// Half of the descriptors that this process may have, and no more than [`MOST_FILES`].
+fn most_files() -> usize {
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1_024, 1_024));
+    usize::try_from(soft / 2).unwrap_or(MOST_FILES).min(MOST_FILES)
+}
+
+/// Looks for a file in the places that may lead to it.
+fn find(sought: &SoughtFile<'_>) -> Result<(HeldFile, PlaceInMaps), MissingFile> {
+    let tid = sought.tid;
+    let is_it = |file: &HeldFile, place: PlaceInMaps| match sought.named {
+        NamedBy::Report(identity) => identity.is_same(&file.identity()),
+        NamedBy::Maps(sought) => sought == place,
+    };
+    let open = |handle: io::Result<File>| {
+        let (file, place) = HeldFile::of_handle(&handle?, sought.path)?;
+        Ok(is_it(&file, place).then_some((file, place)))
+    };
+    let mapped = format!("/proc/{tid}/map_files/{:x}-{:x}", sought.start, sought.end);
+    for link in [mapped, format!("/proc/{tid}/exe")] {
+        if let Ok(Some(found)) = open(handle_of(Path::new(&link))) {
+            return Ok(found);
+        }
+    }
+    // The path as the process sees it says what happened to the file; as this process sees it, only if that is the same.
+    let mut why = None;
+    match handle_of(Path::new(&format!("/proc/{tid}/root"))) {
+        Ok(root) => match open(handle_below(&root, sought.path)) {
+            Ok(Some(found)) => return Ok(found),
+            outcome => why = Some(what_happened(&outcome)),
+        },
+        Err(_) if sought.is_elsewhere => why = Some(MissingFile::OutOfReach),
+        Err(_) => {}
+    }
+    match open(handle_of(sought.path)) {
+        Ok(Some(found)) => Ok(found),
+        outcome => Err(why.unwrap_or_else(|| what_happened(&outcome))),
+    }
+}
+
+fn what_happened<T>(outcome: &io::Result<Option<T>>) -> MissingFile {
+    match outcome {
+        Ok(_) => MissingFile::Replaced,
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => MissingFile::Deleted,
+            Some(libc::EMFILE | libc::ENFILE) => MissingFile::TooMany,
+            // What is no regular file lies in the place of one.
+            None => MissingFile::Replaced,
+            Some(_) => MissingFile::OutOfReach,
+        },
+    }
+}
+
+fn handle_of(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)
+}
+
+/// A handle of a path below a root, in which links are followed as the process with this root follows them.
+fn handle_below(root: &File, path: &Path) -> io::Result<File> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    Ok(File::from(openat2(root, path, how)?))
+}
+
+/// Maps a file and reads how the kernel names it: in its report of the mapping, and in `/proc/self/maps`.
+fn identity_of(file: &File) -> io::Result<(FileIdentity, PlaceInMaps)> {
+    let mut reports = Builder::new(Software::DUMMY)
+        .observe_self()
+        .any_cpu()
+        .enabled(true)
+        .mmap(true)
+        .mmap_data(true)
+        .mmap2(true)
+        .build()?
+        .sampled(RING_BYTES)?;
+    // SAFETY: nothing of the mapping is ever read, so it does not matter who changes the file.
+    let mapping = unsafe { MmapOptions::new().len(MAPPED_BYTES).map_copy_read_only(file) }?;
+    let address = mapping.as_ptr() as u64;
+    let place = proc_maps::read(Path::new("/proc/self/maps"))?
+        .iter()
+        .find(|mapping| (mapping.start..mapping.end).contains(&address))
+        .and_then(ProcMapping::place);
+    drop(mapping);
+    let mut identity = None;
+    while let Some(record) = reports.next_record() {
+        if let Ok(Record::Mmap2(mmap)) = record.parse_record()
+            && (mmap.addr..mmap.addr.saturating_add(mmap.len)).contains(&address)
+        {
+            identity = identity_in(&mmap);
+        }
+    }
+    let unknown = || io::Error::other("the kernel does not say which file it is");
+    Ok((identity.ok_or_else(unknown)?, place.ok_or_else(unknown)?))
+}
+
+/// The file that a report names; `None` if the mapping is of no file.
+pub(super) fn identity_in(mmap: &perf_event::data::Mmap2<'_>) -> Option<FileIdentity> {
+    let inode = mmap.ino().filter(|&inode| inode != 0)?;
+    Some(FileIdentity {
+        major: mmap.maj()?,
+        minor: mmap.min()?,
+        inode,
+        generation: mmap.ino_generation(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sought<'a>(named: NamedBy, path: &'a Path) -> SoughtFile<'a> {
+        SoughtFile {
+            named,
+            tid: std::process::id(),
+            start: 0x1000,
+            end: 0x2000,
+            path,
+            is_elsewhere: false,
+        }
+    }
+
+    /// A folder with a file in it, and the file's identity.
+    fn file() -> (tempfile::TempDir, PathBuf, FileIdentity) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("server");
+        std::fs::write(&path, "the first").expect("written");
+        let identity = HeldFile::open(&path).expect("opened").identity();
+        (folder, path, identity)
+    }
+
+    #[test]
+    fn a_file_is_the_same_under_every_name_and_another_one_is_not() {
+        let (folder, path, identity) = file();
+        let link = folder.path().join("link");
+        std::fs::hard_link(&path, &link).expect("linked");
+        assert_eq!(HeldFile::open(&link).expect("opened").identity(), identity);
+        let other = folder.path().join("other");
+        std::fs::write(&other, "the second").expect("written");
+        assert_ne!(HeldFile::open(&other).expect("opened").identity(), identity);
+    }
+
+    #[test]
+    fn a_file_of_no_bytes_has_an_identity() {
+        let (folder, ..) = file();
+        let empty = folder.path().join("empty");
+        std::fs::write(&empty, "").expect("written");
+        assert!(HeldFile::open(&empty).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_not_opened() {
+        let (folder, ..) = file();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("made");
+        // Opening the pipe would wait for a writer.
+        for path in [pipe.as_path(), Path::new("/dev/null"), folder.path()] {
+            assert!(HeldFile::open(path).is_err(), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn a_held_file_is_read_after_it_was_deleted() {
+        let (_folder, path, identity) = file();
+        let mut held = HeldFiles::default();
+        assert_eq!(held.hold(&sought(NamedBy::Report(identity), &path)), identity);
+        std::fs::remove_file(&path).expect("removed");
+        std::fs::write(&path, "another").expect("written");
+        let file = held.get(&identity).expect("held");
+        assert_eq!(std::fs::read_to_string(file.path()).expect("read"), "the first");
+    }
+
+    #[test]
+    fn what_came_too_late_is_replaced_or_deleted() {
+        let (folder, path, identity) = file();
+        // Keeps the number of the inode from being used again.
+        let _open = File::open(&path).expect("opened");
+        let missing = || {
+            let mut held = HeldFiles::default();
+            held.hold(&sought(NamedBy::Report(identity), &path));
+            held.get(&identity).map(|_| ()).expect_err("not there")
+        };
+        std::fs::remove_file(&path).expect("removed");
+        assert_eq!(missing(), MissingFile::Deleted);
+        std::fs::write(&path, "another").expect("written");
+        assert_eq!(missing(), MissingFile::Replaced);
+        std::fs::remove_file(&path).expect("removed");
+        std::os::unix::fs::symlink(folder.path(), &path).expect("linked");
+        assert_eq!(missing(), MissingFile::Replaced);
+    }
+
+    #[test]
+    fn a_file_that_is_written_to_is_said_to_be_changed() {
+        let (_folder, path, identity) = file();
+        let mut held = HeldFiles::default();
+        held.hold(&sought(NamedBy::Report(identity), &path));
+        std::fs::write(&path, "of another length").expect("written");
+        assert_eq!(held.get(&identity).map(|_| ()), Err(MissingFile::Changed));
+    }
+
+    #[test]
+    fn a_mapping_that_proc_shows_leads_to_its_file() {
+        let own = std::env::current_exe().expect("a path");
+        let mappings = proc_maps::read(Path::new("/proc/self/maps")).expect("read");
+        let mapping = mappings
+            .iter()
+            .find(|mapping| mapping.is_executable && mapping.name == own)
+            .expect("mapped");
+        let mut held = HeldFiles::default();
+        let found = held.hold(&SoughtFile {
+            start: mapping.start,
+            end: mapping.end,
+            ..sought(NamedBy::Maps(mapping.place().expect("a file")), &own)
+        });
+        assert_eq!(found, HeldFile::open(&own).expect("opened").identity());
+        assert_eq!(held.count(), 1);
+    }
+
+    #[test]
+    fn files_that_no_image_needs_are_let_go() {
+        let (folder, path, identity) = file();
+        let mut held = HeldFiles::default();
+        held.hold(&sought(NamedBy::Report(identity), &path));
+        let other = folder.path().join("other");
+        std::fs::write(&other, "the second").expect("written");
+        let needed = held.hold_path(&other, &other).expect("held").identity();
+        held.keep_only(&HashSet::from([needed]));
+        assert_eq!(held.count(), 1);
+        assert!(held.get(&needed).is_ok() && held.get(&identity).is_err());
+    }
+
+    #[test]
+    fn only_what_the_kernel_adds_is_taken_off_a_path() {
+        let path = Path::new("/srv/server (deleted)");
+        assert_eq!(without_deleted(path, true), Path::new("/srv/server"));
+        assert_eq!(without_deleted(path, false), path);
+    }
+}

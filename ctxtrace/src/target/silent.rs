@@ -1,0 +1,111 @@
+//! Threads of a running process that make no switch while it is recorded: no event shows them, so `/proc` is read when the recording
+//! begins and when it ends. A thread whose switches the kernel counts alike both times has made none.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use ctxtrace_common::thread::KernelCount;
+use serde::{Deserialize, Serialize};
+
+use super::procfs::{self, Status};
+
+/// A thread that has made no switch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SilentThread {
+    /// Thread id.
+    pub tid: u32,
+    /// Process id.
+    pub tgid: u32,
+    /// Name; not necessarily printable.
+    pub name: String,
+    /// The letter of its state at the end, as in `ps`.
+    pub state: char,
+    /// The time between the two readings.
+    pub ns: u64,
+}
+
+/// What `/proc` said of threads when a recording began.
+#[derive(Debug)]
+pub struct FirstReading {
+    threads: HashMap<(u32, u32), KernelCount>,
+    at: Instant,
+}
+
+impl FirstReading {
+    /// Reads the threads of these processes.
+    #[must_use]
+    pub fn of(processes: impl Iterator<Item = u32>) -> Self {
+        let at = Instant::now();
+        let mut threads = HashMap::new();
+        for pid in processes {
+            for (tid, status) in read(pid) {
+                threads.insert((pid, tid), status.switches);
+            }
+        }
+        Self { threads, at }
+    }
+
+    /// Reads them again, and returns those that have not made a switch meanwhile.
+    #[must_use]
+    pub fn silent(&self) -> Vec<SilentThread> {
+        let ns = self.at.elapsed().as_nanos() as u64;
+        let mut silent: Vec<SilentThread> = self
+            .threads
+            .iter()
+            .filter_map(|(&(pid, tid), before)| {
+                let status = procfs::status(pid, tid).ok()??;
+                let is_silent = status.switches == *before && !status.has_ended();
+                let name = is_silent.then(|| procfs::thread_stat(pid, tid).ok()?).flatten()?.name;
+                Some(SilentThread {
+                    tid,
+                    tgid: pid,
+                    name,
+                    state: status.state,
+                    ns,
+                })
+            })
+            .collect();
+        silent.sort_by_key(|thread| (thread.tgid, thread.tid));
+        silent
+    }
+}
+
+fn read(pid: u32) -> Vec<(u32, Status)> {
+    let tids = procfs::threads(pid).unwrap_or_default().into_iter();
+    tids.filter_map(|tid| Some((tid, procfs::status(pid, tid).ok()??)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_thread_that_sleeps_all_the_time_is_silent_and_one_that_has_slept_is_not() {
+        let mut sleeper = Command::new("sleep").arg("1000").spawn().expect("started");
+        let pid = sleeper.id();
+        let is_asleep = || {
+            let stat = procfs::stat(pid).expect("readable").expect("it lives");
+            let status = procfs::status(pid, pid).expect("readable").expect("it lives");
+            stat.name == "sleep" && status.is_sleeping()
+        };
+        while !is_asleep() {
+            std::thread::yield_now();
+        }
+        let this = std::process::id();
+        let tid = nix::unistd::gettid().as_raw() as u32;
+        let reading = FirstReading::of([pid, this].into_iter());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let silent = reading.silent();
+        let _ = sleeper.kill();
+        let _ = sleeper.wait();
+        let found = silent.iter().find(|thread| thread.tid == pid).expect("it slept");
+        assert_eq!((found.state, found.name.as_str(), found.tgid), ('S', "sleep", pid));
+        assert!(found.ns > 0);
+        assert!(
+            !silent.iter().any(|thread| thread.tid == tid),
+            "this one has slept and gone on"
+        );
+    }
+}

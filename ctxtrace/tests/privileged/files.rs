@@ -1,0 +1,437 @@
+//! Names come from the file that ran, whatever lies at its path.
+//!
+//! The programs are in C, so that every nap is in one function whose name is that of the build.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use crate::support::{command, recorder_at_work, said, wait_until};
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    (
+        "a_program_that_is_replaced_while_it_runs_keeps_its_names",
+        a_program_that_is_replaced_while_it_runs_keeps_its_names,
+    ),
+    (
+        "a_program_that_was_deleted_before_the_attach_has_names",
+        a_program_that_was_deleted_before_the_attach_has_names,
+    ),
+    (
+        "two_programs_at_one_path_have_their_own_names",
+        two_programs_at_one_path_have_their_own_names,
+    ),
+    (
+        "a_program_in_another_mount_namespace_has_its_own_names",
+        a_program_in_another_mount_namespace_has_its_own_names,
+    ),
+    (
+        "a_program_on_overlayfs_has_names_after_it_was_replaced",
+        a_program_on_overlayfs_has_names_after_it_was_replaced,
+    ),
+    (
+        "a_program_in_a_changed_root_has_names",
+        a_program_in_a_changed_root_has_names,
+    ),
+    ("a_program_without_a_path_has_names", a_program_without_a_path_has_names),
+    (
+        "libraries_at_one_address_do_not_get_each_others_names",
+        libraries_at_one_address_do_not_get_each_others_names,
+    ),
+    (
+        "mappings_of_other_programs_cost_no_name_and_are_no_loss",
+        mappings_of_other_programs_cost_no_name_and_are_no_loss,
+    ),
+    (
+        "a_flood_of_mappings_does_not_fill_the_capture",
+        a_flood_of_mappings_does_not_fill_the_capture,
+    ),
+    (
+        "a_process_with_odd_names_in_its_maps_is_attached_to",
+        a_process_with_odd_names_in_its_maps_is_attached_to,
+    ),
+    (
+        "a_pipe_in_place_of_the_program_is_not_opened",
+        a_pipe_in_place_of_the_program_is_not_opened,
+    ),
+    (
+        "the_program_is_examined_and_not_its_loader",
+        the_program_is_examined_and_not_its_loader,
+    ),
+];
+
+/// Naps of each program.
+const NAPS: usize = 60;
+
+/// Waits for a line if it is called with `wait`, does what its second argument says, and naps in the function `NAME`.
+const NAPPER: &str = r#"
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+__attribute__((noinline)) void nap(void) { struct timespec t = {0, 2000000}; nanosleep(&t, 0); __asm__ volatile(""); }
+__attribute__((noinline)) void NAME(void) { nap(); __asm__ volatile(""); }
+int main(int argc, char **argv) {
+    char line[8];
+    if (argc > 1 && !strcmp(argv[1], "wait") && !fgets(line, sizeof line, stdin)) return 1;
+    if (argc > 2 && !strcmp(argv[1], "replace") && rename(argv[2], argv[0])) return 2;
+    if (argc > 1 && !strcmp(argv[1], "pipe") && (unlink(argv[0]) || mkfifo(argv[0], 0666))) return 3;
+    for (int i = 0; i < 60; i++) NAME();
+    return 0;
+}
+"#;
+
+/// A library with `play`, which naps in `NAME`.
+const LIBRARY: &str = r#"
+#include <time.h>
+__attribute__((noinline)) void nap(void) { struct timespec t = {0, 1000000}; nanosleep(&t, 0); __asm__ volatile(""); }
+__attribute__((noinline)) void NAME(void) { nap(); __asm__ volatile(""); }
+void play(int n) { for (int i = 0; i < n; i++) NAME(); }
+"#;
+
+/// Loads each library, naps in it, and unloads it.
+const LOADS: &str = r#"
+#include <dlfcn.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    sleep(1);
+    for (int i = 1; i < argc; i++) {
+        void *lib = dlopen(argv[i], RTLD_NOW);
+        if (!lib) return 1;
+        ((void (*)(int))dlsym(lib, "play"))(60);
+        dlclose(lib);
+    }
+    return 0;
+}
+"#;
+
+/// Maps and unmaps code until it is killed, or for the number of rounds that it is called with.
+const MAPS: &str = r#"
+#include <stdlib.h>
+#include <sys/mman.h>
+int main(int argc, char **argv) {
+    for (long i = 0; argc < 2 || i < atol(argv[1]); i++)
+        munmap(mmap(0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 4096);
+    return 0;
+}
+"#;
+
+/// Executes the file that it is called with from memory.
+const FROM_MEMORY: &str = r#"
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <unistd.h>
+extern char **environ;
+int main(int argc, char **argv) {
+    int from = open(argv[1], O_RDONLY), to = memfd_create("napper", MFD_CLOEXEC);
+    while (sendfile(to, from, 0, 1 << 20) > 0);
+    char *args[] = {"napper", 0};
+    return fexecve(to, args, environ);
+}
+"#;
+
+struct Builds {
+    folder: TempDir,
+}
+
+impl Builds {
+    fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().expect("a folder"),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn build(&self, name: &str, source: &str, options: &[&str]) -> PathBuf {
+        let (file, built) = (self.path(&format!("{name}.c")), self.path(name));
+        std::fs::write(&file, source).expect("written");
+        let flags = [
+            "-O1",
+            "-g",
+            "-fno-omit-frame-pointer",
+            "-fno-optimize-sibling-calls",
+            "-w",
+        ];
+        let status = Command::new("cc")
+            .args(flags)
+            .arg("-o")
+            .arg(&built)
+            .arg(&file)
+            .args(options)
+            .status();
+        assert!(status.expect("there is a C compiler").success());
+        built
+    }
+
+    fn napper(&self, name: &str) -> PathBuf {
+        self.build(name, NAPPER, &[&format!("-DNAME={name}_nap")])
+    }
+
+    fn library(&self, name: &str) -> PathBuf {
+        self.build(name, LIBRARY, &[&format!("-DNAME={name}_nap"), "-shared", "-fPIC"])
+    }
+}
+
+/// What a recording said and the stacks it wrote.
+struct Recorded {
+    table: String,
+    stacks: String,
+}
+
+impl Recorded {
+    /// Of a command.
+    fn of<S: AsRef<std::ffi::OsStr>>(words: &[S]) -> Self {
+        let folded = tempfile::NamedTempFile::new().expect("a file");
+        let output = command("record --weight count --folded")
+            .arg(folded.path())
+            .arg("--")
+            .args(words)
+            .output()
+            .expect("started");
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        Self {
+            table: said(&output),
+            stacks: std::fs::read_to_string(folded.path()).expect("text"),
+        }
+    }
+
+    /// Of a process that waits for a line until it is being recorded.
+    fn attached(waiting: &mut Child, options: &str) -> Self {
+        use std::io::Write as _;
+
+        let folded = tempfile::NamedTempFile::new().expect("a file");
+        let file = folded.path().display();
+        let recorder = recorder_at_work(&format!(
+            "record -p {} {options} --weight count --folded {file}",
+            waiting.id()
+        ));
+        waiting
+            .stdin
+            .take()
+            .expect("piped")
+            .write_all(b"go\n")
+            .expect("it reads");
+        waiting.wait().expect("it ends");
+        let output = recorder.wait_with_output().expect("it ends");
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        Self {
+            table: said(&output),
+            stacks: std::fs::read_to_string(folded.path()).expect("text"),
+        }
+    }
+
+    /// Naps in stacks with this function.
+    fn naps_in(&self, function: &str) -> usize {
+        self.stacks
+            .lines()
+            .filter(|line| line.contains(function) && line.contains("nanosleep"))
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<usize>().ok())
+            .sum()
+    }
+
+    #[track_caller]
+    fn assert_naps(&self, of: &str, not_of: &str) {
+        let naps = (
+            self.naps_in(&format!("{of}_nap")),
+            self.naps_in(&format!("{not_of}_nap")),
+        );
+        assert_eq!(naps, (NAPS, 0), "{}\n{}", self.table, self.stacks);
+    }
+}
+
+fn waiting(program: &mut Command) -> Child {
+    program.stdin(Stdio::piped()).spawn().expect("started")
+}
+
+fn a_program_that_is_replaced_while_it_runs_keeps_its_names() {
+    let builds = Builds::new();
+    let (alpha, omega) = (builds.napper("alpha"), builds.napper("omega"));
+    Recorded::of(&[alpha.as_os_str(), "replace".as_ref(), omega.as_os_str()]).assert_naps("alpha", "omega");
+}
+
+fn a_program_that_was_deleted_before_the_attach_has_names() {
+    let builds = Builds::new();
+    let (alpha, omega) = (builds.napper("alpha"), builds.napper("omega"));
+    let mut process = waiting(Command::new(&alpha).arg("wait"));
+    std::fs::rename(&omega, &alpha).expect("replaced");
+    Recorded::attached(&mut process, "").assert_naps("alpha", "omega");
+}
+
+fn two_programs_at_one_path_have_their_own_names() {
+    let builds = Builds::new();
+    let (alpha, omega) = (builds.napper("alpha"), builds.napper("omega"));
+    let server = builds.path("server");
+    let line = format!(
+        "mv {} {server}; {server}; mv {} {server}; {server}",
+        alpha.display(),
+        omega.display(),
+        server = server.display()
+    );
+    let recorded = Recorded::of(&["sh", "-c", &line]);
+    let naps = (recorded.naps_in("alpha_nap"), recorded.naps_in("omega_nap"));
+    assert_eq!(naps, (NAPS, NAPS), "{}", recorded.stacks);
+}
+
+fn a_program_in_another_mount_namespace_has_its_own_names() {
+    let builds = Builds::new();
+    let (alpha, omega) = (builds.napper("alpha"), builds.napper("omega"));
+    let (inside, outside) = (alpha.display(), omega.display());
+    let bind = format!("mount --make-rprivate / && mount --bind {inside} {outside}");
+    let line = format!("{bind} && exec {outside}");
+    Recorded::of(&["unshare", "-m", "sh", "-c", &line]).assert_naps("alpha", "omega");
+    let line = format!("{bind} && read line && exec {outside}");
+    let mut process = waiting(Command::new("unshare").args(["-m", "sh", "-c", &line]));
+    let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/mnt")).expect("readable");
+    let pid = process.id().to_string();
+    wait_until("it has a namespace", || namespace(&pid) != namespace("self"));
+    Recorded::attached(&mut process, "").assert_naps("alpha", "omega");
+    // The namespace is made while the process is recorded, by a child.
+    let line = format!("read line; unshare -m sh -c '{bind} && {outside}'; true");
+    let mut process = waiting(Command::new("sh").args(["-c", &line]));
+    Recorded::attached(&mut process, "--children").assert_naps("alpha", "omega");
+}
+
+fn a_program_on_overlayfs_has_names_after_it_was_replaced() {
+    let builds = Builds::new();
+    let (alpha, omega) = (builds.napper("alpha"), builds.napper("omega"));
+    for folder in ["lower", "layers", "merged"] {
+        std::fs::create_dir(builds.path(folder)).expect("made");
+    }
+    std::fs::copy(&alpha, builds.path("lower/server")).expect("copied");
+    let layers = builds.path("layers").display().to_string();
+    let line = format!(
+        "mount --make-rprivate / && mount -t tmpfs none {layers} && mkdir {layers}/upper {layers}/work && \
+         mount -t overlay none -o lowerdir={lower},upperdir={layers}/upper,workdir={layers}/work {merged} && \
+         cp {omega} {merged}/new && exec {merged}/server replace {merged}/new",
+        lower = builds.path("lower").display(),
+        merged = builds.path("merged").display(),
+        omega = omega.display(),
+    );
+    Recorded::of(&["unshare", "-m", "sh", "-c", &line]).assert_naps("alpha", "omega");
+}
+
+fn a_program_in_a_changed_root_has_names() {
+    let builds = Builds::new();
+    let alpha = builds.build("alpha", NAPPER, &["-DNAME=alpha_nap", "-static"]);
+    let root = builds.path("root");
+    std::fs::create_dir(&root).expect("made");
+    std::fs::copy(&alpha, root.join("server")).expect("copied");
+    Recorded::of(&["chroot".as_ref(), root.as_os_str(), "/server".as_ref()]).assert_naps("alpha", "omega");
+}
+
+fn a_program_without_a_path_has_names() {
+    let builds = Builds::new();
+    let alpha = builds.napper("alpha");
+    let starter = builds.build("starter", FROM_MEMORY, &[]);
+    let recorded = Recorded::of(&[starter.as_os_str(), alpha.as_os_str()]);
+    recorded.assert_naps("alpha", "omega");
+}
+
+fn libraries_at_one_address_do_not_get_each_others_names() {
+    let builds = Builds::new();
+    let (red, blue) = (builds.library("red"), builds.library("blue"));
+    let loads = builds.build("loads", LOADS, &["-ldl"]);
+    let recorded = Recorded::of(&[&loads, &red, &blue]);
+    for name in ["red_nap", "blue_nap"] {
+        let naps = recorded.naps_in(name);
+        assert!(naps == 0 || naps == NAPS, "{name} {naps}: {}", recorded.stacks);
+    }
+    let reason = "unknown: several files were mapped there one after the other";
+    let known = recorded.naps_in("red_nap") + recorded.naps_in("blue_nap");
+    assert_eq!(known + recorded.naps_in(reason), 2 * NAPS, "{}", recorded.stacks);
+    // The same library again is the same file at the same place.
+    let recorded = Recorded::of(&[&loads, &red, &red]);
+    assert_eq!(recorded.naps_in("red_nap"), 2 * NAPS, "{}", recorded.stacks);
+}
+
+fn mappings_of_other_programs_cost_no_name_and_are_no_loss() {
+    let builds = Builds::new();
+    let mut noise = Command::new(builds.build("noise", MAPS, &[])).spawn().expect("started");
+    let recorded = Recorded::of(&[builds.build("loads", LOADS, &["-ldl"]), builds.library("late")]);
+    noise.kill().expect("killed");
+    noise.wait().expect("reaped");
+    assert_eq!(recorded.naps_in("late_nap"), NAPS, "{}", recorded.stacks);
+    assert!(!recorded.table.contains("mapping"), "{}", recorded.table);
+}
+
+fn a_flood_of_mappings_does_not_fill_the_capture() {
+    let builds = Builds::new();
+    let maps = builds.build("maps", MAPS, &[]);
+    let capture = builds.path("flood.ctx");
+    let output = command("record -o")
+        .arg(&capture)
+        .arg("--")
+        .arg(maps)
+        .arg("200000")
+        .output()
+        .expect("started");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let bytes = std::fs::metadata(&capture).expect("written").len();
+    assert!(
+        bytes < 200_000,
+        "{bytes} bytes of capture for 200,000 mappings that are all alike"
+    );
+}
+
+fn a_process_with_odd_names_in_its_maps_is_attached_to() {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let builds = Builds::new();
+    let alpha = builds.build("alpha", NAPPER, &["-DNAME=alpha_nap", "-static"]);
+    for name in [&b"\xff\xfe bytes"[..], b"new\nline", b"server (deleted)"] {
+        let folder = builds.folder.path().join(std::ffi::OsStr::from_bytes(name));
+        std::fs::create_dir(&folder).expect("made");
+        let path = folder.join("napper");
+        std::fs::copy(&alpha, &path).expect("copied");
+        let mut process = waiting(Command::new(&path).arg("wait"));
+        Recorded::attached(&mut process, "").assert_naps("alpha", "omega");
+    }
+    // A root of its own, in which the executable's path is `/SYSV`, which in maps is how shared memory begins.
+    let root = builds.path("root");
+    std::fs::create_dir_all(root.join("old")).expect("made");
+    let line = format!(
+        "mount --make-rprivate / && mount -t tmpfs none {root} && cp {alpha} {root}/SYSV && cd {root} && mkdir old && \
+         pivot_root . old && exec /SYSV wait",
+        root = root.display(),
+        alpha = alpha.display()
+    );
+    let mut process = waiting(Command::new("unshare").args(["-m", "sh", "-c", &line]));
+    let executable = format!("/proc/{}/exe", process.id());
+    wait_until("it runs /SYSV", || {
+        std::fs::read_link(&executable).is_ok_and(|path| path.ends_with("SYSV"))
+    });
+    Recorded::attached(&mut process, "").assert_naps("alpha", "omega");
+}
+
+fn a_pipe_in_place_of_the_program_is_not_opened() {
+    let builds = Builds::new();
+    let alpha = builds.napper("alpha");
+    Recorded::of(&[alpha.as_os_str(), "pipe".as_ref()]).assert_naps("alpha", "omega");
+}
+
+fn the_program_is_examined_and_not_its_loader() {
+    let tests = std::env::current_exe().expect("a path");
+    let output = command("record --json -")
+        .arg("--")
+        .args([Path::new("/lib64/ld-linux-x86-64.so.2"), &tests])
+        .env(crate::programs::VARIABLE, "sleeper")
+        .output()
+        .expect("started");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let locators = json["locators"].as_array().expect("a list");
+    let program = tests.display().to_string();
+    let examined = locators.iter().find(|locator| locator["program"] == program.as_str());
+    let locator = examined.unwrap_or_else(|| panic!("{program} is not among {locators:?}"));
+    let found = locator["locator"].as_str().expect("text");
+    assert!(found.contains("tokio"), "{locator}");
+    assert!(!said(&output).contains("shared object"), "{}", said(&output));
+}

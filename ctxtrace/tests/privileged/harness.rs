@@ -1,0 +1,181 @@
+//! The test runner: kinds of tests, tests that cannot run, and names that match no test.
+
+use std::ffi::OsString;
+use std::panic::resume_unwind;
+use std::process::{Command, ExitCode};
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+/// A test has passed when its function returns. It calls [`skip`] or [`require_program`] if it cannot run.
+pub(crate) type TestFunction = fn();
+
+/// A list of tests by name, as each module has one or more.
+pub(crate) type TestTable = &'static [(&'static str, TestFunction)];
+
+/// `TestKind` says which commands run a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TestKind {
+    /// The test runs on this machine's kernel.
+    Ordinary,
+    /// The test runs on this machine's kernel, and on each of `cargo xtask test --kernel`.
+    Kernel,
+    /// The test is a [`TestKind::Kernel`] that holds where the kernel preempts itself anywhere, too: there a sleep may end before it
+    /// has begun, so the test counts no sleeps.
+    PreemptibleKernel,
+    /// The test takes long, or repeats a measurement: `cargo xtask test --long` runs it and no other command does.
+    Long,
+}
+
+impl TestKind {
+    /// The kind as it stands in front of a test's name, in brackets. A filter may be the beginning of it: `[kernel` selects both kinds
+    /// of kernel tests.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ordinary => "",
+            Self::Kernel => "kernel",
+            Self::PreemptibleKernel => "kernel preemptible",
+            Self::Long => "long",
+        }
+    }
+}
+
+/// While this variable is set, a test fails if a program is missing that `cargo xtask setup` installs, or if the user is not root. It
+/// is skipped otherwise.
+const REQUIRE_VARIABLE: &str = "CTXTRACE_REQUIRE_PRIVILEGED";
+
+fn is_required() -> bool {
+    std::env::var_os(REQUIRE_VARIABLE).is_some()
+}
+
+/// `SkippedTest` is what a skipped test panics with.
+struct SkippedTest(String);
+
+/// Ends the test that runs: it is reported as skipped, with what is missing.
+pub(crate) fn skip(missing: impl Into<String>) -> ! {
+    // Unlike a panic this prints nothing.
+    resume_unwind(Box::new(SkippedTest(missing.into())))
+}
+
+/// Skips the test that runs, or fails it where nothing that can be installed may be missing.
+pub(crate) fn skip_unless_required(missing: impl Into<String>) -> ! {
+    let missing = missing.into();
+    assert!(!is_required(), "{missing}, and {REQUIRE_VARIABLE} is set");
+    skip(missing)
+}
+
+/// Whether a program is on `PATH`.
+pub(crate) fn has_program(program: &str) -> bool {
+    Command::new(program)
+        .arg("--version")
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status()
+        .is_ok()
+}
+
+/// Skips the test that runs unless a program is on `PATH`.
+pub(crate) fn require_program(program: &str, package: &str) {
+    if !has_program(program) {
+        skip_unless_required(format!("{program} is not on PATH (Debian: apt install {package})"));
+    }
+}
+
+/// The value of a variable that `cargo xtask test` sets. The test that runs is skipped without it.
+pub(crate) fn require_variable(name: &str) -> OsString {
+    std::env::var_os(name).unwrap_or_else(|| skip_unless_required(format!("{name} is not set: run `cargo xtask test`")))
+}
+
+/// Runs the tests that the command line selects.
+pub(crate) fn run(tables: &[(TestKind, TestTable)]) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Two tests at once would take CPU time from each other.
+    arguments.test_threads = Some(1);
+    let is_root = nix::unistd::geteuid().is_root();
+    let tests = tables
+        .iter()
+        .flat_map(|&(kind, table)| table.iter().map(move |test| (kind, test)));
+    let trials: Vec<Trial> = tests
+        .map(|(kind, &(name, function))| {
+            Trial::ignorable_test(name, move || run_test(function, is_root))
+                .with_kind(kind.name())
+                .with_ignored_flag(kind == TestKind::Long)
+        })
+        .collect();
+    if let Some(filter) = filter_without_match(&arguments, &trials) {
+        eprintln!("no privileged test is called `{filter}`: --list prints their names");
+        return ExitCode::FAILURE;
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// The filter, if it names one test or a kind of tests and there is none such. Any other filter may match tests of another executable.
+fn filter_without_match<'a>(arguments: &'a Arguments, trials: &[Trial]) -> Option<&'a str> {
+    let filter = arguments.filter.as_deref()?;
+    let names_something = arguments.exact || filter.starts_with('[');
+    let matches = trials.iter().any(|trial| !arguments.is_filtered_out(trial));
+    (names_something && !matches).then_some(filter)
+}
+
+fn run_test(function: TestFunction, is_root: bool) -> Result<Completion, Failed> {
+    let guarded = move || {
+        if !is_root {
+            skip_unless_required("it needs root: `cargo xtask test` runs it");
+        }
+        function();
+    };
+    let Err(panic) = std::panic::catch_unwind(guarded) else {
+        return Ok(Completion::Completed);
+    };
+    if let Some(SkippedTest(missing)) = panic.downcast_ref() {
+        return Ok(Completion::ignored_with(missing));
+    }
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
+    Err(Failed::from(text.unwrap_or("the test panicked")))
+}
+
+/// Tests of this runner itself.
+pub(crate) const TESTS: TestTable = &[
+    ("an_exact_name_must_match_a_test", an_exact_name_must_match_a_test),
+    (
+        "a_skipped_test_is_reported_as_skipped",
+        a_skipped_test_is_reported_as_skipped,
+    ),
+];
+
+fn an_exact_name_must_match_a_test() {
+    let trials = || {
+        vec![
+            Trial::test("one", || Ok(())).with_kind("kernel"),
+            Trial::test("two", || Ok(())),
+        ]
+    };
+    let rejected = |line: &str| {
+        let arguments = Arguments::from_iter(line.split_whitespace());
+        filter_without_match(&arguments, &trials()).is_some()
+    };
+    assert!(rejected("privileged --exact three"));
+    assert!(rejected("privileged --exact tw"));
+    assert!(rejected("privileged [long]"));
+    for accepted in [
+        "privileged --exact two",
+        "privileged [kernel",
+        "privileged three",
+        "privileged",
+    ] {
+        assert!(!rejected(accepted), "{accepted}");
+    }
+    let this = std::env::current_exe().expect("a path");
+    let status = Command::new(this).args(["--exact", "there_is_no_such_test"]).status();
+    assert!(!status.expect("started").success());
+}
+
+fn a_skipped_test_is_reported_as_skipped() {
+    let skipped = run_test(|| skip("a reason"), true).expect("no failure");
+    assert!(matches!(skipped, Completion::Ignored { reason: Some(reason) } if reason == "a reason"));
+    assert!(run_test(|| panic!("on purpose"), true).is_err());
+    assert!(matches!(run_test(|| (), true), Ok(Completion::Completed)));
+}

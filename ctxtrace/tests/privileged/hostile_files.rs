@@ -1,0 +1,456 @@
+//! Executables that do harm to who reads them, and what is left of a recording that met them.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use flate2::{Compress, Compression, FlushCompress};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::unistd::Pid;
+use object::LittleEndian;
+use object::read::elf::{ElfFile64, FileHeader, SectionHeader};
+use procfs::process::Process;
+
+use crate::support::{CTXTRACE, command, stderr, stdout, wait_until};
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    (
+        "an_executable_replaced_by_a_fifo_is_not_waited_for",
+        an_executable_replaced_by_a_fifo_is_not_waited_for,
+    ),
+    (
+        "an_executable_replaced_by_a_device_is_not_opened",
+        an_executable_replaced_by_a_device_is_not_opened,
+    ),
+    (
+        "debug_information_of_an_impossible_size_costs_its_own_names",
+        debug_information_of_an_impossible_size_costs_its_own_names,
+    ),
+    (
+        "debug_information_beyond_the_memory_costs_its_own_names",
+        debug_information_beyond_the_memory_costs_its_own_names,
+    ),
+    (
+        "a_debug_link_to_a_fifo_is_not_followed",
+        a_debug_link_to_a_fifo_is_not_followed,
+    ),
+    (
+        "millions_of_units_end_an_examination",
+        millions_of_units_end_an_examination,
+    ),
+    (
+        "files_that_are_truncated_at_the_end_are_survived",
+        files_that_are_truncated_at_the_end_are_survived,
+    ),
+    ("a_signal_ends_the_look_up_of_names", a_signal_ends_the_look_up_of_names),
+    (
+        "the_reading_process_has_no_privileges",
+        the_reading_process_has_no_privileges,
+    ),
+    (
+        "a_reading_process_that_is_killed_costs_no_recording",
+        a_reading_process_that_is_killed_costs_no_recording,
+    ),
+];
+
+/// A folder with an executable in it, which is this one, so that it can be any of [`crate::programs`].
+struct Target {
+    folder: tempfile::TempDir,
+    program: &'static str,
+}
+
+impl Target {
+    fn new(program: &'static str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("set");
+        let target = Self { folder, program };
+        fs::copy("/proc/self/exe", target.path()).expect("copied");
+        target
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("target")
+    }
+
+    fn folded(&self) -> PathBuf {
+        self.folder.path().join("folded")
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        fs::read(self.path()).expect("readable")
+    }
+
+    /// `ctxtrace record` of it, which is killed after two minutes.
+    fn record(&self) -> Command {
+        let mut command = Command::new("timeout");
+        command
+            .args(["-s", "KILL", "120", CTXTRACE, "record", "--quiet", "--folded"])
+            .arg(self.folded())
+            .arg("--")
+            .arg(self.path())
+            .env(crate::programs::VARIABLE, self.program)
+            .env_remove("SUDO_UID")
+            .env_remove("SUDO_GID")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// The stacks of a recording that went well.
+    fn stacks(&self) -> String {
+        let output = self.record().output().expect("started");
+        self.stacks_of(&output)
+    }
+
+    fn stacks_of(&self, output: &Output) -> String {
+        assert_eq!(output.status.code(), Some(0), "{:?}: {}", output.status, stderr(output));
+        fs::read_to_string(self.folded()).expect("written")
+    }
+
+    /// Makes `.debug_info` a section that is compressed, of these bytes, and said to unpack to this size.
+    fn compress_debug_info(&self, data: &[u8], size: u64) {
+        let bytes = self.bytes();
+        let header = [1, size, 1].map(u64::to_le_bytes).concat();
+        self.replace_section(
+            b".debug_info",
+            &[&header, data].concat(),
+            object::elf::SHF_COMPRESSED.into(),
+            &bytes,
+        );
+    }
+
+    /// Puts a section's data at the end of the file, and sets these flags.
+    fn replace_section(&self, name: &[u8], data: &[u8], flags: u64, bytes: &[u8]) {
+        let elf = ElfFile64::<LittleEndian>::parse(bytes).expect("an executable");
+        let sections = elf.elf_section_table();
+        let (index, section) = sections
+            .section_by_name(LittleEndian, name)
+            .expect("it has this section");
+        let header = elf.elf_header().e_shoff(LittleEndian) + 64 * index.0 as u64;
+        let flags = section.sh_flags(LittleEndian) & !u64::from(object::elf::SHF_COMPRESSED) | flags;
+        let file = fs::OpenOptions::new().write(true).open(self.path()).expect("writable");
+        file.write_all_at(data, bytes.len() as u64).expect("written");
+        // sh_flags, sh_offset and sh_size (System V ABI, "Section Header").
+        for (field, value) in [(8, flags), (24, bytes.len() as u64), (32, data.len() as u64)] {
+            file.write_all_at(&value.to_le_bytes(), header + field)
+                .expect("written");
+        }
+    }
+}
+
+/// Replaces its own executable by what `REPLACEMENT` says beside it, then sleeps in code of its own.
+pub(crate) fn replaced() {
+    let executable = std::env::current_exe().expect("a path");
+    let replacement = executable.with_file_name("replacement");
+    if replacement.symlink_metadata().is_ok() {
+        fs::rename(&replacement, &executable).expect("replaced");
+    }
+    for _ in 0..20 {
+        sleep_in_own_code();
+    }
+}
+
+/// The innermost function of its stacks is this one, which no other library has.
+#[inline(never)]
+fn sleep_in_own_code() {
+    let time = [0_u64, 2_000_000];
+    // SAFETY: `nanosleep(2)` reads the time, and is given no place to write to.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") libc::SYS_nanosleep => _,
+            in("rdi") time.as_ptr(),
+            in("rsi") 0,
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+}
+
+/// Maps the files beside it as code, and ends.
+pub(crate) fn maps_large_files() {
+    let executable = std::env::current_exe().expect("a path");
+    for number in 0..LARGE_FILES {
+        let file = File::open(large_file(&executable, number)).expect("there");
+        let length = std::num::NonZeroUsize::new(4_096).expect("not 0");
+        let (protection, flags) = (
+            nix::sys::mman::ProtFlags::PROT_READ | nix::sys::mman::ProtFlags::PROT_EXEC,
+            nix::sys::mman::MapFlags::MAP_PRIVATE,
+        );
+        // SAFETY: a new mapping, which nothing reads.
+        unsafe { nix::sys::mman::mmap(None, length, protection, flags, &file, 0) }.expect("mapped");
+    }
+    replaced();
+}
+
+const LARGE_FILES: usize = 4;
+
+fn large_file(executable: &Path, number: usize) -> PathBuf {
+    executable.with_file_name(format!("large-{number}.so"))
+}
+
+fn an_executable_replaced_by_a_fifo_is_not_waited_for() {
+    let target = Target::new("replaced");
+    let fifo = target.path().with_file_name("replacement");
+    nix::unistd::mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).expect("made");
+    let stacks = target.stacks();
+    assert!(stacks.contains("target"), "{stacks}");
+}
+
+fn an_executable_replaced_by_a_device_is_not_opened() {
+    let target = Target::new("replaced");
+    let device = target.path().with_file_name("replacement");
+    mknod(&device, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 3)).expect("made");
+    let opened = opened_events(&device);
+    let stacks = target.stacks();
+    assert!(stacks.contains("target"), "{stacks}");
+    let event = nix::unistd::read(&opened, &mut [0; 64]);
+    assert_eq!(event, Err(nix::errno::Errno::EAGAIN), "it was opened");
+}
+
+/// Readable once this file has been opened.
+fn opened_events(path: &Path) -> OwnedFd {
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("a path has no zero");
+    // SAFETY: makes a descriptor, which nothing else owns.
+    let events = unsafe { OwnedFd::from_raw_fd(libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC)) };
+    // SAFETY: the descriptor is open, and the path ends with a zero.
+    let watch = unsafe { libc::inotify_add_watch(events.as_raw_fd(), path.as_ptr(), libc::IN_OPEN) };
+    assert!(watch > 0, "{}", std::io::Error::last_os_error());
+    events
+}
+
+fn debug_information_of_an_impossible_size_costs_its_own_names() {
+    for size in [1 << 62, u64::MAX] {
+        let target = Target::new("replaced");
+        target.compress_debug_info(b"", size);
+        let stacks = target.stacks();
+        assert!(stacks.contains("[unknown: target "), "{stacks}");
+        assert!(stacks.contains("nanosleep"), "the kernel's names are there: {stacks}");
+    }
+}
+
+/// A zlib stream of more zeros than the reading process may have memory, in some 5 MB: one block, over and over.
+fn bomb() -> Vec<u8> {
+    let zeros = vec![0; 16 << 20];
+    let mut block = Vec::with_capacity(1 << 20);
+    let mut compress = Compress::new(Compression::best(), false);
+    compress
+        .compress_vec(&zeros, &mut block, FlushCompress::Full)
+        .expect("packed");
+    [&[0x78, 0x01], block.repeat(320).as_slice()].concat()
+}
+
+fn debug_information_beyond_the_memory_costs_its_own_names() {
+    let target = Target::new("replaced");
+    target.compress_debug_info(&bomb(), 1 << 20);
+    let stacks = target.stacks();
+    // A machine that is slow meets the limit of time first.
+    let reasons = [
+        "[unknown: target needs more memory to be read than ctxtrace allows (4 GiB)]",
+        "[unknown: reading target took longer than 20 s]",
+    ];
+    assert!(reasons.iter().any(|reason| stacks.contains(reason)), "{stacks}");
+    assert!(stacks.contains("nanosleep"), "the kernel's names are there: {stacks}");
+}
+
+fn a_debug_link_to_a_fifo_is_not_followed() {
+    let target = Target::new("replaced");
+    let fifo = target.folder.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).expect("made");
+    let data = [fifo.as_os_str().as_encoded_bytes(), &[0; 8]].concat();
+    let data = &data[..data.len() / 4 * 4];
+    let link = target.folder.path().join("link");
+    fs::write(&link, data).expect("written");
+    let status = Command::new("objcopy")
+        .arg("--add-section")
+        .arg(format!(".gnu_debuglink={}", link.display()))
+        .arg(target.path())
+        .status()
+        .expect("objcopy is installed (Debian package binutils)");
+    assert!(status.success());
+    let stacks = target.stacks();
+    assert!(
+        stacks.contains("sleep_in_own_code"),
+        "its own names are there: {stacks}"
+    );
+}
+
+/// Units of eleven bytes each, in a section that unpacks to 512 MiB.
+fn millions_of_units_end_an_examination() {
+    // Length, version 4, offset of the abbreviations, bytes of an address (DWARF 4, 7.5.1.1).
+    let unit = [7_u8, 0, 0, 0, 4, 0, 0, 0, 0, 0, 8];
+    let units = unit.repeat((16 << 20) / unit.len());
+    let mut block = Vec::with_capacity(4 << 20);
+    let mut compress = Compress::new(Compression::best(), false);
+    compress
+        .compress_vec(&units, &mut block, FlushCompress::Full)
+        .expect("packed");
+    let packed = [&[0x78, 0x01], block.repeat(32).as_slice()].concat();
+    let target = Target::new("replaced");
+    target.compress_debug_info(&packed, 32 * units.len() as u64);
+    let mut doctor = command("doctor --");
+    let output = doctor.arg(target.path()).output().expect("started");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("tokio"), "{}", stdout(&output));
+    target.stacks();
+}
+
+fn files_that_are_truncated_at_the_end_are_survived() {
+    let target = Target::new("maps-large-files");
+    for number in 0..LARGE_FILES {
+        let file = File::create(large_file(&target.path(), number)).expect("made");
+        let mut header = [0_u8; 120];
+        header[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        // A library for x86-64 with one segment, which is all of the file (System V ABI, "ELF Header", "Program Header").
+        for (at, value) in [
+            (16, 3_u64),
+            (18, 62),
+            (20, 1),
+            (32, 64),
+            (52, 64),
+            (54, 56),
+            (56, 1),
+            (64, 1),
+            (68, 5),
+        ] {
+            header[at..at + 2].copy_from_slice(&(value as u16).to_le_bytes());
+        }
+        for at in [96, 104] {
+            header[at..at + 8].copy_from_slice(&(1_u64 << 30).to_le_bytes());
+        }
+        (&file).write_all(&header).expect("written");
+        file.set_len(1 << 30).expect("sparse");
+    }
+    let recording = target
+        .record()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("started");
+    // The files are truncated again and again, from the middle of the recording to its end.
+    let pid = Pid::from_raw(recording.id() as i32);
+    let mut length = 1 << 30;
+    while kill(pid, None).is_ok() && !is_zombie(pid) {
+        length = if length == 0 { 1 << 30 } else { 0 };
+        for number in 0..LARGE_FILES {
+            let file = fs::OpenOptions::new()
+                .write(true)
+                .open(large_file(&target.path(), number));
+            file.and_then(|file| file.set_len(length)).expect("truncated");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let output = recording.wait_with_output().expect("ended");
+    target.stacks_of(&output);
+}
+
+fn is_zombie(pid: Pid) -> bool {
+    let state = Process::new(pid.as_raw()).and_then(|process| process.stat());
+    state.is_ok_and(|stat| stat.state == 'Z')
+}
+
+/// A recording that reads a file which takes seconds, and its reading process.
+fn slow_look_up(target: &Target) -> (Child, Pid, Pid) {
+    target.compress_debug_info(&bomb(), 1 << 20);
+    let recording = target
+        .record()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("started");
+    let mut tracer = None;
+    wait_until("ctxtrace runs", || {
+        tracer = children(recording.id() as i32).into_iter().next();
+        tracer.is_some()
+    });
+    let tracer = tracer.expect("just seen");
+    // The first one examines programs, and is there before the target; the second one names functions.
+    let mut first = None;
+    let mut second = None;
+    wait_until("functions are named", || {
+        let reader = children(tracer).into_iter().find(|&pid| is_reader(pid));
+        match (first, reader) {
+            (None, Some(_)) => first = reader,
+            (Some(examining), Some(naming)) if examining != naming => second = reader,
+            _ => {}
+        }
+        second.is_some()
+    });
+    (
+        recording,
+        Pid::from_raw(tracer),
+        Pid::from_raw(second.expect("just seen")),
+    )
+}
+
+fn children(parent: i32) -> Vec<i32> {
+    let all = procfs::process::all_processes().expect("/proc");
+    all.filter_map(|process| process.ok()?.stat().ok())
+        .filter(|stat| stat.ppid == parent && stat.state != 'Z')
+        .map(|stat| stat.pid)
+        .collect()
+}
+
+fn is_reader(pid: i32) -> bool {
+    let line = Process::new(pid).and_then(|process| process.cmdline());
+    line.is_ok_and(|line| line.get(1).is_some_and(|word| word == "read-files"))
+}
+
+fn a_signal_ends_the_look_up_of_names() {
+    let target = Target::new("replaced");
+    let (recording, tracer, _) = slow_look_up(&target);
+    kill(tracer, Signal::SIGTERM).expect("it runs");
+    let output = recording.wait_with_output().expect("ended");
+    let stacks = target.stacks_of(&output);
+    assert!(stacks.contains("a signal ended the look-up"), "{stacks}");
+    assert!(
+        stderr(&output).contains("SIGTERM ended the look-up of names"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+fn a_reading_process_that_is_killed_costs_no_recording() {
+    let target = Target::new("replaced");
+    let (recording, _, reader) = slow_look_up(&target);
+    kill(reader, Signal::SIGKILL).expect("it runs");
+    let output = recording.wait_with_output().expect("ended");
+    let stacks = target.stacks_of(&output);
+    assert!(
+        stacks.contains("[unknown: the process that read target was killed by SIGKILL]"),
+        "{stacks}"
+    );
+}
+
+fn the_reading_process_has_no_privileges() {
+    let target = Target::new("replaced");
+    let (recording, tracer, reader) = slow_look_up(&target);
+    let status = fs::read_to_string(format!("/proc/{reader}/status")).expect("it runs");
+    let limits = fs::read_to_string(format!("/proc/{reader}/limits")).expect("it runs");
+    kill(tracer, Signal::SIGKILL).expect("it runs");
+    for line in [
+        "Uid:\t65534\t65534\t65534\t65534",
+        "Gid:\t65534\t65534\t65534\t65534",
+        "Groups:\t \n",
+        "CapPrm:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+    ] {
+        assert!(status.contains(line), "{line:?} is not in {status}");
+    }
+    let memory = limits
+        .lines()
+        .find(|line| line.starts_with("Max address space"))
+        .expect("a limit");
+    assert!(memory.contains(&(4_u64 << 30).to_string()), "{memory}");
+    // It ends with the tracer.
+    let output = recording.wait_with_output().expect("ended");
+    assert_ne!(output.status.signal().or(output.status.code()), Some(0));
+    wait_until("the reading process has ended", || !is_reader(reader.as_raw()));
+}

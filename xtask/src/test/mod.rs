@@ -1,0 +1,332 @@
+//! `cargo xtask test`: every test of the workspace.
+//!
+//! `cargo test` runs all tests as one user and each file's tests in parallel. The target `privileged` loads BPF programs,
+//! so it needs root, and it measures the scheduler, so it wants the machine to itself. Hence: cargo builds all of them
+//! once, in the release profile (the workloads should be the real thing), and we run each executable, that one last. It also
+//! traces a program that is built with several releases of tokio ([`tokio_releases`]).
+//!
+//! [`outcome`] sums what the test programs print; [`repeat`] runs privileged tests many times.
+
+mod outcome;
+mod repeat;
+
+use std::ffi::OsString;
+use std::io::{self, BufReader, IsTerminal as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use cargo_metadata::{Artifact, Message, TargetKind};
+
+use self::outcome::Outcome;
+use self::repeat::Repetition;
+use crate::kernels::{self, Kernel, KernelTest, Way};
+use crate::{process, setup, tokio_releases};
+
+/// The integration test of the crate `ctxtrace` that needs root.
+const PRIVILEGED: &str = "privileged";
+
+/// Variables of a privileged test that are passed on to it, because sudo drops what it does not know. With the first one a test fails
+/// that cannot run, where it would otherwise be skipped.
+const PASSED_ON: [&str; 2] = ["CTXTRACE_REQUIRE_PRIVILEGED", "RUST_BACKTRACE"];
+
+/// The kind of the tests that only `--long` runs, as the harness of the privileged tests prints it.
+const LONG: &str = "[long]";
+
+/// The options of `test`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Leave out the tests that need root
+    #[arg(long, conflicts_with_all = ["long", "repeat", "kernel"])]
+    without_privileged: bool,
+
+    /// Install nothing: a test for which a program is missing is skipped
+    #[arg(long)]
+    no_setup: bool,
+
+    /// Run the tests that take long, and no others
+    #[arg(long, conflicts_with = "kernel")]
+    long: bool,
+
+    /// Run each privileged test so many times, and no others; an interrupted command goes on where it was
+    #[arg(long, value_name = "TIMES", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "kernel")]
+    repeat: Option<u32>,
+
+    /// Keep every CPU busy with another program while a repeated test runs
+    #[arg(long, requires = "repeat")]
+    beside_load: bool,
+
+    /// Repeat only the tests with this in their name; may be given several times
+    #[arg(long, value_name = "TEXT", requires = "repeat")]
+    filter: Vec<String>,
+
+    /// Run privileged tests on another kernel, in QEMU, and no others; may be given several times
+    #[arg(long, value_enum, value_name = "VERSION")]
+    kernel: Vec<Kernel>,
+
+    /// What to add to that kernel's command line; with preempt=full the tests that count sleeps are left out
+    #[arg(long, value_name = "WORDS", requires = "kernel")]
+    append: Option<String>,
+
+    /// Run only this one of the tests there; may be given several times
+    #[arg(long, value_name = "TEST", requires = "kernel")]
+    only: Vec<String>,
+}
+
+/// One executable with tests in it.
+#[derive(Debug)]
+struct TestProgram {
+    /// The name of its target.
+    name: String,
+    /// Whether it needs root.
+    privileged: bool,
+    /// The executable.
+    path: PathBuf,
+    /// Its package's folder.
+    folder: PathBuf,
+}
+
+impl TestProgram {
+    /// What cargo says it built, if that is an executable with tests.
+    fn new(artifact: &Artifact) -> Option<Self> {
+        let target = &artifact.target;
+        let path = artifact.executable.as_ref().filter(|_| artifact.profile.test)?;
+        Some(Self {
+            name: target.name.clone(),
+            privileged: target.name == PRIVILEGED && target.kind.contains(&TargetKind::Test),
+            path: path.clone().into_std_path_buf(),
+            folder: artifact.manifest_path.parent()?.to_owned().into_std_path_buf(),
+        })
+    }
+
+    /// Runs its tests, but for the long ones, as the user.
+    fn run(&self) -> Result<Outcome> {
+        self.run_command(self.in_its_folder(&mut Command::new(&self.path)))
+    }
+
+    /// Runs its tests as root. `options` are the harness's.
+    fn run_as_root(&self, programs: &Path, options: &[&str]) -> Result<Outcome> {
+        self.run_command(self.as_root(programs).args(options))
+    }
+
+    /// A command that runs it as root. `env` sets the variables, because sudo drops what it does not know.
+    fn as_root(&self, programs: &Path) -> Command {
+        let variable = |name: &str, value: &std::ffi::OsStr| {
+            let mut word = OsString::from(format!("{name}="));
+            word.push(value);
+            word
+        };
+        let mut command = process::as_root("env");
+        command
+            .arg(variable("CARGO_MANIFEST_DIR", self.folder.as_os_str()))
+            .arg(variable(tokio_releases::VARIABLE, programs.as_os_str()))
+            .args(
+                PASSED_ON
+                    .iter()
+                    .filter_map(|name| Some(variable(name, &std::env::var_os(name)?))),
+            )
+            .arg(&self.path);
+        self.in_its_folder(&mut command);
+        command
+    }
+
+    /// Lets a command run as `cargo test` would run this: in the package's folder, which is also in the environment.
+    fn in_its_folder<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command
+            .current_dir(&self.folder)
+            .env("CARGO_MANIFEST_DIR", &self.folder)
+            .env("CARGO_MANIFEST_PATH", self.folder.join("Cargo.toml"))
+    }
+
+    fn run_command(&self, command: &mut Command) -> Result<Outcome> {
+        run_tests(&self.name, command)
+    }
+
+    /// Its tests, each with its kind in front: `[kernel] NAME`.
+    fn list(&self) -> Result<Vec<String>> {
+        let list = process::output(self.in_its_folder(Command::new(&self.path).arg("--list")))?;
+        let tests = list.lines().filter_map(|line| line.strip_suffix(": test"));
+        Ok(tests.map(str::to_owned).collect())
+    }
+}
+
+/// Runs a command that runs tests, shows what it prints, and sums that.
+fn run_tests(name: &str, command: &mut Command) -> Result<Outcome> {
+    process::announce(command);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {name}"))?;
+    let stdout = child.stdout.take().context("the tests have no output")?;
+    let output = outcome::copy(stdout, io::stdout())?;
+    let status = child.wait()?;
+    let mut outcome = Outcome::read(name, &output);
+    if !status.success() && outcome.failed == 0 {
+        outcome.fail(format!("{name}: {status}"));
+    }
+    Ok(outcome)
+}
+
+/// Runs everything, whatever fails on the way. The last line is the sum of all test programs.
+pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    if !args.no_setup {
+        // What cannot be installed is reported by the tests that are skipped for it.
+        if let Err(error) = setup::for_tests(!args.kernel.is_empty()) {
+            eprintln!("not everything that the tests need is installed: {error:#}");
+        }
+    }
+    let (privileged, others): (Vec<_>, Vec<_>) = build()?.into_iter().partition(|program| program.privileged);
+    let Some(privileged) = privileged.first() else {
+        bail!("there is no test target `{PRIVILEGED}`");
+    };
+    if !args.kernel.is_empty() {
+        on_kernels(args, privileged)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut sum = Outcome::default();
+    if !args.long && args.repeat.is_none() {
+        for program in &others {
+            sum.add(program.run()?);
+        }
+        sum.add(documentation()?);
+    }
+    sum.add(run_privileged(args, privileged)?);
+    Ok(conclude(&sum))
+}
+
+/// The examples in the documentation. Cargo prints a result for each crate.
+fn documentation() -> Result<Outcome> {
+    run_tests("documentation", &mut cargo_test(&["--doc"]))
+}
+
+/// The privileged tests that the options select.
+fn run_privileged(args: &Args, program: &TestProgram) -> Result<Outcome> {
+    let (long, ordinary): (Vec<String>, Vec<String>) =
+        program.list()?.into_iter().partition(|test| test.starts_with(LONG));
+    let selected = if args.long { &long } else { &ordinary };
+    let missing = if args.without_privileged {
+        Some("--without-privileged")
+    } else if !process::is_root() && !sudo_works() {
+        Some("this is not root, and sudo does not work here")
+    } else {
+        None
+    };
+    if let Some(missing) = missing {
+        let mut outcome = Outcome::default();
+        let skipped = selected.iter().map(|test| format!("{PRIVILEGED}: {test}: {missing}"));
+        outcome.skipped.extend(skipped);
+        if !args.without_privileged {
+            outcome.fail(format!(
+                "{PRIVILEGED}: {missing} (--without-privileged leaves these tests out)"
+            ));
+        }
+        return Ok(outcome);
+    }
+    let programs = tokio_releases::build()?;
+    let Some(rounds) = args.repeat else {
+        let options: &[&str] = if args.long { &["--ignored"] } else { &["--skip", LONG] };
+        return program.run_as_root(&programs, options);
+    };
+    let names = selected.iter().map(|test| name_of_test(test).to_owned()).collect();
+    let names = repeat::select(names, &args.filter)?;
+    let mut executables = executables_beside(program)?;
+    executables.push(program.path.clone());
+    let repetition = Repetition {
+        rounds,
+        beside_load: args.beside_load,
+        build: &repeat::build_id(&executables)?,
+    };
+    repeat::run(&names, repetition, |test| {
+        let mut command = program.as_root(&programs);
+        command.args(["--include-ignored", "--exact", test]);
+        command
+    })
+}
+
+/// A test's name, of a line `[KIND] NAME`.
+fn name_of_test(listed: &str) -> &str {
+    listed.rsplit(' ').next().unwrap_or(listed)
+}
+
+/// The executables that privileged tests start, which are two folders up from the tests.
+fn executables_beside(privileged: &TestProgram) -> Result<Vec<PathBuf>> {
+    let folder = privileged.path.parent().and_then(Path::parent);
+    let folder = folder.context("the tests are in no folder")?;
+    Ok(["ctxtrace", "ctxtrace-workload-jemalloc"]
+        .map(|name| folder.join(name))
+        .into())
+}
+
+/// Privileged tests on other kernels.
+fn on_kernels(args: &Args, privileged: &TestProgram) -> Result<()> {
+    let tests: Vec<KernelTest> = privileged
+        .list()?
+        .iter()
+        .filter_map(|test| KernelTest::read(test))
+        .collect();
+    let way = Way {
+        append: args.append.as_deref(),
+        only: &args.only,
+        tests: &tests,
+    };
+    let others = executables_beside(privileged)?;
+    for &kernel in &args.kernel {
+        kernels::test(kernel, &privileged.path, &others, &way)?;
+    }
+    Ok(())
+}
+
+/// Prints what was skipped and what failed, and then the sum, alone on the last line.
+#[expect(
+    clippy::print_stdout,
+    reason = "the sum belongs with the results of the test programs"
+)]
+fn conclude(sum: &Outcome) -> ExitCode {
+    for skipped in &sum.skipped {
+        println!("skipped {skipped}");
+    }
+    for failure in &sum.failures {
+        println!("FAILED {failure}");
+    }
+    println!("{}", sum.last_line());
+    ExitCode::from(u8::from(sum.failed > 0))
+}
+
+/// Builds all test executables.
+fn build() -> Result<Vec<TestProgram>> {
+    let mut build = cargo_test(&["--no-run", "--message-format=json-render-diagnostics"]);
+    process::announce(&build);
+    let mut child = build.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+    let stdout = child.stdout.take().context("cargo has no output")?;
+    let mut programs = Vec::new();
+    for message in Message::parse_stream(BufReader::new(stdout)) {
+        if let Message::CompilerArtifact(artifact) = message? {
+            programs.extend(TestProgram::new(&artifact));
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("the tests do not build: {status}");
+    }
+    Ok(programs)
+}
+
+/// `cargo test` of everything, with further options.
+fn cargo_test(options: &[&str]) -> Command {
+    let mut command = process::cargo();
+    command
+        .current_dir(process::root())
+        .args(["test", "--workspace", "--release"])
+        .args(options);
+    command
+}
+
+/// Whether sudo lets us; it may ask for the password, if there is somebody to ask.
+fn sudo_works() -> bool {
+    let mut sudo = Command::new("sudo");
+    if !io::stdin().is_terminal() {
+        sudo.arg("--non-interactive");
+    }
+    let status = sudo.args(["--", "true"]).status();
+    status.is_ok_and(|status| status.success())
+}
