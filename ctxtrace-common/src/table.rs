@@ -9,7 +9,7 @@
 //!    and programs run within RCU read sections);
 //! 3. reads and deletes the elements of the old generation at leisure.
 //!
-//! How many elements have been made is counted where they are made, which is seldom; at `half` of a table the reader is woken.
+//! How many elements have been made is counted where they are made, which is seldom; at [`TableState::wake_at`] the reader is woken.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -49,7 +49,7 @@ pub struct TableState {
     /// Elements made since user space stored this state; bytes of the ring of ended threads.
     pub made: u64,
     /// At so many of them the reader is woken; 0 for never.
-    pub half: u64,
+    pub wake_at: u64,
     /// Whether it has been woken since.
     pub woken: u64,
 }

@@ -16,7 +16,7 @@ pub(crate) fn generation(table: Table) -> u64 {
     }
 }
 
-/// Counts an element that was made, and wakes user space when the table is half full. Kept out of line: it is seldom called.
+/// Counts an element that was made, and wakes user space when there are enough of them. Kept out of line: it is seldom called.
 #[inline(never)]
 pub(crate) fn made_one(table: u32) {
     let Some(state) = TABLES.get_ptr_mut(table) else {
@@ -27,7 +27,7 @@ pub(crate) fn made_one(table: u32) {
         atomic::add(&raw mut (*state).made, 1);
         (&raw const (*state).made).read_volatile()
     };
-    wake_at_half(state, made);
+    wake_reader(state, made);
 }
 
 /// Wakes user space when the ring of exited threads is half full.
@@ -36,19 +36,19 @@ pub(crate) fn thread_was_reported() {
     let Some(state) = TABLES.get_ptr_mut(Table::Ended as u32) else {
         return;
     };
-    wake_at_half(state, EXITED.query(BPF_RB_AVAIL_DATA));
+    wake_reader(state, EXITED.query(BPF_RB_AVAIL_DATA));
 }
 
 /// `BPF_RB_AVAIL_DATA`: bytes that the reader of a ring has not read.
 const BPF_RB_AVAIL_DATA: u64 = 0;
 
 #[inline(always)]
-fn wake_at_half(state: *mut TableState, made: u64) {
+fn wake_reader(state: *mut TableState, made: u64) {
     // SAFETY: a live element of an array; single aligned loads and stores. Two CPUs may both wake the reader, which does no harm.
     unsafe {
-        let half = (&raw const (*state).half).read_volatile();
+        let wake_at = (&raw const (*state).wake_at).read_volatile();
         let woken = &raw mut (*state).woken;
-        if half == 0 || made < half || woken.read_volatile() != 0 {
+        if wake_at == 0 || made < wake_at || woken.read_volatile() != 0 {
             return;
         }
         woken.write_volatile(1);

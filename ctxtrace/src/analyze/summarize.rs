@@ -373,7 +373,10 @@ fn reconciliation(is_workload: bool, run: &Run, nulls: &mut Nulls) -> Reconcilia
         is_workload || threads.all(|record| record.thread.tgid == launched.pid)
     };
     let counts_all = run.launched.as_ref().is_some_and(alone);
-    let no_rusage = if run.launched.is_some_and(|launched| launched.rusage.is_some()) {
+    let is_folded = run.aggregates.threads.iter().any(|record| record.threads != 1);
+    let no_rusage = if is_folded {
+        "so many threads ended that some were added up by name, and it lacks the last switch of each"
+    } else if run.launched.is_some_and(|launched| launched.rusage.is_some()) {
         "processes that their parents did not wait for are not in it, and there were several"
     } else {
         "the target was not waited for"
@@ -582,6 +585,7 @@ fn lost_in(run: &Run) -> Lost {
         handovers: counters.lost_handovers,
         threads: counters.lost_threads,
         thread_records: counters.lost_records,
+        programs: aggregates.lost_programs,
         mappings: aggregates.mappings.lost,
         recursion: aggregates.recursion_misses,
         timeline_events: counters.lost_timeline_events,

@@ -1,6 +1,6 @@
 //! What has been brought home of the kernel's tables, and how they are emptied while the run goes on.
 //!
-//! A table that fills would lose what comes next. So from half full on its elements are taken over here, where there is more room,
+//! A table that fills would lose what comes next. So when a quarter is full its elements are taken over here, where there is more room,
 //! and deleted there. No count is lost in between: `ctxtrace_common::table` says how. The room here is bounded too; beyond it
 //! sums are kept by their class, or by who was woken, and what is told apart no longer is counted.
 
@@ -24,6 +24,8 @@ use crate::trace::wakeups::{EdgeSums, others};
 /// Sums of switch-outs, and of wakeups by stacks, that are told apart: some 100 bytes each. Beyond them switch-outs are summed by
 /// class, as `lost.stack_sums` counts.
 const MOST_SUMS: usize = 1 << 19;
+/// A table is emptied when one in so many of its places is taken. The rest is room for what comes until it is empty.
+const WAKE_AT: u32 = 4;
 /// Stacks that are kept. Switch-outs with another one are counted by `lost.stacks`.
 const MOST_STACKS: usize = 1 << 19;
 /// Frames of all stacks together, 8 bytes each.
@@ -183,42 +185,41 @@ impl Drainer {
             let capacity = capacity(ebpf, name(table))?;
             // A table of one element is not used.
             let drains = capacity > 1 && (can_wait || table == Table::Stacks);
-            let half = if drains { capacity.div_ceil(2) } else { 0 };
-            store(ebpf, table, 0, half.into())?;
+            let wake_at = if drains { capacity.div_ceil(WAKE_AT) } else { 0 };
+            store(ebpf, table, 0, wake_at.into())?;
         }
         store(ebpf, Table::Ended, 0, u64::from(ended_bytes / 2))?;
         Ok(Self { can_wait })
     }
 
-    /// Brings home what is in tables that are at least half full.
+    /// Brings home what is in tables that hold as much as was to wake this process.
     ///
     /// # Errors
     ///
     /// If the kernel refuses. What is not brought home stays where it is.
     pub(super) fn drain(&self, ebpf: &mut Ebpf, into: &mut Collected) -> Result<()> {
         let states = states(ebpf)?;
-        let is_half_full = |table: Table| {
+        let is_due = |table: Table| {
             let state = states[table as usize];
-            state.half > 0 && state.made >= state.half
+            state.wake_at > 0 && state.made >= state.wake_at
         };
         let ended = states[Table::Ended as usize];
         if ended.woken != 0 {
-            store(ebpf, Table::Ended, 0, ended.half)?;
+            store(ebpf, Table::Ended, 0, ended.wake_at)?;
         }
-        if is_half_full(Table::Stacks) {
-            store(ebpf, Table::Stacks, 0, states[Table::Stacks as usize].half)?;
+        if is_due(Table::Stacks) {
+            store(ebpf, Table::Stacks, 0, states[Table::Stacks as usize].wake_at)?;
             take_stacks(ebpf, into)?;
         }
-        let full: Vec<Table> = WITH_GENERATIONS
-            .into_iter()
-            .filter(|&table| is_half_full(table))
-            .collect();
+        let full: Vec<Table> = WITH_GENERATIONS.into_iter().filter(|&table| is_due(table)).collect();
         if full.is_empty() || !self.can_wait {
             return Ok(());
         }
         for &table in &full {
-            let TableState { generation, half, .. } = states[table as usize];
-            store(ebpf, table, 1 - generation, half)?;
+            let TableState {
+                generation, wake_at, ..
+            } = states[table as usize];
+            store(ebpf, table, 1 - generation, wake_at)?;
         }
         if membarrier(libc::MEMBARRIER_CMD_GLOBAL) != 0 {
             // What is there is brought home when its generation is the old one again.
@@ -263,10 +264,10 @@ fn states(ebpf: &Ebpf) -> Result<Vec<TableState>> {
 }
 
 /// Stores the state of a table in which nothing was made yet.
-fn store(ebpf: &mut Ebpf, table: Table, generation: u64, half: u64) -> Result<()> {
+fn store(ebpf: &mut Ebpf, table: Table, generation: u64, wake_at: u64) -> Result<()> {
     let state = TableState {
         generation,
-        half,
+        wake_at,
         ..TableState::default()
     };
     let map = ebpf.map_mut("TABLES").ok_or_else(|| missing("TABLES"))?;

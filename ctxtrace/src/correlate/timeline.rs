@@ -769,19 +769,24 @@ fn threads_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) 
         threads.sort_by_key(|thread| thread.comparable());
         threads
     };
-    let (apart, folded): (Vec<&ThreadRecord>, Vec<&ThreadRecord>) = aggregates.threads.iter().partition(|record| record.threads == 1);
+    let (apart, folded): (Vec<&ThreadRecord>, Vec<&ThreadRecord>) =
+        aggregates.threads.iter().partition(|record| record.threads == 1);
     let mut events = sorted(&mut replay.threads());
     let counted = sorted(&mut apart.iter().map(|record| ThreadTotals::of(&record.thread)));
     if !folded.is_empty() {
         // Every thread that is in no record of its own has to be in the sums of the folded ones.
         let rest = take_from(&mut events, &counted);
-        let (count, sums) = folded.iter().fold((0, ThreadTotals::default()), |(count, sums), record| {
-            (count + record.threads, sums.plus(&ThreadTotals::of(&record.thread)))
-        });
+        let (count, sums) = folded
+            .iter()
+            .fold((0, ThreadTotals::default()), |(count, sums), record| {
+                (count + record.threads, sums.plus(&ThreadTotals::of(&record.thread)))
+            });
         if rest.len() as u64 != count {
             return Some(differ("folded threads", rest.len() as u64, count));
         }
-        let of_events = rest.iter().fold(ThreadTotals::default(), |sums, thread| sums.plus(thread));
+        let of_events = rest
+            .iter()
+            .fold(ThreadTotals::default(), |sums, thread| sums.plus(thread));
         if of_events != sums {
             return Some(differ(
                 "switches or times of the folded threads",
@@ -959,7 +964,9 @@ mod tests {
 
         fn finish(mut self) -> (Aggregates, Vec<Event>) {
             let threads = self.ended.into_iter().chain(self.threads.into_values());
-            self.aggregates.threads = threads.map(|thread| ThreadRecord::new(thread.summary, Fate::Ended)).collect();
+            self.aggregates.threads = threads
+                .map(|thread| ThreadRecord::new(thread.summary, Fate::Ended))
+                .collect();
             self.aggregates.switch_sums = self.sums.into_iter().collect();
             (self.aggregates, self.events)
         }
