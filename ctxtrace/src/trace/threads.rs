@@ -12,7 +12,7 @@ use ctxtrace_common::thread::{INHERITED, KERNEL_WORKER, KernelCount, ThreadSumma
 use super::{Fate, ThreadRecord};
 
 /// Ended threads that are told apart when a recording is over; while it goes on up to twice as many.
-pub const MOST_ENDED: usize = 10_000;
+pub const MOST_ENDED: usize = 16_384;
 /// Sums of folded threads that are told apart by name; threads of further names are added to one sum, [`OTHER_NAMES`].
 pub const MOST_NAMES: usize = 1_000;
 /// The name of the sum of threads whose names have no sum of their own.
