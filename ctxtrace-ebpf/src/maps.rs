@@ -108,7 +108,7 @@ pub(crate) static EVENTS: Array<Event> = Array::with_max_entries(1, BPF_F_MMAPAB
 #[map]
 pub(crate) static RINGS: Array<RingState> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Wakes user space when a CPU's ring of events, the ring of exited threads or a table is half full; what is in it says nothing.
+/// Wakes user space when a ring of events or of exited threads is half full, or a quarter of a table is taken; what is in it says nothing.
 #[map]
 pub(crate) static HALF_FULL: RingBuf = RingBuf::with_byte_size(4 << 10, 0);
 
