@@ -244,7 +244,7 @@ impl EdgeKey {
             tid: self.from_tid,
             tgid: self.from_tgid,
             image: self.from_image,
-            origin: self.origin as u32,
+            origin: u32::from(self.origin),
         }
     }
 }
