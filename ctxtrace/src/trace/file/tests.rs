@@ -527,10 +527,10 @@ fn a_file_that_takes_far_more_memory_than_it_has_bytes_is_refused() {
     let names = std::collections::HashMap::from([("names", vec![""; 16 << 20])]);
     let damage = damage_of(&hostile([(block::Kind::Names, encoded(&names))]));
     assert_eq!(damage, "it claims to hold more than a recording of its size can");
-    // Rows of 8 KB each that take some bytes.
-    let mut edges = small_run();
-    edges.aggregates.edges = vec![(EdgeKey::new(&Waker::default(), 101, 100), (&Edge::EMPTY).into()); 100_000];
-    let damage = damage_of(&hostile([(block::Kind::State, encoded(&edges))]));
+    // Rows of several KB each that take some bytes.
+    let mut handovers = small_run();
+    handovers.aggregates.handovers = vec![bytemuck::Zeroable::zeroed(); 20_000];
+    let damage = damage_of(&hostile([(block::Kind::State, encoded(&handovers))]));
     assert!(damage.contains("more than a recording of its size can"), "{damage}");
 }
 
