@@ -12,6 +12,7 @@
 //! * [`polls`]: which task switches hit the kernel.
 //! * [`ledger`]: the class of every kernel switch.
 //! * [`memo`] and [`chain`]: whether a kernel stack, or a user stack, is one that was walked before.
+//! * [`table`]: how tables of sums are emptied while programs add to them.
 //! * [`event`]: what is told of a switch, so that all of these can be run again outside the kernel.
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -31,6 +32,7 @@ pub mod process;
 #[cfg(feature = "serde")]
 mod sparse;
 pub mod stack;
+pub mod table;
 pub mod thread;
 pub mod wakeup;
 pub mod words;

@@ -102,6 +102,9 @@ pub struct GoLayout {
     pub startpc: u32,
 }
 
+/// Places for locators, the first of which is not used: so many layouts can be told apart at a time, less one.
+pub const MAX_LOCATORS: u32 = 1_024;
+
 /// How the tasks of one executable are found; made by user space, used by the kernel side.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

@@ -19,7 +19,7 @@ use ctxtrace_abi::Slot;
 
 /// Why a thread was switched out between polls. Of several in one gap the greatest counts.
 #[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Gap {
     /// It was made to give way, or gave way itself.
     Preempted = 0,
@@ -161,6 +161,30 @@ impl Polls {
     #[must_use]
     pub fn total(&self) -> PollCounts {
         self.carried.plus(self.last.minus(self.base))
+    }
+
+    /// Adds the polls of another thread, so that these are the sums of both. What is pending has to be alike.
+    pub fn add(&mut self, other: &Self) {
+        let carried = self.total().plus(other.total());
+        let Self {
+            hits,
+            hits_of_unknown_task,
+            read_before,
+            ..
+        } = other;
+        *self = Self {
+            carried,
+            last: PollCounts::default(),
+            base: PollCounts::default(),
+            pending_polls: 0,
+            hits: self.hits,
+            hits_of_unknown_task: self.hits_of_unknown_task + hits_of_unknown_task,
+            pending: self.pending,
+            read_before: self.read_before | read_before,
+        };
+        for (sum, hits) in self.hits.iter_mut().zip(hits) {
+            *sum += hits;
+        }
     }
 
     /// Whether there has been a reading.

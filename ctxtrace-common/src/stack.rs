@@ -103,7 +103,9 @@ pub struct SumKey {
     /// 1 if the CPU quota of its cgroup took the thread off its CPU, as far as the kernel says so of a thread; otherwise 0.
     #[cfg_attr(feature = "serde", serde(default))]
     pub throttled: u8,
-    reserved: u8,
+    /// Which [`crate::table`] generation the sum is of. Only a key in the kernel's table has one; everywhere else this is 0.
+    #[cfg_attr(feature = "serde", serde(rename = "reserved"))]
+    pub generation: u8,
 }
 
 const _: () = assert!(size_of::<SumKey>() == 56);
@@ -121,7 +123,7 @@ impl SumKey {
         class: 0,
         reason: 0,
         throttled: 0,
-        reserved: 0,
+        generation: 0,
     };
 }
 
@@ -137,6 +139,15 @@ pub struct SwitchSum {
 }
 
 const _: () = assert!(size_of::<SwitchSum>() == 16);
+
+impl core::ops::AddAssign for SwitchSum {
+    fn add_assign(&mut self, other: Self) {
+        let Self { count, off_cpu_ns } = other;
+        self.count += count;
+        // As the kernel side adds: what a program makes up may be too much.
+        self.off_cpu_ns = self.off_cpu_ns.wrapping_add(off_cpu_ns);
+    }
+}
 
 /// Switch-outs of one thread that are summed by the same key, one after the other, and are not in the table of sums yet.
 ///

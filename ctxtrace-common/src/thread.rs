@@ -47,15 +47,11 @@ impl KernelCount {
     }
 }
 
-/// Value of the thread table, and the record an exiting thread leaves in the ring.
-///
-/// The table's key is the address of the kernel's `task_struct`: it stays the same when an `execve` gives the thread its
-/// leader's id, it cannot be reused before the thread's last switch, and a lookup needs no field of the thread. User space
-/// never shows it; the identity people see is (tid, start time).
+/// What is reported of one thread: the record that an ended thread leaves in the ring, and what a capture holds of each thread.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct Thread {
+pub struct ThreadSummary {
     /// The state machine.
     pub clock: Clock,
     /// The kernel's count when tracing of the thread began: 0 for one that was born while its process was traced.
@@ -76,48 +72,8 @@ pub struct Thread {
     pub migrations: u64,
     /// `task_struct.start_boottime`, nanoseconds of `CLOCK_BOOTTIME`.
     pub start_boottime_ns: u64,
-    /// The last switch-out, in the terms it is summed by.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
-    pub pending: SumKey,
-    /// Those before it, as far as they are not in the table of sums.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
-    pub gathered: [Gathered; 2],
-    /// Its last kernel stacks.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
-    pub memos: [StackMemo; 2],
-    /// Its last user stacks.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
-    pub user_stacks: UserStacks,
     /// Its polls, where it has a probe.
     pub polls: Polls,
-    /// Who made the wakings its clock has noted: the first one off the CPU, the last one on it.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
-    pub wakers: [Waker; 2],
-    /// Who woke it out of its last park, with [`WOKEN_FROM_PARK`].
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
-    pub woken_by: Waker,
-    /// `on_cpu_ns` when that wakeup took effect.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
-    pub woken_on_cpu_ns: u64,
-    /// `polls.last.polls` then.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
-    pub polls_when_woken: u64,
-    /// The last task seen that has no place in a table of the program's own.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
-    pub last_task: u64,
-    /// The task that launched it, if it is a worker of tokio's and was seen between polls.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
-    pub launch_task: u64,
-    /// Address of the kernel's description of its user memory: another one, and the thread is in the middle of an `execve`.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
-    pub memory: u64,
-    /// What `fsbase` held when it last called `execve`, until its first switch-out afterwards: the kernel has not saved the
-    /// register since, so the field still shows the old program's. Likewise of a thread that was born with its maker's.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
-    pub stale_thread_pointer: u64,
-    /// When it last called `execve`, until that has been told as an event; 0 otherwise.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
-    pub executed_ns: u64,
     /// Name, padded with zeroes; brought up to date at `execve` and at the last switch.
     pub comm: [u8; 16],
     /// Thread id in the initial pid namespace.
@@ -126,32 +82,85 @@ pub struct Thread {
     pub tgid: u32,
     /// How many times the process had called `execve` since it was first seen.
     pub image: u32,
-    /// CPU of the last switch-in plus one; 0 before the first.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
-    pub last_cpu_plus_one: u32,
     /// [`EXITING`], [`PENDING_SUM`] and the others.
     pub flags: u32,
+}
+
+const _: () = assert!(size_of::<ThreadSummary>() == 32 + 32 + 56 + 120 + 16 + 16);
+
+/// Value of the thread table: a thread's summary, and what the kernel side alone needs to know of the thread.
+///
+/// The table's key is the address of the kernel's `task_struct`: it stays the same when an `execve` gives the thread its
+/// leader's id, it cannot be reused before the thread's last switch, and a lookup needs no field of the thread. User space
+/// never shows it; the identity people see is (tid, start time).
+///
+/// The summary's fields are read and written as if they were fields of this record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Thread {
+    /// What is reported of the thread.
+    pub summary: ThreadSummary,
+    /// The last switch-out, in the terms it is summed by.
+    pub pending: SumKey,
+    /// Those before it, as far as they are not in the table of sums.
+    pub gathered: [Gathered; 2],
+    /// Its last kernel stacks.
+    pub memos: [StackMemo; 2],
+    /// Its last user stacks.
+    pub user_stacks: UserStacks,
+    /// Who made the wakings its clock has noted: the first one off the CPU, the last one on it.
+    pub wakers: [Waker; 2],
+    /// Who woke it out of its last park, with [`WOKEN_FROM_PARK`].
+    pub woken_by: Waker,
+    /// `on_cpu_ns` when that wakeup took effect.
+    pub woken_on_cpu_ns: u64,
+    /// `polls.last.polls` then.
+    pub polls_when_woken: u64,
+    /// The last task seen that has no place in a table of the program's own.
+    pub last_task: u64,
+    /// The task that launched it, if it is a worker of tokio's and was seen between polls.
+    pub launch_task: u64,
+    /// Address of the kernel's description of its user memory: another one, and the thread is in the middle of an `execve`.
+    pub memory: u64,
+    /// What `fsbase` held when it last called `execve`, until its first switch-out afterwards: the kernel has not saved the
+    /// register since, so the field still shows the old program's. Likewise of a thread that was born with its maker's.
+    pub stale_thread_pointer: u64,
+    /// When it last called `execve`, until that has been told as an event; 0 otherwise.
+    pub executed_ns: u64,
+    /// CPU of the last switch-in plus one; 0 before the first.
+    pub last_cpu_plus_one: u32,
     /// Index of the program's locator; 0 while it is not known.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub locator: u32,
     /// How many names it has had, or programs. Changed only by threads that rename it.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub names: u32,
     /// Up to which of them it has been introduced among the events; 0 if it has not been.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub told_names: u32,
     /// The id it was introduced by.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub told_tid: u32,
     /// Which of `gathered` (bit 0) and of `memos` (bit 1) was used last: the other one makes room.
-    #[cfg_attr(feature = "serde", serde(skip, default = "bytemuck::Zeroable::zeroed"))]
     pub last_used: u32,
 }
 
 const _: () =
-    assert!(size_of::<Thread>() == 32 + 32 + 56 + 56 + 2 * 72 + 2 * 344 + 56 + 120 + 3 * 40 + 56 + 16 + 24 + 16);
+    assert!(size_of::<Thread>() == size_of::<ThreadSummary>() + 56 + 2 * 72 + 2 * 344 + 56 + 3 * 40 + 56 + 24);
 
-impl Thread {
+impl core::ops::Deref for Thread {
+    type Target = ThreadSummary;
+
+    #[inline(always)]
+    fn deref(&self) -> &ThreadSummary {
+        &self.summary
+    }
+}
+
+impl core::ops::DerefMut for Thread {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut ThreadSummary {
+        &mut self.summary
+    }
+}
+
+impl ThreadSummary {
     /// Program runs that saw the thread switched out.
     #[inline(always)]
     #[must_use]
@@ -200,7 +209,7 @@ mod tests {
 
     #[test]
     fn the_counter_that_moved_decides_what_kind_of_switch_it_was() {
-        let mut thread = Thread::zeroed();
+        let mut thread = ThreadSummary::zeroed();
         assert_eq!(thread.count_switch(count(1, 0), true), 0);
         assert_eq!(thread.count_switch(count(1, 1), true), 0);
         // A signal was pending: the thread did not sleep, and the kernel counts it as voluntary all the same.
@@ -211,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_gap_in_the_kernels_count_is_the_number_of_lost_events() {
-        let mut thread = Thread::zeroed();
+        let mut thread = ThreadSummary::zeroed();
         assert_eq!(thread.count_switch(count(3, 0), true), 2);
         assert_eq!(thread.count_switch(count(4, 2), true), 2);
         assert_eq!((thread.traced(), thread.counted_by_kernel()), (2, 6));
@@ -220,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_was_counted_before_tracing_began_is_not_counted() {
-        let mut thread = Thread::zeroed();
+        let mut thread = ThreadSummary::zeroed();
         thread.base = count(100, 7);
         thread.kernel = thread.base;
         assert_eq!(thread.count_switch(count(101, 7), true), 0);

@@ -205,7 +205,10 @@ pub struct EdgeKey {
     /// As in [`Waker`].
     pub from_image: u32,
     /// An [`Origin`].
-    pub origin: u32,
+    pub origin: u16,
+    /// Which [`crate::table`] generation the edge is of. Only a key in the kernel's table has one; everywhere else this is 0.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub generation: u16,
     /// The thread that was woken.
     pub to_tid: u32,
     /// Its process.
@@ -224,7 +227,8 @@ impl EdgeKey {
             from_tid: from.tid,
             from_tgid: from.tgid,
             from_image: from.image,
-            origin: from.origin,
+            origin: from.origin as u16,
+            generation: 0,
             to_tid,
             to_tgid,
         }
@@ -240,7 +244,7 @@ impl EdgeKey {
             tid: self.from_tid,
             tgid: self.from_tgid,
             image: self.from_image,
-            origin: self.origin,
+            origin: u32::from(self.origin),
         }
     }
 }
@@ -314,7 +318,10 @@ pub struct WakerStackKey {
     /// How many times that had called `execve`.
     pub to_image: u32,
     /// The [`crate::ledger::Class`] of the switch-out that the wakeup ended.
-    pub to_class: u32,
+    pub to_class: u16,
+    /// Which [`crate::table`] generation the sum is of. Only a key in the kernel's table has one; everywhere else this is 0.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub generation: u16,
     /// The woken thread.
     pub to_tid: u32,
 }

@@ -14,7 +14,7 @@ use crate::maps::{EVENTS, HALF_FULL, RING_CAPACITY, RINGS, count};
 use crate::task::Task;
 
 /// Wake the reader, whatever it has read.
-const BPF_RB_FORCE_WAKEUP: u64 = 2;
+pub(crate) const BPF_RB_FORCE_WAKEUP: u64 = 2;
 
 /// This CPU's number.
 #[inline(always)]

@@ -11,7 +11,7 @@
 //! and what they share: [`maps`] (every map, and every constant the loader sets), [`task`] (reading the kernel's
 //! `task_struct` with offsets from the running kernel's BTF), [`target`] (from a `task_struct` to our record of the thread),
 //! [`locate`] (what the thread is doing), [`hits`] (its task switches), [`handover`] (its final numbers), [`waker`] (who makes a wakeup), [`stacks`] and
-//! [`sums`] (the tables things are added up in), [`events`] (what is told one by one).
+//! [`sums`] (the tables things are added up in), [`tables`] (how full those are), [`events`] (what is told one by one).
 //!
 //! All but the timer's are `tp_btf` programs: they get typed pointers and read through them directly, no helper call for each
 //! field.
@@ -50,6 +50,8 @@ mod stacks;
 mod sums;
 #[cfg(target_arch = "bpf")]
 mod switch;
+#[cfg(target_arch = "bpf")]
+mod tables;
 #[cfg(target_arch = "bpf")]
 mod target;
 #[cfg(target_arch = "bpf")]

@@ -12,10 +12,11 @@ use ctxtrace_common::counters::Counters;
 use ctxtrace_common::event::{Event, RingState};
 use ctxtrace_common::histogram::{Histogram, Latency};
 use ctxtrace_common::ledger::Class;
-use ctxtrace_common::locator::{Context, Locator};
+use ctxtrace_common::locator::{Context, Locator, MAX_LOCATORS};
 use ctxtrace_common::memo::MEMO_WORDS;
 use ctxtrace_common::process::{FILTER_PLACES, Image, Process, TaskKey};
 use ctxtrace_common::stack::{Stack, SumKey, SwitchSum};
+use ctxtrace_common::table::{Table, TableState};
 use ctxtrace_common::thread::Thread;
 use ctxtrace_common::wakeup::{Edge, EdgeKey, Waker, WakerStackKey};
 
@@ -32,9 +33,14 @@ pub(crate) static PROCESSES: HashMap<u32, Process> = HashMap::with_max_entries(8
 #[map]
 pub(crate) static FILTER: Array<u64> = Array::with_max_entries(FILTER_PLACES, 0);
 
-/// Records of exited threads, for user space to collect.
+/// A [`ThreadSummary`](ctxtrace_common::thread::ThreadSummary) of each exited thread, for user space to collect. The loader makes it
+/// large enough for every thread that can be followed at a time; user space is woken when it is half full.
 #[map]
-pub(crate) static EXITED: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+pub(crate) static EXITED: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+/// By [`Table`]: how tables stand that user space empties while the run goes on.
+#[map]
+pub(crate) static TABLES: Array<TableState> = Array::with_max_entries(Table::COUNT as u32, 0);
 
 /// The distributions, indexed by [`Latency`].
 #[map]
@@ -58,7 +64,7 @@ pub(crate) static OVERFLOW_SUMS: PerCpuArray<SwitchSum> = PerCpuArray::with_max_
 
 /// How tasks are found, by the index that [`IMAGES`] gives. Index 0 is not used.
 #[map]
-pub(crate) static LOCATORS: Array<Locator> = Array::with_max_entries(64, 0);
+pub(crate) static LOCATORS: Array<Locator> = Array::with_max_entries(MAX_LOCATORS, 0);
 
 /// Index of the locator of each program that user space has looked at.
 #[map]
@@ -102,7 +108,7 @@ pub(crate) static EVENTS: Array<Event> = Array::with_max_entries(1, BPF_F_MMAPAB
 #[map]
 pub(crate) static RINGS: Array<RingState> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Wakes user space when a CPU's ring is half full; what is in it says nothing.
+/// Wakes user space when a ring of events or of exited threads is half full, or a quarter of a table is taken; what is in it says nothing.
 #[map]
 pub(crate) static HALF_FULL: RingBuf = RingBuf::with_byte_size(4 << 10, 0);
 
@@ -111,7 +117,7 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// Wakeups by who woke whom.
 #[map]
-pub(crate) static EDGES: HashMap<EdgeKey, Edge> = HashMap::with_max_entries(1_024, 0);
+pub(crate) static EDGES: HashMap<EdgeKey, Edge> = HashMap::with_max_entries(8_192, 0);
 
 /// Wakeups by the stacks of their makers, where those are taken.
 #[map]

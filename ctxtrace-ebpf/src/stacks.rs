@@ -5,9 +5,12 @@ use aya_ebpf::helpers::bpf_get_stack;
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user as read_user};
 use ctxtrace_common::chain::{Chain, LOWEST_FRAME, MOST_LINKS, UserStacks, link, reach};
 use ctxtrace_common::memo::{MEMO_WORDS, StackMemo, Window};
+use ctxtrace_common::table::Table;
 use ctxtrace_common::thread::Thread;
 
 use crate::maps::{STACKS, Scratch, count};
+use crate::tables::made_one;
+use crate::target::EEXIST;
 use crate::task::Task;
 
 /// Which of a thread's stacks.
@@ -20,6 +23,9 @@ pub(crate) enum Space {
     KernelAtTracepoint,
     User,
 }
+
+/// An element that is there stays: user space may be reading it.
+const BPF_NOEXIST: u64 = 1;
 
 /// Those two.
 const OUR_FRAMES: u64 = 2;
@@ -54,8 +60,13 @@ pub(crate) fn walk(ctx: *mut core::ffi::c_void, space: Space, scratch: &mut Scra
     }
     stack.depth = bytes as u64 / 8;
     let hash = stack.hash();
-    if STACKS.get_ptr(&hash).is_none() && STACKS.insert(&hash, &*stack, 0).is_err() {
-        return Walked::TableFull;
+    if STACKS.get_ptr(&hash).is_none() {
+        match STACKS.insert(&hash, &*stack, BPF_NOEXIST) {
+            Ok(()) => made_one(Table::Stacks as u32),
+            // Another CPU was faster, which is as good.
+            Err(EEXIST) => {}
+            Err(_) => return Walked::TableFull,
+        }
     }
     Walked::Stack(hash)
 }

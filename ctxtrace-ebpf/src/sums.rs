@@ -4,11 +4,13 @@ use aya_ebpf::maps::HashMap;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::stack::{Gathered, SwitchSum};
+use ctxtrace_common::table::{HIT_GENERATION_SHIFT, Table};
 use ctxtrace_common::thread::Thread;
 use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
 
 use crate::atomic;
 use crate::maps::{EDGES, HITS, OVERFLOW_SUMS, SWITCH_SUMS, Scratch, WAKER_SUMS, add as add_to_counter, count};
+use crate::tables::{generation, made_one};
 
 const NOTHING: SwitchSum = SwitchSum {
     count: 0,
@@ -49,9 +51,14 @@ fn begin_to_gather(thread: &mut Thread, off_cpu_ns: u64) {
 
 /// Brings switch-outs that are alike into the table.
 #[inline(always)]
-pub(crate) fn bring_in(gathered: &Gathered) {
+pub(crate) fn bring_in(gathered: &mut Gathered) {
     let Gathered { key, sum: alike } = gathered;
-    if alike.count == 0 || add(&SWITCH_SUMS, key, alike) {
+    if alike.count == 0 {
+        return;
+    }
+    // The key is another one's from here on, or nobody's.
+    key.generation = generation(Table::SwitchSums) as u8;
+    if add(&SWITCH_SUMS, Table::SwitchSums, key, alike) {
         return;
     }
     add_to_counter(|counters| &mut counters.lost_stack_sums, alike.count);
@@ -70,20 +77,23 @@ pub(crate) fn bring_in(gathered: &Gathered) {
 
 /// Adds one wakeup to those of its maker's stacks.
 #[inline(always)]
-pub(crate) fn add_waker(key: &WakerStackKey, off_cpu_ns: u64) {
-    if !add(&WAKER_SUMS, key, &SwitchSum { count: 1, off_cpu_ns }) {
+pub(crate) fn add_waker(key: &mut WakerStackKey, off_cpu_ns: u64) {
+    key.generation = generation(Table::WakerSums) as u16;
+    if !add(&WAKER_SUMS, Table::WakerSums, key, &SwitchSum { count: 1, off_cpu_ns }) {
         count(|counters| &mut counters.lost_wakeup_edges);
     }
 }
 
 /// Tells whether there was room.
 #[inline(always)]
-fn add<K>(sums: &HashMap<K, SwitchSum>, key: &K, alike: &SwitchSum) -> bool {
+fn add<K>(sums: &HashMap<K, SwitchSum>, table: Table, key: &K, alike: &SwitchSum) -> bool {
     let known = match sums.get_ptr_mut(key) {
         Some(known) => Some(known),
         None => {
             // Fails with EEXIST if another CPU was faster, which is as good.
-            let _ = sums.insert(key, &NOTHING, 1);
+            if sums.insert(key, &NOTHING, 1).is_ok() {
+                made_one(table as u32);
+            }
             sums.get_ptr_mut(key)
         }
     };
@@ -100,34 +110,38 @@ fn add<K>(sums: &HashMap<K, SwitchSum>, key: &K, alike: &SwitchSum) -> bool {
 
 /// The sums of one edge, begun if there are none yet; `None` if there is no room.
 #[inline(always)]
-pub(crate) fn edge(key: &EdgeKey, scratch: &mut Scratch) -> Option<*mut Edge> {
-    if let Some(edge) = EDGES.get_ptr_mut(key) {
+pub(crate) fn edge(key: &mut EdgeKey, scratch: &mut Scratch) -> Option<*mut Edge> {
+    key.generation = generation(Table::Edges) as u16;
+    if let Some(edge) = EDGES.get_ptr_mut(&*key) {
         return Some(edge);
     }
     // The scratch edge is never written to, so it holds the zeroes that the map was made with.
-    let _ = EDGES.insert(key, &scratch.edge, 1);
-    let edge = EDGES.get_ptr_mut(key);
+    if EDGES.insert(&*key, &scratch.edge, 1).is_ok() {
+        made_one(Table::Edges as u32);
+    }
+    let edge = EDGES.get_ptr_mut(&*key);
     if edge.is_none() {
         count(|counters| &mut counters.lost_wakeup_edges);
     }
     edge
 }
 
-/// Adds a hit to the task of this index.
+/// Adds a hit to the task of this index; a hit that finds no room is one of an unknown task.
 #[inline(always)]
-pub(crate) fn add_hit(thread: &Thread, index: u16) {
+pub(crate) fn add_hit(thread: &mut Thread, index: u16) {
     let key = TaskKey {
-        task: u64::from(index),
+        task: u64::from(index) | (generation(Table::Hits) & 1) << HIT_GENERATION_SHIFT,
         image: Image {
             tgid: thread.tgid,
             number: thread.image,
         },
     };
-    if HITS.get_ptr_mut(&key).is_none() {
-        let _ = HITS.insert(&key, &0, 1);
+    if HITS.get_ptr_mut(&key).is_none() && HITS.insert(&key, &0, 1).is_ok() {
+        made_one(Table::Hits as u32);
     }
-    if let Some(hits) = HITS.get_ptr_mut(&key) {
+    match HITS.get_ptr_mut(&key) {
         // SAFETY: a live element that is only ever added to atomically.
-        unsafe { atomic::add(hits, 1) };
+        Some(hits) => unsafe { atomic::add(hits, 1) },
+        None => thread.polls.hits_of_unknown_task += 1,
     }
 }

@@ -15,18 +15,19 @@ use ctxtrace_common::locator::Doing;
 use ctxtrace_common::polls::Gap;
 use ctxtrace_common::process::Image;
 use ctxtrace_common::stack::UserStack;
-use ctxtrace_common::thread::{BORROWED, EXITING, INHERITED, PENDING_SUM, Thread, WOKEN_FROM_PARK};
+use ctxtrace_common::thread::{BORROWED, EXITING, INHERITED, PENDING_SUM, Thread, ThreadSummary, WOKEN_FROM_PARK};
 use ctxtrace_common::wakeup::{EdgeKey, WakerStackKey};
 
 use crate::events::{cpu, introduce, publish};
 use crate::hits::observe;
 use crate::locate::{Plain, locate, locator_of};
 use crate::maps::{
-    COUNTERS, DROP_ONE_IN, EDGES, EXITED, HAS_PREV_STATE_ARG, Lane, Scratch, THREADS, WAKINGS, WITH_EVENTS,
-    WITH_STACKS, WITH_WAKER_STACKS, add, count, record,
+    COUNTERS, DROP_ONE_IN, EXITED, HAS_PREV_STATE_ARG, Lane, Scratch, THREADS, WAKINGS, WITH_EVENTS, WITH_STACKS,
+    WITH_WAKER_STACKS, add, count, record,
 };
 use crate::stacks::{Walked, kernel_stack, known_user_stack, user_stack};
 use crate::sums::{add_switch, add_waker, bring_in, edge};
+use crate::tables::thread_was_reported;
 use crate::target::{FirstSeen, find, may_be_target, thread_ended};
 use crate::task::{TASK_DEAD, Task};
 
@@ -149,7 +150,7 @@ fn switch_out(
         let address = task.thread_pointer().wrapping_sub(locator.probe_below_tp);
         observe(thread, &scratch.slot, address, gap(doing.shape(), class));
     }
-    judge_last_wakeup(thread, class);
+    judge_last_wakeup(thread, class, scratch);
     if WITH_STACKS.load() != 0 {
         take_user_stack(ctx, task, thread, scratch);
     }
@@ -184,8 +185,8 @@ fn enter_in_ledger(task: Task, thread: &mut Thread, leave: Leave, state: u32, pl
     }
     pending.throttled = u8::from(leave == Leave::Runnable && task.is_throttled());
     pending.task = plain.task();
-    pending.tgid = thread.tgid;
-    pending.image = thread.image;
+    pending.tgid = thread.summary.tgid;
+    pending.image = thread.summary.image;
     class
 }
 
@@ -204,7 +205,7 @@ fn gap(doing: Doing, class: Class) -> Option<Gap> {
 
 /// Tells whether the wakeup that ended the thread's last park was wasted: it parks again, and has polled nothing.
 #[inline(always)]
-fn judge_last_wakeup(thread: &mut Thread, class: Class) {
+fn judge_last_wakeup(thread: &mut Thread, class: Class, scratch: &mut Scratch) {
     if thread.flags & WOKEN_FROM_PARK == 0 {
         return;
     }
@@ -218,8 +219,15 @@ fn judge_last_wakeup(thread: &mut Thread, class: Class) {
     if polled {
         return;
     }
-    let key = EdgeKey::new(&thread.woken_by, thread.tid, thread.tgid);
-    if let Some(edge) = EDGES.get_ptr_mut(&key) {
+    add_wasted(thread, scratch);
+}
+
+/// Kept out of line, for its key needs room on the stack: see `crate::locate::look`.
+#[inline(never)]
+fn add_wasted(thread: &mut Thread, scratch: &mut Scratch) {
+    let mut key = EdgeKey::new(&thread.woken_by, thread.tid, thread.tgid);
+    // Begun anew if the table has been emptied since the wakeup.
+    if let Some(edge) = edge(&mut key, scratch) {
         // SAFETY: a live element; these fields are changed only by the CPU that switches this thread.
         let edge = unsafe { &mut *edge };
         edge.wasted += 1;
@@ -276,8 +284,8 @@ fn note_wakeup(thread: &mut Thread, entered: &Entered, scratch: &mut Scratch) {
 fn add_wakeup(thread: &mut Thread, on_cpu: bool, wake_to_run_ns: u64, off_cpu_ns: u64, scratch: &mut Scratch) {
     // A constant index each, which needs no check of bounds: BPF has nowhere to panic to.
     let waker = if on_cpu { thread.wakers[1] } else { thread.wakers[0] };
-    let key = EdgeKey::new(&waker, thread.tid, thread.tgid);
-    if let Some(edge) = edge(&key, scratch) {
+    let mut key = EdgeKey::new(&waker, thread.tid, thread.tgid);
+    if let Some(edge) = edge(&mut key, scratch) {
         // SAFETY: a live element; `record` changes fields that only the CPU changes that switches the woken thread.
         unsafe { &mut *edge }.record(wake_to_run_ns);
     }
@@ -293,15 +301,16 @@ fn add_wakeup(thread: &mut Thread, on_cpu: bool, wake_to_run_ns: u64, off_cpu_ns
         thread.polls_when_woken = thread.polls.last.polls;
     }
     if WITH_WAKER_STACKS.load() != 0 {
-        let key = WakerStackKey {
+        let mut key = WakerStackKey {
             from: waker,
             to_task: thread.pending.task,
             to_tgid: thread.tgid,
             to_image: thread.image,
-            to_class: u32::from(thread.pending.class),
+            to_class: u16::from(thread.pending.class),
+            generation: 0,
             to_tid: thread.tid,
         };
-        add_waker(&key, off_cpu_ns);
+        add_waker(&mut key, off_cpu_ns);
     }
 }
 
@@ -319,11 +328,15 @@ fn end(task: Task, thread: &mut Thread) {
         thread.flags &= !PENDING_SUM;
         add_switch(thread, 0);
     }
-    bring_in(&thread.gathered[0]);
-    bring_in(&thread.gathered[1]);
-    if EXITED.output::<Thread>(&*thread, BPF_RB_NO_WAKEUP).is_err() {
+    bring_in(&mut thread.gathered[0]);
+    bring_in(&mut thread.gathered[1]);
+    if EXITED
+        .output::<ThreadSummary>(&thread.summary, BPF_RB_NO_WAKEUP)
+        .is_err()
+    {
         count(|counters| &mut counters.lost_records);
     }
+    thread_was_reported();
     let image = Image {
         tgid: thread.tgid,
         number: thread.image,

@@ -127,7 +127,7 @@ pub(crate) enum Begin {
 }
 
 /// The error of an element that is there already.
-const EEXIST: i32 = -17;
+pub(crate) const EEXIST: i32 = -17;
 
 /// Puts a new record into the thread table and counts the thread as alive. Tells whether there is a record now.
 #[inline(always)]

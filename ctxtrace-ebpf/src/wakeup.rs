@@ -110,7 +110,7 @@ pub(crate) fn sys_exit(_ctx: BtfTracePointContext) -> i32 {
     let Some(scratch) = Lane::Lifecycle.scratch() else {
         return 0;
     };
-    if let Some(edge) = edge(&now.edge, scratch) {
+    if let Some(edge) = edge(&mut now.edge, scratch) {
         // SAFETY: a live element; these two fields are only ever added to atomically.
         unsafe {
             atomic::add(&raw mut (*edge).timed, 1);

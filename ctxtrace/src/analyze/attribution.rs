@@ -179,7 +179,8 @@ pub(super) fn wakeups(aggregates: &Aggregates, nulls: &mut Nulls) -> Vec<Wakeups
         let path = |field: &str| format!("wakeups[{index}].{field}");
         let counted = |value: u64| wakeups.wasted_is_known.then_some(value);
         let uncounted = "the polls of the woken thread are not counted, so it is not known whether any followed";
-        let percentile = |p| of_buckets(&edge.buckets, p).map_or(0, |ns| ns.min(edge.max_ns));
+        let buckets = edge.buckets();
+        let percentile = |p| of_buckets(&buckets, p).map_or(0, |ns| ns.min(edge.max_ns));
         rows.push(Wakeups {
             origin: origin(wakeups.origin),
             from_task: wakeups.from_task,

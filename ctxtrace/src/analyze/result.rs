@@ -616,12 +616,16 @@ pub struct Distribution {
 /// One thread.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Thread {
-    /// Thread id.
+    /// Thread id; 0 of several threads.
     pub tid: u32,
-    /// Process id.
+    /// Process id; 0 of threads of several processes.
     pub pid: u32,
     /// Thread name.
     pub name: String,
+    /// How many ended threads of this name these are the sums of; absent for one thread. Of very many threads that have ended, those
+    /// that were switched least are added up by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub folded: Option<u64>,
     /// Kernel switches, voluntary.
     pub voluntary: u64,
     /// Kernel switches, involuntary.
@@ -644,6 +648,21 @@ pub struct Thread {
 }
 
 impl Thread {
+    /// How many threads it is of.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.folded.unwrap_or(1)
+    }
+
+    /// Its id, or of how many threads these are the sums.
+    #[must_use]
+    pub fn id_in_words(&self) -> String {
+        match self.folded {
+            None => self.tid.to_string(),
+            Some(threads) => format!("{} threads", thousands(threads)),
+        }
+    }
+
     /// Whether it made no switch while it was recorded.
     #[must_use]
     pub fn is_silent(&self) -> bool {
@@ -728,6 +747,8 @@ pub struct Lost {
     pub threads: u64,
     /// Exited threads whose record did not fit the ring.
     pub thread_records: u64,
+    /// Executables for which the table of layouts had no room: their switches are not attributed to tasks.
+    pub programs: u64,
     /// Reports of memory mappings that the kernel could not deliver; frames in them have no name.
     pub mappings: u64,
     /// Program runs the kernel skipped because one was already running on that CPU.
@@ -747,7 +768,7 @@ pub struct Lost {
 impl Lost {
     /// Every cause with its count, named in the singular and in the plural.
     #[must_use]
-    pub fn causes(&self) -> [(&'static str, &'static str, u64); 19] {
+    pub fn causes(&self) -> [(&'static str, &'static str, u64); 20] {
         [
             ("kernel switch", "kernel switches", self.events),
             ("off-CPU interval", "off-CPU intervals", self.intervals),
@@ -762,6 +783,7 @@ impl Lost {
             ("handover", "handovers", self.handovers),
             ("thread", "threads", self.threads),
             ("thread record", "thread records", self.thread_records),
+            ("program", "programs", self.programs),
             ("mapping", "mappings", self.mappings),
             ("program run (recursion)", "program runs (recursion)", self.recursion),
             ("event of the timeline", "events of the timeline", self.timeline_events),
@@ -786,6 +808,7 @@ impl Lost {
         add(&mut self.handovers, other.handovers);
         add(&mut self.threads, other.threads);
         add(&mut self.thread_records, other.thread_records);
+        add(&mut self.programs, other.programs);
         add(&mut self.mappings, other.mappings);
         add(&mut self.recursion, other.recursion);
         add(&mut self.timeline_events, other.timeline_events);

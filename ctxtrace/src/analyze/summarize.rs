@@ -21,6 +21,7 @@ use crate::correlate::reconcile::{self, reconcile};
 use crate::correlate::tasks::beyond_the_tables;
 use crate::symbolize::category::{Belongs, Category};
 use crate::symbolize::stacks;
+use crate::trace::ThreadRecord;
 use crate::trace::run::{Info, Launched, Run, Subject};
 use crate::trace::{Aggregates, Fate, Latencies};
 use crate::workload::{Language, Mode, Outcome, Spec};
@@ -372,7 +373,10 @@ fn reconciliation(is_workload: bool, run: &Run, nulls: &mut Nulls) -> Reconcilia
         is_workload || threads.all(|record| record.thread.tgid == launched.pid)
     };
     let counts_all = run.launched.as_ref().is_some_and(alone);
-    let no_rusage = if run.launched.is_some_and(|launched| launched.rusage.is_some()) {
+    let is_folded = run.aggregates.threads.iter().any(|record| record.threads != 1);
+    let no_rusage = if is_folded {
+        "so many threads ended that some were added up by name, and it lacks the last switch of each"
+    } else if run.launched.is_some_and(|launched| launched.rusage.is_some()) {
         "processes that their parents did not wait for are not in it, and there were several"
     } else {
         "the target was not waited for"
@@ -497,11 +501,16 @@ fn on_cpu(runs: &[Run], nulls: &mut Nulls) -> Option<OnCpu> {
 
 /// Off-CPU intervals that have begun and not ended: the last switch-out of ended threads, and of others that are off.
 fn open_off_intervals(aggregates: &Aggregates) -> u64 {
-    let open = |record: &&crate::trace::ThreadRecord| match record.fate {
+    let open = |record: &&ThreadRecord| match record.fate {
         Fate::Ended => true,
         Fate::Vanished | Fate::Alive => record.thread.clock.is_off(),
     };
-    aggregates.threads.iter().filter(open).count() as u64
+    aggregates
+        .threads
+        .iter()
+        .filter(open)
+        .map(|record| record.threads)
+        .sum()
 }
 
 fn latency(latencies: &Latencies, open_off: u64, open_ns: u64, nulls: &mut Nulls) -> Latency {
@@ -576,6 +585,7 @@ fn lost_in(run: &Run) -> Lost {
         handovers: counters.lost_handovers,
         threads: counters.lost_threads,
         thread_records: counters.lost_records,
+        programs: aggregates.lost_programs,
         mappings: aggregates.mappings.lost,
         recursion: aggregates.recursion_misses,
         timeline_events: counters.lost_timeline_events,

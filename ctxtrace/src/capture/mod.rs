@@ -8,13 +8,17 @@
 //! 4. [`events`]: the rings of events, where those are wanted.
 //! 5. [`polls`]: the rings of polls that the program itself writes, where those are wanted.
 //! 6. `sampling`: the timer that asks what the target does on its CPUs, where that is wanted.
-//! 7. `cost`: what the programs cost, as measured by the kernel.
+//! 7. `drain`: what is brought home of the kernel's tables, while they fill and at the end.
+//! 8. `layouts`: which places of the table of locators are free.
+//! 9. `cost`: what the programs cost, as measured by the kernel.
 //!
 //! Everything is attached through file descriptors of this process, so nothing can stay behind: when the process ends, even
 //! by `kill -9`, the kernel detaches and frees it all.
 
 mod cost;
+mod drain;
 pub mod events;
+mod layouts;
 mod machine;
 pub mod offsets;
 pub mod polls;
@@ -38,9 +42,9 @@ use ctxtrace_common::histogram::{Histogram, Latency};
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::Locator;
 use ctxtrace_common::process::{ATTACHED, Image, Process, TaskKey, filter_place};
-use ctxtrace_common::stack::{Stack, SumKey, SwitchSum};
-use ctxtrace_common::thread::{PENDING_SUM, Thread};
-use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
+use ctxtrace_common::stack::SwitchSum;
+use ctxtrace_common::table::Generational as _;
+use ctxtrace_common::thread::{PENDING_SUM, Thread, ThreadSummary};
 
 use crate::error::{Error, Result};
 use crate::reader::FileReader;
@@ -52,9 +56,12 @@ use crate::target::procfs;
 use crate::target::programs::{LocatorChoice, Programs};
 use crate::trace::events::EventSink;
 use crate::trace::run::ClockAnchor;
+use crate::trace::threads::EndedThreads;
 use crate::trace::{Aggregates, CpuLosses, Fate, Latencies, Level, OpenInterval, ThreadRecord, merge, name_of};
 use cost::CostMeter;
+use drain::{Collected, Drainer, entries};
 use events::{EventRings, Layout};
+use layouts::{Layouts, Place};
 use offsets::Offsets;
 use polls::PollRings;
 use wire::Wire;
@@ -171,15 +178,20 @@ pub struct Session {
     events: EventRings,
     /// What the launched program writes itself.
     polls: Option<PollRings>,
-    ended: Vec<ThreadRecord>,
+    ended: EndedThreads,
+    /// The processes that user space follows by their ids: their first threads are always told apart.
+    followed: HashSet<u32>,
+    collected: Collected,
+    drainer: Drainer,
     /// Added up by program: there may be very many threads.
     handovers: HashMap<Image, Handover>,
     names: HashMap<Image, Vec<String>>,
     programs: Programs,
     reader: FileReader,
     cgroups: CgroupWatch,
-    /// Those the kernel side has, in the order of their indices there.
-    locators: Vec<Locator>,
+    layouts: Layouts,
+    /// Programs for which the kernel side has no room.
+    lost_programs: u64,
     settings: Settings,
     cost: CostMeter,
     /// Whether [`EXIT`] is needed, and the kernel has taken it. Without it `lost.handovers` counts what is missing.
@@ -226,6 +238,8 @@ impl Session {
         loader.override_global("WITH_EVENTS", &with_events, true);
         layout.apply(&mut loader);
         loader.map_max_entries("THREADS", settings.max_threads);
+        let ended_bytes = bytes_for_ended(settings.max_threads);
+        loader.map_max_entries("EXITED", ended_bytes);
         loader.map_max_entries("SWITCH_SUMS", settings.max_stacks);
         // A table that would stay empty takes no locked memory: that of stacks is 17 MB.
         let takes_stacks = with_stacks != 0 || settings.sample_hz.is_some();
@@ -255,17 +269,21 @@ impl Session {
         };
         Ok(Self {
             cost: CostMeter::new(&ebpf, &PROGRAMS)?,
+            drainer: Drainer::begin(&mut ebpf, ended_bytes)?,
             events: EventRings::new(&mut ebpf, layout)?,
             polls: None,
             ebpf,
             rings,
-            ended: Vec::new(),
+            ended: EndedThreads::default(),
+            followed: HashSet::new(),
+            collected: Collected::default(),
             handovers: HashMap::new(),
             names: HashMap::new(),
             programs: Programs::new(settings.locator),
             reader: FileReader::new(),
             cgroups: CgroupWatch::start(kernel.offsets.has_throttled()),
-            locators: Vec::new(),
+            layouts: Layouts::default(),
+            lost_programs: 0,
             settings,
             waking_timer: None,
             times_wakings,
@@ -307,8 +325,11 @@ impl Session {
     /// Has the programs examined that have been executed and not been examined, and installs what is known by now.
     fn examine_new_programs(&mut self, tracker: &Tracker) {
         for (image, locator) in self.programs.examine_new(tracker.mappings(), &mut self.reader) {
-            // Where there is no room the switches are unattributed, for that reason.
-            let _ = self.install(image, locator);
+            let installed = self.install(image, locator);
+            // A process that has ended meanwhile would leave its image behind.
+            if installed.is_ok() && !self.is_followed(image.tgid) {
+                let _ = self.forget_image(image);
+            }
         }
     }
 
@@ -323,24 +344,75 @@ impl Session {
         self.examine_new_programs(tracker);
     }
 
+    /// Says how an image's tasks are found. Where there is no room for that the image's switches stay unattributed, and the
+    /// program is counted.
     fn install(&mut self, image: Image, locator: Locator) -> Result<()> {
-        let index = match self.locators.iter().position(|known| *known == locator) {
-            Some(index) => index as u32 + 1,
-            None => {
-                let index = self.locators.len() as u32 + 1;
+        if self.put(image, &locator)? {
+            return Ok(());
+        }
+        self.forget_ended()?;
+        if !self.put(image, &locator)? {
+            self.lost_programs += 1;
+        }
+        Ok(())
+    }
+
+    /// Puts an image and its locator into the kernel side's tables; tells whether there was room.
+    fn put(&mut self, image: Image, locator: &Locator) -> Result<bool> {
+        let index = match self.layouts.place(locator) {
+            Place::Known(index) => index,
+            Place::Free(index) => {
                 let map = self.ebpf.map_mut("LOCATORS").ok_or_else(|| missing("LOCATORS"))?;
                 let mut map = Array::<_, Wire<Locator>>::try_from(map).map_err(refused("open a BPF map"))?;
-                map.set(index, Wire(locator), 0)
+                map.set(index, Wire(*locator), 0)
                     .map_err(refused("say how tasks are found"))?;
-                self.locators.push(locator);
+                self.layouts.put(index, *locator);
                 index
             }
+            Place::None => return Ok(false),
         };
+        match self.images()?.insert(Wire(image), index, 0) {
+            Ok(()) => Ok(true),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::E2BIG) => Ok(false),
+            Err(error) => Err(refused("say how tasks are found")(error)),
+        }
+    }
+
+    /// Forgets the images of processes that have ended, and the locators that no image has any more.
+    fn forget_ended(&mut self) -> Result<()> {
+        let processes: HashSet<u32> = entries::<u32, Process>(&self.ebpf, "PROCESSES")?
+            .into_iter()
+            .map(|(tgid, _)| tgid)
+            .collect();
+        let mut used = HashSet::new();
+        for (image, index) in entries::<Image, u32>(&self.ebpf, "IMAGES")? {
+            if processes.contains(&image.tgid) {
+                used.insert(index);
+            } else {
+                self.forget_image(image)?;
+            }
+        }
+        self.layouts.keep(&used);
+        Ok(())
+    }
+
+    fn forget_image(&mut self, image: Image) -> Result<()> {
+        match self.images()?.remove(&Wire(image)) {
+            // The kernel side may have been faster.
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(refused("forget a program that has ended")(error)),
+        }
+    }
+
+    fn is_followed(&self, tgid: u32) -> bool {
+        self.hash_map::<u32, Process>("PROCESSES")
+            .is_ok_and(|processes| processes.get(&Wire(tgid), 0).is_ok())
+    }
+
+    fn images(&mut self) -> Result<BpfHashMap<&mut MapData, Wire<Image>, u32>> {
         let map = self.ebpf.map_mut("IMAGES").ok_or_else(|| missing("IMAGES"))?;
-        let mut images = BpfHashMap::<_, Wire<Image>, u32>::try_from(map).map_err(refused("open a BPF map"))?;
-        images
-            .insert(Wire(image), index, 0)
-            .map_err(refused("say how tasks are found"))
+        BpfHashMap::try_from(map).map_err(refused("open a BPF map"))
     }
 
     /// Becomes readable when the target has executed a program.
@@ -373,6 +445,7 @@ impl Session {
     }
 
     fn insert_process(&mut self, tgid: u32, process: Process) -> std::result::Result<(), MapError> {
+        self.followed.insert(tgid);
         self.cgroups.look_at(tgid);
         let map = self.ebpf.map_mut("FILTER").ok_or(MapError::ElementNotFound)?;
         let mut filter = Array::<_, u64>::try_from(map)?;
@@ -406,7 +479,6 @@ impl Session {
 
     /// To be called now and then while the target runs: empties the rings and measures the programs' cost.
     pub fn tick(&mut self, tracker: &Tracker, sink: &mut dyn EventSink) {
-        self.drain();
         self.drain_events(sink);
         self.examine_new_programs(tracker);
         let processes = self.some_processes();
@@ -447,7 +519,7 @@ impl Session {
             .map_err(refused("say whether wakeups are timed"))
     }
 
-    /// Becomes readable when there are so many events that they should not wait for the next tick.
+    /// Becomes readable when there are so many events, ended threads or sums that they should not wait for the next tick.
     #[must_use]
     pub fn events_fd(&self) -> BorrowedFd<'_> {
         self.events.fd()
@@ -455,10 +527,13 @@ impl Session {
 
     /// To be called when [`Session::events_fd`] is readable.
     pub fn drain_events(&mut self, sink: &mut dyn EventSink) {
+        self.drain();
         let until_ns = self.events.drain(sink);
         if let Some(polls) = &mut self.polls {
             polls.drain(until_ns, sink);
         }
+        // Should the kernel refuse anything of it, the tables fill, and what finds no room is counted as lost.
+        let _ = self.drainer.drain(&mut self.ebpf, &mut self.collected);
     }
 
     /// To be called when [`Session::executed_fd`] is readable.
@@ -497,46 +572,64 @@ impl Session {
     ///
     /// If a map cannot be read.
     pub fn so_far(&self, mappings: &Mappings) -> Result<Aggregates> {
-        // Who ends at this moment may yet be seen to.
-        self.aggregates(mappings, &HashSet::new(), ClockAnchor::now().monotonic_ns)
+        // A thread that ends at this moment may yet be seen to.
+        let now_ns = ClockAnchor::now().monotonic_ns;
+        self.aggregates(self.collected.clone(), mappings, &HashSet::new(), now_ns)
     }
 
     /// `until_ns` is the end of the recording (`CLOCK_MONOTONIC`): everything was attached then.
-    fn aggregates(&self, mappings: &Mappings, vanished: &HashSet<u64>, until_ns: u64) -> Result<Aggregates> {
-        let threads_by_address = self.live_threads()?;
-        let mut threads = self.ended.clone();
-        threads.extend(threads_by_address.iter().map(|&(address, thread)| ThreadRecord {
-            thread,
-            fate: if vanished.contains(&address) {
+    fn aggregates(
+        &self,
+        mut collected: Collected,
+        mappings: &Mappings,
+        vanished: &HashSet<u64>,
+        until_ns: u64,
+    ) -> Result<Aggregates> {
+        let live = self.live_threads()?;
+        let mut threads = self.ended.records(|thread| self.is_always_apart(thread));
+        threads.extend(live.iter().map(|&(address, thread)| {
+            let fate = if vanished.contains(&address) {
                 Fate::Vanished
             } else {
                 Fate::Alive
-            },
+            };
+            ThreadRecord::new(thread.summary, fate)
         }));
+        collected.add_tables(&self.ebpf)?;
+        add_pending(&mut collected, live.iter().map(|(_, thread)| thread));
+        let (mut counters, mut overflow_sums) = (self.counters()?, self.overflow_sums()?);
+        collected.settle_stacks(&mut counters);
+        collected.add_losses(&mut counters, &mut overflow_sums);
         Ok(Aggregates {
             level: self.settings.level,
             threads,
-            counters: self.counters()?,
+            counters,
             lost_by_cpu: self.lost_by_cpu()?,
             latencies: self.latencies()?,
-            stacks: self.stacks()?,
-            open: open_intervals(&threads_by_address, vanished, until_ns),
+            stacks: collected.stacks,
+            open: open_intervals(&live, vanished, until_ns),
             silent: Vec::new(),
-            switch_sums: self.switch_sums(threads_by_address.iter().map(|(_, thread)| thread))?,
-            overflow_sums: self.overflow_sums()?,
+            switch_sums: sorted(collected.switch_sums),
+            overflow_sums,
             handovers: self.handovers.values().copied().collect(),
             names: self.names.clone(),
-            goroutines: self.sorted_entries::<TaskKey, u64>("GOROUTINES")?,
-            hits: self.sorted_entries::<TaskKey, u64>("HITS")?,
-            edges: self.sorted_entries::<EdgeKey, Edge>("EDGES")?,
+            goroutines: sorted(entries::<TaskKey, u64>(&self.ebpf, "GOROUTINES")?),
+            hits: sorted(collected.hits),
+            edges: sorted(collected.edges),
             outsiders: HashMap::new(),
-            waker_sums: self.sorted_entries::<WakerStackKey, SwitchSum>("WAKER_SUMS")?,
+            waker_sums: sorted(collected.waker_sums),
+            lost_programs: self.lost_programs,
             programs: self.programs.clone(),
             mappings: mappings.clone(),
             recursion_misses: self.cost.recursion_misses(),
             cost: self.cost.so_far(),
             cgroups: Some(self.cgroups.so_far()),
         })
+    }
+
+    /// Whether a thread is told apart however many have ended: the first one of a process that user space follows.
+    fn is_always_apart(&self, thread: &ThreadSummary) -> bool {
+        self.followed.contains(&thread.tid)
     }
 
     /// Waits until the last thread of every process that has ended has made its last switch, which comes after the process
@@ -577,7 +670,8 @@ impl Session {
         let mappings = tracker.finish();
         self.programs.complete(&mappings, &mut self.reader);
         self.cgroups.read_all();
-        self.aggregates(&mappings, &vanished, until_ns)
+        let collected = std::mem::take(&mut self.collected);
+        self.aggregates(collected, &mappings, &vanished, until_ns)
     }
 
     /// The threads that are gone, so have made their last switch, and nobody saw it; by the address of their record.
@@ -607,11 +701,8 @@ impl Session {
     fn drain(&mut self) {
         // The kernel side writes whole records only.
         while let Some(item) = self.rings.exited.next() {
-            if let Ok(thread) = bytemuck::try_pod_read_unaligned::<Thread>(&item) {
-                self.ended.push(ThreadRecord {
-                    thread,
-                    fate: Fate::Ended,
-                });
+            if let Ok(thread) = bytemuck::try_pod_read_unaligned::<ThreadSummary>(&item) {
+                self.ended.push(thread, |thread| self.followed.contains(&thread.tid));
             }
         }
         while let Some(item) = self.rings.handovers.next() {
@@ -646,7 +737,7 @@ impl Session {
     }
 
     fn last_switch_is_to_come(&self) -> Result<bool> {
-        let processes = self.entries::<u32, Process>("PROCESSES")?;
+        let processes = entries::<u32, Process>(&self.ebpf, "PROCESSES")?;
         Ok(processes
             .iter()
             .any(|(tgid, process)| process.threads_to_end() > 0 && procfs::is_gone(*tgid)))
@@ -659,7 +750,7 @@ impl Session {
     ///
     /// If a map cannot be read.
     pub fn processes(&self) -> Result<Vec<(u32, u64)>> {
-        let processes = self.entries::<u32, Process>("PROCESSES")?.into_iter();
+        let processes = entries::<u32, Process>(&self.ebpf, "PROCESSES")?.into_iter();
         let mut processes: Vec<_> = processes
             .map(|(pid, process)| (pid, process.start_boottime_ns))
             .collect();
@@ -708,28 +799,9 @@ impl Session {
 
     /// The threads in the table, by the address of their `task_struct`.
     fn live_threads(&self) -> Result<Vec<(u64, Thread)>> {
-        let mut threads = self.entries::<u64, Thread>("THREADS")?;
+        let mut threads = entries::<u64, Thread>(&self.ebpf, "THREADS")?;
         threads.sort_by_key(|(_, thread)| (thread.start_boottime_ns, thread.tid));
         Ok(threads)
-    }
-
-    /// The kernel's sums, those that threads have not brought there yet, and the switch-outs of threads that are off the CPU still,
-    /// with no time.
-    fn switch_sums<'a>(&self, live: impl Iterator<Item = &'a Thread>) -> Result<Vec<(SumKey, SwitchSum)>> {
-        let mut sums: HashMap<SumKey, SwitchSum> = self.entries("SWITCH_SUMS")?.into_iter().collect();
-        for thread in live {
-            for gathered in thread.gathered.iter().filter(|gathered| gathered.sum.count > 0) {
-                let sum = sums.entry(gathered.key).or_default();
-                sum.count += gathered.sum.count;
-                sum.off_cpu_ns += gathered.sum.off_cpu_ns;
-            }
-            if thread.flags & PENDING_SUM != 0 {
-                sums.entry(thread.pending).or_default().count += 1;
-            }
-        }
-        let mut sums: Vec<_> = sums.into_iter().collect();
-        sums.sort_by_key(|&(key, _)| key);
-        Ok(sums)
     }
 
     fn overflow_sums(&self) -> Result<Vec<SwitchSum>> {
@@ -738,29 +810,11 @@ impl Session {
         let sum_of = |class: usize| {
             let mut sum = SwitchSum::default();
             for Wire(part) in map.get(&(class as u32), 0).map_err(refused("read a BPF map"))?.iter() {
-                sum.count += part.count;
-                sum.off_cpu_ns += part.off_cpu_ns;
+                sum += *part;
             }
             Ok(sum)
         };
         (0..Class::COUNT).map(sum_of).collect()
-    }
-
-    fn sorted_entries<K: bytemuck::Pod + Ord, V: bytemuck::Pod>(&self, name: &'static str) -> Result<Vec<(K, V)>> {
-        let mut entries = self.entries::<K, V>(name)?;
-        entries.sort_by_key(|&(key, _)| key);
-        Ok(entries)
-    }
-
-    fn stacks(&self) -> Result<HashMap<u64, Vec<u64>>> {
-        let stacks = self.entries::<u64, Stack>("STACKS")?;
-        Ok(stacks
-            .into_iter()
-            .map(|(key, stack)| {
-                let depth = (stack.depth as usize).min(stack.frames.len());
-                (key, stack.frames[..depth].to_vec())
-            })
-            .collect())
     }
 
     fn hash_map<K: bytemuck::Pod, V: bytemuck::Pod>(
@@ -770,14 +824,36 @@ impl Session {
         let map = self.ebpf.map(name).ok_or_else(|| missing(name))?;
         BpfHashMap::try_from(map).map_err(refused("open a BPF map"))
     }
+}
 
-    fn entries<K: bytemuck::Pod, V: bytemuck::Pod>(&self, name: &'static str) -> Result<Vec<(K, V)>> {
-        self.hash_map::<K, V>(name)?
-            .iter()
-            .map(|entry| entry.map(|(Wire(key), Wire(value))| (key, value)))
-            .collect::<std::result::Result<_, MapError>>()
-            .map_err(refused("read a BPF map"))
+/// Adds the sums that threads have not brought to the table yet, and the switch-outs of threads that are off the CPU still, with
+/// no time.
+fn add_pending<'a>(collected: &mut Collected, live: impl Iterator<Item = &'a Thread>) {
+    for thread in live {
+        for gathered in thread.gathered.iter().filter(|gathered| gathered.sum.count > 0) {
+            collected.add_switches(gathered.key.without_generation(), gathered.sum);
+        }
+        if thread.flags & PENDING_SUM != 0 {
+            let once = SwitchSum {
+                count: 1,
+                off_cpu_ns: 0,
+            };
+            collected.add_switches(thread.pending, once);
+        }
     }
+}
+
+fn sorted<K: Ord + Copy, V>(entries: impl IntoIterator<Item = (K, V)>) -> Vec<(K, V)> {
+    let mut entries: Vec<_> = entries.into_iter().collect();
+    entries.sort_by_key(|&(key, _)| key);
+    entries
+}
+
+/// The size of the ring of ended threads: room for every thread that can be followed, each with the header the kernel gives it.
+fn bytes_for_ended(max_threads: u32) -> u32 {
+    const HEADER: usize = 8;
+    let bytes = max_threads as usize * (size_of::<ThreadSummary>() + HEADER);
+    (bytes.clamp(64 << 10, 1 << 30) as u32).next_power_of_two()
 }
 
 /// The intervals of threads that are off the CPU and live on, up to the end of the recording.
@@ -830,7 +906,7 @@ fn tried_at(kernel: &Kernel, level: Level) -> Vec<Tried> {
     loader.override_global("WITH_EVENTS", &events, true);
     Layout::NONE.apply(&mut loader);
     // No more memory than it takes to be a map.
-    for name in ["THREADS", "SWITCH_SUMS", "STACKS", "WAKER_SUMS"] {
+    for name in ["THREADS", "SWITCH_SUMS", "STACKS", "WAKER_SUMS", "EDGES"] {
         loader.map_max_entries(name, 1);
     }
     let tried = |name, loaded| Tried { name, level, loaded };

@@ -95,7 +95,11 @@ pub fn reconcile(records: &[ThreadRecord], launched: Option<&Launched>) -> Recon
             .map(|launched| launched.before);
         threads.push(counts(record, before.unwrap_or(record.thread.base)));
     }
-    let rusage = launched.and_then(|launched| rusage(launched, &threads));
+    // Of folded threads it is not known which one is the process's own, and how many last switches are missing.
+    let is_folded = records.iter().any(|record| record.threads != 1);
+    let rusage = launched
+        .filter(|_| !is_folded)
+        .and_then(|launched| rusage(launched, &threads));
     Reconciliation { threads, rusage }
 }
 

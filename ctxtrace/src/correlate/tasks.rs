@@ -81,7 +81,9 @@ pub fn task_switches(aggregates: &Aggregates) -> Option<TaskSwitches> {
             add(sum, *hits);
         }
         add(&mut sum.hits_of_unknown_task, polls.hits_of_unknown_task);
-        sum.unconfirmed += u64::from(polls.unconfirmed().is_some());
+        if polls.unconfirmed().is_some() {
+            add(&mut sum.unconfirmed, record.threads);
+        }
     }
     for handover in &aggregates.handovers {
         for (sum, polls) in sum.messages_per_poll.iter_mut().zip(&handover.tables.messages_per_poll) {

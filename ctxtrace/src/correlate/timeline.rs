@@ -21,13 +21,13 @@ use ctxtrace_common::histogram::Latency;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::process::Image;
 use ctxtrace_common::stack::{SumKey, SwitchSum};
-use ctxtrace_common::thread::Thread;
+use ctxtrace_common::thread::ThreadSummary;
 
 use super::intervals::{Arrival, Before, Departure, Interval, IntervalSink, State, ThreadId, Woken};
 use crate::trace::events::EventSink;
 use crate::trace::run::{Dropped, Timeline};
 use crate::trace::samples::Place;
-use crate::trace::{Aggregates, Latencies};
+use crate::trace::{Aggregates, Latencies, ThreadRecord};
 use crate::units::{signed_thousands, thousands};
 
 /// Rows of the ledger that are kept apart; the rest is summed by class. More than the kernel side keeps.
@@ -58,7 +58,7 @@ pub struct ThreadTotals {
 
 impl ThreadTotals {
     /// The same of what the kernel side has added up.
-    fn of(thread: &Thread) -> Self {
+    fn of(thread: &ThreadSummary) -> Self {
         Self {
             start_boottime_ns: thread.start_boottime_ns,
             tgid: thread.tgid,
@@ -75,6 +75,19 @@ impl ThreadTotals {
     /// Whether anything has happened to it.
     fn is_idle(&self) -> bool {
         self.voluntary + self.involuntary + self.on_cpu_ns + self.run_queue_ns == 0
+    }
+
+    /// The sum of two threads' totals, which has no ids.
+    fn plus(&self, other: &Self) -> Self {
+        Self {
+            voluntary: self.voluntary + other.voluntary,
+            involuntary: self.involuntary + other.involuntary,
+            on_cpu_ns: self.on_cpu_ns.wrapping_add(other.on_cpu_ns),
+            off_cpu_ns: self.off_cpu_ns.wrapping_add(other.off_cpu_ns),
+            run_queue_ns: self.run_queue_ns.wrapping_add(other.run_queue_ns),
+            migrations: self.migrations + other.migrations,
+            ..Self::default()
+        }
     }
 
     /// Without the id: an `execve` may exchange those of two threads, and the kernel side keeps the one it knew first.
@@ -730,6 +743,22 @@ fn ledgers_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) 
     }
 }
 
+/// Leaves those of the threads that are among `known`, and returns the others. Both are sorted.
+fn take_from(threads: &mut Vec<ThreadTotals>, known: &[ThreadTotals]) -> Vec<ThreadTotals> {
+    let mut known = known.iter().map(|thread| thread.comparable()).peekable();
+    let (mut same, mut others) = (Vec::new(), Vec::new());
+    for thread in threads.drain(..) {
+        while known.next_if(|next| *next < thread.comparable()).is_some() {}
+        if known.next_if_eq(&thread.comparable()).is_some() {
+            same.push(thread);
+        } else {
+            others.push(thread);
+        }
+    }
+    *threads = same;
+    others
+}
+
 fn threads_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) -> Option<String> {
     if aggregates.counters.lost_records > 0 {
         // The records to compare with did not fit their ring.
@@ -740,8 +769,32 @@ fn threads_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) 
         threads.sort_by_key(|thread| thread.comparable());
         threads
     };
-    let events = sorted(&mut replay.threads());
-    let counted = sorted(&mut aggregates.threads.iter().map(|record| ThreadTotals::of(&record.thread)));
+    let (apart, folded): (Vec<&ThreadRecord>, Vec<&ThreadRecord>) =
+        aggregates.threads.iter().partition(|record| record.threads == 1);
+    let mut events = sorted(&mut replay.threads());
+    let counted = sorted(&mut apart.iter().map(|record| ThreadTotals::of(&record.thread)));
+    if !folded.is_empty() {
+        // Every thread that is in no record of its own has to be in the sums of the folded ones.
+        let rest = take_from(&mut events, &counted);
+        let (count, sums) = folded
+            .iter()
+            .fold((0, ThreadTotals::default()), |(count, sums), record| {
+                (count + record.threads, sums.plus(&ThreadTotals::of(&record.thread)))
+            });
+        if rest.len() as u64 != count {
+            return Some(differ("folded threads", rest.len() as u64, count));
+        }
+        let of_events = rest
+            .iter()
+            .fold(ThreadTotals::default(), |sums, thread| sums.plus(thread));
+        if of_events != sums {
+            return Some(differ(
+                "switches or times of the folded threads",
+                of_events.voluntary + of_events.involuntary,
+                sums.voluntary + sums.involuntary,
+            ));
+        }
+    }
     if events.len() != counted.len() {
         return Some(differ("threads", events.len() as u64, counted.len() as u64));
     }
@@ -760,12 +813,13 @@ fn threads_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) 
 mod tests {
     use std::collections::BTreeMap;
 
+    use ctxtrace_common::thread::Thread;
     use ctxtrace_common::wakeup::Waker;
     use proptest::prelude::*;
 
     use super::*;
     use crate::correlate::budget::{Budget, Window};
-    use crate::trace::{Fate, ThreadRecord, build};
+    use crate::trace::{Fate, build};
 
     /// How a thread leaves in these tests: the way, and the counter that moves.
     const SLEEPS: (Leave, bool) = (Leave::Slept, true);
@@ -911,10 +965,7 @@ mod tests {
         fn finish(mut self) -> (Aggregates, Vec<Event>) {
             let threads = self.ended.into_iter().chain(self.threads.into_values());
             self.aggregates.threads = threads
-                .map(|thread| ThreadRecord {
-                    thread,
-                    fate: Fate::Ended,
-                })
+                .map(|thread| ThreadRecord::new(thread.summary, Fate::Ended))
                 .collect();
             self.aggregates.switch_sums = self.sums.into_iter().collect();
             (self.aggregates, self.events)

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use ctxtrace_common::process::TaskKey;
-use ctxtrace_common::wakeup::{Edge, EdgeKey, Origin, Waker};
+use ctxtrace_common::wakeup::{EdgeKey, Origin, Waker};
 
 use super::tasks;
+use crate::trace::wakeups::EdgeSums;
 use crate::trace::{Aggregates, name_of};
 
 /// The wakeups along one edge.
@@ -26,7 +27,7 @@ pub struct Wakeups {
     /// Whether it can be told which of them led to nothing: where the woken thread's polls are counted.
     pub wasted_is_known: bool,
     /// The sums.
-    pub edge: Edge,
+    pub edge: EdgeSums,
 }
 
 /// Every edge along which a sleep was ended, the busiest first.
@@ -76,6 +77,10 @@ impl<'a> Names<'a> {
     }
 
     fn of(&self, tid: u32) -> Option<String> {
+        if tid == 0 {
+            // Edges that found no room to be told apart.
+            return Some("(others)".to_owned());
+        }
         self.of_targets.get(&tid).cloned()
     }
 
@@ -86,13 +91,14 @@ impl<'a> Names<'a> {
             Origin::Interrupt => return "interrupt".to_owned(),
             Origin::Unknown => return "unknown".to_owned(),
             Origin::Task | Origin::Runtime | Origin::Thread => self.of(waker.tid),
+            Origin::Outside if waker.tid == 0 => self.of(0),
             Origin::Outside => outsider_name(self.aggregates, waker).map(|comm| name_of(&comm)),
         };
         name.unwrap_or_else(|| NO_NAME.to_owned())
     }
 
-    fn describe(&self, key: &EdgeKey, edge: &Edge) -> Wakeups {
-        let origin = Origin::from_number(key.origin);
+    fn describe(&self, key: &EdgeKey, edge: &EdgeSums) -> Wakeups {
+        let origin = Origin::from_number(key.origin.into());
         let waker = key.waker();
         let task = TaskKey {
             task: waker.task(),
@@ -110,7 +116,7 @@ impl<'a> Names<'a> {
             to_thread: self.of(key.to_tid).unwrap_or_else(|| NO_NAME.to_owned()),
             to_tid: key.to_tid,
             wasted_is_known: self.counted.get(&key.to_tid).copied().unwrap_or(false),
-            edge: *edge,
+            edge: edge.clone(),
         }
     }
 }
@@ -154,8 +160,10 @@ mod tests {
             EdgeKey::new(&waker, 102, 100)
         };
         let mut edge = |key, count| {
-            let mut edge = Edge::EMPTY;
-            edge.count = count;
+            let edge = EdgeSums {
+                count,
+                ..EdgeSums::default()
+            };
             aggregates.edges.push((key, edge));
         };
         edge(key(Origin::Task, 101, 1, 102), 9);

@@ -137,7 +137,7 @@ fn add_tasks(run: &mut Run) {
     edge.record(14_000);
     edge.record(16_000);
     (edge.wasted, edge.wasted_on_cpu_ns, edge.timed, edge.waking_ns) = (1, 3_000, 2, 9_000);
-    aggregates.edges = vec![(EdgeKey::new(&waker, 101, 100), edge)];
+    aggregates.edges = vec![(EdgeKey::new(&waker, 101, 100), (&edge).into())];
 }
 
 fn report(mode: Mode, runs: &[Run]) -> Report {
@@ -301,7 +301,7 @@ fn run_to_look_at(turns: u64) -> Run {
         name: name.into(),
     };
     for (key, names) in [(1, ["_start", "main", "</script>"]), (2, ["_start", "main", "park"])] {
-        run.aggregates.stacks.insert(key, vec![1, 2, 3]);
+        run.aggregates.stacks.insert(key, [1, 2, 3].into());
         run.symbols.add_user(image, key, &names.map(frame));
         (0..key * 10).for_each(|at_ns| run.samples.add(at_ns, place(key)));
     }

@@ -390,7 +390,7 @@ mod tests {
         aggregates.overflow_sums = vec![SwitchSum::default(); Class::COUNT];
         aggregates.overflow_sums[Class::TaskPreempted as usize] = sum(11, 1_100);
         for stack in [1, 2, 3, 9] {
-            aggregates.stacks.insert(stack, vec![stack]);
+            aggregates.stacks.insert(stack, [stack].into());
         }
         let mut run = build::run(aggregates);
         let begin = || vec![frame(FrameKind::User, "clone3")];

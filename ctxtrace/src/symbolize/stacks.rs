@@ -197,7 +197,7 @@ pub fn wakers(run: &Run) -> Resolved {
     let mut merged = Merged::default();
     for (key, sum) in &aggregates.waker_sums {
         let woken = Entry {
-            class: Class::from_number(key.to_class).unwrap_or(Class::Unattributed),
+            class: Class::from_number(key.to_class.into()).unwrap_or(Class::Unattributed),
             reason: Unattributed::None,
             task: (key.to_task != 0).then_some(TaskKey {
                 task: key.to_task,
@@ -366,7 +366,7 @@ mod tests {
         let mut key = build::sum_key(Class::WorkerParked, 0);
         key.user_stack = 1;
         key.tgid = 42;
-        aggregates.stacks.insert(1, vec![0xdead_0000]);
+        aggregates.stacks.insert(1, [0xdead_0000].into());
         aggregates.switch_sums = vec![(
             key,
             SwitchSum {
@@ -387,8 +387,8 @@ mod tests {
         let mut aggregates = build::aggregates(vec![]);
         let mut key = build::sum_key(Class::ThreadBlocked, 0);
         (key.user_stack, key.kernel_stack) = (1, 2);
-        aggregates.stacks.insert(1, vec![0x1010, 0x1234]);
-        aggregates.stacks.insert(2, vec![0xffff_ffff_8000_0000]);
+        aggregates.stacks.insert(1, [0x1010, 0x1234].into());
+        aggregates.stacks.insert(2, [0xffff_ffff_8000_0000].into());
         let mapping = Mapping {
             start: 0x1000,
             end: 0x2000,

@@ -2,6 +2,8 @@
 //!
 //! * [`Aggregates`]: what the kernel had summed up when a run was over. It knows nothing of BPF maps, and everything behind
 //!   it is a pure function of it.
+//! * [`threads`]: the threads that have ended, of which so many are told apart.
+//! * [`wakeups`]: the wakeups along one edge.
 //! * [`run`]: one recording: the aggregates, and what else is known of what was recorded.
 //! * [`samples`]: what it did on its CPUs, where that was asked.
 //! * [`lanes`]: its timeline, small enough to be drawn, where that was asked.
@@ -18,22 +20,26 @@ pub mod polls;
 pub mod run;
 pub mod samples;
 pub mod symbols;
+pub mod threads;
+pub mod wakeups;
 
 pub mod events;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use ctxtrace_common::counters::Counters;
 use ctxtrace_common::handover::Handover;
 use ctxtrace_common::histogram::{Histogram, Latency};
 use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::stack::{SumKey, SwitchSum};
-use ctxtrace_common::thread::Thread;
-use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
+use ctxtrace_common::thread::ThreadSummary;
+use ctxtrace_common::wakeup::{EdgeKey, WakerStackKey};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use self::cgroups::Cgroups;
 use self::file::room::rows;
+use self::wakeups::EdgeSums;
 use crate::printable::cut_name;
 use crate::target::mappings::Mappings;
 use crate::target::programs::Programs;
@@ -149,13 +155,40 @@ pub enum Fate {
     Alive,
 }
 
-/// A thread's record and the thread's fate.
+/// A thread's record and the thread's fate; or the sums of several threads that have ended (see [`threads`]).
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct ThreadRecord {
-    /// The record.
-    pub thread: Thread,
+    /// The record. Of several threads it holds sums, and the id 0; and the process 0, if they were not of one process.
+    pub thread: ThreadSummary,
     /// What had become of it.
     pub fate: Fate,
+    /// How many threads it is of.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub threads: u64,
+}
+
+fn one() -> u64 {
+    1
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes what it may skip by reference"
+)]
+fn is_one(threads: &u64) -> bool {
+    *threads == 1
+}
+
+impl ThreadRecord {
+    /// The record of one thread.
+    #[must_use]
+    pub fn new(thread: ThreadSummary, fate: Fate) -> Self {
+        Self {
+            thread,
+            fate,
+            threads: 1,
+        }
+    }
 }
 
 /// What one program of ours cost, measured by the kernel while its statistics were switched on.
@@ -216,7 +249,7 @@ pub struct Aggregates {
     /// The distributions.
     pub latencies: Latencies,
     /// Distinct stacks by key, innermost frame first.
-    pub stacks: HashMap<u64, Vec<u64>>,
+    pub stacks: HashMap<u64, Arc<[u64]>>,
     /// Switch-outs by class, task and stack pair, those of intervals still open included.
     pub switch_sums: Vec<(SumKey, SwitchSum)>,
     /// The intervals that were open when the recording ended, of threads that live on.
@@ -239,11 +272,15 @@ pub struct Aggregates {
     pub hits: Vec<(TaskKey, u64)>,
     /// Wakeups by who woke whom.
     #[serde(deserialize_with = "rows")]
-    pub edges: Vec<(EdgeKey, Edge)>,
+    pub edges: Vec<(EdgeKey, EdgeSums)>,
     /// Names of threads outside the target that have woken one of it, in captures of versions that noted one name for each thread. In
     /// those of today the name is in the key of the edge, and this is empty.
     #[serde(default)]
     pub outsiders: HashMap<u32, [u8; 16]>,
+    /// Executables for which [the table of layouts](ctxtrace_common::locator::MAX_LOCATORS) had no room: how their tasks are found was
+    /// not known at their switches.
+    #[serde(default)]
+    pub lost_programs: u64,
     /// Wakeups by the stacks of their makers, where those were taken.
     pub waker_sums: Vec<(WakerStackKey, SwitchSum)>,
     /// What runs where, and how its tasks are found.
@@ -273,17 +310,14 @@ pub(crate) mod build {
 
     /// A thread that was switched `voluntary` + `involuntary` times, all of them seen, and has ended.
     pub(crate) fn thread(tid: u32, name: &str, voluntary: u64, involuntary: u64) -> ThreadRecord {
-        let mut thread: Thread = bytemuck::Zeroable::zeroed();
+        let mut thread: ThreadSummary = bytemuck::Zeroable::zeroed();
         thread.tid = tid;
         thread.tgid = 100;
         thread.comm[..name.len()].copy_from_slice(name.as_bytes());
         thread.traced_voluntary = voluntary;
         thread.traced_involuntary = involuntary;
         thread.kernel = KernelCount { voluntary, involuntary };
-        ThreadRecord {
-            thread,
-            fate: Fate::Ended,
-        }
+        ThreadRecord::new(thread, Fate::Ended)
     }
 
     /// The key of switch-outs of this class of process 100, while the task of this id was polled.
@@ -362,6 +396,7 @@ pub(crate) mod build {
             hits: Vec::new(),
             edges: Vec::new(),
             outsiders: HashMap::new(),
+            lost_programs: 0,
             waker_sums: Vec::new(),
             programs: Programs::default(),
             mappings: Mappings::default(),

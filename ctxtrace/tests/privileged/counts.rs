@@ -2,7 +2,7 @@
 
 use ctxtrace::trace::name_of;
 use ctxtrace_common::histogram::{Latency, lower_bound};
-use ctxtrace_common::thread::Thread;
+use ctxtrace_common::thread::ThreadSummary;
 use serde_json::Value;
 
 use crate::programs;
@@ -54,7 +54,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 ];
 
 /// A thread of a traced program by its name.
-fn thread_named<'a>(threads: impl Iterator<Item = &'a Thread>, name: &str) -> &'a Thread {
+fn thread_named<'a>(threads: impl Iterator<Item = &'a ThreadSummary>, name: &str) -> &'a ThreadSummary {
     let mut found: Vec<_> = threads.filter(|thread| name_of(&thread.comm) == name).collect();
     assert_eq!(found.len(), 1, "threads named {name}");
     found.remove(0)

@@ -18,6 +18,7 @@ mod files;
 mod go;
 mod harness;
 mod hostile_files;
+mod large;
 mod outputs;
 mod polls;
 mod privileges;
@@ -73,6 +74,7 @@ const TABLES: &[(TestKind, TestTable)] = &[
     (Ordinary, hostile_files::TESTS),
     (Ordinary, unseen::TESTS),
     (Ordinary, faults::TESTS),
+    (Ordinary, large::TESTS),
     (Ordinary, storms::TESTS),
     (Long, storms::LONG_TESTS),
 ];

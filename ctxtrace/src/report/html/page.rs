@@ -615,7 +615,7 @@ fn threads(report: &Report) -> Table {
     let (rows, notes) = bounded(&busiest, "threads", |thread| {
         vec![
             text(&thread.name),
-            Cell(thread.tid.to_string(), Some(f64::from(thread.tid))),
+            Cell(thread.id_in_words(), Some(f64::from(thread.tid))),
             Cell(thread.pid.to_string(), Some(f64::from(thread.pid))),
             number(thread.voluntary),
             number(thread.involuntary),

@@ -189,7 +189,7 @@ struct Names<'a> {
 impl<'a> Names<'a> {
     fn of(report: &'a Report, run: &'a Run) -> Self {
         let threads = run.aggregates.threads.iter().map(|record| &record.thread);
-        let key = |thread: &ctxtrace_common::thread::Thread| (thread.tid, thread.start_boottime_ns);
+        let key = |thread: &ctxtrace_common::thread::ThreadSummary| (thread.tid, thread.start_boottime_ns);
         let typed = report.tasks.iter().filter_map(|task| {
             let future_type = task.future_type.as_deref()?;
             table::is_number(&task.name).then_some(((task.id, task.pid), future_type))

@@ -89,6 +89,7 @@ pub(super) struct Host<'a> {
     pub(super) lost_handovers: i64,
     pub(super) lost_threads: i64,
     pub(super) lost_thread_records: i64,
+    pub(super) lost_programs: i64,
     pub(super) lost_mappings: i64,
     pub(super) lost_recursion: i64,
     pub(super) lost_timeline_events: i64,

@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use super::layout::{labelled, plainly, plural};
 use super::{Style, agrees};
-use crate::analyze::result::{Locator, Report, Timeline};
+use crate::analyze::result::{Locator, Report, Thread, Timeline};
 use crate::report::printable;
+use crate::sums::SaturatingSum as _;
 use crate::target::programs::LocatorChoice;
 use crate::units::{bytes, duration, signed_thousands, thousands};
 
@@ -20,13 +21,23 @@ pub(super) fn counts(report: &Report, style: Style) -> String {
         0 => String::new(),
         silent => format!(" ({} of them without a switch)", thousands(silent)),
     };
+    let threads = report.threads.iter().map(Thread::count).saturating_sum();
+    let folded = match report
+        .threads
+        .iter()
+        .filter_map(|thread| thread.folded)
+        .saturating_sum()
+    {
+        0 => String::new(),
+        folded => format!(" ({} of them added up by name)", thousands(folded)),
+    };
     let counted = format!(
-        "{} = {} voluntary + {} involuntary; {} thread{}{silent}, {} migration{}",
+        "{} = {} voluntary + {} involuntary; {} thread{}{silent}{folded}, {} migration{}",
         thousands(switches.total),
         thousands(switches.voluntary),
         thousands(switches.involuntary),
-        report.threads.len(),
-        plural(report.threads.len() as u64),
+        thousands(threads),
+        plural(threads),
         thousands(report.migrations),
         plural(report.migrations),
     );

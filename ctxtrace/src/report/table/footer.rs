@@ -33,7 +33,7 @@ fn lost_by_cpu(losses: &CpuLosses) -> String {
 pub(in crate::report) fn room(report: &Report) -> Option<String> {
     let lost = &report.lost;
     let options = [
-        ("--max-threads", lost.threads),
+        ("--max-threads", lost.threads + lost.thread_records),
         ("--max-stacks", lost.stacks + lost.stack_sums + lost.sample_stacks),
         ("--ring-size", lost.timeline_events + lost.samples),
         ("--poll-ring-size", lost.poll_stamps),

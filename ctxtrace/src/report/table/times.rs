@@ -1,7 +1,7 @@
 //! Where the time went: on the CPU, off it, and thread by thread.
 
 use super::layout::{Columns, bar, sparkline, wrapped};
-use crate::analyze::result::{Distribution, OnCpu, Report, Throttling};
+use crate::analyze::result::{Distribution, OnCpu, Report, Thread, Throttling};
 use crate::report::printable;
 use crate::sums::{SaturatingSum, add};
 use crate::units::{duration, significant, thousands};
@@ -262,7 +262,7 @@ pub(super) fn threads(report: &Report) -> String {
         }
         table.row([
             printable(&thread.name),
-            thread.tid.to_string(),
+            thread.id_in_words(),
             thousands(thread.voluntary),
             thousands(thread.involuntary),
             duration(thread.on_cpu_ns),
@@ -271,11 +271,9 @@ pub(super) fn threads(report: &Report) -> String {
         ]);
     }
     if !rest.is_empty() {
-        let sum = |field: fn(&crate::analyze::result::Thread) -> u64| {
-            rest.iter().map(|thread| field(thread)).saturating_sum()
-        };
+        let sum = |field: fn(&Thread) -> u64| rest.iter().map(|thread| field(thread)).saturating_sum();
         table.row([
-            format!("{} more", thousands(rest.len() as u64)),
+            format!("{} more", thousands(sum(Thread::count))),
             String::new(),
             thousands(sum(|thread| thread.voluntary)),
             thousands(sum(|thread| thread.involuntary)),

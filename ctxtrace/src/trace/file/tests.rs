@@ -44,11 +44,11 @@ fn run() -> Run {
             off_cpu_ns: 9,
         },
     )];
-    aggregates.stacks.insert(7, vec![0x1000]);
-    aggregates.stacks.insert(8, vec![u64::MAX]);
+    aggregates.stacks.insert(7, [0x1000].into());
+    aggregates.stacks.insert(8, [u64::MAX].into());
     aggregates.names.insert(image, vec![String::new(), "sender".to_owned()]);
     aggregates.hits = vec![(TaskKey { task: 1, image }, 3)];
-    aggregates.edges = vec![(EdgeKey::new(&Waker::default(), 101, 100), Edge::EMPTY)];
+    aggregates.edges = vec![(EdgeKey::new(&Waker::default(), 101, 100), (&Edge::EMPTY).into())];
     let mut handover: ctxtrace_common::handover::Handover = bytemuck::Zeroable::zeroed();
     handover.image = image;
     handover.tables.polls_by_task[1] = 600;
@@ -527,10 +527,10 @@ fn a_file_that_takes_far_more_memory_than_it_has_bytes_is_refused() {
     let names = std::collections::HashMap::from([("names", vec![""; 16 << 20])]);
     let damage = damage_of(&hostile([(block::Kind::Names, encoded(&names))]));
     assert_eq!(damage, "it claims to hold more than a recording of its size can");
-    // Rows of 8 KB each that take some bytes.
-    let mut edges = small_run();
-    edges.aggregates.edges = vec![(EdgeKey::new(&Waker::default(), 101, 100), Edge::EMPTY); 100_000];
-    let damage = damage_of(&hostile([(block::Kind::State, encoded(&edges))]));
+    // Rows of several KB each that take some bytes.
+    let mut handovers = small_run();
+    handovers.aggregates.handovers = vec![bytemuck::Zeroable::zeroed(); 20_000];
+    let damage = damage_of(&hostile([(block::Kind::State, encoded(&handovers))]));
     assert!(damage.contains("more than a recording of its size can"), "{damage}");
 }
 

@@ -1,0 +1,81 @@
+//! The places of the kernel side's table of locators: which layout lies where, and which are free again.
+
+use std::collections::HashSet;
+
+use ctxtrace_common::locator::{Locator, MAX_LOCATORS};
+
+/// Which locator is at which index of the kernel side's table. Index 0 is not used.
+#[derive(Debug, Default)]
+pub(super) struct Layouts(Vec<Option<Locator>>);
+
+/// Where a locator is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It is there already.
+    Known(u32),
+    /// It can be put there.
+    Free(u32),
+    /// There is no room.
+    None,
+}
+
+impl Layouts {
+    /// Finds the place of a locator.
+    pub(super) fn place(&self, locator: &Locator) -> Place {
+        let position = |wanted: &dyn Fn(&Option<Locator>) -> bool| self.0.iter().position(wanted);
+        if let Some(index) = position(&|known| known.as_ref() == Some(locator)) {
+            return Place::Known(index as u32 + 1);
+        }
+        let free = position(&Option::is_none).unwrap_or(self.0.len()) as u32 + 1;
+        if free < MAX_LOCATORS {
+            Place::Free(free)
+        } else {
+            Place::None
+        }
+    }
+
+    /// Notes that a locator is at this index, which was free.
+    pub(super) fn put(&mut self, index: u32, locator: Locator) {
+        let place = index as usize - 1;
+        if place == self.0.len() {
+            self.0.push(None);
+        }
+        self.0[place] = Some(locator);
+    }
+
+    /// Frees the places of locators that no program has any more.
+    pub(super) fn keep(&mut self, used: &HashSet<u32>) {
+        for (place, locator) in self.0.iter_mut().enumerate() {
+            if !used.contains(&(place as u32 + 1)) {
+                *locator = None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn locator(number: u64) -> Locator {
+        Locator {
+            probe_below_tp: number,
+            ..Locator::default()
+        }
+    }
+
+    #[test]
+    fn a_full_table_has_room_again_when_programs_are_gone() {
+        let mut layouts = Layouts::default();
+        for number in 1..MAX_LOCATORS {
+            assert_eq!(layouts.place(&locator(number.into())), Place::Free(number));
+            layouts.put(number, locator(number.into()));
+        }
+        assert_eq!(layouts.place(&locator(5)), Place::Known(5));
+        assert_eq!(layouts.place(&locator(9_999)), Place::None);
+        layouts.keep(&(1..MAX_LOCATORS).filter(|&index| index != 7).collect());
+        assert_eq!(layouts.place(&locator(9_999)), Place::Free(7));
+        layouts.put(7, locator(9_999));
+        assert_eq!(layouts.place(&locator(9_999)), Place::Known(7));
+    }
+}

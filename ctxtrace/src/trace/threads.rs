@@ -1,0 +1,286 @@
+//! Threads that have ended: so many of them are told apart, and the rest are sums.
+//!
+//! A server may start a thread for each request, and record for a day. Told apart are [`MOST_ENDED`] threads, those that were
+//! switched most. The others are *folded*: added up by their name, so that every sum over all threads is what it would be.
+
+use std::collections::HashMap;
+
+use ctxtrace_common::polls::Gap;
+use ctxtrace_common::process::Image;
+use ctxtrace_common::thread::{INHERITED, KERNEL_WORKER, KernelCount, ThreadSummary};
+
+use super::{Fate, ThreadRecord};
+
+/// Ended threads that are told apart when a recording is over; while it goes on up to twice as many.
+pub const MOST_ENDED: usize = 16_384;
+/// Sums of folded threads that are told apart by name; threads of further names are added to one sum, [`OTHER_NAMES`].
+pub const MOST_NAMES: usize = 1_000;
+/// The name of the sum of threads whose names have no sum of their own.
+pub const OTHER_NAMES: &[u8; 16] = b"(other threads)\0";
+
+/// The threads that have ended so far.
+#[derive(Clone, Debug, Default)]
+pub struct EndedThreads {
+    /// Those that are told apart, in the order of their last switches.
+    apart: Vec<ThreadRecord>,
+    folded: HashMap<FoldKey, ThreadRecord>,
+}
+
+/// What threads must have in common to be added up: whatever a sum over some of the threads depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct FoldKey {
+    comm: [u8; 16],
+    /// The program, where the thread's polls were read.
+    image: Option<Image>,
+    flags: u32,
+    unconfirmed: Option<Gap>,
+    /// Whether more switches were traced than the kernel has counted (1), or fewer (-1): so differences never cancel out.
+    difference: i64,
+}
+
+impl FoldKey {
+    fn of(thread: &ThreadSummary) -> Self {
+        let image = Image {
+            tgid: thread.tgid,
+            number: thread.image,
+        };
+        let difference = thread.traced() as i64 - thread.counted_by_kernel() as i64;
+        Self {
+            comm: thread.comm,
+            image: thread.polls.is_read().then_some(image),
+            flags: thread.flags & (INHERITED | KERNEL_WORKER),
+            unconfirmed: thread.polls.unconfirmed(),
+            difference: difference.signum(),
+        }
+    }
+
+    fn without_name(self) -> Self {
+        Self {
+            comm: *OTHER_NAMES,
+            image: None,
+            ..self
+        }
+    }
+}
+
+impl EndedThreads {
+    /// Adds a thread that has made its last switch. Threads for which `always_apart` holds are never folded.
+    pub fn push(&mut self, thread: ThreadSummary, always_apart: impl Fn(&ThreadSummary) -> bool) {
+        self.apart.push(ThreadRecord::new(thread, Fate::Ended));
+        if self.apart.len() >= 2 * MOST_ENDED {
+            self.fold(MOST_ENDED, always_apart);
+        }
+    }
+
+    /// Every record: the threads told apart in the order of their last switches, then the sums by name.
+    #[must_use]
+    pub fn records(&self, always_apart: impl Fn(&ThreadSummary) -> bool) -> Vec<ThreadRecord> {
+        let mut all = self.clone();
+        all.fold(MOST_ENDED, always_apart);
+        let mut folded: Vec<ThreadRecord> = all.folded.into_values().collect();
+        folded.sort_by_key(|record| {
+            (
+                std::cmp::Reverse(record.threads),
+                record.thread.comm,
+                record.thread.tgid,
+            )
+        });
+        all.apart.append(&mut folded);
+        all.apart
+    }
+
+    /// Folds all but `most` threads, and those that are not to be folded.
+    fn fold(&mut self, most: usize, always_apart: impl Fn(&ThreadSummary) -> bool) {
+        let Some(surplus) = self.apart.len().checked_sub(most).filter(|&surplus| surplus > 0) else {
+            return;
+        };
+        let mut switches: Vec<u64> = self.apart.iter().map(|record| record.thread.traced()).collect();
+        let (fewer, &mut threshold, _) = switches.select_nth_unstable(surplus - 1);
+        // Of those that have as many as the threshold the first ones go.
+        let mut of_threshold = surplus - fewer.iter().filter(|&&switches| switches < threshold).count();
+        let Self { apart, folded } = self;
+        apart.retain(|record| {
+            let switches = record.thread.traced();
+            let goes = switches < threshold || (switches == threshold && of_threshold > 0);
+            if !goes || always_apart(&record.thread) {
+                return true;
+            }
+            of_threshold -= usize::from(switches == threshold);
+            add_folded(folded, record);
+            false
+        });
+    }
+}
+
+fn add_folded(folded: &mut HashMap<FoldKey, ThreadRecord>, record: &ThreadRecord) {
+    let key = FoldKey::of(&record.thread);
+    let key = if folded.contains_key(&key) || folded.len() < MOST_NAMES {
+        key
+    } else {
+        key.without_name()
+    };
+    match folded.get_mut(&key) {
+        Some(sum) => add(sum, record),
+        None => {
+            let mut sum = as_sum(record);
+            sum.thread.comm = key.comm;
+            folded.insert(key, sum);
+        }
+    }
+}
+
+/// A thread as the sum of one thread: without what is one thread's alone.
+fn as_sum(record: &ThreadRecord) -> ThreadRecord {
+    let mut sum = *record;
+    let ThreadSummary { base, kernel, tid, .. } = &mut sum.thread;
+    *kernel = KernelCount {
+        voluntary: kernel.voluntary.wrapping_sub(base.voluntary),
+        involuntary: kernel.involuntary.wrapping_sub(base.involuntary),
+    };
+    *base = KernelCount::default();
+    *tid = 0;
+    sum
+}
+
+fn add(sum: &mut ThreadRecord, record: &ThreadRecord) {
+    let other = as_sum(record);
+    sum.threads += other.threads;
+    let ThreadSummary {
+        clock: _,
+        base: _,
+        kernel,
+        traced_voluntary,
+        traced_involuntary,
+        off_cpu_ns,
+        on_cpu_ns,
+        run_queue_ns,
+        migrations,
+        start_boottime_ns,
+        polls,
+        comm: _,
+        tid: _,
+        tgid,
+        image,
+        flags: _,
+    } = other.thread;
+    let thread = &mut sum.thread;
+    thread.kernel.voluntary = thread.kernel.voluntary.wrapping_add(kernel.voluntary);
+    thread.kernel.involuntary = thread.kernel.involuntary.wrapping_add(kernel.involuntary);
+    thread.traced_voluntary += traced_voluntary;
+    thread.traced_involuntary += traced_involuntary;
+    thread.off_cpu_ns += off_cpu_ns;
+    thread.on_cpu_ns += on_cpu_ns;
+    thread.run_queue_ns += run_queue_ns;
+    thread.migrations += migrations;
+    thread.start_boottime_ns = thread.start_boottime_ns.min(start_boottime_ns);
+    thread.polls.add(&polls);
+    if (thread.tgid, thread.image) != (tgid, image) {
+        (thread.tgid, thread.image) = (0, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::build;
+
+    fn ended(count: u64, of: impl Fn(u64) -> ThreadSummary) -> Vec<ThreadRecord> {
+        let mut ended = EndedThreads::default();
+        for number in 0..count {
+            ended.push(of(number), |thread| thread.tid == 1);
+        }
+        ended.records(|thread| thread.tid == 1)
+    }
+
+    fn thread(number: u64, name: &str) -> ThreadSummary {
+        let mut thread = build::thread(number as u32 + 1, name, number + 1, 1).thread;
+        (thread.on_cpu_ns, thread.off_cpu_ns, thread.migrations) = (number, 2 * number, 1);
+        thread
+    }
+
+    fn sums(records: &[ThreadRecord]) -> [u64; 6] {
+        records.iter().fold([0; 6], |sum, record| {
+            let thread = &record.thread;
+            let each = [
+                record.threads,
+                thread.traced(),
+                thread.counted_by_kernel(),
+                thread.on_cpu_ns,
+                thread.off_cpu_ns,
+                thread.migrations,
+            ];
+            std::array::from_fn(|index| sum[index] + each[index])
+        })
+    }
+
+    #[test]
+    fn every_sum_is_what_it_would_be_without_folding() {
+        let count = 3 * MOST_ENDED as u64 + 7;
+        let all: Vec<_> = (0..count)
+            .map(|number| ThreadRecord::new(thread(number, "worker"), Fate::Ended))
+            .collect();
+        let records = ended(count, |number| thread(number, "worker"));
+        assert_eq!(
+            records.len(),
+            MOST_ENDED + 2,
+            "the first one is never folded, and the others are one sum"
+        );
+        assert_eq!(sums(&records), sums(&all));
+        assert_eq!(
+            records.last().map(|sum| sum.threads),
+            Some(count - MOST_ENDED as u64 - 1)
+        );
+        let least = records[1..MOST_ENDED + 1]
+            .iter()
+            .map(|record| record.thread.traced())
+            .min();
+        assert_eq!(
+            least,
+            Some(count - MOST_ENDED as u64 + 2),
+            "those with most switches are told apart"
+        );
+    }
+
+    #[test]
+    fn few_threads_are_all_told_apart() {
+        let records = ended(MOST_ENDED as u64, |number| thread(number, "worker"));
+        assert!(records.iter().all(|record| record.threads == 1));
+        assert!(
+            records.is_sorted_by_key(|record| record.thread.tid),
+            "in the order of their ends"
+        );
+    }
+
+    #[test]
+    fn differences_of_folded_threads_never_cancel_out() {
+        let records = ended(2 * MOST_ENDED as u64, |number| {
+            let mut thread = thread(number, "worker");
+            match number {
+                10 => thread.traced_voluntary += 1,
+                11 => thread.traced_voluntary -= 1,
+                _ => {}
+            }
+            thread
+        });
+        let mut differences: Vec<i64> = records
+            .iter()
+            .map(|record| record.thread.traced() as i64 - record.thread.counted_by_kernel() as i64)
+            .filter(|&difference| difference != 0)
+            .collect();
+        differences.sort_unstable();
+        assert_eq!(differences, [-1, 1]);
+    }
+
+    #[test]
+    fn threads_of_very_many_names_take_no_more_room() {
+        let count = 2 * MOST_ENDED as u64 + 3 * MOST_NAMES as u64;
+        let records = ended(count, |number| thread(number, &format!("w{number}")));
+        assert!(records.len() <= MOST_ENDED + MOST_NAMES + 2, "{}", records.len());
+        assert_eq!(sums(&records)[0], count);
+        assert!(
+            records
+                .iter()
+                .any(|record| &record.thread.comm == OTHER_NAMES && record.threads > 1)
+        );
+    }
+}
