@@ -209,7 +209,9 @@ impl Mappings {
     /// Adds an image whose mappings are known.
     #[cfg(test)]
     pub(crate) fn add(&mut self, image: Image, mappings: impl IntoIterator<Item = Mapping>) {
-        self.begin(image);
+        if !self.by_image.contains_key(&image) {
+            self.begin(image);
+        }
         let of_image = self.by_image.entry(image).or_default();
         for mapping in mappings {
             of_image.add(&mapping);

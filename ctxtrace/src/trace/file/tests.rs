@@ -527,10 +527,11 @@ fn a_file_that_takes_far_more_memory_than_it_has_bytes_is_refused() {
     let names = std::collections::HashMap::from([("names", vec![""; 16 << 20])]);
     let damage = damage_of(&hostile([(block::Kind::Names, encoded(&names))]));
     assert_eq!(damage, "it claims to hold more than a recording of its size can");
-    // Rows of several KB each that take some bytes.
-    let mut handovers = small_run();
-    handovers.aggregates.handovers = vec![bytemuck::Zeroable::zeroed(); 20_000];
-    let damage = damage_of(&hostile([(block::Kind::State, encoded(&handovers))]));
+    // Texts of 24 bytes each in memory that take one in the file.
+    let mut state = small_run();
+    let image = Image { tgid: 100, number: 0 };
+    state.aggregates.names.insert(image, vec![String::new(); 16 << 20]);
+    let damage = damage_of(&hostile([(block::Kind::State, encoded(&state))]));
     assert!(damage.contains("more than a recording of its size can"), "{damage}");
 }
 
