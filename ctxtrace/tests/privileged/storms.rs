@@ -137,7 +137,8 @@ fn a_bounded_capture_outlives_its_tracer() {
     let mut run = long_run(&format!(
         "run --mode process --iterations 100000000 --level timeline --max-size 1MiB -o {path}"
     ));
-    let file = || std::fs::metadata(&capture).expect("always there");
+    wait_until("the first state is saved", || capture.exists());
+    let file = || std::fs::metadata(&capture).expect("there since the first state");
     let first = file().ino();
     let succeeded = (0..6_000).any(|_| {
         pause(10);
