@@ -2,7 +2,7 @@
 //!
 //! A table that fills would lose what comes next. So when a quarter is full its elements are taken over here, where there is more room,
 //! and deleted there. No count is lost in between: `ctxtrace_common::table` says how. The room here is bounded too; beyond it
-//! sums are kept by their class, or by who was woken, and what is told apart no longer is counted.
+//! sums are kept by their class, or by who was woken, and what is distinguished no longer is counted.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::{missing, refused};
 use crate::error::Result;
 use crate::trace::wakeups::{EdgeSums, others};
 
-/// Sums of switch-outs, and of wakeups by stacks, that are told apart: some 100 bytes each. Beyond them switch-outs are summed by
+/// Sums of switch-outs, and of wakeups by stacks, that are distinguished: some 100 bytes each. Beyond them switch-outs are summed by
 /// class, as `lost.stack_sums` counts.
 const MOST_SUMS: usize = 1 << 19;
 /// A table is emptied when one in so many of its places is taken. The rest is room for what comes until it is empty.
@@ -30,9 +30,9 @@ const WAKE_AT: u32 = 4;
 const MOST_STACKS: usize = 1 << 19;
 /// Frames of all stacks together, 8 bytes each.
 const MOST_FRAMES: usize = 1 << 24;
-/// Edges that are told apart; further ones are summed by the process that was woken, and beyond as many again by nothing else.
+/// Edges that are distinguished; further ones are summed by the process that was woken, and beyond as many again by nothing else.
 const MOST_EDGES: usize = 1 << 16;
-/// Tasks whose hits are told apart.
+/// Tasks whose hits are distinguished.
 const MOST_HITS: usize = 1 << 16;
 
 /// What has been brought home.

@@ -78,7 +78,7 @@ impl<'a> Names<'a> {
 
     fn of(&self, tid: u32) -> Option<String> {
         if tid == 0 {
-            // Edges that found no room to be told apart.
+            // Edges that found no room to be distinguished.
             return Some("(others)".to_owned());
         }
         self.of_targets.get(&tid).cloned()

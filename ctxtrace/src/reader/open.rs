@@ -77,7 +77,7 @@ fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']) && name.len() <= 255
 }
 
-/// Whether nobody but root can change what lies here.
+/// Whether root alone can change what lies here.
 fn belongs_to_root(path: &Path) -> bool {
     path.symlink_metadata()
         .is_ok_and(|metadata| metadata.uid() == 0 && metadata.mode() & 0o022 == 0)

@@ -229,7 +229,7 @@ impl OutputFolder {
         }
     }
 
-    /// The folder of this name in it, if there is one. A symbolic link is none, whoever made it.
+    /// The folder of this name in it, if there is one. A symbolic link counts as none.
     ///
     /// # Errors
     ///

@@ -2,7 +2,7 @@
 //!
 //! * [`Aggregates`]: what the kernel had summed up when a run was over. It knows nothing of BPF maps, and everything behind
 //!   it is a pure function of it.
-//! * [`threads`]: the threads that have ended, of which so many are told apart.
+//! * [`threads`]: the threads that have ended, of which so many are distinguished.
 //! * [`wakeups`]: the wakeups along one edge.
 //! * [`run`]: one recording: the aggregates, and what else is known of what was recorded.
 //! * [`samples`]: what it did on its CPUs, where that was asked.

@@ -1,6 +1,6 @@
-//! Threads that have ended: so many of them are told apart, and the rest are sums.
+//! Threads that have ended: so many of them are distinguished, and the rest are sums.
 //!
-//! A server may start a thread for each request, and record for a day. Told apart are [`MOST_ENDED`] threads, those that were
+//! A server may start a thread for each request, and record for a day. Distinguished are [`MOST_ENDED`] threads, those that were
 //! switched most. The others are *folded*: added up by their name, so that every sum over all threads is what it would be.
 
 use std::collections::HashMap;
@@ -11,9 +11,9 @@ use ctxtrace_common::thread::{INHERITED, KERNEL_WORKER, KernelCount, ThreadSumma
 
 use super::{Fate, ThreadRecord};
 
-/// Ended threads that are told apart when a recording is over; while it goes on up to twice as many.
+/// Ended threads that are distinguished when a recording is over; while it goes on up to twice as many.
 pub const MOST_ENDED: usize = 16_384;
-/// Sums of folded threads that are told apart by name; threads of further names are added to one sum, [`OTHER_NAMES`].
+/// Sums of folded threads that are distinguished by name; threads of further names are added to one sum, [`OTHER_NAMES`].
 pub const MOST_NAMES: usize = 1_000;
 /// The name of the sum of threads whose names have no sum of their own.
 pub const OTHER_NAMES: &[u8; 16] = b"(other threads)\0";
@@ -21,7 +21,7 @@ pub const OTHER_NAMES: &[u8; 16] = b"(other threads)\0";
 /// The threads that have ended so far.
 #[derive(Clone, Debug, Default)]
 pub struct EndedThreads {
-    /// Those that are told apart, in the order of their last switches.
+    /// Those that are distinguished, in the order of their last switches.
     apart: Vec<ThreadRecord>,
     folded: HashMap<FoldKey, ThreadRecord>,
 }
@@ -72,7 +72,7 @@ impl EndedThreads {
         }
     }
 
-    /// Every record: the threads told apart in the order of their last switches, then the sums by name.
+    /// Every record: the threads distinguished in the order of their last switches, then the sums by name.
     #[must_use]
     pub fn records(&self, always_apart: impl Fn(&ThreadSummary) -> bool) -> Vec<ThreadRecord> {
         let mut all = self.clone();

@@ -98,7 +98,7 @@ fn filled(buckets: &[u64; EDGE_BUCKETS]) -> Vec<(u16, u64)> {
         .collect()
 }
 
-/// The key of the edges of this kind that are not told apart: all threads of the woken process together.
+/// The key of the edges of this kind that are not distinguished: all threads of the woken process together.
 #[must_use]
 pub fn others(key: &EdgeKey) -> EdgeKey {
     EdgeKey {

@@ -289,7 +289,7 @@ struct Silence(OwnedFd);
 
 impl Silence {
     fn begin() -> Result<Self> {
-        // No command may inherit it: whoever reads from the standard output would wait for that command's end.
+        // No command may inherit it: a reader of the standard output would wait for that command's end.
         let duplicate = data_output()
             .as_fd()
             .try_clone_to_owned()
