@@ -448,10 +448,10 @@ mod tests {
 
     #[test]
     fn every_reason_has_its_number_back() {
-        for number in 0..=12 {
+        for number in 0..=13 {
             assert_eq!(Reason::from_number(number) as u32, number);
         }
-        assert_eq!(Reason::from_number(13), Reason::None);
+        assert_eq!(Reason::from_number(14), Reason::None);
     }
 
     #[test]
