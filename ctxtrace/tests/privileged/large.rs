@@ -108,12 +108,20 @@ const DISTINCT: usize = 4_096;
 
 /// Sleeps with each of 4,096 stacks: of twelve frames, each of which is one of two functions.
 const STACKS: &str = r"
+#define _GNU_SOURCE
+#include <sys/resource.h>
 #include <unistd.h>
 static volatile int slept;
+static long sleeps(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_THREAD, &usage);
+    return usage.ru_nvcsw;
+}
+/* A timer that ends before the thread has gone to sleep leaves no switch: it is set again. */
 static void zero(int path, int depth);
 static void one(int path, int depth);
 static __attribute__((noinline)) void further(int path, int depth) {
-    if (depth == 0) usleep(500);
+    if (depth == 0) for (long before = sleeps(); sleeps() == before;) usleep(500);
     else if (path & 1) one(path >> 1, depth - 1);
     else zero(path >> 1, depth - 1);
     slept++;
