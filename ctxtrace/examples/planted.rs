@@ -14,7 +14,7 @@ const BUFFER: usize = 1_024;
 const BOXES: usize = 32;
 const SIZES: [usize; 4] = [24, 100, 400, 1_600];
 /// Messages from one sleep to the next.
-const SLEEP_EVERY: u64 = 1_000;
+const SLEEP_EVERY: u64 = 250;
 
 /// What makes it slow.
 #[derive(Clone, Copy, PartialEq, Eq)]
