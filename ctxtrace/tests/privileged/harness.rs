@@ -5,6 +5,7 @@ use std::panic::resume_unwind;
 use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 /// A test has passed when its function returns. It calls [`skip`] or [`require_program`] if it cannot run.
 pub(crate) type TestFunction = fn();
@@ -88,6 +89,7 @@ pub(crate) fn require_variable(name: &str) -> OsString {
 
 /// Runs the tests that the command line selects.
 pub(crate) fn run(tables: &[(TestKind, TestTable)]) -> ExitCode {
+    stop_ignoring_signals();
     let mut arguments = Arguments::from_args();
     // Two tests at once would take CPU time from each other.
     arguments.test_threads = Some(1);
@@ -107,6 +109,15 @@ pub(crate) fn run(tables: &[(TestKind, TestTable)]) -> ExitCode {
         return ExitCode::FAILURE;
     }
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Gives signals that end a program their default action, which the programs under test inherit. A shell starts a command that ends with
+/// `&` with some of them ignored, and `nohup` with another one.
+fn stop_ignoring_signals() {
+    for ending in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
+        // SAFETY: the default action runs no code of this program.
+        unsafe { signal(ending, SigHandler::SigDfl) }.expect("a signal that can be caught");
+    }
 }
 
 /// The filter, if it names one test or a kind of tests and there is none such. Any other filter may match tests of another executable.
