@@ -4,8 +4,8 @@
 //! the same state machine ([`ctxtrace_common::clock`]), and [`disagreements`] compares. Where no event was lost the two are
 //! equal, to the nanosecond; so whoever draws a timeline draws what was counted.
 //!
-//! It takes one event at a time and keeps a state for each live thread, a row for each entry of the ledger, and 80 bytes
-//! for each thread that has ended, until [`Replay::take_ended`] takes them.
+//! It takes one event at a time and keeps a state for each live thread, at most [`MOST_ROWS`] rows of the ledger, and 80 bytes for
+//! each of at most twice [`MOST_ENDED`] threads that have ended; the others are one sum.
 //!
 //! **Order.** What it needs is that the switches of one thread come in their order, after the thread's introduction, which
 //! is so in every timeline without losses. Wakings may come anywhere: when a sleep was ended is told with the switch-in.
@@ -27,7 +27,8 @@ use super::intervals::{Arrival, Before, Departure, Interval, IntervalSink, State
 use crate::trace::events::EventSink;
 use crate::trace::run::{Dropped, Timeline};
 use crate::trace::samples::Place;
-use crate::trace::{Aggregates, Latencies, ThreadRecord};
+use crate::trace::threads::{MOST_ENDED, keep_most};
+use crate::trace::{Aggregates, Latencies};
 use crate::units::{signed_thousands, thousands};
 
 /// Rows of the ledger that are kept apart; the rest is summed by class. More than the kernel side keeps.
@@ -80,12 +81,12 @@ impl ThreadTotals {
     /// The sum of two threads' totals, which has no ids.
     fn plus(&self, other: &Self) -> Self {
         Self {
-            voluntary: self.voluntary + other.voluntary,
-            involuntary: self.involuntary + other.involuntary,
+            voluntary: self.voluntary.wrapping_add(other.voluntary),
+            involuntary: self.involuntary.wrapping_add(other.involuntary),
             on_cpu_ns: self.on_cpu_ns.wrapping_add(other.on_cpu_ns),
             off_cpu_ns: self.off_cpu_ns.wrapping_add(other.off_cpu_ns),
             run_queue_ns: self.run_queue_ns.wrapping_add(other.run_queue_ns),
-            migrations: self.migrations + other.migrations,
+            migrations: self.migrations.wrapping_add(other.migrations),
             ..Self::default()
         }
     }
@@ -94,6 +95,46 @@ impl ThreadTotals {
     fn comparable(mut self) -> Self {
         self.tid = 0;
         self
+    }
+}
+
+/// Threads that have ended: so many of them are distinguished, those that were switched most, and the rest are one sum.
+#[derive(Clone, Debug, Default)]
+struct EndedTotals {
+    apart: Vec<ThreadTotals>,
+    folded: Folded,
+}
+
+/// How many threads were added up, and what they come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Folded {
+    threads: u64,
+    sums: ThreadTotals,
+}
+
+impl EndedTotals {
+    fn push(&mut self, thread: ThreadTotals) {
+        if thread.is_idle() {
+            return;
+        }
+        self.apart.push(thread);
+        if self.apart.len() < 2 * MOST_ENDED {
+            return;
+        }
+        let Self { apart, folded } = self;
+        let switches = |thread: &ThreadTotals| thread.voluntary.saturating_add(thread.involuntary);
+        keep_most(apart, MOST_ENDED, switches, |thread| {
+            folded.add(1, thread);
+            true
+        });
+    }
+}
+
+impl Folded {
+    fn add(&mut self, threads: u64, totals: &ThreadTotals) {
+        // The records of a file may say anything.
+        self.threads = self.threads.wrapping_add(threads);
+        self.sums = self.sums.plus(totals);
     }
 }
 
@@ -193,7 +234,7 @@ pub struct Replay<I = ()> {
     first_ns: Option<u64>,
     last_ns: u64,
     live: HashMap<u32, Live, BuildHasherDefault<IdHasher>>,
-    ended: Vec<ThreadTotals>,
+    ended: EndedTotals,
     rows: Vec<(SumKey, SwitchSum)>,
     row_of: HashMap<SumKey, u32>,
     overflow: [SwitchSum; Class::COUNT],
@@ -223,7 +264,7 @@ impl<I> Replay<I> {
             first_ns: None,
             last_ns: 0,
             live: HashMap::default(),
-            ended: Vec::new(),
+            ended: EndedTotals::default(),
             rows: Vec::new(),
             row_of: HashMap::new(),
             overflow: [SwitchSum::default(); Class::COUNT],
@@ -380,11 +421,6 @@ impl<I: IntervalSink> Replay<I> {
                 Phase::On | Phase::Unknown | Phase::New | Phase::Dead => {}
             }
         }
-    }
-
-    /// Takes what was added up of threads that have ended.
-    pub fn take_ended(&mut self) -> Vec<ThreadTotals> {
-        std::mem::take(&mut self.ended)
     }
 
     /// Switch-outs and off-CPU time by class, task and program, as the kernel side sums them up without stacks.
@@ -564,9 +600,10 @@ impl<I: IntervalSink> Replay<I> {
         by_class(&self.rows, &self.overflow)
     }
 
+    /// Every thread that is distinguished.
     fn threads(&self) -> impl Iterator<Item = ThreadTotals> {
         let live = self.live.values().map(|live| live.totals);
-        self.ended.iter().copied().chain(live)
+        self.ended.apart.iter().copied().chain(live)
     }
 }
 
@@ -743,22 +780,27 @@ fn ledgers_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) 
     }
 }
 
-/// Leaves those of the threads that are among `known`, and returns the others. Both are sorted.
-fn take_from(threads: &mut Vec<ThreadTotals>, known: &[ThreadTotals]) -> Vec<ThreadTotals> {
-    let mut known = known.iter().map(|thread| thread.comparable()).peekable();
-    let (mut same, mut others) = (Vec::new(), Vec::new());
-    for thread in threads.drain(..) {
-        while known.next_if(|next| *next < thread.comparable()).is_some() {}
-        if known.next_if_eq(&thread.comparable()).is_some() {
-            same.push(thread);
-        } else {
-            others.push(thread);
+/// Takes out of two sorted lists what they have in common; what is in one of them alone is left.
+fn cancel(ours: &mut Vec<ThreadTotals>, theirs: &mut Vec<ThreadTotals>) {
+    let mut left = (Vec::new(), Vec::new());
+    let mut of_theirs = theirs.drain(..).peekable();
+    for thread in ours.drain(..) {
+        while let Some(other) = of_theirs.next_if(|other| other.comparable() < thread.comparable()) {
+            left.1.push(other);
+        }
+        if of_theirs
+            .next_if(|other| other.comparable() == thread.comparable())
+            .is_none()
+        {
+            left.0.push(thread);
         }
     }
-    *threads = same;
-    others
+    left.1.extend(of_theirs);
+    (*ours, *theirs) = left;
 }
 
+/// Either side may have folded threads, and perhaps not the same ones: a thread that only one side distinguishes has to be in the
+/// sum of the other's.
 fn threads_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) -> Option<String> {
     if aggregates.counters.lost_records > 0 {
         // The records to compare with did not fit their ring.
@@ -769,44 +811,46 @@ fn threads_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) 
         threads.sort_by_key(|thread| thread.comparable());
         threads
     };
-    let (apart, folded): (Vec<&ThreadRecord>, Vec<&ThreadRecord>) =
-        aggregates.threads.iter().partition(|record| record.threads == 1);
+    let records = || aggregates.threads.iter();
     let mut events = sorted(&mut replay.threads());
-    let counted = sorted(&mut apart.iter().map(|record| ThreadTotals::of(&record.thread)));
-    if !folded.is_empty() {
-        // Every thread that is in no record of its own has to be in the sums of the folded ones.
-        let rest = take_from(&mut events, &counted);
-        let (count, sums) = folded
-            .iter()
-            .fold((0, ThreadTotals::default()), |(count, sums), record| {
-                (count + record.threads, sums.plus(&ThreadTotals::of(&record.thread)))
-            });
-        if rest.len() as u64 != count {
-            return Some(differ("folded threads", rest.len() as u64, count));
-        }
-        let of_events = rest
-            .iter()
-            .fold(ThreadTotals::default(), |sums, thread| sums.plus(thread));
-        if of_events != sums {
-            return Some(differ(
-                "switches or times of the folded threads",
-                of_events.voluntary + of_events.involuntary,
-                sums.voluntary + sums.involuntary,
-            ));
-        }
+    let apart = records().filter(|record| record.threads == 1);
+    let mut counted = sorted(&mut apart.map(|record| ThreadTotals::of(&record.thread)));
+    let (mut of_events, mut of_counted) = (replay.ended.folded, Folded::default());
+    for record in records().filter(|record| record.threads != 1) {
+        of_counted.add(record.threads, &ThreadTotals::of(&record.thread));
     }
-    if events.len() != counted.len() {
-        return Some(differ("threads", events.len() as u64, counted.len() as u64));
-    }
-    let (events, counted) = events
+    cancel(&mut events, &mut counted);
+    let id = |thread: &ThreadTotals| (thread.start_boottime_ns, thread.tgid);
+    let known: HashMap<_, _> = events.iter().map(|thread| (id(thread), thread)).collect();
+    let is_folded = [of_events, of_counted].iter().any(|folded| folded.threads > 0);
+    let of_both = counted
         .iter()
-        .zip(&counted)
-        .find(|(events, counted)| events.comparable() != counted.comparable())?;
-    Some(differ(
-        &format!("switches or times of thread {}", counted.tid),
-        events.voluntary + events.involuntary,
-        counted.voluntary + counted.involuntary,
-    ))
+        .find_map(|thread| Some((*known.get(&id(thread))?, thread)));
+    let of_one = || events.first().zip(counted.first()).filter(|_| !is_folded);
+    if let Some((events, counted)) = of_both.or_else(of_one) {
+        return Some(differ(
+            &format!("switches or times of thread {}", counted.tid),
+            events.voluntary.wrapping_add(events.involuntary),
+            counted.voluntary.wrapping_add(counted.involuntary),
+        ));
+    }
+    for thread in &events {
+        of_events.add(1, thread);
+    }
+    for thread in &counted {
+        of_counted.add(1, thread);
+    }
+    if of_events.threads != of_counted.threads {
+        let what = if is_folded { "folded threads" } else { "threads" };
+        return Some(differ(what, of_events.threads, of_counted.threads));
+    }
+    (of_events.sums != of_counted.sums).then(|| {
+        differ(
+            "switches or times of the folded threads",
+            of_events.sums.voluntary.wrapping_add(of_events.sums.involuntary),
+            of_counted.sums.voluntary.wrapping_add(of_counted.sums.involuntary),
+        )
+    })
 }
 
 #[cfg(test)]
@@ -819,7 +863,8 @@ mod tests {
 
     use super::*;
     use crate::correlate::budget::{Budget, Window};
-    use crate::trace::{Fate, build};
+    use crate::trace::threads::EndedThreads;
+    use crate::trace::{Fate, ThreadRecord, build};
 
     /// How a thread leaves in these tests: the way, and the counter that moves.
     const SLEEPS: (Leave, bool) = (Leave::Slept, true);
@@ -955,6 +1000,14 @@ mod tests {
                 .push(Event::waking(self.now_ns, cpu, tid, noted, false, &waker));
         }
 
+        /// A thread comes, runs for 10 ns and ends.
+        fn thread_that_ends(&mut self) {
+            self.now_ns += 10;
+            self.switch(0, None, Some(1));
+            self.now_ns += 10;
+            self.switch(0, Some((1, ENDS, key(Class::Exited, 0))), None);
+        }
+
         fn exec(&mut self, tid: u32) {
             if let Some(thread) = self.threads.get_mut(&tid) {
                 thread.image += 1;
@@ -1078,9 +1131,9 @@ mod tests {
     #[test]
     fn an_id_that_is_used_again_is_another_thread() {
         let (aggregates, events) = draw(&["0-x.0-x.0-z"]);
-        let mut replay = replay(&events);
+        let replay = replay(&events);
         assert_eq!(disagreements(&replay, &aggregates), Vec::<String>::new());
-        assert_eq!(replay.take_ended().len(), 2);
+        assert_eq!(replay.ended.apart.len(), 2);
         assert_eq!(replay.live.len(), 1);
     }
 
@@ -1098,7 +1151,7 @@ mod tests {
             event
         };
         // The leader, 7, is thrown off its CPU on its way out; thread 9 takes over its id with an `execve`.
-        let mut replay = replay(&[
+        let replay = replay(&[
             Event::thread(1, 0, 7, 0, 70, image(0), false),
             Event::thread(1, 0, 9, 0, 90, image(0), false),
             into(10, 7),
@@ -1110,13 +1163,13 @@ mod tests {
             into(60, 9),
             out(61, 9, Leave::Dead),
         ]);
-        let leader = replay.take_ended();
+        let leader = &replay.ended.apart;
         assert_eq!(leader.len(), 1);
         assert_eq!(
             (leader[0].start_boottime_ns, leader[0].on_cpu_ns, leader[0].off_cpu_ns),
             (70, 11, 40)
         );
-        let other = replay.threads().next().expect("one is left");
+        let other = replay.live[&7].totals;
         assert_eq!((other.start_boottime_ns, other.tid, other.on_cpu_ns), (90, 7, 30));
         assert_eq!(replay.strangers, 0);
     }
@@ -1201,18 +1254,58 @@ mod tests {
 
     #[test]
     fn memory_is_for_the_living() {
-        let mut kernel = Kernel::new();
-        let mut replay = Replay::default();
-        for _ in 0..10_000 {
-            kernel.now_ns += 10;
-            kernel.switch(0, None, Some(1));
-            kernel.now_ns += 10;
-            kernel.switch(0, Some((1, ENDS, key(Class::Exited, 0))), None);
+        let count = 3 * MOST_ENDED as u64;
+        let (mut kernel, mut replay) = (Kernel::new(), Replay::default());
+        for _ in 0..count {
+            kernel.thread_that_ends();
             replay.events(&std::mem::take(&mut kernel.events));
             assert!(replay.live.is_empty());
-            assert_eq!(replay.take_ended().len(), 1);
+            assert!(replay.ended.apart.len() < 2 * MOST_ENDED);
         }
-        assert_eq!((replay.rows.len(), replay.switches), (1, 10_000));
+        assert_eq!((replay.rows.len(), replay.switches), (1, count));
+        let ended = &replay.ended;
+        assert_eq!(ended.apart.len() as u64 + ended.folded.threads, count);
+        let (aggregates, _) = kernel.finish();
+        assert_eq!(disagreements(&replay, &aggregates), Vec::<String>::new());
+    }
+
+    /// Both sides fold threads: those that were switched least, and of equals the first ones, by the order in which they ended.
+    #[test]
+    fn folded_threads_are_compared_by_their_sums() {
+        let mut kernel = Kernel::new();
+        for _ in 0..3 * MOST_ENDED {
+            kernel.thread_that_ends();
+        }
+        let (mut aggregates, events) = kernel.finish();
+        let replay = replay(&events);
+        let all = std::mem::take(&mut aggregates.threads);
+        for is_reversed in [false, true] {
+            let mut ended = EndedThreads::default();
+            let mut records = all.clone();
+            if is_reversed {
+                records.reverse();
+            }
+            for record in records {
+                ended.push(record.thread, |_| false);
+            }
+            aggregates.threads = ended.records(|_| false);
+            assert_eq!(disagreements(&replay, &aggregates), Vec::<String>::new());
+        }
+        let said_of = |change: fn(&mut ThreadRecord)| {
+            let mut changed = aggregates.clone();
+            let folded = changed.threads.iter_mut().find(|record| record.threads != 1);
+            change(folded.expect("many threads have ended"));
+            disagreements(&replay, &changed)
+        };
+        let differ = said_of(|record| record.threads += 1);
+        assert_eq!(differ.len(), 1);
+        assert!(differ[0].starts_with("folded threads: "), "{differ:?}");
+        let differ = said_of(|record| record.thread.on_cpu_ns += 1);
+        assert_eq!(differ.len(), 1);
+        assert!(
+            differ[0].starts_with("switches or times of the folded threads: "),
+            "{differ:?}"
+        );
     }
 
     /// What may happen next on one of two CPUs.

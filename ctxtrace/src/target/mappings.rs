@@ -35,6 +35,9 @@ const MAPPINGS_RING_BYTES: usize = 256 << 10;
 const PROCESSES_RING_BYTES: usize = 256 << 10;
 /// Most mappings kept of one image. One that makes more of them, none of which touch, has no names.
 const MOST_MAPPINGS: usize = 8_192;
+/// Images of ended processes whose mappings are kept when others are forgotten, those that began last; in between there are up to twice
+/// as many.
+pub const MOST_ENDED_IMAGES: usize = 16_384;
 /// Most processes whose maps are read again in one reading of the rings.
 const MOST_READ_AGAIN: usize = 64;
 /// `PERF_RECORD_MISC_COMM_EXEC` (kernel: `include/uapi/linux/perf_event.h`): the name changed by an `execve`.
@@ -114,6 +117,8 @@ pub enum NoMapping {
     SeveralFiles,
     /// The program had more mappings than are kept.
     TooMany,
+    /// The process has ended, and so many began after it that its mappings were not kept.
+    Forgotten,
     /// The report of it may have been lost.
     Lost,
 }
@@ -127,6 +132,7 @@ impl NoMapping {
             Self::InNoFile => "unknown: not in any file",
             Self::SeveralFiles => "unknown: several files were mapped there one after the other",
             Self::TooMany => "unknown: the program mapped code at more places than are kept",
+            Self::Forgotten => "unknown: the process ended early, and the mappings of so many are not kept",
             Self::Lost => "unknown: the report of the mapping was lost",
         }
     }
@@ -192,9 +198,15 @@ pub struct Mappings {
     /// Number of the image each process is running.
     #[serde(skip)]
     current: HashMap<u32, u32>,
-    /// Every image in the order in which they began.
+    /// The images that are kept, in the order in which they began.
     #[serde(skip)]
     begun: Vec<Image>,
+    /// How many images were forgotten, which are before those.
+    #[serde(default)]
+    forgotten: usize,
+    /// At so many images it is looked which of them have ended; 0 for twice [`MOST_ENDED_IMAGES`].
+    #[serde(skip)]
+    look_at: usize,
     /// The files, as far as they could be opened in time.
     #[serde(skip)]
     held: HeldFiles,
@@ -239,7 +251,11 @@ impl Mappings {
     /// If none is known, or if there were several that contradict each other: stacks are added up over the whole run, so
     /// which of them lay there when one was taken is not known.
     pub fn find(&self, image: Image, address: u64) -> Result<&Mapping, NoMapping> {
-        let of_image = self.by_image.get(&image).ok_or(NoMapping::NotFollowed)?;
+        let unknown = || match self.forgotten {
+            0 => NoMapping::NotFollowed,
+            _ => NoMapping::Forgotten,
+        };
+        let of_image = self.by_image.get(&image).ok_or_else(unknown)?;
         if of_image.overflowed {
             return Err(NoMapping::TooMany);
         }
@@ -287,10 +303,44 @@ impl Mappings {
         files().find(is_executed).into_iter().chain(others)
     }
 
-    /// Images in the order in which they began, from the one of this number on.
+    /// Images in the order in which they began, from the one of this number on, and the number of the next one.
     #[must_use]
-    pub fn begun_since(&self, number: usize) -> &[Image] {
-        self.begun.get(number..).unwrap_or_default()
+    pub fn begun_since(&self, number: usize) -> (&[Image], usize) {
+        let begun = self.begun.get(number.saturating_sub(self.forgotten)..);
+        (begun.unwrap_or_default(), self.forgotten + self.begun.len())
+    }
+
+    /// Whether the mappings of an image are kept.
+    #[must_use]
+    pub fn has(&self, image: Image) -> bool {
+        self.by_image.contains_key(&image)
+    }
+
+    /// Forgets the images that began first of those that no process runs any more, if there are twice [`MOST_ENDED_IMAGES`]. Returns the
+    /// processes of which nothing is kept.
+    fn forget_ended(&mut self, has_ended: impl Fn(u32) -> bool) -> Vec<u32> {
+        if self.begun.len() < self.look_at.max(2 * MOST_ENDED_IMAGES) {
+            return Vec::new();
+        }
+        let surplus = self.begun.len() - MOST_ENDED_IMAGES;
+        let (mut kept, mut ended) = (Vec::new(), Vec::new());
+        for image in self.begun.drain(..surplus) {
+            let is_last = self.current.get(&image.tgid) == Some(&image.number);
+            if is_last && !has_ended(image.tgid) {
+                kept.push(image);
+                continue;
+            }
+            self.by_image.remove(&image);
+            if is_last {
+                self.current.remove(&image.tgid);
+                ended.push(image.tgid);
+            }
+        }
+        self.forgotten += surplus - kept.len();
+        self.begun.splice(..0, kept);
+        self.look_at = self.begun.len() + MOST_ENDED_IMAGES;
+        self.dropped = true;
+        ended
     }
 
     /// Whether a process runs this image now, as far as is known.
@@ -571,6 +621,11 @@ impl Tracker {
     pub fn tick(&mut self) {
         self.read_until(now_ns());
         self.read_again();
+        let has_ended = |tgid| !Path::new(&format!("/proc/{tgid}")).exists();
+        for tgid in self.mappings.forget_ended(has_ended) {
+            self.elsewhere.remove(&tgid);
+            self.ended.remove(&tgid);
+        }
     }
 
     /// Whether a fork or an `execve` may have been lost: then [`Tracker::renumber`] is to be called.
@@ -855,6 +910,46 @@ mod tests {
     fn path(mappings: &Mappings, tgid: u32, number: u32, address: u64) -> Result<&str, NoMapping> {
         let found = mappings.find(Image { tgid, number }, address)?;
         Ok(found.path.to_str().expect("text"))
+    }
+
+    #[test]
+    fn images_of_ended_processes_are_kept_up_to_a_number() {
+        let mut mappings = mappings(&[mapped(7, mapping(0x1000, "/parent"))]);
+        mappings.begun.push(Image { tgid: 7, number: 0 });
+        let count = 5 * MOST_ENDED_IMAGES as u32;
+        let (mut number, mut seen) = (0, 0);
+        for child in 100..100 + count {
+            mappings.apply(&Change::Forked { parent: 7, child });
+            mappings.apply(&Change::Executed { tgid: child });
+            mappings.apply(&mapped(child, mapping(0x1000, "/child")));
+            let (begun, next) = mappings.begun_since(number);
+            seen += begun.len() as u32;
+            number = next;
+            mappings.forget_ended(|tgid| tgid != 7 && tgid != 101);
+            assert!(mappings.by_image.len() <= 2 * MOST_ENDED_IMAGES + 2);
+            assert!(mappings.current.len() <= 2 * MOST_ENDED_IMAGES + 2);
+        }
+        assert_eq!(seen, 1 + 2 * count, "each image is shown once");
+        assert_eq!(path(&mappings, 7, 0, 0x1800), Ok("/parent"), "it lives");
+        assert_eq!(path(&mappings, 101, 1, 0x1800), Ok("/child"), "it lives");
+        assert_eq!(path(&mappings, 101, 0, 0x1800), Err(NoMapping::Forgotten));
+        assert_eq!(path(&mappings, 100, 1, 0x1800), Err(NoMapping::Forgotten));
+        assert_eq!(path(&mappings, 99 + count, 1, 0x1800), Ok("/child"));
+    }
+
+    #[test]
+    fn children_have_the_mappings_that_their_parent_had() {
+        let mut mappings = mappings(&[mapped(7, mapping(0x1000, "/parent"))]);
+        for (child, place) in [(8, 0x2000), (9, 0x3000)] {
+            mappings.apply(&Change::Forked { parent: 7, child });
+            mappings.apply(&mapped(child, mapping(place, "/own")));
+        }
+        for child in [8, 9] {
+            assert_eq!(path(&mappings, child, 0, 0x1800), Ok("/parent"));
+        }
+        assert_eq!(path(&mappings, 8, 0, 0x2800), Ok("/own"));
+        assert_eq!(path(&mappings, 8, 0, 0x3800), Err(NoMapping::InNoFile));
+        assert_eq!(path(&mappings, 7, 0, 0x2800), Err(NoMapping::InNoFile));
     }
 
     #[test]

@@ -18,11 +18,14 @@ use serde::{Deserialize, Serialize};
 
 use super::held::{FileIdentity, HeldFile};
 use super::locate::{Found, LinkRole, is_of_go, is_of_tokio, link_role};
-use super::mappings::{Mapping, Mappings};
+use super::mappings::{MOST_ENDED_IMAGES, Mapping, Mappings};
 use crate::reader::{FileReader, ReadFailure};
 
 /// Longest time for all files that are read once the run is over.
 const COMPLETION_TIME: Duration = Duration::from_secs(10);
+
+/// At so many images those are forgotten whose mappings are: fewer than half as many are left, beside those of living processes.
+const MOST_IMAGES: usize = 4 * MOST_ENDED_IMAGES;
 
 /// Longest time that the recording waits for an examination, so that tasks are found from a program's first switches on. Most
 /// examinations take less.
@@ -125,8 +128,11 @@ impl Programs {
     /// Examines what was executed since the last call, and returns the images whose program is known now, each with how its
     /// tasks are found. What takes long is known at a later call.
     pub fn examine_new(&mut self, mappings: &Mappings, reader: &mut FileReader) -> Vec<(Image, Locator)> {
-        let begun = mappings.begun_since(self.begun);
-        self.begun += begun.len();
+        let (begun, next) = mappings.begun_since(self.begun);
+        self.begun = next;
+        if self.by_image.len() >= MOST_IMAGES {
+            self.by_image.retain(|&image, _| mappings.has(image));
+        }
         let mut waiting = std::mem::take(&mut self.waiting);
         waiting.extend(begun);
         let mut examined = Vec::new();

@@ -91,25 +91,41 @@ impl EndedThreads {
 
     /// Folds all but `most` threads, and those that are not to be folded.
     fn fold(&mut self, most: usize, always_apart: impl Fn(&ThreadSummary) -> bool) {
-        let Some(surplus) = self.apart.len().checked_sub(most).filter(|&surplus| surplus > 0) else {
-            return;
-        };
-        let mut switches: Vec<u64> = self.apart.iter().map(|record| record.thread.traced()).collect();
-        let (fewer, &mut threshold, _) = switches.select_nth_unstable(surplus - 1);
-        // Of those that have as many as the threshold the first ones go.
-        let mut of_threshold = surplus - fewer.iter().filter(|&&switches| switches < threshold).count();
         let Self { apart, folded } = self;
-        apart.retain(|record| {
-            let switches = record.thread.traced();
-            let goes = switches < threshold || (switches == threshold && of_threshold > 0);
-            if !goes || always_apart(&record.thread) {
-                return true;
+        let switches = |record: &ThreadRecord| record.thread.traced();
+        keep_most(apart, most, switches, |record| {
+            let goes = !always_apart(&record.thread);
+            if goes {
+                add_folded(folded, record);
             }
-            of_threshold -= usize::from(switches == threshold);
-            add_folded(folded, record);
-            false
+            goes
         });
     }
+}
+
+/// Leaves the `most` items of greatest weight, in their order. `fold` is called for each of the others, and says whether it goes.
+pub(crate) fn keep_most<T>(
+    items: &mut Vec<T>,
+    most: usize,
+    weight: impl Fn(&T) -> u64,
+    mut fold: impl FnMut(&T) -> bool,
+) {
+    let Some(surplus) = items.len().checked_sub(most).filter(|&surplus| surplus > 0) else {
+        return;
+    };
+    let mut weights: Vec<u64> = items.iter().map(&weight).collect();
+    let (less, &mut threshold, _) = weights.select_nth_unstable(surplus - 1);
+    // Of those that weigh as much as the threshold the first ones go.
+    let mut of_threshold = surplus - less.iter().filter(|&&weight| weight < threshold).count();
+    items.retain(|item| {
+        let weight = weight(item);
+        let goes = weight < threshold || (weight == threshold && of_threshold > 0);
+        if !goes || !fold(item) {
+            return true;
+        }
+        of_threshold -= usize::from(weight == threshold);
+        false
+    });
 }
 
 fn add_folded(folded: &mut HashMap<FoldKey, ThreadRecord>, record: &ThreadRecord) {

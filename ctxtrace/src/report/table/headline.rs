@@ -7,8 +7,9 @@ use nix::sys::signal::Signal;
 use super::layout::{COLUMNS, plural, shortened, wrapped};
 use super::switches::by_class;
 use super::{Style, painted, percent};
-use crate::analyze::result::{Report, Target, ThreadState, Workload};
+use crate::analyze::result::{Report, Target, Thread, ThreadState, Workload};
 use crate::report::printable;
+use crate::sums::SaturatingSum as _;
 use crate::units::{duration, significant, thousands};
 use crate::workload::{Allocator, Channel, Language};
 
@@ -235,13 +236,13 @@ pub(in crate::report) fn verdict_in_words(report: &Report) -> String {
 
 /// What there is to say of a target that made no switch.
 fn idle_in_words(report: &Report) -> String {
-    let count = report.threads.len() as u64;
+    let count = report.threads.iter().map(Thread::count).saturating_sum();
     let among = |state: ThreadState| {
-        report
-            .threads
-            .iter()
+        let threads = report.threads.iter();
+        threads
             .filter(|thread| thread.state == Some(state))
-            .count() as u64
+            .map(Thread::count)
+            .saturating_sum()
     };
     let (asleep, stopped) = (among(ThreadState::Asleep), among(ThreadState::Stopped));
     match count {
@@ -255,7 +256,10 @@ fn idle_in_words(report: &Report) -> String {
             let states = [
                 (asleep, "slept"),
                 (stopped, "were stopped"),
-                (count - asleep - stopped, "were on a CPU or ready to run"),
+                (
+                    count.saturating_sub(asleep.saturating_add(stopped)),
+                    "were on a CPU or ready to run",
+                ),
             ];
             let states: Vec<String> = states
                 .iter()
