@@ -98,8 +98,9 @@ const BPF_NOEXIST: u64 = 1;
 /// How long threads that have ended may take to make their last switch; it is microseconds after their process is reaped.
 const LAST_SWITCH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Processes that are listed in one tick to be looked at for their cgroups.
-const PROCESSES_LISTED: usize = 1_024;
+/// Processes that are listed to be looked at for their cgroups: as many as can be followed at a time (`PROCESSES`). A list that changes
+/// while it is read could go on for longer.
+const PROCESSES_LISTED: usize = 8_192;
 
 /// Processes that are looked at for their cgroups when many have executed a program at once; the others are at their turn in the ticks.
 const EXECUTED_LOOKED_AT: usize = 16;
@@ -486,8 +487,8 @@ impl Session {
     pub fn tick(&mut self, tracker: &Tracker, sink: &mut dyn EventSink) {
         self.drain_events(sink);
         self.examine_new_programs(tracker);
-        let processes = self.some_processes();
-        self.cgroups.tick(&processes);
+        let Self { cgroups, ebpf, .. } = self;
+        cgroups.tick(|| followed_processes(ebpf));
         self.cost.tick();
         self.time_wakings();
     }
@@ -730,20 +731,6 @@ impl Session {
         }
     }
 
-    /// Living processes of the target: all of them, or as many as can be listed in a fraction of a millisecond.
-    fn some_processes(&self) -> Vec<u32> {
-        self.hash_map::<u32, Process>("PROCESSES").map_or_else(
-            |_| Vec::new(),
-            |map| {
-                map.keys()
-                    .take(PROCESSES_LISTED)
-                    .flatten()
-                    .map(|Wire(tgid)| tgid)
-                    .collect()
-            },
-        )
-    }
-
     fn last_switch_is_to_come(&self) -> Result<bool> {
         let processes = entries::<u32, Process>(&self.ebpf, "PROCESSES")?;
         Ok(processes
@@ -879,6 +866,13 @@ fn open_intervals(threads: &[(u64, Thread)], vanished: &HashSet<u64>, until_ns: 
             off_ns: until_ns.saturating_sub(thread.clock.since_ns),
         })
         .collect()
+}
+
+/// The processes that are followed, as many as the map has room for at most; none if it cannot be read.
+fn followed_processes(ebpf: &Ebpf) -> Vec<u32> {
+    let map = ebpf.map("PROCESSES");
+    let map = map.and_then(|map| BpfHashMap::<_, u32, Wire<Process>>::try_from(map).ok());
+    map.map_or_else(Vec::new, |map| map.keys().take(PROCESSES_LISTED).flatten().collect())
 }
 
 /// The program that only a timeline needs.

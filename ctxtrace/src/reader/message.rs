@@ -51,8 +51,11 @@ pub(super) enum Request {
     DebugLink,
     /// Which functions have their code there? A second descriptor is that of its debug file.
     Functions {
-        /// In the file, bytes.
-        offsets: Vec<u64>,
+        /// Offsets of code in the file, bytes.
+        code: Vec<u64>,
+        /// Offsets where goroutines start, bytes. A start in a wrapper of the Go compiler has the name of the function that the
+        /// wrapper calls.
+        starts: Vec<u64>,
         /// Its name in reasons.
         shown: String,
     },
@@ -69,7 +72,7 @@ pub(super) enum Reply {
     Mentions(bool),
     /// To [`Request::DebugLink`].
     DebugLink(DebugLink),
-    /// To [`Request::Functions`]: some offsets more, in their order, each outermost first.
+    /// To [`Request::Functions`]: the functions at some more offsets, those of `code` before those of `starts`, each outermost first.
     Functions(Vec<Vec<Frame>>),
     /// There is no answer, for this reason. The reading process ends after it.
     Failed(String),

@@ -20,9 +20,17 @@
 //! * `sandbox`: what the reading process gives up before it reads anything.
 //! * `serve`: the reading process itself.
 //! * `names`: functions by the offsets of their code.
+//! * `loaded`: bytes and pointers of an executable by their addresses.
 //! * `go_functions`: names from the table of functions that every Go program has.
+//! * `go_module`: the Go runtime's record of where the parts of its program are.
+//! * `go_wrappers`: the function that a goroutine's start function calls, where the compiler made that start function.
 
 mod go_functions;
+mod go_module;
+#[cfg(test)]
+mod go_synthetic;
+mod go_wrappers;
+mod loaded;
 mod message;
 mod names;
 mod open;
@@ -121,6 +129,22 @@ impl ReadFailure {
     }
 }
 
+/// The places of one file whose functions are looked up, as offsets in the file, bytes.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// Code.
+    pub code: Vec<u64>,
+    /// Functions that goroutines start with. One that the Go compiler made as a wrapper has the name of the function it calls.
+    pub starts: Vec<u64>,
+}
+
+impl Places {
+    /// The number of places.
+    pub(crate) fn len(&self) -> usize {
+        self.code.len() + self.starts.len()
+    }
+}
+
 /// Reads files through a process of its own, which is started with the first request.
 ///
 /// To be used by the thread that has made it: the reading process ends with that thread.
@@ -185,26 +209,26 @@ impl FileReader {
         }
     }
 
-    /// Names the functions that have code at these offsets of a file, each with the functions that are inlined there, outermost
-    /// first. `path` is where the file lies as its process sees it. What is named before a failure stays named.
+    /// Names the functions that have code at these places of a file, each with the functions that are inlined there, outermost
+    /// first: at the places of `code`, then at those of `starts`. `path` is where the file lies as its process sees it. What is named before a failure stays named.
     ///
     /// The look-up ends when `interrupt` becomes readable.
     pub fn functions(
         &mut self,
         file: &File,
         path: &Path,
-        offsets: &[u64],
+        places: &Places,
         until: Instant,
         interrupt: Option<BorrowedFd<'_>>,
     ) -> (Vec<Vec<Frame>>, Option<ReadFailure>) {
-        let mut named = Vec::with_capacity(offsets.len());
+        let mut named = Vec::with_capacity(places.len());
         let failure = self
-            .name_functions(file, path, offsets, until, interrupt, &mut named)
+            .name_functions(file, path, places, until, interrupt, &mut named)
             .err();
         if let Some(failure) = &failure {
             let shown = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
             let frame = reason(&format!("unknown: {}", failure.in_words(&shown)));
-            named.resize(offsets.len(), vec![frame]);
+            named.resize(places.len(), vec![frame]);
         }
         (named, failure)
     }
@@ -213,12 +237,12 @@ impl FileReader {
         &mut self,
         file: &File,
         path: &Path,
-        offsets: &[u64],
+        places: &Places,
         until: Instant,
         interrupt: Option<BorrowedFd<'_>>,
         named: &mut Vec<Vec<Frame>>,
     ) -> Result<(), ReadFailure> {
-        if offsets.is_empty() {
+        if places.len() == 0 {
             return Ok(());
         }
         let limit = until.saturating_duration_since(Instant::now()).min(NAMES_TIME);
@@ -229,7 +253,8 @@ impl FileReader {
         };
         let files: Vec<&File> = [Some(file), debug_file.as_ref()].into_iter().flatten().collect();
         let request = Request::Functions {
-            offsets: offsets.to_vec(),
+            code: places.code.clone(),
+            starts: places.starts.clone(),
             shown: path
                 .file_name()
                 .unwrap_or(path.as_os_str())
@@ -243,12 +268,12 @@ impl FileReader {
                 return Err(ReadFailure::Nonsense);
             };
             bytes += part.iter().flatten().map(|frame| frame.name.len()).sum::<usize>();
-            if part.is_empty() || named.len() + part.len() > offsets.len() || bytes > MAX_NAME_BYTES_OF_FILE {
+            if part.is_empty() || named.len() + part.len() > places.len() || bytes > MAX_NAME_BYTES_OF_FILE {
                 self.process = None;
                 return Err(ReadFailure::Nonsense);
             }
             named.extend(part);
-            if named.len() == offsets.len() {
+            if named.len() == places.len() {
                 return Ok(());
             }
             reply = self.answer(until, limit, interrupt)?;

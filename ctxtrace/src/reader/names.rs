@@ -15,10 +15,12 @@ use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, lseek};
-use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, SectionHeader};
+use object::read::elf::{ElfFile64, FileHeader, SectionHeader};
 use object::{LittleEndian, elf};
 
 use super::go_functions::GoFunctions;
+use super::go_wrappers::{Callee, Wrappers};
+use super::loaded::Loaded;
 use super::message::{MAX_FRAMES, MAX_NAME_BYTES};
 use crate::printable::cut_name;
 use crate::symbolize::{reason, symbolized_frames};
@@ -35,67 +37,117 @@ const COPY_BYTES: usize = 1 << 20;
 /// Most bytes copied of one file; holes are not copied.
 const MAX_COPY_BYTES: u64 = 1 << 30;
 
-/// Names the functions with code at these offsets and hands the names over in parts, in order.
+/// Names the functions with code at the offsets of `code`, then those of `starts`, where goroutines start; hands the names over in
+/// parts, in this order. A start in a wrapper of the Go compiler has the name of the function that the wrapper calls.
 pub(super) fn name_functions(
     file: &File,
     bytes: &[u8],
     debug_file: Option<&File>,
-    offsets: &[u64],
+    code: &[u64],
+    starts: &[u64],
     shown: &str,
     mut send: impl FnMut(Vec<Vec<Frame>>) -> io::Result<()>,
 ) -> io::Result<()> {
     let linkless = without_links(file, bytes)?;
-    let source = source_of(linkless.as_ref().unwrap_or(file));
-    let debug_source = debug_file.filter(|debug| can_be_opened_again(debug)).map(source_of);
-    let go_functions = GoFunctions::find(bytes);
-    let has_other_names = debug_source.is_some() || go_functions.is_some();
-    let segments = if has_other_names {
-        Segments::new(bytes)
-    } else {
-        Segments::default()
+    let loaded = Loaded::new(bytes);
+    let names = Names {
+        source: source_of(linkless.as_ref().unwrap_or(file)),
+        debug_source: debug_file.filter(|debug| can_be_opened_again(debug)).map(source_of),
+        go_functions: GoFunctions::find(bytes, &loaded),
+        loaded,
+        symbolizer: Symbolizer::builder()
+            .enable_code_info(true)
+            .enable_inlined_fns(true)
+            .enable_auto_reload(false)
+            .set_debug_dirs(Some(std::iter::empty::<PathBuf>()))
+            .build(),
+        shown,
     };
-    let symbolizer = Symbolizer::builder()
-        .enable_code_info(true)
-        .enable_inlined_fns(true)
-        .enable_auto_reload(false)
-        .set_debug_dirs(Some(std::iter::empty::<PathBuf>()))
-        .build();
+    let wrappers = names
+        .go_functions
+        .as_ref()
+        .filter(|_| !starts.is_empty())
+        .and_then(|functions| Wrappers::find(functions, &names.loaded));
+    let in_code = code.iter().map(|&offset| names.at(offset));
+    let in_starts = starts.iter().map(|&offset| {
+        let address = names.loaded.address(offset);
+        let callee = wrappers.as_ref().and_then(|wrappers| wrappers.callee(address?));
+        match callee {
+            Some(Callee::At(address)) => names.at(names.loaded.offset(address).unwrap_or(offset)),
+            Some(Callee::Inlined(name)) => vec![function(name)],
+            None => names.at(offset),
+        }
+    });
     let mut part = Vec::new();
     let mut part_bytes = 0;
-    for (index, &offset) in offsets.iter().enumerate() {
-        let in_debug_file = debug_source.as_ref().and_then(|debug| {
-            let address = segments.address(offset)?;
-            let symbolized = symbolizer.symbolize_single(debug, Input::VirtOffset(address)).ok()?;
-            matches!(symbolized, Symbolized::Sym(_)).then(|| symbolized_frames(&symbolized, FrameKind::User, shown))
-        });
-        let mut frames =
-            in_debug_file.unwrap_or_else(
-                || match symbolizer.symbolize_single(&source, Input::FileOffset(offset)) {
-                    Ok(symbolized) => symbolized_frames(&symbolized, FrameKind::User, shown),
-                    Err(error) => vec![reason(&format!("unknown: {shown} cannot be read ({})", error.kind()))],
-                },
-            );
-        if let Some(functions) = &go_functions
-            && frames.iter().all(|frame| frame.kind == FrameKind::Reason)
-            && let Some(name) = segments.address(offset).and_then(|address| functions.name(address))
-        {
-            frames = vec![Frame {
-                kind: FrameKind::User,
-                name: name.into(),
-            }];
-        }
+    for mut frames in in_code.chain(in_starts) {
         frames.truncate(MAX_FRAMES);
         for frame in &mut frames {
             frame.name = shortened(&frame.name);
             part_bytes += frame.name.len();
         }
         part.push(frames);
-        if part.len() == PART_OFFSETS || part_bytes > PART_BYTES || index + 1 == offsets.len() {
+        if part.len() == PART_OFFSETS || part_bytes > PART_BYTES {
             send(std::mem::take(&mut part))?;
             part_bytes = 0;
         }
     }
-    Ok(())
+    if part.is_empty() { Ok(()) } else { send(part) }
+}
+
+/// What names the functions of one file.
+struct Names<'a> {
+    source: Source<'static>,
+    debug_source: Option<Source<'static>>,
+    loaded: Loaded<'a>,
+    go_functions: Option<GoFunctions<'a>>,
+    symbolizer: Symbolizer,
+    /// The name of the file in reasons.
+    shown: &'a str,
+}
+
+impl Names<'_> {
+    /// The function with code at an offset, and what is inlined there, outermost first: from the debug file, the file's own symbols,
+    /// or Go's table of functions.
+    fn at(&self, offset: u64) -> Vec<Frame> {
+        let address = self.loaded.address(offset);
+        let in_debug_file = self.debug_source.as_ref().and_then(|debug| {
+            let symbolized = self
+                .symbolizer
+                .symbolize_single(debug, Input::VirtOffset(address?))
+                .ok()?;
+            matches!(symbolized, Symbolized::Sym(_))
+                .then(|| symbolized_frames(&symbolized, FrameKind::User, self.shown))
+        });
+        let frames = in_debug_file.unwrap_or_else(|| {
+            match self
+                .symbolizer
+                .symbolize_single(&self.source, Input::FileOffset(offset))
+            {
+                Ok(symbolized) => symbolized_frames(&symbolized, FrameKind::User, self.shown),
+                Err(error) => vec![reason(&format!(
+                    "unknown: {} cannot be read ({})",
+                    self.shown,
+                    error.kind()
+                ))],
+            }
+        });
+        if frames.iter().all(|frame| frame.kind == FrameKind::Reason)
+            && let Some(functions) = &self.go_functions
+            && let Some(name) = address.and_then(|address| functions.name(address))
+        {
+            return vec![function(name)];
+        }
+        frames
+    }
+}
+
+/// The frame of a function of the target.
+fn function(name: String) -> Frame {
+    Frame {
+        kind: FrameKind::User,
+        name: name.into(),
+    }
 }
 
 /// The name, cut off where it is longer than the tracer takes.
@@ -189,35 +241,6 @@ fn copy_of(file: &File) -> io::Result<File> {
             copy.write_all_at(&buffer[..read], at as u64)?;
             at += read as i64;
         }
-    }
-}
-
-/// What of a file is loaded where: the address of an offset.
-#[derive(Default)]
-struct Segments(Vec<(u64, u64, u64)>);
-
-impl Segments {
-    fn new(bytes: &[u8]) -> Self {
-        let Ok(file) = ElfFile64::<LittleEndian>::parse(bytes) else {
-            return Self::default();
-        };
-        let segments = file.elf_program_headers().iter();
-        let loaded = segments.filter(|segment| segment.p_type(LittleEndian) == elf::PT_LOAD);
-        Self(
-            loaded
-                .map(|segment| {
-                    let (offset, size) = segment.file_range(LittleEndian);
-                    (offset, size, segment.p_vaddr(LittleEndian))
-                })
-                .collect(),
-        )
-    }
-
-    fn address(&self, offset: u64) -> Option<u64> {
-        self.0.iter().find_map(|&(start, size, address)| {
-            let inside = offset.checked_sub(start).filter(|&inside| inside < size)?;
-            address.checked_add(inside)
-        })
     }
 }
 

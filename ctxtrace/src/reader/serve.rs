@@ -108,9 +108,9 @@ fn answer(socket: impl AsFd, request: &Request, files: &[File]) -> io::Result<()
             reply(socket, &Reply::Mentions(mentioned))
         }
         Request::DebugLink => reply(socket, &Reply::DebugLink(debug_link(bytes))),
-        Request::Functions { offsets, shown } => {
+        Request::Functions { code, starts, shown } => {
             let debug_file = others.first().filter(|debug| belongs_to(bytes, debug));
-            names::name_functions(file, bytes, debug_file, offsets, shown, |part| {
+            names::name_functions(file, bytes, debug_file, code, starts, shown, |part| {
                 reply(&socket, &Reply::Functions(part))
             })
         }

@@ -47,9 +47,17 @@ fn offset_of(function: *const ()) -> u64 {
     mapping.offset_of(address)
 }
 
+/// Places of code.
+fn code(offsets: &[u64]) -> Places {
+    Places {
+        code: offsets.to_vec(),
+        starts: vec![],
+    }
+}
+
 fn names(reader: &mut FileReader, file: &File) -> (Vec<Vec<Frame>>, Option<ReadFailure>) {
     let offset = offset_of(names as *const ());
-    reader.functions(file, Path::new("/x/program"), &[offset], far(), None)
+    reader.functions(file, Path::new("/x/program"), &code(&[offset]), far(), None)
 }
 
 #[test]
@@ -69,8 +77,12 @@ fn functions_are_named_in_their_order() {
     let mut reader = FileReader::new();
     let here = offset_of(functions_are_named_in_their_order as *const ());
     let there = offset_of(names as *const ());
-    let offsets = [vec![there; 300], vec![here, 1 << 40]].concat();
-    let (named, failure) = reader.functions(&own(), Path::new("own"), &offsets, far(), None);
+    // What is no wrapper of Go's has its own name where a goroutine starts, too.
+    let places = Places {
+        code: vec![there; 300],
+        starts: vec![here, 1 << 40],
+    };
+    let (named, failure) = reader.functions(&own(), Path::new("own"), &places, far(), None);
     assert_eq!((named.len(), failure), (302, None));
     assert!(named[0][0].name.ends_with("::names"), "{named:?}");
     assert!(
@@ -79,7 +91,7 @@ fn functions_are_named_in_their_order() {
     );
     assert_eq!(named[301][0].kind, FrameKind::Reason);
     assert_eq!(
-        reader.functions(&own(), Path::new("own"), &[], far(), None),
+        reader.functions(&own(), Path::new("own"), &code(&[]), far(), None),
         (vec![], None)
     );
 }
@@ -148,7 +160,7 @@ fn what_is_no_regular_file_is_not_handed_over() {
 #[test]
 fn a_deadline_ends_the_request_and_the_next_one_works() {
     let mut reader = FileReader::new();
-    let (named, failure) = reader.functions(&own(), Path::new("/x/own"), &[1], Instant::now(), None);
+    let (named, failure) = reader.functions(&own(), Path::new("/x/own"), &code(&[1]), Instant::now(), None);
     assert_eq!(failure, Some(ReadFailure::TookTooLong(Duration::ZERO)));
     assert_eq!(named, [[reason("unknown: reading own took longer than 0 s")]]);
     assert_eq!(names(&mut reader, &own()).1, None);

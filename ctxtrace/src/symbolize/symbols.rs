@@ -17,7 +17,7 @@ use blazesym::symbolize::{Input, Reason, Symbolized, Symbolizer};
 use ctxtrace_common::process::Image;
 
 use super::{goroutine, reason};
-use crate::reader::{FileReader, ReadFailure};
+use crate::reader::{FileReader, Places, ReadFailure};
 use crate::target::held::FileIdentity;
 use crate::target::mappings::{Mapping, Mappings};
 use crate::trace::Aggregates;
@@ -63,7 +63,7 @@ pub fn resolve_until(aggregates: &Aggregates, samples: &Samples, interrupt: Opti
         Some(call_addresses(addresses).map(move |address| (image, address)))
     });
     let in_starts = starts.iter().map(|(task, &startpc)| (task.image, startpc));
-    resolver.look_up_files(in_stacks.flatten().chain(in_starts), interrupt);
+    resolver.look_up_files(in_stacks.flatten(), in_starts, interrupt);
     for (image, user, kernel) in stacks {
         if let Some(addresses) = aggregates.stacks.get(&user)
             && !symbols.has_user(image, user)
@@ -77,8 +77,7 @@ pub fn resolve_until(aggregates: &Aggregates, samples: &Samples, interrupt: Opti
         }
     }
     for (task, startpc) in starts {
-        let frames = resolver.user_stack(task.image, &[startpc]);
-        if let Some(function) = frames.first().filter(|frame| frame.kind == FrameKind::User) {
+        if let Some(function) = resolver.start(task.image, startpc) {
             symbols.add_start(task, goroutine::plain_name(&function.name));
         }
     }
@@ -91,6 +90,8 @@ struct Resolver<'a> {
     kernel: HashMap<u64, Vec<Frame>>,
     /// The functions that were looked up, by file and offset.
     files: HashMap<FileIdentity, HashMap<u64, Vec<Frame>>>,
+    /// The same of the functions that goroutines were started with.
+    starts: HashMap<FileIdentity, HashMap<u64, Vec<Frame>>>,
 }
 
 impl<'a> Resolver<'a> {
@@ -100,6 +101,7 @@ impl<'a> Resolver<'a> {
             mappings,
             kernel: HashMap::new(),
             files: HashMap::new(),
+            starts: HashMap::new(),
         }
     }
 
@@ -139,44 +141,64 @@ impl<'a> Resolver<'a> {
             .collect()
     }
 
-    /// Names the functions at all these addresses, file by file: the one with the most addresses first.
-    fn look_up_files(&mut self, addresses: impl Iterator<Item = (Image, u64)>, interrupt: Option<BorrowedFd<'_>>) {
-        let mut places: HashMap<FileIdentity, (&Mapping, BTreeSet<u64>)> = HashMap::new();
-        for (image, address) in addresses {
+    /// Names the functions at all these addresses, and those that goroutines were started with, file by file: the one with the most
+    /// addresses first.
+    fn look_up_files(
+        &mut self,
+        code: impl Iterator<Item = (Image, u64)>,
+        starts: impl Iterator<Item = (Image, u64)>,
+        interrupt: Option<BorrowedFd<'_>>,
+    ) {
+        let mut files: HashMap<FileIdentity, (&Mapping, [BTreeSet<u64>; 2])> = HashMap::new();
+        let code = code.map(|place| (0, place));
+        for (kind, (image, address)) in code.chain(starts.map(|place| (1, place))) {
             if let Ok(mapping) = self.mappings.find(image, address)
                 && let Some(identity) = mapping.file
             {
-                let (_, offsets) = places.entry(identity).or_insert_with(|| (mapping, BTreeSet::new()));
-                offsets.insert(mapping.offset_of(address));
+                let (_, offsets) = files.entry(identity).or_insert_with(|| (mapping, Default::default()));
+                offsets[kind].insert(mapping.offset_of(address));
             }
         }
-        let mut places: Vec<(FileIdentity, &Mapping, Vec<u64>)> = places
+        let mut files: Vec<(FileIdentity, &Mapping, Places)> = files
             .into_iter()
-            .map(|(identity, (mapping, offsets))| (identity, mapping, offsets.into_iter().collect()))
+            .map(|(identity, (mapping, offsets))| {
+                let [code, starts] = offsets.map(|offsets| offsets.into_iter().collect());
+                (identity, mapping, Places { code, starts })
+            })
             .collect();
-        places.sort_by_key(|(identity, _, offsets)| (std::cmp::Reverse(offsets.len()), *identity));
+        files.sort_by_key(|(identity, _, places)| (std::cmp::Reverse(places.len()), *identity));
         let mut reader = FileReader::new();
         let until = Instant::now() + NAMES_TIME;
         let mut stopped: Option<ReadFailure> = None;
-        for (identity, mapping, offsets) in places {
+        for (identity, mapping, places) in files {
             if Instant::now() >= until {
                 stopped.get_or_insert(ReadFailure::NoTimeLeft(NAMES_TIME));
             }
             let shown = mapping.file_name();
-            let all_unknown = |why: &str| vec![vec![reason(&format!("unknown: {why}"))]; offsets.len()];
+            let all_unknown = |why: &str| vec![vec![reason(&format!("unknown: {why}"))]; places.len()];
             let functions = match (&stopped, self.mappings.file(mapping)) {
                 (Some(failure), _) => all_unknown(&failure.in_words(&shown)),
                 (None, Err(why)) => all_unknown(&format!("{shown} {}", why.in_words())),
                 (None, Ok(held)) => {
                     let (functions, failure) =
-                        reader.functions(held.file(), held.shown_path(), &offsets, until, interrupt);
+                        reader.functions(held.file(), held.shown_path(), &places, until, interrupt);
                     stopped = failure.filter(|failure| *failure == ReadFailure::Interrupted);
                     functions
                 }
             };
-            let named = offsets.into_iter().zip(functions);
-            self.files.insert(identity, named.collect());
+            let mut functions = functions.into_iter();
+            let in_code = places.code.into_iter().zip(functions.by_ref()).collect();
+            self.files.insert(identity, in_code);
+            self.starts
+                .insert(identity, places.starts.into_iter().zip(functions).collect());
         }
+    }
+
+    /// The function that a goroutine was started with, if it has a name.
+    fn start(&self, image: Image, startpc: u64) -> Option<&Frame> {
+        let mapping = self.mappings.find(image, startpc).ok()?;
+        let frames = self.starts.get(&mapping.file?)?.get(&mapping.offset_of(startpc))?;
+        frames.first().filter(|frame| frame.kind == FrameKind::User)
     }
 
     /// The functions at an address of a file, outermost first; `None` if it lies in no file.
@@ -315,7 +337,7 @@ mod tests {
 
     fn frames_at(mappings: &Mappings, image: Image, address: u64, interrupt: Option<BorrowedFd<'_>>) -> Vec<Frame> {
         let mut resolver = Resolver::new(mappings);
-        resolver.look_up_files(std::iter::once((image, address)), interrupt);
+        resolver.look_up_files(std::iter::once((image, address)), std::iter::empty(), interrupt);
         resolver.user_stack(image, &[address])
     }
 }

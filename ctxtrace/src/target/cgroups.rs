@@ -1,7 +1,7 @@
 //! The cgroups of the target while it is recorded: what their CPU quotas did, and whether they were frozen.
 //!
-//! A process may be moved at any time (`echo $$ > tasks; exec …`), so the living processes are looked at again and again, a few at each
-//! tick, and at each `execve`. A quota of a parent counts for all below it, so the parents are read as well. The first reading of a cgroup
+//! A process may be moved at any time (`echo $$ > tasks; exec …`), so the living processes are looked at again and again, each once in
+//! [`ROUND_TICKS`] ticks, and at each `execve`. A quota of a parent counts for all below it, so the parents are read as well. The first reading of a cgroup
 //! is its state before, and the last one its state after: one that is removed meanwhile keeps what was read of it last. Looked at is the
 //! first thread of each process; one thread of a process may be in a cgroup of its own, and that cgroup is not found.
 
@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 
 use crate::trace::cgroups::{Cgroups, Quota};
 
-/// Processes that are looked at in one tick.
+/// Processes that are looked at in one tick; more of them where a round would take more than [`ROUND_TICKS`].
 const PROCESSES_A_TICK: usize = 8;
+/// Ticks after which every living process has been looked at again.
+const ROUND_TICKS: usize = 64;
 /// Cgroups that are read in one tick.
 const CGROUPS_A_TICK: usize = 32;
 
@@ -23,6 +25,26 @@ pub struct CgroupWatch {
     groups: BTreeMap<(Controller, String), Group>,
     threads_known: bool,
     ticks: usize,
+    round: Round,
+}
+
+/// The living processes in rounds: each is looked at once before they are listed again.
+#[derive(Debug, Default)]
+struct Round {
+    left: Vec<u32>,
+    /// Processes that are looked at in one tick of this round.
+    a_tick: usize,
+}
+
+impl Round {
+    /// The processes that are to be looked at now. `list` is asked for all of them where a new round begins.
+    fn next(&mut self, list: impl FnOnce() -> Vec<u32>) -> Vec<u32> {
+        if self.left.is_empty() {
+            self.left = list();
+            self.a_tick = self.left.len().div_ceil(ROUND_TICKS).max(PROCESSES_A_TICK);
+        }
+        self.left.split_off(self.left.len().saturating_sub(self.a_tick))
+    }
 }
 
 /// What a cgroup is read for.
@@ -56,6 +78,7 @@ impl CgroupWatch {
             groups: BTreeMap::new(),
             threads_known,
             ticks: 0,
+            round: Round::default(),
         }
     }
 
@@ -91,10 +114,10 @@ impl CgroupWatch {
         }
     }
 
-    /// To be called now and then, with the living processes of the target.
-    pub fn tick(&mut self, processes: &[u32]) {
-        for pid in some_of(processes, PROCESSES_A_TICK, self.ticks) {
-            self.look_at(*pid);
+    /// To be called now and then. `list_processes` returns the living processes of the target; it is called once a round.
+    pub fn tick(&mut self, list_processes: impl FnOnce() -> Vec<u32>) {
+        for pid in self.round.next(list_processes) {
+            self.look_at(pid);
         }
         let first = self.ticks * CGROUPS_A_TICK;
         let count = self.groups.len();
@@ -175,12 +198,6 @@ impl Group {
         }
         self.last = now;
     }
-}
-
-/// So many of these, others at each turn.
-fn some_of(all: &[u32], most: usize, turn: usize) -> impl Iterator<Item = &u32> {
-    let first = if all.len() <= most { 0 } else { turn * most % all.len() };
-    all.iter().cycle().skip(first).take(most.min(all.len()))
 }
 
 /// A cgroup's path and those of its parents, the root included.
@@ -421,13 +438,30 @@ mod tests {
     }
 
     #[test]
-    fn every_process_has_its_turn() {
-        let all: Vec<u32> = (0..20).collect();
-        let mut seen: Vec<u32> = (0..3).flat_map(|turn| some_of(&all, 8, turn).copied()).collect();
-        seen.sort_unstable();
-        seen.dedup();
-        assert_eq!(seen, all);
-        assert_eq!(some_of(&all[..3], 8, 5).count(), 3);
-        assert_eq!(some_of(&[], 8, 5).count(), 0);
+    fn every_process_is_looked_at_once_a_round() {
+        for count in [0_u32, 1, 8, 9, 1_025, 8_192] {
+            let all: Vec<u32> = (0..count).collect();
+            let mut round = Round::default();
+            let mut lists = 0;
+            let mut seen = Vec::new();
+            for _ in 0..ROUND_TICKS {
+                seen.extend(round.next(|| {
+                    lists += 1;
+                    // In the first round all, later none.
+                    if lists == 1 { all.clone() } else { vec![] }
+                }));
+            }
+            seen.sort_unstable();
+            assert_eq!(seen, all);
+            assert!(round.left.is_empty(), "{count}");
+        }
+    }
+
+    #[test]
+    fn the_processes_are_listed_when_all_of_them_have_had_their_turn() {
+        let mut round = Round::default();
+        assert_eq!(round.next(|| (0..12).collect()).len(), PROCESSES_A_TICK);
+        assert_eq!(round.next(|| unreachable!("some are left")).len(), 4);
+        assert_eq!(round.next(|| vec![20]), [20]);
     }
 }

@@ -1,35 +1,72 @@
 //! CPU quotas and freezers of cgroups: what keeps a thread off the CPU goes by its name.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{command, number, stderr, stdout};
+use crate::harness::skip;
+use crate::support::{command, number, recorder_at_work, stderr, stdout, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_quota_is_named", a_quota_is_named),
+    (
+        "the_quota_of_a_parent_counts_for_a_child_without_one",
+        the_quota_of_a_parent_counts_for_a_child_without_one,
+    ),
+    ("the_freezer_of_cgroup_v1_stops", the_freezer_of_cgroup_v1_stops),
+    ("the_freezer_of_cgroup_v2_stops", the_freezer_of_cgroup_v2_stops),
     (
         "a_waker_goes_by_the_name_it_has_when_it_wakes",
         a_waker_goes_by_the_name_it_has_when_it_wakes,
     ),
 ];
 
-/// A cgroup of v1 that goes with the test.
-struct Cgroup(PathBuf);
+/// A cgroup that goes with the test.
+pub(crate) struct Cgroup(PathBuf);
 
 impl Cgroup {
-    fn new(controller: &str, files: &[(&str, &str)]) -> Self {
-        let place = PathBuf::from(format!(
-            "/sys/fs/cgroup/{controller}/ctxtrace-test-{}",
-            std::process::id()
-        ));
-        fs::create_dir(&place).expect("cgroup v1 of this controller is mounted");
+    /// A cgroup right below the root of a hierarchy. The test that runs is skipped where it cannot be made.
+    fn new(hierarchy: &Path, files: &[(&str, &str)]) -> Self {
+        Self::at(hierarchy.join(format!("ctxtrace-test-{}", std::process::id())), files)
+    }
+
+    /// A cgroup below this one.
+    fn below(&self, name: &str) -> Self {
+        Self::at(self.0.join(name), &[])
+    }
+
+    fn at(place: PathBuf, files: &[(&str, &str)]) -> Self {
+        if let Err(error) = fs::create_dir(&place) {
+            skip(format!("{} cannot be made: {error}", place.display()));
+        }
         let cgroup = Self(place);
         for (file, value) in files {
             fs::write(cgroup.0.join(file), value).expect("a file of the cgroup");
         }
         cgroup
+    }
+
+    /// Its path in the hierarchy, as a report has it.
+    fn path(&self) -> String {
+        let name = self.0.file_name().expect("it has one").to_string_lossy();
+        format!("/{name}")
+    }
+
+    /// The file that a process's id is written to, to move the process here.
+    pub(crate) fn procs(&self) -> PathBuf {
+        self.0.join("cgroup.procs")
+    }
+
+    fn write(&self, file: &str, value: &str) {
+        fs::write(self.0.join(file), value).expect("a file of the cgroup");
+    }
+
+    fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.0.join(file)).expect("a file of the cgroup")
     }
 }
 
@@ -42,6 +79,142 @@ impl Drop for Cgroup {
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
+    }
+}
+
+/// Where a hierarchy is mounted: of cgroup v1 with this controller, or of v2. The test that runs is skipped if it is not.
+fn mounted(kind: &str, controller: Option<&str>) -> PathBuf {
+    let mounts = fs::read_to_string("/proc/mounts").expect("/proc");
+    let place = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let (place, of, options) = (words.next()?, words.next()?, words.next()?);
+        let has = |controller: &str| options.split(',').any(|option| option == controller);
+        (of == kind && controller.is_none_or(has)).then(|| PathBuf::from(place))
+    });
+    place.unwrap_or_else(|| {
+        let which = controller.map_or_else(String::new, |controller| format!(" with the controller {controller}"));
+        skip(format!("no {kind}{which} is mounted"))
+    })
+}
+
+/// The hierarchy of CPU quotas of cgroup v1.
+fn cpu_v1() -> PathBuf {
+    mounted("cgroup", Some("cpu"))
+}
+
+/// A process that computes until it is dropped.
+struct Loop(Child);
+
+impl Loop {
+    /// Starts it in a cgroup.
+    fn start(cgroup: &Cgroup) -> Self {
+        let script = format!("echo $$ >{}/cgroup.procs; while :; do :; done", cgroup.0.display());
+        let mut bash = Command::new("bash");
+        let running = Self(bash.args(["-c", &script]).spawn().expect("bash"));
+        let pid = running.0.id().to_string();
+        wait_until("it is in the cgroup", || {
+            cgroup.read("cgroup.procs").lines().any(|line| line == pid)
+        });
+        running
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Freezes a process that computes while it is recorded, until the recording has ended. `freezes` and `thaws` are what is written
+/// to the file `switch`; the cgroup is frozen when the file `state` has the line `frozen`.
+fn a_freeze_is_a_stop(cgroup: &Cgroup, [switch, freezes, thaws]: [&str; 3], [state, frozen]: [&str; 2]) {
+    let running = Loop::start(cgroup);
+    let report = tempfile::NamedTempFile::new().expect("a file");
+    let line = format!("record -p {} --json {}", running.0.id(), report.path().display());
+    let recorder = recorder_at_work(&line);
+    cgroup.write(switch, freezes);
+    wait_until("it is frozen", || cgroup.read(state).lines().any(|line| line == frozen));
+    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("sent");
+    let output = recorder.wait_with_output().expect("ended");
+    cgroup.write(switch, thaws);
+    drop(running);
+    let json: Value = serde_json::from_slice(&fs::read(report.path()).expect("the report")).expect("JSON");
+    assert_eq!(number(&json, "/reconciliation/difference"), 0, "{}", stderr(&output));
+    let of_class = |class: &str| -> i64 {
+        let rows = json["ledger"].as_array().expect("rows").iter();
+        rows.filter(|row| row["class"] == class)
+            .map(|row| number(row, "/count"))
+            .sum()
+    };
+    // It computes: nothing but the freezer makes it wait for anything but a CPU.
+    assert!(of_class("stopped") >= 1, "{:#}", json["ledger"]);
+    assert_eq!(of_class("thread-blocked"), 0, "{:#}", json["ledger"]);
+    let frozen = json["frozen_cgroups"].as_array().expect("a list");
+    assert!(frozen.iter().any(|path| *path == cgroup.path()), "{frozen:?}");
+    assert!(stderr(&output).contains("was frozen meanwhile"), "{}", stderr(&output));
+}
+
+fn the_freezer_of_cgroup_v1_stops() {
+    let cgroup = Cgroup::new(&mounted("cgroup", Some("freezer")), &[]);
+    a_freeze_is_a_stop(
+        &cgroup,
+        ["freezer.state", "FROZEN", "THAWED"],
+        ["freezer.state", "FROZEN"],
+    );
+}
+
+fn the_freezer_of_cgroup_v2_stops() {
+    let cgroup = Cgroup::new(&mounted("cgroup2", None), &[]);
+    if !cgroup.0.join("cgroup.freeze").exists() {
+        skip("this kernel has no cgroup.freeze (Linux 5.2 and later have it)");
+    }
+    a_freeze_is_a_stop(&cgroup, ["cgroup.freeze", "1", "0"], ["cgroup.events", "frozen 1"]);
+}
+
+/// What a shell does in a cgroup until the quota of `limited` has throttled it in so many periods.
+fn busy_until_throttled(cgroup: &Cgroup, limited: &Cgroup, periods: u64) -> String {
+    format!(
+        "echo $$ >{}/cgroup.procs; n=0; while [ $n -lt {periods} ]; do \
+         for i in {{1..2000}}; do :; done; \
+         while read -r name value; do [ $name = nr_throttled ] && n=$value; done <{}/cpu.stat; done; true",
+        cgroup.0.display(),
+        limited.0.display()
+    )
+}
+
+/// A cgroup whose programs may use 5 ms of CPU time in 100 ms.
+pub(crate) fn limited_to_a_twentieth() -> Cgroup {
+    Cgroup::new(
+        &cpu_v1(),
+        &[("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "5000")],
+    )
+}
+
+fn the_quota_of_a_parent_counts_for_a_child_without_one() {
+    let parent = limited_to_a_twentieth();
+    let child = parent.below("inner");
+    let (json, text) = recorded(&busy_until_throttled(&child, &parent, 4));
+    let throttled = |path: &str| {
+        let quotas = json["throttling"]["cgroups"].as_array().expect("a list").iter();
+        let of = quotas.clone().filter(|quota| quota["path"] == path);
+        of.map(|quota| (number(quota, "/throttled_periods"), number(quota, "/throttled_ns")))
+            .next()
+    };
+    let (periods, ns) = throttled(&parent.path()).expect("the parent has a quota");
+    // The first reading may be made after the process was throttled for the first time.
+    assert!(periods >= 1 && ns > 0, "{:#}", json["throttling"]);
+    let of_child = throttled(&format!("{}/inner", parent.path()));
+    assert!(of_child.is_none_or(|of| of == (0, 0)), "{:#}", json["throttling"]);
+    assert!(
+        text.contains(&format!("quota of the cgroup {}", parent.path())),
+        "{text}"
+    );
+    if let Some(ns) = json["throttling"]["thread_ns"].as_u64() {
+        assert!(
+            ns > 0 && ns <= number(&json, "/latency/run_queue/sum_ns") as u64,
+            "{json:#}"
+        );
     }
 }
 
@@ -59,7 +232,10 @@ fn recorded(script: &str) -> (Value, String) {
 }
 
 fn a_quota_is_named() {
-    let cgroup = Cgroup::new("cpu", &[("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "20000")]);
+    let cgroup = Cgroup::new(
+        &cpu_v1(),
+        &[("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "20000")],
+    );
     let script = format!(
         "echo $$ >{}/tasks; timeout 1 bash -c 'while :; do :; done'; true",
         cgroup.0.display()
@@ -81,7 +257,7 @@ fn a_waker_goes_by_the_name_it_has_when_it_wakes() {
     let fifo = folder.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
     let script = "sleep 1; echo 1; sleep 0.05; for i in 1 2 3 4 5; do echo $i; sleep 0.02; done; exec dd if=/dev/zero bs=1 count=200 status=none";
-    let mut writer = std::process::Command::new("bash")
+    let mut writer = Command::new("bash")
         .args(["-c", &format!("exec >{}; {script}", fifo.display())])
         .spawn()
         .expect("bash");

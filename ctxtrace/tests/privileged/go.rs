@@ -32,6 +32,16 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         "goroutines_in_system_calls_are_told_however_built",
         goroutines_in_system_calls_are_told_however_built,
     ),
+    (
+        "a_goroutine_has_the_type_of_the_function_that_go_names",
+        a_goroutine_has_the_type_of_the_function_that_go_names,
+    ),
+    ("go_run_is_traced_as_what_it_runs", go_run_is_traced_as_what_it_runs),
+    ("go_test_is_traced_as_what_it_tests", go_test_is_traced_as_what_it_tests),
+    (
+        "programs_that_a_goroutine_starts_run_no_goroutine",
+        programs_that_a_goroutine_starts_run_no_goroutine,
+    ),
     ("goroutines_in_c_are_told", goroutines_in_c_are_told),
     (
         "very_many_goroutines_go_by_their_function",
@@ -305,6 +315,122 @@ fn goroutines_in_system_calls_are_told_however_built() {
         );
         assert_eq!(tasks::task_switches(&traced.aggregates), None, "nothing counts them");
     }
+}
+
+/// The naps of `starts.go` by the function that the source names after `go`.
+const NAPS_BY_START: [(&str, u64); 6] = [
+    ("main.plain", 20),
+    ("main.courier", 70),
+    ("main.porter", 20),
+    ("main.(*van).deliver", 30),
+    ("main.van.park", 40),
+    ("main.carry", 40),
+];
+
+/// The naps of the function without a name in `starts.go`.
+const NAPS_OF_CLOSURE: u64 = 20;
+
+/// Checks the goroutines of `starts.go`: how often those of a type were switched out.
+fn starts_are_named(count: impl Fn(&str) -> Option<u64>, types: &[&str], how: &str) {
+    for (name, naps) in NAPS_BY_START {
+        let found = count(name).unwrap_or_else(|| panic!("{how}: {name} is not among {types:?}"));
+        assert!(found >= naps - naps / 40, "{how}: {name}: {found}, expected {naps}");
+    }
+    let without_a_name: Vec<&&str> = types.iter().filter(|name| name.starts_with("main.main.")).collect();
+    assert_eq!(without_a_name.len(), 1, "{how}: {types:?}");
+    let found = count(without_a_name[0]).expect("it is a type");
+    assert!(found >= NAPS_OF_CLOSURE - 1, "{how}: {found}");
+    let are_wrappers = |name: &&str| name.contains("gowrap") || name.ends_with("-fm");
+    assert!(!types.iter().any(are_wrappers), "{how}: {types:?}");
+}
+
+fn a_goroutine_has_the_type_of_the_function_that_go_names() {
+    require_go();
+    for (options, cgo) in [
+        (&[][..], false),
+        (&["-ldflags=-s -w"], false),
+        (&["-buildmode=pie"], false),
+        (&["-buildmode=pie", "-ldflags=-s -w"], false),
+        (&["-ldflags=-linkmode=external -s -w"], true),
+        (&["-buildmode=pie", "-ldflags=-linkmode=external -s -w"], true),
+    ] {
+        let (_folder, program) = build("starts", cgo, options);
+        let traced = trace_go(&program, LocatorChoice::Auto);
+        let blocked = blocked(&traced);
+        let types: Vec<&str> = blocked.keys().map(String::as_str).collect();
+        starts_are_named(|name| blocked.get(name).copied(), &types, &format!("{options:?}"));
+    }
+}
+
+/// Records `go` in a folder, and returns the switches of its processes' goroutines by their type.
+fn types_under_go(folder: &Path, arguments: &[&str]) -> BTreeMap<String, u64> {
+    let report = tempfile::NamedTempFile::new().expect("a file");
+    let cache = tempfile::tempdir().expect("a folder");
+    let mut record = command("record --json");
+    record
+        .arg(report.path())
+        .args(["--", "go"])
+        .args(arguments)
+        .current_dir(folder)
+        .envs([("GOTOOLCHAIN", "local"), ("GOFLAGS", ""), ("GOPROXY", "off")]);
+    if std::env::var_os("HOME").is_none() {
+        record.env("GOCACHE", cache.path());
+    }
+    let output = record.output().expect("started");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let json = std::fs::read(report.path()).expect("the report");
+    let json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
+    assert_eq!(number(&json, "/reconciliation/difference"), 0);
+    let mut counts = BTreeMap::new();
+    for row in json["task_types"].as_array().expect("types") {
+        if let Some(name) = row["type"].as_str() {
+            *counts.entry(name.to_owned()).or_default() += number(row, "/kernel_switches") as u64;
+        }
+    }
+    counts
+}
+
+fn go_run_is_traced_as_what_it_runs() {
+    require_go();
+    let folder = Path::new("tests/privileged/programs/go");
+    let counts = types_under_go(folder, &["run", "starts.go"]);
+    for (name, naps) in NAPS_BY_START {
+        let found = counts.get(name).copied().unwrap_or_default();
+        assert!(
+            found >= naps - naps / 40,
+            "{name}: {found}, expected {naps}: {counts:?}"
+        );
+    }
+}
+
+fn go_test_is_traced_as_what_it_tests() {
+    require_go();
+    let folder = Path::new("tests/privileged/programs/go/post");
+    // Without -count a result that Go has kept would be shown, and nothing run.
+    let counts = types_under_go(folder, &["test", "-count=1", "./..."]);
+    for (name, naps) in [("ctxtrace.test/post.courier", 60), ("testing.tRunner", 20)] {
+        let found = counts.get(name).copied().unwrap_or_default();
+        assert!(
+            found >= naps - naps / 40,
+            "{name}: {found}, expected {naps}: {counts:?}"
+        );
+    }
+}
+
+fn programs_that_a_goroutine_starts_run_no_goroutine() {
+    require_go();
+    let (_folder, program) = build("exec", false, &[]);
+    let traced = trace_go(&program, LocatorChoice::Auto);
+    let parent = traced.launched.as_ref().expect("started").pid;
+    let sums = traced.aggregates.switch_sums.iter();
+    let of_children: Vec<_> = sums.filter(|(key, _)| key.tgid != parent && key.task != 0).collect();
+    assert!(of_children.is_empty(), "{of_children:#?}");
+    let threads = traced.aggregates.threads.iter();
+    let programs = threads.filter(|record| name_of(&record.thread.comm) == "true").count();
+    assert_eq!(programs, 20);
+    // It is switched out in each `clone` until the child has executed its program.
+    let blocked = blocked(&traced);
+    assert!(blocked["main.launcher"] >= 20, "{blocked:?}");
 }
 
 fn goroutines_in_c_are_told() {

@@ -15,6 +15,7 @@ use ctxtrace_common::locator::{OTHER_TASKS, Reason};
 use ctxtrace_common::wakeup::Origin;
 
 use crate::harness::{require_program, require_variable};
+use crate::programs;
 use crate::programs::tasks::{CROWD, READS, SLEEPS, TASKS};
 use crate::support::{ledger_of, number, reconciled, run_json, switches_of, trace, trace_program, trace_program_by};
 
@@ -24,6 +25,10 @@ pub(crate) const KERNEL_TESTS: &[(&str, fn())] = &[
 ];
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
+    (
+        "a_child_before_its_execve_runs_no_task",
+        a_child_before_its_execve_runs_no_task,
+    ),
     (
         "a_task_that_blocks_in_its_polls_is_told_by_name",
         a_task_that_blocks_in_its_polls_is_told_by_name,
@@ -304,11 +309,7 @@ fn a_stripped_program_is_unattributed() {
         .arg(std::env::current_exe().expect("a path"))
         .status();
     assert!(strip.expect("started").success());
-    let traced = trace(
-        &stripped,
-        &[(crate::programs::VARIABLE, "blocker")],
-        LocatorChoice::Auto,
-    );
+    let traced = trace(&stripped, &[(programs::VARIABLE, "blocker")], LocatorChoice::Auto);
     assert_eq!(traced.exit.expect("waited for").status, Some(0));
     reconciled(&traced);
     let ledger = ledger_of(&traced);
@@ -398,5 +399,28 @@ fn unmodified_programs_of_many_tokio_releases_are_attributed() {
         let types = ctxtrace::symbolize::stacks::task_types(&traced.aggregates, &traced.symbols);
         let of_blocking = types.values().filter(|name| *name == "unmodified::blocking").count();
         assert!(of_blocking >= 2, "{name}: {types:?}");
+    }
+}
+
+fn a_child_before_its_execve_runs_no_task() {
+    for locator in [LocatorChoice::Auto, LocatorChoice::Probe, LocatorChoice::Tokio] {
+        let traced = trace_program_by("launcher", locator);
+        reconciled(&traced);
+        let parent = traced.launched.as_ref().expect("started").pid;
+        let of_children = || {
+            let sums = traced.aggregates.switch_sums.iter();
+            sums.filter(|(key, _)| key.tgid != parent)
+        };
+        let with_a_task: Vec<_> = of_children().filter(|(key, _)| key.task != 0).collect();
+        assert!(with_a_task.is_empty(), "{locator:?}: {with_a_task:#?}");
+        // Each child slept before its `execve`, when it still had the name of the thread that made it.
+        let slept: u64 = of_children()
+            .filter(|(key, _)| key.class == Class::ThreadBlocked as u8 && name_of(&key.comm) != "true")
+            .map(|(_, sum)| sum.count)
+            .sum();
+        assert!(slept >= programs::tasks::LAUNCHED, "{locator:?}: {slept}");
+        // The parent's task waited for each of them.
+        let waited = ledger_of(&traced).of(Class::TaskBlocked).count;
+        assert!(waited >= programs::tasks::LAUNCHED, "{locator:?}: {waited}");
     }
 }

@@ -20,6 +20,8 @@ pub(crate) const READS: u64 = 25;
 pub(crate) const TASKS: u64 = 64;
 /// Tasks of `crowd`.
 pub(crate) const CROWD: u64 = 600;
+/// Programs that `launcher` starts.
+pub(crate) const LAUNCHED: u64 = 10;
 /// How much CPU time `spinner` uses.
 const SPIN: Duration = Duration::from_millis(400);
 const SLEEP: Duration = Duration::from_millis(2);
@@ -32,6 +34,7 @@ pub(crate) fn run(name: &str) -> bool {
         "spinner" => spinner(),
         "resting-pool" => resting_pool(),
         "many" => many(),
+        "launcher" => launcher(),
         "crowd" => crowd(),
         "root" => one_thread().block_on(async { sleep_in_poll() }),
         "root-of-a-pool" => pool().block_on(async { sleep_in_poll() }),
@@ -88,6 +91,79 @@ fn wait_for_sleeping_workers() {
     }
     // Their first sleep may have been another one than parking.
     std::thread::sleep(20 * SLEEP);
+}
+
+/// A task that starts programs (`posix_spawn`). Each child sleeps before its `execve`, while it has its parent's memory and
+/// thread pointer: it opens a FIFO of its own, which a thread opens for writing only when the child sleeps.
+fn launcher() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let fifos: Vec<_> = (0..LAUNCHED)
+        .map(|number| folder.path().join(number.to_string()))
+        .collect();
+    for fifo in &fifos {
+        nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    }
+    let places = fifos.clone();
+    let opener = std::thread::Builder::new().name("opener".to_owned()).spawn(move || {
+        let mut before = Vec::new();
+        for place in places {
+            crate::support::wait_until("a child sleeps in its open", || {
+                let child = sleeping_child(&before);
+                before.extend(child);
+                child.is_some()
+            });
+            drop(std::fs::OpenOptions::new().write(true).open(place).expect("opened"));
+        }
+    });
+    let task = async move {
+        for fifo in fifos {
+            launch(&fifo);
+        }
+    };
+    one_thread().block_on(async { tokio::spawn(traced("launcher", task)).await.expect("ended") });
+    opener.expect("started").join().expect("ended");
+}
+
+/// A child of this process that sleeps, has not executed a program yet, and is none of these.
+fn sleeping_child(others: &[i32]) -> Option<i32> {
+    let this = std::process::id() as i32;
+    let own = std::env::current_exe().expect("a path");
+    let children = procfs::process::all_processes().expect("/proc").flatten();
+    let mut sleeping = children.filter(|process| {
+        let sleeps = process.stat().is_ok_and(|stat| stat.ppid == this && stat.state == 'S');
+        sleeps && process.exe().is_ok_and(|exe| exe == own)
+    });
+    let found = sleeping.find(|child| !others.contains(&child.pid()));
+    found.map(|child| child.pid())
+}
+
+/// Starts `true` with the FIFO as its standard input, and waits for its end.
+fn launch(fifo: &std::path::Path) {
+    use std::ffi::CString;
+    use std::mem::MaybeUninit;
+    use std::os::unix::ffi::OsStrExt;
+    let path = CString::new(fifo.as_os_str().as_bytes()).expect("no zero in it");
+    let mut actions = MaybeUninit::uninit();
+    let mut pid = 0;
+    let mut arguments = [c"true".as_ptr().cast_mut(), std::ptr::null_mut()];
+    let mut environment = [c"PATH=/usr/bin:/bin".as_ptr().cast_mut(), std::ptr::null_mut()];
+    // SAFETY: `actions` is initialized before its other uses; both lists end with a null, and they and all texts outlive the calls.
+    let result = unsafe {
+        libc::posix_spawn_file_actions_init(actions.as_mut_ptr());
+        libc::posix_spawn_file_actions_addopen(actions.as_mut_ptr(), 0, path.as_ptr(), libc::O_RDONLY, 0);
+        let result = libc::posix_spawnp(
+            &raw mut pid,
+            c"true".as_ptr(),
+            actions.as_ptr(),
+            std::ptr::null(),
+            arguments.as_mut_ptr(),
+            environment.as_mut_ptr(),
+        );
+        libc::posix_spawn_file_actions_destroy(actions.as_mut_ptr());
+        result
+    };
+    assert_eq!(result, 0, "started");
+    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None).expect("a child");
 }
 
 fn sleep_in_poll() {

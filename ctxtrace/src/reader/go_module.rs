@@ -1,0 +1,161 @@
+//! The Go runtime's record of where the parts of its program are, `runtime.firstmoduledata`: where the text begins, and where the
+//! funcdata are.
+//!
+//! It is the only place that says where the text begins in a stripped program of Go 1.26 or later. It has no symbol there either, and
+//! is found by its first word, which points to the table of functions, and by the words that repeat what the table says
+//! (Go: `src/runtime/symtab.go`, `moduledata`). Those words are the same from Go 1.18 to Go 1.27; what follows them differs.
+
+use super::go_functions::GoFunctions;
+use super::loaded::Loaded;
+
+/// Word by word: the address of `functab`, and its length.
+const FUNCTAB: u64 = 16;
+/// The address of the first function, and that behind the last one.
+const FIRST_AND_END: u64 = 20;
+/// The address of the text.
+const TEXT: u64 = 22;
+/// The list of the text's sections is the first list behind this word; words that each version arranges its own way come before it.
+const LIST_IS_BEHIND: u64 = 34;
+/// The list begins before this word.
+const LIST_IS_BEFORE: u64 = 56;
+/// Most sections that the text is made of.
+const MAX_TEXT_SECTIONS: u64 = 1 << 16;
+
+/// The record of a program.
+pub(super) struct GoModule {
+    /// Its address.
+    address: u64,
+    /// The address of the text.
+    pub(super) text: u64,
+}
+
+impl GoModule {
+    /// Finds the record that belongs to a table of functions.
+    pub(super) fn find(functions: &GoFunctions<'_>, loaded: &Loaded<'_>) -> Option<Self> {
+        let (first, end) = functions.extent()?;
+        // Behind the last function the table has one entry more.
+        let entries = functions.count() as u64 + 1;
+        loaded.places_of(functions.address()).into_iter().find_map(|address| {
+            let module = Self { address, text: 0 };
+            let word = |index| module.word(loaded, index);
+            let text = word(TEXT)?;
+            let repeated = [
+                (word(FUNCTAB), functions.functab()),
+                (word(FUNCTAB + 1), Some(entries)),
+                (word(FIRST_AND_END), text.checked_add(u64::from(first))),
+                (word(FIRST_AND_END + 1), text.checked_add(u64::from(end))),
+            ];
+            let agrees = text != 0
+                && repeated
+                    .iter()
+                    .all(|(word, expected)| word.is_some() && word == expected);
+            agrees.then_some(Self { address, text })
+        })
+    }
+
+    /// The address from which the offsets of funcdata are counted.
+    ///
+    /// It stands right before the list of the text's sections up to Go 1.25, and points to constants before the table of functions. Later
+    /// versions have the funcdata in the table, and its end in between.
+    pub(super) fn funcdata(&self, functions: &GoFunctions<'_>, loaded: &Loaded<'_>) -> Option<u64> {
+        let word = |index| self.word(loaded, index);
+        // A list is its address, its length, and the length that it has room for.
+        let is_list = |&index: &u64| {
+            let length = word(index + 1).unwrap_or_default();
+            (1..=MAX_TEXT_SECTIONS).contains(&length) && word(index + 2) == Some(length)
+        };
+        let list = (LIST_IS_BEHIND + 1..LIST_IS_BEFORE).find(is_list)?;
+        let (second, last) = (word(list - 2)?, word(list - 1)?);
+        let has_end = functions.address() < second && second < last;
+        Some(if has_end { second } else { last })
+    }
+
+    fn word(&self, loaded: &Loaded<'_>, index: u64) -> Option<u64> {
+        loaded.word(self.address.checked_add(8 * index)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::go_synthetic::{CODE, GoProgram, MODULE, TABLE, Version};
+    use super::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn the_module_says_where_the_text_begins_and_the_funcdata() {
+        for version in [Version::Go118, Version::Go120, Version::Go127] {
+            let program = GoProgram::new(version);
+            let bytes = program.bytes();
+            let loaded = Loaded::of_segment(&bytes, CODE);
+            let functions = program.functions(&bytes, &loaded).expect("a table");
+            assert_eq!(
+                functions.name(CODE).as_deref(),
+                Some("runtime.deferreturn"),
+                "{version:?}"
+            );
+            let module = GoModule::find(&functions, &loaded).expect("found");
+            assert_eq!((module.address, module.text), (MODULE, CODE), "{version:?}");
+            assert_eq!(
+                module.funcdata(&functions, &loaded),
+                Some(program.funcdata()),
+                "{version:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_pointers_of_a_module_may_be_relocations() {
+        let program = GoProgram::new(Version::Go120);
+        let mut bytes = program.bytes();
+        let (pointers, at) = (
+            [0, FUNCTAB, FIRST_AND_END, FIRST_AND_END + 1, TEXT],
+            (MODULE - CODE) as usize,
+        );
+        let mut relocated = HashMap::new();
+        for index in pointers {
+            let word = &mut bytes[at + 8 * index as usize..][..8];
+            let pointer = u64::from_le_bytes(*word.first_chunk().expect("eight bytes"));
+            relocated.insert(MODULE + 8 * index, pointer);
+            word.fill(0);
+        }
+        let loaded = Loaded::of_segment(&bytes, CODE);
+        assert!(
+            program.functions(&bytes, &loaded).is_none(),
+            "nothing points to the table"
+        );
+        let loaded = loaded.with_relocations(relocated);
+        let functions = program.functions(&bytes, &loaded).expect("a table");
+        assert_eq!(functions.name(CODE).as_deref(), Some("runtime.deferreturn"));
+    }
+
+    #[test]
+    fn a_table_without_a_section_is_found_by_its_header_and_the_module() {
+        for version in [Version::Go118, Version::Go120, Version::Go127] {
+            let mut bytes = GoProgram::new(version).bytes();
+            let loaded = Loaded::of_segment(&bytes, CODE);
+            let functions = GoFunctions::without_section(&loaded).expect("a table");
+            assert_eq!(
+                (functions.address(), functions.name(CODE)),
+                (TABLE, Some("runtime.deferreturn".to_owned()))
+            );
+            bytes[(MODULE - CODE) as usize] ^= 1;
+            let loaded = Loaded::of_segment(&bytes, CODE);
+            assert!(GoFunctions::without_section(&loaded).is_none(), "no module");
+        }
+    }
+
+    #[test]
+    fn a_record_that_disagrees_with_the_table_is_none() {
+        let program = GoProgram::new(Version::Go127);
+        for index in [FUNCTAB, FUNCTAB + 1, FIRST_AND_END, FIRST_AND_END + 1, TEXT] {
+            let mut bytes = program.bytes();
+            bytes[(MODULE - CODE + 8 * index) as usize] ^= 1;
+            let loaded = Loaded::of_segment(&bytes, CODE);
+            assert!(program.functions(&bytes, &loaded).is_none(), "{index}");
+        }
+        // A pointer to the table that no record follows.
+        let loaded = TABLE.to_le_bytes();
+        let loaded = Loaded::of_segment(&loaded, MODULE);
+        assert!(program.functions(&program.bytes(), &loaded).is_none());
+    }
+}

@@ -1,0 +1,3 @@
+module ctxtrace.test/post
+
+go 1.19
