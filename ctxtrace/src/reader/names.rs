@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use blazesym::symbolize::source::{Elf, Source};
-use blazesym::symbolize::{Input, Symbolized, Symbolizer};
+use blazesym::symbolize::{Input, Reason, Symbolized, Symbolizer};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, lseek};
@@ -21,7 +21,6 @@ use object::{LittleEndian, elf};
 use super::go_functions::GoFunctions;
 use super::message::{MAX_FRAMES, MAX_NAME_BYTES};
 use crate::printable::cut_name;
-use crate::symbolize::{reason, symbolized_frames};
 use crate::trace::symbols::{Frame, FrameKind};
 
 /// Sections that lead blazesym to other files.
@@ -72,7 +71,10 @@ pub(super) fn name_functions(
             in_debug_file.unwrap_or_else(
                 || match symbolizer.symbolize_single(&source, Input::FileOffset(offset)) {
                     Ok(symbolized) => symbolized_frames(&symbolized, FrameKind::User, shown),
-                    Err(error) => vec![reason(&format!("unknown: {shown} cannot be read ({})", error.kind()))],
+                    Err(error) => vec![Frame::reason(&format!(
+                        "unknown: {shown} cannot be read ({})",
+                        error.kind()
+                    ))],
                 },
             );
         if let Some(functions) = &go_functions
@@ -96,6 +98,33 @@ pub(super) fn name_functions(
         }
     }
     Ok(())
+}
+
+/// The function, and what is inlined in it, outermost first.
+pub(crate) fn symbolized_frames(symbolized: &Symbolized<'_>, kind: FrameKind, place: &str) -> Vec<Frame> {
+    match symbolized {
+        Symbolized::Sym(symbol) => std::iter::once(Frame {
+            kind,
+            name: (*symbol.name).into(),
+        })
+        .chain(symbol.inlined.iter().map(|inlined| Frame {
+            kind: FrameKind::Inlined,
+            name: (*inlined.name).into(),
+        }))
+        .collect(),
+        Symbolized::Unknown(why) => vec![Frame::reason(&format!("unknown: {} ({place})", in_words(*why)))],
+    }
+}
+
+fn in_words(why: Reason) -> &'static str {
+    match why {
+        Reason::MissingSyms => "no symbols",
+        Reason::UnknownAddr => "no symbol there",
+        Reason::InvalidFileOffset => "not code",
+        Reason::MissingComponent => "no file",
+        Reason::Unmapped => "not mapped",
+        _ => "not supported",
+    }
 }
 
 /// The name, cut off where it is longer than the tracer takes.
