@@ -8,7 +8,7 @@
 //! others when they are executed, while they start. What ended before it could be examined is examined when the run is
 //! over: then its switches are put where they belong if it proves to have no tasks, and stay unattributed if it has.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -151,12 +151,13 @@ impl Programs {
     /// Examines what was executed since the last call, and returns the images whose program is known now, each with how its
     /// tasks are found. What takes long is known at a later call.
     pub fn examine_new(&mut self, mappings: &Mappings, reader: &mut impl Examiner) -> Vec<(Image, Locator)> {
+        self.forget_refused(mappings);
         let begun = mappings.begun_since(self.begun);
         self.begun += begun.len();
         let mut waiting = std::mem::take(&mut self.waiting);
         waiting.extend(begun);
         let mut examined = Vec::new();
-        for image in waiting {
+        for image in waiting.into_iter().filter(|&image| !mappings.is_refused(image)) {
             match self.next_step(image, mappings, reader) {
                 Step::Assigned(locator) => examined.push((image, locator)),
                 Step::Wait if mappings.is_current(image) => self.waiting.push(image),
@@ -165,6 +166,25 @@ impl Programs {
             }
         }
         examined
+    }
+
+    /// Forgets the programs that only images run which may not be traced.
+    fn forget_refused(&mut self, mappings: &Mappings) {
+        let before = self.by_image.len();
+        self.by_image.retain(|&image, _| !mappings.is_refused(image));
+        if self.by_image.len() == before {
+            return;
+        }
+        let used: BTreeSet<usize> = self.by_image.values().copied().flatten().collect();
+        let places: HashMap<usize, usize> = used.iter().enumerate().map(|(place, &index)| (index, place)).collect();
+        for index in self.by_image.values_mut().flatten() {
+            *index = places[index];
+        }
+        let all = std::mem::take(&mut self.programs).into_iter().enumerate();
+        self.programs = all
+            .filter(|(index, _)| used.contains(index))
+            .map(|(_, program)| program)
+            .collect();
     }
 
     fn next_step(&mut self, image: Image, mappings: &Mappings, reader: &mut impl Examiner) -> Step {
@@ -222,6 +242,7 @@ impl Programs {
     /// Assigns what is left once the run is over, and looks for tokio and Go in shared objects. All of it may take
     /// 10 s; a program that has shared objects which were not searched in this time says so.
     pub fn complete(&mut self, mappings: &Mappings, reader: &mut impl Examiner) {
+        self.forget_refused(mappings);
         let until = Instant::now() + COMPLETION_TIME;
         let unassigned: Vec<Image> = mappings
             .images()
@@ -556,6 +577,22 @@ mod tests {
             detail.starts_with("not every shared object was searched for a runtime: libgone.so"),
             "{detail}"
         );
+    }
+
+    #[test]
+    fn a_program_that_only_refused_images_run_is_forgotten() {
+        let mut mappings = mapped(&[&sh()]);
+        let (mut programs, mut reader) = (Programs::new(LocatorChoice::Auto), FileReader::new());
+        let other = Image { tgid: 8, number: 1 };
+        programs.expect(other, &HeldFile::open(&own()).expect("opened"), &mut reader);
+        programs.complete(&mappings, &mut reader);
+        assert_eq!(programs.all().len(), 2);
+        mappings.refuse(other);
+        programs.complete(&mappings, &mut reader);
+        let paths: Vec<&Path> = programs.all().iter().map(|program| program.path.as_path()).collect();
+        assert_eq!(paths, [sh()]);
+        assert_eq!(programs.get(IMAGE).map(|program| program.path.clone()), Some(sh()));
+        assert_eq!(programs.get(other), None);
     }
 
     #[test]
