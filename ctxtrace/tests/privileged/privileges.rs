@@ -413,6 +413,7 @@ fn with_capabilities_an_unreadable_command_is_recorded_up_to_its_start() {
     let json: Value = serde_json::from_slice(&std::fs::read(&json).expect("there")).expect("JSON");
     has_nothing_of(&stranger, &json, &output);
     assert_eq!(json["reconciliation"]["rusage"], Value::Null);
+    assert!(!said(&output).contains("never taken off its CPU"), "{}", said(&output));
 }
 
 fn root_records_what_a_user_may_not_trace() {
