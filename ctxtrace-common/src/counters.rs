@@ -48,11 +48,14 @@ pub struct Counters {
     pub lost_samples: u64,
     /// Samples one of whose stacks did not fit the stack table (`lost.sample_stacks`).
     pub lost_sample_stacks: u64,
+    /// Processes that the tracer's user may not trace any more, because of the program that they executed
+    /// (`lost.refused_processes`).
+    pub refused_processes: u64,
     /// Runs of the `sched_switch` program while the fault injection of the tests is on, the dropped ones included.
     pub fault_injection_runs: u64,
 }
 
-const _: () = assert!(size_of::<Counters>() == 21 * 8);
+const _: () = assert!(size_of::<Counters>() == 22 * 8);
 
 impl Counters {
     /// Adds another CPU's counts to these.
@@ -78,6 +81,7 @@ impl Counters {
             lost_timeline_events,
             lost_samples,
             lost_sample_stacks,
+            refused_processes,
             fault_injection_runs,
         } = other;
         self.switches += switches;
@@ -100,6 +104,7 @@ impl Counters {
         self.lost_timeline_events += lost_timeline_events;
         self.lost_samples += lost_samples;
         self.lost_sample_stacks += lost_sample_stacks;
+        self.refused_processes += refused_processes;
         self.fault_injection_runs += fault_injection_runs;
     }
 }

@@ -157,8 +157,9 @@ pub enum Decoded {
         tid: u32,
         /// When it was.
         executed_ns: u64,
-        /// The program it runs since.
-        image: Image,
+        /// The program it runs since. `None` for one that the tracer's user may not trace: nothing of the thread is recorded from there
+        /// on, and this is its last event.
+        image: Option<Image>,
     },
     /// A thread was found on its CPU by the timer.
     Sample(Sample),
@@ -317,14 +318,17 @@ impl Event {
         event
     }
 
-    /// An `execve`.
+    /// An `execve`; `image` is `None` if nothing of the thread is recorded from there on.
     #[inline(always)]
     #[must_use]
-    pub fn exec(at_ns: u64, cpu: u32, tid: u32, executed_ns: u64, image: Image) -> Self {
+    pub fn exec(at_ns: u64, cpu: u32, tid: u32, executed_ns: u64, image: Option<Image>) -> Self {
         let mut event = Self::of(EXEC, at_ns, cpu);
         event.tid = tid;
         event.task = executed_ns;
-        event.word = packed(image.tgid, image.number);
+        event.word = match image {
+            Some(image) => packed(image.tgid, image.number),
+            None => 0,
+        };
         event
     }
 
@@ -375,7 +379,7 @@ impl Event {
             EXEC => Decoded::Exec {
                 tid: self.tid,
                 executed_ns: self.task,
-                image: self.image(),
+                image: (self.word != 0).then(|| self.image()),
             },
             SAMPLE => Decoded::Sample(Sample {
                 tid: self.tid,
@@ -570,14 +574,16 @@ mod tests {
             Event::name(1, 0, 5, &comm).decode(),
             Some(Decoded::Name { tid: 5, comm })
         );
-        assert_eq!(
-            Event::exec(1, 0, 5, 77, image).decode(),
-            Some(Decoded::Exec {
-                tid: 5,
-                executed_ns: 77,
-                image
-            })
-        );
+        for image in [Some(image), None] {
+            assert_eq!(
+                Event::exec(1, 0, 5, 77, image).decode(),
+                Some(Decoded::Exec {
+                    tid: 5,
+                    executed_ns: 77,
+                    image
+                })
+            );
+        }
     }
 
     #[test]

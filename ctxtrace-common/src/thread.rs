@@ -26,6 +26,9 @@ pub const FROM_BIRTH: u32 = 64;
 /// The first thread of a process that has its maker's memory and thread pointer until it calls `execve`, as `vfork` makes it: whatever
 /// they say of tasks is said of the maker.
 pub const BORROWED: u32 = 128;
+/// It has executed a program that the tracer's user may not trace, and nothing of it is recorded from there on. The clock is unknown
+/// since that moment.
+pub const REFUSED: u32 = 256;
 
 /// The kernel's own count of a thread's switches (`task_struct.nvcsw` and `nivcsw`).
 #[repr(C)]

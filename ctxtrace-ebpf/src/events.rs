@@ -107,7 +107,7 @@ fn tell(task: Task, tid: u32, thread: &mut Thread, now_ns: u64) {
         return;
     }
     if thread.executed_ns != 0 {
-        if !publish(&Event::exec(now_ns, cpu, tid, thread.executed_ns, image)) {
+        if !publish(&Event::exec(now_ns, cpu, tid, thread.executed_ns, Some(image))) {
             return;
         }
         thread.executed_ns = 0;

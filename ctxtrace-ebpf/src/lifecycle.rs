@@ -13,7 +13,8 @@ use ctxtrace_common::thread::{BORROWED, EXITING, FROM_BIRTH, INHERITED, KernelCo
 
 use crate::handover::final_numbers;
 use crate::maps::{EXECUTED, FOLLOW_CHILDREN, Lane, THREADS, WITH_EVENTS};
-use crate::target::{Begin, First, FirstSeen, begin, find, follow_process, program_replaced};
+use crate::rights::may_trace;
+use crate::target::{Begin, First, FirstSeen, begin, find, follow_process, program_replaced, stop_recording};
 use crate::task::{Task, thread_pointer_of};
 
 /// A target's child, thread or process, is a target. The child has not run yet (kernel: `kernel/fork.c`,
@@ -70,6 +71,11 @@ pub(crate) fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     let task = Task::from_arg(ctx.arg(0));
     let tid = task.tid();
     if let Some(thread) = find(task, tid, FirstSeen::Otherwise, Lane::Lifecycle) {
+        // The new program's credentials are the thread's by now (kernel: `fs/exec.c`, `begin_new_exec()`).
+        if !may_trace(task) {
+            stop_recording(task, thread);
+            return 0;
+        }
         program_replaced(Image {
             tgid: thread.tgid,
             number: thread.image,

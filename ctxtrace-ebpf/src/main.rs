@@ -10,6 +10,7 @@
 //!
 //! and what they share: [`maps`] (every map, and every constant the loader sets), [`task`] (reading the kernel's
 //! `task_struct` with offsets from the running kernel's BTF), [`target`] (from a `task_struct` to our record of the thread),
+//! [`rights`] (whether the tracer's user may trace a thread),
 //! [`locate`] (what the thread is doing), [`hits`] (its task switches), [`handover`] (its final numbers), [`waker`] (who makes a wakeup), [`stacks`] and
 //! [`sums`] (the tables things are added up in), [`tables`] (how full those are), [`events`] (what is told one by one).
 //!
@@ -42,6 +43,8 @@ mod lifecycle;
 mod locate;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod rights;
 #[cfg(target_arch = "bpf")]
 mod sample;
 #[cfg(target_arch = "bpf")]

@@ -15,20 +15,20 @@ use ctxtrace_common::locator::Doing;
 use ctxtrace_common::polls::Gap;
 use ctxtrace_common::process::Image;
 use ctxtrace_common::stack::{SwitchSum, UserStack};
-use ctxtrace_common::thread::{BORROWED, EXITING, INHERITED, PENDING_SUM, Thread, ThreadSummary, WOKEN_FROM_PARK};
+use ctxtrace_common::thread::{BORROWED, EXITING, INHERITED, PENDING_SUM, Thread, WOKEN_FROM_PARK};
 use ctxtrace_common::wakeup::{EdgeAddition, EdgeKey, WakerAddition, WakerStackKey, What};
 
 use crate::events::{cpu, introduce, publish};
 use crate::hits::observe;
 use crate::locate::{Plain, locate, locator_of};
 use crate::maps::{
-    COUNTERS, DROP_ONE_IN, EXITED, HAS_PREV_STATE_ARG, Lane, Scratch, THREADS, WAKINGS, WITH_EVENTS, WITH_STACKS,
-    WITH_WAKER_STACKS, add, count, record,
+    COUNTERS, DROP_ONE_IN, HAS_PREV_STATE_ARG, Lane, Scratch, WAKINGS, WITH_EVENTS, WITH_STACKS, WITH_WAKER_STACKS,
+    add, count, record,
 };
+use crate::rights::{are_limited, may_trace};
 use crate::stacks::{Walked, kernel_stack, known_user_stack, user_stack};
-use crate::sums::{add_switch, add_waker, bring_in, edge};
-use crate::tables::thread_was_reported;
-use crate::target::{FirstSeen, find, may_be_target, thread_ended};
+use crate::sums::{add_switch, add_waker, edge};
+use crate::target::{FirstSeen, find, may_be_target, report_and_remove, stop_recording, thread_ended};
 use crate::task::{TASK_DEAD, Task};
 
 /// Submit without waking the reader: it polls, and a wakeup here would be a scheduler event inside a scheduler event.
@@ -57,10 +57,14 @@ pub(crate) fn sched_switch(ctx: BtfTracePointContext) -> i32 {
         scratch.event.become_switch(now_ns, cpu());
     }
     if let Some(thread) = find(prev, prev_tid, FirstSeen::LeavingCpu, Lane::Scheduler) {
-        if with_events {
-            introduce(prev, prev_tid, thread, now_ns);
+        if executes_what_may_not_be_traced(prev, thread) {
+            stop_recording(prev, thread);
+        } else {
+            if with_events {
+                introduce(prev, prev_tid, thread, now_ns);
+            }
+            switch_out(&ctx, prev, prev_tid, thread, now_ns, scratch);
         }
-        switch_out(&ctx, prev, prev_tid, thread, now_ns, scratch);
     }
     if let Some(thread) = find(next, next_tid, FirstSeen::Otherwise, Lane::Scheduler) {
         if with_events {
@@ -162,6 +166,13 @@ fn switch_out(
     if leave == Leave::Dead {
         end(task, thread);
     }
+}
+
+/// Whether the thread is in the middle of an `execve`, and its credentials are already those of a program that the tracer's user may not
+/// trace: `sched_process_exec` comes later. The loader leaves this out for a tracer that may trace every user's processes.
+#[inline(always)]
+fn executes_what_may_not_be_traced(task: Task, thread: &Thread) -> bool {
+    are_limited() && task.memory() != thread.memory && thread.flags & EXITING == 0 && !may_trace(task)
 }
 
 /// Decides the switch-out's class and notes what it is to be summed by.
@@ -333,24 +344,11 @@ fn polls_are_counted(thread: &Thread) -> bool {
 #[inline(always)]
 fn end(task: Task, thread: &mut Thread) {
     thread.comm = task.comm();
-    if thread.flags & PENDING_SUM != 0 {
-        thread.flags &= !PENDING_SUM;
-        add_switch(thread, 0);
-    }
-    bring_in(&mut thread.gathered[0]);
-    bring_in(&mut thread.gathered[1]);
-    if EXITED
-        .output::<ThreadSummary>(&thread.summary, BPF_RB_NO_WAKEUP)
-        .is_err()
-    {
-        count(|counters| &mut counters.lost_records);
-    }
-    thread_was_reported();
     let image = Image {
         tgid: thread.tgid,
         number: thread.image,
     };
-    let _ = THREADS.remove(&task.address());
+    report_and_remove(task, thread);
     thread_ended(image);
 }
 

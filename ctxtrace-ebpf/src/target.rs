@@ -4,12 +4,17 @@
 //! its first event. Threads of a process that is followed from its start come in at their fork; adoption is for the first
 //! thread of all (user space knows its process id only) and for threads that no fork announces, like `io_uring` workers.
 
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use ctxtrace_common::clock::Clock;
 use ctxtrace_common::process::{Image, Process, filter_place};
-use ctxtrace_common::thread::{KERNEL_WORKER, KernelCount, Thread};
+use ctxtrace_common::thread::{KERNEL_WORKER, KernelCount, PENDING_SUM, REFUSED, Thread, ThreadSummary};
 
 use crate::atomic;
-use crate::maps::{FILTER, IMAGES, Lane, PROCESSES, THREADS, count};
+use crate::maps::{EXITED, FILTER, IMAGES, Lane, PROCESSES, THREADS, count};
+use crate::rights::may_trace;
+use crate::sums::{add_switch, bring_in};
+use crate::switch::BPF_RB_NO_WAKEUP;
+use crate::tables::thread_was_reported;
 use crate::task::Task;
 
 /// What an unknown thread is doing in the event it is first seen in.
@@ -74,6 +79,11 @@ fn adopt(task: Task, tid: u32, first_seen: FirstSeen, lane: Lane) -> bool {
     let process = unsafe { &mut *process };
     let leader_start_ns = task.group_leader().start_boottime_ns();
     if process.start_boottime_ns == 0 {
+        // User space asked for it by its id, and it may have executed another program since it was looked at.
+        if !may_trace(task) {
+            refuse(Image { tgid, number: 0 });
+            return false;
+        }
         process.start_boottime_ns = leader_start_ns;
     } else if process.start_boottime_ns != leader_start_ns {
         // The id was given to another process while we still had it down for ours.
@@ -190,6 +200,55 @@ pub(crate) fn program_replaced(old: Image) {
         // SAFETY: a live element; one aligned store.
         unsafe { (&raw mut (*process).tasks_named).write_volatile(0) };
     }
+}
+
+/// Ends the recording of a thread whose process executes a program that the tracer's user may not trace: its record goes to user space
+/// and out of the tables, with what was recorded before. Neither the process nor what it forks from here on is followed.
+#[inline(never)]
+pub(crate) fn stop_recording(task: Task, thread: &mut Thread) {
+    thread.polls.start_anew();
+    thread.clock = Clock::UNKNOWN;
+    // SAFETY: the helper has no preconditions.
+    thread.clock.since_ns = unsafe { bpf_ktime_get_ns() };
+    thread.flags |= REFUSED;
+    let image = Image {
+        tgid: thread.tgid,
+        number: thread.image,
+    };
+    report_and_remove(task, thread);
+    refuse(image);
+}
+
+/// Forgets a process that may not be traced, which ran this image, and counts it.
+#[inline(always)]
+fn refuse(image: Image) {
+    let _ = PROCESSES.remove(&image.tgid);
+    let _ = IMAGES.remove(&image);
+    // User space may have said already what the process was going to execute.
+    let _ = IMAGES.remove(&Image {
+        tgid: image.tgid,
+        number: image.number + 1,
+    });
+    count(|counters| &mut counters.refused_processes);
+}
+
+/// Sends the record of a thread to user space, and takes it out of the table.
+#[inline(always)]
+pub(crate) fn report_and_remove(task: Task, thread: &mut Thread) {
+    if thread.flags & PENDING_SUM != 0 {
+        thread.flags &= !PENDING_SUM;
+        add_switch(thread, 0);
+    }
+    bring_in(&mut thread.gathered[0]);
+    bring_in(&mut thread.gathered[1]);
+    if EXITED
+        .output::<ThreadSummary>(&thread.summary, BPF_RB_NO_WAKEUP)
+        .is_err()
+    {
+        count(|counters| &mut counters.lost_records);
+    }
+    thread_was_reported();
+    let _ = THREADS.remove(&task.address());
 }
 
 /// Counts a new thread of a process.

@@ -12,11 +12,13 @@ use ctxtrace_common::thread::KernelCount;
 
 use crate::maps::HAS_TASK_PT_REGS;
 
+/// Load-time constants that say where fields of the kernel's structures lie.
 macro_rules! offsets {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        $($(#[$doc])* #[unsafe(no_mangle)] static $name: Global<u32> = Global::new(0);)*
+        $($(#[$doc])* #[unsafe(no_mangle)] pub(crate) static $name: Global<u32> = Global::new(0);)*
     };
 }
+pub(crate) use offsets;
 
 offsets! {
     /// Offset of `task_struct.pid`.

@@ -80,6 +80,9 @@ const PANIC: &str = "Kernel panic - not syncing";
 /// Memory of the guest, MiB: its root file system is in it, twice while it is unpacked.
 const MEMORY_MB: u32 = 3_072;
 
+/// Parts of the kernel that the tests use and that Debian builds as modules.
+const MODULES: [&str; 1] = ["overlay"];
+
 /// The longest a guest may take, seconds.
 const LIMIT_S: u32 = 900;
 
@@ -142,6 +145,9 @@ pub(crate) fn test(kernel: Kernel, privileged: &Path, others: &[PathBuf], way: &
     let root = folder.join("root");
     let _ = fs::remove_dir_all(&root);
     fill(&root, privileged, others, &tests)?;
+    for module in MODULES {
+        add_module(&root, &folder.join("package"), module)?;
+    }
     let initramfs = folder.join("initramfs.cpio");
     pack(&root, &initramfs)?;
     fs::remove_dir_all(&root).context("cannot remove the guest's files")?;
@@ -236,7 +242,7 @@ fn fill(root: &Path, privileged: &Path, others: &[PathBuf], tests: &[&str]) -> R
         .context("there is no busybox")?;
     fs::copy(busybox, root.join("bin/busybox")).context("cannot copy busybox")?;
     for name in [
-        "cat", "echo", "false", "grep", "ip", "mount", "poweroff", "sh", "sleep", "true",
+        "cat", "echo", "false", "grep", "insmod", "ip", "mount", "poweroff", "sh", "sleep", "true", "umount",
     ] {
         symlink("busybox", root.join("bin").join(name)).context("cannot make the guest's commands")?;
     }
@@ -265,6 +271,34 @@ fn add(root: &Path, file: &Path) -> Result<()> {
         .with_context(|| format!("cannot copy {} for the guest", file.display()))
 }
 
+/// Puts a module of the kernel where the guest loads it from.
+fn add_module(root: &Path, package: &Path, name: &str) -> Result<()> {
+    let names = [format!("{name}.ko"), format!("{name}.ko.xz")];
+    let mut find = process::clean("find");
+    find.arg(package);
+    find.args(["-name", &names[0], "-o", "-name", &names[1]]);
+    let found = process::output(&mut find)?;
+    let module = found
+        .lines()
+        .next()
+        .with_context(|| format!("the kernel's package has no module {name}"))?;
+    let there = root.join("lib/modules").join(&names[0]);
+    fs::create_dir_all(root.join("lib/modules")).context("cannot make the guest's folders")?;
+    if !module.ends_with(".xz") {
+        fs::copy(module, &there).context("cannot copy a module for the guest")?;
+        return Ok(());
+    }
+    let unpacked = fs::File::create(&there).context("cannot unpack a module for the guest")?;
+    let status = process::clean("xz")
+        .args(["--decompress", "--stdout", module])
+        .stdout(unpacked)
+        .status();
+    if !status.context("cannot run xz")?.success() {
+        bail!("{module} could not be unpacked");
+    }
+    Ok(())
+}
+
 /// What the guest does.
 fn script(privileged: &Path, tests: &[&str]) -> String {
     let program = privileged.display();
@@ -273,6 +307,7 @@ fn script(privileged: &Path, tests: &[&str]) -> String {
          mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev; mount -t tmpfs none /tmp\n\
          mount -t tracefs none /sys/kernel/tracing; mount -t debugfs none /sys/kernel/debug; ip link set lo up\n\
          export PATH=/bin HOME=/root CTXTRACE_REQUIRE_PRIVILEGED=1 RUST_BACKTRACE=0\n\
+         for module in /lib/modules/*.ko; do insmod $module; done\n\
          cat /proc/version; failed=0\n\
          for word in $(cat /proc/cmdline); do case $word in preempt=*) \
          grep -qF \"(${{word#preempt=}})\" /sys/kernel/debug/sched/preempt || {{ echo this kernel cannot $word; failed=1; }};; esac; done\n\

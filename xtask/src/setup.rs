@@ -11,11 +11,12 @@ const DENY_VERSION: &str = "0.20.2";
 
 /// Programs that the tests start or are built with, with the Debian packages they are in. Of Go any version that is in
 /// `ctxtrace/src/target/locate/go.rs` will do; Debian 12's is the oldest of them.
-const FOR_TESTS: [(&str, &str); 13] = [
+const FOR_TESTS: [(&str, &str); 14] = [
     ("bpftool", "bpftool"),
     ("cc", "gcc"),
     ("go", "golang-go"),
     ("make", "make"),
+    ("mkfs.btrfs", "btrfs-progs"),
     ("perf", "linux-perf"),
     ("python3", "python3"),
     ("redis-benchmark", "redis-tools"),
@@ -28,11 +29,12 @@ const FOR_TESTS: [(&str, &str); 13] = [
 ];
 
 /// What `cargo xtask test --kernel` needs besides.
-pub(crate) const FOR_KERNELS: [(&str, &str); 4] = [
+pub(crate) const FOR_KERNELS: [(&str, &str); 5] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
     ("dpkg-deb", "dpkg"),
+    ("xz", "xz-utils"),
 ];
 
 /// The release of `DuckDB`, as pip names it.

@@ -78,7 +78,7 @@ fn messages_per_poll(buckets: &[u64]) -> Option<MessagesPerPoll> {
     })
 }
 
-pub(super) fn ledger_rows(aggregates: &Aggregates, ledger: &Ledger) -> Vec<LedgerRow> {
+pub(super) fn ledger_rows(aggregates: &Aggregates, ledger: &Ledger, nulls: &mut Nulls) -> Vec<LedgerRow> {
     let rows = ledger
         .rows
         .iter()
@@ -90,11 +90,11 @@ pub(super) fn ledger_rows(aggregates: &Aggregates, ledger: &Ledger) -> Vec<Ledge
             pid: entry.task.map(|key| key.image.tgid),
             count: sum.count,
             off_cpu_ns: sum.off_cpu_ns,
-            open: 0,
-            open_ns: 0,
+            open: None,
+            open_ns: None,
         })
         .collect();
-    unseen::with_open(rows, aggregates, ledger)
+    unseen::with_open(rows, aggregates, ledger, nulls)
 }
 
 /// The class as it is called in the result.
@@ -249,5 +249,6 @@ fn locator(program: &Program) -> Locator {
                 .map_or(String::new(), |detail| format!(" ({detail})"));
             format!("{}{detail}", locate::in_words(reason))
         }),
+        note: found.detail.clone().filter(|_| reason == Reason::None),
     }
 }

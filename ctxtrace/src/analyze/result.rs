@@ -79,8 +79,8 @@ pub struct Report {
     /// The threads of the median run, those too of a process that was attached to which made no switch.
     pub threads: Vec<Thread>,
     /// The threads of the median run that were off the CPU when the recording ended, the longest first. Their time so far is in no
-    /// sum, because its end was not seen.
-    pub open_intervals: Vec<OpenInterval>,
+    /// sum, because its end was not seen. Null in captures of versions that did not record them.
+    pub open_intervals: Option<Vec<OpenInterval>>,
     /// Switch-ins on another CPU than the thread's last one, in the median run.
     pub migrations: u64,
     /// What was lost, in all runs together.
@@ -359,10 +359,10 @@ pub struct LedgerRow {
     pub count: u64,
     /// Their off-CPU time, as far as its end was seen.
     pub off_cpu_ns: u64,
-    /// Of them, those whose threads were off the CPU when the recording ended.
-    pub open: u64,
-    /// The time of those so far; it is not in `off_cpu_ns`.
-    pub open_ns: u64,
+    /// Of them, those whose threads were off the CPU when the recording ended. Null in captures of versions that did not record it.
+    pub open: Option<u64>,
+    /// The time of those so far; it is not in `off_cpu_ns`. Null where `open` is.
+    pub open_ns: Option<u64>,
 }
 
 /// One task.
@@ -489,6 +489,10 @@ pub struct Locator {
     /// Why its tasks cannot be found, and what would help; absent if they can, or if it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What was not found out about the program where there is no `reason`, as that not every shared object of it was searched for a
+    /// runtime; absent if there is nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// The traced count against the kernel's own.
@@ -591,7 +595,8 @@ pub struct Distribution {
     /// Intervals that had begun and not ended when the capture did, counted with no time; a thread's last switch-out
     /// begins one that never ends. Null for distributions that cannot have any.
     pub open_intervals: Option<u64>,
-    /// The time so far of those whose threads live on; it is not in `sum_ns`. Null where `open_intervals` is.
+    /// The time so far of those whose threads live on; it is not in `sum_ns`. Null where `open_intervals` is, and in captures of versions
+    /// that did not record it.
     pub open_ns: Option<u64>,
     /// Shortest.
     pub min_ns: Option<u64>,
@@ -747,6 +752,9 @@ pub struct Lost {
     pub threads: u64,
     /// Exited threads whose record did not fit the ring.
     pub thread_records: u64,
+    /// Processes that executed a program which the user of ctxtrace may not trace: set-user-ID, with capabilities, or not readable.
+    /// Nothing of them, nor of what they started, was recorded from there on. Always 0 for root and with `CAP_SYS_PTRACE`.
+    pub refused_processes: u64,
     /// Executables for which the table of layouts had no room: their switches are not attributed to tasks.
     pub programs: u64,
     /// Reports of memory mappings that the kernel could not deliver; frames in them have no name.
@@ -768,7 +776,7 @@ pub struct Lost {
 impl Lost {
     /// Every cause with its count, named in the singular and in the plural.
     #[must_use]
-    pub fn causes(&self) -> [(&'static str, &'static str, u64); 20] {
+    pub fn causes(&self) -> [(&'static str, &'static str, u64); 21] {
         [
             ("kernel switch", "kernel switches", self.events),
             ("off-CPU interval", "off-CPU intervals", self.intervals),
@@ -783,6 +791,11 @@ impl Lost {
             ("handover", "handovers", self.handovers),
             ("thread", "threads", self.threads),
             ("thread record", "thread records", self.thread_records),
+            (
+                "process that you may not trace",
+                "processes that you may not trace",
+                self.refused_processes,
+            ),
             ("program", "programs", self.programs),
             ("mapping", "mappings", self.mappings),
             ("program run (recursion)", "program runs (recursion)", self.recursion),
@@ -808,6 +821,7 @@ impl Lost {
         add(&mut self.handovers, other.handovers);
         add(&mut self.threads, other.threads);
         add(&mut self.thread_records, other.thread_records);
+        add(&mut self.refused_processes, other.refused_processes);
         add(&mut self.programs, other.programs);
         add(&mut self.mappings, other.mappings);
         add(&mut self.recursion, other.recursion);

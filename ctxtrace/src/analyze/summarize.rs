@@ -5,6 +5,7 @@
 
 use crate::sums::SaturatingSum;
 use ctxtrace_common::histogram::{Histogram, Latency as Kind, lower_bound};
+use ctxtrace_common::thread::REFUSED;
 
 use super::attribution;
 use super::percentile::percentile;
@@ -101,9 +102,9 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         .iter()
         .map(|run| open_off_intervals(&run.aggregates))
         .saturating_sum();
-    let open_ns = runs
-        .iter()
-        .fold(0, |sum: u64, run| sum.saturating_add(unseen::open_ns(&run.aggregates)));
+    let open_ns = runs.iter().try_fold(0_u64, |sum, run| {
+        Some(sum.saturating_add(unseen::open_ns(&run.aggregates)?))
+    });
     let threads = unseen::threads(&run.aggregates);
 
     Report {
@@ -125,7 +126,7 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
             "frozen_cgroups",
             NOT_LOOKED_AT,
         ),
-        ledger: attribution::ledger_rows(&run.aggregates, &ledger),
+        ledger: attribution::ledger_rows(&run.aggregates, &ledger, &mut nulls),
         ledger_adds_up: runs.iter().all(ledger_adds_up),
         task_types: attribution::task_types(&tasks),
         tasks,
@@ -138,7 +139,7 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         latency: latency(&latencies, open_intervals, open_ns, &mut nulls),
         migrations: threads.iter().map(|thread| thread.migrations).saturating_sum(),
         threads,
-        open_intervals: unseen::open_intervals(run),
+        open_intervals: nulls.or(unseen::open_intervals(run), "open_intervals", unseen::OPEN_NOT_RECORDED),
         lost,
         overhead: overhead(&run.aggregates, &mut nulls),
         unavailable: nulls.0,
@@ -376,6 +377,8 @@ fn reconciliation(is_workload: bool, run: &Run, nulls: &mut Nulls) -> Reconcilia
     let is_folded = run.aggregates.threads.iter().any(|record| record.threads != 1);
     let no_rusage = if is_folded {
         "so many threads ended that some were added up by name, and it lacks the last switch of each"
+    } else if run.aggregates.counters.refused_processes > 0 {
+        "a process was recorded in part only: it executed a program that you may not trace"
     } else if run.launched.is_some_and(|launched| launched.rusage.is_some()) {
         "processes that their parents did not wait for are not in it, and there were several"
     } else {
@@ -502,7 +505,8 @@ fn on_cpu(runs: &[Run], nulls: &mut Nulls) -> Option<OnCpu> {
 /// Off-CPU intervals that have begun and not ended: the last switch-out of ended threads, and of others that are off.
 fn open_off_intervals(aggregates: &Aggregates) -> u64 {
     let open = |record: &&ThreadRecord| match record.fate {
-        Fate::Ended => true,
+        // One that executed a program which is not recorded was on the CPU then.
+        Fate::Ended => record.thread.flags & REFUSED == 0,
         Fate::Vanished | Fate::Alive => record.thread.clock.is_off(),
     };
     aggregates
@@ -513,13 +517,15 @@ fn open_off_intervals(aggregates: &Aggregates) -> u64 {
         .sum()
 }
 
-fn latency(latencies: &Latencies, open_off: u64, open_ns: u64, nulls: &mut Nulls) -> Latency {
+fn latency(latencies: &Latencies, open_off: u64, open_ns: Option<u64>, nulls: &mut Nulls) -> Latency {
     const CLOSED_WITH_OFF_CPU: &str = "open intervals are counted in off_cpu, of which this is a part";
-    let mut distribution = |kind, name: &str, open: Option<(u64, u64)>| {
+    let mut distribution = |kind, name: &str, open: Option<(u64, Option<u64>)>| {
         let path = format!("latency.{name}");
         if open.is_none() {
             nulls.note(&format!("{path}.open_intervals"), CLOSED_WITH_OFF_CPU);
             nulls.note(&format!("{path}.open_ns"), CLOSED_WITH_OFF_CPU);
+        } else if let Some((_, None)) = open {
+            nulls.note(&format!("{path}.open_ns"), unseen::OPEN_NOT_RECORDED);
         }
         distribution(latencies.get(kind), open, &path, nulls)
     };
@@ -533,7 +539,12 @@ fn latency(latencies: &Latencies, open_off: u64, open_ns: u64, nulls: &mut Nulls
 }
 
 /// `open`: the number of open intervals, and their time so far.
-fn distribution(histogram: &Histogram, open: Option<(u64, u64)>, path: &str, nulls: &mut Nulls) -> Distribution {
+fn distribution(
+    histogram: &Histogram,
+    open: Option<(u64, Option<u64>)>,
+    path: &str,
+    nulls: &mut Nulls,
+) -> Distribution {
     let any = histogram.count > 0;
     if !any {
         for field in ["min_ns", "p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns"] {
@@ -543,7 +554,7 @@ fn distribution(histogram: &Histogram, open: Option<(u64, u64)>, path: &str, nul
     Distribution {
         count: histogram.count,
         open_intervals: open.map(|(count, _)| count),
-        open_ns: open.map(|(_, ns)| ns),
+        open_ns: open.and_then(|(_, ns)| ns),
         min_ns: any.then(|| histogram.min_plus_one_ns.saturating_sub(1)),
         p50_ns: percentile(histogram, 0.5),
         p90_ns: percentile(histogram, 0.9),
@@ -585,6 +596,7 @@ fn lost_in(run: &Run) -> Lost {
         handovers: counters.lost_handovers,
         threads: counters.lost_threads,
         thread_records: counters.lost_records,
+        refused_processes: counters.refused_processes,
         programs: aggregates.lost_programs,
         mappings: aggregates.mappings.lost,
         recursion: aggregates.recursion_misses,

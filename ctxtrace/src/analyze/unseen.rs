@@ -7,6 +7,7 @@ use ctxtrace_common::ledger::Class as Kind;
 
 use super::attribution::class;
 use super::result::{LedgerRow, OpenInterval, RunningProcess, Thread, ThreadState};
+use super::summarize::Nulls;
 use crate::correlate::ledger::{Entry, Ledger, entry_of};
 use crate::correlate::tasks;
 use crate::symbolize::stacks;
@@ -29,36 +30,46 @@ impl OpenSum {
     }
 }
 
-/// The time so far of all open intervals.
-pub(super) fn open_ns(aggregates: &Aggregates) -> u64 {
+/// Why nothing is known of open intervals.
+pub(super) const OPEN_NOT_RECORDED: &str = "the version that recorded the capture did not record open intervals";
+
+/// The time so far of all open intervals; `None` if they were not recorded.
+pub(super) fn open_ns(aggregates: &Aggregates) -> Option<u64> {
     let mut sum = OpenSum::default();
-    aggregates.open.iter().for_each(|open| sum.add(open.off_ns));
-    sum.ns
+    aggregates.open.as_ref()?.iter().for_each(|open| sum.add(open.off_ns));
+    Some(sum.ns)
 }
 
-/// The open intervals of each row of the ledger.
-fn open_by_entry(aggregates: &Aggregates) -> BTreeMap<Entry, OpenSum> {
+/// The open intervals of each row of the ledger; `None` if they were not recorded.
+fn open_by_entry(aggregates: &Aggregates) -> Option<BTreeMap<Entry, OpenSum>> {
     let mut sums: BTreeMap<Entry, OpenSum> = BTreeMap::new();
-    for open in &aggregates.open {
+    for open in aggregates.open.as_ref()? {
         sums.entry(entry_of(&open.key, aggregates))
             .or_default()
             .add(open.off_ns);
     }
-    sums
+    Some(sums)
 }
 
 /// Gives the rows of a ledger, in its order, what is open in them.
-pub(super) fn with_open(mut rows: Vec<LedgerRow>, aggregates: &Aggregates, ledger: &Ledger) -> Vec<LedgerRow> {
+pub(super) fn with_open(
+    mut rows: Vec<LedgerRow>,
+    aggregates: &Aggregates,
+    ledger: &Ledger,
+    nulls: &mut Nulls,
+) -> Vec<LedgerRow> {
     let open = open_by_entry(aggregates);
-    for (row, entry) in rows.iter_mut().zip(ledger.rows.keys()) {
-        let sum = open.get(entry).copied().unwrap_or_default();
-        (row.open, row.open_ns) = (sum.count, sum.ns);
+    for (index, (row, entry)) in rows.iter_mut().zip(ledger.rows.keys()).enumerate() {
+        let sum = open.as_ref().map(|open| open.get(entry).copied().unwrap_or_default());
+        let path = |field: &str| format!("ledger[{index}].{field}");
+        row.open = nulls.or(sum.map(|sum| sum.count), &path("open"), OPEN_NOT_RECORDED);
+        row.open_ns = nulls.or(sum.map(|sum| sum.ns), &path("open_ns"), OPEN_NOT_RECORDED);
     }
     rows
 }
 
-/// The open intervals one by one, the longest first.
-pub(super) fn open_intervals(run: &Run) -> Vec<OpenInterval> {
+/// The open intervals one by one, the longest first; `None` if they were not recorded.
+pub(super) fn open_intervals(run: &Run) -> Option<Vec<OpenInterval>> {
     let aggregates = &run.aggregates;
     let mut names = HashMap::new();
     for record in &aggregates.threads {
@@ -66,6 +77,7 @@ pub(super) fn open_intervals(run: &Run) -> Vec<OpenInterval> {
     }
     let mut intervals: Vec<OpenInterval> = aggregates
         .open
+        .as_ref()?
         .iter()
         .map(|open| {
             let entry = entry_of(&open.key, aggregates);
@@ -85,7 +97,7 @@ pub(super) fn open_intervals(run: &Run) -> Vec<OpenInterval> {
         })
         .collect();
     intervals.sort_by_key(|interval| (std::cmp::Reverse(interval.off_ns), interval.tid));
-    intervals
+    Some(intervals)
 }
 
 /// Every thread of a run, those without a switch at the end.
@@ -93,6 +105,7 @@ pub(super) fn threads(aggregates: &Aggregates) -> Vec<Thread> {
     let open: HashMap<u32, (u64, Kind)> = aggregates
         .open
         .iter()
+        .flatten()
         .map(|open| (open.tid, (open.off_ns, entry_of(&open.key, aggregates).class)))
         .collect();
     let seen = aggregates.threads.iter().map(|record| {
@@ -189,11 +202,11 @@ mod tests {
         running.fate = Fate::Alive;
         running.thread.clock.switch_in(100);
         let mut aggregates = build::aggregates(vec![asleep, running, build::thread(102, "ended", 1, 0)]);
-        aggregates.open = vec![crate::trace::OpenInterval {
+        aggregates.open = Some(vec![crate::trace::OpenInterval {
             tid: 101,
             key: build::sum_key(Kind::ThreadBlocked, 0),
             off_ns: 900,
-        }];
+        }]);
         aggregates.silent = vec![SilentThread {
             tid: 103,
             tgid: 100,
@@ -222,14 +235,37 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_recorded_is_null_and_says_why() {
+        let mut aggregates = aggregates();
+        aggregates.open = None;
+        let ledger = crate::correlate::ledger::ledger(&aggregates);
+        let mut nulls = Nulls::default();
+        let rows = super::super::attribution::ledger_rows(&aggregates, &ledger, &mut nulls);
+        assert_eq!((rows[0].count, rows[0].open, rows[0].open_ns), (6, None, None));
+        let nulls = nulls.into_entries();
+        assert_eq!(nulls.len(), 2 * rows.len());
+        assert!(
+            nulls[1].path == "ledger[0].open_ns" && nulls[1].reason == OPEN_NOT_RECORDED,
+            "{nulls:?}"
+        );
+        assert_eq!(open_ns(&aggregates), None);
+        assert!(open_intervals(&build::run(aggregates)).is_none());
+    }
+
+    #[test]
     fn what_is_open_is_in_no_sum_and_beside_it() {
         let aggregates = aggregates();
         let ledger = crate::correlate::ledger::ledger(&aggregates);
-        let rows = super::super::attribution::ledger_rows(&aggregates, &ledger);
+        let mut nulls = Nulls::default();
+        let rows = super::super::attribution::ledger_rows(&aggregates, &ledger, &mut nulls);
         let row = &rows[0];
-        assert_eq!((row.count, row.off_cpu_ns, row.open, row.open_ns), (6, 0, 1, 900));
-        assert_eq!(open_ns(&aggregates), 900);
-        let intervals = open_intervals(&build::run(aggregates));
+        assert_eq!(
+            (row.count, row.off_cpu_ns, row.open, row.open_ns),
+            (6, 0, Some(1), Some(900))
+        );
+        assert_eq!(open_ns(&aggregates), Some(900));
+        assert_eq!(nulls.into_entries(), []);
+        let intervals = open_intervals(&build::run(aggregates)).expect("recorded");
         assert_eq!(intervals[0].thread, "asleep");
         assert!(intervals[0].stack.is_empty(), "there are none at this level");
     }

@@ -3,7 +3,7 @@
 //! This is the only folder that knows of aya. In the order things happen:
 //!
 //! 1. [`preflight`]: may this process trace at all, and what to do if not.
-//! 2. [`offsets`]: where the fields of the running kernel's `task_struct` lie.
+//! 2. [`offsets`]: where the fields of the running kernel's `task_struct` lie; `rights`: whose processes may be traced.
 //! 3. [`Session`]: one run's programs and maps, from load to the last count.
 //! 4. [`events`]: the rings of events, where those are wanted.
 //! 5. [`polls`]: the rings of polls that the program itself writes, where those are wanted.
@@ -25,6 +25,7 @@ mod machine;
 pub mod offsets;
 pub mod polls;
 pub mod preflight;
+mod rights;
 mod sampling;
 mod wire;
 
@@ -39,6 +40,7 @@ use aya::programs::{BtfTracePoint, KProbe};
 use aya::{Btf, Ebpf, EbpfLoader};
 use ctxtrace_common::clock::Phase;
 use ctxtrace_common::counters::Counters;
+use ctxtrace_common::event::Event;
 use ctxtrace_common::handover::{Handover, Names};
 use ctxtrace_common::histogram::{Histogram, Latency};
 use ctxtrace_common::ledger::Class;
@@ -46,7 +48,7 @@ use ctxtrace_common::locator::Locator;
 use ctxtrace_common::process::{ATTACHED, Image, Process, TaskKey, filter_place};
 use ctxtrace_common::stack::SwitchSum;
 use ctxtrace_common::table::Generational as _;
-use ctxtrace_common::thread::{PENDING_SUM, Thread, ThreadSummary};
+use ctxtrace_common::thread::{PENDING_SUM, REFUSED, Thread, ThreadSummary};
 
 use crate::error::{Error, Result};
 use crate::reader::FileReader;
@@ -66,6 +68,7 @@ use events::{EventRings, Layout};
 use layouts::{Layouts, Place};
 use offsets::Offsets;
 use polls::PollRings;
+use rights::TracerRights;
 use wire::Wire;
 
 /// The BPF object, aligned as the ELF parser wants it.
@@ -193,6 +196,10 @@ pub struct Session {
     reader: FileReader,
     cgroups: CgroupWatch,
     layouts: Layouts,
+    /// Threads that executed a program which may not be traced, and whose last event is still to be put among the others.
+    refused: Vec<ThreadSummary>,
+    /// The images that may not be traced, until [`Session::take_refused`] takes them.
+    refused_images: Vec<Image>,
     /// Programs for which the kernel side has no room.
     lost_programs: u64,
     settings: Settings,
@@ -231,9 +238,10 @@ impl Session {
         } else {
             Layout::NONE
         };
+        let rights = TracerRights::of_this_process(&kernel.offsets)?;
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&kernel.btf));
-        for (name, value) in kernel.offsets.constants() {
+        for (name, value) in kernel.offsets.constants().chain(rights.constants()) {
             loader.override_global(name, value, true);
         }
         loader.override_global("WITH_STACKS", &with_stacks, true);
@@ -289,6 +297,8 @@ impl Session {
             reader: FileReader::new(),
             cgroups: CgroupWatch::start(kernel.offsets.has_throttled()),
             layouts: Layouts::default(),
+            refused: Vec::new(),
+            refused_images: Vec::new(),
             lost_programs: 0,
             settings,
             waking_timer: None,
@@ -535,11 +545,32 @@ impl Session {
     pub fn drain_events(&mut self, sink: &mut dyn EventSink) {
         self.drain();
         let until_ns = self.events.drain(sink);
+        self.end_refused(until_ns, sink);
         if let Some(polls) = &mut self.polls {
             polls.drain(until_ns, sink);
         }
         // Should the kernel refuse anything of it, the tables fill, and what finds no room is counted as lost.
         let _ = self.drainer.drain(&mut self.ebpf, &mut self.collected);
+    }
+
+    /// Takes the images that may not be traced and that no earlier call has taken: [`Tracker::refuse`] is to forget them.
+    pub fn take_refused(&mut self) -> Vec<Image> {
+        self.drain();
+        std::mem::take(&mut self.refused_images)
+    }
+
+    /// Puts the last event of each thread that executed a program which may not be traced behind all its others, which are before
+    /// `until_ns`.
+    fn end_refused(&mut self, until_ns: u64, sink: &mut dyn EventSink) {
+        let (over, to_come): (Vec<_>, Vec<_>) = std::mem::take(&mut self.refused)
+            .into_iter()
+            .partition(|thread| thread.clock.since_ns < until_ns);
+        self.refused = to_come;
+        if self.settings.level == Level::Timeline {
+            let last = |thread: &ThreadSummary| Event::exec(until_ns, 0, thread.tid, thread.clock.since_ns, None);
+            let events: Vec<Event> = over.iter().map(last).collect();
+            sink.events(&events);
+        }
     }
 
     /// To be called when [`Session::executed_fd`] is readable.
@@ -613,7 +644,7 @@ impl Session {
             lost_by_cpu: self.lost_by_cpu()?,
             latencies: self.latencies()?,
             stacks: collected.stacks,
-            open: open_intervals(&live, vanished, until_ns),
+            open: Some(open_intervals(&live, vanished, until_ns)),
             silent: Vec::new(),
             switch_sums: sorted(collected.switch_sums),
             overflow_sums,
@@ -670,14 +701,18 @@ impl Session {
         }
         self.drain();
         self.events.drain_all(sink);
+        self.end_refused(ClockAnchor::now().monotonic_ns, sink);
         if let Some(polls) = &mut self.polls {
             polls.drain_all(sink);
         }
+        tracker.refuse(self.take_refused());
         let mappings = tracker.finish();
         self.programs.complete(&mappings, &mut self.reader);
         self.cgroups.read_all();
         let collected = std::mem::take(&mut self.collected);
-        self.aggregates(collected, &mappings, &vanished, until_ns)
+        let mut aggregates = self.aggregates(collected, &mappings, &vanished, until_ns)?;
+        aggregates.count_lost_code();
+        Ok(aggregates)
     }
 
     /// The threads that are gone, so have made their last switch, and nobody saw it; by the address of their record.
@@ -708,6 +743,13 @@ impl Session {
         // The kernel side writes whole records only.
         while let Some(item) = self.rings.exited.next() {
             if let Ok(thread) = bytemuck::try_pod_read_unaligned::<ThreadSummary>(&item) {
+                if thread.flags & REFUSED != 0 {
+                    self.refused.push(thread);
+                    self.refused_images.push(Image {
+                        tgid: thread.tgid,
+                        number: thread.image + 1,
+                    });
+                }
                 self.ended.push(thread, |thread| self.followed.contains(&thread.tid));
             }
         }
@@ -898,9 +940,14 @@ fn tried(kernel: &Kernel) -> Vec<Tried> {
 
 fn tried_at(kernel: &Kernel, level: Level) -> Vec<Tried> {
     let (stacks, events) = (u32::from(level == Level::Stacks), u32::from(level == Level::Timeline));
+    let tried = |name, loaded| Tried { name, level, loaded };
+    let rights = match TracerRights::of_this_process(&kernel.offsets) {
+        Ok(rights) => rights,
+        Err(error) => return vec![tried("sched_switch", Err(error))],
+    };
     let mut loader = EbpfLoader::new();
     loader.btf(Some(&kernel.btf));
-    for (name, value) in kernel.offsets.constants() {
+    for (name, value) in kernel.offsets.constants().chain(rights.constants()) {
         loader.override_global(name, value, true);
     }
     loader.override_global("WITH_STACKS", &stacks, true);
@@ -911,7 +958,6 @@ fn tried_at(kernel: &Kernel, level: Level) -> Vec<Tried> {
     for name in ["THREADS", "SWITCH_SUMS", "STACKS", "WAKER_SUMS", "EDGES"] {
         loader.map_max_entries(name, 1);
     }
-    let tried = |name, loaded| Tried { name, level, loaded };
     let mut ebpf = match loader.load(OBJECT).map_err(refused("load the BPF maps")) {
         Ok(ebpf) => ebpf,
         Err(error) => return vec![tried("sched_switch", Err(error))],

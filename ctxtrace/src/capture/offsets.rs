@@ -20,6 +20,7 @@ pub struct Offsets {
     constants: Vec<(&'static str, u32)>,
     exit_comes_in_time: bool,
     has_throttled: bool,
+    has_credentials: bool,
 }
 
 impl Offsets {
@@ -88,8 +89,13 @@ impl Offsets {
         if let Ok(per_cpu) = per_cpu(&btf, task) {
             constants.extend(per_cpu);
         }
+        // Needed only by a tracer that may not trace every user's processes.
+        let credentials = credentials(&btf, task);
+        let has_credentials = credentials.is_ok();
+        constants.extend(credentials.into_iter().flatten());
         Ok(Self {
             constants,
+            has_credentials,
             exit_comes_in_time: parameters(&btf, "sched_process_exit")? >= 3,
             has_throttled,
         })
@@ -99,6 +105,12 @@ impl Offsets {
     #[must_use]
     pub fn has_throttled(&self) -> bool {
         self.has_throttled
+    }
+
+    /// Whether the fields are known by which the kernel judges who may trace a process.
+    #[must_use]
+    pub fn has_credentials(&self) -> bool {
+        self.has_credentials
     }
 
     /// Whether `sched_process_exit` comes while a thread still has its memory.
@@ -163,6 +175,30 @@ fn bit_offset_of(fields: &Struct, name: &str) -> Option<u32> {
         .iter()
         .find(|member| member.name.as_deref() == Some(name))?;
     Some(member.offset)
+}
+
+/// Where the kernel keeps what it judges by who may trace a process; see `rights.rs` on the BPF side.
+fn credentials(btf: &Btf, task: &Struct) -> Result<Vec<(&'static str, u32)>> {
+    let field = |constant, structure: &str, name: &str| {
+        let offset = offset_of(btf, struct_named(btf, structure)?, structure, &[name])?;
+        Ok::<_, Error>((constant, offset))
+    };
+    Ok(vec![
+        ("OFFSET_REAL_CRED", offset_of(btf, task, "task_struct", &["real_cred"])?),
+        field("OFFSET_CRED_UID", "cred", "uid")?,
+        field("OFFSET_CRED_EUID", "cred", "euid")?,
+        field("OFFSET_CRED_SUID", "cred", "suid")?,
+        field("OFFSET_CRED_GID", "cred", "gid")?,
+        field("OFFSET_CRED_EGID", "cred", "egid")?,
+        field("OFFSET_CRED_SGID", "cred", "sgid")?,
+        field("OFFSET_CRED_CAP_PERMITTED", "cred", "cap_permitted")?,
+        field("OFFSET_CRED_USER_NS", "cred", "user_ns")?,
+        field("OFFSET_MM_FLAGS", "mm_struct", "flags")?,
+        field("OFFSET_MM_USER_NS", "mm_struct", "user_ns")?,
+        field("OFFSET_USER_NS_PARENT", "user_namespace", "parent")?,
+        field("OFFSET_USER_NS_LEVEL", "user_namespace", "level")?,
+        field("OFFSET_USER_NS_OWNER", "user_namespace", "owner")?,
+    ])
 }
 
 /// Where `task_struct` says that a CPU quota keeps the thread off its CPU. The kernel takes a thread off at its return to user mode and

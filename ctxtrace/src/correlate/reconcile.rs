@@ -10,7 +10,7 @@
 //! process did before tracing began.
 
 use crate::sums::SaturatingSum;
-use ctxtrace_common::thread::KernelCount;
+use ctxtrace_common::thread::{KernelCount, REFUSED};
 
 use crate::trace::run::Launched;
 use crate::trace::{Fate, ThreadRecord, name_of};
@@ -95,10 +95,11 @@ pub fn reconcile(records: &[ThreadRecord], launched: Option<&Launched>) -> Recon
             .map(|launched| launched.before);
         threads.push(counts(record, before.unwrap_or(record.thread.base)));
     }
-    // Of folded threads it is not known which one is the process's own, and how many last switches are missing.
+    // `rusage` goes on where the recording of a thread has stopped. Of folded threads it is not known which one is the process's own, and how many last switches are missing.
     let is_folded = records.iter().any(|record| record.threads != 1);
+    let is_refused = records.iter().any(|record| record.thread.flags & REFUSED != 0);
     let rusage = launched
-        .filter(|_| !is_folded)
+        .filter(|_| !is_folded && !is_refused)
         .and_then(|launched| rusage(launched, &threads));
     Reconciliation { threads, rusage }
 }
@@ -227,6 +228,18 @@ mod tests {
         assert_eq!(reconcile(&[record], Some(&LAUNCHED)).threads[0].difference(), -1);
         record.fate = Fate::Alive;
         assert_eq!(reconcile(&[record], Some(&LAUNCHED)).threads[0].difference(), 0);
+    }
+
+    #[test]
+    fn rusage_says_nothing_of_a_process_that_is_recorded_in_part() {
+        let launched = Launched {
+            rusage: Some(KernelCount::default()),
+            ..LAUNCHED
+        };
+        let mut record = build::thread(100, "main", 10, 0);
+        assert!(reconcile(&[record], Some(&launched)).rusage.is_some());
+        record.thread.flags |= REFUSED;
+        assert_eq!(reconcile(&[record], Some(&launched)).rusage, None);
     }
 
     #[test]

@@ -353,6 +353,11 @@ impl<I: IntervalSink> Replay<I> {
                 new,
             }) => self.introduce(tid, previous_tid, start_boottime_ns, image, new),
             Some(Decoded::Sample(sample)) => self.sample(event.at_ns, &sample),
+            Some(Decoded::Exec { tid, image: None, .. }) => {
+                if let Some(live) = self.live.remove(&tid) {
+                    self.ended.push(live.totals);
+                }
+            }
             Some(Decoded::Name { .. } | Decoded::Exec { .. }) => {}
             None => self.unknown += 1,
         }

@@ -16,6 +16,7 @@
 //!
 //! * `open`: from a path to the descriptor of a regular file.
 //! * `message`: what the two processes send to each other.
+//! * `deadline`: how long a question may take.
 //! * `process`: the reading process as the tracer sees it.
 //! * `sandbox`: what the reading process gives up before it reads anything.
 //! * `serve`: the reading process itself.
@@ -25,6 +26,7 @@
 //! * `go_module`: the Go runtime's record of where the parts of its program are.
 //! * `go_wrappers`: the function that a goroutine's start function calls, where the compiler made that start function.
 
+mod deadline;
 mod go_functions;
 mod go_module;
 #[cfg(test)]
@@ -49,14 +51,16 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use deadline::Deadline;
 use message::{Reply, Request};
+pub(crate) use names::symbolized_frames;
 pub use open::open_regular_file;
 use process::ReaderProcess;
 pub use serve::serve;
 
-use crate::symbolize::reason;
 use crate::target::held::{FileIdentity, HeldFile};
 use crate::target::locate::{Found, Look};
+use crate::target::programs::{Examiner, Runtimes};
 use crate::trace::symbols::Frame;
 
 /// The argument with which this executable is the reading process.
@@ -162,7 +166,7 @@ pub struct FileReader {
 #[derive(Debug)]
 struct Examination {
     file: Arc<HeldFile>,
-    deadline: Instant,
+    deadline: Deadline<'static>,
 }
 
 impl FileReader {
@@ -174,8 +178,7 @@ impl FileReader {
 
     /// Finds out how the tasks of an executable are found, and waits for it. `shown` is its name in reasons.
     pub fn examine(&mut self, file: &File, shown: &Path) -> Found {
-        let until = Instant::now() + EXAMINATION_TIME;
-        match self.ask(&Request::Examine, &[file], until, EXAMINATION_TIME, None) {
+        match self.ask(&Request::Examine, &[file], Deadline::after(EXAMINATION_TIME)) {
             Ok(Reply::Examined(found)) => found,
             Ok(_) => unreadable(&ReadFailure::Nonsense, shown),
             Err(failure) => unreadable(&failure, shown),
@@ -188,8 +191,7 @@ impl FileReader {
     ///
     /// If the file cannot be read.
     pub fn look(&mut self, file: &File) -> Result<(Look, Found), ReadFailure> {
-        let until = Instant::now() + EXAMINATION_TIME;
-        match self.ask(&Request::Look, &[file], until, EXAMINATION_TIME, None)? {
+        match self.ask(&Request::Look, &[file], Deadline::after(EXAMINATION_TIME))? {
             Reply::Looked(look, found) => Ok((look, found)),
             _ => Err(ReadFailure::Nonsense),
         }
@@ -201,9 +203,8 @@ impl FileReader {
     ///
     /// If the file cannot be read until then.
     pub fn mentions(&mut self, file: &File, tokio: bool, go: bool, until: Instant) -> Result<bool, ReadFailure> {
-        let limit = until.saturating_duration_since(Instant::now()).min(EXAMINATION_TIME);
-        let until = Instant::now() + limit;
-        match self.ask(&Request::Mentions { tokio, go }, &[file], until, limit, None)? {
+        let deadline = Deadline::at(until, EXAMINATION_TIME);
+        match self.ask(&Request::Mentions { tokio, go }, &[file], deadline)? {
             Reply::Mentions(mentioned) => Ok(mentioned),
             _ => Err(ReadFailure::Nonsense),
         }
@@ -222,12 +223,11 @@ impl FileReader {
         interrupt: Option<BorrowedFd<'_>>,
     ) -> (Vec<Vec<Frame>>, Option<ReadFailure>) {
         let mut named = Vec::with_capacity(places.len());
-        let failure = self
-            .name_functions(file, path, places, until, interrupt, &mut named)
-            .err();
+        let deadline = Deadline::at(until, NAMES_TIME).or_interrupt(interrupt);
+        let failure = self.name_functions(file, path, places, deadline, &mut named).err();
         if let Some(failure) = &failure {
             let shown = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-            let frame = reason(&format!("unknown: {}", failure.in_words(&shown)));
+            let frame = Frame::reason(&format!("unknown: {}", failure.in_words(&shown)));
             named.resize(places.len(), vec![frame]);
         }
         (named, failure)
@@ -238,16 +238,13 @@ impl FileReader {
         file: &File,
         path: &Path,
         places: &Places,
-        until: Instant,
-        interrupt: Option<BorrowedFd<'_>>,
+        deadline: Deadline<'_>,
         named: &mut Vec<Vec<Frame>>,
     ) -> Result<(), ReadFailure> {
         if places.len() == 0 {
             return Ok(());
         }
-        let limit = until.saturating_duration_since(Instant::now()).min(NAMES_TIME);
-        let until = Instant::now() + limit;
-        let debug_file = match self.ask(&Request::DebugLink, &[file], until, limit, interrupt)? {
+        let debug_file = match self.ask(&Request::DebugLink, &[file], deadline)? {
             Reply::DebugLink(link) => open::open_debug_file(&link, path),
             _ => return Err(ReadFailure::Nonsense),
         };
@@ -261,7 +258,7 @@ impl FileReader {
                 .to_string_lossy()
                 .into_owned(),
         };
-        let mut reply = self.ask(&request, &files, until, limit, interrupt)?;
+        let mut reply = self.ask(&request, &files, deadline)?;
         let mut bytes = 0;
         loop {
             let Reply::Functions(part) = reply else {
@@ -276,7 +273,7 @@ impl FileReader {
             if named.len() == places.len() {
                 return Ok(());
             }
-            reply = self.answer(until, limit, interrupt)?;
+            reply = self.answer(deadline)?;
         }
     }
 
@@ -327,7 +324,7 @@ impl FileReader {
         self.begin_next();
         while let Some(examination) = &self.under_way {
             let answered = match self.process.as_mut().map(ReaderProcess::answer_so_far) {
-                Some(Ok(None)) if Instant::now() < examination.deadline => break,
+                Some(Ok(None)) if Instant::now() < examination.deadline.until => break,
                 Some(Ok(None)) => Err(ReadFailure::TookTooLong(EXAMINATION_TIME)),
                 Some(Ok(Some(reply))) => Ok(reply),
                 Some(Err(failure)) => Err(failure),
@@ -342,8 +339,8 @@ impl FileReader {
         while self.under_way.is_none()
             && let Some(file) = self.waiting.pop()
         {
-            let deadline = Instant::now() + EXAMINATION_TIME;
-            match self.send(&Request::Examine, &[file.file()], deadline, EXAMINATION_TIME, None) {
+            let deadline = Deadline::after(EXAMINATION_TIME);
+            match self.send(&Request::Examine, &[file.file()], deadline) {
                 Ok(()) => self.under_way = Some(Examination { file, deadline }),
                 Err(failure) => {
                     let found = unreadable(&failure, file.shown_path());
@@ -376,32 +373,18 @@ impl FileReader {
             return;
         };
         let deadline = examination.deadline;
-        let answered = self.answer(deadline, EXAMINATION_TIME, None);
+        let answered = self.answer(deadline);
         self.end_examination(answered);
     }
 
-    /// Sends a request and waits for the first answer to it. `limit` is what `until` came from, for the reason.
-    fn ask(
-        &mut self,
-        request: &Request,
-        files: &[&File],
-        until: Instant,
-        limit: Duration,
-        interrupt: Option<BorrowedFd<'_>>,
-    ) -> Result<Reply, ReadFailure> {
+    /// Sends a request and waits for the first answer to it.
+    fn ask(&mut self, request: &Request, files: &[&File], deadline: Deadline<'_>) -> Result<Reply, ReadFailure> {
         self.wait_for_examination();
-        self.send(request, files, until, limit, interrupt)?;
-        self.answer(until, limit, interrupt)
+        self.send(request, files, deadline)?;
+        self.answer(deadline)
     }
 
-    fn send(
-        &mut self,
-        request: &Request,
-        files: &[&File],
-        until: Instant,
-        limit: Duration,
-        interrupt: Option<BorrowedFd<'_>>,
-    ) -> Result<(), ReadFailure> {
+    fn send(&mut self, request: &Request, files: &[&File], deadline: Deadline<'_>) -> Result<(), ReadFailure> {
         for file in files {
             let metadata = file
                 .metadata()
@@ -417,22 +400,38 @@ impl FileReader {
             Some(process) => process,
             None => ReaderProcess::start()?,
         };
-        process.send(request, files, until, limit, interrupt)?;
+        process.send(request, files, deadline)?;
         self.process = Some(process);
         Ok(())
     }
 
     /// The next answer. After a failure the process is gone: what it would answer later answers nothing else.
-    fn answer(
-        &mut self,
-        until: Instant,
-        limit: Duration,
-        interrupt: Option<BorrowedFd<'_>>,
-    ) -> Result<Reply, ReadFailure> {
+    fn answer(&mut self, deadline: Deadline<'_>) -> Result<Reply, ReadFailure> {
         let mut process = self.process.take().ok_or(ReadFailure::Nonsense)?;
-        let reply = process.answer(until, limit, interrupt)?;
+        let reply = process.answer(deadline)?;
         self.process = Some(process);
         Ok(reply)
+    }
+}
+
+impl Examiner for FileReader {
+    fn examine(&mut self, held: &HeldFile) -> Found {
+        Self::examine(self, held.file(), held.shown_path())
+    }
+
+    fn examine_until(&mut self, held: &HeldFile, until: Instant, limit: Duration) -> Found {
+        if Instant::now() >= until {
+            return unreadable(&ReadFailure::NoTimeLeft(limit), held.shown_path());
+        }
+        Examiner::examine(self, held)
+    }
+
+    fn examine_within(&mut self, held: &Arc<HeldFile>, patience: Duration) -> Option<Found> {
+        Self::examine_within(self, held, patience)
+    }
+
+    fn mentions(&mut self, held: &HeldFile, runtimes: Runtimes, until: Instant, shown: &str) -> Result<bool, String> {
+        Self::mentions(self, held.file(), runtimes.tokio, runtimes.go, until).map_err(|failure| failure.in_words(shown))
     }
 }
 

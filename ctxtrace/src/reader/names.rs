@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use blazesym::symbolize::source::{Elf, Source};
-use blazesym::symbolize::{Input, Symbolized, Symbolizer};
+use blazesym::symbolize::{Input, Reason, Symbolized, Symbolizer};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, lseek};
@@ -23,7 +23,6 @@ use super::go_wrappers::{Callee, Wrappers};
 use super::loaded::Loaded;
 use super::message::{MAX_FRAMES, MAX_NAME_BYTES};
 use crate::printable::cut_name;
-use crate::symbolize::{reason, symbolized_frames};
 use crate::trace::symbols::{Frame, FrameKind};
 
 /// Sections that lead blazesym to other files.
@@ -125,7 +124,7 @@ impl Names<'_> {
                 .symbolize_single(&self.source, Input::FileOffset(offset))
             {
                 Ok(symbolized) => symbolized_frames(&symbolized, FrameKind::User, self.shown),
-                Err(error) => vec![reason(&format!(
+                Err(error) => vec![Frame::reason(&format!(
                     "unknown: {} cannot be read ({})",
                     self.shown,
                     error.kind()
@@ -147,6 +146,33 @@ fn function(name: String) -> Frame {
     Frame {
         kind: FrameKind::User,
         name: name.into(),
+    }
+}
+
+/// The function, and what is inlined in it, outermost first.
+pub(crate) fn symbolized_frames(symbolized: &Symbolized<'_>, kind: FrameKind, place: &str) -> Vec<Frame> {
+    match symbolized {
+        Symbolized::Sym(symbol) => std::iter::once(Frame {
+            kind,
+            name: (*symbol.name).into(),
+        })
+        .chain(symbol.inlined.iter().map(|inlined| Frame {
+            kind: FrameKind::Inlined,
+            name: (*inlined.name).into(),
+        }))
+        .collect(),
+        Symbolized::Unknown(why) => vec![Frame::reason(&format!("unknown: {} ({place})", in_words(*why)))],
+    }
+}
+
+fn in_words(why: Reason) -> &'static str {
+    match why {
+        Reason::MissingSyms => "no symbols",
+        Reason::UnknownAddr => "no symbol there",
+        Reason::InvalidFileOffset => "not code",
+        Reason::MissingComponent => "no file",
+        Reason::Unmapped => "not mapped",
+        _ => "not supported",
     }
 }
 

@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
+use super::deadline::Deadline;
 use super::message::{self, LENGTH_BYTES, MAX_REPLY_BYTES, Reply, Request};
 use super::{ReadFailure, SUBCOMMAND};
 
@@ -75,9 +76,7 @@ impl ReaderProcess {
         &mut self,
         request: &Request,
         files: &[&File],
-        until: Instant,
-        limit: Duration,
-        interrupt: Option<BorrowedFd<'_>>,
+        deadline: Deadline<'_>,
     ) -> Result<(), ReadFailure> {
         let bytes = message::encode(request).map_err(|error| ReadFailure::System(error.to_string()))?;
         let (mut rest, mut files) = (bytes.as_slice(), files);
@@ -85,7 +84,7 @@ impl ReaderProcess {
             match message::send(self.socket.as_fd(), rest, files) {
                 Ok(sent) => (rest, files) = (&rest[sent..], &[]),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, until, limit, interrupt)?,
+                Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, deadline)?,
                 Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(self.cause_of_death()),
                 Err(errno) => return Err(ReadFailure::System(errno.to_string())),
             }
@@ -94,17 +93,12 @@ impl ReaderProcess {
     }
 
     /// Waits for the next reply.
-    pub(super) fn answer(
-        &mut self,
-        until: Instant,
-        limit: Duration,
-        interrupt: Option<BorrowedFd<'_>>,
-    ) -> Result<Reply, ReadFailure> {
+    pub(super) fn answer(&mut self, deadline: Deadline<'_>) -> Result<Reply, ReadFailure> {
         loop {
             if let Some(reply) = self.answer_so_far()? {
                 return Ok(reply);
             }
-            self.wait(PollFlags::POLLIN, until, limit, interrupt)?;
+            self.wait(PollFlags::POLLIN, deadline)?;
         }
     }
 
@@ -137,19 +131,13 @@ impl ReaderProcess {
         }
     }
 
-    fn wait(
-        &self,
-        flags: PollFlags,
-        until: Instant,
-        limit: Duration,
-        interrupt: Option<BorrowedFd<'_>>,
-    ) -> Result<(), ReadFailure> {
-        let left = until.saturating_duration_since(Instant::now());
+    fn wait(&self, flags: PollFlags, deadline: Deadline<'_>) -> Result<(), ReadFailure> {
+        let left = deadline.until.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(ReadFailure::TookTooLong(limit));
+            return Err(ReadFailure::TookTooLong(deadline.limit));
         }
         let mut fds = vec![PollFd::new(self.socket.as_fd(), flags)];
-        fds.extend(interrupt.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        fds.extend(deadline.interrupt.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         let wait = PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, wait) {
             Ok(_) | Err(Errno::EINTR) => {}

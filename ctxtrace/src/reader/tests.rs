@@ -162,7 +162,7 @@ fn a_deadline_ends_the_request_and_the_next_one_works() {
     let mut reader = FileReader::new();
     let (named, failure) = reader.functions(&own(), Path::new("/x/own"), &code(&[1]), Instant::now(), None);
     assert_eq!(failure, Some(ReadFailure::TookTooLong(Duration::ZERO)));
-    assert_eq!(named, [[reason("unknown: reading own took longer than 0 s")]]);
+    assert_eq!(named, [[Frame::reason("unknown: reading own took longer than 0 s")]]);
     assert_eq!(names(&mut reader, &own()).1, None);
 }
 

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::place::{Existing, FileIdentity, OutputFolder, OutputPlace, Replace, UserFile, inherited_descriptor};
+use super::place::{DeviceInode, Existing, OutputFolder, OutputPlace, Replace, UserFile, inherited_descriptor};
 use crate::error::{Error, Result};
 use crate::target::user::{FileRights, Invoker};
 use crate::terminal::data_output;
@@ -45,7 +45,7 @@ impl From<PathBuf> for Destination {
 #[derive(Debug, Default)]
 pub struct OutputAccess {
     rights: FileRights,
-    inputs: Vec<FileIdentity>,
+    inputs: Vec<DeviceInode>,
     /// Where the outputs that are opened already will be.
     taken: RefCell<Vec<OutputPlace>>,
 }
@@ -62,7 +62,7 @@ impl OutputAccess {
 
     /// None of them may be this file, which is read.
     #[must_use]
-    pub fn reading(mut self, input: Option<FileIdentity>) -> Self {
+    pub fn reading(mut self, input: Option<DeviceInode>) -> Self {
         self.inputs.extend(input);
         self
     }
@@ -103,7 +103,7 @@ impl OutputAccess {
         Ok((place, existing))
     }
 
-    fn check_no_input(&self, identity: FileIdentity) -> io::Result<()> {
+    fn check_no_input(&self, identity: DeviceInode) -> io::Result<()> {
         if self.inputs.contains(&identity) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -114,7 +114,7 @@ impl OutputAccess {
     }
 
     fn check_descriptor(&self, fd: impl AsFd) -> io::Result<()> {
-        FileIdentity::of_descriptor(fd).map_or(Ok(()), |identity| self.check_no_input(identity))
+        DeviceInode::of_descriptor(fd).map_or(Ok(()), |identity| self.check_no_input(identity))
     }
 }
 
@@ -359,7 +359,7 @@ mod tests {
         let (link, second) = (folder.path().join("link"), folder.path().join("second"));
         symlink("x.ctx", &link).expect("made");
         fs::hard_link(&path, &second).expect("made");
-        let access = access().reading(FileIdentity::of_path(&path));
+        let access = access().reading(DeviceInode::of_path(&path));
         let roundabout = folder
             .path()
             .join("../")

@@ -33,12 +33,12 @@ const NEW_FILE: u32 = 0o666;
 
 /// Which file it is, whatever the path that leads to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileIdentity {
+pub struct DeviceInode {
     device: u64,
     inode: u64,
 }
 
-impl From<&FileStat> for FileIdentity {
+impl From<&FileStat> for DeviceInode {
     fn from(stat: &FileStat) -> Self {
         Self {
             device: stat.st_dev,
@@ -47,7 +47,7 @@ impl From<&FileStat> for FileIdentity {
     }
 }
 
-impl FileIdentity {
+impl DeviceInode {
     /// The file that a descriptor is of; `None` if what is read from it is not what was written to it, as with a terminal.
     #[must_use]
     pub fn of_descriptor(fd: impl AsFd) -> Option<Self> {
@@ -85,7 +85,7 @@ pub(super) enum Existing {
     /// Nothing, so far.
     Nothing,
     /// A file, or a symbolic link of the user's own to one: a new file takes its place. Its identity, if it is known.
-    Replaceable(Option<FileIdentity>),
+    Replaceable(Option<DeviceInode>),
     /// A device or a pipe, held open, to be opened for writing.
     Stream(OwnedFd),
     /// A descriptor of this process, under its number.
@@ -415,7 +415,7 @@ impl OutputPlace {
 
     /// Whether both are one place.
     pub(super) fn is(&self, other: &Self) -> bool {
-        let identity = |place: &Self| fstat(&place.folder.fd).ok().map(|stat| FileIdentity::from(&stat));
+        let identity = |place: &Self| fstat(&place.folder.fd).ok().map(|stat| DeviceInode::from(&stat));
         self.name == other.name && identity(self) == identity(other)
     }
 
@@ -437,7 +437,7 @@ impl OutputPlace {
         match kind(&stat) {
             SFlag::S_IFREG => {
                 self.check_replaceable(&stat)?;
-                Ok(Existing::Replaceable(Some(FileIdentity::from(&stat))))
+                Ok(Existing::Replaceable(Some(DeviceInode::from(&stat))))
             }
             SFlag::S_IFDIR => Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory")),
             SFlag::S_IFLNK if links == MOST_LINKS => Err(Errno::ELOOP.into()),
@@ -476,12 +476,12 @@ impl OutputPlace {
         Self::find_at(self.folder.fd.as_fd(), Path::new(&target), rights)?.existing_after(links + 1)
     }
 
-    fn identity_of_target(&self) -> Option<FileIdentity> {
+    fn identity_of_target(&self) -> Option<DeviceInode> {
         let folder = &self.folder;
         let stat = folder
             .rights
             .apply(|| Ok(fstatat(&folder.fd, self.name.as_os_str(), AtFlags::empty())?));
-        stat.ok().map(|stat| FileIdentity::from(&stat))
+        stat.ok().map(|stat| DeviceInode::from(&stat))
     }
 
     /// The number of the descriptor of this process that the place stands for, if it is in `/proc/self/fd`.
@@ -489,8 +489,8 @@ impl OutputPlace {
         let Some(number) = self.name.to_str().and_then(|name| name.parse().ok()) else {
             return Ok(None);
         };
-        let folder = FileIdentity::from(&fstat(&self.folder.fd)?);
-        let is_it = |path: &str| stat(path).is_ok_and(|stat| FileIdentity::from(&stat) == folder);
+        let folder = DeviceInode::from(&fstat(&self.folder.fd)?);
+        let is_it = |path: &str| stat(path).is_ok_and(|stat| DeviceInode::from(&stat) == folder);
         Ok((is_it("/proc/self/fd") || is_it("/proc/thread-self/fd")).then_some(number))
     }
 

@@ -17,7 +17,7 @@ use crate::correlate::budget::{Budget, Window};
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
 use crate::report::output::OutputAccess;
-use crate::report::place::FileIdentity;
+use crate::report::place::DeviceInode;
 use crate::report::{compare as report, differential, json, table};
 use crate::target::user::invoker;
 use crate::trace::events::EventSink;
@@ -32,8 +32,8 @@ use crate::trace::{Level, run::Run};
 /// If there is nothing in a file that can be compared, or if an output cannot be written.
 pub fn compare(settings: &CompareSettings) -> Result<u8> {
     let access = OutputAccess::new(invoker()?.as_ref())
-        .reading(FileIdentity::of_path(&settings.base))
-        .reading(FileIdentity::of_path(&settings.subject));
+        .reading(DeviceInode::of_path(&settings.base))
+        .reading(DeviceInode::of_path(&settings.subject));
     let outputs = Outputs::open(&settings.outputs, &access)?;
     let (base, subject) = (Read::open(&settings.base)?, Read::open(&settings.subject)?);
     let unit = compare::unit_of(&base.report, &subject.report);

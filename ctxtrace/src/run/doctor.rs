@@ -10,7 +10,7 @@ use crate::reader::{FileReader, open_regular_file};
 use crate::report::doctor::render;
 use crate::report::json;
 use crate::report::output::{Destination, Output, OutputAccess};
-use crate::report::place::FileIdentity;
+use crate::report::place::DeviceInode;
 use crate::target::locate::{Found, Look};
 use crate::target::user::invoker;
 use crate::trace::machine::Machine;
@@ -21,7 +21,7 @@ use crate::trace::machine::Machine;
 ///
 /// If the machine cannot be looked at, or an output cannot be written.
 pub fn run(program: Option<&Path>, json: Option<&Destination>) -> Result<u8> {
-    let access = OutputAccess::new(invoker()?.as_ref()).reading(program.and_then(FileIdentity::of_path));
+    let access = OutputAccess::new(invoker()?.as_ref()).reading(program.and_then(DeviceInode::of_path));
     let output = json.map(|destination| Output::open(destination, &access)).transpose()?;
     let program = program.map(|path| {
         let (look, found) = read(path);

@@ -17,7 +17,7 @@ use crate::cli::settings::{RecordSettings, RecordTarget};
 use crate::correlate::lanes::Limits;
 use crate::error::{Result, status};
 use crate::report::output::OutputAccess;
-use crate::report::place::FileIdentity;
+use crate::report::place::DeviceInode;
 use crate::report::printable;
 use crate::target::attach::{Attached, descendants, may_be_traced};
 use crate::target::environment::Environment;
@@ -141,10 +141,10 @@ impl Found {
     }
 
     /// What is executed, which no output may be.
-    fn executable(&self) -> Option<FileIdentity> {
+    fn executable(&self) -> Option<DeviceInode> {
         match self {
-            Self::Command { program, .. } => FileIdentity::of_path(program),
-            Self::Process { attached, .. } => FileIdentity::of_path(&attached.executable_file()),
+            Self::Command { program, .. } => DeviceInode::of_path(program),
+            Self::Process { attached, .. } => DeviceInode::of_path(&attached.executable_file()),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
 use crate::report::output::OutputAccess;
-use crate::report::place::FileIdentity;
+use crate::report::place::DeviceInode;
 use crate::target::user::invoker;
 use crate::trace::Level;
 use crate::trace::events::{EventSink, EventSource};
@@ -128,7 +128,7 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         return Err(unreadable("it is a folder".to_owned()));
     }
     let is_file = metadata.is_file();
-    let access = OutputAccess::new(invoker()?.as_ref()).reading(FileIdentity::of_descriptor(&opened));
+    let access = OutputAccess::new(invoker()?.as_ref()).reading(DeviceInode::of_descriptor(&opened));
     // A pipe is read once, so all of it then.
     let wants_events = settings.check || settings.outputs.html.is_some() || !is_file;
     let added_up = if wants_events { None } else { sums(&opened) };

@@ -381,6 +381,7 @@ impl Watch<'_> {
             }
             if program_executed {
                 tracker.tick();
+                tracker.refuse(session.take_refused());
                 session.programs_executed(tracker);
             }
             if program_examined {
@@ -394,6 +395,7 @@ impl Watch<'_> {
                 if tracker.has_lost_processes() {
                     tracker.renumber(&session.image_numbers());
                 }
+                tracker.refuse(session.take_refused());
                 session.tick(tracker, observer);
                 observer.tick(&Underway {
                     session,

@@ -12,10 +12,6 @@ mod goroutine;
 pub mod stacks;
 pub mod symbols;
 
-pub(crate) use symbols::symbolized_frames;
-
-use crate::trace::symbols::{Frame, FrameKind};
-
 /// The outermost functions of complete user stacks: where a program, a thread of glibc or musl, or a goroutine begins.
 const ENTRY_POINTS: [&str; 13] = [
     "_start",
@@ -32,11 +28,3 @@ const ENTRY_POINTS: [&str; 13] = [
     "runtime.rt0_go",
     "runtime.rt0_go.abi0",
 ];
-
-/// A frame that says why there is none.
-pub(crate) fn reason(text: &str) -> Frame {
-    Frame {
-        kind: FrameKind::Reason,
-        name: format!("[{text}]").into(),
-    }
-}

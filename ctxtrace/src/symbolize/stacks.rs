@@ -9,7 +9,7 @@ use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::stack::{SumKey, UserStack};
 use ctxtrace_common::wakeup::Origin;
 
-use super::{ENTRY_POINTS, future, reason};
+use super::{ENTRY_POINTS, future};
 use crate::analyze::attribution::class;
 use crate::correlate::ledger::{Entry, entry_of};
 use crate::correlate::tasks;
@@ -83,7 +83,7 @@ fn doing(entry: &Entry, aggregates: &Aggregates) -> Vec<Frame> {
             frame(class.trim_start_matches("task ").to_owned()),
         ],
         None if entry.class == Class::Unattributed => {
-            vec![frame(class.to_owned()), reason(locate::in_words(entry.reason))]
+            vec![frame(class.to_owned()), Frame::reason(locate::in_words(entry.reason))]
         }
         None => vec![frame(class.to_owned())],
     }
@@ -99,7 +99,7 @@ fn user_stack(run: &Run, image: Image, key: u64) -> Option<Vec<Frame>> {
                 kind: FrameKind::User,
                 name: mapping.place(address).into(),
             },
-            Err(why) => reason(why.in_words()),
+            Err(why) => Frame::reason(why.in_words()),
         };
         addresses.iter().rev().map(place).collect()
     }))
@@ -109,9 +109,9 @@ fn kernel_stack(run: &Run, key: u64) -> Vec<Frame> {
     match run.symbols.kernel(key) {
         Some(frames) => frames,
         None if run.aggregates.stacks.contains_key(&key) => {
-            vec![reason("the capture ended before names were looked up")]
+            vec![Frame::reason("the capture ended before names were looked up")]
         }
-        None => vec![reason("no kernel stack: lost")],
+        None => vec![Frame::reason("no kernel stack: lost")],
     }
 }
 
@@ -140,7 +140,7 @@ pub fn switches(run: &Run) -> Resolved {
         });
         match user_stack(run, image_of(key), key.user_stack) {
             Some(user) => frames.extend(resolved.with_user(user, sum.count)),
-            None => frames.push(reason(no_user_stack(key.user_state))),
+            None => frames.push(Frame::reason(no_user_stack(key.user_state))),
         }
         frames.extend(kernel_stack(run, key.kernel_stack));
         merged.add(frames, sum.count, sum.off_cpu_ns);
@@ -172,8 +172,8 @@ pub fn samples(run: &Run, places: &BTreeMap<Place, u64>, on_cpu_ns: u64) -> Reso
 /// The stack that a switch-out was made with, outermost frame first.
 #[must_use]
 pub fn switched(run: &Run, key: &SumKey) -> Vec<Frame> {
-    let mut frames =
-        user_stack(run, image_of(key), key.user_stack).unwrap_or_else(|| vec![reason(no_user_stack(key.user_state))]);
+    let mut frames = user_stack(run, image_of(key), key.user_stack)
+        .unwrap_or_else(|| vec![Frame::reason(no_user_stack(key.user_state))]);
     frames.extend(kernel_stack(run, key.kernel_stack));
     frames
 }
@@ -181,7 +181,8 @@ pub fn switched(run: &Run, key: &SumKey) -> Vec<Frame> {
 /// The stack of a sample, outermost frame first.
 #[must_use]
 pub fn sampled(run: &Run, place: &Place) -> Vec<Frame> {
-    let mut frames = user_stack(run, place.image, place.user_stack).unwrap_or_else(|| vec![reason("no user stack")]);
+    let mut frames =
+        user_stack(run, place.image, place.user_stack).unwrap_or_else(|| vec![Frame::reason("no user stack")]);
     if place.in_kernel {
         frames.extend(kernel_stack(run, place.kernel_stack));
     }

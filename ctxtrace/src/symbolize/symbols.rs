@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use blazesym::MaybeDefault;
 use blazesym::symbolize::source::{Kernel, Source};
-use blazesym::symbolize::{Input, Reason, Symbolized, Symbolizer};
+use blazesym::symbolize::{Input, Symbolizer};
 use ctxtrace_common::process::Image;
 
-use super::{goroutine, reason};
-use crate::reader::{FileReader, Places, ReadFailure};
+use super::goroutine;
+use crate::reader::{FileReader, Places, ReadFailure, symbolized_frames};
 use crate::target::held::FileIdentity;
 use crate::target::mappings::{Mapping, Mappings};
 use crate::trace::Aggregates;
@@ -114,7 +114,7 @@ impl<'a> Resolver<'a> {
                     Some(functions) => frames.extend_from_slice(functions),
                     None => frames.push(in_no_file(mapping)),
                 },
-                Err(why) => frames.push(reason(why.in_words())),
+                Err(why) => frames.push(Frame::reason(why.in_words())),
             }
         }
         frames
@@ -175,7 +175,7 @@ impl<'a> Resolver<'a> {
                 stopped.get_or_insert(ReadFailure::NoTimeLeft(NAMES_TIME));
             }
             let shown = mapping.file_name();
-            let all_unknown = |why: &str| vec![vec![reason(&format!("unknown: {why}"))]; places.len()];
+            let all_unknown = |why: &str| vec![vec![Frame::reason(&format!("unknown: {why}"))]; places.len()];
             let functions = match (&stopped, self.mappings.file(mapping)) {
                 (Some(failure), _) => all_unknown(&failure.in_words(&shown)),
                 (None, Err(why)) => all_unknown(&format!("{shown} {}", why.in_words())),
@@ -217,7 +217,7 @@ fn in_no_file(mapping: &Mapping) -> Frame {
             name: mapping.file_name().into(),
         };
     }
-    reason("unknown: code that is in no file (generated at run time)")
+    Frame::reason("unknown: code that is in no file (generated at run time)")
 }
 
 /// A stack's addresses as they are looked up, innermost first. All but the innermost are return addresses, which point
@@ -236,34 +236,7 @@ fn kernel_function(symbolizer: &Symbolizer, address: u64) -> Vec<Frame> {
     });
     match symbolizer.symbolize_single(&source, Input::AbsAddr(address)) {
         Ok(symbolized) => symbolized_frames(&symbolized, FrameKind::Kernel, "kernel.kptr_restrict hides it?"),
-        Err(_) => vec![reason("unknown: the kernel's symbols cannot be read")],
-    }
-}
-
-/// The function, and what is inlined in it, outermost first.
-pub(crate) fn symbolized_frames(symbolized: &Symbolized<'_>, kind: FrameKind, place: &str) -> Vec<Frame> {
-    match symbolized {
-        Symbolized::Sym(symbol) => std::iter::once(Frame {
-            kind,
-            name: (*symbol.name).into(),
-        })
-        .chain(symbol.inlined.iter().map(|inlined| Frame {
-            kind: FrameKind::Inlined,
-            name: (*inlined.name).into(),
-        }))
-        .collect(),
-        Symbolized::Unknown(why) => vec![reason(&format!("unknown: {} ({place})", in_words(*why)))],
-    }
-}
-
-fn in_words(why: Reason) -> &'static str {
-    match why {
-        Reason::MissingSyms => "no symbols",
-        Reason::UnknownAddr => "no symbol there",
-        Reason::InvalidFileOffset => "not code",
-        Reason::MissingComponent => "no file",
-        Reason::Unmapped => "not mapped",
-        _ => "not supported",
+        Err(_) => vec![Frame::reason("unknown: the kernel's symbols cannot be read")],
     }
 }
 
@@ -323,7 +296,7 @@ mod tests {
         mappings.add(image, [mapping]);
         assert_eq!(
             frames_at(&mappings, image, 0x1000, None),
-            [reason("unknown: sh could not be opened while it ran")]
+            [Frame::reason("unknown: sh could not be opened while it ran")]
         );
     }
 

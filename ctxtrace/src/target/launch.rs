@@ -456,6 +456,38 @@ mod tests {
     }
 
     #[test]
+    fn a_child_that_dies_before_it_sleeps_says_why() {
+        // No system call takes this id (kernel: `kernel/sys.c`, `__sys_setuid()`), and who is not root may not set groups.
+        let nobody = Invoker {
+            uid: nix::unistd::Uid::from_raw(u32::MAX),
+            gid: nix::unistd::getegid(),
+            groups: Vec::new(),
+        };
+        let unable = Command {
+            user: Some(&nobody),
+            ..command(Path::new("/bin/true"), &[])
+        };
+        let error = unable.launch_suspended().expect_err("the child has ended").to_string();
+        assert!(error.starts_with("cannot start /bin/true: "), "{error}");
+    }
+
+    #[test]
+    fn a_child_that_is_killed_before_its_start_is_no_child_that_runs() {
+        let args = ["sleep", "1000"].map(OsStr::new);
+        let suspended = command(Path::new("/bin/sleep"), &args)
+            .launch_suspended()
+            .expect("forked");
+        let pid = suspended.pid().as_raw() as u32;
+        suspended.child.signal(Signal::SIGKILL);
+        while !procfs::is_gone(pid) {
+            std::thread::yield_now();
+        }
+        let error = suspended.resume().expect_err("it is dead").to_string();
+        assert!(error.contains("resuming the program"), "{error}");
+        assert_eq!(procfs::status(pid, pid).expect("readable"), None, "it was waited for");
+    }
+
+    #[test]
     fn a_script_without_an_interpreter_is_the_shells() {
         let folder = tempfile::tempdir().expect("a folder");
         let script = folder.path().join("script");

@@ -166,6 +166,11 @@ impl<'de> Deserialize<'de> for ImageMappings {
 }
 
 impl ImageMappings {
+    /// Whether reports were lost and no file is known.
+    fn knows_no_file(&self) -> bool {
+        self.is_stale && self.mapped.iter().all(|mapping| mapping.file.is_none())
+    }
+
     /// Adds a mapping. What the image has there already needs no second record. Returns whether there were too many, so that
     /// all were dropped.
     fn add(&mut self, mapping: &Mapping) -> bool {
@@ -210,6 +215,12 @@ pub struct Mappings {
     /// The files, as far as they could be opened in time.
     #[serde(skip)]
     held: HeldFiles,
+    /// The image that another one was made from, by a fork or an `execve`.
+    #[serde(skip)]
+    made_from: HashMap<Image, Image>,
+    /// Images of programs that may not be traced: nothing is kept of them.
+    #[serde(skip)]
+    refused: HashSet<Image>,
     /// Mappings were dropped, so files may be held that no image needs.
     #[serde(skip)]
     dropped: bool,
@@ -349,6 +360,46 @@ impl Mappings {
         self.current.get(&image.tgid) == Some(&image.number)
     }
 
+    /// Forgets a program that may not be traced, and whatever it has started. It may not have been seen yet: then it is not taken up.
+    pub fn refuse(&mut self, image: Image) {
+        self.refused.insert(image);
+        // What was made from another image began after it.
+        for &begun in &self.begun {
+            if self
+                .made_from
+                .get(&begun)
+                .is_some_and(|from| self.refused.contains(from))
+            {
+                self.refused.insert(begun);
+            }
+        }
+        let Self {
+            by_image,
+            current,
+            refused,
+            ..
+        } = self;
+        by_image.retain(|image, _| !refused.contains(image));
+        current.retain(|&tgid, &mut number| !refused.contains(&Image { tgid, number }));
+    }
+
+    /// Whether an image is one that [`Mappings::refuse`] has forgotten.
+    #[must_use]
+    pub fn is_refused(&self, image: Image) -> bool {
+        self.refused.contains(&image)
+    }
+
+    /// Begins an image that is made from another one, unless it may not be traced.
+    fn begin_from(&mut self, from: Image, image: Image) {
+        if self.refused.contains(&image) {
+            self.current.remove(&image.tgid);
+            self.by_image.remove(&image);
+            return;
+        }
+        self.made_from.insert(image, from);
+        self.begin(image);
+    }
+
     fn begin(&mut self, image: Image) {
         self.current.insert(image.tgid, image.number);
         self.begun.push(image);
@@ -367,13 +418,13 @@ impl Mappings {
                 }
             }
             Change::Executed { tgid } => {
-                if let Some(Image { tgid, number }) = self.current_image(*tgid) {
+                if let Some(before) = self.current_image(*tgid) {
                     let image = Image {
-                        tgid,
-                        number: number + 1,
+                        tgid: before.tgid,
+                        number: before.number + 1,
                     };
                     self.by_image.entry(image).or_default();
-                    self.begin(image);
+                    self.begin_from(before, image);
                 }
             }
             Change::Forked { parent, child } => match self.current_image(*parent) {
@@ -382,6 +433,8 @@ impl Mappings {
                         tgid: *child,
                         number: parent.number,
                     };
+                    // The id was another process's before, should that have been refused.
+                    self.refused.remove(&image);
                     let inherited = self.by_image.get(&parent).cloned().unwrap_or_default();
                     match self.by_image.entry(image) {
                         Entry::Vacant(entry) => drop(entry.insert(inherited)),
@@ -392,7 +445,7 @@ impl Mappings {
                             }
                         }
                     }
-                    self.begin(image);
+                    self.begin_from(parent, image);
                 }
                 // The id of a process that has ended belongs to another one now, which is not followed.
                 None => drop(self.current.remove(child)),
@@ -488,11 +541,20 @@ impl Mappings {
 
     /// Counts what is lost for good: the images of which no file is known after reports were lost.
     fn count_losses(&mut self) {
-        self.lost += self
-            .by_image
-            .values()
-            .filter(|image| image.is_stale && image.mapped.iter().all(|mapping| mapping.file.is_none()))
-            .count() as u64;
+        self.lost += self.by_image.values().filter(|image| image.knows_no_file()).count() as u64;
+    }
+
+    /// Counts the images that have code in `stacks` whose mapping is not known, because the report of it may have been lost, and that
+    /// are not counted yet. An image of which a file is known may lack another one, and only its stacks show that.
+    pub fn count_lost_code<'a>(&mut self, stacks: impl IntoIterator<Item = (Image, &'a [u64])>) {
+        let mut lacking = HashSet::new();
+        for (image, addresses) in stacks {
+            let is_lost = |&address: &u64| self.find(image, address).err() == Some(NoMapping::Lost);
+            if !self.by_image.get(&image).is_some_and(ImageMappings::knows_no_file) && addresses.iter().any(is_lost) {
+                lacking.insert(image);
+            }
+        }
+        self.lost += lacking.len() as u64;
     }
 }
 
@@ -651,6 +713,13 @@ impl Tracker {
             self.mappings.by_image.entry(image).or_default().is_stale = true;
             self.mappings.begin(image);
             self.to_read.push_back(tgid);
+        }
+    }
+
+    /// Forgets programs that may not be traced, and whatever they have started.
+    pub fn refuse(&mut self, images: impl IntoIterator<Item = Image>) {
+        for image in images {
+            self.mappings.refuse(image);
         }
     }
 
@@ -1034,6 +1103,65 @@ mod tests {
         assert_eq!(known.len(), 2);
         assert_eq!(known[0].offset_of(0x2010), next.offset_of(0x2010));
         assert_eq!((known[1].start, known[1].end), (0x5000, 0x7000));
+    }
+
+    #[test]
+    fn code_whose_report_was_lost_is_counted_once_for_each_image() {
+        let mut mappings = mappings(&[
+            mapped(7, mapping(0x1000, "/program")),
+            Change::Forked { parent: 7, child: 8 },
+        ]);
+        let other = Image { tgid: 8, number: 0 };
+        let (known, unknown) = ([0x1800], [0x1800, 0x9000]);
+        // Nothing was lost: the code is in no file.
+        mappings.count_lost_code([(IMAGE, &unknown[..])]);
+        assert_eq!(mappings.lost, 0);
+        // A neighbour's noise, and the processes ended before their maps could be read again.
+        for image in mappings.by_image.values_mut() {
+            image.is_stale = true;
+        }
+        mappings.count_losses();
+        mappings.count_lost_code([(IMAGE, &unknown[..]), (IMAGE, &unknown[1..]), (other, &known[..])]);
+        assert_eq!(mappings.lost, 1);
+        assert_eq!(path(&mappings, 7, 0, 0x9000), Err(NoMapping::Lost));
+        // Where no file is known at all, that is counted already.
+        mappings.by_image.insert(
+            other,
+            ImageMappings {
+                is_stale: true,
+                ..ImageMappings::default()
+            },
+        );
+        mappings.count_lost_code([(other, &unknown[..])]);
+        assert_eq!(mappings.lost, 1);
+    }
+
+    #[test]
+    fn a_refused_program_and_what_it_starts_are_not_kept() {
+        let is_known =
+            |mappings: &Mappings, tgid, number| mappings.images().any(|(image, _)| image == Image { tgid, number });
+        let changes = [
+            mapped(7, mapping(0x1000, "/shell")),
+            Change::Executed { tgid: 7 },
+            mapped(7, mapping(0x1000, "/refused")),
+            Change::Forked { parent: 7, child: 8 },
+            Change::Executed { tgid: 8 },
+            mapped(8, mapping(0x1000, "/child")),
+        ];
+        let refused = Image { tgid: 7, number: 1 };
+        // The refusal may be known before the rings are read or after it.
+        let mut before = mappings(&changes[..1]);
+        before.refuse(refused);
+        changes[1..].iter().for_each(|change| before.apply(change));
+        let mut after = mappings(&changes);
+        after.refuse(refused);
+        for mappings in [before, after] {
+            assert!(is_known(&mappings, 7, 0));
+            for (tgid, number) in [(7, 1), (8, 1), (8, 2)] {
+                assert!(!is_known(&mappings, tgid, number), "{tgid} {number}");
+            }
+            assert!(mappings.is_refused(refused) && mappings.current.is_empty());
+        }
     }
 
     #[test]

@@ -8,8 +8,9 @@
 //! others when they are executed, while they start. What ended before it could be examined is examined when the run is
 //! over: then its switches are put where they belong if it proves to have no tasks, and stay unattributed if it has.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Locator, Reason};
@@ -19,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use super::held::{FileIdentity, HeldFile};
 use super::locate::{Found, LinkRole, is_of_go, is_of_tokio, link_role};
 use super::mappings::{MOST_ENDED_IMAGES, Mapping, Mappings};
-use crate::reader::{FileReader, ReadFailure};
 
 /// Longest time for all files that are read once the run is over.
 const COMPLETION_TIME: Duration = Duration::from_secs(10);
@@ -30,6 +30,34 @@ const MOST_IMAGES: usize = 4 * MOST_ENDED_IMAGES;
 /// Longest time that the recording waits for an examination, so that tasks are found from a program's first switches on. Most
 /// examinations take less.
 const PATIENCE: Duration = Duration::from_millis(20);
+
+/// What finds out what a file contains: the reading process of [`crate::reader`]. It knows this module, and not the other way round.
+pub trait Examiner {
+    /// Finds out how the tasks of an executable are found, and waits for it.
+    fn examine(&mut self, held: &HeldFile) -> Found;
+
+    /// The same if this moment has not come; `limit` is the time for all files that ends there.
+    fn examine_until(&mut self, held: &HeldFile, until: Instant, limit: Duration) -> Found;
+
+    /// The same, waiting no longer than `patience`; `None` is to be asked again later.
+    fn examine_within(&mut self, held: &Arc<HeldFile>, patience: Duration) -> Option<Found>;
+
+    /// Finds out whether a shared object has one of these runtimes inside.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read until then: the reason in words, `shown` being the name of the file.
+    fn mentions(&mut self, held: &HeldFile, runtimes: Runtimes, until: Instant, shown: &str) -> Result<bool, String>;
+}
+
+/// Runtimes that are looked for in shared objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Runtimes {
+    /// tokio.
+    pub tokio: bool,
+    /// Go's.
+    pub go: bool,
+}
 
 /// Which locators to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
@@ -90,13 +118,11 @@ impl Programs {
 
     /// Notes that an image runs this file, and returns how its tasks are found. Returns `None` for the dynamic loader: which
     /// program it will run is not known yet.
-    pub fn expect(&mut self, image: Image, held: &HeldFile, reader: &mut FileReader) -> Option<Locator> {
+    pub fn expect(&mut self, image: Image, held: &HeldFile, reader: &mut impl Examiner) -> Option<Locator> {
         if link_role(held.file()) == LinkRole::Loader {
             return None;
         }
-        Some(self.assign(image, held.shown_path(), held.identity(), || {
-            reader.examine(held.file(), held.shown_path())
-        }))
+        Some(self.assign(image, held.shown_path(), held.identity(), || reader.examine(held)))
     }
 
     /// Assigns a file to an image, and what is `found` in it if the file has not been examined.
@@ -127,7 +153,8 @@ impl Programs {
 
     /// Examines what was executed since the last call, and returns the images whose program is known now, each with how its
     /// tasks are found. What takes long is known at a later call.
-    pub fn examine_new(&mut self, mappings: &Mappings, reader: &mut FileReader) -> Vec<(Image, Locator)> {
+    pub fn examine_new(&mut self, mappings: &Mappings, reader: &mut impl Examiner) -> Vec<(Image, Locator)> {
+        self.forget_refused(mappings);
         let (begun, next) = mappings.begun_since(self.begun);
         self.begun = next;
         if self.by_image.len() >= MOST_IMAGES {
@@ -136,7 +163,7 @@ impl Programs {
         let mut waiting = std::mem::take(&mut self.waiting);
         waiting.extend(begun);
         let mut examined = Vec::new();
-        for image in waiting {
+        for image in waiting.into_iter().filter(|&image| !mappings.is_refused(image)) {
             match self.next_step(image, mappings, reader) {
                 Step::Assigned(locator) => examined.push((image, locator)),
                 Step::Wait if mappings.is_current(image) => self.waiting.push(image),
@@ -147,7 +174,26 @@ impl Programs {
         examined
     }
 
-    fn next_step(&mut self, image: Image, mappings: &Mappings, reader: &mut FileReader) -> Step {
+    /// Forgets the programs that only images run which may not be traced.
+    fn forget_refused(&mut self, mappings: &Mappings) {
+        let before = self.by_image.len();
+        self.by_image.retain(|&image, _| !mappings.is_refused(image));
+        if self.by_image.len() == before {
+            return;
+        }
+        let used: BTreeSet<usize> = self.by_image.values().copied().flatten().collect();
+        let places: HashMap<usize, usize> = used.iter().enumerate().map(|(place, &index)| (index, place)).collect();
+        for index in self.by_image.values_mut().flatten() {
+            *index = places[index];
+        }
+        let all = std::mem::take(&mut self.programs).into_iter().enumerate();
+        self.programs = all
+            .filter(|(index, _)| used.contains(index))
+            .map(|(_, program)| program)
+            .collect();
+    }
+
+    fn next_step(&mut self, image: Image, mappings: &Mappings, reader: &mut impl Examiner) -> Step {
         let executed = self.executed(image, mappings);
         let Some((mapping, file)) = executed.and_then(|mapping| Some((mapping, mapping.file?))) else {
             return Step::Wait;
@@ -201,7 +247,8 @@ impl Programs {
 
     /// Assigns what is left once the run is over, and looks for tokio and Go in shared objects. All of it may take
     /// 10 s; a program that has shared objects which were not searched in this time says so.
-    pub fn complete(&mut self, mappings: &Mappings, reader: &mut FileReader) {
+    pub fn complete(&mut self, mappings: &Mappings, reader: &mut impl Examiner) {
+        self.forget_refused(mappings);
         let until = Instant::now() + COMPLETION_TIME;
         let unassigned: Vec<Image> = mappings
             .images()
@@ -215,15 +262,16 @@ impl Programs {
                 .or_else(|| mappings.files_of(image).next());
             if let Some((mapping, file)) = mapping.and_then(|mapping| Some((mapping, mapping.file?))) {
                 self.assign(image, &mapping.path, file, || match mappings.file(mapping) {
-                    Ok(held) => examine_until(until, reader, held),
+                    Ok(held) => reader.examine_until(held, until, COMPLETION_TIME),
                     Err(why) => Found::missing(&mapping.path, why),
                 });
             }
         }
-        let (tokio, go) = match self.choice {
-            LocatorChoice::Auto => (true, true),
-            LocatorChoice::Tokio => (true, false),
-            LocatorChoice::Go => (false, true),
+        let runtimes = |tokio, go| Runtimes { tokio, go };
+        let runtimes = match self.choice {
+            LocatorChoice::Auto => runtimes(true, true),
+            LocatorChoice::Tokio => runtimes(true, false),
+            LocatorChoice::Go => runtimes(false, true),
             LocatorChoice::Probe | LocatorChoice::None => return,
         };
         let mut objects: HashMap<FileIdentity, Searched> = HashMap::new();
@@ -242,10 +290,10 @@ impl Programs {
                     continue;
                 };
                 let searched = objects.entry(identity).or_insert_with(|| match mappings.file(mapping) {
-                    Ok(held) => match reader.mentions(held.file(), tokio, go, until) {
+                    Ok(held) => match reader.mentions(held, runtimes, until, &shown) {
                         Ok(true) => Searched::Runtime,
                         Ok(false) => Searched::Nothing,
-                        Err(failure) => Searched::Failed(failure.in_words(&shown)),
+                        Err(why) => Searched::Failed(why),
                     },
                     Err(why) => Searched::Failed(format!("{shown} {}", why.in_words())),
                 });
@@ -317,16 +365,6 @@ enum Searched {
     Failed(String),
 }
 
-/// Examines an executable if there is time left.
-fn examine_until(until: Instant, reader: &mut FileReader, held: &HeldFile) -> Found {
-    let path = held.shown_path();
-    if Instant::now() >= until {
-        let shown = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-        return Found::unreadable(ReadFailure::NoTimeLeft(COMPLETION_TIME).in_words(&shown));
-    }
-    reader.examine(held.file(), path)
-}
-
 /// What became of an image that waited for its program.
 enum Step {
     /// The program is known now.
@@ -362,6 +400,7 @@ fn restrict(locator: &mut Locator, choice: LocatorChoice) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reader::FileReader;
     use crate::target::held::MissingFile;
     use crate::target::mappings::Mapping;
 
@@ -515,6 +554,51 @@ mod tests {
         let mut unasked = Programs::new(LocatorChoice::None);
         unasked.complete(&mappings, &mut FileReader::new());
         assert_eq!(unasked.settle(IMAGE, Reason::None), Reason::None);
+    }
+
+    #[test]
+    fn a_shared_object_that_was_not_searched_is_said() {
+        let mut mappings = mapped(&[&sh()]);
+        mappings.add(
+            IMAGE,
+            [Mapping {
+                start: 0x10_0000,
+                end: 0x20_0000,
+                file_offset: 0,
+                path: "/srv/libgone.so".into(),
+                file: Some(FileIdentity {
+                    major: 0,
+                    minor: 1,
+                    inode: 2,
+                    generation: Some(3),
+                }),
+            }],
+        );
+        let mut programs = Programs::new(LocatorChoice::Auto);
+        programs.complete(&mappings, &mut FileReader::new());
+        let found = &programs.get(IMAGE).expect("assigned").found;
+        assert_eq!(found.reason(), Reason::None);
+        let detail = found.detail.as_deref().expect("said");
+        assert!(
+            detail.starts_with("not every shared object was searched for a runtime: libgone.so"),
+            "{detail}"
+        );
+    }
+
+    #[test]
+    fn a_program_that_only_refused_images_run_is_forgotten() {
+        let mut mappings = mapped(&[&sh()]);
+        let (mut programs, mut reader) = (Programs::new(LocatorChoice::Auto), FileReader::new());
+        let other = Image { tgid: 8, number: 1 };
+        programs.expect(other, &HeldFile::open(&own()).expect("opened"), &mut reader);
+        programs.complete(&mappings, &mut reader);
+        assert_eq!(programs.all().len(), 2);
+        mappings.refuse(other);
+        programs.complete(&mappings, &mut reader);
+        let paths: Vec<&Path> = programs.all().iter().map(|program| program.path.as_path()).collect();
+        assert_eq!(paths, [sh()]);
+        assert_eq!(programs.get(IMAGE).map(|program| program.path.clone()), Some(sh()));
+        assert_eq!(programs.get(other), None);
     }
 
     #[test]

@@ -38,7 +38,7 @@ use ctxtrace_common::wakeup::{EdgeKey, WakerStackKey};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use self::cgroups::Cgroups;
-use self::file::room::rows;
+use self::file::room::{rows, some_rows};
 use self::wakeups::EdgeSums;
 use crate::printable::cut_name;
 use crate::target::mappings::Mappings;
@@ -252,9 +252,10 @@ pub struct Aggregates {
     pub stacks: HashMap<u64, Arc<[u64]>>,
     /// Switch-outs by class, task and stack pair, those of intervals still open included.
     pub switch_sums: Vec<(SumKey, SwitchSum)>,
-    /// The intervals that were open when the recording ended, of threads that live on.
-    #[serde(default, deserialize_with = "rows")]
-    pub open: Vec<OpenInterval>,
+    /// The intervals that were open when the recording ended, of threads that live on; `None` in captures of versions that did not record
+    /// them.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_rows")]
+    pub open: Option<Vec<OpenInterval>>,
     /// The threads of a process that was attached to which have made no switch.
     #[serde(default, deserialize_with = "rows")]
     pub silent: Vec<SilentThread>,
@@ -294,6 +295,28 @@ pub struct Aggregates {
     /// The cgroups of the target; `None` in captures of versions that did not look at them.
     #[serde(default)]
     pub cgroups: Option<Cgroups>,
+}
+
+impl Aggregates {
+    /// Counts the programs with code in a stack whose mapping was lost: see [`Mappings::count_lost_code`].
+    pub fn count_lost_code(&mut self) {
+        let switched = self.switch_sums.iter().map(|(key, _)| {
+            let image = Image {
+                tgid: key.tgid,
+                number: key.image,
+            };
+            (image, key.user_stack)
+        });
+        let woke = self
+            .waker_sums
+            .iter()
+            .map(|(key, _)| (key.from.program(), key.from.user_stack));
+        let stacks = &self.stacks;
+        let known = switched
+            .chain(woke)
+            .filter_map(|(image, key)| Some((image, &**stacks.get(&key)?)));
+        self.mappings.count_lost_code(known);
+    }
 }
 
 #[cfg(test)]
@@ -387,7 +410,7 @@ pub(crate) mod build {
             latencies: Latencies::default(),
             stacks: HashMap::new(),
             switch_sums: vec![(sum_key(Class::ThreadBlocked, 0), blocked)],
-            open: Vec::new(),
+            open: Some(Vec::new()),
             silent: Vec::new(),
             overflow_sums: Vec::new(),
             handovers: Vec::new(),

@@ -41,6 +41,17 @@ pub struct Frame {
     pub name: Arc<str>,
 }
 
+impl Frame {
+    /// A frame that says why there is none.
+    #[must_use]
+    pub fn reason(text: &str) -> Self {
+        Self {
+            kind: FrameKind::Reason,
+            name: format!("[{text}]").into(),
+        }
+    }
+}
+
 /// Resolved stacks by the keys of [`super::Aggregates::stacks`], outermost frame first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Symbols {

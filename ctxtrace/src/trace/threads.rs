@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use ctxtrace_common::polls::Gap;
 use ctxtrace_common::process::Image;
-use ctxtrace_common::thread::{INHERITED, KERNEL_WORKER, KernelCount, ThreadSummary};
+use ctxtrace_common::thread::{INHERITED, KERNEL_WORKER, KernelCount, REFUSED, ThreadSummary};
 
 use super::{Fate, ThreadRecord};
 
@@ -48,7 +48,7 @@ impl FoldKey {
         Self {
             comm: thread.comm,
             image: thread.polls.is_read().then_some(image),
-            flags: thread.flags & (INHERITED | KERNEL_WORKER),
+            flags: thread.flags & (INHERITED | KERNEL_WORKER | REFUSED),
             unconfirmed: thread.polls.unconfirmed(),
             difference: difference.signum(),
         }

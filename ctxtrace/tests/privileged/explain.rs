@@ -19,6 +19,10 @@ use crate::support::{command, ctxtrace, number, stderr};
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("an_answer_holds_what_was_measured", an_answer_holds_what_was_measured),
     ("a_command_that_fails_is_no_case", a_command_that_fails_is_no_case),
+    (
+        "a_command_does_not_hold_the_standard_output",
+        a_command_does_not_hold_the_standard_output,
+    ),
     ("captures_are_compared", captures_are_compared),
 ];
 
@@ -387,6 +391,25 @@ fn the_articles_second_question_is_answered() {
         skip_on_a_busy_machine(&answer);
         panic!("{pipelined:#}");
     }
+}
+
+/// Whoever reads the standard output would wait for what a command leaves running.
+fn a_command_does_not_hold_the_standard_output() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (output, said) = (folder.path().join("the-output"), folder.path().join("said"));
+    // It fails, so that it is run once only.
+    let words = format!("sh -c 'readlink /proc/$$/fd/* > {}; exit 1'", said.display());
+    let status = command("explain --quick --base")
+        .arg(&words)
+        .arg("--subject")
+        .arg(&words)
+        .stdout(std::fs::File::create(&output).expect("made"))
+        .stderr(std::process::Stdio::null())
+        .status();
+    assert_eq!(status.expect("started").code(), Some(1));
+    let held = std::fs::read_to_string(&said).expect("the command has run");
+    assert!(held.contains("/dev/null"), "its own output goes nowhere: {held}");
+    assert!(!held.contains("the-output"), "{held}");
 }
 
 fn a_command_that_fails_is_no_case() {

@@ -7,7 +7,8 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::support::{command, recorder_at_work, said, wait_until};
+use crate::privileges::{as_nobody, for_nobody};
+use crate::support::{at_work, command, said, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
@@ -29,6 +30,14 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     (
         "a_program_on_overlayfs_has_names_after_it_was_replaced",
         a_program_on_overlayfs_has_names_after_it_was_replaced,
+    ),
+    (
+        "a_program_that_is_bound_over_another_one_has_its_own_names",
+        a_program_that_is_bound_over_another_one_has_its_own_names,
+    ),
+    (
+        "without_map_files_a_library_is_found_by_its_path_or_not_named",
+        without_map_files_a_library_is_found_by_its_path_or_not_named,
     ),
     (
         "a_program_in_a_changed_root_has_names",
@@ -206,14 +215,21 @@ impl Recorded {
 
     /// Of a process that waits for a line until it is being recorded.
     fn attached(waiting: &mut Child, options: &str) -> Self {
+        Self::attached_by(command(""), waiting, options)
+    }
+
+    /// The same by this command, which is ctxtrace.
+    fn attached_by(mut recorder: Command, waiting: &mut Child, options: &str) -> Self {
         use std::io::Write as _;
 
-        let folded = tempfile::NamedTempFile::new().expect("a file");
-        let file = folded.path().display();
-        let recorder = recorder_at_work(&format!(
-            "record -p {} {options} --weight count --folded {file}",
-            waiting.id()
-        ));
+        let folder = tempfile::tempdir().expect("a folder");
+        // The recorder may be another user's.
+        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(folder.path(), everybody).expect("allowed");
+        let folded = folder.path().join("folded");
+        let line = format!("record -p {} {options} --weight count --folded", waiting.id());
+        recorder.args(line.split_whitespace()).arg(&folded);
+        let recorder = at_work(recorder);
         waiting
             .stdin
             .take()
@@ -225,7 +241,7 @@ impl Recorded {
         assert_eq!(output.status.code(), Some(0), "{}", said(&output));
         Self {
             table: said(&output),
-            stacks: std::fs::read_to_string(folded.path()).expect("text"),
+            stacks: std::fs::read_to_string(folded).expect("text"),
         }
     }
 
@@ -317,6 +333,66 @@ fn a_program_on_overlayfs_has_names_after_it_was_replaced() {
         omega = omega.display(),
     );
     Recorded::of(&["unshare", "-m", "sh", "-c", &line]).assert_naps("alpha", "omega");
+}
+
+/// A bind mount in the namespace that everybody is in: the tracer has the same file at the path while the program runs, and another one
+/// when it has ended.
+fn a_program_that_is_bound_over_another_one_has_its_own_names() {
+    let builds = Builds::new();
+    let (alpha, omega) = (builds.napper("alpha"), builds.napper("omega"));
+    let (inside, outside) = (alpha.display(), omega.display());
+    let line = format!("mount --bind {inside} {outside} && {outside}; umount -l {outside}");
+    Recorded::of(&["sh", "-c", &line]).assert_naps("alpha", "omega");
+    // Through a folder that is bound elsewhere the same file has another path.
+    std::fs::create_dir(builds.path("elsewhere")).expect("made");
+    let (folder, elsewhere) = (builds.folder.path().display(), builds.path("elsewhere"));
+    let elsewhere = elsewhere.display();
+    let line = format!("mount --bind {folder} {elsewhere} && {elsewhere}/alpha; umount -l {elsewhere}");
+    Recorded::of(&["sh", "-c", &line]).assert_naps("alpha", "omega");
+}
+
+/// Loads a library, waits for a line, and naps in the library.
+const WAITS_LOADED: &str = r#"
+#include <dlfcn.h>
+#include <stdio.h>
+int main(int argc, char **argv) {
+    char line[8];
+    void *lib = dlopen(argv[1], RTLD_NOW);
+    if (!lib || !fgets(line, sizeof line, stdin)) return 1;
+    ((void (*)(int))dlsym(lib, "play"))(60);
+    return 0;
+}
+"#;
+
+/// The kernel lets a tracer with `CAP_BPF` and `CAP_PERFMON` alone not open what is in `/proc/PID/map_files`.
+fn without_map_files_a_library_is_found_by_its_path_or_not_named() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let (_folder, ctxtrace) = for_nobody();
+    let builds = Builds::new();
+    std::fs::set_permissions(builds.folder.path(), std::fs::Permissions::from_mode(0o755)).expect("allowed");
+    let program = builds.build("program", WAITS_LOADED, &["-ldl"]);
+    let recorded = |is_replaced: bool, recorder: Command| {
+        let (red, blue) = (builds.library("red"), builds.library("blue"));
+        let mut process = waiting(as_nobody(&program, None).arg(&red));
+        let maps = format!("/proc/{}/maps", process.id());
+        wait_until("it has loaded the library", || {
+            std::fs::read_to_string(&maps).is_ok_and(|maps| maps.contains("red"))
+        });
+        if is_replaced {
+            std::fs::rename(&blue, &red).expect("replaced");
+        }
+        Recorded::attached_by(recorder, &mut process, "")
+    };
+    let by_nobody = || as_nobody(&ctxtrace, Some("+bpf,+perfmon,+syslog"));
+    recorded(false, by_nobody()).assert_naps("red", "blue");
+    let replaced = recorded(true, by_nobody());
+    // In the maps of a process a file that another one was renamed over is a deleted one.
+    let unknown = replaced.naps_in("red (deleted) was deleted while it ran");
+    assert_eq!(unknown, NAPS, "{}", replaced.stacks);
+    assert_eq!(replaced.naps_in("_nap"), 0, "{}", replaced.stacks);
+    // Whoever may open it has the library itself.
+    recorded(true, command("")).assert_naps("red", "blue");
 }
 
 fn a_program_in_a_changed_root_has_names() {

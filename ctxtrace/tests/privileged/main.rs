@@ -15,6 +15,7 @@ mod decode;
 mod explain;
 mod faults;
 mod files;
+mod filesystems;
 mod go;
 mod harness;
 mod hostile_files;
@@ -71,6 +72,8 @@ const TABLES: &[(TestKind, TestTable)] = &[
     (Ordinary, privileges::TESTS),
     (Ordinary, outputs::TESTS),
     (Ordinary, files::TESTS),
+    (Kernel, filesystems::KERNEL_TESTS),
+    (Ordinary, filesystems::TESTS),
     (Ordinary, hostile_files::TESTS),
     (Ordinary, unseen::TESTS),
     (Ordinary, faults::TESTS),

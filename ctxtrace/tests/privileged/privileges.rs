@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::harness::require_program;
-use crate::support::{CTXTRACE, number, stderr, wait_for_workload, wait_until};
+use crate::support::{CTXTRACE, at_work, number, said, stderr, wait_for_workload, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
@@ -37,6 +37,26 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         with_capabilities_a_child_of_another_user_is_not_recorded,
     ),
     (
+        "with_capabilities_a_set_user_id_program_is_recorded_up_to_its_start",
+        with_capabilities_a_set_user_id_program_is_recorded_up_to_its_start,
+    ),
+    (
+        "with_capabilities_a_program_with_capabilities_is_recorded_up_to_its_start",
+        with_capabilities_a_program_with_capabilities_is_recorded_up_to_its_start,
+    ),
+    (
+        "with_capabilities_an_unreadable_program_is_recorded_up_to_its_start",
+        with_capabilities_an_unreadable_program_is_recorded_up_to_its_start,
+    ),
+    (
+        "with_capabilities_an_unreadable_command_is_recorded_up_to_its_start",
+        with_capabilities_an_unreadable_command_is_recorded_up_to_its_start,
+    ),
+    (
+        "root_records_what_a_user_may_not_trace",
+        root_records_what_a_user_may_not_trace,
+    ),
+    (
         "the_doctor_finds_nothing_in_the_way",
         the_doctor_finds_nothing_in_the_way,
     ),
@@ -52,7 +72,7 @@ const NOBODY: u32 = 65_534;
 const TRACING: &str = "+bpf,+perfmon";
 
 /// A copy of the program where any user can execute it, in a folder that is that user's.
-fn for_nobody() -> (TempDir, PathBuf) {
+pub(crate) fn for_nobody() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir_in("/tmp").expect("a folder");
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("allowed");
     let program = folder.path().join("ctxtrace");
@@ -62,7 +82,7 @@ fn for_nobody() -> (TempDir, PathBuf) {
 }
 
 /// A command as that user, with these capabilities handed down to it.
-fn as_nobody(program: &Path, capabilities: Option<&str>) -> Command {
+pub(crate) fn as_nobody(program: &Path, capabilities: Option<&str>) -> Command {
     require_program("setpriv", "util-linux");
     let mut command = Command::new("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
@@ -125,14 +145,8 @@ fn with_ambient_capabilities_a_user_traces_and_the_workload_has_none() {
 }
 
 fn with_file_capabilities_a_user_traces_and_the_workload_has_none() {
-    require_program("setcap", "libcap2-bin");
     let (folder, program) = for_nobody();
-    let set = Command::new("setcap")
-        .arg("cap_bpf,cap_perfmon=ep")
-        .arg(&program)
-        .status()
-        .expect("started");
-    assert!(set.success(), "the file system of /tmp keeps no capabilities");
+    set_capabilities(&program, "cap_bpf,cap_perfmon=ep");
     traces_without_root(&folder, as_nobody(&program, None));
 }
 
@@ -182,6 +196,240 @@ fn with_capabilities_a_child_of_another_user_is_not_recorded() {
     );
     let json = std::fs::read_to_string(&json).expect("there");
     assert!(json.contains("sleep") && !json.contains("others-program"));
+}
+
+/// A program that says how often it had been switched when it began, and the id of a child that it starts: `PID SWITCHES CHILD`. Both of
+/// them are switched a hundred times.
+const STRANGER: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    int child = fork();
+    if (child != 0) {
+        FILE *out = fopen(argv[1], "w");
+        fprintf(out, "%d %ld %d\n", getpid(), usage.ru_nvcsw + usage.ru_nivcsw, child);
+        if (fclose(out) != 0) return 1;
+    }
+    for (int i = 0; i < 100; i++) usleep(100);
+    if (child != 0) waitpid(child, NULL, 0);
+    return 0;
+}
+"#;
+
+/// A compiled [`STRANGER`] in a folder that any user may write to.
+struct Stranger {
+    folder: TempDir,
+    program: PathBuf,
+}
+
+/// What a stranger has said of itself.
+#[derive(Debug)]
+struct SaidOfItself {
+    pid: i64,
+    switches_before: i64,
+    child: i64,
+}
+
+impl Stranger {
+    fn build() -> Self {
+        require_program("cc", "gcc");
+        let folder = tempfile::tempdir_in("/tmp").expect("a folder");
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).expect("allowed");
+        let program = folder.path().join("others-program");
+        let source = folder.path().join("stranger.c");
+        std::fs::write(&source, STRANGER).expect("written");
+        let built = Command::new("cc").arg("-o").arg(&program).arg(&source).status();
+        assert!(built.expect("started").success());
+        Self { folder, program }
+    }
+
+    fn with_mode(self, mode: u32) -> Self {
+        std::fs::set_permissions(&self.program, std::fs::Permissions::from_mode(mode)).expect("allowed");
+        self
+    }
+
+    fn with_capabilities(self, capabilities: &str) -> Self {
+        set_capabilities(&self.program, capabilities);
+        self
+    }
+
+    fn output(&self) -> PathBuf {
+        self.folder.path().join("said")
+    }
+
+    /// What a shell executes to run it once there is a file `go`.
+    fn script(&self) -> String {
+        let (folder, program, said) = (self.folder.path(), &self.program, self.output());
+        format!(
+            "while [ ! -e {}/go ]; do sleep 0.01; done; {} {}; true",
+            folder.display(),
+            program.display(),
+            said.display()
+        )
+    }
+
+    fn go(&self) {
+        std::fs::write(self.folder.path().join("go"), "").expect("written");
+    }
+
+    fn said(&self) -> SaidOfItself {
+        let said = std::fs::read_to_string(self.output()).expect("it has run");
+        let numbers: Vec<i64> = said
+            .split_whitespace()
+            .map(|word| word.parse().expect("a number"))
+            .collect();
+        let &[pid, switches_before, child] = numbers.as_slice() else {
+            panic!("three numbers in {said:?}");
+        };
+        SaidOfItself {
+            pid,
+            switches_before,
+            child,
+        }
+    }
+}
+
+fn set_capabilities(program: &Path, capabilities: &str) {
+    require_program("setcap", "libcap2-bin");
+    let set = Command::new("setcap")
+        .arg(capabilities)
+        .arg(program)
+        .status()
+        .expect("started");
+    assert!(set.success(), "the file system of /tmp keeps no capabilities");
+}
+
+/// The switches that a report has of a thread.
+fn switches_of_thread(json: &Value, tid: i64) -> Option<i64> {
+    let mut threads = json["threads"].as_array().expect("threads").iter();
+    let thread = threads.find(|thread| thread["tid"] == tid)?;
+    Some(number(thread, "/voluntary") + number(thread, "/involuntary"))
+}
+
+/// Records a shell that runs a stranger, with `recorder`, and returns the report and what was said.
+fn record_shell_with(stranger: &Stranger, mut recorder: Command, level: &str) -> (Value, Output) {
+    let mut shell = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "bash", "-c"])
+        .arg(stranger.script())
+        .spawn()
+        .expect("setpriv is installed (Debian package util-linux)");
+    let is_bash = || {
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", shell.id()));
+        name.is_ok_and(|name| name.trim() == "bash")
+    };
+    wait_until("the shell runs", is_bash);
+    let json = tempfile::NamedTempFile::new_in(stranger.folder.path()).expect("a file");
+    chown(json.path(), Some(NOBODY), Some(NOBODY)).expect("given away");
+    recorder
+        .args([
+            "record",
+            "--children",
+            "--level",
+            level,
+            "-p",
+            &shell.id().to_string(),
+            "--json",
+        ])
+        .arg(json.path());
+    let recorder = at_work(recorder);
+    stranger.go();
+    shell.wait().expect("ended");
+    let output = recorder.wait_with_output().expect("ended");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let json = serde_json::from_slice(&std::fs::read(json.path()).expect("there")).expect("JSON");
+    (json, output)
+}
+
+/// Checks that nothing of a stranger is in a report but what its process was before.
+fn has_nothing_of(stranger: &Stranger, json: &Value, output: &Output) {
+    let said_of_itself = stranger.said();
+    let recorded = switches_of_thread(json, said_of_itself.pid).expect("it was followed before");
+    assert!(
+        recorded <= said_of_itself.switches_before,
+        "{recorded} of {said_of_itself:?}"
+    );
+    assert_eq!(switches_of_thread(json, said_of_itself.child), None);
+    assert_eq!(number(json, "/lost/refused_processes"), 1);
+    assert_eq!(number(json, "/reconciliation/difference"), 0);
+    // The path is in the words of the command that was recorded, and the name is that of a waker outside of what is recorded: its end
+    // wakes its parent.
+    let mut others = json.clone();
+    for known in ["target", "wakeups"] {
+        others[known] = Value::Null;
+    }
+    assert!(!others.to_string().contains("others-program"), "{others:#}");
+    let told = said(output);
+    assert!(
+        told.contains("1 process that you may not trace") && told.contains("CAP_SYS_PTRACE"),
+        "{told}"
+    );
+}
+
+fn a_stranger_is_recorded_up_to_its_start(stranger: &Stranger) {
+    let (_folder, program) = for_nobody();
+    set_capabilities(&program, "cap_bpf,cap_perfmon=ep");
+    for level in ["stacks", "timeline"] {
+        let (json, output) = record_shell_with(stranger, as_nobody(&program, None), level);
+        has_nothing_of(stranger, &json, &output);
+        if level == "timeline" {
+            assert_eq!(json["timeline"]["agrees"], Value::Bool(true), "{:#}", json["timeline"]);
+        }
+        std::fs::remove_file(stranger.folder.path().join("go")).expect("there");
+        std::fs::remove_file(stranger.output()).expect("there");
+    }
+}
+
+fn with_capabilities_a_set_user_id_program_is_recorded_up_to_its_start() {
+    a_stranger_is_recorded_up_to_its_start(&Stranger::build().with_mode(0o4755));
+}
+
+fn with_capabilities_a_program_with_capabilities_is_recorded_up_to_its_start() {
+    a_stranger_is_recorded_up_to_its_start(&Stranger::build().with_capabilities("cap_net_raw=ep"));
+}
+
+fn with_capabilities_an_unreadable_program_is_recorded_up_to_its_start() {
+    a_stranger_is_recorded_up_to_its_start(&Stranger::build().with_mode(0o711));
+}
+
+fn with_capabilities_an_unreadable_command_is_recorded_up_to_its_start() {
+    let (folder, program) = for_nobody();
+    set_capabilities(&program, "cap_bpf,cap_perfmon=ep");
+    let stranger = Stranger::build().with_mode(0o711);
+    let json = folder.path().join("x.json");
+    let output = as_nobody(&program, None)
+        .args(["record", "--json"])
+        .arg(&json)
+        .arg("--")
+        .arg(&stranger.program)
+        .arg(stranger.output())
+        .output()
+        .expect("started");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let json: Value = serde_json::from_slice(&std::fs::read(&json).expect("there")).expect("JSON");
+    has_nothing_of(&stranger, &json, &output);
+    assert_eq!(json["reconciliation"]["rusage"], Value::Null);
+    assert!(!said(&output).contains("never taken off its CPU"), "{}", said(&output));
+}
+
+fn root_records_what_a_user_may_not_trace() {
+    let stranger = Stranger::build().with_mode(0o4755);
+    let mut recorder = Command::new(CTXTRACE);
+    recorder
+        .env_remove("SUDO_UID")
+        .env_remove("SUDO_GID")
+        .stdin(Stdio::null());
+    let (json, _) = record_shell_with(&stranger, recorder, "stacks");
+    let said_of_itself = stranger.said();
+    for tid in [said_of_itself.pid, said_of_itself.child] {
+        let recorded = switches_of_thread(&json, tid).expect("it was followed");
+        assert!(recorded >= 100, "{recorded} of {said_of_itself:?}");
+    }
+    assert_eq!(number(&json, "/lost/refused_processes"), 0);
 }
 
 fn with_one_of_the_capabilities_nothing_is_traced() {

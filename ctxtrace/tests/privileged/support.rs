@@ -307,7 +307,12 @@ fn workload_of(tracer: u32) -> Option<Process> {
 
 /// A recorder of a running process that is at work; what it writes is piped.
 pub(crate) fn recorder_at_work(line: &str) -> Child {
-    let mut recorder = command(line)
+    at_work(command(line))
+}
+
+/// Starts a recorder of a running process, and returns when it is at work.
+pub(crate) fn at_work(mut recorder: Command) -> Child {
+    let mut recorder = recorder
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

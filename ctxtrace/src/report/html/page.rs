@@ -819,7 +819,11 @@ fn trust(report: &Report) -> Vec<Statement> {
 
 /// Which options make room for what did not fit, behind a space; nothing if none does.
 fn room(report: &Report) -> String {
-    table::room(report).map_or_else(String::new, |room| format!(" {room}"))
+    let hints = table::refusal(report)
+        .map(str::to_owned)
+        .into_iter()
+        .chain(table::room(report));
+    hints.map(|hint| format!(" {hint}")).collect()
 }
 
 #[cfg(test)]

@@ -89,6 +89,7 @@ pub(super) struct Host<'a> {
     pub(super) lost_handovers: i64,
     pub(super) lost_threads: i64,
     pub(super) lost_thread_records: i64,
+    pub(super) lost_refused_processes: i64,
     pub(super) lost_programs: i64,
     pub(super) lost_mappings: i64,
     pub(super) lost_recursion: i64,
@@ -111,6 +112,8 @@ pub(super) struct Program<'a> {
     pub(super) tokio_version: Option<&'a str>,
     pub(super) go_version: Option<&'a str>,
     pub(super) reason: Option<&'a str>,
+    /// What was not found out about the program where there is no reason.
+    pub(super) note: Option<&'a str>,
 }
 
 /// Kernel switches of one class and, where there is one, task.

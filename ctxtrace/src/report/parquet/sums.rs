@@ -108,6 +108,7 @@ fn program_rows<'a>(of: &'a Identity, report: &'a Report) -> Vec<Program<'a>> {
         tokio_version: locator.tokio_version.as_deref(),
         go_version: locator.go_version.as_deref(),
         reason: locator.reason.as_deref(),
+        note: locator.note.as_deref(),
     });
     rows.collect()
 }
@@ -292,6 +293,7 @@ fn host_row<'a>(
         handovers,
         threads,
         thread_records,
+        refused_processes,
         programs,
         mappings,
         recursion,
@@ -349,6 +351,7 @@ fn host_row<'a>(
         lost_handovers: signed(*handovers),
         lost_threads: signed(*threads),
         lost_thread_records: signed(*thread_records),
+        lost_refused_processes: signed(*refused_processes),
         lost_programs: signed(*programs),
         lost_mappings: signed(*mappings),
         lost_recursion: signed(*recursion),

@@ -130,6 +130,14 @@ pub(in crate::report) fn locators_in_words(report: &Report) -> Vec<String> {
 }
 
 fn locator_in_words(locator: &Locator, choice: LocatorChoice) -> String {
+    let found = found_in_words(locator, choice);
+    match &locator.note {
+        Some(note) => format!("{found}; {}", printable(note)),
+        None => found,
+    }
+}
+
+fn found_in_words(locator: &Locator, choice: LocatorChoice) -> String {
     let version = |version: &Option<String>| version.as_ref().map_or(String::new(), |version| format!(" {version}"));
     let version = |text: &Option<String>| printable(&version(text));
     let tokio = version(&locator.tokio_version);
@@ -180,5 +188,33 @@ fn timeline_line(timeline: &Timeline, style: Style) -> String {
             lines.extend(differences.map(|difference| labelled("", &printable(difference), red)));
             lines.join("\n")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_found_out_stands_beside_what_was_found() {
+        let locator = Locator {
+            program: "/srv/server".to_owned(),
+            locator: "none".to_owned(),
+            tokio_version: None,
+            go_version: None,
+            build_id: None,
+            reason: None,
+            note: Some(
+                "not every shared object was searched for a runtime: libx.so was replaced while it ran".to_owned(),
+            ),
+        };
+        let words = locator_in_words(&locator, LocatorChoice::Auto);
+        assert!(words.starts_with("nothing: no tokio"), "{words}");
+        assert!(
+            words.ends_with("; not every shared object was searched for a runtime: libx.so was replaced while it ran"),
+            "{words}"
+        );
+        let found = Locator { note: None, ..locator };
+        assert!(!locator_in_words(&found, LocatorChoice::Auto).contains("shared object"));
     }
 }

@@ -12,6 +12,7 @@ pub(super) fn footer(report: &Report, style: Style) -> String {
         None => vec![labelled("Lost", "nothing", plainly)],
         Some(lost) => vec![labelled("Lost", &lost, red)],
     };
+    lines.extend(refusal(report).map(|refusal| labelled("", refusal, plainly)));
     lines.extend(room(report).map(|room| labelled("", &room, plainly)));
     let by_cpu: Vec<String> = report.lost.by_cpu.iter().map(lost_by_cpu).collect();
     if !by_cpu.is_empty() {
@@ -27,6 +28,14 @@ pub(super) fn footer(report: &Report, style: Style) -> String {
 fn lost_by_cpu(losses: &CpuLosses) -> String {
     let lost = losses.events + losses.timeline_events;
     format!("{} on CPU {}", thousands(lost), losses.cpu)
+}
+
+/// Why a process was recorded in part only, and what it takes to record all of it; `None` if there was none.
+pub(in crate::report) fn refusal(report: &Report) -> Option<&'static str> {
+    (report.lost.refused_processes > 0).then_some(
+        "(a process that executes a set-user-ID program, one with capabilities, or one that you may not read, is not recorded from \
+         there on, nor is what it starts: that takes root, or CAP_SYS_PTRACE)",
+    )
 }
 
 /// Which options make room for what did not fit.

@@ -247,6 +247,9 @@ fn idle_in_words(report: &Report) -> String {
     let (asleep, stopped) = (among(ThreadState::Asleep), among(ThreadState::Stopped));
     match count {
         0 => "no kernel switches, and no thread was seen".to_owned(),
+        1 if report.lost.refused_processes > 0 => {
+            "no kernel switches before it executed a program that you may not trace".to_owned()
+        }
         1 if asleep == 1 => "no kernel switches: its thread slept all the time".to_owned(),
         1 if stopped == 1 => "no kernel switches: its thread was stopped all the time".to_owned(),
         1 => "no kernel switches: its thread was never taken off its CPU".to_owned(),

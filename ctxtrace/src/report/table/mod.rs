@@ -12,7 +12,7 @@ mod switches;
 mod times;
 
 pub(super) use counts::locators_in_words;
-pub(super) use footer::{room, tracing_cost};
+pub(super) use footer::{refusal, room, tracing_cost};
 pub(super) use headline::{still_running_in_words, verdict_in_words};
 pub use headline::{subject_in_words, workload_in_words};
 pub use layout::in_ascii;

@@ -44,9 +44,9 @@ pub(super) fn ledger(report: &Report, style: Style) -> String {
         ]);
     }
     let mut text = table.render();
-    let open: u64 = report.ledger.iter().map(|row| row.open).sum();
+    let open = report.ledger.iter().filter_map(|row| row.open).saturating_sum();
     if open > 0 {
-        let ns: u64 = report.ledger.iter().map(|row| row.open_ns).fold(0, u64::saturating_add);
+        let ns = report.ledger.iter().filter_map(|row| row.open_ns).saturating_sum();
         let note = format!(
             "{} of them {} open: {} so far, in no sum (see \"Still off the CPU\")",
             thousands(open),

@@ -1,6 +1,6 @@
 //! Where the time went: on the CPU, off it, and thread by thread.
 
-use super::layout::{Columns, bar, sparkline, wrapped};
+use super::layout::{Columns, bar, labelled, plainly, sparkline, wrapped};
 use crate::analyze::result::{Distribution, OnCpu, Report, Thread, Throttling};
 use crate::report::printable;
 use crate::sums::{SaturatingSum, add};
@@ -72,7 +72,14 @@ const OPEN_SHOWN: usize = 6;
 
 /// The threads that were off the CPU when the recording ended, with their time so far and where they were.
 pub(super) fn open_intervals(report: &Report) -> Option<String> {
-    let open = &report.open_intervals;
+    let Some(open) = &report.open_intervals else {
+        let reason = report.unavailable.iter().find(|null| null.path == "open_intervals")?;
+        return Some(labelled(
+            "Still off the CPU",
+            &format!("not known: {}", reason.reason),
+            plainly,
+        ));
+    };
     let (shown, rest) = open.split_at(open.len().min(OPEN_SHOWN));
     if shown.is_empty() {
         return None;

@@ -282,6 +282,13 @@ pub(in crate::trace) fn rows<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer.deserialize_seq(Rows(PhantomData))
 }
 
+/// Decodes a list of a field that may be missing, as [`rows`] does: this is called where it is there.
+pub(in crate::trace) fn some_rows<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    rows(deserializer).map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

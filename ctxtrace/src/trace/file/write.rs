@@ -421,8 +421,12 @@ impl Threads {
                     }
                 }
                 Some(Decoded::Exec { tid, image, .. }) => {
-                    if let Some(known) = self.0.get_mut(&tid) {
+                    if let Some(image) = image
+                        && let Some(known) = self.0.get_mut(&tid)
+                    {
                         known.image = image;
+                    } else {
+                        self.0.remove(&tid);
                     }
                 }
                 Some(Decoded::Switch { out: Some(out), .. }) if out.leave == Leave::Dead => {

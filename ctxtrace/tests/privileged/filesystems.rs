@@ -1,0 +1,165 @@
+//! Which file ran, on file systems whose devices and inodes are not those that `stat` gives: overlayfs and btrfs.
+//!
+//! What is traced is a copy of this executable, with a copy of the C library, so that it needs no compiler and runs on other kernels too.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ctxtrace::target::programs::LocatorChoice;
+use ctxtrace_common::locator::HAS_TOKIO;
+use ctxtrace_common::process::Image;
+use tempfile::TempDir;
+
+use crate::harness::{require_program, skip};
+use crate::programs;
+use crate::support::trace;
+
+pub(crate) const KERNEL_TESTS: &[(&str, fn())] = &[(
+    "files_of_both_layers_of_an_overlay_are_known",
+    files_of_both_layers_of_an_overlay_are_known,
+)];
+
+pub(crate) const TESTS: &[(&str, fn())] = &[(
+    "files_on_btrfs_are_known_in_each_subvolume",
+    files_on_btrfs_are_known_in_each_subvolume,
+)];
+
+/// A file system that is mounted for as long as this lives.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    /// Mounts `source` at a folder, with options in the words of `mount`.
+    fn new(folder: &Path, kind: &str, options: &str, source: &Path) -> Self {
+        std::fs::create_dir_all(folder).expect("made");
+        let mount = Command::new("mount")
+            .args(["-t", kind, "-o", options])
+            .arg(source)
+            .arg(folder)
+            .status();
+        assert!(mount.expect("started").success(), "{kind} at {}", folder.display());
+        Self(folder.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // What is left of a test that failed is taken off with the folder in use, too.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Skips the test unless the kernel has a file system.
+fn require_file_system(name: &str) {
+    let known = std::fs::read_to_string("/proc/filesystems").expect("readable");
+    if !known.lines().any(|line| line.split_whitespace().last() == Some(name)) {
+        skip(format!("this kernel has no {name}"));
+    }
+}
+
+/// The C library of this executable.
+fn c_library() -> PathBuf {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("readable");
+    let mut paths = maps.lines().filter_map(|line| line.split_whitespace().nth(5));
+    let path = paths.find(|path| path.ends_with("/libc.so.6"));
+    PathBuf::from(path.expect("linked with glibc"))
+}
+
+const PROGRAM: &str = "sleeping-program";
+const LIBRARY: &str = "libc.so.6";
+
+/// Copies what is to be traced into a folder.
+fn put_files(folder: &Path) {
+    std::fs::create_dir_all(folder).expect("made");
+    let this = std::env::current_exe().expect("a path");
+    std::fs::copy(this, folder.join(PROGRAM)).expect("copied");
+    std::fs::copy(c_library(), folder.join(LIBRARY)).expect("copied");
+}
+
+/// Traces the program of a folder, and checks that it and its library are known as the files that they are.
+fn assert_files_are_known(folder: &Path) {
+    let (program, library) = (folder.join(PROGRAM), folder.join(LIBRARY));
+    let libraries = folder.to_str().expect("text");
+    let environment = [(programs::VARIABLE, "sleeper"), ("LD_LIBRARY_PATH", libraries)];
+    let run = trace(&program, &environment, LocatorChoice::Auto);
+    assert_eq!(run.exit.expect("waited for").status, Some(0));
+    let aggregates = &run.aggregates;
+    let image = Image {
+        tgid: run.launched.expect("launched").pid,
+        number: 1,
+    };
+    let known = aggregates.programs.get(image).expect("known");
+    assert_eq!(known.path, program);
+    assert_ne!(known.found.locator.flags & HAS_TOKIO, 0, "{:?}", known.found);
+    for path in [&program, &library] {
+        let mut mappings = aggregates.mappings.files_of(image);
+        let mapping = mappings
+            .find(|mapping| mapping.path == *path)
+            .unwrap_or_else(|| panic!("{} was mapped", path.display()));
+        let held = aggregates.mappings.file(mapping);
+        assert!(held.is_ok(), "{}: {:?}", path.display(), held.map(|_| ()));
+    }
+    let stacks: Vec<String> = aggregates
+        .stacks
+        .keys()
+        .filter_map(|&key| run.symbols.user(image, key))
+        .flatten()
+        .map(|frame| frame.name.to_string())
+        .collect();
+    assert!(stacks.iter().any(|name| name.contains("sleeper")), "{stacks:?}");
+    assert!(!stacks.iter().any(|name| name.contains("replaced")), "{stacks:?}");
+}
+
+fn files_of_both_layers_of_an_overlay_are_known() {
+    require_file_system("overlay");
+    let folder = TempDir::new().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    // The folder may be on an overlay itself, and one cannot be the upper layer of another.
+    let _layers = Mounted::new(&path("layers"), "tmpfs", "size=1g", Path::new("none"));
+    for name in ["layers/upper", "layers/work"] {
+        std::fs::create_dir(path(name)).expect("made");
+    }
+    put_files(&path("layers/lower/below"));
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        path("layers/lower").display(),
+        path("layers/upper").display(),
+        path("layers/work").display()
+    );
+    let merged = path("merged");
+    let _overlay = Mounted::new(&merged, "overlay", &options, Path::new("none"));
+    put_files(&merged.join("above"));
+    assert!(path("layers/upper/above").join(PROGRAM).exists());
+    for layer in ["below", "above"] {
+        assert_files_are_known(&merged.join(layer));
+    }
+}
+
+fn files_on_btrfs_are_known_in_each_subvolume() {
+    require_file_system("btrfs");
+    require_program("mkfs.btrfs", "btrfs-progs");
+    let folder = TempDir::new().expect("a folder");
+    let image = folder.path().join("image");
+    let file = std::fs::File::create(&image).expect("made");
+    file.set_len(1 << 30).expect("sparse");
+    let made = Command::new("mkfs.btrfs")
+        .arg("--quiet")
+        .arg(&image)
+        .output()
+        .expect("started");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let mounted = folder.path().join("mounted");
+    let _btrfs = Mounted::new(&mounted, "btrfs", "loop", &image);
+    // Each subvolume has a device number of its own, and numbers its inodes from the beginning.
+    for subvolume in ["one", "two"] {
+        let made = Command::new("btrfs")
+            .args(["subvolume", "create"])
+            .arg(mounted.join(subvolume))
+            .stdout(std::process::Stdio::null())
+            .status();
+        assert!(made.expect("started").success());
+        put_files(&mounted.join(subvolume));
+    }
+    for subvolume in ["one", "two"] {
+        assert_files_are_known(&mounted.join(subvolume));
+    }
+}
