@@ -163,6 +163,8 @@ pub struct Gathered {
     pub sum: SwitchSum,
 }
 
+const _: () = assert!(size_of::<Gathered>() == 72);
+
 impl Gathered {
     /// Whether a switch-out of this key can be added as it is.
     #[inline(always)]

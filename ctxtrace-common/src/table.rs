@@ -9,6 +9,10 @@
 //!    and programs run within RCU read sections);
 //! 3. reads and deletes the elements of the old generation at leisure.
 //!
+//! What finds no room in a table while that goes on is an *addition*: it goes to user space by itself, through a ring. Its length says
+//! which table it is for: [`Gathered`](crate::stack::Gathered), [`WakerAddition`](crate::wakeup::WakerAddition) or
+//! [`EdgeAddition`](crate::wakeup::EdgeAddition).
+//!
 //! How many elements have been made is counted where they are made, which is seldom; at [`TableState::wake_at`] the reader is woken.
 
 use bytemuck::{Pod, Zeroable};

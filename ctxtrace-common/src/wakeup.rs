@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::bound::element;
 use crate::histogram::{SUB_BITS, SUB_BUCKETS, bucket_of};
 use crate::process::Image;
+use crate::stack::SwitchSum;
 use crate::words::store;
 
 /// Buckets of an edge's distribution: everything below 2^36 ns (69 s), then one for the rest.
@@ -304,6 +305,51 @@ impl Edge {
     }
 }
 
+/// One addition to an edge for which the table of edges had no room. User space makes it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct EdgeAddition {
+    /// The edge.
+    pub key: EdgeKey,
+    /// A [`What`].
+    pub what: u64,
+    /// Its time, nanoseconds.
+    pub ns: u64,
+}
+
+const _: () = assert!(size_of::<EdgeAddition>() == 48);
+
+/// What an [`EdgeAddition`] adds.
+#[repr(u64)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// A wakeup; the time is its wake-to-run time.
+    Wakeup = 0,
+    /// That a wakeup was wasted; the time is the on-CPU time of the woken thread after it.
+    Wasted = 1,
+    /// That the making of a wakeup was timed; the time is what it took the waker.
+    Timed = 2,
+}
+
+impl EdgeAddition {
+    /// Adds it to the edge.
+    pub fn add_to(&self, edge: &mut Edge) {
+        const WASTED: u64 = What::Wasted as u64;
+        const TIMED: u64 = What::Timed as u64;
+        match self.what {
+            WASTED => {
+                edge.wasted += 1;
+                edge.wasted_on_cpu_ns = edge.wasted_on_cpu_ns.wrapping_add(self.ns);
+            }
+            TIMED => {
+                edge.timed += 1;
+                edge.waking_ns = edge.waking_ns.wrapping_add(self.ns);
+            }
+            _ => edge.record(self.ns),
+        }
+    }
+}
+
 /// What wakeups are summed by where the stacks of wakers are taken.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
@@ -327,6 +373,18 @@ pub struct WakerStackKey {
 }
 
 const _: () = assert!(size_of::<WakerStackKey>() == 64);
+
+/// Wakeups that are alike, for which the table of sums had no room. User space adds them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct WakerAddition {
+    /// What they are summed by.
+    pub key: WakerStackKey,
+    /// How many there are, and the off-CPU time they ended.
+    pub sum: SwitchSum,
+}
+
+const _: () = assert!(size_of::<WakerAddition>() == 80);
 
 #[cfg(test)]
 mod tests {
@@ -364,6 +422,25 @@ mod tests {
             edge_of(b"beta\0\0\0\0\0\0\0\0\0\0\0\0")
         );
         assert_ne!(edge_of(b"the-same-half-1\0"), edge_of(b"the-same-half-2\0"));
+    }
+
+    #[test]
+    fn additions_make_the_edge_that_the_table_would_have_had() {
+        let add = |edge: &mut Edge, what: What, ns| {
+            let key = EdgeKey::new(&Waker::default(), 1, 1);
+            let what = what as u64;
+            EdgeAddition { key, what, ns }.add_to(edge);
+        };
+        let (mut added, mut recorded) = (Edge::EMPTY, Edge::EMPTY);
+        for ns in [3, 5_000] {
+            add(&mut added, What::Wakeup, ns);
+            recorded.record(ns);
+        }
+        add(&mut added, What::Wasted, 7);
+        add(&mut added, What::Timed, 11);
+        (recorded.wasted, recorded.wasted_on_cpu_ns) = (1, 7);
+        (recorded.timed, recorded.waking_ns) = (1, 11);
+        assert_eq!(bytemuck::bytes_of(&added), bytemuck::bytes_of(&recorded));
     }
 
     #[test]

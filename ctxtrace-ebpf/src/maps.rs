@@ -18,7 +18,7 @@ use ctxtrace_common::process::{FILTER_PLACES, Image, Process, TaskKey};
 use ctxtrace_common::stack::{Stack, SumKey, SwitchSum};
 use ctxtrace_common::table::{Table, TableState};
 use ctxtrace_common::thread::Thread;
-use ctxtrace_common::wakeup::{Edge, EdgeKey, Waker, WakerStackKey};
+use ctxtrace_common::wakeup::{Edge, EdgeAddition, EdgeKey, Waker, WakerStackKey};
 
 /// Live target threads by the address of their `task_struct`.
 #[map]
@@ -94,6 +94,10 @@ pub(crate) static HANDOVERS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 /// Names of tasks, likewise.
 #[map]
 pub(crate) static NAMES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// What found no room in a table of sums, for user space to add: see [`ctxtrace_common::table`].
+#[map]
+pub(crate) static ADDITIONS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
 /// Programs that have been executed, for user space to look at: it is woken for each.
 #[map]
@@ -178,7 +182,7 @@ pub(crate) struct WakingNow {
     /// `task_struct` of the thread that makes it; 0 if none does.
     pub(crate) waker: u64,
     pub(crate) since_ns: u64,
-    pub(crate) edge: EdgeKey,
+    pub(crate) edge: EdgeAddition,
 }
 
 /// Which of a CPU's scratch spaces a program uses. A program that runs with interrupts enabled can be interrupted by one

@@ -6,10 +6,13 @@ use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::stack::{Gathered, SwitchSum};
 use ctxtrace_common::table::{HIT_GENERATION_SHIFT, Table};
 use ctxtrace_common::thread::Thread;
-use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
+use ctxtrace_common::wakeup::{Edge, EdgeAddition, WakerAddition};
 
 use crate::atomic;
-use crate::maps::{EDGES, HITS, OVERFLOW_SUMS, SWITCH_SUMS, Scratch, WAKER_SUMS, add as add_to_counter, count};
+use crate::maps::{
+    ADDITIONS, EDGES, HITS, OVERFLOW_SUMS, SWITCH_SUMS, Scratch, WAKER_SUMS, add as add_to_counter, count,
+};
+use crate::switch::BPF_RB_NO_WAKEUP;
 use crate::tables::{generation, made_one};
 
 const NOTHING: SwitchSum = SwitchSum {
@@ -58,9 +61,10 @@ pub(crate) fn bring_in(gathered: &mut Gathered) {
     }
     // The key is another one's from here on, or nobody's.
     key.generation = generation(Table::SwitchSums) as u8;
-    if add(&SWITCH_SUMS, Table::SwitchSums, key, alike) {
+    if add(&SWITCH_SUMS, Table::SwitchSums, key, alike) || hand_over(gathered) {
         return;
     }
+    let Gathered { key, sum: alike } = gathered;
     add_to_counter(|counters| &mut counters.lost_stack_sums, alike.count);
     let class = if key.reason != 0 {
         Class::Unattributed as u32
@@ -77,11 +81,18 @@ pub(crate) fn bring_in(gathered: &mut Gathered) {
 
 /// Adds one wakeup to those of its maker's stacks.
 #[inline(always)]
-pub(crate) fn add_waker(key: &mut WakerStackKey, off_cpu_ns: u64) {
-    key.generation = generation(Table::WakerSums) as u16;
-    if !add(&WAKER_SUMS, Table::WakerSums, key, &SwitchSum { count: 1, off_cpu_ns }) {
+pub(crate) fn add_waker(addition: &mut WakerAddition) {
+    addition.key.generation = generation(Table::WakerSums) as u16;
+    if !add(&WAKER_SUMS, Table::WakerSums, &addition.key, &addition.sum) && !hand_over(addition) {
         count(|counters| &mut counters.lost_wakeup_edges);
     }
+}
+
+/// Hands what found no room in its table to user space; returns whether there was room for that. The reader has been woken long
+/// before.
+#[inline(always)]
+fn hand_over<T>(addition: &T) -> bool {
+    ADDITIONS.output::<T>(addition, BPF_RB_NO_WAKEUP).is_ok()
 }
 
 /// Tells whether there was room.
@@ -108,9 +119,10 @@ fn add<K>(sums: &HashMap<K, SwitchSum>, table: Table, key: &K, alike: &SwitchSum
     true
 }
 
-/// The sums of one edge, begun if there are none yet; `None` if there is no room.
+/// The sums of the edge that is added to, begun if there are none yet. If there is no room the addition is handed over.
 #[inline(always)]
-pub(crate) fn edge(key: &mut EdgeKey, scratch: &mut Scratch) -> Option<*mut Edge> {
+pub(crate) fn edge(addition: &mut EdgeAddition, scratch: &mut Scratch) -> Option<*mut Edge> {
+    let key = &mut addition.key;
     key.generation = generation(Table::Edges) as u16;
     if let Some(edge) = EDGES.get_ptr_mut(&*key) {
         return Some(edge);
@@ -120,7 +132,7 @@ pub(crate) fn edge(key: &mut EdgeKey, scratch: &mut Scratch) -> Option<*mut Edge
         made_one(Table::Edges as u32);
     }
     let edge = EDGES.get_ptr_mut(&*key);
-    if edge.is_none() {
+    if edge.is_none() && !hand_over(addition) {
         count(|counters| &mut counters.lost_wakeup_edges);
     }
     edge

@@ -14,9 +14,9 @@ use ctxtrace_common::ledger::{Class, STATE_STOPPED, Syscall, classify, known};
 use ctxtrace_common::locator::Doing;
 use ctxtrace_common::polls::Gap;
 use ctxtrace_common::process::Image;
-use ctxtrace_common::stack::UserStack;
+use ctxtrace_common::stack::{SwitchSum, UserStack};
 use ctxtrace_common::thread::{BORROWED, EXITING, INHERITED, PENDING_SUM, Thread, ThreadSummary, WOKEN_FROM_PARK};
-use ctxtrace_common::wakeup::{EdgeKey, WakerStackKey};
+use ctxtrace_common::wakeup::{EdgeAddition, EdgeKey, WakerAddition, WakerStackKey, What};
 
 use crate::events::{cpu, introduce, publish};
 use crate::hits::observe;
@@ -225,13 +225,17 @@ fn judge_last_wakeup(thread: &mut Thread, class: Class, scratch: &mut Scratch) {
 /// Kept out of line, for its key needs room on the stack: see `crate::locate::look`.
 #[inline(never)]
 fn add_wasted(thread: &mut Thread, scratch: &mut Scratch) {
-    let mut key = EdgeKey::new(&thread.woken_by, thread.tid, thread.tgid);
+    let mut addition = EdgeAddition {
+        key: EdgeKey::new(&thread.woken_by, thread.tid, thread.tgid),
+        what: What::Wasted as u64,
+        ns: thread.on_cpu_ns.wrapping_sub(thread.woken_on_cpu_ns),
+    };
     // Begun anew if the table has been emptied since the wakeup.
-    if let Some(edge) = edge(&mut key, scratch) {
+    if let Some(edge) = edge(&mut addition, scratch) {
         // SAFETY: a live element; these fields are changed only by the CPU that switches this thread.
         let edge = unsafe { &mut *edge };
         edge.wasted += 1;
-        edge.wasted_on_cpu_ns += thread.on_cpu_ns.wrapping_sub(thread.woken_on_cpu_ns);
+        edge.wasted_on_cpu_ns += addition.ns;
     }
 }
 
@@ -284,8 +288,12 @@ fn note_wakeup(thread: &mut Thread, entered: &Entered, scratch: &mut Scratch) {
 fn add_wakeup(thread: &mut Thread, on_cpu: bool, wake_to_run_ns: u64, off_cpu_ns: u64, scratch: &mut Scratch) {
     // A constant index each, which needs no check of bounds: BPF has nowhere to panic to.
     let waker = if on_cpu { thread.wakers[1] } else { thread.wakers[0] };
-    let mut key = EdgeKey::new(&waker, thread.tid, thread.tgid);
-    if let Some(edge) = edge(&mut key, scratch) {
+    let mut addition = EdgeAddition {
+        key: EdgeKey::new(&waker, thread.tid, thread.tgid),
+        what: What::Wakeup as u64,
+        ns: wake_to_run_ns,
+    };
+    if let Some(edge) = edge(&mut addition, scratch) {
         // SAFETY: a live element; `record` changes fields that only the CPU changes that switches the woken thread.
         unsafe { &mut *edge }.record(wake_to_run_ns);
     }
@@ -301,7 +309,7 @@ fn add_wakeup(thread: &mut Thread, on_cpu: bool, wake_to_run_ns: u64, off_cpu_ns
         thread.polls_when_woken = thread.polls.last.polls;
     }
     if WITH_WAKER_STACKS.load() != 0 {
-        let mut key = WakerStackKey {
+        let key = WakerStackKey {
             from: waker,
             to_task: thread.pending.task,
             to_tgid: thread.tgid,
@@ -310,7 +318,8 @@ fn add_wakeup(thread: &mut Thread, on_cpu: bool, wake_to_run_ns: u64, off_cpu_ns
             generation: 0,
             to_tid: thread.tid,
         };
-        add_waker(&mut key, off_cpu_ns);
+        let sum = SwitchSum { count: 1, off_cpu_ns };
+        add_waker(&mut WakerAddition { key, sum });
     }
 }
 

@@ -12,7 +12,7 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use ctxtrace_common::clock::Waking;
 use ctxtrace_common::event::Event;
-use ctxtrace_common::wakeup::EdgeKey;
+use ctxtrace_common::wakeup::{EdgeKey, What};
 
 use crate::atomic;
 use crate::events::{cpu, introduce, publish};
@@ -79,7 +79,7 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
         // SAFETY: the helper has no preconditions.
         now.waker = unsafe { bpf_get_current_task() };
         now.since_ns = now_ns;
-        now.edge = EdgeKey::new(waker, thread.tid, thread.tgid);
+        now.edge.key = EdgeKey::new(waker, thread.tid, thread.tgid);
     }
     0
 }
@@ -107,6 +107,7 @@ pub(crate) fn sys_exit(_ctx: BtfTracePointContext) -> i32 {
     now.waker = 0;
     // SAFETY: as above.
     let waking_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(now.since_ns);
+    (now.edge.what, now.edge.ns) = (What::Timed as u64, waking_ns);
     let Some(scratch) = Lane::Lifecycle.scratch() else {
         return 0;
     };

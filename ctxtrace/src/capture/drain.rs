@@ -1,24 +1,26 @@
 //! What has been brought home of the kernel's tables, and how they are emptied while the run goes on.
 //!
 //! A table that fills would lose what comes next. So when a quarter is full its elements are taken over here, where there is more room,
-//! and deleted there. No count is lost in between: `ctxtrace_common::table` says how. The room here is bounded too; beyond it
+//! and deleted there. No count is lost in between: `ctxtrace_common::table` says how. What finds no room there meanwhile comes through a
+//! ring, piece by piece. The room here is bounded too; beyond it
 //! sums are kept by their class, or by who was woken, and what is distinguished no longer is counted.
 
 use std::collections::HashMap;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{Array, HashMap as BpfHashMap, MapError};
+use aya::maps::{Array, HashMap as BpfHashMap, Map};
 use ctxtrace_common::counters::Counters;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::process::TaskKey;
-use ctxtrace_common::stack::{Stack, SumKey, SwitchSum, UserStack};
+use ctxtrace_common::stack::{Gathered, Stack, SumKey, SwitchSum, UserStack};
 use ctxtrace_common::table::{Generational, Table, TableState};
-use ctxtrace_common::wakeup::{Edge, EdgeKey, WakerStackKey};
+use ctxtrace_common::wakeup::{Edge, EdgeAddition, EdgeKey, WakerAddition, WakerStackKey};
 
 use super::wire::Wire;
-use super::{missing, refused};
-use crate::error::Result;
+use super::{batch, missing, refused};
+use crate::error::{Error, Result};
 use crate::trace::wakeups::{EdgeSums, others};
 
 /// Sums of switch-outs, and of wakeups by stacks, that are distinguished: some 100 bytes each. Beyond them switch-outs are summed by
@@ -95,6 +97,19 @@ impl Collected {
         let is_full = self.edges.len() >= 2 * MOST_EDGES && !self.edges.contains_key(&key);
         let key = if is_full { EdgeKey { to_tgid: 0, ..key } } else { key };
         *self.edges.entry(key).or_default() += &EdgeSums::from(edge);
+    }
+
+    /// Adds what found no room in its table, as it comes out of the ring.
+    pub(super) fn add_addition(&mut self, bytes: &[u8]) {
+        if let Ok(Gathered { key, sum }) = bytemuck::try_pod_read_unaligned(bytes) {
+            self.add_switches(key.without_generation(), sum);
+        } else if let Ok(WakerAddition { key, sum }) = bytemuck::try_pod_read_unaligned(bytes) {
+            self.add_waker(key.without_generation(), sum);
+        } else if let Ok(addition) = bytemuck::try_pod_read_unaligned::<EdgeAddition>(bytes) {
+            let mut edge = Edge::EMPTY;
+            addition.add_to(&mut edge);
+            self.add_edge(addition.key.without_generation(), &edge);
+        }
     }
 
     fn add_hits(&mut self, key: TaskKey, hits: u64) {
@@ -228,10 +243,10 @@ impl Drainer {
         for table in full {
             let old = states[table as usize].generation;
             match table {
-                Table::SwitchSums => take(ebpf, table, old, |key, sum| into.add_switches(key, sum))?,
-                Table::WakerSums => take(ebpf, table, old, |key, sum| into.add_waker(key, sum))?,
-                Table::Edges => take(ebpf, table, old, |key, edge| into.add_edge(key, &edge))?,
-                Table::Hits => take(ebpf, table, old, |key, hits| into.add_hits(key, hits))?,
+                Table::SwitchSums => take(ebpf, table, old, |key, &sum| into.add_switches(key, sum))?,
+                Table::WakerSums => take(ebpf, table, old, |key, &sum| into.add_waker(key, sum))?,
+                Table::Edges => take(ebpf, table, old, |key, edge| into.add_edge(key, edge))?,
+                Table::Hits => take(ebpf, table, old, |key, &hits| into.add_hits(key, hits))?,
                 Table::Stacks | Table::Ended => {}
             }
         }
@@ -277,7 +292,7 @@ fn store(ebpf: &mut Ebpf, table: Table, generation: u64, wake_at: u64) -> Result
 }
 
 fn capacity(ebpf: &Ebpf, name: &'static str) -> Result<u32> {
-    let Some(aya::maps::Map::HashMap(map)) = ebpf.map(name) else {
+    let Some(Map::HashMap(map)) = ebpf.map(name) else {
         return Err(missing(name));
     };
     map.info()
@@ -286,55 +301,49 @@ fn capacity(ebpf: &Ebpf, name: &'static str) -> Result<u32> {
 }
 
 /// Takes over every stack. One that is needed again is walked and stored again; a stack never changes.
-fn take_stacks(ebpf: &mut Ebpf, into: &mut Collected) -> Result<()> {
-    let mut map = open::<u64, Stack>(ebpf, "STACKS")?;
-    let keys: Vec<u64> = map.keys().filter_map(|key| key.ok().map(|Wire(key)| key)).collect();
-    for key in keys {
-        let Ok(Wire(stack)) = map.get(&Wire(key), 0) else {
-            continue;
-        };
-        into.add_stack(key, &stack);
-        map.remove(&Wire(key)).map_err(refused("empty a BPF map"))?;
-    }
-    Ok(())
+fn take_stacks(ebpf: &Ebpf, into: &mut Collected) -> Result<()> {
+    let table = hash_table::<u64, Stack>(ebpf, "STACKS")?;
+    batch::take(table, |key, stack: &Stack| into.add_stack(key, stack)).map_err(Error::system("emptying a BPF map"))
 }
 
 /// Takes over every element of a generation that programs leave alone.
-fn take<K, V>(ebpf: &mut Ebpf, table: Table, generation: u64, mut add: impl FnMut(K, V)) -> Result<()>
+fn take<K, V>(ebpf: &Ebpf, table: Table, generation: u64, mut add: impl FnMut(K, &V)) -> Result<()>
 where
     K: bytemuck::Pod + Generational,
     V: bytemuck::Pod,
 {
-    let mut map = open::<K, V>(ebpf, name(table))?;
-    let keys: Vec<K> = map
-        .keys()
-        .filter_map(|key| key.ok().map(|Wire(key)| key))
-        .filter(|key| key.generation() == generation)
-        .collect();
-    for key in keys {
-        let Wire(value) = map.get(&Wire(key), 0).map_err(refused("read a BPF map"))?;
-        map.remove(&Wire(key)).map_err(refused("empty a BPF map"))?;
-        add(key.without_generation(), value);
-    }
-    Ok(())
+    let table = hash_table::<K, V>(ebpf, name(table))?;
+    let mut taken = Vec::new();
+    let read = batch::read(table, |key: K, value: &V| {
+        if key.generation() == generation {
+            add(key.without_generation(), value);
+            taken.push(key);
+        }
+    });
+    // Whatever has been added here must not be there the next time.
+    let deleted = batch::delete(table, &taken);
+    read.and(deleted).map_err(Error::system("emptying a BPF map"))
 }
 
-type Opened<'a, K, V> = BpfHashMap<&'a mut aya::maps::MapData, Wire<K>, Wire<V>>;
-
-fn open<'a, K: bytemuck::Pod, V: bytemuck::Pod>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<Opened<'a, K, V>> {
-    let map = ebpf.map_mut(name).ok_or_else(|| missing(name))?;
-    BpfHashMap::try_from(map).map_err(refused("open a BPF map"))
+/// A hash table with keys and values of these types.
+fn hash_table<'a, K: bytemuck::Pod, V: bytemuck::Pod>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>> {
+    let map = ebpf.map(name).ok_or_else(|| missing(name))?;
+    // aya compares the sizes.
+    BpfHashMap::<_, Wire<K>, Wire<V>>::try_from(map).map_err(refused("open a BPF map"))?;
+    match map {
+        Map::HashMap(map) => Ok(map.fd().as_fd()),
+        _ => Err(missing(name)),
+    }
 }
 
 /// Every element of a table.
 pub(super) fn entries<K: bytemuck::Pod, V: bytemuck::Pod>(ebpf: &Ebpf, name: &'static str) -> Result<Vec<(K, V)>> {
-    let map = ebpf.map(name).ok_or_else(|| missing(name))?;
-    BpfHashMap::<_, Wire<K>, Wire<V>>::try_from(map)
-        .map_err(refused("open a BPF map"))?
-        .iter()
-        .map(|entry| entry.map(|(Wire(key), Wire(value))| (key, value)))
-        .collect::<std::result::Result<_, MapError>>()
-        .map_err(refused("read a BPF map"))
+    let mut all = Vec::new();
+    batch::read(hash_table::<K, V>(ebpf, name)?, |key, value: &V| {
+        all.push((key, *value))
+    })
+    .map_err(Error::system("reading a BPF map"))?;
+    Ok(all)
 }
 
 /// `membarrier(2)`; `MEMBARRIER_CMD_GLOBAL` returns when every RCU read section that has begun has ended
@@ -346,6 +355,8 @@ fn membarrier(command: libc::c_int) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use ctxtrace_common::wakeup::What;
+
     use super::*;
     use crate::trace::build;
 
@@ -401,6 +412,28 @@ mod tests {
             collected.switch_sums,
             HashMap::from([(known, sum(5)), (unknown, sum(6))])
         );
+    }
+
+    #[test]
+    fn what_found_no_room_in_a_table_is_added_by_the_length_of_its_record() {
+        let mut collected = Collected::default();
+        let (mut key, sum) = (build::sum_key(Class::ThreadBlocked, 0), sum(3));
+        let known = key;
+        key.generation = 1;
+        let mut edge = EdgeKey::new(&ctxtrace_common::wakeup::Waker::default(), 7, 8);
+        let known_edge = edge;
+        edge.generation = 1;
+        let waker: WakerStackKey = bytemuck::Zeroable::zeroed();
+        for _ in 0..2 {
+            collected.add_addition(bytemuck::bytes_of(&Gathered { key, sum }));
+            collected.add_addition(bytemuck::bytes_of(&WakerAddition { key: waker, sum }));
+            let (what, ns) = (What::Wakeup as u64, 5_000);
+            collected.add_addition(bytemuck::bytes_of(&EdgeAddition { key: edge, what, ns }));
+        }
+        assert_eq!(collected.switch_sums[&known].count, 6);
+        assert_eq!(collected.waker_sums[&waker].count, 6);
+        let edge = &collected.edges[&known_edge];
+        assert_eq!((edge.count, edge.sum_ns), (2, 10_000));
     }
 
     #[test]

@@ -9,12 +9,14 @@
 //! 5. [`polls`]: the rings of polls that the program itself writes, where those are wanted.
 //! 6. `sampling`: the timer that asks what the target does on its CPUs, where that is wanted.
 //! 7. `drain`: what is brought home of the kernel's tables, while they fill and at the end.
-//! 8. `layouts`: which places of the table of locators are free.
-//! 9. `cost`: what the programs cost, as measured by the kernel.
+//! 8. `batch`: how hash tables are read, many elements with one system call.
+//! 9. `layouts`: which places of the table of locators are free.
+//! 10. `cost`: what the programs cost, as measured by the kernel.
 //!
 //! Everything is attached through file descriptors of this process, so nothing can stay behind: when the process ends, even
 //! by `kill -9`, the kernel detaches and frees it all.
 
+mod batch;
 mod cost;
 mod drain;
 pub mod events;
@@ -208,6 +210,8 @@ struct Rings {
     handovers: RingBuf<MapData>,
     names: RingBuf<MapData>,
     executed: RingBuf<MapData>,
+    /// What found no room in a table.
+    additions: RingBuf<MapData>,
 }
 
 impl Session {
@@ -266,6 +270,7 @@ impl Session {
             handovers: ring("HANDOVERS")?,
             names: ring("NAMES")?,
             executed: ring("EXECUTED")?,
+            additions: ring("ADDITIONS")?,
         };
         Ok(Self {
             cost: CostMeter::new(&ebpf, &PROGRAMS)?,
@@ -712,6 +717,9 @@ impl Session {
                     .and_modify(|sum| sum.add(&handover))
                     .or_insert(handover);
             }
+        }
+        while let Some(item) = self.rings.additions.next() {
+            self.collected.add_addition(&item);
         }
         while let Some(item) = self.rings.names.next() {
             if let Ok(names) = bytemuck::try_pod_read_unaligned::<Names>(&item) {

@@ -19,6 +19,7 @@ pub mod explain;
 pub mod interrupt;
 mod observe;
 mod outputs;
+mod priority;
 mod program;
 mod record;
 mod report;

@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::ending::{Ending, all_have_ended};
 use super::interrupt::Interrupts;
+use super::priority::Raised;
 use crate::capture::polls::{self, PollRings};
 use crate::capture::{Kernel, Session, Settings};
 use crate::correlate::intervals::IntervalSink;
@@ -336,6 +337,7 @@ impl Watch<'_> {
         tracker: &mut Tracker,
         observer: &mut dyn Observer,
     ) -> Result<(Cut, bool)> {
+        let _raised = Raised::new();
         let interrupts = self.recorder.interrupts;
         let deadline = self.recorder.duration.map(|duration| self.since + duration);
         let mut cut = Cut::default();

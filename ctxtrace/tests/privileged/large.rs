@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{ctxtrace, number, stderr};
+use crate::support::{command, ctxtrace, number, stderr};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
@@ -24,6 +24,38 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     (
         "more_stacks_than_the_table_holds_are_all_there",
         more_stacks_than_the_table_holds_are_all_there,
+    ),
+    (
+        "forked_children_have_the_names_of_their_parents_mappings_and_of_their_own",
+        forked_children_have_the_names_of_their_parents_mappings_and_of_their_own,
+    ),
+    (
+        "pairs_made_by_a_crowd_of_runnable_threads_are_all_there",
+        pairs_made_by_a_crowd_of_runnable_threads_are_all_there,
+    ),
+    (
+        "a_flood_of_mappings_stays_in_bounds",
+        a_flood_of_mappings_stays_in_bounds,
+    ),
+];
+
+/// Tests that take more than ten seconds.
+pub(crate) const LONG_TESTS: &[(&str, fn())] = &[
+    (
+        "half_a_million_stacks_stay_in_bounds",
+        half_a_million_stacks_stay_in_bounds,
+    ),
+    (
+        "two_hundred_thousand_threads_stay_in_bounds",
+        two_hundred_thousand_threads_stay_in_bounds,
+    ),
+    (
+        "sixty_thousand_forks_stay_in_bounds",
+        sixty_thousand_forks_stay_in_bounds,
+    ),
+    (
+        "forty_thousand_programs_stay_in_bounds",
+        forty_thousand_programs_stay_in_bounds,
     ),
 ];
 
@@ -51,15 +83,15 @@ int main(void) {
     return 0;
 }";
 
-/// Threads of [`ONE_BY_ONE`], beside the first one.
+/// Threads of [`ONE_BY_ONE`] in one of the tests, beside the first one.
 const IN_TURN: i64 = 40_000;
 
-/// Threads of which each ends before the next one begins.
+/// `COUNT` threads, of which each ends before the next one begins.
 const ONE_BY_ONE: &str = r"
 #include <pthread.h>
 static void *nothing(void *none) { return 0; }
 int main(void) {
-    for (int i = 0; i < 40000; i++) {
+    for (int i = 0; i < COUNT; i++) {
         pthread_t thread;
         if (pthread_create(&thread, 0, nothing, 0)) return 1;
         pthread_join(thread, 0);
@@ -133,6 +165,201 @@ int main(void) {
     return 0;
 }";
 
+/// Two threads wake each other; one of them waits with each of `COUNT` stacks: of seven frames, each of which is one of eight functions.
+const EIGHT_WAYS: &str = r"
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+static volatile int came_back;
+static int to, from;
+static void *partner(void *none) {
+    unsigned long number;
+    while (read(to, &number, 8) == 8) number = 1, (void)!write(from, &number, 8);
+    return 0;
+}
+static void wait_for_partner(void) {
+    unsigned long number = 1;
+    (void)!write(to, &number, 8);
+    (void)!read(from, &number, 8);
+}
+#define DECLARE(n) static void f##n(int path, int depth);
+#define DEFINE(n) static __attribute__((noinline)) void f##n(int path, int depth) { \
+    if (depth == 0) wait_for_partner(); \
+    else switch (path & 7) { \
+        case 0: f0(path >> 3, depth - 1); break; case 1: f1(path >> 3, depth - 1); break; \
+        case 2: f2(path >> 3, depth - 1); break; case 3: f3(path >> 3, depth - 1); break; \
+        case 4: f4(path >> 3, depth - 1); break; case 5: f5(path >> 3, depth - 1); break; \
+        case 6: f6(path >> 3, depth - 1); break; default: f7(path >> 3, depth - 1); \
+    } \
+    came_back++; }
+DECLARE(0) DECLARE(1) DECLARE(2) DECLARE(3) DECLARE(4) DECLARE(5) DECLARE(6) DECLARE(7)
+DEFINE(0) DEFINE(1) DEFINE(2) DEFINE(3) DEFINE(4) DEFINE(5) DEFINE(6) DEFINE(7)
+int main(void) {
+    cpu_set_t one_cpu;
+    CPU_ZERO(&one_cpu);
+    CPU_SET(sched_getcpu(), &one_cpu);
+    sched_setaffinity(0, sizeof one_cpu, &one_cpu);
+    to = eventfd(0, 0), from = eventfd(0, 0);
+    pthread_t thread;
+    if (pthread_create(&thread, 0, partner, 0)) return 1;
+    for (int path = 0; path < COUNT; path++) f0(path, 7);
+    _exit(0);
+}";
+
+/// `COUNT` processes, of which each ends before the next one begins, and executes a program if `EXECUTES`: itself, which then ends.
+const PROCESSES: &str = r#"
+#include <sys/wait.h>
+#include <unistd.h>
+int main(int count, char **arguments) {
+    if (count > 1) return 0;
+    for (int i = 0; i < COUNT; i++) {
+        pid_t child = fork();
+        if (child < 0) return 1;
+        if (child == 0 && EXECUTES) execl("/proc/self/exe", arguments[0], "end", (char *)0);
+        if (child == 0) _exit(EXECUTES);
+        int status;
+        if (waitpid(child, &status, 0) != child || status != 0) return 1;
+    }
+    return 0;
+}"#;
+
+/// Maps code `COUNT` times as fast as it can.
+const MAPPINGS: &str = r#"
+#include <fcntl.h>
+#include <sys/mman.h>
+int main(void) {
+    int file = open("/proc/self/exe", O_RDONLY);
+    for (int i = 0; i < COUNT; i++) {
+        void *mapped = mmap(0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, file, 0);
+        if (mapped == MAP_FAILED || munmap(mapped, 4096)) return 1;
+    }
+    return 0;
+}"#;
+
+/// Groups of 20 senders and 20 receivers of which each sender writes to each receiver, all of them runnable at once.
+const CROWD: &str = r"
+#include <pthread.h>
+#include <sys/socket.h>
+#include <unistd.h>
+enum { GROUPS = 10, EACH = 20 };
+static int pairs[GROUPS * EACH][2];
+static void *receiver(void *number) {
+    long i = (long)number;
+    char message[100];
+    for (int left = EACH * COUNT * (int)sizeof message; left > 0;) {
+        int got = read(pairs[i][0], message, sizeof message);
+        if (got <= 0) return 0;
+        left -= got;
+    }
+    return 0;
+}
+static void *sender(void *number) {
+    long group = (long)number / EACH;
+    char message[100] = {0};
+    for (int i = 0; i < COUNT; i++)
+        for (int j = 0; j < EACH; j++)
+            if (write(pairs[group * EACH + j][1], message, sizeof message) != sizeof message) _exit(1);
+    return 0;
+}
+int main(void) {
+    static pthread_t threads[2 * GROUPS * EACH];
+    for (long i = 0; i < GROUPS * EACH; i++) if (socketpair(AF_UNIX, SOCK_STREAM, 0, pairs[i])) return 1;
+    for (long i = 0; i < GROUPS * EACH; i++) if (pthread_create(&threads[2 * i], 0, receiver, (void *)i)) return 1;
+    for (long i = 0; i < GROUPS * EACH; i++) if (pthread_create(&threads[2 * i + 1], 0, sender, (void *)i)) return 1;
+    for (long i = 0; i < 2 * GROUPS * EACH; i++) pthread_join(threads[i], 0);
+    return 0;
+}";
+
+/// Children of [`CHILDREN`].
+const FORKED: u64 = 200;
+
+/// 200 children, each of which maps code of its own and sleeps in a function of its parent's.
+const CHILDREN: &str = r#"
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static volatile int slept;
+static long sleeps(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_nvcsw;
+}
+/* The C library's functions have no frame pointer, so the function that calls them is not in the stack; the one before it is. */
+static __attribute__((noinline)) void call_usleep(void) {
+    for (long before = sleeps(); sleeps() == before;) usleep(500);
+    slept++;
+}
+static __attribute__((noinline)) void sleep_as_a_child(void) {
+    call_usleep();
+    slept++;
+}
+int main(void) {
+    int file = open("/proc/self/exe", O_RDONLY);
+    for (int i = 0; i < 200; i++) {
+        pid_t child = fork();
+        if (child < 0) return 1;
+        if (child == 0) {
+            if (mmap(0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, file, 0) == MAP_FAILED) _exit(1);
+            sleep_as_a_child();
+            _exit(0);
+        }
+        int status;
+        if (waitpid(child, &status, 0) != child || status != 0) return 1;
+    }
+    return 0;
+}"#;
+
+/// A source in which `COUNT` is a number.
+fn counted(count: i64, source: &str) -> String {
+    format!("#define COUNT {count}\n{source}")
+}
+
+/// What a tracer may take at most, in kilobytes.
+const MOST_RESIDENT_KB: i64 = 300 * 1_000_000 / 1_024;
+
+/// Records one of these programs, of which nothing may be lost, and the tracer stays within its memory. What it took is printed.
+fn record_in_bounds(name: &str, source: &str, options: &str) -> Value {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (program, json) = (build(name, source, folder.path()), folder.path().join("report.json"));
+    let line = format!("record {options} --json {} -- {}", json.display(), program.display());
+    let tracer = command(&line).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let pid = tracer.expect("started").id() as libc::pid_t;
+    let mut status = 0;
+    // SAFETY: all bytes being zero is a value of this structure.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both live to the end of the call, and the process is a child of this one that nothing else waits for.
+    let waited = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
+    assert_eq!(waited, pid, "the tracer has ended");
+    assert_eq!(status, 0, "the tracer's status");
+    let text = std::fs::read(json).expect("written");
+    let report: Value = serde_json::from_slice(&text).expect("a report");
+    let own_ns = number(&report, "/overhead/tracer_cpu_ns");
+    // Of the tracer and of the program that it waited for, whichever has more.
+    let resident_kb = usage.ru_maxrss;
+    println!("{name}: {resident_kb} KB resident, {own_ns} ns of CPU time while it recorded");
+    assert!(resident_kb < MOST_RESIDENT_KB, "{resident_kb} KB are resident");
+    for lost in [
+        "events",
+        "stacks",
+        "stack_sums",
+        "wakeup_edges",
+        "threads",
+        "thread_records",
+        "programs",
+        "mappings",
+    ] {
+        assert_eq!(number(&report, &format!("/lost/{lost}")), 0, "lost.{lost}");
+    }
+    assert_eq!(number(&report, "/reconciliation/difference"), 0);
+    assert_eq!(report["ledger_adds_up"], true);
+    report
+}
+
 /// Records one of these programs. The status is 0, so the kernel's counts are the same, and the ledger adds up.
 fn record(name: &str, source: &str, options: &str, folder: &Path) -> Value {
     let (program, json) = (build(name, source, folder), folder.join("report.json"));
@@ -182,7 +409,7 @@ fn threads_beyond_those_told_apart_are_in_the_sums() {
     let folder = tempfile::tempdir().expect("a folder");
     let report = record(
         "one_by_one",
-        ONE_BY_ONE,
+        &counted(IN_TURN, ONE_BY_ONE),
         "--level timeline --ring-size 16M",
         folder.path(),
     );
@@ -227,4 +454,49 @@ fn more_stacks_than_the_table_holds_are_all_there() {
         .filter(|path: &Vec<_>| path.len() == 12)
         .collect();
     assert_eq!(stacks.len(), DISTINCT);
+}
+
+fn forked_children_have_the_names_of_their_parents_mappings_and_of_their_own() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folded = folder.path().join("folded");
+    let options = format!("--level stacks --weight count --folded {}", folded.display());
+    let report = record("children", CHILDREN, &options, folder.path());
+    assert_eq!(number(&report, "/lost/mappings"), 0);
+    let text = std::fs::read_to_string(folded).expect("written");
+    let asleep = text
+        .lines()
+        .filter(|line| line.split(';').any(|frame| frame == "sleep_as_a_child"));
+    let counts = asleep.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    let count: u64 = counts.sum();
+    assert!(count >= FORKED, "{count} sleeps of {FORKED} children");
+}
+
+fn pairs_made_by_a_crowd_of_runnable_threads_are_all_there() {
+    record_in_bounds("crowd", &counted(100, CROWD), "--level counts");
+}
+
+fn a_flood_of_mappings_stays_in_bounds() {
+    record_in_bounds("mappings", &counted(400_000, MAPPINGS), "--level stacks");
+}
+
+fn half_a_million_stacks_stay_in_bounds() {
+    let report = record_in_bounds("eight_ways", &counted(500_000, EIGHT_WAYS), "--level stacks");
+    assert!(number(&report, "/kernel_switches/total") > 900_000);
+}
+
+fn two_hundred_thousand_threads_stay_in_bounds() {
+    let report = record_in_bounds("threads", &counted(200_000, ONE_BY_ONE), "--level counts");
+    assert_eq!(threads_in(&report), 200_001);
+}
+
+fn sixty_thousand_forks_stay_in_bounds() {
+    let source = format!("#define EXECUTES 0\n{}", counted(60_000, PROCESSES));
+    let report = record_in_bounds("forks", &source, "--level counts");
+    assert_eq!(threads_in(&report), 60_001);
+}
+
+fn forty_thousand_programs_stay_in_bounds() {
+    let source = format!("#define EXECUTES 1\n{}", counted(40_000, PROCESSES));
+    let report = record_in_bounds("programs", &source, "--level stacks");
+    assert_eq!(threads_in(&report), 40_001);
 }

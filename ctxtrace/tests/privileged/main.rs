@@ -75,6 +75,7 @@ const TABLES: &[(TestKind, TestTable)] = &[
     (Ordinary, unseen::TESTS),
     (Ordinary, faults::TESTS),
     (Ordinary, large::TESTS),
+    (Long, large::LONG_TESTS),
     (Ordinary, storms::TESTS),
     (Long, storms::LONG_TESTS),
 ];
