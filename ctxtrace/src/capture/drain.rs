@@ -340,7 +340,7 @@ fn hash_table<'a, K: bytemuck::Pod, V: bytemuck::Pod>(ebpf: &'a Ebpf, name: &'st
 pub(super) fn entries<K: bytemuck::Pod, V: bytemuck::Pod>(ebpf: &Ebpf, name: &'static str) -> Result<Vec<(K, V)>> {
     let mut all = Vec::new();
     batch::read(hash_table::<K, V>(ebpf, name)?, |key, value: &V| {
-        all.push((key, *value))
+        all.push((key, *value));
     })
     .map_err(Error::system("reading a BPF map"))?;
     Ok(all)

@@ -4,7 +4,7 @@
 //! the same state machine ([`ctxtrace_common::clock`]), and [`disagreements`] compares. Where no event was lost the two are
 //! equal, to the nanosecond; so whoever draws a timeline draws what was counted.
 //!
-//! It takes one event at a time and keeps a state for each live thread, at most [`MOST_ROWS`] rows of the ledger, and 80 bytes for
+//! It takes one event at a time and keeps a state for each live thread, at most 65,536 rows of the ledger, and 80 bytes for
 //! each of at most twice [`MOST_ENDED`] threads that have ended; the others are one sum.
 //!
 //! **Order.** What it needs is that the switches of one thread come in their order, after the thread's introduction, which
