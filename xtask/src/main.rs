@@ -6,6 +6,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 mod bench;
 mod build_ebpf;
@@ -65,6 +66,7 @@ enum Chore {
 }
 
 fn main() -> ExitCode {
+    stop_ignoring_interrupts();
     let done = match Args::parse().chore {
         Chore::Test(args) => return exit_code(test::main(&args)),
         Chore::BuildEbpf(args) => build_ebpf::main(&args),
@@ -79,6 +81,15 @@ fn main() -> ExitCode {
         Chore::Bench(args) => bench::main(&args),
     };
     exit_code(done.map(|()| ExitCode::SUCCESS))
+}
+
+/// Gives the signals of the keyboard their default action, which every program inherits that a chore starts, tools that are to end at
+/// SIGINT among them. A shell without job control starts a command that ends with `&` with both ignored.
+fn stop_ignoring_interrupts() {
+    for interrupt in [Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: no handler is installed, and there is one thread.
+        unsafe { signal(interrupt, SigHandler::SigDfl) }.expect("a signal that can be caught");
+    }
 }
 
 fn exit_code(done: anyhow::Result<ExitCode>) -> ExitCode {

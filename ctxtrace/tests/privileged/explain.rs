@@ -17,7 +17,6 @@ use crate::harness::skip;
 use crate::support::{command, ctxtrace, number, stderr};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
-    ("an_answer_holds_what_was_measured", an_answer_holds_what_was_measured),
     ("a_command_that_fails_is_no_case", a_command_that_fails_is_no_case),
     (
         "a_command_does_not_hold_the_standard_output",
@@ -67,6 +66,7 @@ pub(crate) const LONG_TESTS: &[(&str, fn())] = &[
         "the_articles_second_question_is_answered",
         the_articles_second_question_is_answered,
     ),
+    ("an_answer_holds_what_was_measured", an_answer_holds_what_was_measured),
 ];
 
 /// The answer to `explain` with these words.

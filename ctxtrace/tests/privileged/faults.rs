@@ -40,9 +40,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ),
     ("a_refused_bpf_call_says_so", a_refused_bpf_call_says_so),
     ("a_kernel_without_btf_says_so", a_kernel_without_btf_says_so),
-    ("ten_runs_leave_nothing_loaded", ten_runs_leave_nothing_loaded),
     ("a_full_disk_leaves_the_old_file", a_full_disk_leaves_the_old_file),
 ];
+
+pub(crate) const LONG_TESTS: &[(&str, fn())] = &[("ten_runs_leave_nothing_loaded", ten_runs_leave_nothing_loaded)];
 
 fn a_dropped_event_in_ten_is_seen_and_told() {
     let output = command("run --mode process --iterations 5000 --drop-one-in 10 --json -")

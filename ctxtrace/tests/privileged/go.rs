@@ -25,10 +25,6 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("go_mode_on_one_cpu_stays_there", go_mode_on_one_cpu_stays_there),
     ("go_mode_interrupted_says_how_far", go_mode_interrupted_says_how_far),
     (
-        "go_mode_under_sudo_is_the_invoking_users",
-        go_mode_under_sudo_is_the_invoking_users,
-    ),
-    (
         "goroutines_in_system_calls_are_told_however_built",
         goroutines_in_system_calls_are_told_however_built,
     ),
@@ -57,6 +53,11 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         only_the_go_locator_finds_goroutines,
     ),
 ];
+
+pub(crate) const LONG_TESTS: &[(&str, fn())] = &[(
+    "go_mode_under_sudo_is_the_invoking_users",
+    go_mode_under_sudo_is_the_invoking_users,
+)];
 
 /// Sleeps of `main.napper`.
 const NAPS: u64 = 40;

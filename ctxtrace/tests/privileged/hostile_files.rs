@@ -33,16 +33,8 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         debug_information_of_an_impossible_size_costs_its_own_names,
     ),
     (
-        "debug_information_beyond_the_memory_costs_its_own_names",
-        debug_information_beyond_the_memory_costs_its_own_names,
-    ),
-    (
         "a_debug_link_to_a_fifo_is_not_followed",
         a_debug_link_to_a_fifo_is_not_followed,
-    ),
-    (
-        "millions_of_units_end_an_examination",
-        millions_of_units_end_an_examination,
     ),
     (
         "files_that_are_truncated_at_the_end_are_survived",
@@ -56,6 +48,17 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     (
         "a_reading_process_that_is_killed_costs_no_recording",
         a_reading_process_that_is_killed_costs_no_recording,
+    ),
+];
+
+pub(crate) const LONG_TESTS: &[(&str, fn())] = &[
+    (
+        "debug_information_beyond_the_memory_costs_its_own_names",
+        debug_information_beyond_the_memory_costs_its_own_names,
+    ),
+    (
+        "millions_of_units_end_an_examination",
+        millions_of_units_end_an_examination,
     ),
 ];
 

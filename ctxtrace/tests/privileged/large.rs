@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{command, ctxtrace, number, stderr};
+use crate::support::{CTXTRACE, ctxtrace, number, stderr, stdout};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
@@ -322,25 +322,48 @@ fn counted(count: i64, source: &str) -> String {
 /// What a tracer may take at most, in kilobytes.
 const MOST_RESIDENT_KB: i64 = 300 * 1_000_000 / 1_024;
 
+/// Runs a command and prints the most kilobytes that the command had resident. A command that the tests start themselves begins with
+/// what the tests have: the kernel counts what a process had before its `execve` (kernel: `fs/exec.c`, `exec_mmap()`).
+const MEASURE: &str = r#"#include <fcntl.h>
+#include <stdio.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(int count, char **words) {
+    if (count < 2) return 1;
+    pid_t child = fork();
+    if (child < 0) return 1;
+    if (child == 0) {
+        int nothing = open("/dev/null", O_WRONLY);
+        if (nothing < 0 || dup2(nothing, 1) < 0) _exit(1);
+        execv(words[1], words + 1);
+        _exit(127);
+    }
+    int status;
+    struct rusage usage;
+    if (wait4(child, &status, 0, &usage) != child || status != 0) return 1;
+    printf("%ld\n", usage.ru_maxrss);
+    return 0;
+}"#;
+
 /// Records one of these programs, of which nothing may be lost, and the tracer stays within its memory. What it took is printed.
 fn record_in_bounds(name: &str, source: &str, options: &str) -> Value {
     let folder = tempfile::tempdir().expect("a folder");
     let (program, json) = (build(name, source, folder.path()), folder.path().join("report.json"));
     let line = format!("record {options} --json {} -- {}", json.display(), program.display());
-    let tracer = command(&line).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let pid = tracer.expect("started").id() as libc::pid_t;
-    let mut status = 0;
-    // SAFETY: all bytes being zero is a value of this structure.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both live to the end of the call, and the process is a child of this one that nothing else waits for.
-    let waited = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
-    assert_eq!(waited, pid, "the tracer has ended");
-    assert_eq!(status, 0, "the tracer's status");
+    let measure = build("measure", MEASURE, folder.path());
+    let output = Command::new(measure)
+        .arg(CTXTRACE)
+        .args(line.split_whitespace())
+        .stderr(Stdio::null())
+        .output()
+        .expect("started");
+    assert!(output.status.success(), "the tracer: {}", output.status);
+    // Of the tracer and of the programs that it waited for, whichever has most.
+    let resident_kb: i64 = stdout(&output).trim().parse().expect("a number of kilobytes");
     let text = std::fs::read(json).expect("written");
     let report: Value = serde_json::from_slice(&text).expect("a report");
     let own_ns = number(&report, "/overhead/tracer_cpu_ns");
-    // Of the tracer and of the program that it waited for, whichever has more.
-    let resident_kb = usage.ru_maxrss;
     eprintln!("{name}: {resident_kb} KB resident, {own_ns} ns of CPU time while it recorded");
     assert!(resident_kb < MOST_RESIDENT_KB, "{resident_kb} KB are resident");
     for lost in [

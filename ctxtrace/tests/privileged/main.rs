@@ -40,8 +40,6 @@ mod viewers;
 
 use std::process::ExitCode;
 
-use nix::sys::signal::{SigHandler, Signal, signal};
-
 use crate::harness::TestKind::{Kernel, Long, Ordinary, PreemptibleKernel};
 use crate::harness::{TestKind, TestTable};
 
@@ -59,12 +57,14 @@ const TABLES: &[(TestKind, TestTable)] = &[
     (Ordinary, tables::TESTS),
     (Ordinary, real_programs::TESTS),
     (Ordinary, go::TESTS),
+    (Long, go::LONG_TESTS),
     (Kernel, timeline::KERNEL_TESTS),
     (Ordinary, timeline::TESTS),
     (Ordinary, polls::TESTS),
     (Ordinary, sampling::TESTS),
     (Ordinary, suite::TESTS),
     (Ordinary, variants::TESTS),
+    (Long, variants::LONG_TESTS),
     (Ordinary, explain::TESTS),
     (Long, explain::LONG_TESTS),
     (Ordinary, viewers::TESTS),
@@ -75,8 +75,10 @@ const TABLES: &[(TestKind, TestTable)] = &[
     (Kernel, filesystems::KERNEL_TESTS),
     (Ordinary, filesystems::TESTS),
     (Ordinary, hostile_files::TESTS),
+    (Long, hostile_files::LONG_TESTS),
     (Ordinary, unseen::TESTS),
     (Ordinary, faults::TESTS),
+    (Long, faults::LONG_TESTS),
     (Ordinary, large::TESTS),
     (Long, large::LONG_TESTS),
     (Ordinary, storms::TESTS),
@@ -91,8 +93,5 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(ctxtrace::reader::SUBCOMMAND) {
         return ExitCode::from(ctxtrace::reader::serve());
     }
-    // A shell without job control starts what it puts in the background with this signal ignored, and that is inherited.
-    // SAFETY: no handler is installed, and there is one thread.
-    unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }.expect("a valid signal");
     harness::run(TABLES)
 }

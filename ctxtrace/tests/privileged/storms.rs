@@ -36,10 +36,6 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         two_tracers_of_one_target_both_count_right,
     ),
     ("every_output_tells_of_a_full_disk", every_output_tells_of_a_full_disk),
-    (
-        "ten_recordings_in_a_row_leave_nothing_open",
-        ten_recordings_in_a_row_leave_nothing_open,
-    ),
 ];
 
 /// Tests that change the machine for everyone on it.
@@ -51,6 +47,10 @@ pub(crate) const LONG_TESTS: &[(&str, fn())] = &[
     (
         "a_cpu_that_goes_and_comes_loses_no_count",
         a_cpu_that_goes_and_comes_loses_no_count,
+    ),
+    (
+        "ten_recordings_in_a_row_leave_nothing_open",
+        ten_recordings_in_a_row_leave_nothing_open,
     ),
 ];
 

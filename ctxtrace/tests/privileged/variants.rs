@@ -23,14 +23,6 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         "jemalloc_that_is_not_there_is_asked_for",
         jemalloc_that_is_not_there_is_asked_for,
     ),
-    (
-        "what_is_planted_in_a_workload_is_there",
-        what_is_planted_in_a_workload_is_there,
-    ),
-    (
-        "what_is_planted_in_a_command_is_there",
-        what_is_planted_in_a_command_is_there,
-    ),
     ("a_buffer_fills_where_nobody_waits", a_buffer_fills_where_nobody_waits),
     (
         "a_buffer_of_go_fills_where_nobody_waits",
@@ -39,6 +31,17 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     (
         "the_measured_section_of_go_lies_within_the_recording",
         the_measured_section_of_go_lies_within_the_recording,
+    ),
+];
+
+pub(crate) const LONG_TESTS: &[(&str, fn())] = &[
+    (
+        "what_is_planted_in_a_workload_is_there",
+        what_is_planted_in_a_workload_is_there,
+    ),
+    (
+        "what_is_planted_in_a_command_is_there",
+        what_is_planted_in_a_command_is_there,
     ),
 ];
 
