@@ -182,7 +182,7 @@ fn written(metadata: &std::fs::Metadata) -> Written {
 }
 
 /// A path without the ` (deleted)` that the kernel puts behind that of a deleted file.
-fn without_deleted(path: &Path, is_deleted: bool) -> PathBuf {
+pub(super) fn without_deleted(path: &Path, is_deleted: bool) -> PathBuf {
     let bytes = path.as_os_str().as_bytes();
     match bytes.strip_suffix(b" (deleted)") {
         Some(before) if is_deleted => PathBuf::from(std::ffi::OsStr::from_bytes(before)),
@@ -353,8 +353,32 @@ fn find(sought: &SoughtFile<'_>) -> Result<(HeldFile, PlaceInMaps), MissingFile>
     }
     match open(handle_of(sought.path)) {
         Ok(Some(found)) => Ok(found),
-        outcome => Err(why.unwrap_or_else(|| what_happened(&outcome))),
+        outcome => {
+            let why = why.unwrap_or_else(|| what_happened(&outcome));
+            Err(if has_successor(sought, why) {
+                MissingFile::Replaced
+            } else {
+                why
+            })
+        }
     }
+}
+
+/// Whether a file that the kernel calls deleted has another one in its place.
+fn has_successor(sought: &SoughtFile<'_>, why: MissingFile) -> bool {
+    let before = without_deleted(sought.path, true);
+    why == MissingFile::Deleted
+        && before != sought.path
+        && handle_of(Path::new(&format!("/proc/{}/root", sought.tid)))
+            .and_then(|root| handle_below(&root, &before))
+            .or_else(|error| {
+                if sought.is_elsewhere {
+                    Err(error)
+                } else {
+                    handle_of(&before)
+                }
+            })
+            .is_ok()
 }
 
 fn what_happened<T>(outcome: &io::Result<Option<T>>) -> MissingFile {

@@ -26,7 +26,7 @@ use perf_event::{Builder, SampleFlag, Sampler};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::attach::has_own_root;
-use super::held::{FileIdentity, HeldFile, HeldFiles, MissingFile, NamedBy, SoughtFile, identity_in};
+use super::held::{FileIdentity, HeldFile, HeldFiles, MissingFile, NamedBy, SoughtFile, identity_in, without_deleted};
 use super::proc_maps;
 
 /// Space on each CPU for reports of mappings, bytes: some 2,500 between two readings. Any program can fill it.
@@ -486,10 +486,13 @@ impl Mappings {
 
     /// Shows a deleted file by the path that it had, without what the kernel puts behind it.
     fn show_path_of(&self, mapping: &mut Mapping) {
-        if mapping.path.as_os_str().as_bytes().ends_with(b" (deleted)")
-            && let Ok(held) = self.file(mapping)
-        {
-            held.shown_path().clone_into(&mut mapping.path);
+        if !mapping.path.as_os_str().as_bytes().ends_with(b" (deleted)") {
+            return;
+        }
+        match self.file(mapping) {
+            Ok(held) => held.shown_path().clone_into(&mut mapping.path),
+            Err(MissingFile::Replaced | MissingFile::Deleted) => mapping.path = without_deleted(&mapping.path, true),
+            Err(_) => {}
         }
     }
 

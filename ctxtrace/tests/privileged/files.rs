@@ -387,8 +387,7 @@ fn without_map_files_a_library_is_found_by_its_path_or_not_named() {
     let by_nobody = || as_nobody(&ctxtrace, Some("+bpf,+perfmon,+syslog"));
     recorded(false, by_nobody()).assert_naps("red", "blue");
     let replaced = recorded(true, by_nobody());
-    // In the maps of a process a file that another one was renamed over is a deleted one.
-    let unknown = replaced.naps_in("red (deleted) was deleted while it ran");
+    let unknown = replaced.naps_in("red was replaced while it ran");
     assert_eq!(unknown, NAPS, "{}", replaced.stacks);
     assert_eq!(replaced.naps_in("_nap"), 0, "{}", replaced.stacks);
     // Whoever may open it has the library itself.
