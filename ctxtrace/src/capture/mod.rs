@@ -17,6 +17,7 @@
 //! by `kill -9`, the kernel detaches and frees it all.
 
 mod batch;
+mod btf;
 mod cost;
 mod drain;
 pub mod events;

@@ -7,8 +7,7 @@
 use std::fs;
 use std::path::Path;
 
-use btf::btf::{Btf, Struct, Type};
-
+use super::btf::{Btf, Kind, Type};
 use crate::error::{Error, Result};
 
 /// The running kernel's type information.
@@ -40,7 +39,6 @@ impl Offsets {
             what: format!("a readable type table ({error})"),
         })?;
         let task = struct_named(&btf, "task_struct")?;
-        let offset_of = |fields: &Struct, structure: &str, names: &[&str]| offset_of(&btf, fields, structure, names);
         let nested = |outer: &str, inner_struct: &str, inner: &[&str]| {
             let inner = struct_named(&btf, inner_struct).and_then(|fields| offset_of(fields, inner_struct, inner));
             Ok::<u32, Error>(offset_of(task, "task_struct", &[outer])? + inner?)
@@ -135,56 +133,56 @@ fn lacks(what: impl Into<String>) -> Error {
     Error::BtfLacks { what: what.into() }
 }
 
-fn struct_named<'a>(btf: &'a Btf, name: &str) -> Result<&'a Struct> {
-    btf.get_types()
-        .iter()
-        .find_map(|ty| match &ty.base_type {
-            Type::Struct(fields) if ty.num_refs == 0 && ty.name.as_deref() == Some(name) => Some(fields),
-            _ => None,
-        })
+fn struct_named<'a>(btf: &'a Btf, name: &str) -> Result<Type<'a>> {
+    btf.named(Kind::Struct, name)
         .ok_or_else(|| lacks(format!("struct {name}")))
 }
 
 /// Offset in bytes of the first of `names` that the structure has.
-fn offset_of(btf: &Btf, fields: &Struct, structure: &str, names: &[&str]) -> Result<u32> {
-    let inner = |id| match &btf.get_type_by_id(id).ok()?.base_type {
-        Type::Struct(fields) | Type::Union(fields) => Some(fields),
-        _ => None,
-    };
+fn offset_of(fields: Type<'_>, structure: &str, names: &[&str]) -> Result<u32> {
     names
         .iter()
-        .find_map(|&name| bit_offset(fields, name, &inner))
+        .find_map(|&name| bit_offset(fields, name, MAX_NESTING))
         .map(|bits| bits / 8)
         .ok_or_else(|| lacks(format!("{structure}.{}", names.join(" or "))))
 }
 
-/// Offset in bits of a member, be it one of a structure or union without a name, as C has it. `inner` gives a member's own
-/// members by its type.
-fn bit_offset<'a>(fields: &'a Struct, name: &str, inner: &dyn Fn(u32) -> Option<&'a Struct>) -> Option<u32> {
-    fields.members.iter().find_map(|member| match member.name.as_deref() {
-        Some(of_member) if of_member == name => Some(member.offset),
-        None | Some("") => Some(member.offset + bit_offset(inner(member.type_id)?, name, inner)?),
-        Some(_) => None,
+/// How many structures and unions without a name are looked into, one in another. The kernel has a few; a circle ends here.
+const MAX_NESTING: u32 = 16;
+
+/// Offset in bits of a member, be it one of a structure or union without a name, as C has it; `nesting` is how many of these are
+/// looked into, one in another.
+fn bit_offset(fields: Type<'_>, name: &str, nesting: u32) -> Option<u32> {
+    fields.members().find_map(|member| {
+        if member.name == name {
+            return Some(member.bit_offset);
+        }
+        if !member.name.is_empty() {
+            return None;
+        }
+        let inner = fields
+            .other(member.type_id)?
+            .resolve(&[Kind::Struct, Kind::Union], false)?;
+        member
+            .bit_offset
+            .checked_add(bit_offset(inner, name, nesting.checked_sub(1)?)?)
     })
 }
 
 /// Offset in bits of a member that not every kernel has.
-fn bit_offset_of(fields: &Struct, name: &str) -> Option<u32> {
-    let member = fields
-        .members
-        .iter()
-        .find(|member| member.name.as_deref() == Some(name))?;
-    Some(member.offset)
+fn bit_offset_of(fields: Type<'_>, name: &str) -> Option<u32> {
+    let member = fields.members().find(|member| member.name == name)?;
+    Some(member.bit_offset)
 }
 
 /// Where the kernel keeps what it judges by who may trace a process; see `rights.rs` on the BPF side.
-fn credentials(btf: &Btf, task: &Struct) -> Result<Vec<(&'static str, u32)>> {
+fn credentials(btf: &Btf, task: Type<'_>) -> Result<Vec<(&'static str, u32)>> {
     let field = |constant, structure: &str, name: &str| {
-        let offset = offset_of(btf, struct_named(btf, structure)?, structure, &[name])?;
+        let offset = offset_of(struct_named(btf, structure)?, structure, &[name])?;
         Ok::<_, Error>((constant, offset))
     };
     Ok(vec![
-        ("OFFSET_REAL_CRED", offset_of(btf, task, "task_struct", &["real_cred"])?),
+        ("OFFSET_REAL_CRED", offset_of(task, "task_struct", &["real_cred"])?),
         field("OFFSET_CRED_UID", "cred", "uid")?,
         field("OFFSET_CRED_EUID", "cred", "euid")?,
         field("OFFSET_CRED_SUID", "cred", "suid")?,
@@ -203,7 +201,7 @@ fn credentials(btf: &Btf, task: &Struct) -> Result<Vec<(&'static str, u32)>> {
 
 /// Where `task_struct` says that a CPU quota keeps the thread off its CPU. The kernel takes a thread off at its return to user mode and
 /// says so since Linux 6.18; before, it took the whole group off the run queue, and no field said anything of a thread.
-fn throttled(task: &Struct) -> Vec<(&'static str, u32)> {
+fn throttled(task: Type<'_>) -> Vec<(&'static str, u32)> {
     let offset = bit_offset_of(task, "throttled").map(|bits| bits / 8);
     vec![
         ("OFFSET_THROTTLED", offset.unwrap_or(0)),
@@ -212,7 +210,7 @@ fn throttled(task: &Struct) -> Vec<(&'static str, u32)> {
 }
 
 /// How a thread that the freezer keeps off the CPU is told from one that sleeps.
-fn frozen(btf: &Btf, task: &Struct) -> Vec<(&'static str, u32)> {
+fn frozen(btf: &Btf, task: Type<'_>) -> Vec<(&'static str, u32)> {
     /// `PF_FROZEN` (kernel: `include/linux/sched.h`) up to Linux 6.0; being a macro it is not in BTF.
     const PF_FROZEN: u32 = 0x0001_0000;
     // A bit in a field of bits. Where there is none, the kernel has no freezer of cgroup v2.
@@ -230,9 +228,7 @@ fn frozen(btf: &Btf, task: &Struct) -> Vec<(&'static str, u32)> {
 
 /// Whether the kernel has a function of this name.
 fn has_function(btf: &Btf, name: &str) -> bool {
-    btf.get_types()
-        .iter()
-        .any(|ty| matches!(ty.base_type, Type::Function(_)) && ty.name.as_deref() == Some(name))
+    btf.named(Kind::Function, name).is_some()
 }
 
 /// What the kernel's type information says that it has, for who may not try. Anybody may read it.
@@ -252,28 +248,30 @@ impl Description {
     /// That of the running kernel, if it can be read.
     #[must_use]
     pub fn of_running_kernel() -> Option<Self> {
-        let btf = Btf::from_file(BTF_PATH).ok()?;
-        let of = |name| enumerators(&btf, name).into_iter().map(str::to_owned).collect();
+        let btf = Btf::from_file(Path::new(BTF_PATH)).ok()?;
+        let of = |name| enumerators(&btf, name).map(str::to_owned).collect();
         Some(Self {
             helpers: of("bpf_func_id"),
             maps: of("bpf_map_type"),
             programs: of("bpf_prog_type"),
             tracepoints: btf
-                .get_types()
-                .iter()
-                .filter_map(|ty| ty.name.as_deref()?.strip_prefix("btf_trace_"))
+                .types(Kind::Typedef)
+                .filter_map(|ty| ty.name().strip_prefix(TRACEPOINT_PREFIX))
                 .map(str::to_owned)
                 .collect(),
         })
     }
 }
 
+/// What the kernel puts before a tracepoint's name in the name of the type of its handlers.
+const TRACEPOINT_PREFIX: &str = "btf_trace_";
+
 /// The helper functions that the kernel has for BPF programs, by the enumeration that numbers them.
 struct Helpers<'a>(Vec<&'a str>);
 
 impl<'a> Helpers<'a> {
     fn of(btf: &'a Btf) -> Self {
-        Self(enumerators(btf, "bpf_func_id"))
+        Self(enumerators(btf, "bpf_func_id").collect())
     }
 
     fn has(&self, name: &str) -> bool {
@@ -284,22 +282,14 @@ impl<'a> Helpers<'a> {
 }
 
 /// The names in an enumeration; none if the kernel has no such enumeration.
-fn enumerators<'a>(btf: &'a Btf, name: &str) -> Vec<&'a str> {
-    btf.get_types()
-        .iter()
-        .filter(|ty| ty.num_refs == 0 && ty.name.as_deref() == Some(name))
-        .find_map(|ty| match &ty.base_type {
-            Type::Enum32(of) | Type::Enum64(of) => Some(&of.entries),
-            _ => None,
-        })
-        .map_or_else(Vec::new, |entries| {
-            entries.iter().filter_map(|entry| entry.name.as_deref()).collect()
-        })
+fn enumerators<'a>(btf: &'a Btf, name: &str) -> impl Iterator<Item = &'a str> {
+    let found = btf.named(Kind::Enum, name).or_else(|| btf.named(Kind::Enum64, name));
+    found.into_iter().flat_map(Type::enumerators)
 }
 
 /// The way from `current` to this CPU's preemption counter; see `waker.rs` on the BPF side.
-fn per_cpu(btf: &Btf, task: &Struct) -> Result<[(&'static str, u32); 6]> {
-    let offset_of = |fields: &Struct, structure: &str, name: &str| offset_of(btf, fields, structure, &[name]);
+fn per_cpu(btf: &Btf, task: Type<'_>) -> Result<[(&'static str, u32); 6]> {
+    let offset_of = |fields: Type<'_>, structure: &str, name: &str| offset_of(fields, structure, &[name]);
     let entity = struct_named(btf, "sched_entity")?;
     let cfs_rq = offset_of(task, "task_struct", "se")? + offset_of(entity, "sched_entity", "cfs_rq")?;
     let rq = offset_of(struct_named(btf, "cfs_rq")?, "cfs_rq", "rq")?;
@@ -324,19 +314,9 @@ fn per_cpu(btf: &Btf, task: &Struct) -> Result<[(&'static str, u32); 6]> {
 
 /// Offset in bytes of a per-CPU variable in the section of per-CPU variables.
 fn per_cpu_variable(btf: &Btf, name: &str) -> Result<u32> {
-    let is_wanted = |id| {
-        btf.get_type_by_id(id)
-            .is_ok_and(|variable| variable.name.as_deref() == Some(name))
-    };
-    btf.get_types()
-        .iter()
-        .filter_map(|ty| match &ty.base_type {
-            Type::DataSection(section) if ty.name.as_deref() == Some(".data..percpu") => Some(section),
-            _ => None,
-        })
-        .flat_map(|section| &section.vars)
-        .find(|variable| is_wanted(variable.type_id))
-        .map(|variable| variable.offset)
+    btf.named(Kind::Section, ".data..percpu")
+        .and_then(|section| section.variables().find(|(variable, _)| variable.name() == name))
+        .map(|(_, offset)| offset)
         .ok_or_else(|| lacks(format!("the per-CPU variable {name}")))
 }
 
@@ -374,81 +354,104 @@ fn per_cpu_symbol(table: &str, name: &str) -> Option<u32> {
 /// They tell kernels apart where a tracepoint has changed: `sched_switch` has a fifth one, `prev_state`, since Linux 5.18;
 /// `sched_process_exit` got its third one, `group_dead`, when it was moved to before the memory goes (6.16).
 fn parameters(btf: &Btf, tracepoint: &str) -> Result<usize> {
-    let name = format!("btf_trace_{tracepoint}");
-    btf.get_types()
-        .iter()
-        .find_map(|ty| match &ty.base_type {
-            Type::FunctionProto(proto) if ty.name.as_deref() == Some(&name) => Some(proto.params.len()),
-            _ => None,
-        })
+    btf.named(Kind::Typedef, &format!("{TRACEPOINT_PREFIX}{tracepoint}"))
+        .and_then(|handler| handler.resolve(&[Kind::Prototype], true))
+        .map(Type::parameters)
         .ok_or_else(|| lacks(format!("the tracepoint {tracepoint}")))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::btf::build::Builder;
     use super::*;
-    use btf::btf::StructMember;
 
-    fn fields(members: &[(&str, u32)]) -> Struct {
-        Struct {
-            members: members
-                .iter()
-                .map(|&(name, bits)| StructMember {
-                    name: Some(name.to_owned()),
-                    offset: bits,
-                    ..StructMember::default()
-                })
-                .collect(),
-        }
+    /// Types with one structure, `task_struct`, of these members: name and offset in bits.
+    fn task(members: &[(&str, u32)]) -> Btf {
+        let mut btf = Builder::new();
+        let members: Vec<_> = members.iter().map(|&(name, bits)| (name, 0, bits)).collect();
+        btf.composite(Kind::Struct, "task_struct", &members);
+        btf.read()
+    }
+
+    fn fields(btf: &Btf) -> Type<'_> {
+        struct_named(btf, "task_struct").expect("the structure")
     }
 
     #[test]
     fn a_field_is_found_under_its_older_name() {
-        let new = fields(&[("flags", 0), ("__state", 192)]);
-        let old = fields(&[("state", 128)]);
-        let btf = Btf::default();
-        assert_eq!(
-            offset_of(&btf, &new, "task_struct", &["__state", "state"]).ok(),
-            Some(24)
-        );
-        assert_eq!(
-            offset_of(&btf, &old, "task_struct", &["__state", "state"]).ok(),
-            Some(16)
-        );
+        let new = task(&[("flags", 0), ("__state", 192)]);
+        let old = task(&[("state", 128)]);
+        for (btf, offset) in [(new, 24), (old, 16)] {
+            let found = offset_of(fields(&btf), "task_struct", &["__state", "state"]);
+            assert_eq!(found.ok(), Some(offset));
+        }
     }
 
     #[test]
-    fn a_missing_field_is_named() {
-        let error = offset_of(&Btf::default(), &fields(&[]), "task_struct", &["nvcsw"]).expect_err("missing");
-        assert!(error.to_string().contains("task_struct.nvcsw"), "{error}");
+    fn what_is_missing_is_named() {
+        let btf = task(&[]);
+        let field = offset_of(fields(&btf), "task_struct", &["__state", "state"]).expect_err("missing");
+        let structure = struct_named(&btf, "cfs_rq").expect_err("missing");
+        let tracepoint = parameters(&btf, "sched_switch").expect_err("missing");
+        let variable = per_cpu_variable(&btf, "runqueues").expect_err("missing");
+        for (error, named) in [
+            (field, "task_struct.__state or state"),
+            (structure, "struct cfs_rq"),
+            (tracepoint, "the tracepoint sched_switch"),
+            (variable, "the per-CPU variable runqueues"),
+        ] {
+            assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_btf_is_named_with_the_reason() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let error = Offsets::from_file(file.path()).expect_err("empty");
+        assert!(
+            error.to_string().contains("a readable type table (it does not begin"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_member_is_found_in_a_union_without_a_name() {
         // As `pcpu_hot` of Linux 6.12: a union of a structure and of bytes that fill a cache line.
-        let mut hot = fields(&[("", 0)]);
-        hot.members[0].type_id = 7;
-        let mut of_union = fields(&[("", 0), ("pad", 0)]);
-        of_union.members[0].type_id = 8;
-        let of_structure = fields(&[("current_task", 0), ("preempt_count", 64)]);
-        let inner = |id| match id {
-            7 => Some(&of_union),
-            8 => Some(&of_structure),
-            _ => None,
-        };
-        assert_eq!(bit_offset(&hot, "preempt_count", &inner), Some(64));
-        assert_eq!(bit_offset(&hot, "pad", &inner), Some(0));
-        assert_eq!(bit_offset(&hot, "nothing", &inner), None);
+        let mut btf = Builder::new();
+        let inner = btf.composite(Kind::Struct, "", &[("current_task", 0, 0), ("preempt_count", 0, 64)]);
+        let inner = btf.reference(Kind::Const, "", inner);
+        let union = btf.composite(Kind::Union, "", &[("", inner, 0), ("pad", 0, 0)]);
+        btf.composite(Kind::Struct, "pcpu_hot", &[("before", 0, 0), ("", union, 512)]);
+        let btf = btf.read();
+        let hot = struct_named(&btf, "pcpu_hot").expect("the structure");
+        let offset = |name| offset_of(hot, "pcpu_hot", &[name]).ok();
+        assert_eq!(offset("preempt_count"), Some(72));
+        assert_eq!(offset("pad"), Some(64));
+        assert_eq!(offset("nothing"), None);
+    }
+
+    #[test]
+    fn a_structure_that_holds_itself_is_left() {
+        let mut btf = Builder::new();
+        btf.composite(Kind::Struct, "task_struct", &[("", 1, 0)]);
+        let btf = btf.read();
+        assert!(offset_of(fields(&btf), "task_struct", &["pid"]).is_err());
     }
 
     #[test]
     fn a_kernel_without_the_fields_of_quota_and_freezer_is_asked_for_none() {
-        let old = fields(&[("flags", 288)]);
-        assert_eq!(throttled(&old), [("OFFSET_THROTTLED", 0), ("HAS_THROTTLED", 0)]);
-        let new = fields(&[("throttled", 6_016), ("jobctl", 9_408), ("frozen", 9_548)]);
-        assert_eq!(throttled(&new), [("OFFSET_THROTTLED", 752), ("HAS_THROTTLED", 1)]);
-        let value = |task: &Struct, name: &str| {
-            let constants = frozen(&Btf::default(), task);
+        let old = task(&[("flags", 288)]);
+        assert_eq!(throttled(fields(&old)), [("OFFSET_THROTTLED", 0), ("HAS_THROTTLED", 0)]);
+        let mut new = Builder::new();
+        let members = [("throttled", 0, 6_016), ("jobctl", 0, 9_408), ("frozen", 1, 9_548)];
+        new.bits("task_struct", &members);
+        let new = new.read();
+        assert_eq!(
+            throttled(fields(&new)),
+            [("OFFSET_THROTTLED", 752), ("HAS_THROTTLED", 1)]
+        );
+        let value = |btf: &Btf, name: &str| {
+            let constants = frozen(btf, fields(btf));
             constants
                 .into_iter()
                 .find(|&(known, _)| known == name)
@@ -463,11 +466,47 @@ mod tests {
             (value(&old, "OFFSET_FROZEN"), value(&old, "FROZEN_BIT")),
             (Some(0), Some(0))
         );
-        assert_eq!(
-            value(&old, "FROZEN_FLAG"),
-            Some(0x1_0000),
-            "no function of the newer freezer"
-        );
+    }
+
+    #[test]
+    fn the_flag_of_the_freezer_is_asked_for_up_to_its_newer_function() {
+        let flag = |with: fn(&mut Builder)| {
+            let mut btf = Builder::new();
+            btf.composite(Kind::Struct, "task_struct", &[]);
+            with(&mut btf);
+            let btf = btf.read();
+            let constants = frozen(&btf, fields(&btf));
+            constants.into_iter().find(|&(name, _)| name == "FROZEN_FLAG")
+        };
+        let function = |btf: &mut Builder| {
+            let prototype = btf.prototype(2);
+            btf.reference(Kind::Function, "__set_task_frozen", prototype);
+        };
+        assert_eq!(flag(|_| {}), Some(("FROZEN_FLAG", 0x1_0000)));
+        assert_eq!(flag(function), Some(("FROZEN_FLAG", 0)));
+    }
+
+    #[test]
+    fn a_tracepoint_has_the_parameters_of_its_handlers() {
+        let mut btf = Builder::new();
+        let prototype = btf.prototype(5);
+        let pointer = btf.reference(Kind::Pointer, "", prototype);
+        btf.reference(Kind::Typedef, "btf_trace_sched_switch", pointer);
+        let btf = btf.read();
+        assert_eq!(parameters(&btf, "sched_switch").ok(), Some(5));
+        assert!(parameters(&btf, "sched").is_err());
+    }
+
+    #[test]
+    fn a_per_cpu_variable_is_found_in_its_section_alone() {
+        let mut btf = Builder::new();
+        let other = btf.variable("jiffies", 0);
+        let queues = btf.variable("runqueues", 0);
+        btf.section(".data", &[(other, 16)]);
+        btf.section(".data..percpu", &[(queues, 4_096)]);
+        let btf = btf.read();
+        assert_eq!(per_cpu_variable(&btf, "runqueues").ok(), Some(4_096));
+        assert!(per_cpu_variable(&btf, "jiffies").is_err());
     }
 
     #[test]
@@ -481,8 +520,23 @@ mod tests {
     }
 
     #[test]
+    fn helpers_are_listed_by_the_enumeration_of_their_numbers() {
+        let mut btf = Builder::new();
+        btf.enumeration(
+            Kind::Enum,
+            "bpf_func_id",
+            &["BPF_FUNC_unspec", "BPF_FUNC_map_lookup_elem"],
+        );
+        let btf = btf.read();
+        let helpers = Helpers::of(&btf);
+        assert!(helpers.has("map_lookup_elem"));
+        assert!(!helpers.has("no_such_helper"));
+        assert!(!Helpers::of(&task(&[])).has("map_lookup_elem"));
+    }
+
+    #[test]
     fn the_running_kernels_helpers_are_listed() {
-        let Ok(btf) = Btf::from_file(BTF_PATH) else {
+        let Ok(btf) = Btf::from_file(Path::new(BTF_PATH)) else {
             return;
         };
         let helpers = Helpers::of(&btf);

@@ -1,0 +1,603 @@
+//! A reader of BTF, the kernel's own description of its types (kernel: `Documentation/bpf/btf.rst`, `include/uapi/linux/btf.h`).
+//!
+//! A kernel describes some 130,000 types, of which a few dozen are asked for. So the reader notes where each type begins, and reads
+//! names and members from the file's bytes when it is asked for them.
+
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+
+/// Bytes of `struct btf_header` as every kernel has it; newer ones may append fields.
+const HEADER_BYTES: usize = 24;
+
+/// Bytes of `struct btf_type`, which every type begins with.
+const TYPE_BYTES: usize = 12;
+
+/// How many modifiers, typedefs and pointers are followed from one type to another. Compilers emit a handful; a circle ends here.
+const MAX_REFERENCES: usize = 32;
+
+/// Why a file is not read as BTF.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BtfError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    Unreadable(#[from] io::Error),
+    /// The file does not begin with the header of BTF, or its sections do not lie in the file.
+    #[error("it does not begin with a valid header of little-endian BTF, version 1")]
+    Header,
+    /// A type does not end in the section of types.
+    #[error("type {0} is incomplete")]
+    Incomplete(usize),
+    /// A type is of a kind that came after this reader, so that its size is not known.
+    #[error("type {id} is of the unknown kind {kind}")]
+    UnknownKind {
+        /// The type's number.
+        id: usize,
+        /// The number of the kind.
+        kind: u32,
+    },
+}
+
+/// What a type is: `BTF_KIND_*`, in the order of their numbers, which begin at 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Int = 1,
+    Pointer,
+    Array,
+    Struct,
+    Union,
+    Enum,
+    Forward,
+    Typedef,
+    Volatile,
+    Const,
+    Restrict,
+    Function,
+    Prototype,
+    Variable,
+    Section,
+    Float,
+    DeclTag,
+    TypeTag,
+    Enum64,
+}
+
+impl Kind {
+    /// The kind with a number of `include/uapi/linux/btf.h`; none if the number is not known.
+    fn of_number(number: u32) -> Option<Self> {
+        Some(match number {
+            1 => Self::Int,
+            2 => Self::Pointer,
+            3 => Self::Array,
+            4 => Self::Struct,
+            5 => Self::Union,
+            6 => Self::Enum,
+            7 => Self::Forward,
+            8 => Self::Typedef,
+            9 => Self::Volatile,
+            10 => Self::Const,
+            11 => Self::Restrict,
+            12 => Self::Function,
+            13 => Self::Prototype,
+            14 => Self::Variable,
+            15 => Self::Section,
+            16 => Self::Float,
+            17 => Self::DeclTag,
+            18 => Self::TypeTag,
+            19 => Self::Enum64,
+            _ => return None,
+        })
+    }
+
+    /// Bytes that follow a type's first 12 once, whatever its number of elements.
+    fn fixed_bytes(self) -> usize {
+        match self {
+            Self::Int | Self::Variable | Self::DeclTag => 4,
+            Self::Array => 12,
+            _ => 0,
+        }
+    }
+
+    /// Bytes of each element: a member, enumerator, parameter or variable.
+    fn element_bytes(self) -> usize {
+        match self {
+            Self::Struct | Self::Union | Self::Section | Self::Enum64 => 12,
+            Self::Enum | Self::Prototype => 8,
+            _ => 0,
+        }
+    }
+}
+
+/// The types that a file describes.
+#[derive(Debug)]
+pub(super) struct Btf {
+    bytes: Vec<u8>,
+    strings: Range<usize>,
+    /// Where each type begins in `bytes`. Type 1 is the first: 0 stands for `void`, which is not in the file.
+    types: Vec<(Kind, usize)>,
+}
+
+impl Btf {
+    /// Reads a file that holds BTF and nothing else, as those in `/sys/kernel/btf`.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read, or [`Self::parse`] fails.
+    pub(super) fn from_file(path: &Path) -> Result<Self, BtfError> {
+        Self::parse(fs::read(path)?)
+    }
+
+    /// Finds the types in the bytes of a file.
+    ///
+    /// # Errors
+    ///
+    /// If the bytes are not little-endian BTF of version 1, or a type is incomplete or of an unknown kind.
+    pub(super) fn parse(bytes: Vec<u8>) -> Result<Self, BtfError> {
+        let (types, strings) = sections(&bytes).ok_or(BtfError::Header)?;
+        let mut found = Vec::new();
+        let mut at = types.start;
+        while at < types.end {
+            let id = found.len() + 1;
+            let info = word(&bytes, at + 4);
+            let number = (info >> 24) & 0x7f;
+            let kind = Kind::of_number(number).ok_or(BtfError::UnknownKind { id, kind: number })?;
+            found.push((kind, at));
+            at += TYPE_BYTES + kind.fixed_bytes() + elements(info) * kind.element_bytes();
+            if at > types.end {
+                return Err(BtfError::Incomplete(id));
+            }
+        }
+        Ok(Self {
+            bytes,
+            strings,
+            types: found,
+        })
+    }
+
+    /// All types of a kind, in the order of their numbers.
+    pub(super) fn types(&self, kind: Kind) -> impl Iterator<Item = Type<'_>> {
+        self.types
+            .iter()
+            .filter(move |&&(of_type, _)| of_type == kind)
+            .map(|&(kind, at)| Type { btf: self, kind, at })
+    }
+
+    /// The first type of a kind and name.
+    pub(super) fn named(&self, kind: Kind, name: &str) -> Option<Type<'_>> {
+        self.types(kind).find(|ty| ty.is_named(name))
+    }
+
+    /// The type with a number; none for `void` and for a number that the file does not have.
+    pub(super) fn by_id(&self, id: u32) -> Option<Type<'_>> {
+        let index = usize::try_from(id).ok()?.checked_sub(1)?;
+        let &(kind, at) = self.types.get(index)?;
+        Some(Type { btf: self, kind, at })
+    }
+
+    /// The bytes from a place in the section of strings to the end of that section.
+    fn strings_from(&self, offset: u32) -> &[u8] {
+        let strings = self.bytes.get(self.strings.clone()).unwrap_or_default();
+        strings.get(offset as usize..).unwrap_or_default()
+    }
+
+    /// A name; empty for a thing without one, and for one that is not UTF-8 or not in the section of strings.
+    fn name_at(&self, offset: u32) -> &str {
+        let name = self.strings_from(offset).split(|&byte| byte == 0).next();
+        name.and_then(|name| std::str::from_utf8(name).ok()).unwrap_or_default()
+    }
+}
+
+/// One type.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Type<'a> {
+    btf: &'a Btf,
+    kind: Kind,
+    /// Where the type begins in the file.
+    at: usize,
+}
+
+/// A field of a structure or union.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Member<'a> {
+    /// Its name; empty for a structure or union whose members are used as if they were the outer one's.
+    pub(super) name: &'a str,
+    /// The number of its type.
+    pub(super) type_id: u32,
+    /// Where it begins in the structure, in bits.
+    pub(super) bit_offset: u32,
+}
+
+impl<'a> Type<'a> {
+    /// Its name; empty if it has none.
+    pub(super) fn name(self) -> &'a str {
+        self.btf.name_at(self.word(0))
+    }
+
+    /// Whether this is its name. Quicker than to compare [`Self::name`], which looks for the name's end.
+    fn is_named(self, name: &str) -> bool {
+        let rest = self.btf.strings_from(self.word(0)).strip_prefix(name.as_bytes());
+        rest.is_some_and(|rest| rest.first() == Some(&0))
+    }
+
+    /// The type itself if it is of one of these kinds; else the first such type that its modifiers, typedefs and, where `pointers` is
+    /// true, pointers lead to.
+    pub(super) fn resolve(self, kinds: &[Kind], pointers: bool) -> Option<Self> {
+        let mut ty = self;
+        for _ in 0..MAX_REFERENCES {
+            if kinds.contains(&ty.kind) {
+                return Some(ty);
+            }
+            match ty.kind {
+                Kind::Typedef | Kind::Volatile | Kind::Const | Kind::Restrict | Kind::TypeTag => {}
+                Kind::Pointer if pointers => {}
+                _ => return None,
+            }
+            ty = self.btf.by_id(ty.word(8))?;
+        }
+        None
+    }
+
+    /// The type with a number in the same file.
+    pub(super) fn other(self, id: u32) -> Option<Self> {
+        self.btf.by_id(id)
+    }
+
+    /// The members of a structure or union; none of another type.
+    pub(super) fn members(self) -> impl Iterator<Item = Member<'a>> {
+        // The upper byte is then the size of a field of bits.
+        let mask = if self.word(4) >> 31 == 1 { 0x00ff_ffff } else { u32::MAX };
+        self.elements(&[Kind::Struct, Kind::Union]).map(move |at| Member {
+            name: self.btf.name_at(word(&self.btf.bytes, at)),
+            type_id: word(&self.btf.bytes, at + 4),
+            bit_offset: word(&self.btf.bytes, at + 8) & mask,
+        })
+    }
+
+    /// The names of an enumeration's values; none of another type.
+    pub(super) fn enumerators(self) -> impl Iterator<Item = &'a str> {
+        self.elements(&[Kind::Enum, Kind::Enum64])
+            .map(move |at| self.btf.name_at(word(&self.btf.bytes, at)))
+    }
+
+    /// The variables of a section, each with its offset there in bytes; none of another type.
+    pub(super) fn variables(self) -> impl Iterator<Item = (Self, u32)> {
+        self.elements(&[Kind::Section]).filter_map(move |at| {
+            let variable = self.btf.by_id(word(&self.btf.bytes, at))?;
+            Some((variable, word(&self.btf.bytes, at + 4)))
+        })
+    }
+
+    /// How many parameters a function's prototype has; 0 of another type.
+    pub(super) fn parameters(self) -> usize {
+        self.elements(&[Kind::Prototype]).count()
+    }
+
+    /// Where each element begins in the file; none of a type of another kind.
+    fn elements(self, kinds: &[Kind]) -> impl Iterator<Item = usize> + use<'a> {
+        let count = if kinds.contains(&self.kind) {
+            elements(self.word(4))
+        } else {
+            0
+        };
+        let first = self.at + TYPE_BYTES + self.kind.fixed_bytes();
+        (0..count).map(move |index| first + index * self.kind.element_bytes())
+    }
+
+    /// The number at so many bytes from the type's beginning.
+    fn word(self, offset: usize) -> u32 {
+        word(&self.btf.bytes, self.at + offset)
+    }
+}
+
+/// Where the types and the strings are; none if there is no valid header.
+fn sections(bytes: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
+    const MAGIC_AND_VERSION: [u8; 3] = [0x9f, 0xeb, 1];
+    if bytes.len() < HEADER_BYTES || !bytes.starts_with(&MAGIC_AND_VERSION) {
+        return None;
+    }
+    let header = word(bytes, 4) as usize;
+    let section = |at: usize| {
+        let start = header.checked_add(word(bytes, at) as usize)?;
+        let end = start.checked_add(word(bytes, at + 4) as usize)?;
+        (end <= bytes.len()).then_some(start..end)
+    };
+    Some((section(8)?, section(16)?))
+}
+
+/// The number of elements that a type's `info` tells: 16 bits of it, 24 in kernels to come; the others are 0.
+fn elements(info: u32) -> usize {
+    (info & 0x00ff_ffff) as usize
+}
+
+/// The number at a place in the file; 0 beyond its end.
+fn word(bytes: &[u8], at: usize) -> u32 {
+    let found = bytes.get(at..).and_then(|rest| rest.first_chunk());
+    found.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+}
+
+/// Makes BTF for tests.
+#[cfg(test)]
+pub(super) mod build {
+    use super::{Btf, Kind};
+
+    /// A file of BTF in the making.
+    #[derive(Clone, Debug)]
+    pub(in super::super) struct Builder {
+        types: Vec<u8>,
+        strings: Vec<u8>,
+        count: u32,
+    }
+
+    impl Builder {
+        /// A file without types.
+        pub(in super::super) fn new() -> Self {
+            Self {
+                types: Vec::new(),
+                strings: vec![0],
+                count: 0,
+            }
+        }
+
+        fn name(&mut self, name: &str) -> u32 {
+            if name.is_empty() {
+                return 0;
+            }
+            let at = u32::try_from(self.strings.len()).expect("short");
+            self.strings.extend(name.bytes().chain([0]));
+            at
+        }
+
+        /// Adds a type with what follows its name in the file, and returns its number. `of` is its size or the type that it refers to.
+        fn add(&mut self, kind: Kind, name: &str, elements: usize, of: u32, rest: &[u32]) -> u32 {
+            let name = self.name(name);
+            let info = ((kind as u32) << 24) | u32::try_from(elements).expect("few");
+            for word in [name, info, of].iter().chain(rest) {
+                self.types.extend(word.to_le_bytes());
+            }
+            self.count += 1;
+            self.count
+        }
+
+        /// Adds a type that only refers to another one: a pointer, typedef, modifier or function.
+        pub(in super::super) fn reference(&mut self, kind: Kind, name: &str, to: u32) -> u32 {
+            self.add(kind, name, 0, to, &[])
+        }
+
+        /// Adds a structure or union with members: name, type and offset in bits.
+        pub(in super::super) fn composite(&mut self, kind: Kind, name: &str, members: &[(&str, u32, u32)]) -> u32 {
+            let rest: Vec<u32> = members
+                .iter()
+                .flat_map(|&(name, of, bits)| [self.name(name), of, bits])
+                .collect();
+            self.add(kind, name, members.len(), 0, &rest)
+        }
+
+        /// Adds a structure some of whose members are fields of bits: name, size in bits (0: a member like others) and offset in bits.
+        pub(in super::super) fn bits(&mut self, name: &str, members: &[(&str, u32, u32)]) -> u32 {
+            let packed: Vec<_> = members
+                .iter()
+                .map(|&(name, size, bits)| (name, 0, (size << 24) | bits))
+                .collect();
+            let begin = self.types.len();
+            let id = self.composite(Kind::Struct, name, &packed);
+            self.types[begin + 7] |= 0x80;
+            id
+        }
+
+        /// Adds an enumeration, its values being 0, 1 and so on.
+        pub(in super::super) fn enumeration(&mut self, kind: Kind, name: &str, values: &[&str]) -> u32 {
+            let mut rest = Vec::new();
+            for (value, name) in (0..).zip(values) {
+                rest.extend([self.name(name), value]);
+                rest.extend((kind == Kind::Enum64).then_some(0));
+            }
+            self.add(kind, name, values.len(), 4, &rest)
+        }
+
+        /// Adds a prototype with so many parameters.
+        pub(in super::super) fn prototype(&mut self, parameters: usize) -> u32 {
+            self.add(Kind::Prototype, "", parameters, 0, &vec![0; parameters * 2])
+        }
+
+        /// Adds a variable.
+        pub(in super::super) fn variable(&mut self, name: &str, of: u32) -> u32 {
+            self.add(Kind::Variable, name, 0, of, &[1])
+        }
+
+        /// Adds a section with variables, each with its offset in bytes.
+        pub(in super::super) fn section(&mut self, name: &str, variables: &[(u32, u32)]) -> u32 {
+            let rest: Vec<u32> = variables.iter().flat_map(|&(id, offset)| [id, offset, 8]).collect();
+            self.add(Kind::Section, name, variables.len(), 0, &rest)
+        }
+
+        /// Adds an `int` of 4 bytes.
+        pub(in super::super) fn int(&mut self) -> u32 {
+            self.add(Kind::Int, "int", 0, 4, &[32])
+        }
+
+        /// Adds an array.
+        pub(in super::super) fn array(&mut self, of: u32) -> u32 {
+            self.add(Kind::Array, "", 0, 0, &[of, of, 3])
+        }
+
+        /// Adds a tag of a declaration.
+        pub(in super::super) fn declaration_tag(&mut self, name: &str, of: u32) -> u32 {
+            self.add(Kind::DeclTag, name, 0, of, &[u32::MAX])
+        }
+
+        /// The bytes of the file.
+        pub(in super::super) fn bytes(&self) -> Vec<u8> {
+            let length = |section: &[u8]| u32::try_from(section.len()).expect("short");
+            let (types, strings) = (length(&self.types), length(&self.strings));
+            let mut bytes = vec![0x9f, 0xeb, 1, 0];
+            for word in [24, 0, types, types, strings] {
+                bytes.extend(u32::to_le_bytes(word));
+            }
+            bytes.extend_from_slice(&self.types);
+            bytes.extend_from_slice(&self.strings);
+            bytes
+        }
+
+        /// The types, read back.
+        pub(in super::super) fn read(&self) -> Btf {
+            Btf::parse(self.bytes()).expect("BTF")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::build::Builder;
+    use super::*;
+    use proptest::prelude::*;
+
+    /// One type of each kind, and a pointer behind them all.
+    fn all_kinds() -> Builder {
+        let mut btf = Builder::new();
+        let int = btf.int();
+        btf.array(int);
+        btf.composite(Kind::Struct, "pair", &[("first", int, 0), ("second", int, 32)]);
+        btf.composite(Kind::Union, "either", &[("one", int, 0), ("other", int, 0)]);
+        btf.enumeration(Kind::Enum, "small", &["NONE", "SOME"]);
+        btf.enumeration(Kind::Enum64, "wide", &["LEFT", "RIGHT"]);
+        let prototype = btf.prototype(3);
+        btf.reference(Kind::Function, "work", prototype);
+        btf.reference(Kind::Forward, "hidden", 0);
+        btf.reference(Kind::Float, "double", 8);
+        for (kind, name) in [
+            (Kind::Typedef, "number"),
+            (Kind::Volatile, ""),
+            (Kind::Const, ""),
+            (Kind::Restrict, ""),
+            (Kind::TypeTag, "user"),
+        ] {
+            btf.reference(kind, name, int);
+        }
+        btf.declaration_tag("tag", int);
+        let variable = btf.variable("counter", int);
+        btf.section(".data..percpu", &[(variable, 64)]);
+        btf.reference(Kind::Pointer, "", int);
+        btf
+    }
+
+    #[test]
+    fn every_kind_has_its_size() {
+        let bytes = all_kinds().bytes();
+        aya::Btf::parse(&bytes, aya::Endianness::Little).expect("BTF to another reader, too");
+        let btf = Btf::parse(bytes).expect("BTF");
+        for number in 1..=19 {
+            let kind = Kind::of_number(number).expect("known");
+            assert_eq!(kind as u32, number);
+            assert_eq!(btf.types(kind).count(), 1, "{kind:?}");
+        }
+        let last = btf.by_id(19).expect("the pointer");
+        assert_eq!(last.kind, Kind::Pointer);
+        assert!(btf.by_id(0).is_none(), "void");
+        assert!(btf.by_id(20).is_none());
+    }
+
+    #[test]
+    fn a_type_tells_what_it_is_made_of() {
+        let btf = all_kinds().read();
+        let pair = btf.named(Kind::Struct, "pair").expect("the structure");
+        let members: Vec<_> = pair.members().map(|member| (member.name, member.bit_offset)).collect();
+        assert_eq!(members, [("first", 0), ("second", 32)]);
+        for (kind, name, values) in [
+            (Kind::Enum, "small", ["NONE", "SOME"]),
+            (Kind::Enum64, "wide", ["LEFT", "RIGHT"]),
+        ] {
+            let found: Vec<_> = btf.named(kind, name).expect("the enumeration").enumerators().collect();
+            assert_eq!(found, values);
+        }
+        let prototype = btf.types(Kind::Prototype).next().expect("the prototype");
+        assert_eq!(prototype.parameters(), 3);
+        let section = btf.named(Kind::Section, ".data..percpu").expect("the section");
+        let variables: Vec<_> = section.variables().map(|(of, at)| (of.name(), at)).collect();
+        assert_eq!(variables, [("counter", 64)]);
+        // A type of another kind has none of it.
+        assert_eq!(
+            pair.enumerators().count() + pair.variables().count() + pair.parameters(),
+            0
+        );
+        assert_eq!(prototype.members().count(), 0);
+        assert!(btf.named(Kind::Struct, "pai").is_none(), "the beginning of a name");
+        assert!(btf.named(Kind::Union, "pair").is_none(), "another kind");
+    }
+
+    #[test]
+    fn a_field_of_bits_has_its_offset_without_its_size() {
+        let mut btf = Builder::new();
+        btf.bits("flags", &[("whole", 0, 32), ("bit", 1, 69)]);
+        let btf = btf.read();
+        let flags = btf.named(Kind::Struct, "flags").expect("the structure");
+        let offsets: Vec<_> = flags.members().map(|member| member.bit_offset).collect();
+        assert_eq!(offsets, [32, 69]);
+    }
+
+    #[test]
+    fn references_are_followed_and_circles_are_left() {
+        let mut btf = Builder::new();
+        let structure = btf.composite(Kind::Struct, "inner", &[]);
+        let constant = btf.reference(Kind::Const, "", structure);
+        btf.reference(Kind::Typedef, "alias", constant);
+        let pointer = btf.reference(Kind::Pointer, "", structure);
+        btf.reference(Kind::Typedef, "handle", pointer);
+        btf.reference(Kind::Typedef, "circle", 6);
+        let btf = btf.read();
+        let resolve = |name, pointers| {
+            let ty = btf.named(Kind::Typedef, name).expect("the typedef");
+            ty.resolve(&[Kind::Struct], pointers).map(Type::name)
+        };
+        assert_eq!(resolve("alias", false), Some("inner"));
+        assert_eq!(resolve("handle", false), None);
+        assert_eq!(resolve("handle", true), Some("inner"));
+        assert_eq!(resolve("circle", true), None);
+    }
+
+    #[test]
+    fn what_is_no_btf_is_refused_with_the_reason() {
+        let reason = |bytes: &[u8]| Btf::parse(bytes.to_vec()).expect_err("refused").to_string();
+        let good = all_kinds().bytes();
+        let altered = |at: usize, byte: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            bytes
+        };
+        for bytes in [
+            &b""[..],
+            &good[..23],
+            &good[..good.len() - 1],
+            &altered(0, 0),
+            &altered(2, 2),
+        ] {
+            assert!(reason(bytes).contains("valid header"), "{}", reason(bytes));
+        }
+        // The highest byte of the first type's `info`, then the lowest one of the header's `type_len`.
+        assert_eq!(reason(&altered(24 + 7, 20)), "type 1 is of the unknown kind 20");
+        let shorter = good[12] - 4;
+        assert_eq!(reason(&altered(12, shorter)), "type 19 is incomplete");
+    }
+
+    proptest! {
+        /// Whatever a file holds, it is read or refused.
+        #[test]
+        fn damaged_btf_ends_no_program(changes in prop::collection::vec((0..10_000_usize, any::<u8>()), 0..20)) {
+            let mut bytes = all_kinds().bytes();
+            for (at, byte) in changes {
+                let length = bytes.len();
+                bytes[at % length] = byte;
+            }
+            if let Ok(btf) = Btf::parse(bytes) {
+                for ty in (0..30).filter_map(|id| btf.by_id(id)) {
+                    ty.resolve(&[Kind::Struct], true);
+                    ty.name();
+                    ty.members().for_each(drop);
+                    ty.enumerators().for_each(drop);
+                    ty.variables().for_each(drop);
+                    ty.parameters();
+                }
+            }
+        }
+    }
+}
