@@ -213,20 +213,16 @@ impl Drainer {
     ///
     /// If the kernel refuses. What is not brought home stays where it is.
     pub(super) fn drain(&self, ebpf: &mut Ebpf, into: &mut Collected) -> Result<()> {
+        drain_stacks(ebpf, into)?;
         let states = states(ebpf)?;
-        let is_due = |table: Table| {
-            let state = states[table as usize];
-            state.wake_at > 0 && state.made >= state.wake_at
-        };
         let ended = states[Table::Ended as usize];
         if ended.woken != 0 {
             store(ebpf, Table::Ended, 0, ended.wake_at)?;
         }
-        if is_due(Table::Stacks) {
-            store(ebpf, Table::Stacks, 0, states[Table::Stacks as usize].wake_at)?;
-            take_stacks(ebpf, into)?;
-        }
-        let full: Vec<Table> = WITH_GENERATIONS.into_iter().filter(|&table| is_due(table)).collect();
+        let full: Vec<Table> = WITH_GENERATIONS
+            .into_iter()
+            .filter(|&table| is_due(states[table as usize]))
+            .collect();
         if full.is_empty() || !self.can_wait {
             return Ok(());
         }
@@ -241,6 +237,8 @@ impl Drainer {
             return Ok(());
         }
         for table in full {
+            // There is no ring behind the table of stacks, so it is not left alone for longer than one step takes.
+            drain_stacks(ebpf, into)?;
             let old = states[table as usize].generation;
             match table {
                 Table::SwitchSums => take(ebpf, table, old, |key, &sum| into.add_switches(key, sum))?,
@@ -250,8 +248,23 @@ impl Drainer {
                 Table::Stacks | Table::Ended => {}
             }
         }
-        Ok(())
+        drain_stacks(ebpf, into)
     }
+}
+
+/// Whether a table holds as much as was to wake this process.
+fn is_due(state: TableState) -> bool {
+    state.wake_at > 0 && state.made >= state.wake_at
+}
+
+/// Brings home every stack, if there are enough of them.
+fn drain_stacks(ebpf: &mut Ebpf, into: &mut Collected) -> Result<()> {
+    let state = states(ebpf)?[Table::Stacks as usize];
+    if !is_due(state) {
+        return Ok(());
+    }
+    store(ebpf, Table::Stacks, 0, state.wake_at)?;
+    take_stacks(ebpf, into)
 }
 
 /// The table's name in the BPF object.

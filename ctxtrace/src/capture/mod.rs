@@ -122,7 +122,7 @@ pub struct Settings {
     pub follow_children: bool,
     /// How many threads can be followed at a time.
     pub max_threads: u32,
-    /// How many distinct stacks, and distinct sums of them, can be kept.
+    /// How many distinct sums of stacks the kernel side has room for until they are brought home, and half as many as distinct stacks.
     pub max_stacks: u32,
     /// Size of the rings of events together, with [`Level::Timeline`]: memory that is not swapped. `None` for
     /// [`events::DEFAULT_RING_BYTES`], or more if there are many CPUs.
@@ -255,9 +255,14 @@ impl Session {
         let ended_bytes = bytes_for_ended(settings.max_threads);
         loader.map_max_entries("EXITED", ended_bytes);
         loader.map_max_entries("SWITCH_SUMS", settings.max_stacks);
-        // A table that would stay empty takes no locked memory: that of stacks is 17 MB.
+        // A table that would stay empty takes no locked memory: that of stacks is 35 MB.
         let takes_stacks = with_stacks != 0 || settings.sample_hz.is_some();
-        let stacks = if takes_stacks { settings.max_stacks } else { 1 };
+        // A sum has two stacks, one in the kernel and one in user space.
+        let stacks = if takes_stacks {
+            settings.max_stacks.saturating_mul(2)
+        } else {
+            1
+        };
         loader.map_max_entries("STACKS", stacks);
         let waker_sums = if settings.waker_stacks { settings.max_stacks } else { 1 };
         loader.map_max_entries("WAKER_SUMS", waker_sums);

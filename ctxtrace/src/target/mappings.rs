@@ -221,6 +221,9 @@ pub struct Mappings {
     /// Images of programs that may not be traced: nothing is kept of them.
     #[serde(skip)]
     refused: HashSet<Image>,
+    /// How often [`Mappings::refuse`] was called.
+    #[serde(skip)]
+    refusals: u64,
     /// Mappings were dropped, so files may be held that no image needs.
     #[serde(skip)]
     dropped: bool,
@@ -362,6 +365,7 @@ impl Mappings {
 
     /// Forgets a program that may not be traced, and whatever it has started. It may not have been seen yet: then it is not taken up.
     pub fn refuse(&mut self, image: Image) {
+        self.refusals += 1;
         self.refused.insert(image);
         // What was made from another image began after it.
         for &begun in &self.begun {
@@ -381,6 +385,12 @@ impl Mappings {
         } = self;
         by_image.retain(|image, _| !refused.contains(image));
         current.retain(|&tgid, &mut number| !refused.contains(&Image { tgid, number }));
+    }
+
+    /// How often [`Mappings::refuse`] was called: as long as it is the same number, no known image has been forgotten.
+    #[must_use]
+    pub fn refusals(&self) -> u64 {
+        self.refusals
     }
 
     /// Whether an image is one that [`Mappings::refuse`] has forgotten.

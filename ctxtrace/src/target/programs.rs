@@ -104,6 +104,9 @@ pub struct Programs {
     waiting: Vec<Image>,
     #[serde(skip)]
     roles: HashMap<FileIdentity, LinkRole>,
+    /// What [`Mappings::refusals`] was when refused images were last forgotten.
+    #[serde(skip)]
+    refusals: u64,
 }
 
 impl Programs {
@@ -176,6 +179,9 @@ impl Programs {
 
     /// Forgets the programs that only images run which may not be traced.
     fn forget_refused(&mut self, mappings: &Mappings) {
+        if std::mem::replace(&mut self.refusals, mappings.refusals()) == mappings.refusals() {
+            return;
+        }
         let before = self.by_image.len();
         self.by_image.retain(|&image, _| !mappings.is_refused(image));
         if self.by_image.len() == before {
