@@ -101,7 +101,8 @@ fn is_allowed(task: Task) -> bool {
     let tracers = u64::from(TRACER_CAPABILITIES_HIGH.load()) << 32 | u64::from(TRACER_CAPABILITIES_LOW.load());
     // BPF programs are loaded from the first user namespace only, so the tracer is in that one.
     let has_no_more = level(namespace) == 0 && permitted & !tracers == 0;
-    if !(is_users && has_no_more) && !owns(namespace) {
+    let may_by_credentials = is_users && has_no_more || owns(namespace);
+    if !may_by_credentials {
         return false;
     }
     let memory: u64 = field(task.address(), &OFFSET_MM);

@@ -343,7 +343,7 @@ pub struct RecordingArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     pub max_threads: Option<u32>,
 
-    /// Distinct stacks, and sums of them, that can be kept [default: 16384]
+    /// Sums of switch-outs by their stacks that a table has room for until it is emptied [default: 16384]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub max_stacks: Option<u32>,
 

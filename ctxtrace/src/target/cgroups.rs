@@ -1,7 +1,7 @@
 //! The cgroups of the target while it is recorded: what their CPU quotas did, and whether they were frozen.
 //!
 //! A process may be moved at any time (`echo $$ > tasks; exec …`), so the living processes are looked at again and again, each once in
-//! [`ROUND_TICKS`] ticks, and at each `execve`. A quota of a parent counts for all below it, so the parents are read as well. The first reading of a cgroup
+//! `ROUND_TICKS` ticks, and at each `execve`. A quota of a parent counts for all below it, so the parents are read as well. The first reading of a cgroup
 //! is its state before, and the last one its state after: one that is removed meanwhile keeps what was read of it last. Looked at is the
 //! first thread of each process; one thread of a process may be in a cgroup of its own, and that cgroup is not found.
 
