@@ -214,32 +214,33 @@ impl Drainer {
     /// If the kernel refuses. What is not brought home stays where it is.
     pub(super) fn drain(&self, ebpf: &mut Ebpf, into: &mut Collected) -> Result<()> {
         drain_stacks(ebpf, into)?;
-        let states = states(ebpf)?;
-        let ended = states[Table::Ended as usize];
+        let ended = state(ebpf, Table::Ended)?;
         if ended.woken != 0 {
             store(ebpf, Table::Ended, 0, ended.wake_at)?;
         }
-        let full: Vec<Table> = WITH_GENERATIONS
-            .into_iter()
-            .filter(|&table| is_due(states[table as usize]))
-            .collect();
-        if full.is_empty() || !self.can_wait {
+        if !self.can_wait {
             return Ok(());
         }
-        for &table in &full {
-            let TableState {
-                generation, wake_at, ..
-            } = states[table as usize];
-            store(ebpf, table, 1 - generation, wake_at)?;
+        let mut full = Vec::new();
+        for table in WITH_GENERATIONS {
+            let state = state(ebpf, table)?;
+            if is_due(state) {
+                full.push((table, state));
+            }
+        }
+        if full.is_empty() {
+            return Ok(());
+        }
+        for &(table, state) in &full {
+            store(ebpf, table, 1 - state.generation, state.wake_at)?;
         }
         if membarrier(libc::MEMBARRIER_CMD_GLOBAL) != 0 {
             // What is there is brought home when its generation is the old one again.
             return Ok(());
         }
-        for table in full {
+        for (table, TableState { generation: old, .. }) in full {
             // There is no ring behind the table of stacks, so it is not left alone for longer than one step takes.
             drain_stacks(ebpf, into)?;
-            let old = states[table as usize].generation;
             match table {
                 Table::SwitchSums => take(ebpf, table, old, |key, &sum| into.add_switches(key, sum))?,
                 Table::WakerSums => take(ebpf, table, old, |key, &sum| into.add_waker(key, sum))?,
@@ -259,7 +260,7 @@ fn is_due(state: TableState) -> bool {
 
 /// Brings home every stack, if there are enough of them.
 fn drain_stacks(ebpf: &mut Ebpf, into: &mut Collected) -> Result<()> {
-    let state = states(ebpf)?[Table::Stacks as usize];
+    let state = state(ebpf, Table::Stacks)?;
     if !is_due(state) {
         return Ok(());
     }
@@ -279,16 +280,11 @@ fn name(table: Table) -> &'static str {
     }
 }
 
-fn states(ebpf: &Ebpf) -> Result<Vec<TableState>> {
+fn state(ebpf: &Ebpf, table: Table) -> Result<TableState> {
     let map = ebpf.map("TABLES").ok_or_else(|| missing("TABLES"))?;
     let map = Array::<_, Wire<TableState>>::try_from(map).map_err(refused("open a BPF map"))?;
-    (0..Table::COUNT as u32)
-        .map(|index| {
-            map.get(&index, 0)
-                .map(|Wire(state)| state)
-                .map_err(refused("read a BPF map"))
-        })
-        .collect()
+    let Wire(state) = map.get(&(table as u32), 0).map_err(refused("read a BPF map"))?;
+    Ok(state)
 }
 
 /// Stores the state of a table in which nothing was made yet.
