@@ -1,8 +1,8 @@
-//! Whether the user who traces may trace a thread: the kernel's own rule, for a tracer that may not trace whom it likes.
+//! Whether the tracer may trace a thread: the kernel's own rule, for a tracer that may not trace every process.
 //!
 //! The rule is that of `__ptrace_may_access()` with `PTRACE_MODE_READ_FSCREDS` (kernel: `kernel/ptrace.c`), and of
 //! `cap_ptrace_access_check()` (`security/commoncap.c`). What another security module adds to it is not asked for. The loader leaves
-//! all of it out for root and for whoever has `CAP_SYS_PTRACE`.
+//! all of it out for root, and where the tracer has `CAP_SYS_PTRACE`.
 
 use aya_ebpf::Global;
 use aya_ebpf::helpers::bpf_probe_read_kernel;

@@ -129,7 +129,7 @@ pub(super) fn delete<K: Pod>(table: BorrowedFd<'_>, mut keys: &[K]) -> io::Resul
 ///
 /// What the attributes point to must be as the command wants it, up to the end of the call.
 unsafe fn bpf(command: libc::c_int, attributes: &mut Attributes) -> io::Result<()> {
-    // SAFETY: the structure is as large as the kernel is told; what it points to is the caller's promise.
+    // SAFETY: the size is that of the structure; what the structure points to is the caller's promise.
     let outcome = unsafe {
         libc::syscall(
             libc::SYS_bpf,
