@@ -30,7 +30,7 @@ pub(crate) struct Cgroup(PathBuf);
 
 impl Cgroup {
     /// A cgroup right below the root of a hierarchy. The test that runs is skipped where it cannot be made.
-    fn new(hierarchy: &Path, files: &[(&str, &str)]) -> Self {
+    pub(crate) fn new(hierarchy: &Path, files: &[(&str, &str)]) -> Self {
         Self::at(hierarchy.join(format!("ctxtrace-test-{}", std::process::id())), files)
     }
 
@@ -98,7 +98,7 @@ fn mounted(kind: &str, controller: Option<&str>) -> PathBuf {
 }
 
 /// The hierarchy of CPU quotas of cgroup v1.
-fn cpu_v1() -> PathBuf {
+pub(crate) fn cpu_v1() -> PathBuf {
     mounted("cgroup", Some("cpu"))
 }
 
@@ -184,7 +184,7 @@ fn busy_until_throttled(cgroup: &Cgroup, limited: &Cgroup, periods: u64) -> Stri
 }
 
 /// A cgroup whose programs may use 5 ms of CPU time in 100 ms.
-pub(crate) fn limited_to_a_twentieth() -> Cgroup {
+fn limited_to_a_twentieth() -> Cgroup {
     Cgroup::new(
         &cpu_v1(),
         &[("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "5000")],
