@@ -1,18 +1,19 @@
-//! Log-linear buckets, the same in a traced program, in the kernel and in ctxtrace.
+//! Log-linear buckets, shared by the traced program, the kernel side and ctxtrace.
 //!
-//! A value is placed by its highest set bit (the power of two it lies in) and by the next [`SUB_BITS`] bits (which of 16
-//! equal parts of that power of two). Values below 16 have a bucket each. A bucket is therefore never wider than 1/16 of
-//! its lower bound, and its midpoint is within 3.2 % of every value in it: finer than the 7 % that the percentiles promise.
-//! The idea is `HdrHistogram`'s; the buckets cover all of `u64`, so there is no clamping and no overflow.
+//! The bucket of a value is given by the highest set bit of the value (the power of two at or below it) and by the next
+//! [`SUB_BITS`] bits (which of 16 equal parts of that power of two). Each value below 16 has a bucket of its own. A
+//! bucket is therefore never wider than 1/16 of its lower bound, and its midpoint is within 3.2 % of every value in it,
+//! which is more precise than the 7 % that is promised for percentiles. The idea is `HdrHistogram`'s. The buckets cover
+//! all of `u64`, so no value is clamped and none overflows.
 
-/// log2 of the number of equal parts a power of two is divided in.
+/// log2 of the number of equal parts into which a power of two is divided.
 pub const SUB_BITS: u32 = 4;
-/// Number of equal parts a power of two is divided in.
+/// Number of equal parts into which a power of two is divided.
 pub const SUB_BUCKETS: usize = 1 << SUB_BITS;
 /// Number of buckets needed for all of `u64`: 16 exact ones, then 16 for each of the powers of two from 2^4 to 2^63.
 pub const BUCKETS: usize = SUB_BUCKETS + (64 - SUB_BITS as usize) * SUB_BUCKETS;
 
-/// The bucket a value belongs to; always below [`BUCKETS`].
+/// Returns the bucket that a value belongs to, which is always below [`BUCKETS`].
 #[inline(always)]
 #[must_use]
 pub fn bucket_of(ns: u64) -> usize {
@@ -24,7 +25,7 @@ pub fn bucket_of(ns: u64) -> usize {
     SUB_BUCKETS + (exponent - SUB_BITS) as usize * SUB_BUCKETS + sub
 }
 
-/// The smallest value of a bucket. `bucket` must be below [`BUCKETS`].
+/// Returns the smallest value of a bucket. `bucket` must be below [`BUCKETS`].
 #[must_use]
 pub fn lower_bound(bucket: usize) -> u64 {
     if bucket < SUB_BUCKETS {
@@ -35,7 +36,7 @@ pub fn lower_bound(bucket: usize) -> u64 {
     (1 << exponent) | (sub << (exponent - SUB_BITS))
 }
 
-/// The largest value of a bucket. `bucket` must be below [`BUCKETS`].
+/// Returns the largest value of a bucket. `bucket` must be below [`BUCKETS`].
 #[must_use]
 pub fn upper_bound(bucket: usize) -> u64 {
     if bucket + 1 < BUCKETS {
@@ -45,9 +46,9 @@ pub fn upper_bound(bucket: usize) -> u64 {
     }
 }
 
-/// Position of the highest set bit of a value that is not 0.
+/// Returns the position of the highest set bit of a value that is not 0.
 ///
-/// BPF has no count-leading-zeroes instruction; six comparisons are cheaper there than LLVM's expansion of
+/// BPF has no count-leading-zeroes instruction. Six comparisons are cheaper there than LLVM's expansion of
 /// `leading_zeros` (shifts, ors and a population count).
 #[inline(always)]
 fn highest_bit(mut value: u64) -> u32 {

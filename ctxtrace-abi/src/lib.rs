@@ -1,47 +1,52 @@
-//! The memory that a probed program and ctxtrace share: who writes it, who reads it, and when.
+//! Layout of the memory that a probed program writes and ctxtrace reads.
 //!
-//! A program that links `ctxtrace-probe` keeps one [`ThreadState`] for each of its threads, as a thread-local of the main
-//! executable, and one [`Registry`]. It only ever writes them, with plain stores; nobody answers. ctxtrace's BPF programs
-//! read them from the kernel:
+//! A program that links `ctxtrace-probe` has one [`ThreadState`] for each of its threads, in a thread-local variable of
+//! the main executable, and one [`Registry`]. The program writes them and never reads an answer. A thread writes its
+//! own state with plain stores. ctxtrace's BPF programs read this memory from the kernel:
 //!
-//! * the [`Slot`] at every kernel switch and every wakeup the thread makes: which task is being polled, and the number of
-//!   the poll;
-//! * the [`Tables`] and the registry's names once, when the thread ends, before its memory goes.
+//! * the [`Slot`] at every kernel switch of the thread and at every wakeup that the thread makes: which task the thread
+//!   is polling, and the number of the poll;
+//! * [`Tables::recent`] when a reading of the slot shows that a task switch hit the kernel;
+//! * the rest of the [`Tables`] and the registry's names when the thread ends, before its memory is released.
 //!
-//! Everything is `repr(C)`, made of integers, without padding, and valid as zeroes, so a thread-local of it takes no place
-//! in the executable. A change of layout changes [`MAGIC`].
+//! All types are `repr(C)`, consist of integers, have no padding, and are valid if all bytes are 0. A thread-local
+//! variable that starts as zeroes takes no space in the executable file. Any change of the layout must change
+//! [`MAGIC`].
 //!
-//! Where ctxtrace asks for it, the program also says when each poll began and ended, in [`rings`] of shared memory.
+//! If ctxtrace asks for it, the program also records the beginning and end of each poll in [`rings`] in shared memory.
 //!
-//! This crate has no dependency and no code but the arithmetic of the [`bucket`]s and the packing of records, so that a probed
-//! program pulls in nothing else.
+//! This crate has no dependency, and no code except the arithmetic of the [`bucket`]s and the packing of records, so
+//! that a probed program links nothing else.
 #![no_std]
 
 pub mod bucket;
 pub mod rings;
 
-/// [`Slot::magic`] and [`Registry::magic`] of this layout: `ctxprob1`.
+/// Value of [`Slot::magic`] and [`Registry::magic`] for this layout: `ctxprob1`.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"ctxprob1");
 
-/// Tasks that are told apart in the [`Tables`]: an index is below this. Index 0 stands for all tasks beyond.
+/// Number of task indices in the [`Tables`]. Index 0 is shared by all tasks without an index of their own.
 pub const TASK_INDICES: usize = 1_024;
-/// Tasks with a name: the ids 1 to this less one are handed out by the probe, in order, and are their own index.
+/// Upper bound of the ids of tasks with a name. The probe assigns the ids 1 to 511 in order, and each is its own task
+/// index. Later tasks have an id, but neither a name nor an index.
 pub const NAMED_TASKS: usize = 512;
-/// Bytes of a task's name; a longer one is cut at a character.
+/// Longest name of a task, in bytes. A longer name is cut between two characters.
 pub const NAME_BYTES: usize = 40;
-/// Polls whose task is remembered in [`Tables::recent`]; a power of two.
+/// Number of polls whose task is kept in [`Tables::recent`]; a power of two.
 pub const RECENT_POLLS: usize = 1_024;
-/// Buckets of [`Tables::messages_per_poll`]: everything below 2^20, then one for the rest.
+/// Number of buckets of [`Tables::messages_per_poll`]: those for all values below 2^20, and one for larger values.
 pub const MESSAGE_BUCKETS: usize = bucket::SUB_BUCKETS * (20 - bucket::SUB_BITS as usize + 1) + 1;
 
-/// Set in the id of a task that a runtime's hook has announced by the runtime's own id, which makes up the other bits.
+/// Bit that is set in the id of a task that was announced by a hook of the runtime. The other bits are the runtime's
+/// own id.
 pub const HOOKED: u64 = 1 << 62;
-/// [`Slot::flags`]: this thread polls tasks, or will: it was announced to be a thread of a runtime.
+/// Bit of [`Slot::flags`]: the thread was announced as a thread of a runtime, so it polls tasks or will poll some.
 pub const RUNTIME_THREAD: u64 = 1;
 
-/// The index of a task in the [`Tables`].
+/// Returns the index of a task in the [`Tables`].
 ///
-/// Named tasks take the lower half by their id, hooked ones the upper half by the runtime's id; 0 for what does not fit.
+/// A task of the probe has its id as its index, below [`NAMED_TASKS`]. A hooked task has its runtime id plus
+/// [`NAMED_TASKS`]. An id of 512 or more has index 0.
 #[inline(always)]
 #[must_use]
 pub const fn task_index(id: u64) -> u16 {
@@ -55,66 +60,69 @@ pub const fn task_index(id: u64) -> u16 {
     }
 }
 
-/// What is read at every kernel switch: one cache line.
+/// The part of a thread's state that is read at every kernel switch: one cache line.
 ///
-/// The stores of a poll's beginning are made in this order: `task`, then [`Tables::recent`], then `polls`; of its end:
-/// `task` alone. So a thread that is switched out between any two of them shows a state that is true: a poll whose task
-/// is set and whose number is not counted yet is being polled.
+/// At the beginning of an outermost poll the stores are made in this order: `task`, then [`Tables::recent`], then
+/// `polls`. At its end `task` is stored last. A thread that is switched out between any two of these stores therefore
+/// shows a valid state: if `task` is set and `polls` is not raised yet, that task is already being polled.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
-    /// [`MAGIC`] from the thread's first poll on, or from when it was announced or entered a section; 0 before.
+    /// [`MAGIC`] after the thread's first poll has begun, or after the thread was announced or entered a section; 0
+    /// before.
     pub magic: u64,
-    /// The innermost task being polled; 0 if none is.
+    /// The innermost task being polled; 0 if no task is being polled.
     pub task: u64,
-    /// Outermost polls begun by this thread: the number of the poll.
+    /// Number of outermost polls that this thread has begun. It is also the number of the current poll.
     pub polls: u64,
-    /// Of them, those of the same task as the thread's previous outermost poll.
+    /// Number of those outermost polls that were of the same task as the thread's previous outermost poll.
     pub repolls: u64,
-    /// Polls begun within another poll.
+    /// Number of polls begun within another poll.
     pub nested_polls: u64,
-    /// Messages the program has marked on this thread.
+    /// Number of messages that the program has marked on this thread.
     pub messages: u64,
-    /// The measured section the program was in when the last outermost poll began, or 0.
+    /// Number of the measured section that the program was in when the last outermost poll began, or 0. Also stored by
+    /// the thread that begins or ends a section.
     pub section: u64,
-    /// [`RUNTIME_THREAD`].
+    /// [`RUNTIME_THREAD`] or 0.
     pub flags: u64,
 }
 
 const _: () = assert!(size_of::<Slot>() == 64);
 
-/// What is read once, at the thread's end.
+/// The part of a thread's state that is read at the thread's end, except [`Tables::recent`], which is read at each hit.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Tables {
-    /// Address of the program's [`Registry`]; 0 as long as [`Slot::magic`] is.
+    /// Address of the program's [`Registry`]; 0 while [`Slot::magic`] is 0.
     pub registry: u64,
-    /// Task of the thread's previous outermost poll; private to the probe.
+    /// Task of the thread's previous outermost poll. Used only by the probe.
     pub last_task: u64,
-    /// [`Slot::messages`] when the current outermost poll began; private to the probe.
+    /// Value of [`Slot::messages`] when the current outermost poll began. Used only by the probe.
     pub messages_before: u64,
-    /// Outermost polls by the task's index.
+    /// Number of outermost polls, by the task's index ([`task_index`]).
     pub polls_by_task: [u64; TASK_INDICES],
-    /// Outermost polls by the number of messages marked in them, in log-linear buckets ([`message_bucket`]).
+    /// Number of outermost polls, by the number of messages marked in the poll, in log-linear buckets
+    /// ([`message_bucket`]).
     pub messages_per_poll: [u64; MESSAGE_BUCKETS],
-    /// Index of the task of outermost poll number n, at n modulo [`RECENT_POLLS`].
+    /// Index of the task of outermost poll number n, at position n modulo [`RECENT_POLLS`].
     pub recent: [u16; RECENT_POLLS],
 }
 
 const _: () = assert!(size_of::<Tables>() == 24 + 8 * TASK_INDICES + 8 * MESSAGE_BUCKETS + 2 * RECENT_POLLS);
 
-/// Everything a thread keeps: the value of the probe's thread-local.
+/// The whole state of a thread: the value of the probe's thread-local variable.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ThreadState {
-    /// Read at every kernel switch.
+    /// The part that is read at every kernel switch.
     pub slot: Slot,
-    /// Read at the thread's end.
+    /// The part that is read at the thread's end.
     pub tables: Tables,
 }
 
 impl ThreadState {
-    /// The state of a thread that has polled nothing.
+    /// The state of a thread that has polled no task.
     pub const EMPTY: Self = Self {
         slot: Slot {
             magic: 0,
@@ -137,17 +145,17 @@ impl ThreadState {
     };
 }
 
-/// What a program keeps once, for all its threads.
+/// The state that a program has once, for all its threads.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Registry {
     /// [`MAGIC`].
     pub magic: u64,
-    /// Number of the measured section the program is in; 0 outside of any.
+    /// Number of the measured section that the program is in; 0 outside of any section.
     pub section: u64,
-    /// Tasks created so far: the highest id handed out, which may be beyond what has a name.
+    /// Number of tasks created so far, which is the highest id assigned. It may exceed the number of names.
     pub tasks: u64,
-    /// Names by task id, UTF-8, padded with zeroes; that of id 0 is unused.
+    /// Names of tasks by task id, in UTF-8, padded with zeroes. The entry of id 0 is unused.
     pub names: [[u8; NAME_BYTES]; NAMED_TASKS],
 }
 
@@ -163,7 +171,7 @@ impl Registry {
     };
 }
 
-/// The bucket of a number of messages; always below [`MESSAGE_BUCKETS`].
+/// Returns the bucket of a number of messages, which is always below [`MESSAGE_BUCKETS`].
 #[inline(always)]
 #[must_use]
 pub fn message_bucket(messages: u64) -> usize {

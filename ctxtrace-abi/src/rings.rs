@@ -1,9 +1,10 @@
 //! Rings of stamps: when each poll began and ended, and when each task was woken (`ctxtrace … --polls`).
 //!
-//! ctxtrace makes a piece of shared memory, and gives its descriptor to the program that it starts, with [`VARIABLE`] in the
-//! environment. A probe that finds the variable maps the memory; each of its threads then takes a ring and writes a record
-//! for every beginning and end of an outermost poll and for every wake. ctxtrace reads the rings now and then. Nobody waits
-//! for anybody: a writer that has gone once around overwrites, and the reader sees from the numbers what it has missed.
+//! ctxtrace creates a block of shared memory and passes its descriptor to the program that it starts, with [`VARIABLE`]
+//! in the environment. A probe that finds the variable maps the memory. Each thread of the program then claims a ring,
+//! and writes one record for each beginning and each end of an outermost poll and for each wake. ctxtrace reads the
+//! rings periodically. Neither side waits for the other: a writer that has filled its ring overwrites the oldest
+//! records, and the reader computes from the record numbers how many records it has missed.
 //!
 //! ```text
 //!   Header | up to STATES_AT | RingState × rings | up to a page | records of ring 0 | records of ring 1 | …
@@ -14,114 +15,120 @@
 //! | bits | |
 //! |---|---|
 //! | 0, 1 | [`BEGIN`], [`END`], [`WAKE`] or [`CONTROL`] |
-//! | 2 to 23 | the task, as [`short_task`] gives it: begins to be polled, or is woken. An end has 0 |
+//! | 2 to 23 | the task that begins to be polled or is woken, in the encoding of [`short_task`]; 0 in the record of an end |
 //! | 24 to 63 | the clock's reading, modulo 2^40 |
 //!
-//! of a [`CONTROL`] record bits 2 to 5 are [`OWNER`], 6 to 27 the id of the thread that writes from here on, and 28 to 49 that
-//! of its process. (The kernel has no ids of more than 22 bits.) A word that is 0 is no record.
+//! In a [`CONTROL`] record, bits 2 to 5 are [`OWNER`], bits 6 to 27 are the id of the thread that writes the following
+//! records, and bits 28 to 49 are the id of its process. (The kernel assigns no ids of more than 22 bits.) A word that
+//! is 0 is not a record.
 //!
-//! The reader is not trusted to be there, and the writer is not trusted at all: ctxtrace believes nothing here that could
-//! harm it, and the memory is sealed, so that nobody can make it shorter.
+//! The writer works in the same way whether or not ctxtrace reads the rings. ctxtrace trusts none of the contents: no
+//! value in this memory can harm it. The memory is sealed, so that no process can shrink it.
 
-/// The environment variable: the descriptor's number, a comma, and the [`Header::nonce`] as 32 hexadecimal digits.
+/// Name of the environment variable. Its value is the descriptor's number, a comma, and [`Header::nonce`] as 32
+/// hexadecimal digits.
 pub const VARIABLE: &str = "CTXTRACE_POLL_RINGS";
 
-/// [`Header::magic`] of this layout: `ctxpoll1`.
+/// Value of [`Header::magic`] for this layout: `ctxpoll1`.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"ctxpoll1");
 
-/// A poll begins.
+/// Kind of a record: a poll begins.
 pub const BEGIN: u64 = 1;
-/// The poll ends.
+/// Kind of a record: the poll ends.
 pub const END: u64 = 2;
-/// A task is woken.
+/// Kind of a record: a task is woken.
 pub const WAKE: u64 = 3;
-/// Something about the ring itself.
+/// Kind of a record: about the ring itself, not about a poll.
 pub const CONTROL: u64 = 0;
-/// Bits of a record's kind.
+/// Number of bits of a record's kind.
 pub const KIND_BITS: u32 = 2;
 
-/// A control record: another thread writes from here on.
+/// Type of a control record: another thread writes the following records.
 pub const OWNER: u64 = 1;
-/// In place of [`OWNER`] in [`RingState::owner`]: that thread wrote last, and has given the ring back.
+/// Replaces [`OWNER`] in [`RingState::owner`] when the thread has given the ring back; the thread remains named as the
+/// last writer.
 pub const LAST: u64 = 2;
-/// [`RingState::owner`] while a thread makes the ring its own.
+/// Value of [`RingState::owner`] while a thread is claiming the ring.
 pub const CLAIMED: u64 = CONTROL | 3 << KIND_BITS;
 
-/// Bits of a task in a record.
+/// Number of bits of a task in a record.
 pub const TASK_BITS: u32 = 22;
-/// Where the clock's reading begins.
+/// Number of the bit at which the clock's reading begins.
 pub const CLOCK_SHIFT: u32 = KIND_BITS + TASK_BITS;
-/// Bits of a clock's reading.
+/// Number of bits of the clock's reading.
 pub const CLOCK_BITS: u32 = 64 - CLOCK_SHIFT;
 
-/// Bits of a thread's or process's id.
+/// Number of bits of a thread's or process's id.
 pub const ID_BITS: u32 = 22;
 
-/// [`Header::clock`]: the CPU's time-stamp counter.
+/// Value of [`Header::clock`]: the CPU's time-stamp counter.
 pub const CLOCK_TSC: u32 = 1;
-/// [`Header::clock`]: `CLOCK_MONOTONIC`, in nanoseconds.
+/// Value of [`Header::clock`]: `CLOCK_MONOTONIC`, in nanoseconds.
 pub const CLOCK_MONOTONIC: u32 = 2;
 
-/// Where the [`RingState`]s begin.
+/// Offset in bytes of the first [`RingState`].
 pub const STATES_AT: usize = 4_096;
 const PAGE: usize = 4_096;
 
-/// Set in a task's short form if a runtime's hook has announced it ([`crate::HOOKED`]).
+/// Bit that is set in the short form of a task that was announced by a runtime's hook ([`crate::HOOKED`]).
 const SHORT_HOOKED: u32 = 1 << (TASK_BITS - 1);
 
-/// What is said once, by ctxtrace.
+/// The header, written by ctxtrace when it creates the memory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Header {
     /// [`MAGIC`].
     pub magic: u64,
-    /// As in the variable: the descriptor is the one that was meant, and no other file under its number.
+    /// The same number as in the environment variable. It proves that the descriptor refers to this memory, and not to
+    /// another file that was opened with the same number.
     pub nonce: [u64; 2],
     /// [`CLOCK_TSC`] or [`CLOCK_MONOTONIC`].
     pub clock: u32,
-    /// How many rings there are.
+    /// Number of rings.
     pub rings: u32,
-    /// Records that each ring holds: a power of two.
+    /// Number of records that each ring holds; a power of two.
     pub capacity: u64,
-    /// Records of threads that found no ring free; added up by the writers.
+    /// Number of records that were dropped because their thread found no free ring. Raised by the writers.
     pub homeless: u64,
 }
 
 const _: () = assert!(size_of::<Header>() == 48);
 
 impl Header {
-    /// As it lies in memory.
+    /// Returns the header's bytes as they are stored in memory.
     #[must_use]
     pub const fn to_bytes(self) -> [u8; size_of::<Self>()] {
-        // SAFETY: integers without padding, of that size.
+        // SAFETY: both types have the same size, and the header consists of integers without padding.
         unsafe { core::mem::transmute(self) }
     }
 
-    /// Out of memory, whatever is in it.
+    /// Makes a header of bytes from memory. Any bytes are valid; the values are not checked.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; size_of::<Self>()]) -> Self {
-        // SAFETY: of that size, and any bytes are integers.
+        // SAFETY: both types have the same size, and any bytes are valid integers.
         unsafe { core::mem::transmute(bytes) }
     }
 }
 
-/// Where one ring stands. Two cache lines, so that no two writers share one, nor a line that is fetched with it.
+/// The state of one ring. It takes two cache lines, so that no two writers share a line or a pair of lines that is
+/// prefetched together.
 #[repr(C, align(128))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingState {
-    /// Records written since the beginning: the next one's number. Its place is the number modulo the capacity. Raised when
-    /// a record is there as a whole.
+    /// Number of records written since the beginning, which is the number of the next record. A record is stored at its
+    /// number modulo the capacity. The number is raised after the whole record has been stored.
     pub head: u64,
-    /// The thread that writes, as a control record says it; of a ring that is free the last one that wrote, with [`LAST`], or 0;
-    /// [`CLAIMED`] in between.
+    /// The thread that writes to the ring, in the format of a control record. For a free ring: the thread that wrote
+    /// last, with [`LAST`], or 0 if none ever did. While the ring is being claimed: [`CLAIMED`].
     pub owner: u64,
-    /// Number of the record from which on that thread writes, or wrote.
+    /// Number of the first record by the thread in `owner`, which is its control record.
     pub since: u64,
 }
 
 const _: () = assert!(size_of::<RingState>() == 128);
 
-/// A task as records have it: its id, if that fits 21 bits, else 0. Whether a hook has announced it is kept.
+/// Returns the short form of a task for a record: its id if that fits 21 bits and 0 otherwise, with a bit for hooked
+/// tasks.
 #[inline(always)]
 #[must_use]
 pub const fn short_task(id: u64) -> u32 {
@@ -134,7 +141,7 @@ pub const fn short_task(id: u64) -> u32 {
     }
 }
 
-/// The id that [`short_task`] was given; 0 where it did not fit.
+/// Returns the id that was given to [`short_task`], or 0 if that id did not fit.
 #[must_use]
 pub const fn long_task(short: u32) -> u64 {
     let own = (short & (SHORT_HOOKED - 1)) as u64;
@@ -145,28 +152,28 @@ pub const fn long_task(short: u32) -> u64 {
     }
 }
 
-/// What a record says but for the time: its kind and, of a beginning or a wake, the task.
+/// Returns a record without its time: the kind and, for a beginning or a wake, the task.
 #[inline(always)]
 #[must_use]
 pub const fn what(kind: u64, short_task: u32) -> u64 {
     kind | (short_task as u64) << KIND_BITS
 }
 
-/// A whole record.
+/// Returns a record, given its other parts ([`what`]) and the clock's reading.
 #[inline(always)]
 #[must_use]
 pub const fn record(what: u64, clock: u64) -> u64 {
     clock << CLOCK_SHIFT | what
 }
 
-/// The control record by which a thread makes a ring its own.
+/// Returns the control record with which a thread claims a ring.
 #[must_use]
 pub const fn owner(pid: u32, tid: u32) -> u64 {
     let mask = (1 << ID_BITS) - 1;
     CONTROL | OWNER << KIND_BITS | (tid as u64 & mask) << 6 | (pid as u64 & mask) << (6 + ID_BITS)
 }
 
-/// The process and the thread in a control record; `None` if it is another.
+/// Returns the process id and the thread id in a control record, or `None` for any other record.
 #[must_use]
 pub const fn owner_of(record: u64) -> Option<(u32, u32)> {
     if record & 0x3f != OWNER << KIND_BITS {
@@ -176,19 +183,20 @@ pub const fn owner_of(record: u64) -> Option<(u32, u32)> {
     Some((((record >> (6 + ID_BITS)) & mask) as u32, ((record >> 6) & mask) as u32))
 }
 
-/// Of a thread that has given its ring back.
+/// Returns the [`RingState::owner`] of a ring that this owner has given back.
 #[must_use]
 pub const fn last(owner: u64) -> u64 {
     owner & !(0xf << KIND_BITS) | LAST << KIND_BITS
 }
 
-/// Whether a ring with this [`RingState::owner`] is nobody's.
+/// Returns whether a ring with this [`RingState::owner`] is free.
 #[must_use]
 pub const fn is_free(owner: u64) -> bool {
     owner == 0 || owner & 0x3f == LAST << KIND_BITS
 }
 
-/// The process and the thread that write to a ring with this [`RingState::owner`], or wrote to it last.
+/// Returns the process id and the thread id of the current or, for a free ring, the last writer of a ring with this
+/// [`RingState::owner`].
 #[must_use]
 pub const fn writer_of(owner: u64) -> Option<(u32, u32)> {
     if owner & 0x3f == LAST << KIND_BITS {
@@ -197,13 +205,13 @@ pub const fn writer_of(owner: u64) -> Option<(u32, u32)> {
     owner_of(owner)
 }
 
-/// Where the first ring's records begin.
+/// Returns the offset in bytes of the first ring's records.
 #[must_use]
 pub const fn records_at(rings: usize) -> usize {
     (STATES_AT + rings * size_of::<RingState>()).next_multiple_of(PAGE)
 }
 
-/// Bytes of the whole.
+/// Returns the size of the whole memory in bytes.
 #[must_use]
 pub const fn total_bytes(rings: usize, capacity: usize) -> usize {
     records_at(rings) + rings * capacity * 8
@@ -230,7 +238,7 @@ mod tests {
         assert_eq!(record & 3, WAKE);
         assert_eq!(record >> KIND_BITS & 0x3f_ffff, 0x3f_ffff);
         assert_eq!(record >> CLOCK_SHIFT, 0xab_cdef_0123);
-        // What does not fit of the clock goes, and nothing else.
+        // Bits of the clock that do not fit are dropped, and nothing else changes.
         assert_eq!(
             super::record(what(BEGIN, 7), 1 << 40 | 5),
             super::record(what(BEGIN, 7), 5)
@@ -253,7 +261,7 @@ mod tests {
         assert!(!is_free(owner) && is_free(last(owner)) && is_free(0) && !is_free(CLAIMED));
         assert_eq!(writer_of(owner), Some((4_711, 9)));
         assert_eq!(writer_of(last(owner)), Some((4_711, 9)));
-        assert_eq!(owner_of(last(owner)), None, "among the records it is none");
+        assert_eq!(owner_of(last(owner)), None, "it is not a valid control record");
         assert_eq!((writer_of(0), writer_of(CLAIMED)), (None, None));
     }
 

@@ -1,31 +1,31 @@
-//! Elements of arrays whose index the compiler knows to be within bounds, and the kernel's verifier does not.
+//! Access to array elements whose index the compiler can prove to be in bounds and the kernel's verifier cannot.
 //!
-//! Where rustc can prove an index it leaves the comparison out. The verifier then has to find the proof itself, and before
-//! Linux 5.15 or so it loses it in a chain of shifts: the program is refused. So the compiler is made to forget, and the
-//! comparison stays.
+//! If rustc can prove that an index is in bounds, it omits the comparison. The verifier must then find the proof
+//! itself. Before about Linux 5.15, it loses the bounds in a chain of shifts, and rejects the program. So [`element`]
+//! hides the index from the compiler, and the comparison stays.
 //!
-//! The index is masked besides. A verifier that has followed a branch nobody can take holds bounds that contradict each other
-//! (at least 16, at most 15), and no comparison mends them; what is left of a mask is a range again.
+//! The index is also masked. On a path that cannot be taken at run time, the verifier may hold contradictory bounds (at
+//! least 16, at most 15), which a comparison does not correct. A mask gives it a valid range again.
 
-/// The element at `index`, which is below `N`.
+/// Returns the element at `index`. The index must be below `N`.
 #[inline(always)]
 pub(crate) fn element<const N: usize>(values: &mut [u64; N], index: usize) -> Option<&mut u64> {
     let mask = const { N.next_power_of_two() - 1 };
     values.get_mut(unproven(index) & mask)
 }
 
-/// The same number, of which the compiler knows nothing.
+/// Returns the same number, about which the compiler then knows nothing.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
 fn unproven(mut index: usize) -> usize {
-    // An instruction that does nothing; with none at all the table of line numbers has two entries for the same place, which
-    // the kernel refuses.
-    // SAFETY: it moves a register to itself.
+    // An instruction without effect. Without any instruction, two entries of the line information would refer to the
+    // same offset in the program, which the kernel rejects.
+    // SAFETY: the instruction moves a register to itself.
     unsafe { core::arch::asm!("{0} = {0}", inout(reg) index, options(pure, nomem, nostack)) };
     index
 }
 
-/// The same number; elsewhere than in the kernel there is nobody to convince.
+/// Returns the same number. Outside the kernel there is no verifier.
 #[cfg(not(target_arch = "bpf"))]
 #[inline(always)]
 fn unproven(index: usize) -> usize {

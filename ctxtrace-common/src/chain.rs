@@ -1,9 +1,10 @@
-//! A thread's user stack that is as it was at a switch-out before: told by following its frame pointers in a copy of the stack.
+//! Recognises a thread's user stack as one from an earlier switch-out, by following the frame pointers in a copy of the
+//! stack.
 //!
-//! The kernel follows them too (`perf_callchain_user()` in arch/x86/events/core.c), word by word out of user memory, to where a
-//! read fails: a page fault, which takes longer than all the rest. Here the innermost part of the stack is copied once, only
-//! frames outside of the copy are read one by one, and a frame pointer that is a small number, as the outermost one mostly is, is
-//! the end without trying:
+//! The kernel follows the frame pointers too (`perf_callchain_user()` in arch/x86/events/core.c). It reads them word by
+//! word from user memory until a read fails, and that page fault takes longer than all the rest. Here the innermost
+//! part of the stack is copied once, and only frames outside the copy are read one by one. A frame pointer that is a
+//! small number, as the outermost one usually is, ends the chain without an attempt to read:
 //!
 //! ```text
 //!         ┌────────────────┐
@@ -15,46 +16,48 @@
 //!         └────────────────┘
 //! ```
 //!
-//! What comes out is the hash of the stack ([`StackHash`]), and nothing rests on it: it is only compared with those of stacks that
-//! the kernel has walked. If it is the same, so are the frames; if it is not, the kernel walks.
+//! The result is the hash of the stack ([`StackHash`]). It is used only in a comparison with the hashes of stacks that
+//! the kernel has walked: if it equals one of them, the stacks have the same frames; otherwise the kernel walks the
+//! stack.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::stack::StackHash;
 
-/// Words of the copy at most: a page, so that no more than one other page is touched.
+/// Largest size of the copy in words: one page, so that the copy touches at most two pages.
 pub const CHAIN_WORDS: usize = 512;
-/// Bytes of it.
+/// The same size in bytes.
 const CHAIN_BYTES: u64 = 8 * CHAIN_WORDS as u64;
 
-/// Links that are followed. Whose chain is longer is left to the kernel.
+/// Maximum number of links that are followed. The kernel walks stacks with more.
 pub const MOST_LINKS: usize = 64;
 
-/// A frame pointer below this is none: nothing is mapped there (`vm.mmap_min_addr`).
+/// Lowest possible frame pointer. A lower value ends the chain, because nothing is mapped there (`vm.mmap_min_addr`).
 pub const LOWEST_FRAME: u64 = 4_096;
 
 const PAGE: u64 = 4_096;
 
-/// Followed in vain so often in a row, a thread's stacks are left to the kernel for a while.
+/// After this many consecutive stacks that were followed and not recognised, the kernel walks most of this thread's
+/// stacks for a while.
 const MOST_IN_VAIN: u32 = 8;
-/// Then one of so many is followed.
+/// During that time, one stack in this many is followed.
 const TRIED_ONE_IN: u32 = 64;
-/// Stacks of a thread that are remembered.
+/// Number of user stacks remembered for each thread.
 const REMEMBERED: usize = 4;
 
-/// The last user stacks of a thread.
+/// The last distinct user stacks of a thread.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct UserStacks {
-    /// Their keys in the stack table, the latest one first; 0 for none.
+    /// Keys of these stacks in the stack table, the one added last first; 0 for none.
     keys: [u64; REMEMBERED],
-    /// Where the pages begin that could not be read, above what could; 0 if that is not known.
+    /// Address of the first page above the readable part of the stack; 0 if it is not known.
     ends: u64,
-    /// How often in a row one was followed and came to none of these.
+    /// Number of consecutive stacks that were followed and not recognised.
     in_vain: u32,
-    /// How often none was followed since.
+    /// Number of stacks that were left to the kernel since the last attempt to follow one.
     left: u32,
-    /// How many bytes the last ones lay in, as far as a copy can reach; 0 if there was none.
+    /// Number of bytes in which the last recognised stacks lay, at most the size of the copy; 0 before the first one.
     reach: u32,
     reserved: u32,
 }
@@ -62,7 +65,7 @@ pub struct UserStacks {
 const _: () = assert!(size_of::<UserStacks>() == 56);
 
 impl UserStacks {
-    /// Whether it is worth to follow the next one.
+    /// Returns whether the next stack is to be followed.
     #[inline(always)]
     pub fn try_next(&mut self) -> bool {
         if self.in_vain < MOST_IN_VAIN {
@@ -76,7 +79,8 @@ impl UserStacks {
         true
     }
 
-    /// How many bytes of the stack to copy from this frame on: what the last ones took, and what is there.
+    /// Returns how many bytes of the stack to copy from `frame` on: as many as the last recognised stacks needed, but
+    /// none beyond the end of the stack, if that is known.
     #[inline(always)]
     #[must_use]
     pub fn to_copy(&self, frame: u64) -> u64 {
@@ -89,8 +93,9 @@ impl UserStacks {
         if left < wanted { left & !7 } else { wanted }
     }
 
-    /// Of a stack from `frame` on, the link at `inside` was the outermost one in the copy, and that at `outside` the outermost one
-    /// that could have been. Deeper stacks of before are forgotten by and by.
+    /// Records how far a recognised stack from `frame` on reached. `inside` is the outermost link that was in the copy;
+    /// `outside` is the outermost link that was not, but could have been in a larger copy. Deeper stacks of the past
+    /// are forgotten gradually.
     #[inline(always)]
     pub fn reached(&mut self, frame: u64, inside: u64, outside: u64) {
         let outermost = if inside < outside { outside } else { inside };
@@ -100,13 +105,14 @@ impl UserStacks {
         self.reach = reach & !7;
     }
 
-    /// So many bytes from this frame on could not be read as a whole: the stack ends at the page in between.
+    /// Records that a read of `bytes` bytes from `frame` on failed: the stack is assumed to end at the last page
+    /// boundary within these bytes.
     #[inline(always)]
     pub fn is_unreadable(&mut self, frame: u64, bytes: u64) {
         self.ends = frame.wrapping_add(bytes - 1) & !(PAGE - 1);
     }
 
-    /// The stack that was followed is known, if this is one of them.
+    /// Returns whether `key` is the key of one of these stacks, and counts the attempts for which it is not.
     #[inline(always)]
     pub fn takes(&mut self, key: u64) -> bool {
         let [a, b, c, d] = self.keys;
@@ -115,7 +121,7 @@ impl UserStacks {
         is_known
     }
 
-    /// The kernel has walked this one.
+    /// Remembers a stack that the kernel has walked.
     #[inline(always)]
     pub fn remember(&mut self, key: u64) {
         let [a, b, c, d] = self.keys;
@@ -125,7 +131,8 @@ impl UserStacks {
     }
 }
 
-/// The caller's frame pointer and the return address, if the link at this frame is in a copy of so many bytes.
+/// Returns the caller's frame pointer and the return address, if the link at `frame` lies in a copy of `bytes` bytes
+/// from `copied_from` on.
 #[inline(always)]
 #[must_use]
 pub fn link(copy: &[u64; CHAIN_WORDS], copied_from: u64, bytes: u64, frame: u64) -> Option<(u64, u64)> {
@@ -133,12 +140,12 @@ pub fn link(copy: &[u64; CHAIN_WORDS], copied_from: u64, bytes: u64, frame: u64)
     if offset & 7 != 0 || offset.saturating_add(16) > bytes {
         return None;
     }
-    // Within bounds as it is; the remainder is for the verifier, which does not know that.
+    // The index is in bounds. The remainder is for the verifier, which cannot derive that.
     let index = (offset / 8) as usize;
     Some((copy[index % CHAIN_WORDS], copy[(index + 1) % CHAIN_WORDS]))
 }
 
-/// How many bytes a copy must have for the link at this frame to be in it; `None` if no copy reaches so far.
+/// Returns how many bytes a copy must have to contain the link at `frame`, or `None` if no copy can contain it.
 #[inline(always)]
 #[must_use]
 pub fn reach(copied_from: u64, frame: u64) -> Option<u64> {
@@ -150,7 +157,7 @@ pub fn reach(copied_from: u64, frame: u64) -> Option<u64> {
     }
 }
 
-/// What a chain has come to so far.
+/// A chain of frames, as far as it has been followed.
 #[derive(Clone, Copy, Debug)]
 pub struct Chain {
     hash: StackHash,
@@ -158,7 +165,7 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Of a stack whose innermost frame is at this instruction.
+    /// Begins a chain with the innermost frame, which is at this instruction.
     #[inline(always)]
     #[must_use]
     pub fn begin(ip: u64) -> Self {
@@ -167,14 +174,14 @@ impl Chain {
         Self { hash, frames: 1 }
     }
 
-    /// The next frame goes on here.
+    /// Adds the next frame, which continues at this address.
     #[inline(always)]
     pub fn add(&mut self, address: u64) {
         self.hash.add(address);
         self.frames += 1;
     }
 
-    /// The key of the stack, of which that was the outermost frame.
+    /// Returns the key of the stack whose outermost frame was added last.
     #[inline(always)]
     #[must_use]
     pub fn key(self) -> u64 {
@@ -215,7 +222,7 @@ mod tests {
             assert_eq!(link(&copy(), FROM, CHAIN_BYTES, frame), None, "{frame:#x}");
         }
         assert_eq!(link(&copy(), FROM, 32, FROM + 16), Some((102, 103)));
-        assert_eq!(link(&copy(), FROM, 32, FROM + 24), None, "of what was copied");
+        assert_eq!(link(&copy(), FROM, 32, FROM + 24), None, "beyond the copied bytes");
         assert_eq!(link(&copy(), FROM, 0, FROM), None);
     }
 
@@ -230,7 +237,7 @@ mod tests {
         chain.add(0x3000);
         assert_eq!(chain.key(), walked.hash());
         chain.add(0);
-        assert_ne!(chain.key(), walked.hash(), "a frame more");
+        assert_ne!(chain.key(), walked.hash(), "one frame more");
     }
 
     #[test]
@@ -258,7 +265,7 @@ mod tests {
         assert_eq!(tried, MOST_IN_VAIN + 10);
         while !stacks.try_next() {}
         assert!(stacks.takes(1));
-        assert!(stacks.try_next() && stacks.takes(1), "it is worth it again");
+        assert!(stacks.try_next() && stacks.takes(1), "no longer backing off");
     }
 
     #[test]
@@ -268,8 +275,8 @@ mod tests {
         assert_eq!(stacks.to_copy(top - 100 * 8), CHAIN_BYTES);
         stacks.is_unreadable(top - 100 * 8, CHAIN_BYTES);
         assert_eq!(stacks.to_copy(top - 100 * 8), 800);
-        assert_eq!(stacks.to_copy(top - CHAIN_BYTES), CHAIN_BYTES, "up to there");
-        assert_eq!(stacks.to_copy(top - 12), 8, "whole words");
+        assert_eq!(stacks.to_copy(top - CHAIN_BYTES), CHAIN_BYTES, "up to the stack's end");
+        assert_eq!(stacks.to_copy(top - 12), 8, "only whole words");
         assert_eq!(stacks.to_copy(top), 0);
         assert_eq!(stacks.to_copy(top + 8), CHAIN_BYTES, "another stack");
     }
@@ -277,11 +284,11 @@ mod tests {
     #[test]
     fn no_more_is_copied_than_the_last_ones_took() {
         let mut stacks = UserStacks::zeroed();
-        assert_eq!(stacks.to_copy(FROM), CHAIN_BYTES, "nothing is known");
+        assert_eq!(stacks.to_copy(FROM), CHAIN_BYTES, "no stack recognised yet");
         stacks.reached(FROM, FROM + 1000, FROM);
         assert_eq!(stacks.to_copy(FROM), 1016);
         stacks.reached(FROM, FROM, FROM);
-        assert_eq!(stacks.to_copy(FROM), 952, "a shallow one in between");
+        assert_eq!(stacks.to_copy(FROM), 952, "after a shallow stack");
         stacks.reached(FROM, FROM + 800, FROM + 1984);
         assert_eq!(stacks.to_copy(FROM), 2000);
         for _ in 0..200 {

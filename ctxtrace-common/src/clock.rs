@@ -1,53 +1,56 @@
-//! The state machine of one thread: scheduler events in, intervals out.
+//! The state machine of one thread. Its input is scheduler events and its output is intervals.
 //!
-//! A thread is *on* a CPU between a switch-in and a switch-out and *off* it otherwise. What an off interval consists of
-//! depends on how it began:
+//! A thread is *on* a CPU between a switch-in and a switch-out, and *off* it otherwise. The parts of an off-CPU
+//! interval depend on how it began:
 //!
 //! ```text
 //!   slept:      out ───── blocked ─────┬── run queue ──┬ in        still runnable:  out ──── run queue ────┬ in
-//!                                      waking          │                                                   │
+//!                                                                            wakeup          │                                                   │
 //!                                      └─ wake to run ─┘
 //!
-//!   raced:      ── on ── waking ── out ───── run queue ─────┬ in   (blocked = 0)
+//!   raced:      ── on ── wakeup ── out ───── run queue ─────┬ in   (blocked = 0)
 //!                        └──────────── wake to run ─────────┘
 //!
 //!   new thread: fork · · · wakeup_new ──── run queue ───────┬ in   (no off-CPU interval: it has never been on a CPU)
 //! ```
 //!
-//! The *end of a sleep* is the first waking after the switch-out. Where there is none, the wakeup raced with going to
-//! sleep: `try_to_wake_up()` may find the thread between setting its state and reaching `schedule()`, so the waking event
-//! comes up to tens of microseconds before the switch-out. Then the last waking since the thread came on the CPU ended the
-//! sleep, nothing was spent blocked, and the wait for a CPU starts at the switch-out. Where there is neither, the end is
-//! unknown and said to be.
+//! The *end of a sleep* is the first wakeup after the switch-out. If there is none, the wakeup raced with going to
+//! sleep: `try_to_wake_up()` may find the thread between setting its state and reaching `schedule()`, so the wakeup
+//! event comes up to tens of microseconds before the switch-out. Then the last wakeup since the thread's switch-in
+//! ended the sleep, the blocked time is 0, and the run-queue time begins at the switch-out. If there is neither, the
+//! end of the sleep is unknown and reported as such.
 //!
-//! **No time is invented.** A thread is [`Phase::Unknown`] until its first switch; an event that contradicts the phase (a
-//! switch-in while on a CPU, a switch-out while off it) means that one was lost, so the open interval is dropped, not
-//! guessed.
+//! **No time is invented.** A thread is [`Phase::Unknown`] until its first switch. An event that contradicts the phase
+//! (a switch-in while on a CPU, a switch-out while off it) means that an event was lost, so the open interval is
+//! dropped and not estimated.
 //!
-//! **Concurrency.** In the kernel a clock is changed by the CPU that switches the thread, under that CPU's run-queue lock,
-//! with one exception: a waking may come from any CPU at any moment. It writes only the two `wake_*` fields, each a single
-//! aligned 64-bit store, so the worst a race can do is to put a waking on the wrong side of a switch-out that happens in
-//! the same nanoseconds; [`Clock::switch_in`] reads both and orders them by their time stamps. The fields a waking writes
-//! are cleared at the switch-in, not when the thread has left the CPU and can be woken. At the switch-in it hardly can: only one that
-//! was preempted on its way to sleep. What such a waking leaves behind is cleared before the next switch-out shows.
+//! **Concurrency.** In the kernel a clock is changed by the CPU that switches the thread, under that CPU's run-queue
+//! lock, with one exception: a wakeup may come from any CPU at any moment. It writes only the two `wake_*` fields, each
+//! with a single aligned 64-bit store. So the worst effect of a race is that a wakeup is assigned to the wrong side of
+//! a switch-out within the same nanoseconds, and [`Clock::switch_in`] reads both fields and orders them by their time
+//! stamps. The two fields are cleared at the switch-in and not at the switch-out, because a thread can be woken from
+//! its switch-out on. At the switch-in it hardly can: only a thread that was preempted on its way to sleep. If such a
+//! wakeup stores its time after the fields were cleared, `wake_off_ns` is cleared again at the next switch-out, before
+//! the new phase is stored.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::words::{load, store};
 
-/// Where a thread is. Stored as a `u32` because the clock lies in kernel memory, where zeroes mean [`Phase::Unknown`].
+/// The phase of a thread. It is stored as a `u32`, because the clock is in kernel memory, where zeroes mean
+/// [`Phase::Unknown`].
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Nothing has been seen of it yet.
+    /// No switch of the thread has been seen.
     Unknown = 0,
     /// On a CPU since [`Clock::since_ns`].
     On = 1,
-    /// Off the CPU since [`Clock::since_ns`], asleep when it left.
+    /// Off-CPU since [`Clock::since_ns`]; the thread went to sleep.
     Slept = 2,
-    /// Off the CPU since [`Clock::since_ns`], still runnable when it left (preempted or yielded).
+    /// Off-CPU since [`Clock::since_ns`]; the thread was still runnable (preempted or yielded).
     Runnable = 3,
-    /// Created, and not yet on any CPU.
+    /// Created, and not on any CPU yet.
     New = 4,
     /// Switched out for the last time.
     Dead = 5,
@@ -56,24 +59,24 @@ pub enum Phase {
 /// How a thread left the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leave {
-    /// It sleeps until somebody wakes it (`!preempt` and `prev_state` ≠ 0).
+    /// The thread sleeps until it is woken (`!preempt` and `prev_state` ≠ 0).
     Slept,
-    /// It could go on at once.
+    /// The thread is still runnable.
     Runnable,
-    /// It never comes back (`TASK_DEAD`).
+    /// The thread never runs again (`TASK_DEAD`).
     Dead,
 }
 
-/// The clock of one thread; see the module's text. All times are `CLOCK_MONOTONIC` nanoseconds.
+/// The clock of one thread; see the module documentation. All times are `CLOCK_MONOTONIC` nanoseconds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Clock {
-    /// When the current phase began; meaningless in [`Phase::Unknown`] and [`Phase::New`].
+    /// Beginning of the current phase; without meaning in [`Phase::Unknown`] and [`Phase::New`].
     pub since_ns: u64,
-    /// First waking since the thread left the CPU; 0 if there was none.
+    /// Time of the first wakeup since the switch-out; 0 if there was none.
     pub wake_off_ns: u64,
-    /// Last waking since the thread came on the CPU; 0 if there was none.
+    /// Time of the last wakeup since the switch-in; 0 if there was none.
     pub wake_on_ns: u64,
     phase: u32,
     reserved: u32,
@@ -81,33 +84,34 @@ pub struct Clock {
 
 const _: () = assert!(size_of::<Clock>() == 32);
 
-/// A time that may not be known, in one word.
+/// A time in nanoseconds that may be unknown, in one word.
 ///
-/// An `Option<u64>` is two, the second of which holds nothing where the first says `None`. A compiler may read that second word
-/// before it looks at the first, which is no harm on a processor. Linux before 6.3 refuses a BPF program that could come to read
-/// a place of its stack that nothing was written to (`check_stack_read_fixed_off()` in kernel/bpf/verifier.c).
+/// An `Option<u64>` has two words, and the second one is uninitialised if the first one is `None`. A compiler may load
+/// the second word before it tests the first, which is harmless on a processor. But Linux before 6.3 rejects a BPF
+/// program that could read a stack slot that was never written (`check_stack_read_fixed_off()` in
+/// kernel/bpf/verifier.c).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Span(u64);
 
 impl Span {
-    /// Not known.
+    /// An unknown time.
     pub const UNKNOWN: Self = Self(u64::MAX);
 
-    /// So many nanoseconds; below `u64::MAX`, which is 584 years.
+    /// Makes a known time of `ns` nanoseconds, which must be below `u64::MAX` (584 years).
     #[inline(always)]
     #[must_use]
     pub const fn of(ns: u64) -> Self {
         Self(ns)
     }
 
-    /// The nanoseconds, if they are known.
+    /// Returns the nanoseconds, or `None` if they are unknown.
     #[inline(always)]
     #[must_use]
     pub const fn ns(self) -> Option<u64> {
         if self.0 == Self::UNKNOWN.0 { None } else { Some(self.0) }
     }
 
-    /// The nanoseconds, 0 if they are not known.
+    /// Returns the nanoseconds, or 0 if they are unknown.
     #[inline(always)]
     #[must_use]
     pub const fn or_zero(self) -> u64 {
@@ -127,52 +131,54 @@ impl core::fmt::Debug for Span {
     }
 }
 
-/// What a switch-out ended.
+/// The interval that a switch-out ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Left {
-    /// On-CPU time, if its beginning was seen.
+    /// On-CPU time; unknown if its beginning was not seen.
     pub on_cpu_ns: Span,
-    /// The thread was thought to be off the CPU: a switch-in was lost, and with it the off interval that it ended.
+    /// Whether the thread was recorded as off-CPU: a switch-in was lost, and with it the off-CPU interval that it
+    /// ended.
     pub missed_switch_in: bool,
 }
 
-/// Which of a thread's two wakings: an index into what is kept beside the clock for each.
+/// The two wakeups that are noted for a thread. The number is the index of what is kept for each in addition to the
+/// clock.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waking {
-    /// The first one since the thread left the CPU.
+    /// The first wakeup since the switch-out.
     OffCpu = 0,
-    /// The last one since it came on the CPU.
+    /// The last wakeup since the switch-in.
     OnCpu = 1,
 }
 
-/// What a switch-in ended.
+/// The interval that a switch-in ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entered {
-    /// Switch-out to switch-in.
+    /// From switch-out to switch-in.
     pub off_cpu_ns: Span,
-    /// Switch-out to the end of the sleep; unknown also where the thread did not sleep.
+    /// From switch-out to the end of the sleep; unknown also if the thread did not sleep.
     pub blocked_ns: Span,
-    /// End of the sleep, or the switch-out of a runnable thread, to switch-in.
+    /// From the end of the sleep, or from the switch-out of a runnable thread, to switch-in.
     pub run_queue_ns: Span,
-    /// The waking that ended the sleep to switch-in; longer than `run_queue_ns` where the two raced.
+    /// From the wakeup that ended the sleep to switch-in; longer than `run_queue_ns` if wakeup and switch-out raced.
     pub wake_to_run_ns: Span,
-    /// Which waking ended the sleep, or the wait of a new thread.
+    /// The wakeup that ended the sleep, or the wait of a new thread.
     pub woken: Option<Waking>,
-    /// The thread slept (or is new), yet no waking of it was seen.
+    /// Whether the thread slept (or is new) and no wakeup of it was seen.
     pub wake_unknown: bool,
-    /// The thread was thought to be on a CPU: a switch-out was lost, and with it the on interval that it ended.
+    /// Whether the thread was recorded as on-CPU: a switch-out was lost, and with it the on-CPU interval that it ended.
     pub missed_switch_out: bool,
 }
 
 impl Clock {
-    /// The clock of a thread of which nothing has been seen.
+    /// The clock of a thread of which no switch has been seen.
     pub const UNKNOWN: Self = Self {
         phase: Phase::Unknown as u32,
         ..Self::NEW
     };
 
-    /// The clock of a thread that has just been created: its first wait ends the first time it gets a CPU.
+    /// The clock of a thread that has just been created. Its first wait ends at its first switch-in.
     pub const NEW: Self = Self {
         since_ns: 0,
         wake_off_ns: 0,
@@ -181,7 +187,7 @@ impl Clock {
         reserved: 0,
     };
 
-    /// Where the thread is.
+    /// Returns the thread's phase.
     #[inline(always)]
     #[must_use]
     pub fn phase(&self) -> Phase {
@@ -195,27 +201,28 @@ impl Clock {
         }
     }
 
-    /// Whether an off-CPU interval is open: begun with a switch-out and not ended (for a dead thread, never to be).
+    /// Returns whether an off-CPU interval is open. That of a dead thread stays open for ever.
     #[inline(always)]
     #[must_use]
     pub fn is_off(&self) -> bool {
         matches!(self.phase(), Phase::Slept | Phase::Runnable | Phase::Dead)
     }
 
-    /// The thread leaves its CPU.
+    /// Records that the thread leaves its CPU.
     #[inline(always)]
     pub fn switch_out(&mut self, now_ns: u64, leave: Leave) -> Left {
         let mut left = Left::default();
         match self.phase() {
             Phase::On => {
                 left.on_cpu_ns = Span::of(now_ns.saturating_sub(self.since_ns));
-                // Of an earlier interval: it was made while the thread, still runnable, got its CPU. Whoever ends the sleep that
-                // begins has seen the phase that is stored below.
+                // A time in this field belongs to an earlier interval: that wakeup came while the thread, still
+                // runnable, got its CPU. A wakeup that ends the sleep that begins now comes after the new phase has
+                // been stored below.
                 store(&mut self.wake_off_ns, 0);
             }
             Phase::Slept | Phase::Runnable | Phase::New => {
                 left.missed_switch_in = true;
-                // These wakings ended the interval that was lost; they say nothing about the one that begins.
+                // These wakeups ended the interval that was lost; they do not belong to the one that begins now.
                 self.forget_wakings();
             }
             Phase::Unknown | Phase::Dead => {}
@@ -230,7 +237,8 @@ impl Clock {
         left
     }
 
-    /// The waking that would end the sleep of a thread that came onto a CPU now, and when it was made: 0 for never.
+    /// Returns the wakeup that would end the thread's sleep if the thread were switched in now, and its time, which is
+    /// 0 if there was no wakeup.
     #[inline(always)]
     #[must_use]
     pub fn noted_waking(&self) -> (Waking, u64) {
@@ -240,7 +248,7 @@ impl Clock {
         }
     }
 
-    /// The thread comes onto a CPU.
+    /// Records that the thread is switched in.
     #[inline(always)]
     pub fn switch_in(&mut self, now_ns: u64) -> Entered {
         let mut entered = Entered::default();
@@ -285,8 +293,8 @@ impl Clock {
         entered
     }
 
-    /// Which waking it would be if somebody woke the thread now; `None` if it would be of no consequence. What is noted
-    /// beside the clock about a waking is written between this and [`Clock::waking`].
+    /// Returns which of the two wakeups a wakeup at this moment would be, or `None` if it would have no effect. Data
+    /// that is kept about a wakeup in addition to the clock must be written between this call and [`Clock::waking`].
     #[inline(always)]
     #[must_use]
     pub fn next_waking(&self) -> Option<Waking> {
@@ -297,8 +305,10 @@ impl Clock {
         }
     }
 
-    /// Somebody wakes the thread (`sched_waking`, or `sched_wakeup_new` for a new one), and it is this waking. May run on
-    /// any CPU, for one waking of a thread at a time (the kernel holds the thread's `pi_lock`).
+    /// Records that the thread is woken (`sched_waking`, or `sched_wakeup_new` for a new thread), and that this is
+    /// wakeup `waking`. This may run on any CPU. The kernel holds the thread's `pi_lock`, so the wakeups of one thread
+    /// come one at a time, except those that the thread's own CPU makes while the thread is `current` (kernel:
+    /// `kernel/sched/core.c`, `try_to_wake_up()`).
     #[inline(always)]
     pub fn waking(&mut self, waking: Waking, now_ns: u64) {
         match waking {
@@ -320,10 +330,10 @@ mod tests {
     use super::*;
     use std::vec::Vec;
 
-    /// Plays a timeline drawn as text and returns what each switch-in and switch-out ended.
+    /// Replays a timeline that is drawn as text, and returns what each switch-in and each switch-out ended.
     ///
-    /// One character is 10 ns: `[` switch-in, `z` switch-out asleep, `r` switch-out still runnable, `x` last switch-out,
-    /// `!` waking; every other character only passes the time.
+    /// One character is 10 ns: `[` is a switch-in, `z` a switch-out asleep, `r` a switch-out still runnable, `x` the
+    /// last switch-out, `!` a wakeup. Every other character only lets time pass.
     fn play(mut clock: Clock, timeline: &str) -> (Vec<Left>, Vec<Entered>, Clock) {
         let (mut lefts, mut entereds) = (Vec::new(), Vec::new());
         for (column, event) in timeline.chars().enumerate() {
@@ -399,7 +409,7 @@ mod tests {
 
     #[test]
     fn an_early_waking_does_not_outlive_its_switch_in() {
-        // The waking belongs to the first sleep; the second has none and must say so.
+        // The wakeup belongs to the first sleep. The second sleep has none, and must be reported as such.
         let (_, entereds, _) = play(Clock::UNKNOWN, "[!z..[--z..[");
         assert_eq!(entereds[1].wake_to_run_ns, Span::of(40));
         assert!(entereds[2].wake_unknown);
@@ -423,11 +433,11 @@ mod tests {
 
     #[test]
     fn a_waking_of_a_preempted_thread_ends_no_sleep() {
-        // Preempted between setting its state and schedule(): it is woken, yet it never slept.
+        // The thread was preempted between setting its state and `schedule()`: it is woken, but never slept.
         let (_, entereds, _) = play(Clock::UNKNOWN, "[--r.!.[--z.[");
         assert_eq!(entereds[1].blocked_ns, Span::UNKNOWN);
         assert_eq!(entereds[1].run_queue_ns, Span::of(40));
-        assert!(entereds[2].wake_unknown, "the waking must not leak into the next sleep");
+        assert!(entereds[2].wake_unknown, "the wakeup must not count for the next sleep");
     }
 
     #[test]
@@ -455,10 +465,10 @@ mod tests {
     #[test]
     fn a_thread_first_seen_in_the_middle_invents_no_time() {
         let (lefts, entereds, _) = play(Clock::UNKNOWN, "--z..!.[");
-        assert_eq!(lefts[0], Left::default(), "on since when? unknown");
+        assert_eq!(lefts[0], Left::default(), "on-CPU since an unknown time");
         assert_eq!(entereds[0].off_cpu_ns, Span::of(50));
         let (_, entereds, _) = play(Clock::UNKNOWN, "..!..[");
-        assert_eq!(entereds[0], Entered::default(), "off since when? unknown");
+        assert_eq!(entereds[0], Entered::default(), "off-CPU since an unknown time");
     }
 
     #[test]
@@ -483,12 +493,12 @@ mod tests {
             Span::of(40),
             "counted from the switch-out that was seen"
         );
-        assert!(entereds[1].wake_unknown, "the waking ended the interval that was lost");
+        assert!(entereds[1].wake_unknown, "the wakeup ended the interval that was lost");
     }
 
     #[test]
     fn a_waking_stamped_before_a_switch_out_it_was_stored_after_counts_as_raced() {
-        // Another CPU took its time stamp first and stored it last.
+        // Another CPU read its clock first and stored the time last.
         let mut clock = Clock::UNKNOWN;
         clock.switch_in(10);
         clock.switch_out(50, Leave::Slept);
@@ -521,11 +531,11 @@ mod tests {
     #[test]
     fn a_waking_that_came_too_late_to_be_cleared_ends_no_later_sleep() {
         let (_, _, mut clock) = play(Clock::UNKNOWN, "[-r");
-        let late = clock.next_waking().expect("it is noted");
+        let late = clock.next_waking().expect("the wakeup is noted");
         clock.switch_in(40);
         clock.waking(late, 41);
         clock.switch_out(50, Leave::Slept);
-        let waking = clock.next_waking().expect("the first one of this sleep");
+        let waking = clock.next_waking().expect("the first wakeup of this sleep");
         clock.waking(waking, 70);
         let entered = clock.switch_in(80);
         assert_eq!((entered.blocked_ns, entered.run_queue_ns), (Span::of(20), Span::of(10)));
@@ -533,7 +543,7 @@ mod tests {
 
     #[test]
     fn whatever_the_order_of_events_no_time_is_invented() {
-        // All sequences of eight events out of five kinds: the parts never exceed the wall clock they lie in.
+        // All sequences of eight events of five kinds: the intervals never exceed the wall-clock time that they lie in.
         const EVENTS: [char; 5] = ['[', 'z', 'r', '!', '.'];
         for mut code in 0..5_usize.pow(8) {
             let mut timeline = std::string::String::new();

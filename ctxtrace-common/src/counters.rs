@@ -2,63 +2,70 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// What one CPU counted. User space adds the CPUs up. Every loss has a cause of its own.
+/// The counts of one CPU. User space adds the CPUs up. Each cause of a loss has its own counter.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct Counters {
-    /// Switch-outs of target threads: one for each run of the `sched_switch` program whose `prev` is one.
+    /// Switch-outs of target threads: runs of the `sched_switch` program in which `prev` is a target thread.
     pub switches: u64,
-    /// Wakings of target threads.
+    /// Wakeups of target threads.
     pub wakings: u64,
-    /// Switch-outs that the kernel's own counters prove and no program run saw (`lost.events`).
+    /// Switch-outs that the kernel's own counters include and no program run saw (`lost.events`).
     pub lost_events: u64,
-    /// Off-CPU intervals dropped because the event that ended or began them was lost (`lost.intervals`).
+    /// Off-CPU intervals that were dropped because the event at their beginning or end was lost (`lost.intervals`).
     pub lost_intervals: u64,
-    /// Sleeps whose end nobody saw (`lost.wakeups`).
+    /// Sleeps whose wakeup was not seen (`lost.wakeups`).
     pub lost_wakeups: u64,
-    /// Switch-outs whose kernel or user stack did not fit the stack table (`lost.stacks`).
+    /// Switch-outs whose kernel or user stack found no room in the stack table (`lost.stacks`).
     pub lost_stacks: u64,
-    /// Switch-outs in which the user stack could not be read though the thread was not exiting (`lost.user_stacks`).
+    /// Switch-outs at which the user stack could not be read although the thread was not exiting (`lost.user_stacks`).
     pub lost_user_stacks: u64,
-    /// Switch-outs whose stack pair did not fit the table of sums (`lost.stack_sums`).
+    /// Switch-outs that found no room in the table of sums or in the ring of additions, and are counted by class alone
+    /// (`lost.stack_sums`).
     pub lost_stack_sums: u64,
-    /// Kernel stacks that were taken for the thread's last one without being walked (`overhead.stacks_reused`).
+    /// Kernel stacks that were recognised as one of the thread's last ones and not walked (`overhead.stacks_reused`).
     pub stacks_reused: u64,
-    /// User stacks that were one of the thread's last ones, and were not walked by the kernel (`overhead.user_stacks_reused`).
+    /// User stacks that were recognised as one of the thread's last ones, and not walked by the kernel
+    /// (`overhead.user_stacks_reused`).
     #[cfg_attr(feature = "serde", serde(default))]
     pub user_stacks_reused: u64,
-    /// Of those that were walked to see whether they would have been: which were another one (`lost.mistaken_stacks`).
+    /// Kernel stacks that were recognised but, when walked as a check, turned out to be different
+    /// (`lost.mistaken_stacks`).
     pub mistaken_stacks: u64,
-    /// Threads that did not fit the thread table (`lost.threads`), counted once a try.
+    /// Threads that found no room in the thread table, once for each attempt, and forked processes that found no room
+    /// in the process table (`lost.threads`).
     pub lost_threads: u64,
-    /// Exited threads whose record did not fit the ring (`lost.thread_records`).
+    /// Exited threads whose record found no room in the ring (`lost.thread_records`).
     pub lost_records: u64,
-    /// Switch-outs and wakings whose task could not be read though the thread was not exiting (`lost.task_reads`).
+    /// Switch-outs and wakeups at which the task could not be read although the thread was not exiting
+    /// (`lost.task_reads`).
     pub lost_task_reads: u64,
-    /// Times a thread went over to a task that did not fit the table of tasks (`lost.tasks`).
+    /// Times that a thread was found at another task that had no room in the table of tasks (`lost.tasks`).
     pub lost_tasks: u64,
-    /// Wakeups whose edge, or whose stacks, did not fit their table (`lost.wakeup_edges`).
+    /// Wakeups whose edge, or whose stacks, found no room in their table or in the ring of additions
+    /// (`lost.wakeup_edges`).
     pub lost_wakeup_edges: u64,
-    /// Ended threads whose tables did not fit the ring, or could not be read (`lost.handovers`).
+    /// Ended threads whose tables, or whose program's names, could not be read or found no room in the ring
+    /// (`lost.handovers`).
     pub lost_handovers: u64,
-    /// Events of the timeline that found the ring full (`lost.timeline_events`).
+    /// Events of the timeline that found no room in the ring (`lost.timeline_events`).
     pub lost_timeline_events: u64,
-    /// Samples that found the ring full (`lost.samples`).
+    /// Samples that found no room in the ring, or whose thread had not been introduced yet (`lost.samples`).
     pub lost_samples: u64,
-    /// Samples one of whose stacks did not fit the stack table (`lost.sample_stacks`).
+    /// Samples of which a stack found no room in the stack table (`lost.sample_stacks`).
     pub lost_sample_stacks: u64,
-    /// Processes that the tracer's user may not trace any more, because of the program that they executed
-    /// (`lost.refused_processes`).
+    /// Processes that are not traced, or no longer, because they executed a program that the tracer's user may not
+    /// trace (`lost.refused_processes`).
     pub refused_processes: u64,
-    /// Runs of the `sched_switch` program while the fault injection of the tests is on, the dropped ones included.
+    /// Runs of the `sched_switch` program while the tests' fault injection is on, including the runs that it drops.
     pub fault_injection_runs: u64,
 }
 
 const _: () = assert!(size_of::<Counters>() == 22 * 8);
 
 impl Counters {
-    /// Adds another CPU's counts to these.
+    /// Adds the counts of another CPU.
     pub fn add(&mut self, other: &Self) {
         let Self {
             switches,

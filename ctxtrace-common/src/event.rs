@@ -1,14 +1,15 @@
-//! The events of a timeline: what a switch, a waking or a sample was, in forty bytes.
+//! The events of a timeline: switches, wakeups and samples, in forty bytes each.
 //!
-//! One event tells one run of a BPF program, so a switch from one thread of the target to another is one event for both of
-//! them. An event says enough for the state machine of [`crate::clock`] to be run again, outside the kernel, with the same
-//! result: how the thread left, what class of the ledger that was, and, for the thread that comes, when the waking that
-//! ended its sleep was made (so that the result does not hang on the order of events of different CPUs).
+//! One event describes one run of a BPF program, so a switch from one thread of the target to another is one event for
+//! both threads. The events contain enough to run the state machine of [`crate::clock`] again outside the kernel, with
+//! the same result: how the thread left, the ledger class of the switch-out and, for the thread that is switched in,
+//! the time of the wakeup that ended its sleep (so that the result does not depend on the order of events of different
+//! CPUs).
 //!
-//! Threads are known by their id. Before its first switch a thread is introduced, by a [`Decoded::Thread`] and a
-//! [`Decoded::Name`], and again when its id, its name or its program has changed.
+//! Events name threads by their id. Before its first switch a thread is introduced, by a [`Decoded::Thread`] and a
+//! [`Decoded::Name`]. It is introduced again when its id, its name or its program has changed.
 //!
-//! The layout is that of capture files too: whoever changes it raises the version of their format.
+//! Capture files use the same layout. A change of the layout requires a new version of the file format.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -33,7 +34,7 @@ const WOKEN_ON_CPU: u8 = 8;
 const CPU_WAS_IDLE: u8 = 16;
 const THROTTLED: u8 = 32;
 
-// Flags of a waking.
+// Flags of a wakeup.
 const NOTED_OFF_CPU: u8 = 1;
 const NOTED_ON_CPU: u8 = 2;
 const NEWBORN: u8 = 4;
@@ -44,31 +45,34 @@ const NEW: u8 = 1;
 /// Flag of a sample: the thread was in the kernel.
 const IN_KERNEL: u8 = 1;
 
-/// One event as it lies in the ring and in files. What the fields mean depends on the kind; see [`Event::decode`].
+/// One event as it is stored in the ring and in files. The meaning of the fields depends on the kind; see
+/// [`Event::decode`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Event {
-    /// `CLOCK_MONOTONIC` nanoseconds: the reading that the state machine was given too.
+    /// Time of the event in `CLOCK_MONOTONIC` nanoseconds: the same reading that the state machine was given.
     pub at_ns: u64,
-    /// Switch: the task that was polled. Waking: the task that woke. Thread: its start time. Name: its first half. Exec: when.
-    /// Sample: its kernel stack.
+    /// Switch: the task that was polled. Wakeup: the waker's task. Thread: its start time. Name: its first half. Exec:
+    /// the time of the `execve`. Sample: the thread's kernel stack.
     task: u64,
-    /// Switch: when the waking of the thread that comes was made. Waking, thread: a process and its image. Name: its second
-    /// half. Sample: its user stack.
+    /// Switch: the time of the wakeup of the thread that is switched in. Wakeup, thread, exec: a process and its image.
+    /// Name: its second half. Sample: the thread's user stack.
     word: u64,
-    /// Switch: the thread that leaves. Otherwise the thread that it is about. 0 if it is not the target's.
+    /// Switch: the thread that is switched out, or 0 if it is not the target's. Other kinds: the thread that the event
+    /// is about.
     tid: u32,
-    /// Switch: the thread that comes. Waking: the thread that woke. Thread: the id it had before.
+    /// Switch: the thread that is switched in, or 0 if it is not the target's. Wakeup: the waker. Thread: the id it had
+    /// before.
     other_tid: u32,
-    /// The CPU it happened on.
+    /// The CPU on which the event happened.
     pub cpu: u16,
     kind: u8,
     flags: u8,
-    /// Switch: as in [`SumKey`].
+    /// Switch: the class, as in [`SumKey`].
     class: u8,
-    /// Switch: as in [`SumKey`].
+    /// Switch: the reason, as in [`SumKey`].
     reason: u8,
-    /// Waking: an [`crate::wakeup::Origin`].
+    /// Wakeup: an [`crate::wakeup::Origin`].
     origin: u8,
     reserved: u8,
 }
@@ -78,115 +82,118 @@ pub const EVENT_BYTES: usize = 40;
 
 const _: () = assert!(size_of::<Event>() == EVENT_BYTES && align_of::<Event>() == 8);
 
-/// A thread of the target that leaves its CPU.
+/// The switch-out of a thread of the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Out {
-    /// The thread.
+    /// The thread's id.
     pub tid: u32,
-    /// How it leaves.
+    /// How the thread leaves its CPU.
     pub leave: Leave,
-    /// Which of the kernel's counters moved.
+    /// Whether the kernel counted a voluntary switch, or an involuntary one.
     pub voluntary: bool,
-    /// The task it was polling, or 0.
+    /// The task that the thread was polling, or 0.
     pub task: u64,
-    /// The class and the reason, as in [`SumKey`].
+    /// The class, as in [`SumKey`].
     pub class: u8,
-    /// See `class`.
+    /// The reason, as in [`SumKey`].
     pub reason: u8,
-    /// The CPU quota of its cgroup took it off its CPU. Events of versions before this was recorded say no.
+    /// Whether the CPU quota of the thread's cgroup took it off its CPU. False in captures of versions that did not
+    /// record this.
     pub throttled: bool,
 }
 
-/// A thread of the target that comes onto a CPU.
+/// The switch-in of a thread of the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct In {
-    /// The thread.
+    /// The thread's id.
     pub tid: u32,
-    /// Which waking has ended its sleep, should it have slept.
+    /// The wakeup that ended the thread's sleep, if the thread slept.
     pub waking: Waking,
-    /// When that was made; 0 if there was none.
+    /// Time of that wakeup; 0 if there was none.
     pub woken_ns: u64,
-    /// The CPU had nothing to run before it. Events of before this was told say no.
+    /// Whether the CPU was idle before. False in captures of versions that did not record this.
     pub cpu_was_idle: bool,
 }
 
-/// What an event says.
+/// A decoded event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decoded {
-    /// A CPU goes from one thread to another, at least one of which is the target's.
+    /// A CPU switches from one thread to another, at least one of which is the target's.
     Switch {
-        /// The thread that leaves, if it is the target's.
+        /// The thread that is switched out, if it is the target's.
         out: Option<Out>,
-        /// The thread that comes, if it is the target's.
+        /// The thread that is switched in, if it is the target's.
         into: Option<In>,
     },
     /// A thread of the target is woken.
     Waking {
-        /// The thread.
+        /// The thread's id.
         tid: u32,
-        /// Which of the thread's two wakings it was noted as; `None` if it was of no consequence.
+        /// Which of the thread's two wakeups it was noted as; `None` if it had no effect.
         noted: Option<Waking>,
-        /// The thread has just been created, by the one that wakes it.
+        /// Whether the thread has just been created, by the thread that wakes it.
         newborn: bool,
-        /// Who woke it; without stacks.
+        /// The waker, without its stacks.
         waker: Waker,
     },
-    /// A thread is introduced: from here on events know it by this id.
+    /// A thread is introduced: later events use this id for it.
     Thread {
-        /// Its id.
+        /// The thread's id.
         tid: u32,
-        /// The id it had before (an `execve` changes it); 0 for one that has not been introduced before.
+        /// The id that the thread had before (an `execve` may change it); 0 if the thread was not introduced before.
         previous_tid: u32,
-        /// `task_struct.start_boottime`: with the id, its identity.
+        /// `task_struct.start_boottime`. Together with the id it identifies the thread.
         start_boottime_ns: u64,
-        /// The program it runs.
+        /// The program that the thread runs.
         image: Image,
-        /// It has never been on a CPU.
+        /// Whether the thread has never been on a CPU.
         new: bool,
     },
     /// The name of a thread, padded with zeroes.
     Name {
-        /// The thread.
+        /// The thread's id.
         tid: u32,
-        /// Its name.
+        /// The thread's name.
         comm: [u8; 16],
     },
-    /// A thread has executed another program. Told at the thread's next switch or waking.
+    /// A thread has executed another program. Emitted at the thread's next switch, wakeup or sample.
     Exec {
-        /// The thread.
+        /// The thread's id.
         tid: u32,
-        /// When it was.
+        /// Time of the `execve`.
         executed_ns: u64,
-        /// The program it runs since. `None` for one that the tracer's user may not trace: nothing of the thread is recorded from there
-        /// on, and this is its last event.
+        /// The program that the thread runs since then. `None` if the tracer's user may not trace that program: the
+        /// thread is not recorded after this, and this is its last event.
         image: Option<Image>,
     },
-    /// A thread was found on its CPU by the timer.
+    /// The timer found a thread on its CPU.
     Sample(Sample),
 }
 
 /// What a thread was doing when the timer found it on its CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// The thread.
+    /// The thread's id.
     pub tid: u32,
-    /// Whether it was in the kernel.
+    /// Whether the thread was in the kernel.
     pub in_kernel: bool,
-    /// Key of its kernel stack in the stack table; 0 for none: it was in user mode, or the table was full.
+    /// Key of the thread's kernel stack in the stack table; 0 if there is none, because the thread was in user mode or
+    /// the table was full.
     pub kernel_stack: u64,
-    /// Key of its user stack; 0 if that could not be read, or the table was full.
+    /// Key of the thread's user stack; 0 if it could not be read or the table was full.
     pub user_stack: u64,
 }
 
 impl Event {
-    /// A switch of which nothing is known yet; [`Event::set_out`] and [`Event::set_in`] fill it.
+    /// Makes a switch without threads. [`Event::set_out`] and [`Event::set_in`] fill it in.
     #[inline(always)]
     #[must_use]
     pub fn switch(at_ns: u64, cpu: u32) -> Self {
         Self::of(SWITCH, at_ns, cpu)
     }
 
-    /// Becomes that, word by word, for it is done at each switch.
+    /// Overwrites the event with a switch without threads. It is stored word by word, because this is done at each
+    /// switch (see [`crate::words`]).
     #[inline(always)]
     pub fn become_switch(&mut self, at_ns: u64, cpu: u32) {
         store(&mut self.at_ns, at_ns);
@@ -221,7 +228,7 @@ impl Event {
         }
     }
 
-    /// The thread that leaves.
+    /// Sets the thread that is switched out.
     #[inline(always)]
     pub fn set_out(&mut self, tid: u32, leave: Leave, voluntary: bool, pending: &SumKey) {
         self.tid = tid;
@@ -242,7 +249,7 @@ impl Event {
         self.flags |= flags;
     }
 
-    /// The thread that comes, with what [`crate::clock::Clock::noted_waking`] says of it.
+    /// Sets the thread that is switched in, with the result of [`crate::clock::Clock::noted_waking`].
     #[inline(always)]
     pub fn set_in(&mut self, tid: u32, waking: Waking, woken_ns: u64) {
         self.other_tid = tid;
@@ -252,20 +259,20 @@ impl Event {
         }
     }
 
-    /// What leaves is the CPU's idle task.
+    /// Records that the thread that is switched out is the CPU's idle task.
     #[inline(always)]
     pub fn set_cpu_was_idle(&mut self) {
         self.flags |= CPU_WAS_IDLE;
     }
 
-    /// Whether it is a switch that concerns anybody.
+    /// Returns whether the switch concerns a thread of the target.
     #[inline(always)]
     #[must_use]
     pub fn concerns_the_target(&self) -> bool {
         self.tid != 0 || self.other_tid != 0
     }
 
-    /// A waking.
+    /// Makes a wakeup.
     #[inline(always)]
     #[must_use]
     pub fn waking(at_ns: u64, cpu: u32, tid: u32, noted: Option<Waking>, newborn: bool, waker: &Waker) -> Self {
@@ -285,7 +292,7 @@ impl Event {
         }
     }
 
-    /// The introduction of a thread.
+    /// Makes the introduction of a thread.
     #[inline(always)]
     #[must_use]
     pub fn thread(
@@ -306,7 +313,7 @@ impl Event {
         event
     }
 
-    /// The name of a thread.
+    /// Makes the event with a thread's name.
     #[inline(always)]
     #[must_use]
     pub fn name(at_ns: u64, cpu: u32, tid: u32, comm: &[u8; 16]) -> Self {
@@ -318,7 +325,7 @@ impl Event {
         event
     }
 
-    /// An `execve`; `image` is `None` if nothing of the thread is recorded from there on.
+    /// Makes an `execve`. `image` is `None` if the thread is not recorded after it.
     #[inline(always)]
     #[must_use]
     pub fn exec(at_ns: u64, cpu: u32, tid: u32, executed_ns: u64, image: Option<Image>) -> Self {
@@ -332,7 +339,7 @@ impl Event {
         event
     }
 
-    /// A sample.
+    /// Makes a sample.
     #[inline(always)]
     #[must_use]
     pub fn sample(at_ns: u64, cpu: u32, tid: u32, in_kernel: bool, kernel_stack: u64, user_stack: u64) -> Self {
@@ -344,7 +351,7 @@ impl Event {
         event
     }
 
-    /// What the event says; `None` if it is of a kind that this version does not know.
+    /// Decodes the event. Returns `None` if this version does not know its kind.
     #[inline]
     #[must_use]
     pub fn decode(&self) -> Option<Decoded> {
@@ -435,17 +442,17 @@ fn packed(tgid: u32, image: u32) -> u64 {
     u64::from(tgid) | u64::from(image) << 32
 }
 
-/// Where one CPU's events are: a ring that this CPU alone writes to and user space alone reads from.
+/// The positions in one CPU's ring of events. Only this CPU writes to the ring, and only user space reads from it.
 ///
-/// Both sides count the events since the beginning; the place of one is its number modulo the capacity. Apart by a cache
-/// line and more, because two CPUs write to them.
+/// Both sides count events from the beginning. An event is stored at its number modulo the capacity. The two counts are
+/// more than a cache line apart, because two CPUs write to them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct RingState {
-    /// Events written; raised when an event is there as a whole.
+    /// Number of events written. It is raised after the whole event has been stored.
     pub written: u64,
     apart: [u64; 15],
-    /// Events read; raised when their places may be used again.
+    /// Number of events read. It is raised when the places of these events may be reused.
     pub read: u64,
     apart_from_the_next: [u64; 15],
 }

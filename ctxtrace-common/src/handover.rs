@@ -1,29 +1,29 @@
-//! What the kernel side brings home of a thread's memory when the thread ends.
+//! Records of what the kernel side reads from a thread's memory when the thread ends.
 
 use bytemuck::{Pod, Zeroable};
 use ctxtrace_abi::{MESSAGE_BUCKETS, NAME_BYTES, NAMED_TASKS, TASK_INDICES, Tables};
 
 use crate::process::Image;
 
-/// A thread's tables, read in `sched_process_exit`, before its memory goes.
+/// A thread's tables, read at the thread's end (`sched_process_exit` or `do_exit`), before its memory is released.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Handover {
     /// The program.
     pub image: Image,
-    /// Thread id; of several added up, the first one's.
+    /// Thread id. If the records of several threads were added up: the id of the first.
     pub tid: u32,
-    /// 0.
+    /// Always 0.
     pub reserved: u32,
-    /// Tasks the program had created by then, whether they have a name or not.
+    /// Number of tasks that the program had created by then, with or without a name.
     pub tasks_created: u64,
     /// The copy of the thread's tables.
     pub tables: PollTables,
 }
 
 impl Handover {
-    /// Adds what another thread of the program has told.
+    /// Adds the numbers of another thread of the program.
     pub fn add(&mut self, other: &Self) {
         self.tasks_created = self.tasks_created.max(other.tasks_created);
         let tables = &mut self.tables;
@@ -41,10 +41,10 @@ impl Handover {
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PollTables {
-    /// Outermost polls by the task's index.
+    /// Number of outermost polls, by the task's index.
     #[cfg_attr(feature = "serde", serde(with = "crate::sparse"))]
     pub polls_by_task: [u64; TASK_INDICES],
-    /// Outermost polls by the number of messages in them.
+    /// Number of outermost polls, by the number of messages in the poll.
     #[cfg_attr(feature = "serde", serde(with = "crate::sparse"))]
     pub messages_per_poll: [u64; MESSAGE_BUCKETS],
 }
@@ -54,15 +54,16 @@ const _: () = assert!(
 );
 const _: () = assert!(size_of::<Handover>() == 24 + 8 * TASK_INDICES + 8 * MESSAGE_BUCKETS);
 
-/// A program's names, read when a thread ends that knows of more tasks than were known before.
+/// The names of a program's tasks. They are read when a thread ends whose program has named more tasks than were known
+/// before.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Names {
     /// The program.
     pub image: Image,
-    /// Names that follow; what lies behind them is left over from other records.
+    /// Number of names that follow. The entries beyond them are left over from other records.
     pub count: u64,
-    /// By task id.
+    /// Names by task id, padded with zeroes.
     pub names: [[u8; NAME_BYTES]; NAMED_TASKS],
 }
 

@@ -1,4 +1,4 @@
-//! Distributions of nanoseconds, as they are counted in the kernel: the log-linear buckets of [`ctxtrace_abi::bucket`].
+//! Distributions of nanoseconds that are counted in the kernel, in the log-linear buckets of [`ctxtrace_abi::bucket`].
 
 use bytemuck::{Pod, Zeroable};
 
@@ -6,9 +6,10 @@ use crate::bound::element;
 
 pub use ctxtrace_abi::bucket::{BUCKETS, SUB_BITS, SUB_BUCKETS, bucket_of, lower_bound, upper_bound};
 
-/// One distribution of nanoseconds, as it lies in the kernel's per-CPU memory.
+/// One distribution of nanoseconds, as stored in the kernel's per-CPU memory.
 ///
-/// `count`, `sum_ns`, `min_ns` and `max_ns` are exact; only the percentiles taken from `buckets` are approximate.
+/// `count`, `sum_ns`, `min_plus_one_ns` and `max_ns` are exact. Only percentiles, which are computed from `buckets`,
+/// are approximate.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -31,7 +32,7 @@ const _: () = assert!(size_of::<Histogram>() == 32 + 8 * 976);
 const _: () = assert!(size_of::<Histogram>() <= 32 << 10);
 
 impl Histogram {
-    /// A histogram with nothing in it.
+    /// A histogram without values.
     pub const EMPTY: Self = Self {
         count: 0,
         sum_ns: 0,
@@ -57,24 +58,24 @@ impl Histogram {
     }
 }
 
-/// The five distributions of the contract, and their place in the kernel's array.
+/// The five latency distributions. The number is the index in the kernel's array.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Latency {
-    /// Switch-out to switch-in.
+    /// From switch-out to switch-in.
     OffCpu = 0,
-    /// Switch-out to the end of the sleep.
+    /// From switch-out to the end of the sleep.
     Blocked = 1,
-    /// End of the sleep (or the switch-out, if still runnable) to switch-in.
+    /// From the end of the sleep (or the switch-out, if the thread was still runnable) to switch-in.
     RunQueue = 2,
-    /// Switch-in to switch-out.
+    /// From switch-in to switch-out.
     OnCpu = 3,
-    /// The waking that ended the sleep to switch-in.
+    /// From the wakeup that ended the sleep to switch-in.
     WakeToRun = 4,
 }
 
 impl Latency {
-    /// All of them, in their places.
+    /// All distributions, in the order of their numbers.
     pub const ALL: [Self; 5] = [
         Self::OffCpu,
         Self::Blocked,
@@ -83,7 +84,7 @@ impl Latency {
         Self::WakeToRun,
     ];
 
-    /// How many distributions there are.
+    /// Number of distributions.
     pub const COUNT: u32 = Self::ALL.len() as u32;
 }
 

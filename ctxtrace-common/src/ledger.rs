@@ -1,59 +1,59 @@
-//! The switch ledger: every kernel switch in exactly one class.
+//! The switch ledger: every kernel switch is in exactly one class.
 //!
-//! The class is decided at the switch-out, from four things that are known there: how the thread left the CPU, the state
-//! it left in, what it was doing in user space ([`Doing`]), and the system call it was in. The first rule that fits wins;
-//! their order is that of [`Class`].
+//! The class is decided at the switch-out from four facts: how the thread left the CPU, the state it left in, what it
+//! was doing in user space ([`Doing`]), and the system call it was in. The first rule that matches wins. The rules are
+//! tried in the order of [`Class`].
 
 use crate::clock::Leave;
 use crate::locator::{Doing, Reason};
 
-/// `__TASK_STOPPED | __TASK_TRACED` (kernel: `include/linux/sched.h`): a stop signal, or a debugger.
+/// `__TASK_STOPPED | __TASK_TRACED` (kernel: `include/linux/sched.h`): stopped by a signal or by a debugger.
 pub const STATE_STOPPED: u32 = 0x4 | 0x8;
 
-/// `TASK_FROZEN` (kernel: `include/linux/sched.h`): the state in which the freezer of cgroup v1 keeps a thread since Linux 6.1. No
-/// kernel before has a state of this value.
+/// `TASK_FROZEN` (kernel: `include/linux/sched.h`): the state in which the freezer of cgroup v1 keeps a thread since
+/// Linux 6.1. Earlier kernels have no state with this value.
 pub const STATE_FROZEN: u32 = 0x8000;
 
-/// `JOBCTL_TRAP_FREEZE` (kernel: `include/linux/sched/jobctl.h`): the freezer of cgroup v2 wants the thread. The thread has obeyed where
-/// `task_struct.frozen` is set as well. That field alone says less: the kernel sets it also while a thread waits for the child of its
-/// `vfork`, whether or not anything is frozen.
+/// `JOBCTL_TRAP_FREEZE` (kernel: `include/linux/sched/jobctl.h`): the freezer of cgroup v2 asks the thread to stop. The
+/// thread has stopped if `task_struct.frozen` is set as well. That field alone is not sufficient: the kernel also sets
+/// it while a thread waits for the child of its `vfork`, whether or not anything is frozen.
 pub const JOBCTL_TRAP_FREEZE: u64 = 1 << 23;
 
-/// What a kernel switch was.
+/// The class of a kernel switch.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// The thread's last one.
+    /// The thread's last switch.
     Exited = 1,
     /// The thread was stopped, by a signal, a debugger or the freezer of its cgroup.
     Stopped = 2,
-    /// What the thread was doing could not be known; there is a [`Reason`].
+    /// It could not be determined what the thread was doing; there is a [`Reason`].
     Unattributed = 3,
-    /// It gave way by itself, in `sched_yield`.
+    /// The thread gave up the CPU itself, with `sched_yield`.
     Yielded = 4,
-    /// It went to sleep while it polled a task.
+    /// The thread went to sleep while it polled a task.
     TaskBlocked = 5,
-    /// It was made to give way while it polled a task.
+    /// The thread was preempted while it polled a task.
     TaskPreempted = 6,
-    /// A runtime's thread with nothing to poll went to sleep, in a futex or epoll wait.
+    /// A thread of a runtime had nothing to poll and went to sleep, in a futex or epoll wait.
     WorkerParked = 7,
-    /// A thread of a pool for blocking work went to sleep because there is none.
+    /// A thread of a pool for blocking work went to sleep because there was no work.
     PoolIdle = 8,
-    /// A runtime's thread went to sleep between polls, for another reason.
+    /// A thread of a runtime went to sleep between polls, for another reason.
     RuntimeBlocked = 9,
-    /// A runtime's thread was made to give way between polls.
+    /// A thread of a runtime was preempted between polls.
     RuntimePreempted = 10,
-    /// Any other thread went to sleep.
+    /// Another thread went to sleep.
     ThreadBlocked = 11,
-    /// Any other thread was made to give way.
+    /// Another thread was preempted.
     ThreadPreempted = 12,
 }
 
 impl Class {
-    /// How many numbers there are, the unused 0 included.
+    /// Number of class numbers, including the unused 0.
     pub const COUNT: usize = 13;
 
-    /// All of them, in the order of the rules.
+    /// All classes, in the order of their numbers.
     pub const ALL: [Self; 12] = [
         Self::Exited,
         Self::Stopped,
@@ -69,27 +69,28 @@ impl Class {
         Self::ThreadPreempted,
     ];
 
-    /// The class of this number.
+    /// Returns the class with this number, or `None` if there is none.
     #[must_use]
     pub fn from_number(number: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|&class| class as u32 == number)
     }
 }
 
-/// What matters of the system call a thread was in.
+/// The kinds of system calls that the ledger distinguishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Syscall {
     /// `sched_yield`.
     Yield,
-    /// A wait on a futex or on an epoll instance: what runtimes park in.
+    /// A wait on a futex or on an epoll instance. Runtimes park in these calls.
     Park,
-    /// Any other, or none.
+    /// Any other system call, or none.
     Other,
 }
 
 impl Syscall {
-    /// From the number in `pt_regs.orig_ax`, which is negative outside of system calls, and the table it belongs to
-    /// (kernel: `arch/x86/entry/syscalls/syscall_64.tbl` and `syscall_32.tbl`).
+    /// Returns the kind of a system call, given the number in `pt_regs.orig_ax`, which is negative outside system
+    /// calls. `compat` selects the table for 32-bit system calls (kernel: `arch/x86/entry/syscalls/syscall_64.tbl` and
+    /// `syscall_32.tbl`).
     #[inline(always)]
     #[must_use]
     pub fn from_number(number: i64, compat: bool) -> Self {
@@ -110,9 +111,10 @@ impl Syscall {
     }
 }
 
-/// The class of a switch-out, and the reason if it is [`Class::Unattributed`].
+/// Returns the class of a switch-out, and the reason if the class is [`Class::Unattributed`].
 ///
-/// `stopped`: the state it left in contains [`STATE_STOPPED`], or its cgroup is frozen.
+/// `stopped` is whether the state in which the thread left contains [`STATE_STOPPED`], or the thread's cgroup is
+/// frozen.
 #[inline(always)]
 #[must_use]
 pub fn classify(leave: Leave, stopped: bool, doing: Doing, syscall: Syscall) -> (Class, Reason) {
@@ -130,9 +132,10 @@ pub fn classify(leave: Leave, stopped: bool, doing: Doing, syscall: Syscall) -> 
     (known(slept, doing, syscall), Reason::None)
 }
 
-/// The class of a switch-out of a thread that neither ended nor was stopped, and of which is known what it did.
+/// Returns the class of a switch-out of a thread that neither ended nor was stopped, and whose activity is known.
 ///
-/// Apart, because a thread of a program that turns out to have no tasks at all is put in its class afterwards.
+/// This is a separate function because it also gives the class of an unattributed switch-out for the case that the
+/// program turns out to have no tasks.
 #[inline(always)]
 #[must_use]
 pub fn known(slept: bool, doing: Doing, syscall: Syscall) -> Class {

@@ -1,19 +1,21 @@
-//! What both sides of the kernel boundary agree on.
+//! Types and algorithms shared by both sides of the kernel boundary.
 //!
-//! The BPF programs (`ctxtrace-ebpf`) and the loader (`ctxtrace`) are compiled apart, for different machines, and meet in
-//! map values and ring-buffer records. Every such type stands here and nowhere else: `repr(C)`, free of padding
-//! (`bytemuck::Pod` refuses it) and with its size asserted, so that a change of layout fails the build instead of a run.
+//! The BPF programs (`ctxtrace-ebpf`) and the loader (`ctxtrace`) are compiled separately, for different machines, and
+//! exchange map values and ring buffer records. Every such type is defined here and nowhere else. Each is `repr(C)`,
+//! has no padding (`bytemuck::Pod` rejects padding) and has its size asserted, so that an unintended change of a layout
+//! fails the build and not a run.
 //!
-//! The crate also holds the algorithms that run inside the kernel, so that their unit tests, which need no root, draw
-//! timelines against the very code that runs there:
+//! The crate also contains the algorithms that run inside the kernel. Their unit tests need no root; they replay drawn
+//! timelines with the same code that runs in the kernel:
 //!
 //! * [`clock`]: the state machine that turns scheduler events into intervals.
-//! * [`locator`]: what a thread is doing, out of the bytes of its thread-locals.
-//! * [`polls`]: which task switches hit the kernel.
+//! * [`locator`]: decodes what a thread is doing from the bytes of its thread-local variables.
+//! * [`polls`]: finds which task switches hit the kernel.
 //! * [`ledger`]: the class of every kernel switch.
-//! * [`memo`] and [`chain`]: whether a kernel stack, or a user stack, is one that was walked before.
-//! * [`table`]: how tables of sums are emptied while programs add to them.
-//! * [`event`]: what is told of a switch, so that all of these can be run again outside the kernel.
+//! * [`memo`] and [`chain`]: recognise a kernel stack, or a user stack, that was walked before.
+//! * [`table`]: how user space empties tables of sums while programs add to them.
+//! * [`event`]: the events that describe switches and wakeups, so that all of these algorithms can be run again outside
+//!   the kernel.
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 

@@ -1,67 +1,68 @@
-//! Where a program keeps what it is doing: how the current task of a thread is read, without the program's help.
+//! Finds what a thread is doing in the program's own memory, without the program's help.
 //!
 //! At a kernel switch the thread that leaves is still `current`, its memory is still mapped, and its thread pointer is
-//! known (`task_struct.thread.fsbase`). A thread-local of the main executable lies at a fixed distance below the thread
-//! pointer (x86-64 is a variant II architecture: Drepper, *ELF Handling For Thread-Local Storage*, section 3.4.6), so one
-//! bounded read brings it home. User space finds the distances in the executable ([`Locator`]); the kernel side reads and
-//! decodes ([`TokioLayout::decode`]), with the same code that the tests run without a kernel.
+//! known (`task_struct.thread.fsbase`). A thread-local variable of the main executable lies at a fixed distance below
+//! the thread pointer (x86-64 is a variant II architecture: Drepper, *ELF Handling For Thread-Local Storage*, section
+//! 3.4.6), so one read of bounded size is enough. User space finds the distances in the executable ([`Locator`]). The
+//! kernel side reads and decodes ([`TokioLayout::decode`]), with the same code that the tests run without a kernel.
 
 use bytemuck::{Pod, Zeroable};
 
-/// Most bytes read of tokio's thread-local.
+/// Maximum number of bytes that are read of tokio's thread-local variable.
 pub const MAX_CONTEXT_BYTES: usize = 8 * CONTEXT_WORDS;
-/// The same in words; a power of two.
+/// The same number in words; a power of two.
 const CONTEXT_WORDS: usize = 64;
 
-/// What is read of tokio's thread-local.
+/// The words that are read of tokio's thread-local variable.
 pub type Context = [u64; CONTEXT_WORDS];
 
-/// [`Locator::flags`]: the program has a probe.
+/// Flag of [`Locator::flags`]: the program has a probe.
 pub const HAS_PROBE: u32 = 1;
-/// [`Locator::flags`]: the program has tokio, and the layout of its thread-local is known.
+/// Flag of [`Locator::flags`]: the program contains tokio, and the layout of its thread-local variable is known.
 pub const HAS_TOKIO: u32 = 2;
 
-/// [`Locator::flags`]: the program is Go's, and it is known where its goroutines are.
+/// Flag of [`Locator::flags`]: the program is written in Go, and the position of its goroutines is known.
 pub const HAS_GO: u32 = 4;
 
-/// The id of the future given to `block_on`, which tokio gives none.
+/// Id of the future given to `block_on`. tokio itself gives it none.
 pub const ROOT_TASK: u64 = u64::MAX - 1;
-/// The id that tasks share for which there was no room in a table.
+/// Id shared by all tasks for which a table had no room.
 pub const OTHER_TASKS: u64 = u64::MAX;
-/// Set in the ids that tokio has given, to tell them from the probe's.
+/// Bit that is set in the ids of tokio, to distinguish them from the probe's.
 pub const TOKIO_TASK: u64 = 1 << 61;
-/// Set in the ids that Go has given to its goroutines.
+/// Bit that is set in the ids of Go's goroutines.
 pub const GO_TASK: u64 = 1 << 60;
-/// Set in the ids that goroutines share for which there was no room in a table, by the function they were started with:
-/// below it is that function's address. No program's address reaches as far as [`GO_OTHERS`] itself.
+/// Bit that is set in the id shared by all goroutines with the same start function for which a table had no room. The
+/// lower bits are the address of that function; no address of a program reaches this bit.
 pub const GO_OTHERS: u64 = 1 << 59;
 
-/// An integer inside tokio's thread-local, and the value of it that has a meaning.
+/// An integer in tokio's thread-local variable, and the one value of it that has a meaning.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Field {
-    /// The value looked for: the discriminant of `None`, of `NotEntered`, of a null pointer.
+    /// The special value: the discriminant of `None` or of `NotEntered`, or a null pointer.
     pub special: u64,
-    /// Offset in bytes from the beginning of the thread-local.
+    /// Offset in bytes from the beginning of the thread-local variable.
     pub offset: u32,
     /// Size in bytes: 1, 2, 4 or 8.
     pub size: u32,
 }
 
-/// Where tokio's thread-local `CONTEXT` lies, and what in it tells what the thread is doing.
+/// The position and layout of tokio's thread-local `CONTEXT`.
 ///
 /// It is `tokio::runtime::context::CONTEXT`, a `std` thread-local with a destructor, so the structure `Context` is
-/// preceded or followed by a byte that says whether it is alive. The layout is the compiler's choice, hence from DWARF.
+/// preceded or followed by a byte that holds whether it is alive. The compiler chooses the layout, so it is taken from
+/// DWARF.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TokioLayout {
-    /// Distance from the thread-local up to the thread pointer, bytes.
+    /// Distance from the thread-local variable up to the thread pointer, in bytes.
     pub below_tp: u64,
-    /// State of the thread-local; special: alive.
+    /// State of the thread-local variable; special: alive.
     pub state: Field,
-    /// `Context.budget`, an `Option<u8>`; special: `None`, which is no poll within a budget.
+    /// `Context.budget`, an `Option<u8>`; special: `None`, which means that no poll with a budget is in progress.
     pub budget: Field,
     /// `Context.current_task_id`; special: `None`.
     pub task_id: Field,
@@ -71,26 +72,26 @@ pub struct TokioLayout {
     pub runtime: Field,
     /// `EnterRuntime::Entered.allow_block_in_place`; special: false, as on a `current_thread` runtime.
     pub block_in_place: Field,
-    /// `Context.current`'s handle; special: `None`.
+    /// The handle in `Context.current`; special: `None`.
     pub handle: Field,
-    /// `Context.current.depth`: how many handles are entered, one in another; special: 1.
+    /// `Context.current.depth`: the number of nested handles that are entered; special: 1.
     pub depth: Field,
-    /// Offset of the id itself where there is one, 8 bytes.
+    /// Offset in bytes of the id itself from the beginning of the thread-local variable, if there is an id; 8 bytes long.
     pub task_id_offset: u32,
-    /// Size of the thread-local in bytes, at most [`MAX_CONTEXT_BYTES`].
+    /// Size of the thread-local variable in bytes, at most [`MAX_CONTEXT_BYTES`].
     pub size: u32,
 }
 
-/// Where Go keeps the goroutine that a thread runs.
+/// The position of the goroutine that a Go thread runs.
 ///
-/// Each thread has a thread-local `g`: the goroutine whose stack it is on. A thread (an *M*) has a goroutine of its own for
-/// the runtime's work, `g0`, and one for signals, `gsignal`; both have the number 0, and lead through their M to the
-/// goroutine that is served meanwhile.
+/// Each thread has a thread-local `g`: the goroutine whose stack the thread is on. A thread (an *M*) has its own
+/// goroutine `g0` for the runtime's work, and `gsignal` for signals. Both have the number 0; the goroutine that they
+/// work for is found through their M.
 #[repr(C)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct GoLayout {
-    /// Distance from the thread-local up to the thread pointer, bytes.
+    /// Distance from the thread-local variable up to the thread pointer, in bytes.
     pub below_tp: u64,
     /// Offset of `g.goid`, 8 bytes.
     pub goid: u32,
@@ -102,64 +103,66 @@ pub struct GoLayout {
     pub startpc: u32,
 }
 
-/// Places for locators, the first of which is not used: so many layouts can be told apart at a time, less one.
+/// Number of entries for locators. Entry 0 is not used, so at most this many layouts less one can be known at a time.
 pub const MAX_LOCATORS: u32 = 1_024;
 
-/// How the tasks of one executable are found; made by user space, used by the kernel side.
+/// Describes how to find the tasks of one executable. Made by user space, used by the kernel side.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Locator {
-    /// Distance from the probe's thread-local up to the thread pointer, bytes; with [`HAS_PROBE`].
+    /// With [`HAS_PROBE`]: distance from the probe's thread-local variable up to the thread pointer, in bytes.
     pub probe_below_tp: u64,
-    /// With [`HAS_TOKIO`].
+    /// With [`HAS_TOKIO`]: the layout of tokio's thread-local variable.
     pub tokio: TokioLayout,
-    /// With [`HAS_GO`].
+    /// With [`HAS_GO`]: the layout of Go's goroutines.
     pub go: GoLayout,
     /// [`HAS_PROBE`], [`HAS_TOKIO`], [`HAS_GO`].
     pub flags: u32,
-    /// A [`Reason`] if the program has tasks that cannot be found; [`Reason::None`] otherwise.
+    /// A [`Reason`] if the program has tasks that cannot be found; otherwise [`Reason::None`].
     pub reason: u32,
 }
 
 const _: () = assert!(size_of::<Locator>() == 8 + 8 + 8 * 16 + 8 + 24 + 8);
 
-/// Why the task of a thread is not known.
+/// Why it is not known what a thread is doing.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// It is known, or there is none to know.
+    /// It is known.
     None = 0,
     /// The thread's memory could not be read (`lost.task_reads`).
     ReadFailed = 1,
-    /// The process had executed a program that nobody had looked at yet.
+    /// The process had executed a program that was not examined yet.
     NotExamined = 2,
-    /// The program has tokio inside, and no symbol table.
+    /// The program contains tokio, and has no symbol table.
     Stripped = 3,
-    /// The program has tokio inside, and no type information about it.
+    /// The program contains tokio, and has no type information about it.
     NoTypeInfo = 4,
-    /// The program has tokio inside, with types that are not laid out as any known release's.
+    /// The program contains tokio, with types whose layout is not that of a known release.
     UnknownLayout = 5,
-    /// tokio, or Go, is in a shared object, whose thread-locals lie at no fixed place.
+    /// tokio, or Go, is in a shared object, whose thread-local variables have no fixed position.
     SharedObject = 6,
     /// The program is not for x86-64.
     NotX86_64 = 7,
-    /// The slot or the context holds what cannot be: the program wrote over it.
+    /// The slot or the context holds impossible values: the program has overwritten it.
     Overwritten = 8,
     /// The executable could not be read.
     Unreadable = 9,
-    /// The program is Go's, has no types, and is of a version whose layout nobody has looked at.
+    /// The program is written in Go, has no type information, and is of a version whose layout is not known.
     GoVersion = 10,
-    /// The program is Go's, linked by the C linker, and has no symbols: where `g` lies is not in it.
+    /// The program is written in Go, was linked by the C linker, and has no symbols: it does not contain the position
+    /// of `g`.
     GoStripped = 11,
-    /// The program is Go's, and its types, or its thread-locals, are not as in any known version.
+    /// The program is written in Go, and its types or its thread-local variables differ from those of every known
+    /// version.
     GoUnknownLayout = 12,
     /// The executable was replaced or deleted before it could be opened.
     Replaced = 13,
 }
 
 impl Reason {
-    /// The reason of this number; [`Reason::None`] for what is no reason's.
+    /// Returns the reason with this number, or [`Reason::None`] if there is none.
     #[inline(always)]
     #[must_use]
     pub fn from_number(number: u32) -> Self {
@@ -185,31 +188,31 @@ impl Reason {
 /// What a thread is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doing {
-    /// It polls the task of this id.
+    /// It polls the task with this id.
     Task(u64),
-    /// It is a runtime's thread, and polls nothing.
+    /// It is a thread of a runtime, and polls no task.
     Runtime,
-    /// It belongs to a runtime's pool for blocking work, and has none.
+    /// It belongs to a runtime's pool for blocking work, and has no work.
     PoolIdle,
-    /// It is no runtime's.
+    /// It is not a thread of a runtime.
     Other,
-    /// Not to be known.
+    /// It could not be determined, for this reason.
     Unknown(Reason),
 }
 
-/// What a thread of Go's is doing, given the number of the goroutine it serves, and 0 if it serves none.
+/// Returns what a Go thread is doing, given the number of the goroutine that it serves, or 0 if it serves none.
 #[inline(always)]
 #[must_use]
 pub fn go_doing(goid: u64) -> Doing {
     match goid {
         0 => Doing::Runtime,
-        // Go counts up from 1: what has come this far is no number of Go's.
+        // Go counts from 1. It never reaches such a number.
         GO_OTHERS.. => Doing::Unknown(Reason::Overwritten),
         goid => Doing::Task(goid | GO_TASK),
     }
 }
 
-/// The id of goroutines that were started with the function at `startpc`, and have no room in a table.
+/// Returns the id shared by goroutines with the start function at `startpc` for which a table had no room.
 #[inline(always)]
 #[must_use]
 pub fn go_others(startpc: u64) -> u64 {
@@ -219,21 +222,22 @@ pub fn go_others(startpc: u64) -> u64 {
     }
 }
 
-/// The address of the function that an id of [`go_others`] stands for; `None` of another id.
+/// Returns the address of the start function for an id of [`go_others`], or `None` for any other id.
 #[must_use]
 pub fn start_of_go_others(id: u64) -> Option<u64> {
     (id >> GO_OTHERS.trailing_zeros() == 1).then_some(id & !GO_OTHERS)
 }
 
 impl Field {
-    /// Whether the integer lies within one word, as one that is aligned to its size does.
+    /// Returns whether the integer lies within one word. An integer that is aligned to its size does.
     #[must_use]
     pub fn is_in_one_word(&self) -> bool {
         u64::from(self.offset % 8) + u64::from(self.size) <= 8
     }
 
-    /// The integer, little-endian. No branch: the word it lies in is read whatever the size, at an index that is masked into the
-    /// array, and what is too much is cut off; so the verifier sees one path.
+    /// Returns the integer (little-endian). There are no branches: the word that contains the integer is read whatever
+    /// its size, at an index that is masked to the array, and the other bits are masked off. So the verifier has a
+    /// single path to check.
     #[inline(always)]
     fn load(&self, context: &Context) -> u64 {
         let word = context[(self.offset / 8) as usize & (CONTEXT_WORDS - 1)];
@@ -248,8 +252,8 @@ impl Field {
 }
 
 impl TokioLayout {
-    /// The id in a context, or 0 if there is none. Of a worker between polls ([`Doing::Runtime`]) it is that of the task that
-    /// launched it.
+    /// Returns the id in a context, or 0 if there is none. For a worker between polls ([`Doing::Runtime`]) it is the id
+    /// of the task that launched the worker.
     #[inline(always)]
     #[must_use]
     pub fn id(&self, context: &Context) -> u64 {
@@ -264,9 +268,9 @@ impl TokioLayout {
         id.load(context) | TOKIO_TASK
     }
 
-    /// What a thread with this context is doing. `leader`: it is its process's first thread.
+    /// Returns what a thread with this context is doing. `leader` is whether it is the first thread of its process.
     ///
-    /// From tokio's source (1.42 to 1.54: `runtime/context.rs`, `runtime/task/core.rs`, `task/coop/mod.rs`,
+    /// The rules follow tokio's source (1.42 to 1.54: `runtime/context.rs`, `runtime/task/core.rs`, `task/coop/mod.rs`,
     /// `runtime/scheduler/multi_thread/worker.rs`, `runtime/blocking/`):
     ///
     /// | budget | id | scheduler | runtime | handles | the thread |
@@ -281,9 +285,10 @@ impl TokioLayout {
     /// | none | none | | entered | | is in `block_on`, between polls |
     /// | none | none | null | not entered | 1 | waits for blocking work |
     ///
-    /// The budget is set around a poll, not only in it, so the first two rows also fit a few instructions of the runtime's own:
-    /// then the id is the launch task's, or none. A worker is told by its launch task, once that is known; a `current_thread`
-    /// runtime is not. What else cannot be told apart is in `docs/SEMANTICS.md`.
+    /// tokio sets the budget around a poll and not only during it, so the first two rows also match a few instructions
+    /// of the runtime itself. The id is then the launch task's, or there is none. A worker in these instructions is
+    /// recognised by the id of its launch task, once that is known; a `current_thread` runtime is not recognised.
+    /// `docs/SEMANTICS.md` lists the other cases that cannot be distinguished.
     #[inline(always)]
     #[must_use]
     pub fn decode(&self, context: &Context, leader: bool) -> Doing {
@@ -304,7 +309,7 @@ impl TokioLayout {
         if scheduled || entered {
             return Doing::Runtime;
         }
-        // The first thread of a program is nobody's pool thread: it has a handle because it holds an `enter()` guard.
+        // The first thread of a program is never a thread of a pool. If it has a handle, it holds an `enter()` guard.
         if !leader && depth == 1 && !self.handle.is_special(context) {
             return Doing::PoolIdle;
         }
@@ -316,7 +321,7 @@ impl TokioLayout {
 mod tests {
     use super::*;
 
-    /// A context as tokio 1.54 lays it out with one compiler; any other serves as well.
+    /// The layout of a context of tokio 1.54, as one compiler chooses it. Any other would do.
     const LAYOUT: TokioLayout = TokioLayout {
         below_tp: 96,
         state: field(1, 72, 1),
@@ -335,7 +340,7 @@ mod tests {
         Field { special, offset, size }
     }
 
-    /// A context in which nothing is set.
+    /// A context in which no field is set.
     fn idle() -> [u8; MAX_CONTEXT_BYTES] {
         let mut bytes = [0; MAX_CONTEXT_BYTES];
         bytes[8] = 2;
@@ -355,7 +360,7 @@ mod tests {
     const ID: (usize, u8) = (32, 7);
     const IN_BUDGET: (usize, u8) = (64, 1);
     const SCHEDULED: (usize, u8) = (40, 9);
-    /// With `block_in_place` allowed.
+    /// `block_in_place` is allowed.
     const ENTERED: (usize, u8) = (68, 1);
     const ENTERED_ALONE: (usize, u8) = (68, 0);
     const HANDLE: (usize, u8) = (8, 1);
@@ -382,7 +387,7 @@ mod tests {
         assert_eq!(
             doing(&[ID, SCHEDULED, ENTERED, HANDLE, depth(2)]),
             Doing::Runtime,
-            "its launch task"
+            "the id is that of its launch task"
         );
         assert_eq!(
             doing(&[ENTERED, HANDLE, depth(1)]),

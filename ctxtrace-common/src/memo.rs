@@ -1,71 +1,72 @@
-//! A thread's kernel stack that is as it was at a switch-out before: told without walking it.
+//! Recognises a thread's kernel stack as one from an earlier switch-out, without walking it.
 //!
-//! Walking a kernel stack takes longer than all else that is done at a switch: for every frame the kernel searches its unwind
-//! tables. But a thread that waits mostly waits where it waited before. So it is remembered where on the stack each return
-//! address of the last walk lies; and if every one of these words is what it was, so is the stack:
+//! Walking a kernel stack takes longer than all other work at a switch, because the kernel searches its unwind tables
+//! for every frame. But a thread usually waits where it waited before. So the place on the stack of each return address
+//! of the last walk is remembered. If every one of these words is still the same, so is the stack:
 //!
 //! ```text
 //!   top   ┌──────────────┐
 //!         │ registers    │ of the user's code
 //!         ├──────────────┤
-//!         │ return into A│   not looked at: it lies wherever it likes
+//!         │ return into A│   not checked: its place varies
 //!         │  ░░░░░░░░░░  │   a gap of another size in each system call (CONFIG_RANDOMIZE_KSTACK_OFFSET)
-//!         │ return into B│ ✓ so B called C, and B has one caller
+//!         │ return into B│ ✓ so B called C, and B has only one caller
 //!         │  …           │
-//!         │ return into C│ ✓ so C called D, and its frame has the size it had: this is where B's call lies …
+//!         │ return into C│ ✓ so C called D; its frame has a fixed size, so B's call of C lies at the next place
 //!         │  …           │
-//!         │ return into D│ ✓ so D called us, and its frame has the size it had: this is where C's call lies
+//!         │ return into D│ ✓ so D called us; its frame has a fixed size, so C's call of D lies at the next place
 //!   base  └──────────────┘ the arguments of the tracepoint
 //! ```
 //!
-//! From the inside out, each place follows from the one before it, for a function's frame has one size at each of its calls.
-//! Where it has not (a variable-length array, of which the kernel has got rid, or alignment at run time), words are not where
-//! they were, and the stack is walked. The outermost function, an entry from user space, is the only caller of the next one.
+//! From the innermost frame outwards, each place follows from the one before it, because a function's frame has the
+//! same size at each of its calls. If it has not (because of a variable-length array, which the kernel does not use any
+//! more, or alignment at run time), the words are not at their places, and the stack is walked. The outermost function,
+//! an entry from user space, is the only caller of the next one.
 //!
-//! What this rests on is not proved for every kernel, and a word that only looks like a return address, left over from an
-//! earlier call, could be taken for the place of one, and then says nothing. Therefore one in [`CHECKED_ONE_IN`] is walked all
-//! the same, and what differs is counted.
+//! This reasoning is not proved for every kernel. In addition, a word that only looks like a return address, left over
+//! from an earlier call, could be taken for the place of one, and would then prove nothing. Therefore one recognised
+//! stack in [`CHECKED_ONE_IN`] is walked nevertheless, and stacks that differ are counted.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::stack::Stack;
 use crate::words::store;
 
-/// Words of the stack that are looked at. Of a stack whose frames take more room nothing is remembered.
+/// Number of stack words that are compared. A stack whose frames take more room is not remembered.
 pub const MEMO_WORDS: usize = 128;
-/// Return addresses that are remembered. A stack with more is walked each time.
+/// Number of return addresses that are remembered. A stack with more is always walked.
 pub const MEMO_FRAMES: usize = 32;
-/// So many of a thread's stacks in a row are taken for what they were; the next one is walked.
+/// When a remembered stack has been recognised this many times in a row, it is walked as a check.
 pub const CHECKED_ONE_IN: u32 = 64;
-/// Innermost frames that are not looked for: what the kernel calls programs at this tracepoint through, which may lie below the
-/// arguments and is the same each time.
+/// Number of innermost frames whose place is not searched for: the function in which the kernel calls the programs of this
+/// tracepoint. Its return address may lie below the tracepoint's arguments, and is the same each time.
 const OURS: usize = 1;
 
-/// A part of a stack.
+/// A copied part of a kernel stack.
 #[derive(Clone, Copy, Debug)]
 pub struct Window<'a> {
-    /// Its words, towards the top.
+    /// The words, in order of ascending addresses.
     pub words: &'a [u64; MEMO_WORDS],
-    /// How many there are.
+    /// Number of valid words.
     pub length: usize,
-    /// Which of them is at the base.
+    /// Index of the word at the base, where the tracepoint's arguments lie.
     pub base: usize,
 }
 
-/// What is remembered of a kernel stack.
+/// What is remembered of one kernel stack.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct StackMemo {
-    /// Its key in the stack table; 0 while there is none.
+    /// Key of the stack in the stack table; 0 if no stack is remembered.
     pub key: u64,
-    /// Return addresses whose places are known; 0 while they are not.
+    /// Number of return addresses whose places are known; 0 if no places are known.
     frames: u32,
-    /// How often a stack has been taken for this one since it was walked.
+    /// Number of times that the stack was recognised since it was walked.
     pub reused: u32,
-    /// Words from the base to the end of the outermost place.
+    /// Number of words from the base to the end of the outermost place; 0 if no places are known.
     reach: u32,
     reserved: u32,
-    /// Where each of them lies: words from the base.
+    /// Places of the return addresses, in words from the base.
     places: [u16; MEMO_FRAMES],
     /// The return addresses.
     addresses: [u64; MEMO_FRAMES],
@@ -74,14 +75,14 @@ pub struct StackMemo {
 const _: () = assert!(size_of::<StackMemo>() == 344);
 
 impl StackMemo {
-    /// Takes a stack for this one, whose key it returns; 0 if it is time to walk one and see.
+    /// Counts that the stack was recognised. Returns its key, or 0 if it is to be walked as a check.
     #[inline(always)]
     pub fn reuse(&mut self) -> u64 {
         self.reused += 1;
         if self.reused < CHECKED_ONE_IN { self.key } else { 0 }
     }
 
-    /// Remembers another stack, of which the places are not known.
+    /// Begins to remember another stack, whose places are not known yet.
     #[inline(always)]
     pub fn begin(&mut self, key: u64) {
         store(&mut self.key, key);
@@ -90,18 +91,18 @@ impl StackMemo {
         store(&mut self.reach, 0);
     }
 
-    /// How many words from the base on tell whether a stack is this one; 0 while nothing tells.
+    /// Returns how many words from the base on must be compared to recognise the stack; 0 if it cannot be recognised.
     #[inline(always)]
     #[must_use]
     pub fn reach(&self) -> u32 {
         self.reach
     }
 
-    /// Whether all return addresses are where they were.
+    /// Returns whether all return addresses are at their places.
     #[inline(always)]
     #[must_use]
     pub fn holds(&self, stack: Window<'_>) -> bool {
-        // Outside the window it is not known to be the same.
+        // Words outside the window cannot be compared.
         if self.reach == 0 || stack.base + self.reach as usize > stack.length {
             return false;
         }
@@ -118,8 +119,8 @@ impl StackMemo {
         differing == 0
     }
 
-    /// Finds the places of the return addresses of a stack that was walked, from the inside out, as each frame lies inside the
-    /// next one. Where one cannot be found nothing is remembered. The window is the largest there can be.
+    /// Finds the places of the return addresses of a stack that was walked, from the innermost one outwards, because
+    /// frames lie in this order. If one cannot be found, no place is remembered. `stack` must be the largest window.
     #[inline(always)]
     pub fn place(&mut self, walked: &Stack, stack: Window<'_>) {
         self.reach = 0;
@@ -132,7 +133,7 @@ impl StackMemo {
             from_base += 1;
             let placed = self.placed();
             let frame = placed + OURS;
-            // The outermost one is not looked for.
+            // The outermost frame is skipped, because its place varies between system calls.
             if frame + 1 >= walked.depth as usize {
                 break;
             }
@@ -151,17 +152,17 @@ impl StackMemo {
         }
     }
 
-    /// How many have a place. Read from memory and written to it each time: of a register the verifier would follow each value
-    /// it can have, at each step of a loop, on a path of its own.
+    /// Returns the number of places found so far. It is read from memory and written back each time: if it were kept in
+    /// a register, the verifier would follow each of its possible values, at each step of a loop, on a separate path.
     #[inline(always)]
     fn placed(&self) -> usize {
-        // SAFETY: a valid reference.
+        // SAFETY: the pointer comes from a valid reference.
         unsafe { (&raw const self.frames).read_volatile() as usize }
     }
 
     #[inline(always)]
     fn set_placed(&mut self, placed: u32) {
-        // SAFETY: a valid reference.
+        // SAFETY: the pointer comes from a valid reference.
         unsafe { (&raw mut self.frames).write_volatile(placed) };
     }
 }
@@ -184,12 +185,13 @@ mod tests {
         stack
     }
 
-    /// The innermost frame first, as walks give them.
+    /// A stack with the innermost frame first, as a walk returns it.
     fn walked() -> Stack {
         stack(&[OUR, D, C, B, A])
     }
 
-    /// Words by their distance from the base; what is not said is something else.
+    /// Returns a copied stack with the given words at these distances from the base, and distinct other words
+    /// everywhere else.
     fn words(base: usize, places: &[(usize, u64)]) -> [u64; MEMO_WORDS] {
         let mut words: [u64; MEMO_WORDS] = core::array::from_fn(|index| 0x1000 + index as u64);
         for &(place, word) in places {
@@ -236,12 +238,12 @@ mod tests {
         assert!(holds(&memo, BASE, &PLACES));
         assert!(
             holds(&memo, BASE, &[(3, D), (4, 99), (10, C), (11, 99), (20, B), (40, A)]),
-            "locals may be what they like"
+            "local variables may differ"
         );
-        assert!(holds(&memo, BASE + 40, &PLACES), "and it may lie elsewhere");
+        assert!(holds(&memo, BASE + 40, &PLACES), "the base may be elsewhere");
         assert!(
             holds(&memo, 0, &[(3, D), (10, C), (20, B), (60, A)]),
-            "with another gap"
+            "with a gap of another size"
         );
     }
 
@@ -250,7 +252,7 @@ mod tests {
         let memo = placed();
         for (place, word) in &PLACES[..3] {
             let mut other = PLACES;
-            other.iter_mut().find(|of| of.0 == *place).expect("there").1 = word + 1;
+            other.iter_mut().find(|of| of.0 == *place).expect("a known place").1 = word + 1;
             assert!(!holds(&memo, BASE, &other), "{place}");
         }
         assert!(
@@ -261,7 +263,7 @@ mod tests {
 
     #[test]
     fn what_lies_inside_the_callee_is_no_place_of_its_caller() {
-        // A word that looks like a return into B, inside D's frame.
+        // A word inside D's frame that looks like a return into B.
         let memo = placed_by(&walked(), BASE, &[(1, B), (3, D), (10, C), (20, B), (40, A)]);
         assert!(holds(&memo, BASE, &PLACES));
     }
@@ -295,7 +297,7 @@ mod tests {
     #[test]
     fn no_more_is_looked_at_than_was_copied() {
         let memo = placed();
-        assert_eq!(memo.reach(), 21, "to the outermost one that is looked for");
+        assert_eq!(memo.reach(), 21, "up to the outermost place that is remembered");
         let words = words(0, &PLACES);
         let holds = |length| {
             memo.holds(Window {
@@ -333,10 +335,7 @@ mod tests {
         for depth in 0..=OURS + 1 {
             let mut few = walked();
             few.depth = depth as u64;
-            assert!(
-                !is_placed(&placed_by(&few, BASE, &PLACES)),
-                "of no frames nothing is known"
-            );
+            assert!(!is_placed(&placed_by(&few, BASE, &PLACES)), "too few frames");
         }
     }
 }

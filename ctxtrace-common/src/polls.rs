@@ -1,7 +1,7 @@
-//! Which task switches hit the kernel, without an event for any of them.
+//! Finds which task switches hit the kernel, without an event for any task switch.
 //!
-//! The probe counts the polls a thread begins. Whenever the thread is switched out the kernel side reads that number, and
-//! whether a poll is going on:
+//! The probe counts the polls that a thread begins. Whenever the thread is switched out, the kernel side reads that
+//! count, and whether a poll is in progress:
 //!
 //! ```text
 //!   polls   1     2      3                      4     5
@@ -10,45 +10,46 @@
 //!                         pending at 3  the same gap   4 > 3: the beginning of poll 4 was a hit; pending at 5
 //! ```
 //!
-//! A switch-out between polls makes the *next* task switch a hit, which is *pending* until a later reading shows that
-//! there was one. Several switch-outs in one gap are one hit. What is pending when the thread ends stays *unconfirmed*:
-//! no task was switched to any more. So hits never exceed task switches, and what is no hit stayed in user space.
+//! A switch-out between polls makes the *next* task switch a hit. The hit is *pending* until a later reading shows that
+//! there was another task switch. Several switch-outs in one gap between polls are one hit. A hit that is pending when
+//! the thread ends stays *unconfirmed*, because no further task switch was seen. So there are never more hits than task
+//! switches, and every task switch that is not a hit stayed in user space.
 
 use bytemuck::{Pod, Zeroable};
 use ctxtrace_abi::Slot;
 
-/// Why a thread was switched out between polls. Of several in one gap the greatest counts.
+/// Why a thread was switched out between polls. If there are several causes in one gap, the greatest is counted.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Gap {
-    /// It was made to give way, or gave way itself.
+    /// The thread was preempted or yielded.
     Preempted = 0,
-    /// It slept, and was not parked.
+    /// The thread slept, and was not parked.
     Blocked = 1,
-    /// It was parked: there was nothing to poll.
+    /// The thread was parked: it had nothing to poll.
     Parked = 2,
 }
 
 impl Gap {
-    /// How many there are.
+    /// Number of causes.
     pub const COUNT: usize = 3;
 }
 
-/// Numbers of polls, as the probe counts them.
+/// Counts of polls, as the probe keeps them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PollCounts {
-    /// Outermost polls begun.
+    /// Number of outermost polls begun.
     pub polls: u64,
-    /// Of them, those of the same task as the thread's previous one.
+    /// Number of those that were of the same task as the thread's previous outermost poll.
     pub repolls: u64,
-    /// Polls begun within a poll.
+    /// Number of polls begun within another poll.
     pub nested_polls: u64,
 }
 
 impl PollCounts {
-    /// What a slot says.
+    /// Returns the counts in a slot.
     #[inline(always)]
     #[must_use]
     pub fn of(slot: &Slot) -> Self {
@@ -78,22 +79,22 @@ impl PollCounts {
     }
 }
 
-/// What one thread's polls have come to.
+/// The polls and hits of one thread.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Polls {
-    /// At the last reading.
+    /// The counts at the last reading.
     pub last: PollCounts,
-    /// At the first one of a thread that ran before it was traced.
+    /// The counts at the first reading, if the thread ran before it was traced; otherwise zeroes.
     pub base: PollCounts,
-    /// From before the thread executed another program, whose counts begin at 0 again.
+    /// The counts of the programs that the thread ran before its last `execve`, after which its counts begin at 0.
     pub carried: PollCounts,
     /// Number of the last poll before the pending hit.
     pub pending_polls: u64,
-    /// Confirmed hits, by [`Gap`].
+    /// Number of confirmed hits, by [`Gap`].
     pub hits: [u64; Gap::COUNT],
-    /// Those among them of which the task is not known.
+    /// Number of those hits whose task is not known.
     pub hits_of_unknown_task: u64,
     /// A [`Gap`] plus one, or 0 if nothing is pending.
     pending: u32,
@@ -102,20 +103,21 @@ pub struct Polls {
 
 const _: () = assert!(size_of::<Polls>() == 3 * 24 + 8 + 24 + 8 + 8);
 
-/// What a reading brought to light.
+/// The result of a reading.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// The poll of this number was a hit.
+    /// The number of the poll that was a hit, if there was one.
     pub hit: Option<u64>,
-    /// The numbers went backwards: the program wrote over them. Nothing was taken from the reading.
+    /// Whether the counts went backwards, because the program overwrote them. The reading was then ignored.
     pub impossible: bool,
 }
 
 impl Polls {
-    /// Takes a reading.
+    /// Processes a reading of the counts.
     ///
-    /// `between`: the thread is being switched out between polls, and why; `None` if a poll is going on, or if this is
-    /// no switch-out. `from_birth`: at the first reading, that the thread was traced from its beginning.
+    /// `between` is why the thread is being switched out between polls; `None` if a poll is in progress, or if this is
+    /// not a switch-out. `from_birth` is used at the first reading: whether the thread has been traced from its
+    /// beginning.
     #[inline(always)]
     pub fn observe(&mut self, now: PollCounts, between: Option<Gap>, from_birth: bool) -> Observed {
         let mut observed = Observed::default();
@@ -146,7 +148,7 @@ impl Polls {
         observed
     }
 
-    /// The thread executes another program: its slot begins at 0, and what was pending never came to be.
+    /// Records that the thread executes another program: its counts begin at 0, and a pending hit is dropped.
     #[inline(always)]
     pub fn start_anew(&mut self) {
         self.carried = self.total();
@@ -156,14 +158,14 @@ impl Polls {
         self.read_before = 0;
     }
 
-    /// Polls while the thread was traced, as far as the last reading knows.
+    /// Returns the polls during tracing, up to the last reading.
     #[inline(always)]
     #[must_use]
     pub fn total(&self) -> PollCounts {
         self.carried.plus(self.last.minus(self.base))
     }
 
-    /// Adds the polls of another thread, so that these are the sums of both. What is pending has to be alike.
+    /// Adds the polls of another thread, so that this is the sum of both. Both must have the same pending hit.
     pub fn add(&mut self, other: &Self) {
         let carried = self.total().plus(other.total());
         let Self {
@@ -187,20 +189,20 @@ impl Polls {
         }
     }
 
-    /// Whether there has been a reading.
+    /// Returns whether there has been a reading.
     #[inline(always)]
     #[must_use]
     pub fn is_read(&self) -> bool {
         self.read_before != 0
     }
 
-    /// Confirmed hits.
+    /// Returns the number of confirmed hits.
     #[must_use]
     pub fn hits(&self) -> u64 {
         self.hits.iter().sum()
     }
 
-    /// The hit that nothing has confirmed: why the thread was switched out after its last poll.
+    /// Returns the cause of the unconfirmed hit, if there is one: why the thread was switched out after its last poll.
     #[must_use]
     pub fn unconfirmed(&self) -> Option<Gap> {
         match self.pending {
@@ -225,8 +227,9 @@ mod tests {
         }
     }
 
-    /// Plays a drawn timeline: `(` a poll begins, `)` it ends, `z` switch-out parked, `b` blocked, `p` preempted, `?` a
-    /// reading that is no switch-out. Returns the numbers of the polls that were hits, and the state.
+    /// Replays a drawn timeline: `(` begins a poll, `)` ends it, `z` is a switch-out parked, `b` blocked, `p`
+    /// preempted, and `?` is a reading without a switch-out. Returns the numbers of the polls that were hits, and the
+    /// final state.
     fn play(timeline: &str) -> (Vec<u64>, Polls) {
         let (mut polls, mut begun, mut polling, mut hits) = (Polls::default(), 0, false, Vec::new());
         for event in timeline.chars() {
@@ -309,7 +312,7 @@ mod tests {
         polls.observe(counts(10), Some(Gap::Parked), true);
         polls.start_anew();
         let observed = polls.observe(counts(3), None, true);
-        assert_eq!(observed, Observed::default(), "no hit, and not impossible");
+        assert_eq!(observed, Observed::default(), "no hit, and possible counts");
         assert_eq!(polls.total().polls, 13);
     }
 
@@ -321,7 +324,8 @@ mod tests {
         assert_eq!((polls.last.polls, polls.unconfirmed()), (10, None));
     }
 
-    /// Whatever the order of readings: hits never exceed polls, a poll is a hit once at most, and hits come in order.
+    /// For any order of readings, there are never more hits than polls, a poll is a hit at most once, and hits come in
+    /// order.
     #[test]
     fn no_order_of_events_makes_more_hits_than_polls() {
         let alphabet = ['(', ')', 'z', 'b', 'p', '?'];

@@ -1,12 +1,12 @@
-//! A followed process, as the kernel side knows it.
+//! A process of the target, as the kernel side knows it.
 
 use bytemuck::{Pod, Zeroable};
 
-/// Places of the table that tells at a glance that a process is *not* a target: a power of two.
+/// Number of entries of the table that rejects most processes that are *not* targets; a power of two.
 pub const FILTER_PLACES: u32 = 1 << 14;
 
-/// The place of a process in that table. Others have the same place: what is set there says "perhaps", and only what is not
-/// set says "no".
+/// Returns the entry of a process in that table. Several processes share an entry: if it is set, the process may be a
+/// target; if it is not set, the process is not.
 #[inline(always)]
 #[must_use]
 pub const fn filter_place(tgid: u32) -> u32 {
@@ -15,29 +15,31 @@ pub const fn filter_place(tgid: u32) -> u32 {
 
 /// Value of the process table, whose key is the thread-group id.
 ///
-/// A thread that is not in the thread table belongs to the target if its group is here. Thread-group ids are reused, so the
-/// start time is part of the identity: it is that of the group's leader (`task_struct.start_boottime`), which `execve`
-/// preserves even where another thread takes the leader's place (kernel: `fs/exec.c`, `de_thread()`).
+/// A thread that is not in the thread table belongs to the target if its thread group is in this table. Thread-group
+/// ids are reused, so the start time is part of the identity. It is the start time of the group's leader
+/// (`task_struct.start_boottime`), which `execve` preserves even if another thread becomes the leader (kernel:
+/// `fs/exec.c`, `de_thread()`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Process {
-    /// Start of the group's leader in `CLOCK_BOOTTIME` nanoseconds; 0 until the first of its threads is seen, for a
-    /// process that user space asked to follow by its id alone.
+    /// Start time of the group's leader in `CLOCK_BOOTTIME` nanoseconds. For a process that user space follows by its
+    /// id alone it is 0 until the first of its threads is seen.
     pub start_boottime_ns: u64,
-    /// Threads alive; the entry goes when the last one has made its last switch. Of a process that was attached to, the
-    /// threads that have been seen and are alive, plus [`ATTACHED`]: others may never have been seen, so the entry stays.
+    /// Number of live threads. The entry is removed when the last thread has made its last switch. For a process that
+    /// was attached to, it is the number of live threads that have been seen plus [`ATTACHED`]: other threads may never
+    /// have been seen, so the entry stays.
     pub live_threads: u64,
-    /// Of the tasks its program has created, those whose names have been brought home.
+    /// Number of the program's tasks whose names have been sent to user space.
     pub tasks_named: u64,
 }
 
 const _: () = assert!(size_of::<Process>() == 24);
 
-/// See [`Process::live_threads`]; more than there can be threads.
+/// Added to [`Process::live_threads`] of a process that was attached to. It is larger than any number of threads.
 pub const ATTACHED: u64 = 1 << 32;
 
 impl Process {
-    /// A process of which `live_threads` threads are alive.
+    /// Returns a process with `live_threads` live threads.
     #[inline(always)]
     #[must_use]
     pub const fn new(start_boottime_ns: u64, live_threads: u64) -> Self {
@@ -48,7 +50,7 @@ impl Process {
         }
     }
 
-    /// Threads that have been seen and have not made their last switch.
+    /// Returns the number of threads that have been seen and have not made their last switch.
     #[inline(always)]
     #[must_use]
     pub const fn threads_to_end(&self) -> u64 {
@@ -56,18 +58,18 @@ impl Process {
     }
 }
 
-/// A process's program: what it is until it calls `execve` again.
+/// A program as run by one process. It changes with each `execve` of the process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Image {
     /// Process id.
     pub tgid: u32,
-    /// How many times it had called `execve` since it was first seen.
+    /// Number of calls of `execve` by the process since it was first seen.
     pub number: u32,
 }
 
-/// A task of one program; key of the tables of tasks.
+/// A task of one program; the key of the tables of tasks.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

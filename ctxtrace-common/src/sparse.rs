@@ -1,6 +1,6 @@
-//! Tables of numbers as they are stored: only what is not 0, each with its index.
+//! Serialises tables of numbers sparsely: only the numbers that are not 0, each with its index.
 //!
-//! A distribution has a thousand buckets, nearly all of them empty.
+//! A distribution has about a thousand buckets, nearly all of them empty.
 
 use core::fmt;
 
@@ -18,7 +18,7 @@ pub(crate) fn serialize<S: Serializer, const N: usize>(table: &[u64; N], seriali
     pairs.end()
 }
 
-/// Reads them back. An index behind the table's end is an error.
+/// Reads the pairs. An index beyond the end of the table is an error.
 pub(crate) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -> Result<[u64; N], D::Error> {
     struct Pairs<const N: usize>;
 
@@ -33,7 +33,7 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(deserialize
             let mut table = [0; N];
             while let Some((index, number)) = pairs.next_element::<(u64, u64)>()? {
                 let place = usize::try_from(index).ok().and_then(|index| table.get_mut(index));
-                *place.ok_or_else(|| A::Error::custom("an index behind the end of its table"))? = number;
+                *place.ok_or_else(|| A::Error::custom("an index beyond the end of its table"))? = number;
             }
             Ok(table)
         }

@@ -1,27 +1,28 @@
-//! Stacks, and what switch-outs are summed by.
+//! Stacks, and the keys by which switch-outs are summed.
 
 use bytemuck::{Pod, Zeroable};
 
-/// Most frames kept of a kernel or a user stack (the kernel's own default, `kernel.perf_event_max_stack`).
+/// Maximum number of frames kept of a kernel or a user stack (the kernel's own default, `kernel.perf_event_max_stack`).
+/// Outer frames beyond it are cut off.
 pub const MAX_FRAMES: usize = 127;
 
-/// One stack, innermost frame first; value of the stack table, whose key is [`Stack::hash`].
+/// One stack, innermost frame first. It is the value of the stack table, whose key is [`Stack::hash`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Stack {
-    /// Number of frames that count; what lies behind them is left over from other stacks.
+    /// Number of valid frames. The entries beyond them are left over from other stacks.
     pub depth: u64,
-    /// Return addresses, the first one being the instruction pointer itself.
+    /// Return addresses. The first one is the instruction pointer itself.
     pub frames: [u64; MAX_FRAMES],
 }
 
 const _: () = assert!(size_of::<Stack>() == 1024);
 
 impl Stack {
-    /// A 64-bit hash of the frames, never 0 (0 means "no stack").
+    /// Returns a 64-bit hash of the frames, never 0 (0 means "no stack").
     ///
-    /// The table is keyed by it without a comparison of the frames: of n different stacks two share a key with a
-    /// probability of about n²/2⁶⁵, one in 3 × 10¹¹ for 16,000 stacks.
+    /// The table is keyed by the hash, and the frames are not compared. Of n different stacks, two share a key with a
+    /// probability of about n²/2⁶⁵: one in 3 × 10¹¹ for 16,000 stacks.
     #[inline(always)]
     #[must_use]
     pub fn hash(&self) -> u64 {
@@ -36,23 +37,24 @@ impl Stack {
     }
 }
 
-/// [`Stack::hash`], frame by frame.
+/// Computes [`Stack::hash`] frame by frame.
 #[derive(Clone, Copy, Debug)]
 pub struct StackHash(u64);
 
 impl StackHash {
-    /// Of no frames.
+    /// The hash before the first frame.
     pub const BEGIN: Self = Self(0x9e37_79b9_7f4a_7c15);
 
-    /// Adds the next frame, from the innermost one on.
+    /// Adds the next frame. The innermost frame is added first.
     #[inline(always)]
     pub fn add(&mut self, frame: u64) {
-        // A multiply-xorshift round a frame: every bit of the frame reaches the upper half, the shift brings it back.
+        // One multiply-xorshift round per frame: the multiplication carries every bit of the frame into the upper half,
+        // and the shift brings the upper half down again.
         self.0 = (self.0 ^ frame).wrapping_mul(0xff51_afd7_ed55_8ccd);
         self.0 ^= self.0 >> 32;
     }
 
-    /// The hash of a stack of so many frames, when all of them have been added.
+    /// Returns the hash of a stack with `depth` frames, after all of them have been added.
     #[inline(always)]
     #[must_use]
     pub fn of_depth(mut self, depth: u64) -> u64 {
@@ -61,23 +63,24 @@ impl StackHash {
     }
 }
 
-/// Why there is no user stack. Stored as a number beside the stack's key.
+/// Why there is no user stack. It is stored as a number next to the stack's key.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserStack {
-    /// There is one.
+    /// There is a user stack.
     Known = 0,
-    /// The thread is exiting and its memory is gone: nothing to read, and no loss.
+    /// The thread is exiting and its memory is gone. There is nothing to read, so nothing is lost.
     Exiting = 1,
-    /// The read failed.
+    /// The user stack could not be read.
     Failed = 2,
     /// The stack table was full.
     TableFull = 3,
 }
 
-/// What switch-outs are summed by; key of the table of sums.
+/// The key by which switch-outs are summed, in the table of sums.
 ///
-/// Where no stacks are taken their fields, and the name, stay empty: then the sums are by class, task and process alone.
+/// If no stacks are taken, the stacks and the name stay empty: then switch-outs are summed only by class, task and
+/// process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -86,24 +89,26 @@ pub struct SumKey {
     pub kernel_stack: u64,
     /// Key of the user stack in the stack table; 0 if there is none, for the reason in `user_state`.
     pub user_stack: u64,
-    /// Id of the task that was polled; 0 if none was.
+    /// Id of the task that was polled; 0 if no task was polled.
     pub task: u64,
     /// Name of the thread, padded with zeroes.
     pub comm: [u8; 16],
-    /// The process: user addresses and task ids mean nothing without it.
+    /// Process id. User addresses and task ids are meaningful only within a process.
     pub tgid: u32,
-    /// How many times the process had called `execve` since it was first seen: each brings a new address space.
+    /// Number of calls of `execve` by the process since it was first seen. Each call brings a new address space.
     pub image: u32,
     /// A [`UserStack`].
     pub user_state: u32,
-    /// The [`crate::ledger::Class`], as it is if the program proves to have no tasks: never `Unattributed`.
+    /// A [`crate::ledger::Class`], never `Unattributed`. If `reason` is not 0, the class is `Unattributed`, and this is
+    /// the class for the case that the program turns out to have no tasks.
     pub class: u8,
-    /// The [`crate::locator::Reason`] why it is unattributed, or 0.
+    /// The [`crate::locator::Reason`] why the switch-out is unattributed, or 0.
     pub reason: u8,
-    /// 1 if the CPU quota of its cgroup took the thread off its CPU, as far as the kernel says so of a thread; otherwise 0.
+    /// 1 if the CPU quota of its cgroup took the thread off its CPU, on kernels that report this for a thread;
+    /// otherwise 0.
     #[cfg_attr(feature = "serde", serde(default))]
     pub throttled: u8,
-    /// Which [`crate::table`] generation the sum is of. Only a key in the kernel's table has one; everywhere else this is 0.
+    /// The [`crate::table`] generation of the sum. Only keys in the kernel's table have one; elsewhere it is 0.
     #[cfg_attr(feature = "serde", serde(rename = "reserved"))]
     pub generation: u8,
 }
@@ -127,14 +132,14 @@ impl SumKey {
     };
 }
 
-/// What is summed.
+/// The sums for one key.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SwitchSum {
-    /// Switch-outs.
+    /// Number of switch-outs.
     pub count: u64,
-    /// Off-CPU time of those whose end was seen.
+    /// Off-CPU time of the switch-outs whose end was seen.
     pub off_cpu_ns: u64,
 }
 
@@ -144,33 +149,34 @@ impl core::ops::AddAssign for SwitchSum {
     fn add_assign(&mut self, other: Self) {
         let Self { count, off_cpu_ns } = other;
         self.count += count;
-        // As the kernel side adds: what a program makes up may be too much.
+        // Wraps around as on the kernel side: forged numbers may be too large.
         self.off_cpu_ns = self.off_cpu_ns.wrapping_add(off_cpu_ns);
     }
 }
 
-/// Switch-outs of one thread that are summed by the same key, one after the other, and are not in the table of sums yet.
+/// Switch-outs of one thread with the same key that are not in the table of sums yet.
 ///
-/// Most switch-outs of a thread are like its last one. So a thread keeps the sum of the last ones alike in its own record, where
-/// nobody else adds to it, and brings it to the table when the key changes: two words are added to instead of a table looked up by
-/// a key of seven, and atomically changed.
+/// Most switch-outs of a thread have the same key as one of its last ones. So a thread keeps such sums in its own record,
+/// where no other CPU adds to them, and adds a sum to the table when another key takes its place. This takes two
+/// additions instead of a lookup with a key of seven words and two atomic additions.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Gathered {
-    /// What they are summed by, if there are any.
+    /// The key of these switch-outs, if there are any.
     pub key: SumKey,
-    /// How many there are, and their time.
+    /// Their number and their time.
     pub sum: SwitchSum,
 }
 
 const _: () = assert!(size_of::<Gathered>() == 72);
 
 impl Gathered {
-    /// Whether a switch-out of this key can be added as it is.
+    /// Returns whether a switch-out with this key can be added.
     #[inline(always)]
     #[must_use]
     pub fn takes(&self, key: &SumKey) -> bool {
-        // Word by word: a comparison of memory would be a function call, and there is nobody in the kernel to call.
+        // Compared word by word, because a comparison of memory would be a call of a library function, which BPF does
+        // not have.
         let ours: &[u64; size_of::<SumKey>() / 8] = bytemuck::cast_ref(&self.key);
         let theirs: &[u64; size_of::<SumKey>() / 8] = bytemuck::cast_ref(key);
         let mut differing = 0;
@@ -182,14 +188,14 @@ impl Gathered {
         differing == 0
     }
 
-    /// Adds a switch-out of the key that this is of.
+    /// Adds a switch-out with this key.
     #[inline(always)]
     pub fn add(&mut self, off_cpu_ns: u64) {
         self.sum.count += 1;
         self.sum.off_cpu_ns += off_cpu_ns;
     }
 
-    /// Begins anew, for another key.
+    /// Starts again with another key.
     #[inline(always)]
     pub fn begin(&mut self, key: &SumKey) {
         self.key = *key;

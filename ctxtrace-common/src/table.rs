@@ -1,19 +1,21 @@
 //! Tables of sums that user space empties while programs add to them.
 //!
-//! A program looks an element up and adds to it; were the element read and deleted in between, what is added last would be
-//! lost. So each key in such a table has a *generation*, which a program reads from the table's [`TableState`] before it looks
-//! the key up. To empty a table, user space
+//! A program looks an element up and then adds to it. If user space read and deleted the element in between, the
+//! addition would be lost. So each key in such a table has a *generation*, which a program reads from the table's
+//! [`TableState`] before it looks the key up. To empty a table, user space
 //!
-//! 1. stores the other generation in the state: programs that begin from now on leave the elements of the old one alone;
-//! 2. waits until every program that may have read the old generation has ended (`membarrier(2)` waits for an RCU grace period,
-//!    and programs run within RCU read sections);
-//! 3. reads and deletes the elements of the old generation at leisure.
+//! 1. stores the other generation in the state, so that programs that start later do not use the elements of the old
+//!    generation;
+//! 2. waits until every program that may have read the old generation has ended (`membarrier(2)` waits for an RCU grace
+//!    period, and programs run within RCU read sections);
+//! 3. reads and deletes the elements of the old generation, without further constraints on time.
 //!
-//! What finds no room in a table while that goes on is an *addition*: it goes to user space by itself, through a ring. Its length says
-//! which table it is for: [`Gathered`](crate::stack::Gathered), [`WakerAddition`](crate::wakeup::WakerAddition) or
-//! [`EdgeAddition`](crate::wakeup::EdgeAddition).
+//! If a table has no room for a new element in the meantime, the program sends an *addition* to user space through a
+//! ring buffer. The length of the record identifies the table: [`Gathered`](crate::stack::Gathered),
+//! [`WakerAddition`](crate::wakeup::WakerAddition) or [`EdgeAddition`](crate::wakeup::EdgeAddition).
 //!
-//! How many elements have been made is counted where they are made, which is seldom; at [`TableState::wake_at`] the reader is woken.
+//! New elements are counted where they are made, which is seldom. When there are [`TableState::wake_at`] of them, the
+//! kernel side wakes the reader.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -21,48 +23,50 @@ use crate::process::TaskKey;
 use crate::stack::SumKey;
 use crate::wakeup::{EdgeKey, WakerStackKey};
 
-/// The tables that are emptied while a run goes on; the number is the index of the table's [`TableState`].
+/// The tables that user space empties during a run. The number is the index of the table's [`TableState`].
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
-    /// Distinct stacks. A stack never changes, so its table needs no generations.
+    /// Distinct stacks. A stack never changes, so this table needs no generations.
     Stacks = 0,
     /// Sums of switch-outs.
     SwitchSums = 1,
-    /// Sums of wakeups by the stacks of their makers.
+    /// Sums of wakeups, by the stacks of the waker.
     WakerSums = 2,
-    /// Wakeups by who woke whom.
+    /// Wakeups, by waker and woken thread.
     Edges = 3,
     /// Task switches that hit the kernel.
     Hits = 4,
-    /// The ring of ended threads, which has no generations either. It is told to be half full by its bytes.
+    /// The ring buffer with the records of ended threads. It has no generations, and its fill level is its number of
+    /// unread bytes.
     Ended = 5,
 }
 
 impl Table {
-    /// How many there are.
+    /// Number of tables.
     pub const COUNT: usize = 6;
 }
 
-/// What programs need to know of one table.
+/// The state of one table that programs read.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct TableState {
-    /// The generation that elements are made with now: 0 or 1.
+    /// Generation of new elements: 0 or 1.
     pub generation: u64,
-    /// Elements made since user space stored this state; bytes of the ring of ended threads.
+    /// Number of elements made since user space stored this state. Not used for [`Table::Ended`].
     pub made: u64,
-    /// At so many of them the reader is woken; 0 for never.
+    /// Value of `made` at which the kernel side wakes the reader; for [`Table::Ended`] a number of unread bytes. 0 for
+    /// never.
     pub wake_at: u64,
-    /// Whether it has been woken since.
+    /// 1 if the reader has been woken since user space stored this state, otherwise 0.
     pub woken: u64,
 }
 
 /// A key with a generation.
 pub trait Generational: Copy {
-    /// The generation the key has.
+    /// Returns the key's generation.
     fn generation(&self) -> u64;
-    /// The same key without one.
+    /// Returns the same key with generation 0.
     #[must_use]
     fn without_generation(self) -> Self;
 }
@@ -97,10 +101,10 @@ impl Generational for EdgeKey {
     }
 }
 
-/// Where the generation of a key of hits is: above the index of the task, which has 16 bits.
+/// First bit of the generation in the key of a task's hits. The bits below hold the task's index, which has 16 bits.
 pub const HIT_GENERATION_SHIFT: u32 = 32;
 
-/// Of the key of a task's hits.
+/// The key of a task's hits.
 impl Generational for TaskKey {
     fn generation(&self) -> u64 {
         self.task >> HIT_GENERATION_SHIFT

@@ -1,4 +1,4 @@
-//! Everything known of one thread.
+//! The record of one thread.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -9,25 +9,27 @@ use crate::polls::Polls;
 use crate::stack::{Gathered, SumKey};
 use crate::wakeup::Waker;
 
-/// The thread runs the last part of `do_exit()` (`sched_process_exit` has come): its memory may be gone.
+/// Flag: the thread is in the last part of `do_exit()` (`sched_process_exit` has come), so its memory may be gone.
 pub const EXITING: u32 = 1;
-/// `pending` holds a switch-out that is not in the table of sums yet.
+/// Flag: `pending` holds a switch-out that has not been added to any sum yet.
 pub const PENDING_SUM: u32 = 2;
-/// A thread of the kernel's that works for the process (`io_uring`, vhost): it has no thread-locals of its own.
+/// Flag: a kernel thread that works for the process (`io_uring`, vhost). It has no thread-local variables of its own.
 pub const KERNEL_WORKER: u32 = 4;
-/// The first thread of a forked process, until it calls `execve`: its memory is its parent's, the parent's polls included.
+/// Flag: the first thread of a forked process, until it calls `execve`. Its memory is a copy of its parent's, including
+/// the parent's polls.
 pub const INHERITED: u32 = 8;
-/// It was seen polling, or to be a runtime's thread.
+/// Flag: the thread was seen polling, or was recognised as a thread of a runtime.
 pub const RUNTIME: u32 = 16;
-/// It was woken out of a park, and has polled nothing since: should it park again, that wakeup was wasted.
+/// Flag: the thread was woken from a park and has polled nothing since. If it parks again without a poll, that wakeup
+/// was wasted.
 pub const WOKEN_FROM_PARK: u32 = 32;
-/// It was traced from its birth, with thread-locals of its own.
+/// Flag: the thread has been traced from its birth, or from an `execve`, with thread-local variables of its own.
 pub const FROM_BIRTH: u32 = 64;
-/// The first thread of a process that has its maker's memory and thread pointer until it calls `execve`, as `vfork` makes it: whatever
-/// they say of tasks is said of the maker.
+/// Flag: the first thread of a process that shares its parent's memory and thread pointer until it calls `execve`, as
+/// `vfork` creates it. What they contain about tasks is about the parent.
 pub const BORROWED: u32 = 128;
-/// It has executed a program that the tracer's user may not trace, and nothing of it is recorded from there on. The clock is unknown
-/// since that moment.
+/// Flag: the thread has executed a program that the tracer's user may not trace. The thread is not recorded after that,
+/// and its clock is unknown from then on.
 pub const REFUSED: u32 = 256;
 
 /// The kernel's own count of a thread's switches (`task_struct.nvcsw` and `nivcsw`).
@@ -42,7 +44,7 @@ pub struct KernelCount {
 }
 
 impl KernelCount {
-    /// Both together.
+    /// Returns the sum of both.
     #[inline(always)]
     #[must_use]
     pub fn total(self) -> u64 {
@@ -50,97 +52,102 @@ impl KernelCount {
     }
 }
 
-/// What is reported of one thread: the record that an ended thread leaves in the ring, and what a capture holds of each thread.
+/// What is reported of one thread: the record that an ended thread leaves in the ring, and what a capture contains of
+/// each thread.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ThreadSummary {
-    /// The state machine.
+    /// The state machine of the thread.
     pub clock: Clock,
-    /// The kernel's count when tracing of the thread began: 0 for one that was born while its process was traced.
+    /// The kernel's count when tracing of the thread began; 0 for a thread that was born while its process was traced.
     pub base: KernelCount,
-    /// The kernel's count at the thread's last event.
+    /// The kernel's count at the thread's last recorded switch-out.
     pub kernel: KernelCount,
-    /// Program runs that saw the thread switched out while the kernel's voluntary count rose.
+    /// Number of program runs that saw the thread switched out and the kernel's voluntary count rise.
     pub traced_voluntary: u64,
-    /// The same for the involuntary count.
+    /// Number of program runs that saw the thread switched out and the kernel's involuntary count rise.
     pub traced_involuntary: u64,
-    /// Sum of the off-CPU intervals that ended.
+    /// Sum of the off-CPU intervals that have ended.
     pub off_cpu_ns: u64,
     /// Sum of the on-CPU intervals whose beginning and end were seen.
     pub on_cpu_ns: u64,
     /// Sum of the run-queue times.
     pub run_queue_ns: u64,
-    /// Switch-ins on another CPU than the last one.
+    /// Number of switch-ins on another CPU than the previous one.
     pub migrations: u64,
-    /// `task_struct.start_boottime`, nanoseconds of `CLOCK_BOOTTIME`.
+    /// `task_struct.start_boottime`, in nanoseconds of `CLOCK_BOOTTIME`.
     pub start_boottime_ns: u64,
-    /// Its polls, where it has a probe.
+    /// Polls and hits of the thread, if the program has a probe.
     pub polls: Polls,
-    /// Name, padded with zeroes; brought up to date at `execve` and at the last switch.
+    /// Name, padded with zeroes. Updated at `execve` and at the thread's last switch.
     pub comm: [u8; 16],
     /// Thread id in the initial pid namespace.
     pub tid: u32,
     /// Process id in the initial pid namespace.
     pub tgid: u32,
-    /// How many times the process had called `execve` since it was first seen.
+    /// Number of calls of `execve` by the process since it was first seen.
     pub image: u32,
-    /// [`EXITING`], [`PENDING_SUM`] and the others.
+    /// [`EXITING`], [`PENDING_SUM`] and the other flags.
     pub flags: u32,
 }
 
 const _: () = assert!(size_of::<ThreadSummary>() == 32 + 32 + 56 + 120 + 16 + 16);
 
-/// Value of the thread table: a thread's summary, and what the kernel side alone needs to know of the thread.
+/// Value of the thread table: the summary of a thread, and what only the kernel side needs to know about the thread.
 ///
-/// The table's key is the address of the kernel's `task_struct`: it stays the same when an `execve` gives the thread its
-/// leader's id, it cannot be reused before the thread's last switch, and a lookup needs no field of the thread. User space
-/// never shows it; the identity people see is (tid, start time).
+/// The key of the table is the address of the kernel's `task_struct`. The address stays the same when an `execve` gives
+/// the thread its leader's id, it cannot be reused before the thread's last switch, and a lookup reads no field of the
+/// thread. User space never shows it; reports identify a thread by its id and start time.
 ///
-/// The summary's fields are read and written as if they were fields of this record.
+/// The fields of the summary can be accessed as if they were fields of this record.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Thread {
     /// What is reported of the thread.
     pub summary: ThreadSummary,
-    /// The last switch-out, in the terms it is summed by.
+    /// Key of the last switch-out, not yet added to the sums.
     pub pending: SumKey,
-    /// Those before it, as far as they are not in the table of sums.
+    /// Earlier switch-outs that are not in the table of sums yet.
     pub gathered: [Gathered; 2],
-    /// Its last kernel stacks.
+    /// The thread's last kernel stacks.
     pub memos: [StackMemo; 2],
-    /// Its last user stacks.
+    /// The thread's last user stacks.
     pub user_stacks: UserStacks,
-    /// Who made the wakings its clock has noted: the first one off the CPU, the last one on it.
+    /// The wakers of the two wakeups that the clock has noted: first the one while off-CPU, then the one while on-CPU.
     pub wakers: [Waker; 2],
-    /// Who woke it out of its last park, with [`WOKEN_FROM_PARK`].
+    /// The waker that ended the thread's last park; valid with [`WOKEN_FROM_PARK`].
     pub woken_by: Waker,
-    /// `on_cpu_ns` when that wakeup took effect.
+    /// Value of `on_cpu_ns` when that wakeup took effect.
     pub woken_on_cpu_ns: u64,
-    /// `polls.last.polls` then.
+    /// Value of `polls.last.polls` when that wakeup took effect.
     pub polls_when_woken: u64,
-    /// The last task seen that has no place in a table of the program's own.
+    /// The last task of the thread that was found in, or added to, the kernel side's tables of tasks; 0 if there was
+    /// none. It saves a lookup.
     pub last_task: u64,
-    /// The task that launched it, if it is a worker of tokio's and was seen between polls.
+    /// The task that launched this thread, if it is a worker of tokio and was seen between polls; otherwise 0.
     pub launch_task: u64,
-    /// Address of the kernel's description of its user memory: another one, and the thread is in the middle of an `execve`.
+    /// Address of the kernel's description of the thread's user memory (`mm_struct`). If the kernel has another one for
+    /// the thread, the thread is in the middle of an `execve`.
     pub memory: u64,
-    /// What `fsbase` held when it last called `execve`, until its first switch-out afterwards: the kernel has not saved the
-    /// register since, so the field still shows the old program's. Likewise of a thread that was born with its maker's.
+    /// Value of `fsbase` when the thread last called `execve`, until its first switch-out afterwards; otherwise 0. The
+    /// kernel has not saved the register since, so the field still has the old program's value. The same applies to a
+    /// thread that was born with its parent's thread pointer.
     pub stale_thread_pointer: u64,
-    /// When it last called `execve`, until that has been told as an event; 0 otherwise.
+    /// Time at which the thread last called `execve`, until that has been emitted as an event; otherwise 0.
     pub executed_ns: u64,
-    /// CPU of the last switch-in plus one; 0 before the first.
+    /// CPU of the last switch-in plus one; 0 before the first switch-in.
     pub last_cpu_plus_one: u32,
-    /// Index of the program's locator; 0 while it is not known.
+    /// Index of the program's locator; 0 while the locator is not known.
     pub locator: u32,
-    /// How many names it has had, or programs. Changed only by threads that rename it.
+    /// Number of names and programs that the thread has had. Raised at each `execve`, and by threads that rename this
+    /// one.
     pub names: u32,
-    /// Up to which of them it has been introduced among the events; 0 if it has not been.
+    /// Value of `names` when the thread was last introduced among the events; 0 if it has not been introduced.
     pub told_names: u32,
-    /// The id it was introduced by.
+    /// The id with which the thread was last introduced; 0 if it has not been introduced.
     pub told_tid: u32,
-    /// Which of `gathered` (bit 0) and of `memos` (bit 1) was used last: the other one makes room.
+    /// Which of `gathered` (bit 0) and of `memos` (bit 1) was used last. The other one is replaced next.
     pub last_used: u32,
 }
 
@@ -164,24 +171,24 @@ impl core::ops::DerefMut for Thread {
 }
 
 impl ThreadSummary {
-    /// Program runs that saw the thread switched out.
+    /// Returns the number of program runs that saw the thread switched out.
     #[inline(always)]
     #[must_use]
     pub fn traced(&self) -> u64 {
         self.traced_voluntary + self.traced_involuntary
     }
 
-    /// What the kernel counted over the same span.
+    /// Returns the number of switches that the kernel counted during tracing.
     #[inline(always)]
     #[must_use]
     pub fn counted_by_kernel(&self) -> u64 {
         self.kernel.total().wrapping_sub(self.base.total())
     }
 
-    /// Counts one switch-out, given the kernel's counters as they are at that moment.
+    /// Counts one switch-out, given the kernel's counters at that moment.
     ///
-    /// `slept` tells what kind it was where both counters moved, which happens only if events were lost. Returns how many
-    /// were: the two counters rise together by exactly one a switch.
+    /// `slept` decides between voluntary and involuntary if both counters have risen, which happens only if events were
+    /// lost. Returns how many events were lost: together, the counters rise by exactly one per switch.
     #[inline(always)]
     pub fn count_switch(&mut self, kernel: KernelCount, slept: bool) -> u64 {
         let voluntary_moved = kernel.voluntary != self.kernel.voluntary;
@@ -215,7 +222,7 @@ mod tests {
         let mut thread = ThreadSummary::zeroed();
         assert_eq!(thread.count_switch(count(1, 0), true), 0);
         assert_eq!(thread.count_switch(count(1, 1), true), 0);
-        // A signal was pending: the thread did not sleep, and the kernel counts it as voluntary all the same.
+        // A signal was pending: the thread did not sleep, but the kernel counts the switch as voluntary.
         assert_eq!(thread.count_switch(count(2, 1), false), 0);
         assert_eq!((thread.traced_voluntary, thread.traced_involuntary), (2, 1));
         assert_eq!(thread.traced(), thread.counted_by_kernel());

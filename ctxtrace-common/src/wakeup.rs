@@ -1,4 +1,4 @@
-//! Who woke whom.
+//! Wakeups: which thread, task or interrupt woke which thread.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -8,20 +8,20 @@ use crate::process::Image;
 use crate::stack::SwitchSum;
 use crate::words::store;
 
-/// Buckets of an edge's distribution: everything below 2^36 ns (69 s), then one for the rest.
+/// Number of buckets of an edge's distribution: those for all values below 2^36 ns (69 s), and one for larger values.
 pub const EDGE_BUCKETS: usize = SUB_BUCKETS * (36 - SUB_BITS as usize + 1) + 1;
 
-/// What made a wakeup.
+/// The kind of context that made a wakeup.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Origin {
-    /// Not known.
+    /// It is not known what made the wakeup.
     Unknown = 0,
-    /// An interrupt or softirq: a timer, a device. Never the thread that it interrupted.
+    /// An interrupt or softirq, such as a timer or a device; never the thread that it interrupted.
     Interrupt = 1,
     /// A thread of the target, polling a task.
     Task = 2,
-    /// A runtime's thread, between polls.
+    /// A thread of a runtime, between polls.
     Runtime = 3,
     /// Any other thread of the target.
     Thread = 4,
@@ -30,7 +30,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// The origin of this number.
+    /// Returns the origin with this number.
     #[must_use]
     pub fn from_number(number: u32) -> Self {
         match number {
@@ -44,21 +44,22 @@ impl Origin {
     }
 }
 
-/// The maker of a wakeup, as it is noted in the record of the thread that is woken.
+/// The maker of a wakeup, as it is stored in the record of the woken thread.
 ///
-/// A thread outside the target has no task and no program that is known. Where it is the maker ([`Origin::Outside`]), the name that it has at
-/// that moment takes their place: its first half that of `task`, its second half that of `tgid` and `image`. So the name is a part of every
-/// key that is made of a maker, and a thread that gets another name is another maker. [`Waker::task()`] and [`Waker::program`] say nothing of
-/// such a thread, and [`Waker::outsider_name`] is its name.
+/// A thread outside the target has no known task and no known program. If such a thread is the waker
+/// ([`Origin::Outside`]), the name that it has at that moment is stored instead: the first half in `task`, the second
+/// half in `tgid` and `image`. So the name is part of every key that contains a waker, and a thread that changes its
+/// name becomes another waker. For such a thread, [`Waker::task()`] and [`Waker::program`] return nothing, and
+/// [`Waker::outsider_name`] returns its name.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Waker {
     /// See [`Waker::task()`].
     pub task: u64,
-    /// Its stack in the kernel, as a key of the stack table, or 0; only where stacks of wakers are taken.
+    /// Key of the waker's kernel stack in the stack table, or 0. Set only if the stacks of wakers are taken.
     pub kernel_stack: u64,
-    /// Its stack in user space, likewise.
+    /// Key of the waker's user stack in the stack table, or 0. Set only if the stacks of wakers are taken.
     pub user_stack: u64,
     /// Thread id; 0 for an interrupt.
     pub tid: u32,
@@ -72,13 +73,13 @@ pub struct Waker {
 
 const _: () = assert!(size_of::<Waker>() == 40);
 
-/// The name of a thread outside the target, out of the fields that it takes the place of.
+/// Returns the name of a thread outside the target from the fields that contain it.
 fn name_in(task: u64, tgid: u32, image: u32) -> [u8; 16] {
     bytemuck::cast([task, u64::from(tgid) | u64::from(image) << 32])
 }
 
 impl Waker {
-    /// Nobody is known. Word by word, for it is done at each waking.
+    /// Sets an unknown waker. It is stored word by word, because this is done at each wakeup (see [`crate::words`]).
     #[inline(always)]
     pub fn clear(&mut self) {
         store(&mut self.task, 0);
@@ -90,20 +91,20 @@ impl Waker {
         store(&mut self.origin, Origin::Unknown as u32);
     }
 
-    /// The maker is a thread of the target, in this program.
+    /// Sets the program, for a waker that is a thread of the target.
     #[inline(always)]
     pub fn set_program(&mut self, program: Image) {
         store(&mut self.tgid, program.tgid);
         store(&mut self.image, program.number);
     }
 
-    /// The maker polls this task of its program; 0 for none.
+    /// Sets the task that the waker polls; 0 for none.
     #[inline(always)]
     pub fn set_task(&mut self, task: u64) {
         store(&mut self.task, task);
     }
 
-    /// The maker is a thread outside the target that has this name, padded with zeroes.
+    /// Sets a waker outside the target with this name, padded with zeroes.
     #[inline(always)]
     pub fn set_outsider(&mut self, name: [u64; 2]) {
         self.origin = Origin::Outside as u32;
@@ -112,7 +113,7 @@ impl Waker {
         store(&mut self.image, (name[1] >> 32) as u32);
     }
 
-    /// A thread of the target, or none, that polls this task of this program; without stacks.
+    /// Makes a waker that polls a task of a program, without stacks.
     #[must_use]
     pub fn new(origin: Origin, tid: u32, program: Image, task: u64) -> Self {
         Self {
@@ -126,7 +127,7 @@ impl Waker {
         }
     }
 
-    /// As it is in an event, by the words that [`Waker::words`] gave.
+    /// Makes a waker from the words of an event, which [`Waker::words`] returned.
     #[must_use]
     pub fn from_words(tid: u32, origin: u32, [task, program]: [u64; 2]) -> Self {
         Self {
@@ -140,27 +141,27 @@ impl Waker {
         }
     }
 
-    /// Task and program, or the name, in two words.
+    /// Returns the task and the program, or the name, in two words.
     #[inline(always)]
     #[must_use]
     pub fn words(&self) -> [u64; 2] {
         [self.task, u64::from(self.tgid) | u64::from(self.image) << 32]
     }
 
-    /// Whether it is a thread of the target.
+    /// Returns whether the waker is a thread of the target.
     #[inline(always)]
     #[must_use]
     pub fn is_of_target(&self) -> bool {
         self.origin != Origin::Outside as u32 && self.tgid != 0
     }
 
-    /// The task it was polling, or 0.
+    /// Returns the task that the waker was polling, or 0.
     #[must_use]
     pub fn task(&self) -> u64 {
         if self.is_of_target() { self.task } else { 0 }
     }
 
-    /// The program it runs; process 0 for what is not the target's.
+    /// Returns the program that the waker runs; process 0 if it is not a thread of the target.
     #[must_use]
     pub fn program(&self) -> Image {
         if self.is_of_target() {
@@ -173,13 +174,14 @@ impl Waker {
         }
     }
 
-    /// The name of a thread outside the target, padded with zeroes. Captures of versions before this was recorded have zeroes alone.
+    /// Returns the name of a thread outside the target, padded with zeroes; `None` for other wakers. In captures of
+    /// versions that did not record the name, it consists of zeroes.
     #[must_use]
     pub fn outsider_name(&self) -> Option<[u8; 16]> {
         (self.origin == Origin::Outside as u32).then(|| name_in(self.task, self.tgid, self.image))
     }
 
-    /// Becomes the other one, likewise.
+    /// Copies another waker, word by word, as in [`Waker::clear`].
     #[inline(always)]
     pub fn become_like(&mut self, other: &Self) {
         store(&mut self.task, other.task);
@@ -192,14 +194,14 @@ impl Waker {
     }
 }
 
-/// From whom to whom; key of the table of edges.
+/// A waker and a woken thread; the key of the table of edges.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct EdgeKey {
     /// As in [`Waker`].
     pub from_task: u64,
-    /// The thread that woke, or 0.
+    /// Thread id of the waker; 0 for an interrupt.
     pub from_tid: u32,
     /// As in [`Waker`].
     pub from_tgid: u32,
@@ -207,19 +209,19 @@ pub struct EdgeKey {
     pub from_image: u32,
     /// An [`Origin`].
     pub origin: u16,
-    /// Which [`crate::table`] generation the edge is of. Only a key in the kernel's table has one; everywhere else this is 0.
+    /// The [`crate::table`] generation of the edge. Only keys in the kernel's table have one; elsewhere it is 0.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub generation: u16,
-    /// The thread that was woken.
+    /// Thread id of the woken thread.
     pub to_tid: u32,
-    /// Its process.
+    /// Process id of the woken thread.
     pub to_tgid: u32,
 }
 
 const _: () = assert!(size_of::<EdgeKey>() == 32);
 
 impl EdgeKey {
-    /// The edge from a waker to a thread.
+    /// Makes the key of the edge from a waker to a thread.
     #[inline(always)]
     #[must_use]
     pub fn new(from: &Waker, to_tid: u32, to_tgid: u32) -> Self {
@@ -235,7 +237,7 @@ impl EdgeKey {
         }
     }
 
-    /// The waker, without stacks.
+    /// Returns the waker, without stacks.
     #[must_use]
     pub fn waker(&self) -> Waker {
         Waker {
@@ -250,24 +252,25 @@ impl EdgeKey {
     }
 }
 
-/// The wakeups along one edge that ended a sleep. Changed only by the CPU that switches the woken thread.
+/// The wakeups along one edge that ended a sleep. `timed` and `waking_ns` are added to atomically by the waker's CPU;
+/// the other fields are changed only by the CPU that switches the woken thread.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Edge {
-    /// How many.
+    /// Number of wakeups.
     pub count: u64,
-    /// Of them, those after which a worker polled nothing and parked again.
+    /// Number of those wakeups after which a worker polled nothing and parked again.
     pub wasted: u64,
-    /// On-CPU time of the woken thread after those.
+    /// On-CPU time of the woken thread after these wasted wakeups.
     pub wasted_on_cpu_ns: u64,
-    /// Wakings along this edge whose making was timed, and the time it took the waker.
+    /// Number of wakeups along this edge whose cost for the waker was measured.
     pub timed: u64,
-    /// Time spent making them, on the waker's CPU.
+    /// Time that these measured wakeups took the waker.
     pub waking_ns: u64,
     /// Sum of the wake-to-run times.
     pub sum_ns: u64,
-    /// The longest.
+    /// The longest wake-to-run time.
     pub max_ns: u64,
     /// Wake-to-run times in log-linear buckets.
     #[cfg_attr(feature = "serde", serde(with = "crate::sparse"))]
@@ -275,7 +278,7 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// An edge along which nothing has come.
+    /// An edge without wakeups.
     pub const EMPTY: Self = Self {
         count: 0,
         wasted: 0,
@@ -287,7 +290,7 @@ impl Edge {
         buckets: [0; EDGE_BUCKETS],
     };
 
-    /// Counts one wakeup that took `wake_to_run_ns` to have effect.
+    /// Counts one wakeup with this wake-to-run time.
     #[inline(always)]
     pub fn record(&mut self, wake_to_run_ns: u64) {
         self.count += 1;
@@ -305,34 +308,34 @@ impl Edge {
     }
 }
 
-/// One addition to an edge for which the table of edges had no room. User space makes it.
+/// One addition to an edge for which the table of edges had no room. User space performs it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct EdgeAddition {
-    /// The edge.
+    /// The key of the edge.
     pub key: EdgeKey,
     /// A [`What`].
     pub what: u64,
-    /// Its time, nanoseconds.
+    /// The time of the addition in nanoseconds.
     pub ns: u64,
 }
 
 const _: () = assert!(size_of::<EdgeAddition>() == 48);
 
-/// What an [`EdgeAddition`] adds.
+/// The kinds of an [`EdgeAddition`].
 #[repr(u64)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// A wakeup; the time is its wake-to-run time.
+    /// Adds a wakeup. The time is its wake-to-run time.
     Wakeup = 0,
-    /// That a wakeup was wasted; the time is the on-CPU time of the woken thread after it.
+    /// Counts a wakeup as wasted. The time is the on-CPU time of the woken thread after it.
     Wasted = 1,
-    /// That the making of a wakeup was timed; the time is what it took the waker.
+    /// Adds a measured cost of a wakeup. The time is what the wakeup took the waker.
     Timed = 2,
 }
 
 impl EdgeAddition {
-    /// Adds it to the edge.
+    /// Adds this to the edge.
     pub fn add_to(&self, edge: &mut Edge) {
         const WASTED: u64 = What::Wasted as u64;
         const TIMED: u64 = What::Timed as u64;
@@ -350,37 +353,37 @@ impl EdgeAddition {
     }
 }
 
-/// What wakeups are summed by where the stacks of wakers are taken.
+/// The key by which wakeups are summed if the stacks of wakers are taken.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct WakerStackKey {
-    /// The maker of the wakeup, its stacks included.
+    /// The waker, including its stacks.
     pub from: Waker,
-    /// The task the woken thread was polling when it went to sleep, or 0.
+    /// The task that the woken thread was polling when it went to sleep, or 0.
     pub to_task: u64,
-    /// The woken thread's process.
+    /// Process id of the woken thread.
     pub to_tgid: u32,
-    /// How many times that had called `execve`.
+    /// Number of calls of `execve` by that process since it was first seen.
     pub to_image: u32,
-    /// The [`crate::ledger::Class`] of the switch-out that the wakeup ended.
+    /// The [`crate::ledger::Class`] of the switch-out that the wakeup ended, as in [`SumKey`](crate::stack::SumKey).
     pub to_class: u16,
-    /// Which [`crate::table`] generation the sum is of. Only a key in the kernel's table has one; everywhere else this is 0.
+    /// The [`crate::table`] generation of the sum. Only keys in the kernel's table have one; elsewhere it is 0.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub generation: u16,
-    /// The woken thread.
+    /// Thread id of the woken thread.
     pub to_tid: u32,
 }
 
 const _: () = assert!(size_of::<WakerStackKey>() == 64);
 
-/// Wakeups that are alike, for which the table of sums had no room. User space adds them.
+/// Wakeups with the same key for which the table of sums had no room. User space adds them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct WakerAddition {
-    /// What they are summed by.
+    /// The key of these wakeups.
     pub key: WakerStackKey,
-    /// How many there are, and the off-CPU time they ended.
+    /// Number of these wakeups, and the off-CPU time that they ended.
     pub sum: SwitchSum,
 }
 

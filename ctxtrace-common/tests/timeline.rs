@@ -1,5 +1,5 @@
-//! The state machine of a thread and its current task together: whatever the order of events, no time is invented, every
-//! switch is in exactly one class, and there are no more hits than polls.
+//! Tests the state machine of a thread and its current task together. For any order of events, no time is invented,
+//! every switch is in exactly one class, and there are no more hits than polls.
 
 use std::collections::HashMap;
 
@@ -9,22 +9,22 @@ use ctxtrace_common::locator::{Doing, Reason};
 use ctxtrace_common::polls::{Gap, PollCounts, Polls};
 use proptest::prelude::*;
 
-/// What happens to one thread id.
+/// The events of one thread id.
 #[derive(Clone, Copy, Debug)]
 enum Event {
-    /// A switch-out, in this way, while this was done, in this system call.
+    /// A switch-out: how the thread leaves, what it was doing, and its system call.
     Out(Leave, Doing, Syscall),
     /// A switch-in.
     In,
-    /// Somebody wakes it.
+    /// A wakeup of the thread.
     Waking,
-    /// It begins so many polls before the next event.
+    /// The thread begins this many polls before the next event.
     Polls(u64),
-    /// The id goes to a new thread.
+    /// The id is reused by a new thread.
     Reused,
 }
 
-/// Every event may come at any time, which is what a capture with losses looks like.
+/// Any event may come at any time, as in a capture with losses.
 fn event() -> impl Strategy<Value = Event> {
     let leave = prop_oneof![Just(Leave::Slept), Just(Leave::Runnable), Just(Leave::Dead)];
     let doing = prop_oneof![

@@ -1,8 +1,8 @@
 //! Atomic addition to map values that several CPUs change.
 //!
-//! BPF has had the instruction from its first day (`BPF_XADD`), but rustc declares the target to be without atomic
-//! read-modify-write operations, so `AtomicU64::fetch_add` does not exist there. The form without a result is used, which
-//! every kernel has; `BPF_FETCH` came with Linux 5.12.
+//! BPF has always had the instruction (`BPF_XADD`), but rustc declares the target to have no atomic read-modify-write
+//! operations, so `AtomicU64::fetch_add` does not exist there. The form without a result is used because every kernel
+//! has it; `BPF_FETCH` came with Linux 5.12.
 
 /// Adds to a `u64` atomically.
 ///
@@ -11,7 +11,7 @@
 /// `value` must be aligned and valid for reads and writes, and must be changed only atomically while others can see it.
 #[inline(always)]
 pub(crate) unsafe fn add(value: *mut u64, n: u64) {
-    // SAFETY: one locked addition to memory that the caller vouches for.
+    // SAFETY: one locked addition to memory for which the caller guarantees the above.
     unsafe {
         core::arch::asm!(
             "lock *(u64 *)({value} + 0) += {n}",

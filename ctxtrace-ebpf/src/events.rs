@@ -1,8 +1,10 @@
 //! The events of `--level timeline`: a ring for each CPU, in memory that user space has mapped.
 //!
-//! A CPU writes to its own ring only, and only from programs of the scheduler's lane and from the timer, of which no second one can come in
-//! between: so an event takes a few stores and no lock, no helper. (The kernel's own ring buffer is one for all CPUs, under
-//! a lock; an event through it costs several times as much.) What does not fit is counted, on that CPU.
+//! A CPU writes only to its own ring, and only from programs of the scheduler's lane, the timer's included. These do
+//! not interrupt each other (see [`Lane::Scheduler`](crate::maps::Lane::Scheduler) for the exception). So an event
+//! takes a few stores and no lock, and its only helper calls are those for the CPU's number and for the array lookups.
+//! (The kernel's own ring buffer is one for all CPUs, under a lock; an event through it costs several times as much.)
+//! Events that find no room are counted on that CPU.
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use ctxtrace_common::clock::Phase;
@@ -13,17 +15,17 @@ use ctxtrace_common::thread::Thread;
 use crate::maps::{EVENTS, HALF_FULL, RING_CAPACITY, RINGS, count};
 use crate::task::Task;
 
-/// Wake the reader, whatever it has read.
+/// Flag of a ring buffer: wake the reader, whatever it has read.
 pub(crate) const BPF_RB_FORCE_WAKEUP: u64 = 2;
 
-/// This CPU's number.
+/// Returns the number of this CPU.
 #[inline(always)]
 pub(crate) fn cpu() -> u32 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_get_smp_processor_id() }
 }
 
-/// Puts an event into this CPU's ring. Tells whether there was room.
+/// Writes an event to this CPU's ring, and counts it as lost if there is no room. Returns whether there was room.
 #[inline(always)]
 pub(crate) fn publish(event: &Event) -> bool {
     if write(event) {
@@ -33,17 +35,17 @@ pub(crate) fn publish(event: &Event) -> bool {
     false
 }
 
-/// The same, without counting what finds no room.
+/// Writes an event to this CPU's ring, without counting a loss. Returns whether there was room.
 #[inline(always)]
 pub(crate) fn write(event: &Event) -> bool {
     let cpu = cpu();
-    // A CPU that was not there when the rings were made has none.
+    // A CPU that was not present when the rings were created has no ring.
     let Some(ring) = RINGS.get_ptr_mut(cpu) else {
         return false;
     };
     let capacity = u64::from(RING_CAPACITY.load());
-    // SAFETY: this CPU's own element, in which nobody else changes `written`; user space changes `read`, with one aligned
-    // store, after which it does not look at the places before it.
+    // SAFETY: this CPU's own element. Only this CPU changes `written`. User space changes `read`, with one aligned
+    // store, and does not access the entries before it afterwards.
     let (written, used) = unsafe {
         let written = (*ring).written;
         (written, written.wrapping_sub((&raw const (*ring).read).read_volatile()))
@@ -56,21 +58,21 @@ pub(crate) fn write(event: &Event) -> bool {
         return false;
     };
     let words: [u64; EVENT_BYTES / 8] = bytemuck::cast(*event);
-    // SAFETY: a place of this CPU's own that user space has read. Volatile, so that the stores stay in this order, in which
-    // x86 makes them visible: the event first, then the number that says it is there.
+    // SAFETY: an entry of this CPU that user space has read. The stores are volatile, so that they stay in this order,
+    // and x86 makes them visible in this order: first the event, then the number that publishes it.
     unsafe {
         slot.cast::<[u64; EVENT_BYTES / 8]>().write_volatile(words);
         (&raw mut (*ring).written).write_volatile(written + 1);
     }
     if used + 1 == capacity / 2 {
-        // Should there be no room, the reader has been told more than once already.
+        // If there is no room, the reader has already been woken several times.
         let _ = HALF_FULL.output::<u64>(&written, BPF_RB_FORCE_WAKEUP);
     }
     true
 }
 
-/// Says among the events who a thread is, if that has not been said or is not true any more. To be called before the thread's
-/// state machine is told of anything.
+/// Emits the events that introduce a thread, if it has not been introduced with its present id, name and program. Call
+/// this before the thread's state machine processes an event.
 #[inline(always)]
 pub(crate) fn introduce(task: Task, tid: u32, thread: &mut Thread, now_ns: u64) {
     if thread.told_names != thread.names || thread.told_tid != tid {
@@ -78,7 +80,7 @@ pub(crate) fn introduce(task: Task, tid: u32, thread: &mut Thread, now_ns: u64) 
     }
 }
 
-/// Kept out of line: it runs once a thread, name and program.
+/// Emits the events that introduce a thread. Not inlined, because it runs only once for each thread, name and program.
 #[inline(never)]
 fn tell(task: Task, tid: u32, thread: &mut Thread, now_ns: u64) {
     let cpu = cpu();
@@ -86,8 +88,9 @@ fn tell(task: Task, tid: u32, thread: &mut Thread, now_ns: u64) {
         tgid: thread.tgid,
         number: thread.image,
     };
-    // Before the name is read: should it change meanwhile, it is told again.
-    // SAFETY: a valid reference; volatile because another thread may rename this one.
+    // This is read before the name: if the name changes in between, the thread is introduced again.
+    // SAFETY: the pointer comes from a valid reference. The read is volatile because another thread may rename this
+    // one.
     let names = unsafe { (&raw const thread.names).read_volatile() };
     let new = thread.clock.phase() as u32 == Phase::New as u32;
     let told_tid = thread.told_tid;

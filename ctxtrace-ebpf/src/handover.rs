@@ -1,8 +1,9 @@
-//! A thread's final numbers, read at the last moment at which its memory can be: in `sched_process_exit`.
+//! A thread's final counts, read at the last moment at which its memory can be read: in `sched_process_exit`.
 //!
-//! Since Linux 6.16 that tracepoint comes before the thread gives its memory up (kernel: `kernel/exit.c`, `do_exit()`), and
-//! it comes to threads that are killed as well. Before, they are read where that function begins. Where neither can be had the
-//! read fails, and the handover is counted as lost; then what was read at the thread's last switch has to do.
+//! Since Linux 6.16, that tracepoint comes before the thread releases its memory (kernel: `kernel/exit.c`,
+//! `do_exit()`), also for threads that are killed. On earlier kernels they are read at the beginning of `do_exit()`. If
+//! neither is possible, the read fails and the handover is counted as lost. Then the counts of the thread's last switch
+//! are used.
 
 use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::helpers::generated::bpf_probe_read_user as read_user;
@@ -17,7 +18,7 @@ use crate::locate::locator_of;
 use crate::maps::{HANDOVERS, NAMES, PROCESSES, count};
 use crate::switch::BPF_RB_NO_WAKEUP;
 
-/// Brings home what there is of the thread that is `current`, has this thread pointer, and is about to end.
+/// Reads the final counts of the thread that is `current`, has this thread pointer, and is about to end.
 #[inline(always)]
 pub(crate) fn final_numbers(thread_pointer: u64, thread: &mut Thread) {
     if thread.flags & (KERNEL_WORKER | INHERITED) != 0 {
@@ -30,7 +31,7 @@ pub(crate) fn final_numbers(thread_pointer: u64, thread: &mut Thread) {
         return;
     }
     let address = thread_pointer.wrapping_sub(locator.probe_below_tp);
-    // SAFETY: a read that fails says so.
+    // SAFETY: a failed read returns an error.
     let Ok(slot) = (unsafe { bpf_probe_read_user(address as *const Slot) }) else {
         count(|counters| &mut counters.lost_handovers);
         return;
@@ -44,12 +45,13 @@ pub(crate) fn final_numbers(thread_pointer: u64, thread: &mut Thread) {
     }
 }
 
-/// Copies the thread's tables, and the names if there are new ones. Tells whether it worked.
+/// Copies the thread's tables to user space, and the program's names if there are new ones. Returns whether the tables
+/// were copied.
 #[inline(always)]
 fn hand_over(thread: &Thread, address: u64) -> bool {
     let tables = address.wrapping_add(core::mem::offset_of!(ThreadState, tables) as u64);
     let registry_field = tables.wrapping_add(core::mem::offset_of!(Tables, registry) as u64);
-    // SAFETY: reads that fail say so.
+    // SAFETY: failed reads return an error.
     let (registry, tasks_created) = unsafe {
         let Ok(registry) = bpf_probe_read_user(registry_field as *const u64) else {
             return false;
@@ -78,7 +80,8 @@ fn hand_over(thread: &Thread, address: u64) -> bool {
     };
     let copied = tables.wrapping_add(core::mem::offset_of!(Tables, polls_by_task) as u64);
     let handover = record.as_mut_ptr();
-    // SAFETY: the record is ours until it is submitted, and every field that is read later is written here.
+    // SAFETY: no other code accesses the record until it is submitted, and every field that user space reads is written
+    // here.
     let read = unsafe {
         (&raw mut (*handover).image).write(image);
         (&raw mut (*handover).tid).write(thread.tid);
@@ -98,7 +101,7 @@ fn hand_over(thread: &Thread, address: u64) -> bool {
     true
 }
 
-/// Copies the program's names if it has named more tasks than were known.
+/// Copies the program's names to user space, if the program has named more tasks than were known before.
 #[inline(always)]
 fn hand_over_names(image: Image, registry: u64, tasks_created: u64) {
     let last_named = NAMED_TASKS as u64 - 1;
@@ -110,7 +113,7 @@ fn hand_over_names(image: Image, registry: u64, tasks_created: u64) {
     let Some(process) = PROCESSES.get_ptr_mut(&image.tgid) else {
         return;
     };
-    // SAFETY: a live element; should two threads end at once, the names are copied twice.
+    // SAFETY: a live element. If two threads end at the same time, the names are copied twice.
     let tasks_named = unsafe { &raw mut (*process).tasks_named };
     // SAFETY: as above.
     if unsafe { tasks_named.read_volatile() } >= named {
@@ -122,9 +125,10 @@ fn hand_over_names(image: Image, registry: u64, tasks_created: u64) {
     };
     let names = record.as_mut_ptr();
     let copied = registry.wrapping_add(core::mem::offset_of!(Registry, names) as u64);
-    // No more than has been written: memory that was never touched cannot be read from here. Names not read are not looked at.
+    // Only names that have been written are read, because BPF programs cannot read memory that was never touched. User
+    // space ignores the entries after them.
     let size = (named as u32 + 1) * NAME_BYTES as u32;
-    // SAFETY: the record is ours until it is submitted.
+    // SAFETY: no other code accesses the record until it is submitted.
     let read = unsafe {
         (&raw mut (*names).image).write(image);
         (&raw mut (*names).count).write(named + 1);

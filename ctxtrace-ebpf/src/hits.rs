@@ -1,4 +1,5 @@
-//! Which task a hit belongs to: a short memory the probe keeps of its last polls, read only when there is a hit.
+//! Finds which task a hit belongs to. The probe keeps the tasks of its last polls, which are read only when there is a
+//! hit.
 
 use aya_ebpf::helpers::bpf_probe_read_user;
 use ctxtrace_abi::{RECENT_POLLS, Slot, Tables, ThreadState};
@@ -7,7 +8,7 @@ use ctxtrace_common::thread::{FROM_BIRTH, INHERITED, Thread};
 
 use crate::sums::add_hit;
 
-/// Takes a reading of the probe's slot, which lies at `address`.
+/// Processes a reading of the probe's slot, which lies at `address` in the thread's memory.
 #[inline(always)]
 pub(crate) fn observe(thread: &mut Thread, slot: &Slot, address: u64, between: Option<Gap>) {
     if thread.flags & INHERITED != 0 {
@@ -18,12 +19,13 @@ pub(crate) fn observe(thread: &mut Thread, slot: &Slot, address: u64, between: O
     let Some(poll) = observed.hit else {
         return;
     };
-    // One less: the entry after the last poll's may be written already.
+    // One entry less than there are, because the program may already have overwritten the oldest one with that of the
+    // next poll.
     if slot.polls.wrapping_sub(poll) < RECENT_POLLS as u64 - 1 {
         let recent = core::mem::offset_of!(ThreadState, tables) + core::mem::offset_of!(Tables, recent);
         let at = 2 * (poll as usize % RECENT_POLLS);
         let index = address.wrapping_add((recent + at) as u64) as *const u16;
-        // SAFETY: a read that fails says so.
+        // SAFETY: a failed read returns an error.
         if let Ok(index) = unsafe { bpf_probe_read_user(index) } {
             add_hit(thread, index);
             return;

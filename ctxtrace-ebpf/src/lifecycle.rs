@@ -1,8 +1,8 @@
-//! `sched_process_fork(parent, child)`, `sched_process_exec(p, old_pid, bprm)`, `sched_process_exit(p)`: who belongs to the
-//! target, from when and until when. `task_rename(p, comm)`: and by what name.
+//! `sched_process_fork(parent, child)`, `sched_process_exec(p, old_pid, bprm)`, `sched_process_exit(p)`: which threads
+//! belong to the target, from when and until when. `task_rename(p, comm)`: their names.
 //!
-//! None of these tells an event: they can be interrupted by those that do, and an event is told without a lock. What they
-//! have to say comes with the thread's next switch or waking, which is never far.
+//! None of these programs emits an event, because the programs that do could interrupt them, and events are written
+//! without a lock. Their information is emitted with the thread's next switch or wakeup, which follows soon.
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use aya_ebpf::macros::{btf_tracepoint, kprobe};
@@ -17,8 +17,8 @@ use crate::rights::may_trace;
 use crate::target::{Begin, First, FirstSeen, begin, find, follow_process, program_replaced, stop_recording};
 use crate::task::{Task, thread_pointer_of};
 
-/// A target's child, thread or process, is a target. The child has not run yet (kernel: `kernel/fork.c`,
-/// `kernel_clone()`), and its counters are 0 (`copy_mm()`).
+/// Makes a child of a target thread, whether a thread or a process, a target. The child has not run yet (kernel:
+/// `kernel/fork.c`, `kernel_clone()`), and its counters are 0 (`copy_mm()`).
 #[btf_tracepoint(function = "sched_process_fork")]
 pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     let parent = Task::from_arg(ctx.arg(0));
@@ -42,9 +42,9 @@ pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
         follow_process(parent, tgid, child.start_boottime_ns());
         INHERITED
     };
-    // Go's threads are born with their maker's thread pointer, and set their own a few instructions later: up to then they
-    // are not to be taken for what their maker was doing. The child of a `vfork` (`posix_spawn`, Go's `os/exec`) has it until it calls
-    // `execve`, however often it is switched out before.
+    // Go's threads are born with their parent's thread pointer, and set their own a few instructions later. Until then,
+    // what the parent was doing must not be attributed to them. The child of a `vfork` (`posix_spawn`, Go's `os/exec`)
+    // keeps that thread pointer until it calls `execve`, however often it is switched out before.
     if is_makers && tgid != thread.tgid {
         flags |= BORROWED;
     }
@@ -64,14 +64,15 @@ pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// A new program in the process: a new name and a new address space. If the caller was not the group's leader it has
-/// become it, and has the leader's id now; its record, kept by address, is the same.
+/// Records that the process has a new program, and so a new name and a new address space. If the caller was not the
+/// group's leader, it has become the leader and has the leader's id now. Its record is the same, because records are
+/// kept by address.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub(crate) fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     let task = Task::from_arg(ctx.arg(0));
     let tid = task.tid();
     if let Some(thread) = find(task, tid, FirstSeen::Otherwise, Lane::Lifecycle) {
-        // The new program's credentials are the thread's by now (kernel: `fs/exec.c`, `begin_new_exec()`).
+        // The thread already has the credentials of the new program (kernel: `fs/exec.c`, `begin_new_exec()`).
         if !may_trace(task) {
             stop_recording(task, thread);
             return 0;
@@ -99,14 +100,14 @@ pub(crate) fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
             tgid: thread.tgid,
             number: thread.image,
         };
-        // Should there be no room, user space finds it at its next tick.
+        // If there is no room, user space finds the program at its next tick.
         let _ = EXECUTED.output::<Image>(&image, 0);
     }
     0
 }
 
-/// The thread is about to end. It will be switched a few more times, the last one with `TASK_DEAD`, so its record stays;
-/// but its memory is gone, or soon will be.
+/// Records that the thread is about to end. It will be switched a few more times, the last time with `TASK_DEAD`, so
+/// its record stays. But its memory is gone, or soon will be.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub(crate) fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let task = Task::from_arg(ctx.arg(0));
@@ -116,14 +117,14 @@ pub(crate) fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// The same moment before Linux 6.16, where [`sched_process_exit`] comes when the memory is gone. Attached there only: nearly
-/// all programs end through it, and those that do not lack their final numbers.
+/// Does the same before Linux 6.16, where [`sched_process_exit`] comes after the memory is gone. Attached only there.
+/// Nearly all threads end through this function; those that do not have no final counts.
 #[kprobe(function = "do_exit")]
 pub(crate) fn do_exit(_ctx: ProbeContext) -> u32 {
     // SAFETY: the helper has no preconditions.
     let address = unsafe { bpf_get_current_task() };
     if let Some(thread) = THREADS.get_ptr_mut(&address) {
-        // SAFETY: as in `crate::target::find`; a kprobe runs with preemption disabled, as a tracepoint does.
+        // SAFETY: as in `crate::target::find`. A kprobe runs with preemption disabled, like a tracepoint.
         exits(unsafe { &mut *thread }, thread_pointer_of(address));
     }
     0
@@ -137,13 +138,13 @@ fn exits(thread: &mut Thread, thread_pointer: u64) {
     thread.flags |= EXITING;
 }
 
-/// A thread gets another name; attached only where names are told as events.
+/// Records that a thread gets another name. Attached only if names are emitted as events.
 #[btf_tracepoint(function = "task_rename")]
 pub(crate) fn task_rename(ctx: BtfTracePointContext) -> i32 {
     let task = Task::from_arg(ctx.arg(0));
     if let Some(thread) = THREADS.get_ptr_mut(&task.address()) {
-        // SAFETY: a live element. Two threads that rename a third one at once may raise it by one only, which is enough:
-        // all that matters is that it has changed since the name was told.
+        // SAFETY: a live element. If two threads rename a third one at the same time, the number may be raised by only
+        // one. This is sufficient, because it must only differ from its value at the last introduction.
         unsafe {
             let names = &raw mut (*thread).names;
             names.write_volatile(names.read_volatile().wrapping_add(1));

@@ -1,10 +1,12 @@
-//! What a thread is doing: one bounded read of its thread-locals for each locator its program has.
+//! Finds what a thread is doing, with bounded reads of its thread-local variables for each locator of its program.
 //!
-//! The probe's slot names the task and numbers the polls; tokio's context tells a runtime's thread from others, and names
-//! the tasks that no probe wraps. Where both speak the probe is believed first. A task that was seen with both is known
-//! from then on by the probe's id, also in the instants before and after the wrapped poll, when only tokio speaks.
+//! The probe's slot contains the task and the number of the poll. tokio's context distinguishes a runtime's threads
+//! from others, and contains the tasks that are not wrapped by the probe. If both contain a task, the probe's is used.
+//! A task that was seen with both is identified by the probe's id from then on, also directly before and after the
+//! wrapped poll, when only tokio's context contains it.
 //!
-//! Go's threads have a goroutine, and tokio's have none. Both in one program is possible, through C: then Go is asked first.
+//! Go's threads have a goroutine, and tokio's threads have none. A program may contain both, through C; then Go's
+//! goroutine is read first.
 
 use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::helpers::generated::bpf_probe_read_user as read_user;
@@ -18,7 +20,7 @@ use ctxtrace_common::thread::{EXITING, KERNEL_WORKER, RUNTIME, Thread};
 
 use crate::maps::{ALIASES, GOROUTINES, IMAGES, LOCATORS, Scratch, TASKS, count};
 
-/// The locator of the thread's program; looked up once a thread and program.
+/// Returns the locator of the thread's program. It is looked up once for each thread and program.
 #[inline(always)]
 pub(crate) fn locator_of(thread: &mut Thread) -> Option<&'static Locator> {
     if thread.locator == 0 {
@@ -26,24 +28,24 @@ pub(crate) fn locator_of(thread: &mut Thread) -> Option<&'static Locator> {
             tgid: thread.tgid,
             number: thread.image,
         };
-        // SAFETY: the value is copied out at once.
+        // SAFETY: the value is copied at once.
         thread.locator = unsafe { IMAGES.get(&image) }.copied()?;
     }
     LOCATORS.get(thread.locator)
 }
 
-/// What the thread that is `current` is doing. The probe's slot is left in the scratch space; its `magic` says whether
-/// there is one.
+/// Returns what the thread that is `current` is doing. Leaves the probe's slot in the scratch space; its `magic` is 0
+/// if there is none.
 #[inline(always)]
 pub(crate) fn locate(thread: &mut Thread, thread_pointer: u64, scratch: &mut Scratch) -> Plain {
     let kind = look(thread, thread_pointer, scratch);
     Plain::new(kind, scratch.value)
 }
 
-/// Returns the kind of a [`Plain`] and leaves its value in the scratch space.
+/// Returns the kind of a [`Plain`], and leaves its value in the scratch space.
 ///
-/// Kept out of line: a program and what it calls have 512 bytes of stack together, so what needs much of it must not all lie
-/// in one frame (kernel: `kernel/bpf/verifier.c`, `check_max_stack_depth()`).
+/// Not inlined: a program and the functions that it calls have 512 bytes of stack together, so code that needs much of
+/// it must not be in one frame with other such code (kernel: `kernel/bpf/verifier.c`, `check_max_stack_depth()`).
 #[inline(never)]
 fn look(thread: &mut Thread, thread_pointer: u64, scratch: &mut Scratch) -> u64 {
     let plain = Plain::from(look_at(thread, thread_pointer, scratch));
@@ -58,7 +60,7 @@ fn look_at(thread: &mut Thread, thread_pointer: u64, scratch: &mut Scratch) -> D
         return Doing::Other;
     }
     if thread.flags & EXITING != 0 {
-        // Its memory is gone, or soon will be; what it was before is all there is to say.
+        // The thread's memory is gone, or soon will be. Only what the thread was before is known.
         return if thread.flags & RUNTIME != 0 {
             Doing::Runtime
         } else {
@@ -80,8 +82,9 @@ fn look_at(thread: &mut Thread, thread_pointer: u64, scratch: &mut Scratch) -> D
     doing
 }
 
-/// [`Doing`] as two plain numbers, both of which always have a value: where the paths of a program meet, an enum's payload
-/// may have none, and the verifier refuses to move it (before Linux 6.3 even from one place on the stack to another).
+/// [`Doing`] as two plain numbers that always have a value. Where the paths of a program join, the payload of an enum
+/// may be uninitialised, and the verifier rejects a program that moves it (before Linux 6.3, even from one stack slot
+/// to another).
 #[derive(Clone, Copy)]
 pub(crate) struct Plain {
     kind: u64,
@@ -100,10 +103,10 @@ impl Plain {
         Self { kind, value }
     }
 
-    /// Nothing that anybody could have a name for.
+    /// The thread is not a thread of a runtime.
     pub(crate) const OTHER: Self = Self { kind: OTHER, value: 0 };
 
-    /// The same with a payload that says nothing: for all who ask only which of them it is.
+    /// Returns the same as a [`Doing`] with a meaningless payload, for code that only needs the variant.
     #[inline(always)]
     pub(crate) fn shape(self) -> Doing {
         match self.kind {
@@ -115,13 +118,13 @@ impl Plain {
         }
     }
 
-    /// The task that is polled, or 0.
+    /// Returns the task that is polled, or 0.
     #[inline(always)]
     pub(crate) fn task(self) -> u64 {
         if self.kind == TASK { self.value } else { 0 }
     }
 
-    /// The number of the [`Reason`] why it is not known, or 0.
+    /// Returns the number of the [`Reason`] why it is not known what the thread is doing, or 0.
     #[inline(always)]
     pub(crate) fn reason(self) -> u8 {
         if self.kind == UNKNOWN { self.value as u8 } else { 0 }
@@ -175,7 +178,7 @@ fn read(thread: &mut Thread, locator: &Locator, thread_pointer: u64, scratch: &m
     }
 
     let address = thread_pointer.wrapping_sub(locator.probe_below_tp) as *const core::ffi::c_void;
-    // SAFETY: the slot is as large as the size given; a read that fails says so.
+    // SAFETY: the slot is as large as the size given. A failed read returns an error.
     if unsafe { read_user((&raw mut scratch.slot).cast(), size_of::<Slot>() as u32, address) } != 0 {
         scratch.slot.magic = 0;
         return Plain::unknown(Reason::ReadFailed as u64);
@@ -184,7 +187,7 @@ fn read(thread: &mut Thread, locator: &Locator, thread_pointer: u64, scratch: &m
     if slot.magic == 0 {
         return admitted(thread, by_tokio, &mut scratch.key);
     }
-    // What only the program itself can have done: another mark, or a number of polls that went down.
+    // Only the program itself can cause this: another magic, or a number of polls that went down.
     if slot.magic != MAGIC || slot.polls < thread.polls.last.polls {
         slot.magic = 0;
         return Plain::unknown(Reason::Overwritten as u64);
@@ -199,8 +202,8 @@ fn read(thread: &mut Thread, locator: &Locator, thread_pointer: u64, scratch: &m
     }
     let announced = flags & RUNTIME_THREAD != 0;
     if by_tokio.kind == TASK {
-        // The program has announced this thread and wraps what it gives to `block_on`; it is not being polled, so this is
-        // the runtime's own work around the poll of another task.
+        // The program has announced this thread, and wraps the future that it gives to `block_on`. That future is not
+        // being polled, so this is the runtime's own work around the poll of another task.
         if by_tokio.value == ROOT_TASK && announced {
             return Plain::new(RUNTIME_KIND, 0);
         }
@@ -227,27 +230,27 @@ fn by_tokio(thread: &mut Thread, locator: &Locator, thread_pointer: u64, scratch
         return Plain::unknown(Reason::UnknownLayout as u64);
     }
     let context = thread_pointer.wrapping_sub(locator.tokio.below_tp) as *const core::ffi::c_void;
-    // SAFETY: the buffer is as large as `size` may be; a read that fails says so.
+    // SAFETY: `size` is at most the size of the buffer. A failed read returns an error.
     if unsafe { read_user((&raw mut scratch.context).cast(), size, context) } != 0 {
         return Plain::unknown(Reason::ReadFailed as u64);
     }
     let plain = Plain::from(locator.tokio.decode(&scratch.context, thread.tid == thread.tgid));
     match plain.kind {
-        // The runtime's own work around a poll.
+        // This is the runtime's own work around a poll.
         TASK if plain.value == thread.launch_task => Plain::new(RUNTIME_KIND, 0),
         RUNTIME_KIND => {
             let id = locator.tokio.id(&scratch.context);
             if thread.launch_task == 0 {
                 thread.launch_task = id;
             }
-            // A worker whose id is another than its launch task's polls that task, without a budget, or drops it.
+            // A worker with an id other than its launch task's polls that task without a budget, or drops it.
             if id != thread.launch_task && id != 0 {
                 return Plain::new(TASK, id);
             }
             plain
         }
         POOL_IDLE => {
-            // Should it be launched as a worker again, then by another task.
+            // If the thread is launched as a worker again, it will have another launch task.
             thread.launch_task = 0;
             plain
         }
@@ -263,7 +266,7 @@ fn by_go(thread: &mut Thread, go: &GoLayout, thread_pointer: u64, key: &mut Task
         return Plain::unknown(Reason::ReadFailed as u64);
     }
     if goroutine == 0 {
-        // A thread that C has made, or one that has not begun.
+        // The thread was created by C code, or has not begun to run Go code.
         return Plain::new(OTHER, 0);
     }
     if !load(goroutine, go.goid, &mut number) {
@@ -274,7 +277,7 @@ fn by_go(thread: &mut Thread, go: &GoLayout, thread_pointer: u64, key: &mut Task
         if !load(goroutine, go.m, &mut machine) {
             return Plain::unknown(Reason::ReadFailed as u64);
         }
-        // The first thread's `g0` has no M in its first instants.
+        // When the program starts, the first thread's `g0` has no M for a short time.
         if machine != 0 {
             if !load(machine, go.curg, &mut goroutine) {
                 return Plain::unknown(Reason::ReadFailed as u64);
@@ -291,11 +294,12 @@ fn by_go(thread: &mut Thread, go: &GoLayout, thread_pointer: u64, key: &mut Task
     plain
 }
 
-/// Reads eight bytes of the thread's memory; tells whether it could. Plain numbers, as in [`Plain`] and for its reason.
+/// Reads eight bytes of the thread's memory. Returns whether it succeeded. It uses plain numbers for the same reason as
+/// [`Plain`].
 #[inline(always)]
 fn load(address: u64, offset: u32, into: &mut u64) -> bool {
     let address = address.wrapping_add(u64::from(offset)) as *const u64;
-    // SAFETY: a read that fails says so.
+    // SAFETY: a failed read returns an error.
     match unsafe { bpf_probe_read_user(address) } {
         Ok(value) => {
             *into = value;
@@ -305,8 +309,9 @@ fn load(address: u64, offset: u32, into: &mut u64) -> bool {
     }
 }
 
-/// A goroutine's id as it may stand in a key: those beyond what the table holds share one with all that were started with
-/// the same function, so that a program with very many of them is still told apart by what they do.
+/// Returns a goroutine's id as it is used in keys. Goroutines for which the table has no room share one id with all
+/// others that have the same start function. So even if a program has very many of them, they are distinguished by what
+/// they do.
 #[inline(always)]
 fn admit_goroutine(thread: &mut Thread, go: &GoLayout, goroutine: u64, id: u64, key: &mut TaskKey) -> u64 {
     if id == thread.last_task {
@@ -316,7 +321,7 @@ fn admit_goroutine(thread: &mut Thread, go: &GoLayout, goroutine: u64, id: u64, 
     let key = &*key;
     if GOROUTINES.get_ptr(key).is_none() {
         let mut startpc = 0;
-        // Should it not be readable, the function has no name.
+        // If this cannot be read, the function has no name.
         let _ = load(goroutine, go.startpc, &mut startpc);
         if GOROUTINES.insert(key, &startpc, 0).is_err() {
             count(|counters| &mut counters.lost_tasks);
@@ -338,16 +343,16 @@ fn key_of(thread: &Thread, task: u64) -> TaskKey {
     }
 }
 
-/// A task's id as it may stand in a key: that of a task beyond what the tables hold becomes [`OTHER_TASKS`].
+/// Returns a task's id as it is used in keys. Tasks for which the tables have no room have the id [`OTHER_TASKS`].
 ///
-/// `key` is a place in the scratch space for looking it up, which takes less room on the stack than one for each look-up.
+/// `key` is a place in the scratch space for the lookup, which saves stack space compared with one key for each lookup.
 #[inline(always)]
 fn admit(thread: &mut Thread, id: u64, key: &mut TaskKey) -> u64 {
     if id == ROOT_TASK || id < NAMED_TASKS as u64 || id == thread.last_task {
         return id;
     }
     if id & (HOOKED | TOKIO_TASK) == 0 {
-        // One of the probe's that has no name; the probe's own count tells how many there are.
+        // A task of the probe without a name. The probe's own counter gives the number of such tasks.
         return OTHER_TASKS;
     }
     *key = key_of(thread, id);
@@ -360,7 +365,7 @@ fn admit(thread: &mut Thread, id: u64, key: &mut TaskKey) -> u64 {
     id
 }
 
-/// Notes that tokio's `alias` is the probe's `task`.
+/// Records that tokio's `alias` is the probe's `task`.
 #[inline(always)]
 fn learn(thread: &Thread, alias: u64, task: u64, key: &mut TaskKey) {
     if alias == ROOT_TASK || task == OTHER_TASKS {
@@ -369,7 +374,7 @@ fn learn(thread: &Thread, alias: u64, task: u64, key: &mut TaskKey) {
     *key = key_of(thread, alias);
     let key = &*key;
     if ALIASES.get_ptr(key).is_none() {
-        // Should there be no room, the task goes by both its names.
+        // If there is no room, the task appears under both ids.
         let _ = ALIASES.insert(key, &task, 0);
     }
 }
@@ -378,7 +383,7 @@ fn learn(thread: &Thread, alias: u64, task: u64, key: &mut TaskKey) {
 fn known_as(thread: &mut Thread, id: u64, key: &mut TaskKey) -> u64 {
     if id != ROOT_TASK {
         *key = key_of(thread, id);
-        // SAFETY: the value is copied out at once.
+        // SAFETY: the value is copied at once.
         if let Some(&task) = unsafe { ALIASES.get(&*key) } {
             return task;
         }

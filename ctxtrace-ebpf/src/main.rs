@@ -1,28 +1,28 @@
-//! ctxtrace's BPF programs: what runs in the kernel at every switch.
+//! ctxtrace's BPF programs, which the kernel runs at every switch and wakeup.
 //!
-//! One file a hook:
+//! The programs are in one module for each group of hooks:
 //!
-//! * [`switch`]: `sched_switch`. The thread that leaves is counted, put in its class of the ledger, and its stacks are taken;
-//!   the thread that comes gets its off-CPU interval closed.
-//! * [`wakeup`]: `sched_waking`, `sched_wakeup_new`, `sys_exit`. Ends of sleeps, who ends them, and what that costs.
-//! * [`sample`]: a timer. What the target is doing while it is on its CPU.
-//! * [`lifecycle`]: `sched_process_fork`, `_exec`, `_exit`, `task_rename`. Who belongs to the target.
+//! * [`switch`]: `sched_switch`. Counts the thread that is switched out, assigns the switch to its ledger class, and
+//!   takes the thread's stacks. Closes the off-CPU interval of the thread that is switched in.
+//! * [`wakeup`]: `sched_waking`, `sched_wakeup_new`, `sys_exit`. Records the ends of sleeps, the wakers, and the cost
+//!   of wakeups.
+//! * [`sample`]: a timer. Records what the target is doing while it is on its CPU.
+//! * [`lifecycle`]: `sched_process_fork`, `sched_process_exec`, `sched_process_exit`, `do_exit`, `task_rename`.
+//!   Determines which threads belong to the target.
 //!
-//! and what they share: [`maps`] (every map, and every constant the loader sets), [`task`] (reading the kernel's
-//! `task_struct` with offsets from the running kernel's BTF), [`target`] (from a `task_struct` to our record of the thread),
-//! [`rights`] (whether the tracer's user may trace a thread),
-//! [`locate`] (what the thread is doing), [`hits`] (its task switches), [`handover`] (its final numbers), [`waker`] (who makes a wakeup), [`stacks`] and
-//! [`sums`] (the tables things are added up in), [`tables`] (how full those are), [`events`] (what is told one by one).
+//! They share these modules: [`maps`] (every map, and most constants that the loader sets), [`task`] (reads the kernel's
+//! `task_struct` with offsets from the running kernel's BTF), [`target`] (finds the record of a thread, given its
+//! `task_struct`), [`rights`] (whether the tracer's user may trace a thread), [`locate`] (what a thread is doing),
+//! [`hits`] (which task switches hit the kernel), [`handover`] (a thread's final counts), [`waker`] (the maker of a
+//! wakeup), [`stacks`] and [`sums`] (the tables of stacks and of sums), [`tables`] (the fill levels of these tables),
+//! [`events`] (the events of the timeline).
 //!
-//! All but the timer's are `tp_btf` programs: they get typed pointers and read through them directly, no helper call for each
-//! field.
+//! All programs except the timer's and the kprobe at `do_exit` are `tp_btf` programs: they get typed pointers and read
+//! through them directly, without a helper call for each field.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 #![cfg_attr(
     target_arch = "bpf",
-    expect(
-        clippy::needless_pass_by_value,
-        reason = "aya's macros hand the context over by value"
-    ),
+    expect(clippy::needless_pass_by_value, reason = "aya's macros pass the context by value"),
     expect(
         clippy::needless_borrows_for_generic_args,
         reason = "a key passed by value is copied onto the BPF stack, which has 512 bytes"
@@ -64,7 +64,8 @@ mod waker;
 #[cfg(target_arch = "bpf")]
 mod wakeup;
 
-/// The licence the kernel checks before it lets a program call GPL-only helpers (stack walks, user memory reads).
+/// The licence that the kernel checks before it lets a program call GPL-only helpers (which walk stacks and read user
+/// memory).
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
@@ -73,7 +74,7 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier rejects a program from which this loop could be reached.
+    // The verifier rejects a program that could reach this loop.
     loop {}
 }
 

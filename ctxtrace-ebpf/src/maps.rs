@@ -1,7 +1,7 @@
-//! Every map and every load-time constant.
+//! The maps, and the load-time constants that several modules use.
 //!
-//! The constants are read-only data that the loader fills in before the verifier looks, so a branch on one of them costs
-//! nothing at run time: the verifier knows the value and prunes the dead side.
+//! The constants are read-only data that the loader sets before the verifier runs. A branch on one of them costs
+//! nothing at run time, because the verifier knows the value and removes the code that cannot be reached.
 
 use aya_ebpf::Global;
 use aya_ebpf::macros::map;
@@ -20,25 +20,27 @@ use ctxtrace_common::table::{Table, TableState};
 use ctxtrace_common::thread::Thread;
 use ctxtrace_common::wakeup::{Edge, EdgeAddition, EdgeKey, Waker, WakerStackKey};
 
-/// Live target threads by the address of their `task_struct`.
+/// Live threads of the target, by the address of their `task_struct`.
 #[map]
 pub(crate) static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(16_384, 0);
 
-/// Target processes by thread-group id.
+/// Processes of the target, by thread-group id.
 #[map]
 pub(crate) static PROCESSES: HashMap<u32, Process> = HashMap::with_max_entries(8_192, 0);
 
-/// By [`filter_place`](ctxtrace_common::process::filter_place): 0 where no process of that place has ever been a target. Set
-/// before the process is followed, and never taken back: each place is stored to as a whole, so no CPU undoes another's.
+/// A filter for processes, by [`filter_place`](ctxtrace_common::process::filter_place): 0 if no process with this place
+/// has ever been a target. An entry is set before the process is followed, and never cleared. Each entry is stored as a
+/// whole, so no CPU overwrites the entry of another.
 #[map]
 pub(crate) static FILTER: Array<u64> = Array::with_max_entries(FILTER_PLACES, 0);
 
-/// A [`ThreadSummary`](ctxtrace_common::thread::ThreadSummary) of each exited thread, for user space to collect. The loader makes it
-/// large enough for every thread that can be followed at a time; user space is woken when it is half full.
+/// The [`ThreadSummary`](ctxtrace_common::thread::ThreadSummary) of each exited thread, for user space. The loader
+/// makes the ring large enough for all threads that can be followed at a time. User space is woken when it is half
+/// full.
 #[map]
 pub(crate) static EXITED: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
 
-/// By [`Table`]: how tables stand that user space empties while the run goes on.
+/// The states of the tables that user space empties during a run, by [`Table`].
 #[map]
 pub(crate) static TABLES: Array<TableState> = Array::with_max_entries(Table::COUNT as u32, 0);
 
@@ -50,36 +52,39 @@ pub(crate) static HISTOGRAMS: PerCpuArray<Histogram> = PerCpuArray::with_max_ent
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
 
-/// Distinct stacks by their hash.
+/// Distinct stacks, by their hash.
 #[map]
 pub(crate) static STACKS: HashMap<u64, Stack> = HashMap::with_max_entries(16_384, 0);
 
-/// Switch-outs and off-CPU time by class, task and, where stacks are taken, thread name and stack pair.
+/// Number and off-CPU time of switch-outs, by class and task and, if stacks are taken, by thread name and by kernel and
+/// user stack.
 #[map]
 pub(crate) static SWITCH_SUMS: HashMap<SumKey, SwitchSum> = HashMap::with_max_entries(16_384, 0);
 
-/// The same by class alone, for what does not fit the table of sums: so the ledger adds up, whatever happens.
+/// Number and off-CPU time, by class alone, of switch-outs that found no room in the table of sums. So the ledger adds
+/// up in any case.
 #[map]
 pub(crate) static OVERFLOW_SUMS: PerCpuArray<SwitchSum> = PerCpuArray::with_max_entries(Class::COUNT as u32, 0);
 
-/// How tasks are found, by the index that [`IMAGES`] gives. Index 0 is not used.
+/// How tasks are found, by the index that [`IMAGES`] contains. Index 0 is not used.
 #[map]
 pub(crate) static LOCATORS: Array<Locator> = Array::with_max_entries(MAX_LOCATORS, 0);
 
-/// Index of the locator of each program that user space has looked at.
+/// Index of the locator of each program that user space has examined.
 #[map]
 pub(crate) static IMAGES: HashMap<Image, u32> = HashMap::with_max_entries(8_192, 0);
 
-/// Tasks seen that have no place in a table of their program's, so that their number is bounded.
+/// Tasks of tokio, and tasks announced by hooks, that have been seen. The table bounds the number of tasks that are
+/// distinguished.
 #[map]
 pub(crate) static TASKS: HashMap<TaskKey, u64> = HashMap::with_max_entries(4_096, 0);
 
-/// The function that each goroutine was started with, by its address; 0 if it is not known. Fewer than [`TASKS`], so that
-/// the stacks of all of them have room in [`SWITCH_SUMS`].
+/// The address of the start function of each goroutine; 0 if it is not known. The table is smaller than [`TASKS`], so
+/// that [`SWITCH_SUMS`] has room for the stacks of all of them.
 #[map]
 pub(crate) static GOROUTINES: HashMap<TaskKey, u64> = HashMap::with_max_entries(1_024, 0);
 
-/// The probe's id of a task by tokio's, for tasks that were seen with both.
+/// The probe's id of a task, by tokio's id, for tasks that were seen with both.
 #[map]
 pub(crate) static ALIASES: HashMap<TaskKey, u64> = HashMap::with_max_entries(4_096, 0);
 
@@ -87,51 +92,52 @@ pub(crate) static ALIASES: HashMap<TaskKey, u64> = HashMap::with_max_entries(4_0
 #[map]
 pub(crate) static HITS: HashMap<TaskKey, u64> = HashMap::with_max_entries(4_096, 0);
 
-/// Tables of ended threads, for user space to collect.
+/// The final counts of ended threads, for user space.
 #[map]
 pub(crate) static HANDOVERS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
-/// Names of tasks, likewise.
+/// Names of tasks, for user space.
 #[map]
 pub(crate) static NAMES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
-/// What found no room in a table of sums, for user space to add: see [`ctxtrace_common::table`].
+/// Additions to tables of sums that had no room, for user space: see [`ctxtrace_common::table`].
 #[map]
 pub(crate) static ADDITIONS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
-/// Programs that have been executed, for user space to look at: it is woken for each.
+/// Programs that have been executed, for user space to examine. It is woken for each of them.
 #[map]
 pub(crate) static EXECUTED: RingBuf = RingBuf::with_byte_size(64 << 10, 0);
 
-/// The events of the timeline: [`RING_CAPACITY`] places for each CPU, one CPU's after the other's. User space maps it, and
-/// the loader says how large it is.
+/// The events of the timeline: [`RING_CAPACITY`] entries for each CPU, one CPU after the other. User space maps the
+/// array, and the loader sets its size.
 #[map]
 pub(crate) static EVENTS: Array<Event> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// How far each CPU has written, and user space has read; mapped like [`EVENTS`].
+/// The number of events that each CPU has written and that user space has read. Mapped like [`EVENTS`].
 #[map]
 pub(crate) static RINGS: Array<RingState> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Wakes user space when a ring of events or of exited threads is half full, or a quarter of a table is taken; what is in it says nothing.
+/// Wakes user space when a CPU's ring of events or the ring of exited threads is half full, or when a quarter of a
+/// table is occupied. The contents of its records have no meaning.
 #[map]
 pub(crate) static HALF_FULL: RingBuf = RingBuf::with_byte_size(4 << 10, 0);
 
-/// Lets user space map an array.
+/// Flag of a map: user space may map the array into its memory.
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
-/// Wakeups by who woke whom.
+/// Wakeups, by waker and woken thread.
 #[map]
 pub(crate) static EDGES: HashMap<EdgeKey, Edge> = HashMap::with_max_entries(8_192, 0);
 
-/// Wakeups by the stacks of their makers, where those are taken.
+/// Wakeups, by the stacks of the waker, if those are taken.
 #[map]
 pub(crate) static WAKER_SUMS: HashMap<WakerStackKey, SwitchSum> = HashMap::with_max_entries(16_384, 0);
 
-/// The waking that the thread on each CPU is making, from `sched_waking` to the end of its system call.
+/// The wakeup that the current thread of each CPU is making, from `sched_waking` to the end of its system call.
 #[map]
 pub(crate) static WAKINGS: PerCpuArray<WakingNow> = PerCpuArray::with_max_entries(1, 0);
 
-/// Whether the making of wakeups is timed: not 0 while [`sys_exit`](crate::wakeup::sys_exit) is attached.
+/// Whether the cost of wakeups is measured: not 0 while [`sys_exit`](crate::wakeup::sys_exit) is attached.
 #[map]
 pub(crate) static TIMES_WAKINGS: Array<u64> = Array::with_max_entries(1, 0);
 
@@ -139,32 +145,34 @@ pub(crate) static TIMES_WAKINGS: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static PREEMPT_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-/// Where things are put together that are too large for a BPF stack frame, which has 512 bytes; one for each [`Lane`].
+/// Memory for values that are too large for the BPF stack, which has 512 bytes. There is one for each [`Lane`].
 #[map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(Lane::COUNT, 0);
 
-/// See [`SCRATCH`].
+/// The scratch space of one lane of a CPU; see [`SCRATCH`].
 #[repr(C)]
 pub(crate) struct Scratch {
     pub(crate) slot: Slot,
     pub(crate) context: Context,
     pub(crate) stack: Stack,
-    /// A part of a kernel stack; see [`ctxtrace_common::memo`].
+    /// A part of a kernel stack, with its number of valid words and the index of its base; see
+    /// [`ctxtrace_common::memo`].
     pub(crate) words: [u64; MEMO_WORDS],
     pub(crate) length: u64,
     pub(crate) base: u64,
     /// The innermost part of a user stack; see [`ctxtrace_common::chain`].
     pub(crate) chain: [u64; CHAIN_WORDS],
-    /// A link that is not in it.
+    /// A link that is not in the copy.
     pub(crate) link: [u64; 2],
-    /// The frame that is followed.
+    /// The frame that is being followed.
     pub(crate) frame: u64,
-    /// The outermost one in the copy, and the outermost one that could have been.
+    /// The outermost frame that was in the copy, and the outermost frame that could have been in a larger copy.
     pub(crate) inside: u64,
     pub(crate) outside: u64,
-    /// Key of the user stack of the thread that leaves, if that is known without walking it; 0 if not.
+    /// Key of the user stack of the thread that is switched out, if it was recognised without a walk by the kernel;
+    /// otherwise 0.
     pub(crate) user_stack: u64,
-    /// Key of its kernel stack, and whether it found no place in the table.
+    /// Key of that thread's kernel stack, and 1 in `stack_lost` if the stack found no room in the table.
     pub(crate) kernel_stack: u64,
     pub(crate) stack_lost: u64,
     pub(crate) thread: Thread,
@@ -172,39 +180,41 @@ pub(crate) struct Scratch {
     pub(crate) event: Event,
     pub(crate) waker: Waker,
     pub(crate) key: TaskKey,
-    /// What [`crate::locate`] has found; see there.
+    /// The value of the result of [`crate::locate::locate`].
     pub(crate) value: u64,
 }
 
-/// See [`WAKINGS`].
+/// A wakeup that is being made; see [`WAKINGS`].
 #[repr(C)]
 pub(crate) struct WakingNow {
-    /// `task_struct` of the thread that makes it; 0 if none does.
+    /// Address of the `task_struct` of the thread that makes it; 0 if no wakeup is being made.
     pub(crate) waker: u64,
     pub(crate) since_ns: u64,
     pub(crate) edge: EdgeAddition,
 }
 
-/// Which of a CPU's scratch spaces a program uses. A program that runs with interrupts enabled can be interrupted by one
-/// that does not, so they must not share.
+/// Selects one of a CPU's scratch spaces. A program that runs with interrupts enabled can be interrupted by one that
+/// runs with interrupts disabled, so the two must not share a scratch space.
 #[derive(Clone, Copy)]
 pub(crate) enum Lane {
-    /// `sched_switch`, `sched_waking`, `sched_wakeup_new`, and the timer of samples: the kernel runs them with interrupts
-    /// disabled.
+    /// For `sched_switch`, `sched_waking`, `sched_wakeup_new` and the timer of samples. The kernel runs them with
+    /// interrupts disabled, with one exception: where `try_to_wake_up()` wakes `current`, it disables only preemption
+    /// before it raises `sched_waking`.
     Scheduler = 0,
-    /// The birth, `execve` and end of threads.
+    /// For the birth, `execve` and end of threads, and for `sys_exit`.
     Lifecycle = 1,
 }
 
 impl Lane {
     const COUNT: u32 = 2;
 
-    /// This CPU's scratch space.
+    /// Returns this CPU's scratch space.
     #[inline(always)]
     pub(crate) fn scratch(self) -> Option<&'static mut Scratch> {
         let scratch = SCRATCH.get_ptr_mut(self as u32)?;
-        // SAFETY: this CPU's own element, and nobody else on this CPU uses this lane meanwhile: programs run with
-        // preemption disabled, those of the first lane with interrupts disabled, and none of the second in an interrupt.
+        // SAFETY: this is this CPU's own element. No other program on this CPU uses the lane at the same time: programs
+        // run with preemption disabled, those of the first lane with interrupts disabled (see [`Lane::Scheduler`] for
+        // the exception), and none of the second lane runs in an interrupt.
         Some(unsafe { &mut *scratch })
     }
 }
@@ -217,15 +227,15 @@ pub(crate) static WITH_STACKS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static WITH_WAKER_STACKS: Global<u32> = Global::new(0);
 
-/// Whether the processes that a target forks are targets.
+/// Whether the processes that a target forks are targets, too.
 #[unsafe(no_mangle)]
 pub(crate) static FOLLOW_CHILDREN: Global<u32> = Global::new(1);
 
-/// Whether every switch and every waking is told as an event (`--level timeline`).
+/// Whether every switch and every wakeup is emitted as an event (`--level timeline`).
 #[unsafe(no_mangle)]
 pub(crate) static WITH_EVENTS: Global<u32> = Global::new(0);
 
-/// Events that each CPU's ring holds: a power of two.
+/// Number of events that each CPU's ring holds; a power of two.
 #[unsafe(no_mangle)]
 pub(crate) static RING_CAPACITY: Global<u32> = Global::new(1);
 
@@ -255,9 +265,9 @@ pub(crate) fn count(counter: impl FnOnce(&mut Counters) -> &mut u64) {
 #[inline(always)]
 pub(crate) fn add(counter: impl FnOnce(&mut Counters) -> &mut u64, n: u64) {
     if let Some(counters) = COUNTERS.get_ptr_mut(0) {
-        // SAFETY: the pointer is this CPU's own element, and no other program can run on this CPU meanwhile: all of them
-        // run from tracepoints with preemption disabled, and none is reached from an interrupt handler while another holds
-        // the reference (a waking in an interrupt comes before or after, as `sched_switch` runs with interrupts off).
+        // SAFETY: the pointer is to this CPU's own element, and programs run with preemption disabled. A program that
+        // runs with interrupts enabled (those of [`Lane::Lifecycle`]) can be interrupted between the load and the store
+        // by one that adds to the same counter; that addition is then lost.
         *counter(unsafe { &mut *counters }) += n;
     }
 }
@@ -266,7 +276,8 @@ pub(crate) fn add(counter: impl FnOnce(&mut Counters) -> &mut u64, n: u64) {
 #[inline(always)]
 pub(crate) fn record(latency: Latency, ns: u64) {
     if let Some(histogram) = HISTOGRAMS.get_ptr_mut(latency as u32) {
-        // SAFETY: as in `add`: this CPU's own element. Only the `sched_switch` program records.
+        // SAFETY: this CPU's own element. Only the `sched_switch` program records values, and it runs with interrupts
+        // disabled.
         unsafe { &mut *histogram }.record(ns);
     }
 }

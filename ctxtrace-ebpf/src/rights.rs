@@ -1,31 +1,31 @@
 //! Whether the tracer may trace a thread: the kernel's own rule, for a tracer that may not trace every process.
 //!
 //! The rule is that of `__ptrace_may_access()` with `PTRACE_MODE_READ_FSCREDS` (kernel: `kernel/ptrace.c`), and of
-//! `cap_ptrace_access_check()` (`security/commoncap.c`). What another security module adds to it is not asked for. The loader leaves
-//! all of it out for root, and where the tracer has `CAP_SYS_PTRACE`.
+//! `cap_ptrace_access_check()` (`security/commoncap.c`). Restrictions by other security modules are not checked. The
+//! loader disables the rule for root, and if the tracer has `CAP_SYS_PTRACE`.
 
 use aya_ebpf::Global;
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 
 use crate::task::{OFFSET_MM, Task, offsets};
 
-/// Whether the tracer may trace its own user's processes only.
+/// 1 if the rule is to be applied, because the tracer may not trace every process; otherwise 0.
 #[unsafe(no_mangle)]
 static ASKS_FOR_RIGHTS: Global<u32> = Global::new(0);
 
-/// The user in effect for the tracer's looks at `/proc` (`fsuid`).
+/// The user id with which the tracer accesses `/proc` (`fsuid`).
 #[unsafe(no_mangle)]
 static TRACER_UID: Global<u32> = Global::new(0);
 
-/// The group likewise (`fsgid`).
+/// The group id with which the tracer accesses `/proc` (`fsgid`).
 #[unsafe(no_mangle)]
 static TRACER_GID: Global<u32> = Global::new(0);
 
-/// The tracer's capabilities in effect: the lower half of the kernel's mask.
+/// The tracer's effective capabilities: the lower half of the kernel's mask.
 #[unsafe(no_mangle)]
 static TRACER_CAPABILITIES_LOW: Global<u32> = Global::new(0);
 
-/// The upper half.
+/// The tracer's effective capabilities: the upper half of the kernel's mask.
 #[unsafe(no_mangle)]
 static TRACER_CAPABILITIES_HIGH: Global<u32> = Global::new(0);
 
@@ -63,25 +63,25 @@ offsets! {
 /// `MMF_DUMPABLE_MASK` (kernel: `include/linux/sched/coredump.h`), the same since Linux 2.6.23.
 const DUMPABLE_MASK: u64 = 3;
 
-/// `SUID_DUMP_USER`: the process may be dumped, and traced, by its user.
+/// `SUID_DUMP_USER`: the user of the process may dump it, and so may trace it.
 const DUMPABLE_BY_USER: u64 = 1;
 
-/// Levels of user namespaces that there can be (kernel: `kernel/user_namespace.c`, `create_user_ns()`).
+/// Highest level that a user namespace can have (kernel: `kernel/user_namespace.c`, `create_user_ns()`).
 const MOST_LEVELS: u32 = 33;
 
-/// Whether the rule has to be asked for at all.
+/// Returns whether the rule is to be applied.
 #[inline(always)]
 pub(crate) fn are_limited() -> bool {
     ASKS_FOR_RIGHTS.load() != 0
 }
 
-/// Whether the tracer may trace this thread.
+/// Returns whether the tracer may trace this thread.
 #[inline(always)]
 pub(crate) fn may_trace(task: Task) -> bool {
     !are_limited() || is_allowed(task)
 }
 
-/// Kept out of line: it runs once a thread that is adopted and once an `execve`.
+/// Applies the rule. Not inlined, because it runs only once for each adopted thread and once for each `execve`.
 #[inline(never)]
 fn is_allowed(task: Task) -> bool {
     let credentials: u64 = field(task.address(), &OFFSET_REAL_CRED);
@@ -99,7 +99,7 @@ fn is_allowed(task: Task) -> bool {
     let namespace: u64 = field(credentials, &OFFSET_CRED_USER_NS);
     let permitted: u64 = field(credentials, &OFFSET_CRED_CAP_PERMITTED);
     let tracers = u64::from(TRACER_CAPABILITIES_HIGH.load()) << 32 | u64::from(TRACER_CAPABILITIES_LOW.load());
-    // BPF programs are loaded from the first user namespace only, so the tracer is in that one.
+    // BPF programs can be loaded only from the initial user namespace, so the tracer is in that one.
     let has_no_more = level(namespace) == 0 && permitted & !tracers == 0;
     let may_by_credentials = is_users && has_no_more || owns(namespace);
     if !may_by_credentials {
@@ -118,8 +118,8 @@ fn level(namespace: u64) -> u32 {
     field(namespace, &OFFSET_USER_NS_LEVEL)
 }
 
-/// Whether the tracer's user has made this user namespace, or one that it is in: then it has every capability there (kernel:
-/// `security/commoncap.c`, `cap_capable()`).
+/// Returns whether the tracer's user created this user namespace, or one that contains it. If so, the user has every
+/// capability in it (kernel: `security/commoncap.c`, `cap_capable()`).
 #[inline(never)]
 fn owns(namespace: u64) -> bool {
     let mut namespace = namespace;
@@ -135,10 +135,10 @@ fn owns(namespace: u64) -> bool {
     false
 }
 
-/// A field of one of the kernel's structures; 0 if it cannot be read.
+/// Returns a field of one of the kernel's structures, or 0 if it cannot be read.
 #[inline(always)]
 fn field<T: Copy + Default>(structure: u64, offset: &Global<u32>) -> T {
     let field = structure.wrapping_add(u64::from(offset.load())) as *const T;
-    // SAFETY: a read that fails says so.
+    // SAFETY: a failed read returns an error.
     unsafe { bpf_probe_read_kernel(field) }.unwrap_or_default()
 }

@@ -1,7 +1,9 @@
-//! A sample of what the target is doing on its CPU: a `perf` event on each CPU (`cpu-clock`) calls this at a steady rate.
+//! Samples what the target is doing on its CPU. A `perf` event on each CPU (`cpu-clock`) calls this program at a
+//! constant rate.
 //!
-//! It runs in the interrupt of a high-resolution timer. The programs of the scheduler's lane run with interrupts disabled,
-//! so a sample never comes in the middle of one of them, and may use their scratch space and their rings.
+//! It runs in the interrupt of a high-resolution timer. The programs of the scheduler's lane run with interrupts
+//! disabled (see [`Lane::Scheduler`] for the exception), so a sample does not interrupt one of them, and may use their
+//! scratch space and their rings.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns};
@@ -27,7 +29,7 @@ pub(crate) fn cpu_clock(ctx: PerfEventContext) -> u32 {
     let Some(scratch) = Lane::Scheduler.scratch() else {
         return 0;
     };
-    // There is no kernel stack if the interrupt has come in user mode: that is how the two are told apart.
+    // There is no kernel stack if the interrupt came in user mode. This is how the two cases are distinguished.
     let kernel = walk(ctx.as_ptr(), Space::Kernel, scratch);
     let user = walk(ctx.as_ptr(), Space::User, scratch);
     let key = |walked| match walked {
@@ -44,7 +46,8 @@ pub(crate) fn cpu_clock(ctx: PerfEventContext) -> u32 {
     0
 }
 
-/// Whether the thread that runs here is one of the target's; if so it has been introduced among the events.
+/// Returns whether the thread that runs here belongs to the target. If it does, it has been introduced among the
+/// events.
 #[inline(always)]
 fn is_targets(tid: u32, now_ns: u64) -> bool {
     if HAS_CURRENT_TASK_BTF.load() != 0 {
@@ -56,8 +59,9 @@ fn is_targets(tid: u32, now_ns: u64) -> bool {
         introduce(task, tid, thread, now_ns);
         return true;
     }
-    // The older helper gives an address without a type, by which a thread can be found, but not begun or introduced. Both
-    // happens at its next switch; what is sampled before has no thread to belong to.
+    // Before Linux 5.11, only an untyped address of `current` is available. A thread can be found by it, but neither
+    // adopted nor introduced. Both happen at the thread's next switch. Samples before that are counted as lost if the
+    // thread has a record.
     // SAFETY: the helper has no preconditions.
     let address = unsafe { bpf_get_current_task() };
     let Some(thread) = THREADS.get_ptr(&address) else {

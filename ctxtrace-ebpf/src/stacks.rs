@@ -1,4 +1,4 @@
-//! Walking stacks, and knowing when it is not necessary.
+//! Walks stacks, and recognises stacks that need not be walked.
 
 use aya_ebpf::bindings::BPF_F_USER_STACK;
 use aya_ebpf::helpers::bpf_get_stack;
@@ -13,21 +13,21 @@ use crate::tables::made_one;
 use crate::target::EEXIST;
 use crate::task::Task;
 
-/// Which of a thread's stacks.
+/// Selects one of a thread's stacks.
 #[derive(Clone, Copy)]
 pub(crate) enum Space {
-    /// The kernel's, from where the program's registers are.
+    /// The kernel stack, from the registers with which the program was called.
     Kernel,
-    /// The kernel's, from the tracepoint on: without our program and the function that calls programs at tracepoints, in which
-    /// the address depends on whether the kernel times them.
+    /// The kernel stack, from the tracepoint on: without this program and without its direct caller in the kernel. The
+    /// return address in that caller depends on whether the kernel measures the run time of programs.
     KernelAtTracepoint,
     User,
 }
 
-/// An element that is there stays: user space may be reading it.
+/// Flag of an update: an existing element is kept, because user space may be reading it.
 const BPF_NOEXIST: u64 = 1;
 
-/// Those two.
+/// The number of these two frames.
 const OUR_FRAMES: u64 = 2;
 
 pub(crate) enum Walked {
@@ -37,7 +37,7 @@ pub(crate) enum Walked {
     TableFull,
 }
 
-/// Walks one stack of the thread that is `current`, and puts it into the table if it is new.
+/// Walks one stack of the thread that is `current`, and adds it to the table if it is new.
 #[inline(always)]
 pub(crate) fn walk(ctx: *mut core::ffi::c_void, space: Space, scratch: &mut Scratch) -> Walked {
     let flags = match space {
@@ -63,7 +63,7 @@ pub(crate) fn walk(ctx: *mut core::ffi::c_void, space: Space, scratch: &mut Scra
     if STACKS.get_ptr(&hash).is_none() {
         match STACKS.insert(&hash, &*stack, BPF_NOEXIST) {
             Ok(()) => made_one(Table::Stacks as u32),
-            // Another CPU was faster, which is as good.
+            // Another CPU has just added it.
             Err(EEXIST) => {}
             Err(_) => return Walked::TableFull,
         }
@@ -71,11 +71,11 @@ pub(crate) fn walk(ctx: *mut core::ffi::c_void, space: Space, scratch: &mut Scra
     Walked::Stack(hash)
 }
 
-/// Bit of [`Thread::last_used`].
+/// Bit of [`Thread::last_used`]: the second memo was used last.
 const LAST_MEMO: u32 = 2;
 
-/// The kernel stack of the thread that leaves, which is `current`: one of its last ones, if it is as it was
-/// ([`ctxtrace_common::memo`]), or else walked.
+/// Returns the kernel stack of the thread that is switched out, which is `current`. The stack is walked only if it is
+/// not recognised as one of the thread's last ones ([`ctxtrace_common::memo`]).
 #[inline(always)]
 pub(crate) fn kernel_stack(
     ctx: *mut core::ffi::c_void,
@@ -85,7 +85,7 @@ pub(crate) fn kernel_stack(
 ) -> Walked {
     let (words, other_words) = (thread.memos[0].reach(), thread.memos[1].reach());
     let words = if words < other_words { other_words } else { words };
-    // A constant index each: BPF has nowhere to panic to.
+    // Both indices are constants, so no check of bounds is needed, which could panic. A BPF program cannot panic.
     let which = if words == 0 || !read_stack(ctx, task, words, scratch) {
         NO_MEMO
     } else if holds(&thread.memos[0], scratch) != 0 {
@@ -118,10 +118,10 @@ pub(crate) fn kernel_stack(
     walked
 }
 
-/// No memo is of this stack.
+/// The stack was not recognised by a memo.
 const NO_MEMO: u32 = 2;
 
-/// A stack that would have been taken for this one was walked.
+/// Compares a recognised stack with the key of the walk that was made as a check.
 #[inline(always)]
 fn check(memo: &mut StackMemo, key: u64) {
     if key == memo.key {
@@ -150,37 +150,37 @@ fn remember(ctx: *mut core::ffi::c_void, task: Task, thread: &mut Thread, key: u
         }
         return;
     };
-    // Twice: it may come again.
+    // The stack has come a second time, so it is likely to come again.
     memo.reused = 0;
     if read_stack(ctx, task, MEMO_WORDS as u32, scratch) {
         place(memo, scratch);
     }
 }
 
-/// An address as a number. The verifier lets nobody calculate with what it knows to be a pointer; what has been in a map is a
-/// number like any other.
+/// Returns an address as a number. The verifier restricts arithmetic with values that it knows to be pointers. A value
+/// that was stored in a map and loaded again is an ordinary number.
 #[inline(always)]
 fn as_number(address: u64, scratch: &mut Scratch) -> u64 {
     let place = &raw mut scratch.value;
-    // SAFETY: a field of this CPU's own scratch space, which nobody else uses meanwhile.
+    // SAFETY: a field of this CPU's own scratch space, which no other program uses meanwhile.
     unsafe {
         place.write_volatile(address);
         place.read_volatile()
     }
 }
 
-/// Copies so many words of the thread's stack from the tracepoint's arguments on, or its outermost ones if those are fewer; tells
-/// whether it could.
+/// Copies this many words of the thread's stack, from the tracepoint's arguments on, or the outermost words of the
+/// stack if there are fewer. Returns whether it succeeded.
 #[inline(always)]
 fn read_stack(ctx: *mut core::ffi::c_void, task: Task, words: u32, scratch: &mut Scratch) -> bool {
     let bytes = (8 * u64::from(words)).min(size_of_val(&scratch.words) as u64);
-    // The arguments lie on the stack of the thread, right inside the frames of the kernel.
+    // The arguments are on the thread's stack, directly below the frames of the kernel.
     let base = as_number(ctx as u64, scratch);
     let last = as_number(task.stack_end(), scratch).wrapping_sub(bytes);
     let from = if base < last { base } else { last };
     scratch.base = base.wrapping_sub(from) / 8;
     scratch.length = bytes / 8;
-    // SAFETY: the buffer is as large as the size given; a read that fails says so.
+    // SAFETY: the buffer is as large as the size given. A failed read returns an error.
     let failed = unsafe { bpf_probe_read_kernel((&raw mut scratch.words).cast(), bytes as u32, from as *const _) };
     failed == 0 && scratch.base < MEMO_WORDS as u64
 }
@@ -194,8 +194,8 @@ fn window(scratch: &Scratch) -> Window<'_> {
     }
 }
 
-/// The user stack of the thread that leaves, which is `current`, if following it comes to one of its last ones; 0 if not. See
-/// [`ctxtrace_common::chain`].
+/// Returns the key of the user stack of the thread that is switched out, which is `current`, if it is recognised as one
+/// of the thread's last ones by following its frames; otherwise 0. See [`ctxtrace_common::chain`].
 #[inline(always)]
 pub(crate) fn known_user_stack(task: Task, thread: &mut Thread, scratch: &mut Scratch) -> u64 {
     if !thread.user_stacks.try_next() {
@@ -214,7 +214,7 @@ pub(crate) fn known_user_stack(task: Task, thread: &mut Thread, scratch: &mut Sc
     key
 }
 
-/// The user stack of the thread that leaves, walked by the kernel.
+/// Walks the user stack of the thread that is switched out, and remembers it.
 #[inline(always)]
 pub(crate) fn user_stack(ctx: *mut core::ffi::c_void, thread: &mut Thread, scratch: &mut Scratch) -> Walked {
     let walked = walk(ctx, Space::User, scratch);
@@ -224,7 +224,8 @@ pub(crate) fn user_stack(ctx: *mut core::ffi::c_void, thread: &mut Thread, scrat
     walked
 }
 
-/// The key of the user stack from `scratch.frame` on; 0 if it has too many frames. Kept out of line: a loop.
+/// Returns the key of the user stack from `scratch.frame` on, or 0 if it has too many frames. Not inlined, because it
+/// contains a loop.
 #[inline(never)]
 fn follow(ip: u64, stacks: &mut UserStacks, scratch: &mut Scratch) -> u64 {
     let from = scratch.frame;
@@ -246,12 +247,13 @@ fn follow(ip: u64, stacks: &mut UserStacks, scratch: &mut Scratch) -> u64 {
             }
             None => {
                 let size = size_of_val(&scratch.link) as u32;
-                // SAFETY: the buffer is as large as the size given; a read that fails says so.
+                // SAFETY: the buffer is as large as the size given. A failed read returns an error.
                 if unsafe { read_user((&raw mut scratch.link).cast(), size, frame as *const _) } != 0 {
                     return chain.key();
                 }
-                // Not `frame`: what the verifier has learnt about it in `link` would make a path of its own of this.
-                // SAFETY: a valid reference.
+                // `frame` is loaded again: with the bounds that the verifier knows of it from `link`, it would check
+                // the following code on a separate path.
+                // SAFETY: the pointer comes from a valid reference.
                 let frame = unsafe { (&raw const scratch.frame).read_volatile() };
                 if reach(from, frame).is_some() {
                     scratch.outside = frame;
@@ -266,12 +268,12 @@ fn follow(ip: u64, stacks: &mut UserStacks, scratch: &mut Scratch) -> u64 {
     0
 }
 
-/// Copies the stack from this frame on, and returns how many bytes that were.
+/// Copies the stack from this frame on. Returns the number of bytes copied; 0 if the copy failed.
 #[inline(always)]
 fn copy_stack(from: u64, stacks: &mut UserStacks, scratch: &mut Scratch) -> u64 {
-    // What the verifier is to know it is told where it cannot be forgotten.
+    // The result of `to_copy` is never larger, but the verifier needs the bound here.
     let bytes = stacks.to_copy(from).min(size_of_val(&scratch.chain) as u64);
-    // SAFETY: the buffer is at least as large as the size given; a read that fails says so.
+    // SAFETY: the buffer is at least as large as the size given. A failed read returns an error.
     let failed = unsafe { read_user((&raw mut scratch.chain).cast(), bytes as u32, from as *const _) };
     if failed == 0 {
         return bytes;
@@ -282,7 +284,8 @@ fn copy_stack(from: u64, stacks: &mut UserStacks, scratch: &mut Scratch) -> u64 
     0
 }
 
-/// Kept out of line, as what follows: loops, whose every step the verifier takes.
+/// Returns whether the memo matches the copied part of the stack. Not inlined, like `place`: both contain loops, of
+/// which the verifier checks every iteration.
 #[inline(never)]
 fn holds(memo: &StackMemo, scratch: &Scratch) -> u64 {
     u64::from(memo.holds(window(scratch)))

@@ -1,4 +1,4 @@
-//! Tables of sums: what is added up in the kernel, by key.
+//! Tables of sums that the kernel side adds to.
 
 use aya_ebpf::maps::HashMap;
 use ctxtrace_common::ledger::Class;
@@ -20,10 +20,11 @@ const NOTHING: SwitchSum = SwitchSum {
     off_cpu_ns: 0,
 };
 
-/// Adds the thread's last switch-out to those that are like it. See [`ctxtrace_common::stack::Gathered`].
+/// Adds the thread's last switch-out to the sum with the same key in the thread's record. See
+/// [`ctxtrace_common::stack::Gathered`].
 #[inline(always)]
 pub(crate) fn add_switch(thread: &mut Thread, off_cpu_ns: u64) {
-    // A constant index each: BPF has nowhere to panic to.
+    // Both indices are constants, so no check of bounds is needed, which could panic. A BPF program cannot panic.
     if thread.gathered[0].takes(&thread.pending) {
         thread.last_used &= !LAST_GATHERED;
         thread.gathered[0].add(off_cpu_ns);
@@ -35,10 +36,11 @@ pub(crate) fn add_switch(thread: &mut Thread, off_cpu_ns: u64) {
     }
 }
 
-/// Bit of [`Thread::last_used`].
+/// Bit of [`Thread::last_used`]: the second sum was used last.
 const LAST_GATHERED: u32 = 1;
 
-/// Makes room for switch-outs of another key. Kept out of line: see `crate::locate::look`.
+/// Replaces one of the thread's sums by one with another key. Not inlined, because it needs room on the stack: see
+/// `crate::locate::look`.
 #[inline(never)]
 fn begin_to_gather(thread: &mut Thread, off_cpu_ns: u64) {
     thread.last_used ^= LAST_GATHERED;
@@ -52,14 +54,14 @@ fn begin_to_gather(thread: &mut Thread, off_cpu_ns: u64) {
     gathered.add(off_cpu_ns);
 }
 
-/// Brings switch-outs that are alike into the table.
+/// Adds a thread's own sum to the table.
 #[inline(always)]
 pub(crate) fn bring_in(gathered: &mut Gathered) {
     let Gathered { key, sum: alike } = gathered;
     if alike.count == 0 {
         return;
     }
-    // The key is another one's from here on, or nobody's.
+    // The key may be changed: it is replaced after this, or not used again.
     key.generation = generation(Table::SwitchSums) as u8;
     if add(&SWITCH_SUMS, Table::SwitchSums, key, alike) || hand_over(gathered) {
         return;
@@ -72,14 +74,15 @@ pub(crate) fn bring_in(gathered: &mut Gathered) {
         u32::from(key.class)
     };
     if let Some(sum) = OVERFLOW_SUMS.get_ptr_mut(class) {
-        // SAFETY: this CPU's own element, and only the `sched_switch` program adds to it.
+        // SAFETY: this CPU's own element. Only `sched_switch` and `sched_process_exec` add to it, and with preemption
+        // disabled neither can run in the middle of the other.
         let sum = unsafe { &mut *sum };
         sum.count += alike.count;
         sum.off_cpu_ns += alike.off_cpu_ns;
     }
 }
 
-/// Adds one wakeup to those of its maker's stacks.
+/// Adds one wakeup to the sum of its waker's stacks.
 #[inline(always)]
 pub(crate) fn add_waker(addition: &mut WakerAddition) {
     addition.key.generation = generation(Table::WakerSums) as u16;
@@ -88,20 +91,20 @@ pub(crate) fn add_waker(addition: &mut WakerAddition) {
     }
 }
 
-/// Hands what found no room in its table to user space; returns whether there was room for that. The reader has been woken long
-/// before.
+/// Sends an addition to user space because its table had no room. Returns whether the ring had room. The reader need
+/// not be woken here, because it was woken long before, when a quarter of the table was occupied.
 #[inline(always)]
 fn hand_over<T>(addition: &T) -> bool {
     ADDITIONS.output::<T>(addition, BPF_RB_NO_WAKEUP).is_ok()
 }
 
-/// Tells whether there was room.
+/// Adds to the element with this key, which is made if there is none. Returns whether there was room.
 #[inline(always)]
 fn add<K>(sums: &HashMap<K, SwitchSum>, table: Table, key: &K, alike: &SwitchSum) -> bool {
     let known = match sums.get_ptr_mut(key) {
         Some(known) => Some(known),
         None => {
-            // Fails with EEXIST if another CPU was faster, which is as good.
+            // This fails with EEXIST if another CPU has just made the element. The next lookup then finds it.
             if sums.insert(key, &NOTHING, 1).is_ok() {
                 made_one(table as u32);
             }
@@ -111,7 +114,7 @@ fn add<K>(sums: &HashMap<K, SwitchSum>, table: Table, key: &K, alike: &SwitchSum
     let Some(known) = known else {
         return false;
     };
-    // SAFETY: a live element that several CPUs add to; both fields are aligned and only ever added to atomically.
+    // SAFETY: a live element that several CPUs add to. Both fields are aligned, and only added to atomically.
     unsafe {
         atomic::add(&raw mut (*known).count, alike.count);
         atomic::add(&raw mut (*known).off_cpu_ns, alike.off_cpu_ns);
@@ -119,7 +122,8 @@ fn add<K>(sums: &HashMap<K, SwitchSum>, table: Table, key: &K, alike: &SwitchSum
     true
 }
 
-/// The sums of the edge that is added to, begun if there are none yet. If there is no room the addition is handed over.
+/// Returns the element of the edge that `addition` is for, which is made if there is none. If there is no room, the
+/// addition is sent to user space.
 #[inline(always)]
 pub(crate) fn edge(addition: &mut EdgeAddition, scratch: &mut Scratch) -> Option<*mut Edge> {
     let key = &mut addition.key;
@@ -127,7 +131,7 @@ pub(crate) fn edge(addition: &mut EdgeAddition, scratch: &mut Scratch) -> Option
     if let Some(edge) = EDGES.get_ptr_mut(&*key) {
         return Some(edge);
     }
-    // The scratch edge is never written to, so it holds the zeroes that the map was made with.
+    // The scratch edge is never written to, so it still holds the zeroes that the map was created with.
     if EDGES.insert(&*key, &scratch.edge, 1).is_ok() {
         made_one(Table::Edges as u32);
     }
@@ -138,7 +142,7 @@ pub(crate) fn edge(addition: &mut EdgeAddition, scratch: &mut Scratch) -> Option
     edge
 }
 
-/// Adds a hit to the task of this index; a hit that finds no room is one of an unknown task.
+/// Adds a hit to the task with this index. If there is no room, the hit is counted as one of an unknown task.
 #[inline(always)]
 pub(crate) fn add_hit(thread: &mut Thread, index: u16) {
     let key = TaskKey {
@@ -152,7 +156,7 @@ pub(crate) fn add_hit(thread: &mut Thread, index: u16) {
         made_one(Table::Hits as u32);
     }
     match HITS.get_ptr_mut(&key) {
-        // SAFETY: a live element that is only ever added to atomically.
+        // SAFETY: a live element that is only added to atomically.
         Some(hits) => unsafe { atomic::add(hits, 1) },
         None => thread.polls.hits_of_unknown_task += 1,
     }

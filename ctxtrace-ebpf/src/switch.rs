@@ -1,7 +1,8 @@
-//! `sched_switch(preempt, prev, next, prev_state)`: the heart of it (kernel: `kernel/sched/core.c`, `__schedule()`).
+//! `sched_switch(preempt, prev, next, prev_state)`: every kernel switch (kernel: `kernel/sched/core.c`,
+//! `__schedule()`).
 //!
-//! The tracepoint comes after the kernel has raised `prev`'s `nvcsw` or `nivcsw`, and before the registers are changed:
-//! `current` is still `prev`, and its user memory is still mapped, so both its stacks can be walked.
+//! The tracepoint comes after the kernel has raised `nvcsw` or `nivcsw` of `prev`, and before it switches the
+//! registers: `current` is still `prev`, and its user memory is still mapped, so both of its stacks can be walked.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
@@ -31,7 +32,8 @@ use crate::sums::{add_switch, add_waker, edge};
 use crate::target::{FirstSeen, find, may_be_target, report_and_remove, stop_recording, thread_ended};
 use crate::task::{TASK_DEAD, Task};
 
-/// Submit without waking the reader: it polls, and a wakeup here would be a scheduler event inside a scheduler event.
+/// Flag of a ring buffer: submit without waking the reader. The reader polls, and a wakeup here would be a scheduler
+/// event within a scheduler event.
 pub(crate) const BPF_RB_NO_WAKEUP: u64 = 1;
 
 /// Entry point.
@@ -42,7 +44,7 @@ pub(crate) fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     }
     let prev = Task::from_arg(ctx.arg(1));
     let next = Task::from_arg(ctx.arg(2));
-    // Most switches of a busy machine are others'.
+    // On a busy machine, most switches do not concern the target.
     if !may_be_target(prev.tgid()) && !may_be_target(next.tgid()) {
         return 0;
     }
@@ -71,7 +73,7 @@ pub(crate) fn sched_switch(ctx: BtfTracePointContext) -> i32 {
             introduce(next, next_tid, thread, now_ns);
             let (waking, woken_ns) = thread.clock.noted_waking();
             scratch.event.set_in(next_tid, waking, woken_ns);
-            // The idle tasks are the only ones without an id (kernel: `init_idle`, and `init_struct_pid`).
+            // Only the idle tasks have the id 0 (kernel: `init_idle`, and `init_struct_pid`).
             if prev_tid == 0 {
                 scratch.event.set_cpu_was_idle();
             }
@@ -93,7 +95,8 @@ fn switch_out(
     now_ns: u64,
     scratch: &mut Scratch,
 ) {
-    // First of all: what comes later has many ways to get there, and the verifier would go through the loops in this on each.
+    // The stacks are taken first: the later code is reached on many paths, and the verifier would check the loops in
+    // this function on each of them.
     if WITH_STACKS.load() != 0 {
         take_stacks(ctx, task, thread, scratch);
     }
@@ -113,7 +116,7 @@ fn switch_out(
     };
 
     if let Some(waking) = WAKINGS.get_ptr_mut(0) {
-        // SAFETY: this CPU's own element. What the thread is switched out in is no part of a waking's cost.
+        // SAFETY: this CPU's own element. The cost of a wakeup does not include time after its maker was switched out.
         unsafe { (*waking).waker = 0 };
     }
     count(|counters| &mut counters.switches);
@@ -130,7 +133,7 @@ fn switch_out(
     }
     if left.missed_switch_in {
         count(|counters| &mut counters.lost_intervals);
-        // The switch-out before this one keeps its place in the sums, with no time.
+        // The previous switch-out is added to the sums without a time.
         if thread.flags & PENDING_SUM != 0 {
             add_switch(thread, 0);
         }
@@ -139,7 +142,8 @@ fn switch_out(
     let doing = if task.memory() == thread.memory || thread.flags & EXITING != 0 {
         locate(thread, task.thread_pointer(), scratch)
     } else {
-        // In the middle of an `execve`: the old program's memory is gone, and the new one has not begun.
+        // The thread is in the middle of an `execve`: the old program's memory is gone, and the new program has not
+        // begun.
         scratch.slot.magic = 0;
         Plain::OTHER
     };
@@ -160,7 +164,7 @@ fn switch_out(
     }
     thread.flags |= PENDING_SUM;
     if thread.flags & BORROWED == 0 {
-        // What the kernel saves next, behind this tracepoint, is the register as it is.
+        // After this tracepoint the kernel saves the register, so the field will have the current value.
         thread.stale_thread_pointer = 0;
     }
     if leave == Leave::Dead {
@@ -168,14 +172,15 @@ fn switch_out(
     }
 }
 
-/// Whether the thread is in the middle of an `execve`, and its credentials are already those of a program that the tracer's user may not
-/// trace: `sched_process_exec` comes later. The loader leaves this out for a tracer that may trace every user's processes.
+/// Returns whether the thread is in the middle of an `execve` and already has the credentials of a program that the
+/// tracer's user may not trace: `sched_process_exec` comes later. For a tracer that may trace the processes of every
+/// user, the verifier removes this check.
 #[inline(always)]
 fn executes_what_may_not_be_traced(task: Task, thread: &Thread) -> bool {
     are_limited() && task.memory() != thread.memory && thread.flags & EXITING == 0 && !may_trace(task)
 }
 
-/// Decides the switch-out's class and notes what it is to be summed by.
+/// Decides the class of the switch-out, and sets the key by which it will be summed.
 #[inline(always)]
 fn enter_in_ledger(task: Task, thread: &mut Thread, leave: Leave, state: u32, plain: Plain) -> Class {
     let syscall = if leave == Leave::Dead {
@@ -201,7 +206,7 @@ fn enter_in_ledger(task: Task, thread: &mut Thread, leave: Leave, state: u32, pl
     class
 }
 
-/// Why a thread is switched out between polls; `None` if it is not between polls.
+/// Returns why a thread is switched out between polls; `None` if it is not between polls.
 #[inline(always)]
 fn gap(doing: Doing, class: Class) -> Option<Gap> {
     if matches!(doing, Doing::Task(_) | Doing::Unknown(_)) {
@@ -214,7 +219,7 @@ fn gap(doing: Doing, class: Class) -> Option<Gap> {
     })
 }
 
-/// Tells whether the wakeup that ended the thread's last park was wasted: it parks again, and has polled nothing.
+/// Counts the wakeup that ended the thread's last park as wasted, if the thread parks again and has polled nothing.
 #[inline(always)]
 fn judge_last_wakeup(thread: &mut Thread, class: Class, scratch: &mut Scratch) {
     if thread.flags & WOKEN_FROM_PARK == 0 {
@@ -223,7 +228,7 @@ fn judge_last_wakeup(thread: &mut Thread, class: Class, scratch: &mut Scratch) {
     let polled = thread.polls.last.polls != thread.polls_when_woken;
     let parked = class as u32 == Class::WorkerParked as u32;
     if !polled && !parked {
-        // Preempted, or held up by a lock: it has not come to a decision yet.
+        // The thread was preempted, or waits for a lock. It cannot be decided yet.
         return;
     }
     thread.flags &= !WOKEN_FROM_PARK;
@@ -233,7 +238,7 @@ fn judge_last_wakeup(thread: &mut Thread, class: Class, scratch: &mut Scratch) {
     add_wasted(thread, scratch);
 }
 
-/// Kept out of line, for its key needs room on the stack: see `crate::locate::look`.
+/// Counts that wakeup as wasted. Not inlined, because its key needs room on the stack: see `crate::locate::look`.
 #[inline(never)]
 fn add_wasted(thread: &mut Thread, scratch: &mut Scratch) {
     let mut addition = EdgeAddition {
@@ -241,9 +246,9 @@ fn add_wasted(thread: &mut Thread, scratch: &mut Scratch) {
         what: What::Wasted as u64,
         ns: thread.on_cpu_ns.wrapping_sub(thread.woken_on_cpu_ns),
     };
-    // Begun anew if the table has been emptied since the wakeup.
+    // The edge is made again if the table has been emptied since the wakeup.
     if let Some(edge) = edge(&mut addition, scratch) {
-        // SAFETY: a live element; these fields are changed only by the CPU that switches this thread.
+        // SAFETY: a live element. Only the CPU that switches this thread changes these fields.
         let edge = unsafe { &mut *edge };
         edge.wasted += 1;
         edge.wasted_on_cpu_ns += addition.ns;
@@ -285,7 +290,7 @@ fn switch_in(thread: &mut Thread, now_ns: u64, scratch: &mut Scratch) {
     }
 }
 
-/// Adds the wakeup that ended the sleep to the edge it came along. Of a waking that is not noted there is no time.
+/// Adds the wakeup that ended the sleep to its edge. A wakeup that was not seen has no time, and is not added.
 #[inline(always)]
 fn note_wakeup(thread: &mut Thread, entered: &Entered, scratch: &mut Scratch) {
     if let (Some(waking), Some(wake_to_run_ns)) = (entered.woken, entered.wake_to_run_ns.ns()) {
@@ -294,10 +299,10 @@ fn note_wakeup(thread: &mut Thread, entered: &Entered, scratch: &mut Scratch) {
     }
 }
 
-/// Kept out of line, for its keys need room on the stack: see `crate::locate::look`.
+/// Adds a wakeup to its edge. Not inlined, because its keys need room on the stack: see `crate::locate::look`.
 #[inline(never)]
 fn add_wakeup(thread: &mut Thread, on_cpu: bool, wake_to_run_ns: u64, off_cpu_ns: u64, scratch: &mut Scratch) {
-    // A constant index each, which needs no check of bounds: BPF has nowhere to panic to.
+    // Both indices are constants, so no check of bounds is needed, which could panic. A BPF program cannot panic.
     let waker = if on_cpu { thread.wakers[1] } else { thread.wakers[0] };
     let mut addition = EdgeAddition {
         key: EdgeKey::new(&waker, thread.tid, thread.tgid),
@@ -305,14 +310,14 @@ fn add_wakeup(thread: &mut Thread, on_cpu: bool, wake_to_run_ns: u64, off_cpu_ns
         ns: wake_to_run_ns,
     };
     if let Some(edge) = edge(&mut addition, scratch) {
-        // SAFETY: a live element; `record` changes fields that only the CPU changes that switches the woken thread.
+        // SAFETY: a live element. `record` changes fields that only the CPU that switches the woken thread changes.
         unsafe { &mut *edge }.record(wake_to_run_ns);
     }
     if thread.flags & PENDING_SUM == 0 {
-        // A new thread: nothing has been switched out.
+        // A new thread has not been switched out yet.
         return;
     }
-    // Where nothing counts the polls it cannot be told whether any followed.
+    // If the polls are not counted, it cannot be determined whether the thread polled after the wakeup.
     if thread.pending.class == Class::WorkerParked as u8 && polls_are_counted(thread) {
         thread.flags |= WOKEN_FROM_PARK;
         thread.woken_by = waker;
@@ -334,13 +339,13 @@ fn add_wakeup(thread: &mut Thread, on_cpu: bool, wake_to_run_ns: u64, off_cpu_ns
     }
 }
 
-/// Whether the thread's polls are counted.
+/// Returns whether the thread's polls are counted.
 #[inline(always)]
 fn polls_are_counted(thread: &Thread) -> bool {
     thread.flags & INHERITED == 0 && thread.polls.is_read()
 }
 
-/// The thread's last switch: its record goes to user space and out of the tables.
+/// Handles the thread's last switch: sends its record to user space and removes it from the tables.
 #[inline(always)]
 fn end(task: Task, thread: &mut Thread) {
     thread.comm = task.comm();
@@ -352,8 +357,8 @@ fn end(task: Task, thread: &mut Thread) {
     thread_ended(image);
 }
 
-/// Takes the kernel stack of the thread that leaves, and its user stack if that can be known without walking it: their keys are left in
-/// the scratch space.
+/// Takes the kernel stack of the thread that is switched out, and its user stack if that is recognised without a walk.
+/// Leaves their keys in the scratch space.
 #[inline(always)]
 fn take_stacks(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, scratch: &mut Scratch) {
     (scratch.kernel_stack, scratch.stack_lost) = match kernel_stack(ctx.as_ptr(), task, thread, scratch) {
@@ -368,7 +373,8 @@ fn take_stacks(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, scra
     };
 }
 
-/// Walks the user stack of the thread that leaves, unless it is known, and notes what its switch-out is to be summed by.
+/// Walks the user stack of the thread that is switched out, unless it was recognised, and adds the stacks and the name
+/// to the key by which the switch-out will be summed.
 #[inline(always)]
 fn take_user_stack(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, scratch: &mut Scratch) {
     let mut user_state = UserStack::Known;
@@ -403,7 +409,7 @@ fn take_user_stack(ctx: &BtfTracePointContext, task: Task, thread: &mut Thread, 
     pending.user_state = user_state as u32;
 }
 
-/// Fault injection: tells whether this run is one of those to be dropped.
+/// Fault injection: returns whether this run is to be dropped.
 #[inline(always)]
 fn dropped_on_purpose() -> bool {
     let one_in = DROP_ONE_IN.load();

@@ -1,8 +1,9 @@
-//! From a `task_struct` to the record of the thread: who is a target.
+//! Finds the record of a thread, given its `task_struct`, and so determines which threads are targets.
 //!
-//! A thread is one if it is in the thread table, or if its process is in the process table: then it is adopted at this,
-//! its first event. Threads of a process that is followed from its start come in at their fork; adoption is for the first
-//! thread of all (user space knows its process id only) and for threads that no fork announces, like `io_uring` workers.
+//! A thread is a target if it is in the thread table, or if its process is in the process table; in the second case the
+//! thread is adopted at this event, its first. Threads of a process that is followed from its start are added at their
+//! fork. Adoption is for the very first thread (user space knows only its process id), for the threads of a process
+//! that was attached to, and for threads that no fork announces, such as `io_uring` workers.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use ctxtrace_common::clock::Clock;
@@ -17,10 +18,10 @@ use crate::switch::BPF_RB_NO_WAKEUP;
 use crate::tables::thread_was_reported;
 use crate::task::Task;
 
-/// What an unknown thread is doing in the event it is first seen in.
+/// What an unknown thread is doing in the first event in which it is seen.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FirstSeen {
-    /// It is being switched out, and the kernel has counted that already.
+    /// It is being switched out, and the kernel has already counted that switch.
     LeavingCpu,
     /// Anything else.
     Otherwise,
@@ -28,27 +29,28 @@ pub(crate) enum FirstSeen {
     Newborn,
 }
 
-/// Whether a process may be a target: no for sure, or perhaps. One load from a table of its own, so that a switch that concerns
-/// no target costs next to nothing.
+/// Returns false if the process is certainly not a target, and true if it may be one. This is a single load from a
+/// table of its own, so that switches that do not concern the target cost almost nothing.
 #[inline(always)]
 pub(crate) fn may_be_target(tgid: u32) -> bool {
-    // SAFETY: the value is copied out at once; a place is only ever stored to as a whole.
+    // SAFETY: the value is copied at once. An entry is only stored as a whole.
     FILTER.get(filter_place(tgid)).is_some_and(|set| *set != 0)
 }
 
-/// Lets everybody know that a process of this id may be a target.
+/// Marks a process id in the filter: its process may be a target.
 #[inline(always)]
 fn let_pass(tgid: u32) {
     if let Some(set) = FILTER.get_ptr_mut(filter_place(tgid)) {
-        // SAFETY: a live element of an array; one aligned store, the same by whomever.
+        // SAFETY: a live element of an array. This is one aligned store, and every CPU stores the same value.
         unsafe { set.write_volatile(1) };
     }
 }
 
-/// The record of a target thread, or `None` for everybody else's. `adopt` tells how to begin a record.
+/// Returns the record of a target thread, or `None` for any other thread. `first_seen` determines how a new record
+/// begins.
 #[inline(always)]
 pub(crate) fn find(task: Task, tid: u32, first_seen: FirstSeen, lane: Lane) -> Option<&'static mut Thread> {
-    // Pid 0 is the idle task of each CPU: nobody's thread.
+    // Pid 0 is the idle task of each CPU, which never belongs to the target.
     if tid == 0 || !may_be_target(task.tgid()) {
         return None;
     }
@@ -62,31 +64,32 @@ pub(crate) fn find(task: Task, tid: u32, first_seen: FirstSeen, lane: Lane) -> O
             THREADS.get_ptr_mut(&key)?
         }
     };
-    // SAFETY: the pointer is to a live element of a preallocated map. The element is changed only by the CPU that switches
-    // the thread and by wakings, whose fields are apart (see `ctxtrace_common::clock`, "Concurrency").
+    // SAFETY: the pointer is to a live element of a preallocated map. The element is changed only by the CPU that
+    // switches the thread and by wakeups, which change other fields (see `ctxtrace_common::clock`, "Concurrency").
     Some(unsafe { &mut *thread })
 }
 
-/// Begins the record of a thread of a followed process. Kept out of line: it runs once a thread, and otherwise only to say
-/// no to threads of others.
+/// Begins the record of a thread whose process is followed. Returns whether there is a record. Not inlined, because it
+/// runs once for each thread of the target, and otherwise only for threads of other processes that pass the filter.
 #[inline(never)]
 fn adopt(task: Task, tid: u32, first_seen: FirstSeen, lane: Lane) -> bool {
     let tgid = task.tgid();
     let Some(process) = PROCESSES.get_ptr_mut(&tgid) else {
         return false;
     };
-    // SAFETY: a live element; the fields are changed with single aligned stores or atomic adds.
+    // SAFETY: a live element. Its fields are changed with single aligned stores or with atomic additions.
     let process = unsafe { &mut *process };
     let leader_start_ns = task.group_leader().start_boottime_ns();
     if process.start_boottime_ns == 0 {
-        // User space asked for it by its id, and it may have executed another program since it was looked at.
+        // User space asked for this process by its id, and the process may have executed another program since it was
+        // examined.
         if !may_trace(task) {
             refuse(Image { tgid, number: 0 });
             return false;
         }
         process.start_boottime_ns = leader_start_ns;
     } else if process.start_boottime_ns != leader_start_ns {
-        // The id was given to another process while we still had it down for ours.
+        // The id now belongs to another process; the entry is still that of the old one.
         return false;
     }
     let clock = if first_seen == FirstSeen::Newborn {
@@ -96,8 +99,8 @@ fn adopt(task: Task, tid: u32, first_seen: FirstSeen, lane: Lane) -> bool {
     };
     let mut base = task.kernel_count();
     if first_seen == FirstSeen::LeavingCpu {
-        // The counter was raised for this switch just before the tracepoint. Which of the two is not known here; the sum
-        // is all that is compared, so either serves.
+        // The kernel raised one of the counters for this switch just before the tracepoint. It is not known here which
+        // one, but only their sum is compared, so either can be lowered.
         if base.voluntary > 0 {
             base.voluntary -= 1;
         } else {
@@ -116,7 +119,7 @@ fn adopt(task: Task, tid: u32, first_seen: FirstSeen, lane: Lane) -> bool {
     begin(task, &first, Begin::IfUnknown, lane)
 }
 
-/// What a record begins with, beside what the `task_struct` says.
+/// The initial values of a record that are not in the `task_struct`.
 pub(crate) struct First {
     pub(crate) stale_thread_pointer: u64,
     pub(crate) tid: u32,
@@ -127,19 +130,19 @@ pub(crate) struct First {
     pub(crate) base: KernelCount,
 }
 
-/// What to do with a record that is there already. The values are flags of `bpf_map_update_elem`.
+/// What to do if there is a record already. The values are flags of `bpf_map_update_elem`.
 #[derive(Clone, Copy)]
 pub(crate) enum Begin {
-    /// Replace it: it is left over from a thread whose last switch was missed, and which lay at the same address.
+    /// Replace it. It is left over from a thread at the same address whose last switch was missed.
     Anew = 0,
-    /// Keep it: another CPU has just begun it (`BPF_NOEXIST`).
+    /// Keep it. Another CPU has just made it (`BPF_NOEXIST`).
     IfUnknown = 1,
 }
 
-/// The error of an element that is there already.
+/// The error for an element that exists already.
 pub(crate) const EEXIST: i32 = -17;
 
-/// Puts a new record into the thread table and counts the thread as alive. Tells whether there is a record now.
+/// Adds a new record to the thread table, and counts the thread as alive. Returns whether there is a record now.
 #[inline(always)]
 pub(crate) fn begin(task: Task, first: &First, how: Begin, lane: Lane) -> bool {
     let Some(scratch) = lane.scratch() else {
@@ -175,7 +178,7 @@ pub(crate) fn begin(task: Task, first: &First, how: Begin, lane: Lane) -> bool {
     }
 }
 
-/// Begins to follow a process that a target has forked: it runs its parent's program.
+/// Begins to follow a process that a target has forked. The process runs its parent's program.
 #[inline(always)]
 pub(crate) fn follow_process(parent: Image, tgid: u32, start_boottime_ns: u64) {
     let_pass(tgid);
@@ -187,12 +190,13 @@ pub(crate) fn follow_process(parent: Image, tgid: u32, start_boottime_ns: u64) {
             tgid,
             number: parent.number,
         };
-        // SAFETY: a live element. Should there be no room, the child's tasks are unattributed, for that reason.
+        // SAFETY: a live element. If there is no room, the child's switches are unattributed, and the reason is that
+        // its program was not examined.
         let _ = IMAGES.insert(&child, unsafe { &*locator }, 0);
     }
 }
 
-/// Another program in the process: what was brought home of the old one's names says nothing about the new one's.
+/// Records that the process has another program: the names that were sent to user space are those of the old one.
 #[inline(always)]
 pub(crate) fn program_replaced(old: Image) {
     let _ = IMAGES.remove(&old);
@@ -202,8 +206,9 @@ pub(crate) fn program_replaced(old: Image) {
     }
 }
 
-/// Ends the recording of a thread whose process executes a program that the tracer's user may not trace: its record goes to user space
-/// and out of the tables, with what was recorded before. Neither the process nor what it forks from here on is followed.
+/// Ends the recording of a thread whose process executes a program that the tracer's user may not trace. The thread's
+/// record goes to user space with what was recorded before, and is removed from the tables. The process is not followed
+/// any more, and neither are its later children.
 #[inline(never)]
 pub(crate) fn stop_recording(task: Task, thread: &mut Thread) {
     thread.polls.start_anew();
@@ -219,12 +224,12 @@ pub(crate) fn stop_recording(task: Task, thread: &mut Thread) {
     refuse(image);
 }
 
-/// Forgets a process that may not be traced, which ran this image, and counts it.
+/// Stops following a process that may not be traced, which ran this image, and counts it.
 #[inline(always)]
 fn refuse(image: Image) {
     let _ = PROCESSES.remove(&image.tgid);
     let _ = IMAGES.remove(&image);
-    // User space may have said already what the process was going to execute.
+    // User space may already have added an entry for the program that the process was going to execute.
     let _ = IMAGES.remove(&Image {
         tgid: image.tgid,
         number: image.number + 1,
@@ -232,7 +237,7 @@ fn refuse(image: Image) {
     count(|counters| &mut counters.refused_processes);
 }
 
-/// Sends the record of a thread to user space, and takes it out of the table.
+/// Sends the record of a thread to user space, and removes it from the thread table.
 #[inline(always)]
 pub(crate) fn report_and_remove(task: Task, thread: &mut Thread) {
     if thread.flags & PENDING_SUM != 0 {
@@ -255,24 +260,24 @@ pub(crate) fn report_and_remove(task: Task, thread: &mut Thread) {
 #[inline(always)]
 pub(crate) fn thread_began(tgid: u32) {
     if let Some(process) = PROCESSES.get_ptr_mut(&tgid) {
-        // SAFETY: a live element, and `live_threads` is changed only by atomic additions.
+        // SAFETY: a live element. After it was made, `live_threads` is changed only by atomic additions.
         unsafe { atomic::add(&raw mut (*process).live_threads, 1) };
     }
 }
 
-/// Takes a thread off a process's count and forgets the process with its last one.
+/// Subtracts a thread from the count of its process, and stops following the process after its last thread.
 #[inline(always)]
 pub(crate) fn thread_ended(image: Image) {
     let Some(process) = PROCESSES.get_ptr_mut(&image.tgid) else {
         return;
     };
-    // SAFETY: as in `thread_began`; the read is volatile because other CPUs add to it.
+    // SAFETY: as in `thread_began`. The read is volatile because other CPUs add to the field.
     let live_threads = unsafe {
         let live_threads = &raw mut (*process).live_threads;
         atomic::add(live_threads, u64::MAX);
         live_threads.read_volatile()
     };
-    // Whoever brings it to 0 sees 0 here; should two see it, the second removal finds nothing.
+    // The CPU that lowers the count to 0 reads 0 here. If two CPUs read 0, the second removal finds nothing.
     if live_threads == 0 {
         let _ = PROCESSES.remove(&image.tgid);
         let _ = IMAGES.remove(&image);

@@ -1,9 +1,9 @@
-//! Reading the kernel's `task_struct`.
+//! Reads the kernel's `task_struct`.
 //!
-//! A `tp_btf` argument is a pointer whose type the verifier knows, and a load through it at a constant offset that lies in
-//! a field is checked at load time and done as one plain instruction. The offsets come from the running kernel's BTF: the
-//! loader overrides the constants below before the verifier sees them. That is portability across kernels without CO-RE
-//! relocations, which rustc cannot emit.
+//! A `tp_btf` argument is a pointer whose type the verifier knows. A load through it at a constant offset within a
+//! field is checked at load time, and executed as one plain instruction. The offsets come from the running kernel's
+//! BTF: the loader sets the constants below before the verifier sees them. This replaces CO-RE relocations, which rustc
+//! cannot emit, and works on every kernel in the same way.
 
 use aya_ebpf::Global;
 use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_task_pt_regs};
@@ -12,7 +12,7 @@ use ctxtrace_common::thread::KernelCount;
 
 use crate::maps::HAS_TASK_PT_REGS;
 
-/// Load-time constants that say where fields of the kernel's structures lie.
+/// Defines load-time constants for the offsets of fields in the kernel's structures.
 macro_rules! offsets {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         $($(#[$doc])* #[unsafe(no_mangle)] pub(crate) static $name: Global<u32> = Global::new(0);)*
@@ -59,27 +59,29 @@ offsets! {
     OFFSET_STACK,
     /// Offset of `task_struct.throttled`, a `bool` (since Linux 6.18).
     OFFSET_THROTTLED,
-    /// Whether there is such a field.
+    /// 1 if the kernel has that field, otherwise 0.
     HAS_THROTTLED,
     /// Offset of `task_struct.jobctl`.
     OFFSET_JOBCTL,
-    /// Offset of the byte that holds the bit `task_struct.frozen`, which says that the freezer of cgroup v2 has the thread.
+    /// Offset of the byte that contains the bit `task_struct.frozen`, which is set while the freezer of cgroup v2 has
+    /// stopped the thread.
     OFFSET_FROZEN,
-    /// That bit in it; 0 where there is no such field.
+    /// The mask of that bit in its byte; 0 if there is no such field.
     FROZEN_BIT,
-    /// `PF_FROZEN` of `task_struct.flags`, by which the freezer of cgroup v1 said so before Linux 6.1; 0 since.
+    /// `PF_FROZEN` of `task_struct.flags`, which before Linux 6.1 is set while the freezer of cgroup v1 has stopped the
+    /// thread; 0 since Linux 6.1.
     FROZEN_FLAG,
 }
 
-/// `TASK_DEAD`, set for the very last switch of a thread (kernel: `include/linux/sched.h`, `do_task_dead()`). The value has
-/// been 0x80 since Linux 4.14; being a macro it is not in BTF.
+/// `TASK_DEAD`, which is set for the very last switch of a thread (kernel: `include/linux/sched.h`, `do_task_dead()`).
+/// It is a macro, so it is not in BTF. The value has been 0x80 since Linux 4.14.
 pub(crate) const TASK_DEAD: u32 = 0x80;
 
-/// `PF_KTHREAD | PF_USER_WORKER | PF_IO_WORKER` (kernel: `include/linux/sched.h`). Such a thread never runs in user space;
-/// its `fsbase` is its creator's.
+/// `PF_KTHREAD | PF_USER_WORKER | PF_IO_WORKER` (kernel: `include/linux/sched.h`). Such a thread never runs in user
+/// space, and its `fsbase` is its creator's.
 const KERNEL_WORKER_FLAGS: u32 = 0x0020_0000 | 0x4000 | 0x10;
 
-/// `TS_COMPAT` (kernel: `arch/x86/include/asm/thread_info.h`): in a 32-bit system call.
+/// `TS_COMPAT` (kernel: `arch/x86/include/asm/thread_info.h`): the thread is in a 32-bit system call.
 const TS_COMPAT: u32 = 0x2;
 
 /// A pointer to a `task_struct` whose type the verifier knows: a `tp_btf` argument, or `current`.
@@ -91,7 +93,7 @@ impl Task {
         Self(pointer)
     }
 
-    /// Key of the thread table.
+    /// Returns the key of the thread table.
     #[inline(always)]
     pub(crate) fn address(self) -> u64 {
         self.0 as u64
@@ -99,8 +101,8 @@ impl Task {
 
     #[inline(always)]
     fn load<T: Copy>(self, offset: &Global<u32>) -> T {
-        // SAFETY: the verifier checks that the offset lies within a field of `task_struct` of this size, and refuses the
-        // program otherwise. Should the task be gone, the kernel's fault handler makes the load yield 0.
+        // SAFETY: the verifier checks that the offset lies within a field of `task_struct` of this size, and rejects
+        // the program otherwise. If the memory is gone, the kernel's fault handler makes the load return 0.
         unsafe { *self.0.add(offset.load() as usize).cast::<T>() }
     }
 
@@ -133,8 +135,8 @@ impl Task {
         let comm = unsafe { self.0.add(OFFSET_COMM.load() as usize) };
         if OFFSET_COMM.load() & 7 == 0 {
             let words = comm.cast::<u64>();
-            // SAFETY: as above; a `task_struct` begins at a whole word. Volatile, or it would be copied byte by byte: see
-            // `ctxtrace_common::words`.
+            // SAFETY: as above. A `task_struct` is aligned to a word. The loads are volatile, because the compiler
+            // would otherwise copy byte by byte: see `ctxtrace_common::words`.
             return bytemuck::cast(unsafe { [words.read_volatile(), words.add(1).read_volatile()] });
         }
         let mut copy = [0; 16];
@@ -157,20 +159,22 @@ impl Task {
         Self(self.load(&OFFSET_GROUP_LEADER))
     }
 
-    /// Whether the kernel made the thread to work for its process: it has no thread-locals of its own.
+    /// Returns whether the kernel created the thread to work for its process. Such a thread has no thread-local
+    /// variables of its own.
     #[inline(always)]
     pub(crate) fn is_kernel_worker(self) -> bool {
         let flags: u32 = self.load(&OFFSET_FLAGS);
         flags & KERNEL_WORKER_FLAGS != 0
     }
 
-    /// Whether the CPU quota of its cgroup keeps the thread off its CPU, as far as the kernel says so of a thread.
+    /// Returns whether the CPU quota of its cgroup keeps the thread off its CPU, on kernels that report this for a
+    /// thread; otherwise false.
     #[inline(always)]
     pub(crate) fn is_throttled(self) -> bool {
         HAS_THROTTLED.load() != 0 && self.load::<u8>(&OFFSET_THROTTLED) != 0
     }
 
-    /// Whether the thread, which goes to sleep in this state, does so because its cgroup is frozen.
+    /// Returns whether the thread, which goes to sleep in this state, does so because its cgroup is frozen.
     #[inline(always)]
     pub(crate) fn is_frozen(self, state: u32) -> bool {
         if state & STATE_FROZEN != 0 {
@@ -184,28 +188,29 @@ impl Task {
             && u32::from(self.load::<u8>(&OFFSET_FROZEN)) & FROZEN_BIT.load() != 0
     }
 
-    /// Identity of the thread's user memory; 0 if it has none any more.
+    /// Returns the identity of the thread's user memory, or 0 if it has none any more.
     #[inline(always)]
     pub(crate) fn memory(self) -> u64 {
         self.load(&OFFSET_MM)
     }
 
-    /// The thread pointer, as saved when the thread was last switched out or set it; 0 if it has none.
+    /// Returns the thread pointer, as it was saved when the thread was last switched out or set it through the kernel;
+    /// 0 if it has none.
     ///
-    /// The register itself can be written without the kernel (`wrfsbase`), but nobody does so to a thread that has
-    /// thread-locals in use.
+    /// A program can also write the register without the kernel (`wrfsbase`). Programs do not do so on a thread whose
+    /// thread-local variables are in use.
     #[inline(always)]
     pub(crate) fn thread_pointer(self) -> u64 {
         self.load(&OFFSET_FSBASE)
     }
 
-    /// The system call the thread is in, by the number its entry into the kernel has saved.
+    /// Returns the system call that the thread is in, by the number that was saved on its entry into the kernel.
     ///
     /// Interrupts and exceptions save -1 there (kernel: `arch/x86/entry/entry_64.S`).
     #[inline(always)]
     pub(crate) fn syscall(self) -> Syscall {
         let number: i64 = if HAS_TASK_PT_REGS.load() != 0 {
-            // SAFETY: the helper takes a task that came out of a `tp_btf` argument.
+            // SAFETY: the helper takes a task that came from a `tp_btf` argument.
             let registers = unsafe { bpf_task_pt_regs(self.0.cast_mut().cast()) } as *const u8;
             // SAFETY: as in `load`, for a field of `struct pt_regs`, whose type the verifier knows from the helper.
             unsafe { *registers.add(OFFSET_ORIG_AX.load() as usize).cast() }
@@ -216,8 +221,8 @@ impl Task {
         Syscall::from_number(number, status & TS_COMPAT != 0)
     }
 
-    /// Where the thread's program goes on, and its frame pointer: as they were saved on the way into the kernel. `None` of a
-    /// 32-bit program, whose frames are of another size.
+    /// Returns the user-mode instruction pointer and frame pointer, which were saved on the way into the kernel.
+    /// Returns `None` for a 32-bit program, whose frames have another size.
     #[inline(always)]
     pub(crate) fn user_registers(self) -> Option<(u64, u64)> {
         let (cs, ip, bp): (u64, u64, u64) = if HAS_TASK_PT_REGS.load() != 0 {
@@ -230,7 +235,7 @@ impl Task {
             let registers = self.stack_end().wrapping_sub(u64::from(SIZE_OF_PT_REGS.load()));
             let field = |offset: &Global<u32>| {
                 let field = registers.wrapping_add(u64::from(offset.load())) as *const u64;
-                // SAFETY: a read that fails says so.
+                // SAFETY: a failed read returns an error.
                 unsafe { bpf_probe_read_kernel(field) }.unwrap_or(0)
             };
             (field(&OFFSET_CS), field(&OFFSET_IP), field(&OFFSET_BP))
@@ -238,20 +243,20 @@ impl Task {
         (cs & 0xffff == USER_CODE).then_some((ip, bp))
     }
 
-    /// Where the thread's kernel stack ends, which grows towards lower addresses.
+    /// Returns the end of the thread's kernel stack, which grows towards lower addresses.
     #[inline(always)]
     pub(crate) fn stack_end(self) -> u64 {
         let stack: u64 = self.load(&OFFSET_STACK);
         stack.wrapping_add(KERNEL_STACK_BYTES)
     }
 
-    /// The same number where no helper leads to the registers: they lie at the very end of the thread's kernel stack. Of what
-    /// was not saved in user mode, -1.
+    /// Returns the same number on kernels without a helper that finds the saved registers. They are at the very end of
+    /// the thread's kernel stack. Returns -1 if they were not saved in user mode.
     #[inline(always)]
     fn saved_syscall(self) -> i64 {
         let registers = self.stack_end().wrapping_sub(u64::from(SIZE_OF_PT_REGS.load()));
         let field = |offset: &Global<u32>| registers.wrapping_add(u64::from(offset.load()));
-        // SAFETY: reads that fail say so.
+        // SAFETY: failed reads return an error.
         unsafe {
             let (Ok(cs), Ok(number)) = (
                 bpf_probe_read_kernel(field(&OFFSET_CS) as *const u64),
@@ -264,8 +269,8 @@ impl Task {
     }
 }
 
-/// `THREAD_SIZE` (kernel: `arch/x86/include/asm/page_64_types.h`): the size of a kernel stack since Linux 3.15. One built with
-/// KASAN has larger ones, and is found out by what lies there.
+/// `THREAD_SIZE` (kernel: `arch/x86/include/asm/page_64_types.h`): the size of a kernel stack since Linux 3.15. A
+/// kernel built with KASAN has larger stacks, which the check of the saved code segment detects.
 const KERNEL_STACK_BYTES: u64 = 16 << 10;
 
 /// `__USER_CS` (kernel: `arch/x86/include/asm/segment.h`): the code segment of 64-bit programs.
@@ -274,10 +279,11 @@ const USER_CODE: u64 = 0x33;
 /// The bits of `cs` that are set in user mode.
 const USER_MODE: u64 = 3;
 
-/// The thread pointer of a task that is known by its address alone, as `current` is to the helper that names it.
+/// Returns the thread pointer of a task of which only the untyped address is known, such as the helper for `current`
+/// returns it.
 #[inline(always)]
 pub(crate) fn thread_pointer_of(task: u64) -> u64 {
     let field = task.wrapping_add(u64::from(OFFSET_FSBASE.load())) as *const u64;
-    // SAFETY: a read that fails says so.
+    // SAFETY: a failed read returns an error.
     unsafe { bpf_probe_read_kernel(field) }.unwrap_or(0)
 }

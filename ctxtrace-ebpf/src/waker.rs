@@ -1,4 +1,4 @@
-//! Who makes a wakeup: the thread that is `current`, unless an interrupt has only borrowed it.
+//! Finds the maker of a wakeup: the thread that is `current`, unless an interrupt is running on top of it.
 
 use aya_ebpf::Global;
 use aya_ebpf::helpers::generated::bpf_get_current_comm;
@@ -31,11 +31,11 @@ static PER_CPU_CURRENT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static PER_CPU_PREEMPT_COUNT: Global<u32> = Global::new(0);
 
-/// `HARDIRQ_MASK | NMI_MASK | SOFTIRQ_OFFSET` (kernel: `include/linux/preempt.h`): serving an interrupt or a softirq. Code
-/// that has merely disabled softirqs counts in the bits above `SOFTIRQ_OFFSET`, and is no interrupt.
+/// `HARDIRQ_MASK | NMI_MASK | SOFTIRQ_OFFSET` (kernel: `include/linux/preempt.h`): an interrupt or a softirq is being
+/// served. Code that has merely disabled softirqs counts in the bits above `SOFTIRQ_OFFSET`, and does not match.
 const SERVING: u32 = 0x000f_0000 | 0x00f0_0000 | 0x0100;
 
-/// Names the maker of the wakeup that is being made on this CPU, in the scratch space.
+/// Stores the maker of the wakeup that is being made on this CPU in the scratch space.
 #[inline(always)]
 pub(crate) fn waker(ctx: *mut core::ffi::c_void, scratch: &mut Scratch) {
     // SAFETY: the helpers have no preconditions.
@@ -43,7 +43,7 @@ pub(crate) fn waker(ctx: *mut core::ffi::c_void, scratch: &mut Scratch) {
     let tid = ids as u32;
     scratch.waker.clear();
     match is_interrupt(current) {
-        // The idle task wakes nobody by itself.
+        // The idle task makes no wakeups of its own, so this one is attributed to an interrupt.
         Some(true) => scratch.waker.origin = Origin::Interrupt as u32,
         Some(false) if tid == 0 => scratch.waker.origin = Origin::Interrupt as u32,
         Some(false) => from_thread(current, tid, scratch),
@@ -68,8 +68,8 @@ fn from_thread(current: u64, tid: u32, scratch: &mut Scratch) {
         name_outsider(&mut scratch.waker);
         return;
     };
-    // SAFETY: a live element of a preallocated map, and the thread it belongs to is running here, so no other CPU switches
-    // it meanwhile.
+    // SAFETY: a live element of a preallocated map. The thread that it belongs to is running here, so no other CPU
+    // switches it meanwhile.
     let thread = unsafe { &mut *thread };
     scratch.waker.set_program(Image {
         tgid: thread.tgid,
@@ -85,46 +85,48 @@ fn from_thread(current: u64, tid: u32, scratch: &mut Scratch) {
     scratch.waker.origin = origin as u32;
 }
 
-/// Notes the name that the thread that is `current` has now. Kept out of line, for the name needs room on the stack.
+/// Stores the present name of the thread that is `current`. Not inlined, because the name needs room on the stack.
 #[inline(never)]
 fn name_outsider(waker: &mut Waker) {
     let mut name = [0_u64; 2];
-    // SAFETY: the helper writes as many bytes as it is given, padded with zeroes.
+    // SAFETY: the helper writes at most as many bytes as it is given, padded with zeroes.
     let _ = unsafe { bpf_get_current_comm((&raw mut name).cast(), size_of_val(&name) as u32) };
     waker.set_outsider(name);
 }
 
-/// Whether this CPU serves an interrupt or a softirq; `None` if that cannot be told.
+/// Returns whether this CPU is serving an interrupt or a softirq; `None` if that cannot be determined.
 ///
-/// No helper says so before Linux 6.18, and the counter's address is not in `/proc/kallsyms` on every kernel. But it lies
-/// at a known distance (BTF) from another per-CPU variable, the run queue, to which `current` leads.
+/// No helper returns this before Linux 6.18, and not every kernel has the counter's address in `/proc/kallsyms`. But
+/// the counter lies at a known distance (BTF) from another per-CPU variable, the run queue, which can be reached from
+/// `current`.
 #[inline(always)]
 fn is_interrupt(current: u64) -> Option<bool> {
     if PER_CPU_KNOWN.load() == 0 {
         return None;
     }
     let counter = PREEMPT_COUNTERS.get_ptr_mut(0)?;
-    // SAFETY: this CPU's own element; whoever interrupts in between stores the same value.
+    // SAFETY: this CPU's own element. A program that interrupts this one stores the same value.
     let mut address = unsafe { *counter };
     if address == 0 {
         address = find_counter(current)?;
         // SAFETY: as above.
         unsafe { *counter = address };
     }
-    // SAFETY: a read that fails says so.
+    // SAFETY: a failed read returns an error.
     let count: u32 = unsafe { bpf_probe_read_kernel(address as *const u32) }.ok()?;
     Some(count & SERVING != 0)
 }
 
-/// Kept out of line: it runs once a CPU.
+/// Finds the address of this CPU's preemption counter. Not inlined, because it runs only once for each CPU.
 #[inline(never)]
 fn find_counter(current: u64) -> Option<u64> {
-    // SAFETY: reads that fail say so.
+    // SAFETY: failed reads return an error.
     unsafe {
         let cfs_rq: u64 = bpf_probe_read_kernel((current + u64::from(OFFSET_CFS_RQ.load())) as *const u64).ok()?;
         let rq: u64 = bpf_probe_read_kernel((cfs_rq + u64::from(OFFSET_RQ.load())) as *const u64).ok()?;
         let base = rq.wrapping_sub(u64::from(PER_CPU_RUNQUEUES.load()));
-        // The proof that this is the base of this CPU's variables: the one called `current` holds `current`.
+        // This proves that `base` is the base of this CPU's variables: its variable that holds `current` holds
+        // `current`.
         let field = base.wrapping_add(u64::from(PER_CPU_CURRENT.load()));
         let proof: u64 = bpf_probe_read_kernel(field as *const u64).ok()?;
         if proof != current {

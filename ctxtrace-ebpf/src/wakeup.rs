@@ -1,10 +1,11 @@
-//! `sched_waking(p)` and `sched_wakeup_new(p)`: the ends of sleeps, and who ends them.
+//! `sched_waking(p)` and `sched_wakeup_new(p)`: the ends of sleeps, and the wakers that end them.
 //!
-//! `sched_waking` is raised in the context of the waker, on its CPU, as soon as `try_to_wake_up()` has decided to wake `p`
-//! (kernel: `kernel/sched/core.c`); `sched_wakeup` would come only when `p` has reached a run queue, later by an
-//! inter-processor interrupt. `sched_wakeup_new` is the same moment for a thread that has never run.
+//! `sched_waking` is raised in the context of the waker, on its CPU, as soon as `try_to_wake_up()` has decided to wake
+//! `p` (kernel: `kernel/sched/core.c`). `sched_wakeup` would come only when `p` has reached a run queue, which may take
+//! an inter-processor interrupt more. `sched_wakeup_new` marks the same moment for a thread that has never run.
 //!
-//! What a wakeup costs its maker is the rest of the system call it is made in, the end of which a third program sees.
+//! The cost of a wakeup for its maker is the rest of the system call in which it is made. A third program sees the end
+//! of that system call.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
@@ -54,7 +55,8 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
     waker(ctx.as_ptr(), scratch);
     let waker = &scratch.waker;
     if WITH_EVENTS.load() != 0 {
-        // A thread that is on a CPU, or may be, introduces itself when it leaves: from here it could come too late for that.
+        // A thread that is, or may be, on a CPU is introduced at its switch-out: an introduction here could come too
+        // late.
         if matches!(noted, Some(Waking::OffCpu)) {
             introduce(task, tid, thread, now_ns);
         }
@@ -64,7 +66,7 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
     let Some(waking) = noted else {
         return 0;
     };
-    // A constant index each, which needs no check of bounds: BPF has nowhere to panic to.
+    // Both indices are constants, so no check of bounds is needed, which could panic. A BPF program cannot panic.
     match waking {
         Waking::OffCpu => thread.wakers[0].become_like(waker),
         Waking::OnCpu => thread.wakers[1].become_like(waker),
@@ -74,7 +76,8 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
         && is_timed()
         && let Some(now) = WAKINGS.get_ptr_mut(0)
     {
-        // SAFETY: this CPU's own element; a waking is made with interrupts disabled.
+        // SAFETY: this CPU's own element. Wakeups are made with interrupts disabled (see [`Lane::Scheduler`] for the
+        // exception).
         let now = unsafe { &mut *now };
         // SAFETY: the helper has no preconditions.
         now.waker = unsafe { bpf_get_current_task() };
@@ -84,21 +87,23 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
     0
 }
 
-/// Whether the making of wakeups is timed now.
+/// Returns whether the cost of wakeups is being measured.
 #[inline(always)]
 fn is_timed() -> bool {
-    // SAFETY: the value is copied out at once; user space stores it as a whole.
+    // SAFETY: the value is copied at once. User space stores it as a whole.
     TIMES_WAKINGS.get(0).is_some_and(|timed| *timed != 0)
 }
 
-/// Entry point, attached only now and then. The time since `sched_waking` is what the wakeup took its maker: choosing a CPU
-/// for the thread, queueing it there, the interrupt that tells that CPU, and the way back to user space.
+/// Entry point, attached only from time to time. The time since `sched_waking` is what the wakeup cost its maker:
+/// choosing a CPU for the thread, queueing the thread there, the interrupt that notifies that CPU, and the way back to
+/// user space.
 #[btf_tracepoint(function = "sys_exit")]
 pub(crate) fn sys_exit(_ctx: BtfTracePointContext) -> i32 {
     let Some(now) = WAKINGS.get_ptr_mut(0) else {
         return 0;
     };
-    // SAFETY: this CPU's own element. An interrupt may make a waking in between; it is no thread's, and is not noted here.
+    // SAFETY: this CPU's own element. An interrupt in between may make a wakeup, but this element is only written for
+    // wakeups that a thread makes.
     let now = unsafe { &mut *now };
     // SAFETY: the helper has no preconditions.
     if now.waker == 0 || now.waker != unsafe { bpf_get_current_task() } {
@@ -112,7 +117,7 @@ pub(crate) fn sys_exit(_ctx: BtfTracePointContext) -> i32 {
         return 0;
     };
     if let Some(edge) = edge(&mut now.edge, scratch) {
-        // SAFETY: a live element; these two fields are only ever added to atomically.
+        // SAFETY: a live element. These two fields are only added to atomically.
         unsafe {
             atomic::add(&raw mut (*edge).timed, 1);
             atomic::add(&raw mut (*edge).waking_ns, waking_ns);

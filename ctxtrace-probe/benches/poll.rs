@@ -1,11 +1,12 @@
-//! What the probe adds to a poll: `cargo bench -p ctxtrace-probe`.
+//! Measures what the probe adds to a poll: `cargo bench -p ctxtrace-probe`.
 //!
-//! Each case is compared with the same loop over the same futures unwrapped, in turn, many short rounds of each; a
-//! pair of rounds gives a difference, and the median of the pairs is the figure, so that the machine's drift touches
-//! both sides. The futures are polled as a runtime does it, through a pointer. They do next to nothing, so that
-//! little of the cost hides behind other work: in a program that does something it is less. Usually the compiler puts
-//! a future's code into that of its wrapper; where it does not, there is a call more, which is measured apart.
-#![allow(clippy::print_stdout, reason = "it is a program for the command line")]
+//! Each case is compared with the same loop over the same futures without wrappers. Many short rounds of both are run
+//! alternately. Each pair of rounds gives a difference, and the figure is the median of these differences, so that
+//! drift of the machine affects both sides alike. The futures are polled through a pointer, as a runtime does it. They
+//! do almost nothing, so that little of the cost can overlap with other work; in a real program the cost is lower.
+//! Usually the compiler inlines a future's code into its wrapper. If it does not, a poll makes one more call, which is
+//! measured as a separate case.
+#![allow(clippy::print_stdout, reason = "this is a command-line program")]
 
 use std::future::Future;
 use std::hint::black_box;
@@ -17,9 +18,9 @@ use ctxtrace_probe::{hook, message, traced};
 
 const POLLS: u64 = 100_000;
 const PAIRS: usize = 401;
-/// One alone costs less than can be seen.
+/// Messages marked per poll. The cost of a single one is too small to be measured.
 const MESSAGES: u32 = 16;
-/// What a poll may cost.
+/// Highest cost of a traced poll that is acceptable, in nanoseconds.
 const LIMIT_NS: f64 = 3.0;
 
 /// Counts its polls, and is never ready.
@@ -35,7 +36,7 @@ impl Future for Counting {
     }
 }
 
-/// The same in a function of its own, as a large future is.
+/// The same future, not inlined, as is usual for a large future.
 struct Called(Counting);
 
 impl Future for Called {
@@ -69,7 +70,7 @@ fn wrapped_called(number: usize) -> Vec<Task> {
         .collect()
 }
 
-/// Wrapped twice: each poll has one nested in it.
+/// Futures that are wrapped twice, so that each poll has a nested poll in it.
 fn nested(number: usize) -> Vec<Task> {
     (0..number)
         .map(|n| {
@@ -79,7 +80,7 @@ fn nested(number: usize) -> Vec<Task> {
         .collect()
 }
 
-/// Nanoseconds for each of [`POLLS`] polls, in which the tasks take turns.
+/// Returns the nanoseconds per poll of [`POLLS`] polls, which go through the tasks in turn.
 fn round(tasks: &mut [Task], before: impl Fn(u64), after: impl Fn()) -> f64 {
     let mut context = Context::from_waker(Waker::noop());
     let start = Instant::now();
@@ -100,7 +101,7 @@ fn median(figures: &mut [f64]) -> f64 {
     figures[figures.len() / 2]
 }
 
-/// Measures a case against its base, prints a line, and gives the difference.
+/// Measures a case against its base, prints a line, and returns the difference.
 fn compare(name: &str, mut base: impl FnMut() -> f64, mut subject: impl FnMut() -> f64) -> f64 {
     let mut bases = Vec::with_capacity(PAIRS);
     let mut subjects = Vec::with_capacity(PAIRS);
@@ -108,7 +109,7 @@ fn compare(name: &str, mut base: impl FnMut() -> f64, mut subject: impl FnMut() 
     base();
     subject();
     for pair in 0..PAIRS {
-        // Neither is always the first.
+        // The order alternates, so that neither side is always the first.
         let (b, s) = if pair % 2 == 0 {
             let b = base();
             (b, subject())
@@ -126,7 +127,7 @@ fn compare(name: &str, mut base: impl FnMut() -> f64, mut subject: impl FnMut() 
 }
 
 fn main() {
-    println!("{:<34} {:>9}  {:>9}  {:>9}", "a poll", "plain", "probed", "added");
+    println!("{:<34} {:>9}  {:>9}  {:>9}", "per poll", "plain", "probed", "added");
     let mut worst = f64::MIN;
     for tasks in [1, 3] {
         let (mut base, mut subject) = (plain(tasks), wrapped(tasks));
@@ -139,7 +140,7 @@ fn main() {
     }
     let (mut base, mut subject) = (plain_called(3), wrapped_called(3));
     let added = compare(
-        "traced, 3 tasks, a call more",
+        "traced, 3 tasks, not inlined",
         || round(&mut base, |_| (), || ()),
         || round(&mut subject, |_| (), || ()),
     );
@@ -158,10 +159,10 @@ fn main() {
     );
     let (mut base, mut subject) = (plain(3), plain(3));
     let marked = compare(
-        &format!("{MESSAGES} messages a poll, not traced"),
+        &format!("{MESSAGES} messages per poll, not traced"),
         || round(&mut base, |_| (), || ()),
         || round(&mut subject, |_| (), || (0..MESSAGES).for_each(|_| message())),
     ) / f64::from(MESSAGES);
     println!("a message adds {marked:.2} ns");
-    println!("a traced poll adds {worst:.2} ns, in the worst of the cases (at most {LIMIT_NS:.0} are allowed)");
+    println!("a traced poll adds at most {worst:.2} ns (limit: {LIMIT_NS:.0} ns)");
 }

@@ -1,4 +1,4 @@
-//! Three named tasks on a pool of two threads, and the future that waits for them:
+//! Three named tasks on a pool of two threads, and a root future that waits for them:
 //!
 //! ```text
 //!   sender ──(channel)──▶ repeater ──(channel)──▶ receiver        root
@@ -9,8 +9,9 @@
 //! target/release/examples/three_tasks 5000000 16
 //! ```
 //!
-//! The arguments are the number of messages (5,000,000: about a second) and the messages a channel holds (16).
-#![allow(clippy::print_stdout, reason = "it is a program for the command line")]
+//! The arguments are the number of messages (default: 5,000,000, which takes about a second) and the capacity of each
+//! channel in messages (default: 16).
+#![allow(clippy::print_stdout, reason = "this is a command-line program")]
 
 use std::env;
 use std::error::Error;

@@ -1,6 +1,6 @@
-//! Hooks for runtimes that announce the polls of all their tasks, wrapped or not.
+//! Hooks for runtimes that announce the polls of all their tasks, whether the tasks are wrapped or not.
 //!
-//! tokio does, when it is compiled with `RUSTFLAGS="--cfg tokio_unstable"`:
+//! tokio announces them if it is compiled with `RUSTFLAGS="--cfg tokio_unstable"`:
 //!
 //! ```ignore
 //! let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -10,21 +10,22 @@
 //!     .build()?;
 //! ```
 //!
-//! (`tests/tokio_hooks.rs` of this crate compiles and runs it; a plain build of tokio has no such methods.)
+//! (`tests/tokio_hooks.rs` of this crate compiles and runs this example; without that flag tokio has no such methods.)
 //!
-//! Tasks go by the runtime's own ids and have no names. A [`traced`](crate::traced()) future in such a task is
-//! nested: while it is polled the thread is said to run it, by its name, and then the task again.
+//! Hooked tasks have the runtime's own ids and no names. A [`traced`](crate::traced()) future in such a task is nested:
+//! while the future is polled, the thread's task is the named one, and afterwards the hooked task again.
 //!
-//! What the hooks see is not quite what a wrapper sees (tokio 1.54):
+//! What the hooks see differs from what a wrapper sees (tokio 1.54):
 //!
-//! * The time of a poll includes what tokio does around it: the future's destructor when it is done, the wakeup of
-//!   whoever joins it. A task that is cancelled is announced although its future is only dropped.
-//! * The future given to `block_on`, and those of a `LocalSet`, are not announced. Wrap them.
+//! * The time of a poll includes tokio's work around it: the future's destructor when the future is finished, and the
+//!   wakeup of the task that joins it. A cancelled task is announced too, although its future is only dropped.
+//! * The future given to `block_on`, and the futures of a `LocalSet`, are not announced. Wrap them.
 //!
-//! Both hooks must be set. tokio calls the second one even if the task panics, since it catches the panic in between.
-//! Should the end of a poll be missing all the same, it is taken to have come with the next announced beginning on
-//! that thread. So a runtime with hooks that is driven from within a hooked poll of another (`block_in_place`, then
-//! `block_on`) ends the outer poll early: the rest of it is said to run no task.
+//! Both hooks must be set. tokio calls the second one even if the task panics, because tokio catches the panic in
+//! between. If the end of a poll is missing nevertheless, the poll is treated as ended when the next poll is announced
+//! on the same thread. So if a runtime with hooks is driven from within a hooked poll of another runtime
+//! (`block_in_place`, then `block_on`), the outer poll ends early: for the rest of it, the thread appears to poll no
+//! task.
 
 use std::cell::Cell;
 use std::hash::{Hash, Hasher};
@@ -35,13 +36,15 @@ use crate::rings;
 use crate::slot::{SLOT, State};
 
 thread_local! {
-    /// The traced future in whose poll the hooked one was announced, or 0: a runtime that is driven from within one.
+    /// The traced future in whose poll the hooked poll was announced, or 0. It is not 0 if a runtime is driven from
+    /// within a traced future.
     static OUTER: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Says that the calling thread begins to poll the runtime's task `id`.
+/// Records that the calling thread begins to poll the runtime's task `id`.
 ///
-/// `id` is whatever the runtime identifies a task by; of tokio's opaque type, the number in it is found by hashing it.
+/// `id` is any value by which the runtime identifies a task. tokio's type is opaque, so the number in it is obtained by
+/// hashing it.
 #[inline]
 pub fn before_poll(id: &impl Hash) {
     let id = HOOKED | number(id);
@@ -51,7 +54,7 @@ pub fn before_poll(id: &impl Hash) {
     OUTER.set(SLOT.with(|state| state.begin_hooked(id, task_index(id))));
 }
 
-/// Says that the poll announced last on the calling thread is over. Without such a poll it does nothing.
+/// Records the end of the poll that was announced last on the calling thread. Does nothing if there is no such poll.
 #[inline]
 pub fn after_poll() {
     if !rings::is_plain() {
@@ -60,7 +63,7 @@ pub fn after_poll() {
     SLOT.with(|state| state.end_hooked(OUTER.get()));
 }
 
-/// The integer an id consists of, without the bits the probe uses itself.
+/// Returns the integer that an id consists of, without the two highest bits, which the probe uses itself.
 #[inline(always)]
 fn number(id: &impl Hash) -> u64 {
     let mut number = Number(0);
@@ -68,7 +71,7 @@ fn number(id: &impl Hash) -> u64 {
     number.finish() & (HOOKED - 1)
 }
 
-/// A "hash" that is the integer itself, if it was given just one.
+/// A "hash" that equals the hashed integer if exactly one integer was hashed.
 struct Number(u64);
 
 impl Hasher for Number {
@@ -79,11 +82,11 @@ impl Hasher for Number {
 
     #[inline(always)]
     fn write_u64(&mut self, number: u64) {
-        // Of several integers, something that differs as they do.
+        // Several integers are combined, so that different sequences usually give different results.
         self.0 = self.0.rotate_left(24) ^ number;
     }
 
-    /// Integers of other sizes come this way, in the byte order of the machine.
+    /// Receives integers of other sizes, in the byte order of the machine.
     #[inline]
     fn write(&mut self, bytes: &[u8]) {
         for part in bytes.chunks(8) {
@@ -119,7 +122,7 @@ mod tests {
         state().slot.task
     }
 
-    /// Polls a traced future that does `inside`, and gives its id, too.
+    /// Polls a traced future that calls `inside`, and returns the future's id and the result of `inside`.
     fn in_a_traced_poll<T>(inside: impl Fn() -> T) -> (u64, T) {
         let mut future = pin!(traced("traced", poll_fn(|_| Poll::Ready((task(), inside())))));
         match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -128,7 +131,7 @@ mod tests {
         }
     }
 
-    /// Runs `test` on a thread whose slot nobody has used.
+    /// Runs `test` on a new thread, whose slot has not been used.
     fn on_a_new_thread(test: impl FnOnce() + Send + 'static) {
         if let Err(panic) = thread::spawn(test).join() {
             std::panic::resume_unwind(panic);
@@ -152,7 +155,7 @@ mod tests {
     fn tokios_ids_are_the_numbers_it_prints() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
-            .expect("a runtime");
+            .expect("a runtime can be built");
         for _ in 0..3 {
             let id = runtime.spawn(async {}).id();
             assert_eq!(number(&id).to_string(), id.to_string());
@@ -221,7 +224,7 @@ mod tests {
             assert_eq!((state.slot.task, state.slot.polls, state.slot.nested_polls), (0, 3, 0));
             assert_eq!(state.tables.messages_per_poll[0], 3);
 
-            // Nor when it was within a traced one.
+            // The same holds if the unfinished poll was within a traced one.
             in_a_traced_poll(|| before_poll(&8_u64));
             assert_eq!(task(), 0);
             before_poll(&9_u64);

@@ -1,4 +1,4 @@
-//! What a program keeps once for all its threads: the tasks' names, and the measured section.
+//! The state that a program has once for all its threads: the tasks' names, and the measured section.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
@@ -7,17 +7,17 @@ use ctxtrace_abi::{NAME_BYTES, NAMED_TASKS, Registry};
 
 use crate::slot::expose;
 
-/// The program's registry. The symbol has no crate or version in it: two copies of this crate in one program would count
-/// tasks each for itself, and do not link instead.
+/// The program's registry. Its symbol contains no crate name or version, so a program that contains two copies of this
+/// crate does not link. If it did, each copy would number tasks on its own.
 #[unsafe(export_name = "CTXTRACE_PROBE_REGISTRY")]
 pub(crate) static REGISTRY: Shared = Shared::new();
 
-/// A [`Registry`] that all threads write and the kernel reads.
+/// A [`Registry`] that all threads write and the kernel side reads.
 #[repr(transparent)]
 pub(crate) struct Shared(UnsafeCell<Registry>);
 
-// SAFETY: `section` and `tasks` are accessed as atomics only, and a name is written once, by the one call of `register`
-// that drew its id.
+// SAFETY: `section` and `tasks` are accessed only as atomics. A name is written only once, by the call of `register`
+// that obtained its id.
 unsafe impl Sync for Shared {}
 
 impl Shared {
@@ -25,13 +25,13 @@ impl Shared {
         Self(UnsafeCell::new(Registry::EMPTY))
     }
 
-    /// Where ctxtrace finds it.
+    /// Returns the address at which ctxtrace finds the registry.
     pub(crate) fn address(&self) -> u64 {
         expose(self.0.get());
         self.0.get() as u64
     }
 
-    /// The measured section the program is in, or 0.
+    /// Returns the number of the measured section that the program is in, or 0.
     #[inline(always)]
     pub(crate) fn section(&self) -> u64 {
         self.section_number().load(Ordering::Relaxed)
@@ -39,7 +39,7 @@ impl Shared {
 
     #[inline(always)]
     pub(crate) fn section_number(&self) -> &AtomicU64 {
-        // SAFETY: aligned, lives as long as `self`, and accessed as an atomic only.
+        // SAFETY: the field is aligned, lives as long as `self`, and is accessed only as an atomic.
         unsafe { AtomicU64::from_ptr(&raw mut (*self.0.get()).section) }
     }
 
@@ -48,15 +48,17 @@ impl Shared {
         unsafe { AtomicU64::from_ptr(&raw mut (*self.0.get()).tasks) }
     }
 
-    /// The id of a new task; its name is in place when this returns, if there is room for one.
+    /// Returns the id of a new task. If there is room for a name, the name has been stored when this returns.
     pub(crate) fn register(&self, name: &str) -> u64 {
         let id = self.tasks().fetch_add(1, Ordering::Relaxed) + 1;
         if id < NAMED_TASKS as u64 {
             let name = cut(name);
-            // All of its place is written, the zeroes too: memory that was never touched cannot be read from the kernel.
+            // All bytes of the entry are written, the zeroes too: BPF programs cannot read memory that was never
+            // touched.
             let mut padded = [0; NAME_BYTES];
             padded[..name.len()].copy_from_slice(name.as_bytes());
-            // SAFETY: the id is below the number of names, and nobody else was given it, so nobody else writes there.
+            // SAFETY: the id is below the number of names, and no other call gets the same id, so no other call writes
+            // this entry.
             unsafe { (&raw mut (*self.0.get()).names[id as usize]).write_volatile(padded) };
             compiler_fence(Ordering::SeqCst);
         }
@@ -64,7 +66,7 @@ impl Shared {
     }
 }
 
-/// As much of a name as there is room for, in whole characters.
+/// Returns the longest prefix of a name that has room, in whole characters.
 fn cut(name: &str) -> &str {
     let mut end = name.len().min(NAME_BYTES);
     while !name.is_char_boundary(end) {
@@ -81,9 +83,9 @@ mod tests {
 
     use super::*;
 
-    /// The name of a task nobody is registering any more.
+    /// Returns the name of a task whose registration has finished.
     fn name(registry: &Shared, id: u64) -> String {
-        // SAFETY: in bounds, and nobody writes it any more.
+        // SAFETY: the index is in bounds, and the entry is not written any more.
         let name = unsafe { (*registry.0.get()).names[id as usize] };
         let length = name.iter().position(|byte| *byte == 0).unwrap_or(NAME_BYTES);
         String::from_utf8(name[..length].to_vec()).expect("UTF-8")
@@ -98,7 +100,7 @@ mod tests {
         assert_eq!(name(&registry, 1), "sender");
         assert_eq!(name(&registry, 2), "");
         assert_eq!(name(&registry, 3), "receiver");
-        // SAFETY: nobody writes.
+        // SAFETY: no thread writes the registry at this point.
         let registry = unsafe { *registry.0.get() };
         assert_eq!((registry.magic, registry.section, registry.tasks), (MAGIC, 0, 3));
     }
@@ -109,11 +111,11 @@ mod tests {
         let cases = [
             ("a".repeat(NAME_BYTES), "a".repeat(NAME_BYTES)),
             ("a".repeat(NAME_BYTES + 1), "a".repeat(NAME_BYTES)),
-            // Two bytes each: the last whole one fits exactly.
+            // Two bytes for each character: the 20th one ends exactly at the limit.
             ("é".repeat(30), "é".repeat(20)),
-            // The character that would begin at byte 39 has two.
+            // The character that begins at byte 39 needs two bytes.
             (format!("a{}", "é".repeat(30)), format!("a{}", "é".repeat(19))),
-            // Four bytes, beginning at bytes 37, 38 and 39.
+            // A character of four bytes that begins at byte 37, 38 or 39 does not fit; one that begins at byte 36 does.
             (format!("{}🦀", "a".repeat(37)), "a".repeat(37)),
             (format!("{}🦀", "a".repeat(38)), "a".repeat(38)),
             (format!("{}🦀", "a".repeat(39)), "a".repeat(39)),

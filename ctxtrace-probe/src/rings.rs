@@ -1,11 +1,13 @@
-//! Stamps of polls and wakes, in rings that ctxtrace hands to the program it starts: `ctxtrace … --polls`.
+//! Stamps of polls and wakes, in rings that ctxtrace passes to the program it starts: `ctxtrace … --polls`.
 //!
-//! Nearly always there are none, and then this is one test a poll of a variable of the thread. Where there are, each thread
-//! takes a ring of its own and writes one word for each beginning and end of an outermost poll, and for each wake: a reading
-//! of the clock, the kind and the task. [`ctxtrace_abi::rings`] describes the memory. Nobody else writes to a thread's ring,
-//! so the stores are plain ones, and the number that publishes them is a plain one, too (x86-64 keeps stores in their order).
+//! Usually there are no rings, and then the cost is one test of a thread-local variable per poll. If there are rings,
+//! each thread claims one of its own, and writes one word to it for each beginning and end of an outermost poll, and
+//! for each wake: the clock's reading, the kind and the task. [`ctxtrace_abi::rings`] describes the memory. Only the
+//! owning thread writes to a ring, so the records are plain stores, and so is the number that publishes them (x86-64
+//! keeps stores in their order).
 //!
-//! A ring is given back when its thread ends. After a `fork` the child's one thread takes another ring than its parent's.
+//! A thread gives its ring back when it ends. After a `fork`, the only thread of the child claims a ring other than its
+//! parent's.
 
 use std::cell::Cell;
 use std::ptr::null;
@@ -16,27 +18,27 @@ use ctxtrace_abi::rings::{BEGIN, CLAIMED, CLOCK_TSC, END, RingState, is_free, la
 
 use self::system::Rings;
 
-/// What a thread's polls are to be.
+/// Whether a thread records its polls.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum How {
-    /// Nobody has looked yet.
+    /// Not decided yet.
     Unknown,
-    /// Polls and nothing else; also within a poll that is told.
+    /// Polls are not recorded: there are no rings, or the thread is within a recorded poll.
     Plain,
-    /// Told.
+    /// Outermost polls are recorded in the thread's ring.
     Told,
 }
 
-/// How many records a thread without a ring counts as lost before it looks for a ring again.
+/// Number of records that a thread without a ring drops between two attempts to claim one.
 const PATIENCE: u32 = 4_096;
 
-/// Whether the calling thread's polls are polls and nothing else.
+/// Returns whether the calling thread's polls are known not to be recorded.
 #[inline(always)]
 pub(crate) fn is_plain() -> bool {
     HOW.get() == How::Plain
 }
 
-/// Whether they are to be told; to be asked where they are not plain.
+/// Returns whether the calling thread's polls are to be recorded. Call it only if [`is_plain`] returns false.
 pub(crate) fn are_wanted() -> bool {
     if HOW.get() == How::Unknown {
         HOW.set(match system::rings() {
@@ -47,13 +49,14 @@ pub(crate) fn are_wanted() -> bool {
     HOW.get() == How::Told
 }
 
-/// A poll that is told, until it is dropped; those within it are plain.
+/// A recorded poll in progress. Dropping it records the end of the poll. Polls within it are not recorded.
 pub(crate) struct Polling {
     is_outermost: bool,
 }
 
 impl Polling {
-    /// Task `id` begins to be polled, within the poll of `outer`, if that is not 0: then only what is within it changes.
+    /// Begins the poll of task `id`. `outer` is the task whose poll it is within, or 0. Only an outermost poll is
+    /// recorded.
     pub(crate) fn begin(id: u64, outer: u64) -> Self {
         HOW.set(How::Plain);
         let is_outermost = outer == 0;
@@ -73,7 +76,7 @@ impl Drop for Polling {
     }
 }
 
-/// A hook announces a poll of `id`, while `current` was being polled.
+/// Records that a hook announces a poll of `id` while `current` was being polled, or no task if that is 0.
 #[cold]
 #[inline(never)]
 pub(crate) fn begin_hooked(id: u64, current: u64) {
@@ -81,13 +84,13 @@ pub(crate) fn begin_hooked(id: u64, current: u64) {
         return;
     }
     if current != 0 {
-        // Its end was never announced.
+        // The end of the current poll was never announced.
         tell(what(END, 0));
     }
     tell(what(BEGIN, short_task(id)));
 }
 
-/// A hook announces the end of the poll of `current`, which began while `outer` was being polled.
+/// Records that a hook announces the end of the poll of `current`, which began while `outer` was being polled.
 #[cold]
 #[inline(never)]
 pub(crate) fn end_hooked(current: u64, outer: u64) {
@@ -96,10 +99,10 @@ pub(crate) fn end_hooked(current: u64, outer: u64) {
     }
 }
 
-/// Writes a record, with the time.
+/// Writes a record, with the current time.
 #[inline]
 pub(crate) fn tell(what: u64) {
-    // A thread's plain variables are there to its very end.
+    // This variable has no destructor, so it can be used until the thread ends.
     WRITER.with(|writer| {
         if !writer.ring.get().is_null() || writer.takes_a_ring() {
             writer.write(what);
@@ -113,19 +116,20 @@ thread_local! {
     static GIVE_BACK: GiveBack = const { GiveBack };
 }
 
-/// The ring of a thread; without a destructor, so that it can be used in those of others.
+/// The ring that a thread writes to. It has no destructor, so that it can be used in the destructors of other
+/// thread-local variables.
 struct Writer {
     ring: Cell<*const RingState>,
     records: Cell<*const AtomicU64>,
     mask: Cell<u64>,
     by_tsc: Cell<bool>,
-    /// Records to be counted as lost before the next try to get a ring.
+    /// Number of records to drop before the next attempt to claim a ring.
     patience: Cell<u32>,
-    /// The thread has given its ring back, and takes none any more.
+    /// Whether the thread has given its ring back. If so, it claims no other.
     ended: Cell<bool>,
 }
 
-/// Gives the ring back when the thread ends.
+/// Gives the thread's ring back when the thread ends.
 struct GiveBack;
 
 impl Drop for GiveBack {
@@ -137,11 +141,11 @@ impl Drop for GiveBack {
     }
 }
 
-/// An atomic view of a number in shared memory.
+/// Returns an atomic view of a number in shared memory.
 ///
 /// # Safety
 ///
-/// `word` must be aligned, and in memory that is mapped for good and accessed by atomics alone.
+/// `word` must be aligned, and in memory that stays mapped and is accessed only by atomics.
 unsafe fn shared<'a>(word: *const u64) -> &'a AtomicU64 {
     // SAFETY: as above.
     unsafe { AtomicU64::from_ptr(word.cast_mut()) }
@@ -159,7 +163,7 @@ impl Writer {
         }
     }
 
-    /// Writes a record to the ring, which there must be.
+    /// Writes a record to the ring. The thread must have a ring.
     #[inline(always)]
     fn write(&self, what: u64) {
         self.append(record(what, system::clock(self.by_tsc.get())));
@@ -167,8 +171,8 @@ impl Writer {
 
     #[inline(always)]
     fn append(&self, record: u64) {
-        // SAFETY: `ring` is not null, so it and `records` are where `takes_a_ring` found them: in the mapping, which has
-        // so many records as the mask lets through.
+        // SAFETY: `ring` is not null, so `ring` and `records` are those that `claims` found: they are in the mapping,
+        // and every index that the mask lets through is below the number of records.
         unsafe {
             let head = shared(&raw const (*self.ring.get()).head);
             let number = head.load(Ordering::Relaxed);
@@ -178,7 +182,7 @@ impl Writer {
         }
     }
 
-    /// Takes a free ring, if there is one. Otherwise the record that was to be written is counted as lost.
+    /// Claims a free ring, if there is one. Otherwise counts the record that was to be written as dropped.
     #[cold]
     #[inline(never)]
     fn takes_a_ring(&self) -> bool {
@@ -196,7 +200,7 @@ impl Writer {
         let owner = owner(std::process::id(), system::thread_id());
         let free = (0..rings.count()).find(|&index| {
             let state = rings.state(index);
-            // SAFETY: in the mapping.
+            // SAFETY: the state is in the mapping.
             let owned_by = unsafe { shared(&raw const (*state).owner) };
             let before = owned_by.load(Ordering::Relaxed);
             is_free(before)
@@ -210,14 +214,14 @@ impl Writer {
         self.records.set(rings.records(index));
         self.mask.set(rings.capacity() - 1);
         self.by_tsc.set(rings.clock() == CLOCK_TSC);
-        // SAFETY: in the mapping.
+        // SAFETY: the state is in the mapping.
         unsafe {
             let number = shared(&raw const (*state).head).load(Ordering::Relaxed);
             shared(&raw const (*state).since).store(number, Ordering::Release);
             shared(&raw const (*state).owner).store(owner, Ordering::Release);
         }
         self.append(owner);
-        // A thread that is in its destructors already keeps the ring.
+        // This fails if the thread's variables are being destroyed already. The ring is then never given back.
         let _ = GIVE_BACK.try_with(|_| ());
         true
     }
@@ -227,19 +231,19 @@ impl Writer {
         if ring.is_null() {
             return;
         }
-        // SAFETY: it was in the mapping, and is this thread's.
+        // SAFETY: the state is in the mapping, and the ring belongs to this thread.
         let owner = unsafe { shared(&raw const (*ring).owner) };
-        // Whose the records are must be known until they are read, however late that is.
+        // The owner remains named, because the reader must know whose records these are until it has read them.
         owner.store(last(owner.load(Ordering::Relaxed)), Ordering::Release);
     }
 }
 
-/// In a new process, on its one thread: the ring is the parent's.
+/// Runs in the new process after a `fork`, on its only thread. The ring belongs to the parent.
 extern "C" fn forked() {
     WRITER.with(|writer| writer.ring.set(null()));
 }
 
-/// What takes the operating system: finding and mapping the memory, reading the clock.
+/// Code that depends on the operating system: finding and mapping the memory, reading the clock.
 #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
 mod system {
     use std::ffi::{c_int, c_long, c_void};
@@ -252,7 +256,8 @@ mod system {
 
     use ctxtrace_abi::rings::{Header, MAGIC, RingState, STATES_AT, VARIABLE, records_at, total_bytes};
 
-    // What the standard library links anyway; the crate has no dependency for it.
+    // Functions of the C library, which the standard library links anyway. Declared here, so that the crate needs no
+    // dependency.
     unsafe extern "C" {
         fn mmap(address: *mut c_void, bytes: usize, access: c_int, flags: c_int, fd: c_int, offset: i64)
         -> *mut c_void;
@@ -270,7 +275,7 @@ mod system {
     const GETTID: c_long = 186;
     const MONOTONIC: c_int = 1;
 
-    /// The rings, mapped for as long as the process lives.
+    /// The rings, which stay mapped for the life of the process.
     pub(super) struct Rings {
         base: *mut u8,
         count: usize,
@@ -278,59 +283,59 @@ mod system {
         clock: u32,
     }
 
-    // SAFETY: the memory is mapped for good, and accessed by atomics alone.
+    // SAFETY: the memory stays mapped, and is accessed only by atomics.
     unsafe impl Send for Rings {}
     // SAFETY: as above.
     unsafe impl Sync for Rings {}
 
     impl Rings {
-        /// How many there are.
+        /// Returns the number of rings.
         pub(super) fn count(&self) -> usize {
             self.count
         }
 
-        /// Records in each.
+        /// Returns the number of records that each ring holds.
         pub(super) fn capacity(&self) -> u64 {
             self.capacity
         }
 
-        /// Which clock the records have.
+        /// Returns the number of the clock that the records use ([`Header::clock`]).
         pub(super) fn clock(&self) -> u32 {
             self.clock
         }
 
-        /// A ring's state. `index` must be below `count`.
+        /// Returns the state of a ring. `index` must be below `count`.
         pub(super) fn state(&self, index: usize) -> *const RingState {
             debug_assert!(index < self.count);
-            // SAFETY: the mapping has so many of them there.
+            // SAFETY: the mapping has `count` states there.
             unsafe { self.base.add(STATES_AT).cast::<RingState>().add(index) }
         }
 
-        /// A ring's records.
+        /// Returns the address of a ring's first record. `index` must be below `count`.
         pub(super) fn records(&self, index: usize) -> *const AtomicU64 {
             debug_assert!(index < self.count);
-            // SAFETY: the mapping has so many of them there.
+            // SAFETY: the mapping has the records of `count` rings there.
             unsafe {
                 let first = self.base.add(records_at(self.count)).cast::<AtomicU64>();
                 first.add(index * self.capacity as usize)
             }
         }
 
-        /// Counts records of threads without a ring.
+        /// Returns the number of records that were dropped because their thread had no ring.
         pub(super) fn homeless(&self) -> &AtomicU64 {
-            // SAFETY: aligned, in the mapping, and accessed as an atomic only.
+            // SAFETY: the field is aligned, in the mapping, and accessed only as an atomic.
             unsafe { AtomicU64::from_ptr(&raw mut (*self.base.cast::<Header>()).homeless) }
         }
     }
 
-    /// The rings that ctxtrace has left for this process; looked for once.
+    /// Returns the rings that ctxtrace has passed to this process, if any. They are searched for only once.
     pub(super) fn rings() -> Option<&'static Rings> {
         static RINGS: OnceLock<Option<Rings>> = OnceLock::new();
         RINGS.get_or_init(find).as_ref()
     }
 
-    /// Something else may have come to be under the descriptor's number, so nothing is written before it has proved to be
-    /// what was announced.
+    /// Maps the rings. The descriptor's number may refer to another file by now, so the memory is mapped only after its
+    /// header has been checked against the environment variable.
     fn find() -> Option<Rings> {
         let announced = std::env::var_os(VARIABLE)?;
         let (fd, nonce) = announced.to_str()?.split_once(',')?;
@@ -338,8 +343,8 @@ mod system {
         if fd < 0 {
             return None;
         }
-        // It is not closed: programs that this one starts may want it, too.
-        // SAFETY: whatever it is, it is only asked for its size and read.
+        // The descriptor is not closed, because programs that this one starts may use it, too.
+        // SAFETY: the file behind the descriptor is only read and asked for its size, and never closed here.
         let file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
         let mut words = [0; size_of::<Header>()];
         file.read_exact_at(&mut words, 0).ok()?;
@@ -351,12 +356,13 @@ mod system {
             return None;
         }
         let bytes = total_bytes(count, capacity);
-        // SAFETY: a new mapping where the kernel likes, of a file that is that long.
+        // SAFETY: a new mapping at an address that the kernel chooses, of a file that is at least that long.
         let base = unsafe { mmap(std::ptr::null_mut(), bytes, READ_AND_WRITE, SHARED, fd, 0) };
         if base as isize == -1 {
             return None;
         }
-        // SAFETY: the function may be called in a new process: it changes a thread's plain variable.
+        // SAFETY: `forked` may run in a new process, because it only changes a thread-local variable without a
+        // destructor.
         unsafe { pthread_atfork(None, None, Some(super::forked)) };
         Some(Rings {
             base: base.cast(),
@@ -366,17 +372,17 @@ mod system {
         })
     }
 
-    /// The calling thread's id.
+    /// Returns the calling thread's id.
     pub(super) fn thread_id() -> u32 {
-        // SAFETY: this call takes nothing and cannot fail.
+        // SAFETY: this system call takes no arguments and cannot fail.
         unsafe { syscall(GETTID) as u32 }
     }
 
-    /// What time it is, by one clock or the other.
+    /// Reads the time-stamp counter if `by_tsc`, otherwise `CLOCK_MONOTONIC`.
     #[inline(always)]
     pub(super) fn clock(by_tsc: bool) -> u64 {
         if by_tsc {
-            // SAFETY: the instruction is there, or ctxtrace would not have chosen this clock.
+            // SAFETY: every CPU on which ctxtrace chooses this clock has the instruction.
             unsafe { std::arch::x86_64::_rdtsc() }
         } else {
             monotonic_ns()
@@ -386,20 +392,20 @@ mod system {
     #[cold]
     fn monotonic_ns() -> u64 {
         let mut time = [0; 2];
-        // SAFETY: on x86-64 the structure is two 64-bit numbers.
+        // SAFETY: on x86-64 the structure `timespec` consists of two 64-bit numbers.
         unsafe { clock_gettime(MONOTONIC, &raw mut time) };
         time[0] as u64 * 1_000_000_000 + time[1] as u64
     }
 }
 
-/// Elsewhere ctxtrace is not.
+/// Replacement for platforms on which ctxtrace does not run, and for Miri: there are no rings.
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64", not(miri))))]
 mod system {
     use std::sync::atomic::AtomicU64;
 
     use ctxtrace_abi::rings::RingState;
 
-    /// There are none.
+    /// A type without values.
     pub(super) enum Rings {}
 
     impl Rings {

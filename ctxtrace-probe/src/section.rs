@@ -1,18 +1,19 @@
-//! The measured section: the part of a program's run that its figures are about.
+//! The measured section: the part of a program's run that the report covers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::registry::REGISTRY;
 use crate::slot::SLOT;
 
-/// Number of the section begun last.
+/// Number of the section that was begun last.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
 /// Begins a measured section, which ends when the guard is dropped. The sections of a program are numbered from 1.
 ///
-/// It lets ctxtrace leave out what comes before and after: starting a runtime, filling buffers. It is the whole
-/// program's: the calling thread is in it at once, every other thread from its next outermost poll on. There is one
-/// section at a time: one begun within another takes its place, and is over when its own guard goes.
+/// With a section, ctxtrace can exclude what comes before and after it, such as starting a runtime or filling buffers.
+/// A section applies to the whole program: to the calling thread at once, to every other thread from its next outermost
+/// poll on. There is one section at a time. A section that is begun within another replaces it, and ends when its own
+/// guard is dropped.
 pub fn section() -> SectionGuard {
     let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
     REGISTRY.section_number().store(number, Ordering::Relaxed);
@@ -28,7 +29,7 @@ pub struct SectionGuard {
 }
 
 impl SectionGuard {
-    /// The section's number.
+    /// Returns the section's number.
     #[must_use]
     pub fn number(&self) -> u64 {
         self.number
@@ -37,7 +38,7 @@ impl SectionGuard {
 
 impl Drop for SectionGuard {
     fn drop(&mut self) {
-        // A section that has taken this one's place goes on.
+        // If another section has replaced this one, that section continues.
         let section = REGISTRY.section_number();
         if section
             .compare_exchange(self.number, 0, Ordering::Relaxed, Ordering::Relaxed)
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
     use crate::slot::State;
 
-    /// Section of the calling thread as of now, and as of its next poll.
+    /// Returns the section of the calling thread now, and after its next poll has begun.
     fn seen() -> (u64, u64) {
         SLOT.with(|state: &State| {
             let now = state.copy().slot.section;
@@ -65,7 +66,7 @@ mod tests {
         })
     }
 
-    /// One test, because there is one section in a program.
+    /// A single test, because a program has one section at a time.
     #[test]
     fn a_section_is_seen_at_once_here_and_from_the_next_poll_on_elsewhere() {
         let elsewhere = || thread::spawn(seen).join().expect("no panic");
@@ -81,7 +82,7 @@ mod tests {
         assert_eq!(seen(), (0, 0));
         assert_eq!(elsewhere(), (0, 0));
 
-        // One takes the other's place.
+        // The second section replaces the first.
         let outer = section();
         let inner = section();
         assert_eq!(inner.number(), outer.number() + 1);

@@ -1,14 +1,14 @@
-//! The slot: what a thread says about itself, in a thread-local of the executable.
+//! The slot: a thread-local variable of the executable, in which a thread keeps what it is doing.
 //!
-//! The reader is a BPF program that the kernel runs on this very thread, at a switch: it stands to the code here as a
-//! signal handler does, between any two instructions, and sees memory exactly as this thread does. So no store needs
-//! an ordering between CPUs. What is needed is that the compiler makes every store, in the order written, on the
-//! proper side of the poll. Three things see to it:
+//! The reader is a BPF program that the kernel runs on this very thread, at a switch. Like a signal handler, it runs
+//! between any two instructions of this code and sees memory exactly as this thread does. So no store needs an ordering
+//! between CPUs. It is only necessary that the compiler emits every store, in the order written, before or after the
+//! poll as written. Three measures ensure that:
 //!
-//! * all accesses are relaxed atomics, which on x86-64 are plain instructions without a lock;
-//! * `compiler_fence`s stand where an order matters; no instruction comes of them;
-//! * the address is shown to code that the compiler cannot look into ([`expose`]), so that no optimiser, seeing the
-//!   whole program, may conclude that nobody reads the slot.
+//! * All accesses are relaxed atomics, which on x86-64 are plain instructions without a lock.
+//! * A `compiler_fence` is placed where an order matters. It generates no instruction.
+//! * The address is passed to code that is opaque to the compiler ([`expose`]), so that an optimiser that sees the
+//!   whole program cannot conclude that the slot is never read.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering, compiler_fence};
@@ -18,12 +18,13 @@ use ctxtrace_abi::{HOOKED, MAGIC, RECENT_POLLS, RUNTIME_THREAD, TASK_INDICES, Th
 use crate::registry::REGISTRY;
 
 thread_local! {
-    /// The one of the calling thread. All zeroes and without a destructor, hence a plain thread-local variable of the
-    /// executable (`.tbss`), with a symbol of its own and no code to start it with: what ctxtrace looks for.
+    /// The calling thread's state. It starts as zeroes and has no destructor, so it is a plain thread-local variable of
+    /// the executable (`.tbss`), with a symbol of its own and no code to initialise it. ctxtrace finds it by that
+    /// symbol.
     pub(crate) static SLOT: State = const { State::new() };
 }
 
-/// A [`ThreadState`] that one thread writes and the kernel reads.
+/// A [`ThreadState`] that one thread writes and the kernel side reads.
 #[repr(transparent)]
 pub(crate) struct State(UnsafeCell<ThreadState>);
 
@@ -33,20 +34,20 @@ const _: () = assert!(size_of::<State>() == size_of::<ThreadState>() && !std::me
 macro_rules! word {
     ($state:ident, $($field:tt)+) => { word!(@ $state, [] $($field)+) };
     (@ $state:ident, [$($done:tt)+] : $atomic:ident) => {
-        // SAFETY: the field is aligned and lives as long as `$state`, and is accessed through such views alone.
+        // SAFETY: the field is aligned, lives as long as `$state`, and is accessed only through such views.
         unsafe { $atomic::from_ptr(&raw mut (*$state.0.get()).$($done)+) }
     };
     (@ $state:ident, [$($done:tt)+]) => { word!(@ $state, [$($done)+] : AtomicU64) };
     (@ $state:ident, [$($done:tt)*] $next:tt $($rest:tt)*) => { word!(@ $state, [$($done)* $next] $($rest)*) };
 }
 
-/// Adds to a counter that no other thread writes: a load and a store, or one `add` without a lock.
+/// Adds to a counter that only this thread writes: a load and a store, or one `add` without a lock.
 #[inline(always)]
 fn add(counter: &AtomicU64, more: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
 }
 
-/// Keeps the compiler from moving any access to memory past this point; makes no instruction.
+/// Prevents the compiler from moving any memory access past this point. Generates no instruction.
 #[inline(always)]
 fn in_this_order() {
     compiler_fence(Ordering::SeqCst);
@@ -57,7 +58,8 @@ impl State {
         Self(UnsafeCell::new(ThreadState::EMPTY))
     }
 
-    /// Says that a poll begins, and gives what [`end`](Self::end) must be given: the task polled until now, or 0.
+    /// Records that a poll begins. Returns the task that was being polled until now, or 0, which must be passed to
+    /// [`end`](Self::end).
     #[inline(always)]
     #[must_use]
     pub(crate) fn begin(&self, id: u64, index: u16) -> u64 {
@@ -70,7 +72,7 @@ impl State {
         outer
     }
 
-    /// Says that the poll ends which began while `outer` was being polled.
+    /// Records the end of the poll that began while `outer` was being polled.
     #[inline(always)]
     pub(crate) fn end(&self, outer: u64) {
         in_this_order();
@@ -90,8 +92,8 @@ impl State {
         }
     }
 
-    /// The thread's first poll. It has all of the work in it, so that its caller has nothing to keep in registers for
-    /// later.
+    /// Begins the thread's first poll. This function does all of the work, so that its caller need not save registers
+    /// across the call.
     #[cold]
     #[inline(never)]
     fn begin_first(&self, id: u64, index: u16) {
@@ -108,7 +110,7 @@ impl State {
         let poll = word!(self, slot.polls).load(Ordering::Relaxed).wrapping_add(1);
         let nth = poll as usize % RECENT_POLLS;
         word!(self, tables.recent[nth]: AtomicU16).store(index, Ordering::Relaxed);
-        // It always is in bounds, and the compiler need not know how.
+        // The index is always in bounds; the remainder lets the compiler omit the bounds check.
         let index = usize::from(index) % TASK_INDICES;
         add(word!(self, tables.polls_by_task[index]), 1);
         let last_task = word!(self, tables.last_task);
@@ -134,7 +136,7 @@ impl State {
         in_this_order();
     }
 
-    /// Counts the outermost poll that ends by the messages marked in it.
+    /// Counts the outermost poll that is ending by the number of messages marked in it.
     #[inline(always)]
     fn count_messages(&self) {
         let messages = word!(self, slot.messages).load(Ordering::Relaxed);
@@ -148,10 +150,10 @@ impl State {
         add(word!(self, tables.messages_per_poll[bucket]), 1);
     }
 
-    /// Says that a runtime's hook announces a poll. Gives the task to go back to after it, 0 if none.
+    /// Records that a runtime's hook announces a poll. Returns the task to return to when the poll ends, or 0.
     ///
-    /// A hooked task that still is being polled has lost its end: it is ended here, for else all later polls of the
-    /// thread would be taken for nested ones.
+    /// If a hooked task is still being polled, the end of its poll was never announced. It is ended here; otherwise all
+    /// later polls of the thread would count as nested.
     #[inline(always)]
     #[must_use]
     pub(crate) fn begin_hooked(&self, id: u64, index: u16) -> u64 {
@@ -169,7 +171,7 @@ impl State {
         }
     }
 
-    /// Says that a runtime's hook announces the end of a poll; nothing if no hooked task is being polled.
+    /// Records that a runtime's hook announces the end of a poll. Does nothing if no hooked task is being polled.
     #[inline(always)]
     pub(crate) fn end_hooked(&self, outer: u64) {
         if word!(self, slot.task).load(Ordering::Relaxed) & HOOKED != 0 {
@@ -177,7 +179,7 @@ impl State {
         }
     }
 
-    /// The innermost task being polled, or 0.
+    /// Returns the innermost task being polled, or 0.
     #[inline(always)]
     pub(crate) fn task(&self) -> u64 {
         word!(self, slot.task).load(Ordering::Relaxed)
@@ -189,20 +191,21 @@ impl State {
         add(word!(self, slot.messages), 1);
     }
 
-    /// Marks the thread as one of a runtime.
+    /// Marks the thread as a thread of a runtime.
     pub(crate) fn mark_runtime_thread(&self) {
         self.set_up();
         let flags = word!(self, slot.flags);
         flags.store(flags.load(Ordering::Relaxed) | RUNTIME_THREAD, Ordering::Relaxed);
     }
 
-    /// Sets the section, without waiting for the next poll.
+    /// Sets the section at once, without waiting for the next poll.
     pub(crate) fn enter_section(&self, number: u64) {
         self.set_up();
         word!(self, slot.section).store(number, Ordering::Relaxed);
     }
 
-    /// Makes the slot one that ctxtrace recognises. The magic comes last: with it, all else is there.
+    /// Prepares the slot for ctxtrace. The magic is stored last, so that everything else is valid when ctxtrace sees
+    /// it.
     #[cold]
     #[inline(never)]
     fn set_up(&self) {
@@ -214,14 +217,14 @@ impl State {
         in_this_order();
     }
 
-    /// Writes to every page the state lies in. Memory that was never touched cannot be read from the kernel side, which may not
-    /// wait for a page; glibc clears thread-locals by writing to them, other C libraries may not.
+    /// Writes to every page of the state. The kernel side cannot read memory that was never touched, because it may not
+    /// wait for a page. glibc clears thread-local variables by writing to them, but other C libraries may not.
     fn touch(&self) {
         const PAGE: usize = 4_096;
         let first = self.0.get().cast::<u8>();
         let last = size_of::<ThreadState>() - 1;
         for offset in (0..last).step_by(PAGE).chain([last]) {
-            // SAFETY: within the state, which only this thread writes.
+            // SAFETY: the byte is within the state, which only this thread writes.
             unsafe {
                 let byte = first.add(offset);
                 byte.write_volatile(byte.read_volatile());
@@ -229,29 +232,30 @@ impl State {
         }
     }
 
-    /// A copy of everything, as it lies in memory.
+    /// Returns a copy of the whole state.
     #[cold]
     pub(crate) fn copy(&self) -> ThreadState {
-        // SAFETY: only the thread itself writes, and it is here.
+        // SAFETY: only the calling thread writes the state.
         unsafe { self.0.get().read_volatile() }
     }
 }
 
-/// Bucket of a number of messages too large to be its own: out of the way of the common case.
+/// Returns the bucket of a number of messages that has no bucket of its own. A separate function, to keep it out of the
+/// common path.
 #[inline(never)]
 fn many(messages: u64) -> usize {
     message_bucket(messages)
 }
 
-/// Shows memory to code the compiler cannot look into, after which it has to assume that somebody reads what is
-/// stored there.
+/// Passes an address to code that is opaque to the compiler, which must then assume that stores to this memory are
+/// read.
 ///
-/// Without this, an optimiser that sees the whole program could find that nobody does, and drop the stores.
+/// Without this, an optimiser that sees the whole program could find that they are never read, and remove them.
 #[inline(always)]
 pub(crate) fn expose<T>(memory: *mut T) {
-    // ctxtrace reads programs for x86-64 only, and Miri has no assembler.
+    // ctxtrace reads only programs for x86-64, and Miri does not support inline assembly.
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: there is no instruction in it.
+    // SAFETY: the assembly contains no instruction.
     unsafe {
         std::arch::asm!("/* {0} */", in(reg) memory, options(nostack, preserves_flags));
     }
@@ -267,7 +271,7 @@ mod tests {
 
     use super::*;
 
-    /// A poll that is over at once.
+    /// A poll that ends immediately.
     fn poll(state: &State, id: u64) {
         let outer = state.begin(id, id as u16);
         state.end(outer);
@@ -339,7 +343,7 @@ mod tests {
             poll(&state, number % 1_000);
         }
         let recent = state.copy().tables.recent;
-        // Polls 1,025 to 1,027 have taken the places of 1 to 3.
+        // Polls 1,025 to 1,027 have replaced polls 1 to 3.
         assert_eq!(recent[..6], [24, 25, 26, 27, 4, 5]);
         assert_eq!(recent[RECENT_POLLS - 1], 23);
     }
@@ -352,7 +356,7 @@ mod tests {
             let outer = state.begin(1, 1);
             for marked in 0..messages {
                 if marked == 1 {
-                    // Where in the poll does not matter.
+                    // It does not matter where in the poll a message is marked.
                     let outer = state.begin(2, 2);
                     state.message();
                     state.end(outer);

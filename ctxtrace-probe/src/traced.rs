@@ -1,4 +1,4 @@
-//! The wrapper that gives a future a name and says when it is polled.
+//! The wrapper that gives a future a name and records its polls.
 
 use std::future::Future;
 use std::hint::black_box;
@@ -13,15 +13,15 @@ use crate::rings;
 use crate::slot::{SLOT, State};
 use crate::waker::OwnWaker;
 
-/// Makes `future` a task that ctxtrace knows by `name`.
+/// Makes `future` a task that ctxtrace shows by `name`.
 ///
-/// The task exists from this call on, and takes the next id. The name is cut to 40 bytes. A program's first 511 tasks
-/// have names; later ones are told apart by their ids while they are polled, and counted together. Several tasks may
-/// have the same name. Nothing is ever given back: a program that makes a task for each request should name the
-/// long-lived ones, and leave the others to the [hooks](crate::hook).
+/// The task exists from this call on, and gets the next id. The name is cut to 40 bytes. The first 511 tasks of a
+/// program have names. Later tasks have only an id, and their polls are counted together. Several tasks may have the
+/// same name. Ids and names are never freed: a program that creates a task for each request should name its long-lived
+/// tasks, and leave the others to the [hooks](crate::hook).
 ///
-/// Give the runtime the wrapper itself. Within another future it is polled within that one's poll: it then counts as
-/// nested, and the thread is said to run this task until the inner poll is over.
+/// Pass the wrapper itself to the runtime. If it is polled by another future, its poll is nested: while it is polled,
+/// the thread's task is this one, and afterwards the outer one again.
 ///
 /// ```
 /// let runtime = tokio::runtime::Builder::new_current_thread().build()?;
@@ -38,13 +38,13 @@ pub fn traced<F: Future>(name: impl AsRef<str>, future: F) -> Traced<F> {
 
 /// A future whose polls ctxtrace sees, made by [`traced`].
 ///
-/// It can be sent, shared and moved as the future in it can.
+/// It is `Send`, `Sync` and `Unpin` if the future in it is.
 #[derive(Debug)]
 #[must_use = "a future does nothing unless it is polled"]
 pub struct Traced<F> {
     id: u64,
     index: u16,
-    /// The waker that tells of wakes; only where somebody wants to know.
+    /// The waker that records wakes; `None` until one is needed.
     waker: Option<Box<OwnWaker>>,
     future: F,
 }
@@ -68,8 +68,8 @@ impl<F: Future> Future for Traced<F> {
         if !rings::is_plain() {
             return self.poll_otherwise(cx);
         }
-        // SAFETY: `future` is pinned with the whole: it is never moved out, there is no `Drop` that could, the struct is
-        // not packed, and it is `Unpin` only where `F` is (by the compiler's own rule).
+        // SAFETY: `future` is pinned together with the struct: it is never moved out, no `Drop` implementation could
+        // move it, the struct is not packed, and it is `Unpin` only if `F` is (by the compiler's automatic rule).
         let (id, index, future) = unsafe {
             let this = self.get_unchecked_mut();
             (this.id, this.index, Pin::new_unchecked(&mut this.future))
@@ -85,10 +85,11 @@ impl<F: Future> Future for Traced<F> {
 }
 
 impl<F: Future> Traced<F> {
-    /// The same with stamps and a waker of its own, if somebody wants that; the thread's first poll finds it out.
+    /// Polls the future with stamps and with a waker of the probe's own, if polls are recorded. A thread's first poll
+    /// also comes here, and determines whether they are.
     ///
-    /// In the end it is the ordinary `poll` that is called, through a pointer that the compiler cannot look behind: so the
-    /// future's code is there once, and in the ordinary one.
+    /// This function then calls the ordinary `poll` through a pointer that is opaque to the compiler. So the future's
+    /// code is generated only once, in the ordinary `poll`.
     #[cold]
     #[inline(never)]
     fn poll_otherwise(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
@@ -99,11 +100,11 @@ impl<F: Future> Traced<F> {
         }
         let id = self.id;
         let outer = SLOT.with(State::task);
-        // SAFETY: the future is not touched.
+        // SAFETY: the pinned future is neither moved nor accessed.
         let own = unsafe { &mut self.as_mut().get_unchecked_mut().waker };
-        // SAFETY: the copy is as good as a reference, since it is not dropped and goes before the one in `own`, which only
-        // this function changes: `is_plain` keeps it from being called again within this poll. A reference would borrow
-        // `self`, and a clone is counted.
+        // SAFETY: the copy can be used like a reference, because it is not dropped, and is not used after the waker in
+        // `own` has changed. Only this function changes that waker, and `is_plain` prevents this function from being
+        // called again within this poll. A reference would borrow `self`, and a clone would change the reference count.
         let waker = OwnWaker::of_task(own, cx.waker(), id, outer)
             .map(|waker| ManuallyDrop::new(unsafe { std::ptr::read(waker) }));
         let _polling = rings::Polling::begin(id, outer);
@@ -114,7 +115,7 @@ impl<F: Future> Traced<F> {
     }
 }
 
-/// A poll in progress. It ends when this goes, and so when a panic goes through it, too.
+/// A poll in progress. The poll ends when this is dropped, also when a panic unwinds through it.
 struct Polling<'a> {
     state: &'a State,
     outer: u64,
@@ -150,7 +151,7 @@ mod tests {
         future.poll(&mut Context::from_waker(Waker::noop()))
     }
 
-    /// Runs `test` on a thread whose slot nobody has used.
+    /// Runs `test` on a new thread, whose slot has not been used.
     fn on_a_new_thread(test: impl FnOnce() + Send + 'static) {
         if let Err(panic) = thread::spawn(test).join() {
             std::panic::resume_unwind(panic);
@@ -190,13 +191,13 @@ mod tests {
                 poll_fn(|_| {
                     let mut inner = pin!(Traced::new(
                         4,
-                        poll_fn(|_| -> Poll<()> { panic!("as the test wants it") })
+                        poll_fn(|_| -> Poll<()> { panic!("deliberate panic of the test") })
                     ));
                     let panic = catch_unwind(AssertUnwindSafe(|| poll_once(inner.as_mut())));
                     assert!(panic.is_err());
                     seen.set((state().slot.task, state().slot.nested_polls));
                     if true {
-                        panic!("and once more");
+                        panic!("second deliberate panic of the test");
                     }
                     Poll::Ready(())
                 })
@@ -232,7 +233,8 @@ mod tests {
         fn has_all<T: Send + Sync + Unpin>(_: &T) {}
         has_all(&traced("ready", ready(1)));
 
-        // And not otherwise: where a type has the property, both traits fit, and `_` is ambiguous.
+        // These traits show that a type does not have a property: if it had, both implementations would apply, and `_`
+        // would be ambiguous.
         trait NotSend<Marker> {
             const HOLDS: () = ();
         }

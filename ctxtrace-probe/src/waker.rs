@@ -1,4 +1,4 @@
-//! The waker that a traced future is polled with where wakes are told: it writes a record and passes the wake on.
+//! The waker that a traced future is polled with if wakes are recorded: it writes a record and passes the wake on.
 
 use std::sync::Arc;
 use std::task::{Wake, Waker};
@@ -8,8 +8,9 @@ use ctxtrace_abi::rings::{WAKE, short_task, what};
 
 use crate::rings;
 
-/// A task's waker, and what it passes wakes on to. Made once for each task: a runtime polls a task with the same waker
-/// again and again, so whoever keeps one may compare (`Waker::will_wake`), and finds that this one stays the same, too.
+/// A task's own waker, which records wakes and passes them on to the runtime's waker. It is made once for each task: a
+/// runtime polls a task with the same waker again and again, so code that stores wakers may compare them
+/// (`Waker::will_wake`), and this waker must compare equal, too.
 #[derive(Debug)]
 pub(crate) struct OwnWaker {
     telling: Arc<Telling>,
@@ -18,7 +19,7 @@ pub(crate) struct OwnWaker {
 
 #[derive(Debug)]
 struct Telling {
-    /// The record, but for the time.
+    /// The record, without its time.
     what: u64,
     inner: Waker,
 }
@@ -26,7 +27,7 @@ struct Telling {
 impl Telling {
     #[inline]
     fn tell_and_wake(&self) {
-        // First: whoever it wakes may be polled before the next instruction.
+        // The record is written first, because the woken task may be polled before the next instruction here.
         rings::tell(self.what);
         self.inner.wake_by_ref();
     }
@@ -43,10 +44,12 @@ impl Wake for Telling {
 }
 
 impl OwnWaker {
-    /// The waker to poll the future of task `id` with, in place of `inner`; kept in `own`. `outer` is the task in whose poll
-    /// that is. `None` if wakes go by the name of the outer task, which has a waker like this already.
+    /// Returns the waker with which to poll the future of task `id` instead of `inner`. The waker is kept in `own`.
+    /// `outer` is the task in whose poll the future is polled, or 0. Returns `None` if that task is a traced one: wakes
+    /// are then attributed to it, and it already has such a waker.
     ///
-    /// A hooked task has none, because hooks are not told of wakers: the wakes of a traced future in it are taken for its own.
+    /// A hooked task has no such waker, because hooks do not see wakers. The wakes of a traced future in it are
+    /// attributed to the hooked task.
     #[cold]
     #[inline(never)]
     pub(crate) fn of_task<'a>(own: &'a mut Option<Box<Self>>, inner: &Waker, id: u64, outer: u64) -> Option<&'a Waker> {
@@ -95,7 +98,7 @@ mod tests {
         assert!(first.will_wake(&again));
         first.wake();
         assert_eq!(counting.0.load(Ordering::Relaxed), 2);
-        // Another runtime's.
+        // The waker of another runtime.
         let other = Arc::new(Counting::default());
         let moved = OwnWaker::of_task(&mut own, &Waker::from(Arc::clone(&other)), 7, 0).expect("outermost");
         assert!(!moved.will_wake(&again));

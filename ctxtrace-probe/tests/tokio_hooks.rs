@@ -1,4 +1,4 @@
-//! tokio's hooks, which it has only with `RUSTFLAGS="--cfg tokio_unstable" cargo test -p ctxtrace-probe`.
+//! Tests of tokio's hooks. tokio has hooks only with `RUSTFLAGS="--cfg tokio_unstable" cargo test -p ctxtrace-probe`.
 #![allow(unexpected_cfgs, reason = "the cfg is tokio's")]
 #![cfg(tokio_unstable)]
 
@@ -15,10 +15,10 @@ fn hooked(mut builder: Builder) -> Runtime {
         .on_before_task_poll(|task| hook::before_poll(&task.id()))
         .on_after_task_poll(|_| hook::after_poll())
         .build()
-        .expect("a runtime")
+        .expect("a runtime can be built")
 }
 
-/// Pending once, then ready with the task the thread is said to run.
+/// Pending at its first poll, then ready with the task that the thread's slot names.
 struct Twice(bool);
 
 impl Future for Twice {
@@ -64,7 +64,7 @@ fn a_traced_future_in_a_task_goes_by_its_name() {
 #[test]
 fn a_task_that_panics_is_over_when_tokio_has_caught_it() {
     let runtime = hooked(Builder::new_current_thread());
-    let panic = runtime.spawn(async { panic!("as the test wants it") });
+    let panic = runtime.spawn(async { panic!("deliberate panic of the test") });
     assert!(runtime.block_on(panic).is_err());
     assert_eq!(snapshot().slot.task, 0);
     let before = snapshot().slot;

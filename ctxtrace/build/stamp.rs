@@ -1,12 +1,12 @@
-//! The stamp of the committed BPF object: which sources and which tools it was built from.
+//! The stamp of the committed BPF object: the sources and the tools that it was built from.
 //!
-//! A user needs no BPF toolchain, because the built object is committed beside this crate. That is only honest while the
-//! object belongs to the sources next to it. So `cargo xtask build-ebpf` writes a stamp with the object, and
-//! `ctxtrace/build.rs` compares it: both include this file through `#[path]`, so that they can't disagree.
+//! A user needs no BPF toolchain, because the built object is committed in this crate. This is only correct if the object was
+//! built from the committed sources. Therefore `cargo xtask build-ebpf` writes a stamp with the object, and `ctxtrace/build.rs`
+//! checks the stamp. Both include this file through `#[path]`, so that they compute the same hash.
 //!
-//! The hash of the sources is one SHA-256 over a list of parts, each with its name, its length and its bytes:
-//! 1. every file of [`SOURCES`], by its path relative to the workspace, sorted;
-//! 2. the section `[profile.bpf]` of the workspace's `Cargo.toml`;
+//! The hash of the sources is one SHA-256 over a list of parts, each with its name and its bytes, both preceded by their length:
+//! 1. every file of [`SOURCES`], named by its path relative to the workspace, in sorted order;
+//! 2. the section `[profile.bpf]` of the workspace's `Cargo.toml`, without comments and empty lines;
 //! 3. the locked version of every crate in [`LOCKED`].
 
 use std::fmt::{self, Write as _};
@@ -16,13 +16,13 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-/// The committed object, relative to the folder of the crate `ctxtrace`.
+/// The path of the committed object, relative to the folder of the crate `ctxtrace`.
 pub(crate) const OBJECT: &str = "bpf/ctxtrace.bpf.o";
 
-/// Its stamp, relative to the folder of the crate `ctxtrace`.
+/// The path of the object's stamp, relative to the folder of the crate `ctxtrace`.
 pub(crate) const STAMP: &str = "bpf/ctxtrace.bpf.stamp";
 
-/// The files and folders the object is compiled from, relative to the workspace.
+/// The files and folders that the object is compiled from, relative to the workspace.
 pub(crate) const SOURCES: [&str; 6] = [
     "ctxtrace-abi/Cargo.toml",
     "ctxtrace-abi/src",
@@ -32,14 +32,14 @@ pub(crate) const SOURCES: [&str; 6] = [
     "ctxtrace-ebpf/src",
 ];
 
-/// The workspace's manifest: its BPF profile decides how the object is optimised.
+/// The manifest of the workspace, whose BPF profile decides how the object is optimised.
 pub(crate) const MANIFEST: &str = "Cargo.toml";
 
-/// The lock file: another version of a dependency is another object.
+/// The lock file of the workspace: a different version of a dependency gives a different object.
 pub(crate) const LOCK_FILE: &str = "Cargo.lock";
 
-/// The dependencies whose code ends up in the object. Those that only run on the host while it builds are left out,
-/// so that an update of theirs asks nobody to build it anew.
+/// The dependencies whose code is compiled into the object. Dependencies that only run on the host during the build are not
+/// listed, so that their updates do not require a new build of the object.
 const LOCKED: [&str; 6] = [
     "aya-ebpf",
     "aya-ebpf-bindings",
@@ -49,13 +49,13 @@ const LOCKED: [&str; 6] = [
     "bytemuck_derive",
 ];
 
-/// The profile the object is built with.
+/// The header of the section with the profile that the object is built with.
 const PROFILE: &str = "[profile.bpf]";
 
-/// What an object was built from and with.
+/// The contents of a stamp file: the hashes of the sources and of the object, and the versions of the tools.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stamp {
-    /// The hash of the sources, from [`hash_sources`].
+    /// The hash of the sources, as [`hash_sources`] computes it.
     pub(crate) sources: String,
     /// The SHA-256 of the object itself.
     pub(crate) object: String,
@@ -63,19 +63,20 @@ pub(crate) struct Stamp {
     pub(crate) tools: Tools,
 }
 
-/// The versions that decide, together with the sources, every byte of the object.
+/// The versions of the tools. Together with the sources they determine every byte of the object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tools {
-    /// What `rustc --version` prints.
+    /// The output of `rustc --version`.
     pub(crate) rustc: String,
     /// The version of the LLVM that generated the code.
     pub(crate) llvm: String,
-    /// What `bpf-linker --version` prints.
+    /// The output of `bpf-linker --version`.
     pub(crate) bpf_linker: String,
 }
 
 impl Stamp {
-    /// Reads a stamp as [`Stamp`]'s `Display` writes it. Unknown keys are ignored, so that one can be added later.
+    /// Parses the format that the `Display` implementation of [`Stamp`] writes. Unknown keys are ignored, so that keys can be
+    /// added later.
     pub(crate) fn parse(text: &str) -> Result<Self, StampError> {
         let value = |key: &'static str| {
             text.lines()
@@ -112,16 +113,16 @@ impl fmt::Display for Stamp {
     }
 }
 
-/// Why a stamp, or the hash that belongs in it, could not be had.
+/// The reason why a stamp could not be read or the hash of the sources could not be computed.
 #[derive(Debug)]
 pub(crate) enum StampError {
-    /// A file or folder could not be read.
+    /// The file or folder could not be read.
     Read(PathBuf, io::Error),
     /// The stamp lacks this key.
     MissingKey(&'static str),
     /// The workspace's manifest has no BPF profile.
     NoProfile,
-    /// The lock file does not know this crate.
+    /// The lock file does not contain this crate.
     NotLocked(&'static str),
 }
 
@@ -138,12 +139,12 @@ impl fmt::Display for StampError {
 
 impl std::error::Error for StampError {}
 
-/// The SHA-256 of some bytes, in lower-case hexadecimal.
+/// Returns the SHA-256 of `bytes` in lower-case hexadecimal.
 pub(crate) fn hash_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// The hash of everything in the workspace that the object is made from.
+/// Computes the hash of everything in the workspace that the object is built from; the module documentation lists it.
 pub(crate) fn hash_sources(workspace: &Path) -> Result<String, StampError> {
     let mut hasher = Sha256::new();
     for file in source_files(workspace)? {
@@ -161,7 +162,7 @@ pub(crate) fn hash_sources(workspace: &Path) -> Result<String, StampError> {
     Ok(hex(&hasher.finalize()))
 }
 
-/// Adds a named part. The lengths keep bytes from moving across a border unnoticed.
+/// Adds a named part to the hash. The lengths are hashed too, so that moving bytes from one part to the next changes the hash.
 fn add_part(hasher: &mut Sha256, name: &str, bytes: &[u8]) {
     for field in [name.as_bytes(), bytes] {
         hasher.update((field.len() as u64).to_le_bytes());
@@ -169,7 +170,7 @@ fn add_part(hasher: &mut Sha256, name: &str, bytes: &[u8]) {
     }
 }
 
-/// All files of [`SOURCES`], sorted, so that the order of a folder's entries on disk does not matter.
+/// Returns all files of [`SOURCES`], sorted, so that the hash does not depend on the order of directory entries on disk.
 fn source_files(workspace: &Path) -> Result<Vec<PathBuf>, StampError> {
     let mut files = Vec::new();
     for source in SOURCES {
@@ -179,7 +180,7 @@ fn source_files(workspace: &Path) -> Result<Vec<PathBuf>, StampError> {
     Ok(files)
 }
 
-/// Adds `path`, or all files below it if it is a folder.
+/// Adds `path` to `files`, or all files below it if it is a folder.
 fn add_files(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), StampError> {
     if !path.is_dir() {
         files.push(path.to_owned());
@@ -192,7 +193,7 @@ fn add_files(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), StampError> {
     Ok(())
 }
 
-/// The lines of the BPF profile's section that say something: comments may change without a new build.
+/// Returns the lines of the BPF profile's section without empty lines and comments, so that those can change without a new build.
 fn profile_section(manifest: &str) -> Option<String> {
     let mut lines = manifest.lines().map(str::trim);
     lines.find(|line| *line == PROFILE)?;
@@ -203,7 +204,7 @@ fn profile_section(manifest: &str) -> Option<String> {
     Some(section.join("\n"))
 }
 
-/// The version of a package in a lock file: cargo writes `version` right below `name`.
+/// Returns the version of a package in a lock file, in quotes. It is on the line after `name`, where cargo writes it.
 fn locked_version<'a>(lock_file: &'a str, package: &str) -> Option<&'a str> {
     let name = format!("name = \"{package}\"");
     let mut lines = lock_file.lines();
@@ -211,17 +212,17 @@ fn locked_version<'a>(lock_file: &'a str, package: &str) -> Option<&'a str> {
     lines.next()?.strip_prefix("version = ")
 }
 
-/// Reads a file; the error names it.
+/// Reads a file. The error contains the path.
 fn read(path: &Path) -> Result<Vec<u8>, StampError> {
     fs::read(path).map_err(|error| StampError::Read(path.to_owned(), error))
 }
 
-/// Reads a text file; the error names it.
+/// Reads a text file. The error contains the path.
 pub(crate) fn read_text(path: &Path) -> Result<String, StampError> {
     fs::read_to_string(path).map_err(|error| StampError::Read(path.to_owned(), error))
 }
 
-/// Lower-case hexadecimal.
+/// Formats bytes in lower-case hexadecimal.
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a `String` cannot fail.
@@ -234,7 +235,7 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    /// A workspace with just the files that are hashed.
+    /// Creates a workspace that has only the files that are hashed.
     fn workspace() -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let lock_file: String = LOCKED
@@ -257,7 +258,7 @@ mod tests {
         folder
     }
 
-    /// Writes a file and the folders above it.
+    /// Writes a file and creates its parent folders.
     fn write(workspace: &Path, path: &str, text: &str) {
         let path = workspace.join(path);
         let parent = path.parent().expect("a path below the workspace");
@@ -265,7 +266,7 @@ mod tests {
         fs::write(path, text).expect("a file");
     }
 
-    /// Whether the hash becomes another one when `path` gets the contents `text`.
+    /// Whether the hash changes if the contents of `path` become `text`.
     fn changes_hash(path: &str, text: &str) -> bool {
         let folder = workspace();
         let before = hash_sources(folder.path()).expect("a hash");
@@ -284,13 +285,13 @@ mod tests {
                 bpf_linker: "bpf-linker 0.10.3".to_owned(),
             },
         };
-        let parsed = Stamp::parse(&stamp.to_string()).expect("what was just written");
+        let parsed = Stamp::parse(&stamp.to_string()).expect("a stamp that was just written");
         assert_eq!(parsed, stamp);
     }
 
     #[test]
     fn a_stamp_without_a_key_names_the_key() {
-        let error = Stamp::parse("sources = aa\n").expect_err("no object");
+        let error = Stamp::parse("sources = aa\n").expect_err("a stamp without an object");
         assert_eq!(error.to_string(), "the stamp has no `object`");
     }
 

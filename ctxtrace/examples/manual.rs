@@ -1,6 +1,7 @@
-//! Man pages and shell completions, made from the definition of the command line: `cargo xtask dist` puts them into the archive.
+//! Generates man pages and shell completions from the definition of the command line. `cargo xtask dist` puts them into the
+//! archive.
 //!
-//! The one argument is the folder to make them in.
+//! The only argument is the folder to write them to.
 
 use std::fs;
 use std::path::PathBuf;

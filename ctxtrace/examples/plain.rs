@@ -1,8 +1,8 @@
-//! The plainest programs that do what the built-in workloads do: no options, no checks, no progress, nothing shared with
-//! them. `cargo xtask bench workloads` runs both in turn, to show that the workloads' harness costs nothing.
+//! Minimal programs that do the same as the built-in workloads, without options, checks and progress, and without sharing code with
+//! them. `cargo xtask bench workloads` runs both by turns, to show that the harness of the workloads costs nothing.
 //!
-//! `plain MODE ITERATIONS [BUFFER]` prints the nanoseconds it took. Processes and threads are pinned to the last CPU;
-//! `plain process ITERATIONS free` leaves them to the scheduler.
+//! `plain MODE ITERATIONS [BUFFER]` prints the elapsed nanoseconds. Processes and threads are pinned to the last CPU;
+//! `plain process ITERATIONS free` leaves the processes to the scheduler.
 
 use std::time::Instant;
 
@@ -11,13 +11,15 @@ use futures::{StreamExt, stream};
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
-    let iterations: u64 = args[2].parse().expect("iterations");
+    let iterations: u64 = args[2].parse().expect("ITERATIONS is a number");
     if args[1] == "process" {
         let free = args.get(3).is_some_and(|placing| placing == "free");
         print(process(iterations, free));
         return;
     }
-    let buffer: usize = args.get(3).map_or(0, |buffer| buffer.parse().expect("a buffer"));
+    let buffer: usize = args
+        .get(3)
+        .map_or(0, |buffer| buffer.parse().expect("BUFFER is a number"));
     print(match args[1].as_str() {
         "thread" => thread(iterations),
         "task" => tasks(
@@ -29,11 +31,11 @@ fn main() {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build();
             tasks(&runtime, iterations, buffer)
         }
-        other => panic!("no mode {other}"),
+        other => panic!("there is no mode {other}"),
     });
 }
 
-#[expect(clippy::print_stdout, reason = "its only output")]
+#[expect(clippy::print_stdout, reason = "the figure is the output of the program")]
 fn print(elapsed_ns: u128) {
     println!("{elapsed_ns}");
 }
@@ -46,7 +48,7 @@ fn pipe() -> [i32; 2] {
 }
 
 fn pin_to_last_cpu() {
-    // SAFETY: plain structures on the stack, of the size given.
+    // SAFETY: `set` is plain data on the stack, and the call is given its size.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         let last = std::thread::available_parallelism().map_or(1, usize::from) - 1;
@@ -59,7 +61,7 @@ fn ping(from: i32, to: i32, iterations: u64) -> u128 {
     let mut buffer = [0_u8; 4];
     let start = Instant::now();
     for _ in 0..iterations {
-        // SAFETY: four bytes each, on open pipes.
+        // SAFETY: both calls transfer four bytes, which both buffers hold, on open pipes.
         unsafe {
             libc::write(to, c"joe0".as_ptr().cast(), 4);
             libc::read(from, buffer.as_mut_ptr().cast(), 4);
@@ -71,7 +73,7 @@ fn ping(from: i32, to: i32, iterations: u64) -> u128 {
 fn pong(from: i32, to: i32, iterations: u64) {
     let mut buffer = [0_u8; 4];
     for _ in 0..iterations {
-        // SAFETY: four bytes each, on open pipes.
+        // SAFETY: both calls transfer four bytes, which both buffers hold, on open pipes.
         unsafe {
             libc::read(from, buffer.as_mut_ptr().cast(), 4);
             libc::write(to, buffer.as_ptr().cast(), 4);
@@ -87,7 +89,7 @@ fn process(iterations: u64, free: bool) -> u128 {
     // SAFETY: this process has one thread.
     if unsafe { libc::fork() } == 0 {
         pong(there[0], back[1], iterations);
-        // SAFETY: ends the child.
+        // SAFETY: `_exit` ends the child without running code of this program.
         unsafe { libc::_exit(0) };
     }
     ping(back[0], there[1], iterations)
@@ -98,7 +100,7 @@ fn thread(iterations: u64) -> u128 {
     pin_to_last_cpu();
     let echo = std::thread::spawn(move || pong(there[0], back[1], iterations));
     let elapsed = ping(back[0], there[1], iterations);
-    echo.join().expect("ended");
+    echo.join().expect("the thread ends without a panic");
     elapsed
 }
 
@@ -118,6 +120,6 @@ fn tasks(runtime: &std::io::Result<tokio::runtime::Runtime>, iterations: u64, bu
         tokio::spawn(receiver).await
     });
     let elapsed = start.elapsed().as_nanos();
-    assert_eq!(received.expect("received"), iterations);
+    assert_eq!(received.expect("the receiver does not panic"), iterations);
     elapsed
 }

@@ -1,37 +1,38 @@
-//! Three tasks on a pool of two threads, or on one thread, pass messages, with or without a cause of slowness planted: what `ctxtrace explain` is to find, and
-//! in programs that know nothing of ctxtrace.
+//! Three tasks pass messages on a pool of two threads, or on one thread, with or without a planted cause of slowness. The tests of
+//! `ctxtrace explain` check that it finds the cause in this program, which knows nothing of ctxtrace.
 //!
-//! `planted none|mutex|own-mutexes|sleep|allocations [--messages N] [--one-thread]` does its work and prints nothing.
+//! `planted none|mutex|own-mutexes|sleep|allocations [--messages N] [--one-thread]` passes the messages and prints nothing.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-/// Messages a channel holds.
+/// The capacity of each channel, in messages.
 const BUFFER: usize = 1_024;
-/// Boxes a message brings along, where they are planted, and the sizes of the first ones.
+/// The number of boxes in a message with [`Cause::Allocations`].
 const BOXES: usize = 32;
+/// The sizes of the first boxes, in bytes; later ones repeat them, each one byte longer than the one before.
 const SIZES: [usize; 4] = [24, 100, 400, 1_600];
-/// Messages from one sleep to the next.
+/// With [`Cause::Sleep`] there is one sleep per this many messages.
 const SLEEP_EVERY: u64 = 250;
 
-/// What makes it slow.
+/// The planted cause of slowness.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cause {
-    /// Nothing: the base.
+    /// No cause: the base of the comparisons.
     None,
-    /// A lock that everybody takes for each message, and works in.
+    /// One lock that all tasks take for each message, and hold while they work.
     Mutex,
-    /// The same with a lock for each: the base of the former.
+    /// The same work with a separate lock for each task: the base of `Mutex`.
     OwnMutexes,
-    /// Now and then one of the players blocks its thread.
+    /// One task blocks its thread repeatedly by sleeping.
     Sleep,
-    /// Messages bring boxes along, which one player makes and another frees.
+    /// Messages contain boxes, which one task allocates and another frees.
     Allocations,
 }
 
-/// A message, and what it brings along.
+/// A message: its index and its boxes.
 type Message = (u64, Vec<Box<[u8]>>);
 
 fn main() {
@@ -52,7 +53,7 @@ fn main() {
         "own-mutexes" => Cause::OwnMutexes,
         "sleep" => Cause::Sleep,
         "allocations" => Cause::Allocations,
-        other => panic!("no cause {other}"),
+        other => panic!("there is no cause {other}"),
     };
     let mut builder = if on_one_thread {
         tokio::runtime::Builder::new_current_thread()
@@ -80,7 +81,10 @@ async fn play(cause: Cause, messages: u64) {
     let sender = tokio::spawn(async move {
         for index in 0..messages {
             lock_and_work(cause, &of_sender);
-            to_repeater.send((index, boxes(cause))).await.expect("received");
+            to_repeater
+                .send((index, boxes(cause)))
+                .await
+                .expect("the repeater receives messages");
         }
     });
     let of_repeater = for_another();
@@ -90,7 +94,7 @@ async fn play(cause: Cause, messages: u64) {
             if cause == Cause::Sleep && message.0.is_multiple_of(SLEEP_EVERY) {
                 std::thread::sleep(Duration::from_micros(50));
             }
-            to_receiver.send(message).await.expect("received");
+            to_receiver.send(message).await.expect("the receiver receives messages");
         }
     });
     let receiver = tokio::spawn(async move {
@@ -103,15 +107,15 @@ async fn play(cause: Cause, messages: u64) {
         }
         received
     });
-    sender.await.expect("sent");
-    repeater.await.expect("passed on");
-    assert_eq!(receiver.await.expect("received"), messages);
+    sender.await.expect("the sender does not panic");
+    repeater.await.expect("the repeater does not panic");
+    assert_eq!(receiver.await.expect("the receiver does not panic"), messages);
 }
 
-/// About a microsecond of work, with the lock held.
+/// Does about a microsecond of work while it holds the lock, if the cause needs a lock.
 fn lock_and_work(cause: Cause, lock: &Mutex<u64>) {
     if matches!(cause, Cause::Mutex | Cause::OwnMutexes) {
-        let mut state = lock.lock().expect("nobody panics");
+        let mut state = lock.lock().expect("the lock is not poisoned");
         for _ in 0..500 {
             *state ^= *state << 13;
             *state ^= *state >> 7;
@@ -120,7 +124,7 @@ fn lock_and_work(cause: Cause, lock: &Mutex<u64>) {
     }
 }
 
-/// What a message brings along.
+/// Allocates the boxes of a message.
 fn boxes(cause: Cause) -> Vec<Box<[u8]>> {
     if cause != Cause::Allocations {
         return Vec::new();

@@ -1,178 +1,178 @@
-//! What can go wrong, each with one sentence that says what to do, and the exit status it ends in.
+//! The errors of this crate, each with a message of one sentence that says what to do, and the exit statuses.
 
 use std::io;
 use std::path::PathBuf;
 
-/// The exit statuses of the contract.
+/// The documented exit statuses.
 pub mod status {
-    /// Something failed.
+    /// The command failed.
     pub const FAILURE: u8 = 1;
-    /// The command line makes no sense.
+    /// The command line is invalid.
     pub const USAGE: u8 = 2;
-    /// An `--assert` does not hold.
+    /// An `--assert` condition does not hold.
     pub const ASSERTION: u8 = 3;
-    /// What was traced differs from what the kernel counted.
+    /// The traced counts differ from the kernel's counts.
     pub const MISMATCH: u8 = 4;
-    /// `record` itself failed, and not its command.
+    /// `record` itself failed, not the command that it ran.
     pub const RECORD_FAILED: u8 = 125;
     /// The command given to `record` cannot be executed.
     pub const NOT_EXECUTABLE: u8 = 126;
-    /// The command given to `record` is not there.
+    /// The command given to `record` does not exist.
     pub const NOT_FOUND: u8 = 127;
     /// Added to the number of the signal that killed the command.
     pub const KILLED_BY: u8 = 128;
-    /// Ctrl-C.
+    /// The command was interrupted with Ctrl-C.
     pub const INTERRUPTED: u8 = 130;
 }
 
-/// Everything that ends a command early.
+/// An error that ends a command early.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The command line makes no sense; the text says why and what would.
+    /// The command line is invalid. The text says why, and what to write instead.
     #[error("{0}")]
     Usage(String),
 
     /// The process may not load BPF programs.
     #[error(
-        "loading BPF programs needs root, or CAP_BPF and CAP_PERFMON ({missing}; `ctxtrace doctor` says what else there is to \
-         know): run\n  {command}"
+        "loading BPF programs needs root, or CAP_BPF and CAP_PERFMON ({missing}; `ctxtrace doctor` lists all requirements): run\n  \
+         {command}"
     )]
     NotRoot {
-        /// Which of the capabilities is not there.
+        /// A clause that names the missing capabilities.
         missing: &'static str,
-        /// The very command that works.
+        /// The same command line with `sudo`, to be copied by the user.
         command: String,
     },
 
-    /// Process ids mean something else here than to the kernel.
+    /// The process is not in the initial pid namespace, so its process ids differ from those in the kernel's events.
     #[error(
-        "this is a pid namespace of its own (a container), where processes go by other ids than the kernel's events give: run \
-         ctxtrace on the host, or give the container the host's (docker run --pid=host)"
+        "ctxtrace runs in a separate pid namespace (a container), where process ids differ from those in the kernel's events: run \
+         ctxtrace on the host, or let the container use the host's pid namespace (docker run --pid=host)"
     )]
     PidNamespace,
 
-    /// The kernel does not describe its types.
+    /// The kernel has no BTF, the description of its types.
     #[error(
-        "this kernel has no BTF ({path} cannot be read: {source}): ctxtrace needs a kernel built with CONFIG_DEBUG_INFO_BTF=y, \
-         as the distributions' kernels since 2020 are"
+        "this kernel has no BTF ({path} cannot be read: {source}): ctxtrace needs a kernel built with CONFIG_DEBUG_INFO_BTF=y \
+         (distributions have built their kernels with it since 2020)"
     )]
     NoBtf {
-        /// Where it would be.
+        /// The file that BTF is read from.
         path: &'static str,
-        /// Why it could not be read.
+        /// The error of reading that file.
         source: io::Error,
     },
 
-    /// BTF is there, yet something wanted is not in it.
+    /// The kernel has BTF, but a required type or field is not in it.
     #[error("this kernel's BTF lacks {what}: ctxtrace supports Linux 5.10 and later on x86-64")]
     BtfLacks {
-        /// The type or field.
+        /// The missing type or field.
         what: String,
     },
 
-    /// `bpf()` said no although the process seems to be privileged.
+    /// The kernel refused an operation that the process has the capabilities for.
     #[error("the kernel refused to {action}: {reason}{}", refusal_advice(*errno))]
     Refused {
-        /// What was tried.
+        /// The operation, as an infinitive without "to".
         action: String,
-        /// What the kernel, or its verifier, said.
+        /// The message of the kernel or of its verifier.
         reason: String,
-        /// The kernel's number for it, if it gave one.
+        /// The error number of the system call, if there is one.
         errno: Option<i32>,
     },
 
-    /// What `sudo` says of its user cannot be: root's rights are not used instead.
+    /// The variables of `sudo` do not name a valid invoking user. ctxtrace does not fall back to root's rights.
     #[error(
-        "{0}, so it is not known for whom sudo runs: set both SUDO_UID and SUDO_GID to the user's ids, as sudo does, or unset both \
-         (`env -u SUDO_UID -u SUDO_GID`) to do everything as root"
+        "{0}, so the user who invoked sudo is unknown: set both SUDO_UID and SUDO_GID to the user's ids, as sudo does, or unset \
+         both (`env -u SUDO_UID -u SUDO_GID`) to do everything as root"
     )]
     Sudo(String),
 
-    /// An output cannot be written.
+    /// An output file cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Output {
-        /// The path given.
+        /// The path of the output file.
         path: PathBuf,
-        /// Why.
+        /// The error of the write.
         source: io::Error,
     },
 
-    /// Several outputs cannot be written.
+    /// Several errors at once, for example of several outputs.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Several(Vec<Error>),
 
-    /// The program to be traced could not be started.
+    /// The target program cannot be started.
     #[error("cannot start {}: {source}{}", program.display(), reach_hint(source, *user))]
     Launch {
         /// The program.
         program: PathBuf,
-        /// Whom it was to run as, if not the tracer's own user.
+        /// The user id that the program should run as; `None` for the tracer's own.
         user: Option<u32>,
-        /// Why.
+        /// The error of the start.
         source: io::Error,
     },
 
-    /// A process cannot be attached to.
+    /// The process given with `--pid` cannot be attached to.
     #[error("cannot attach to {pid}: {reason}")]
     Attach {
-        /// The id given.
+        /// The given process id.
         pid: u32,
-        /// What it is instead.
+        /// Why the process cannot be attached to.
         reason: String,
     },
 
-    /// A capture file has nothing that can be reported.
+    /// A capture file has no data that can be reported.
     #[error("cannot report {}: {reason}", path.display())]
     Capture {
-        /// The file.
+        /// The capture file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the file.
         reason: String,
     },
 
-    /// A system call failed that nothing in the user's hand makes fail.
+    /// A system call failed unexpectedly.
     #[error("{action} failed: {source}{}", shortage(source).unwrap_or_default())]
     System {
-        /// What was tried.
+        /// The system call, or the operation that it belongs to.
         action: &'static str,
-        /// Why it failed.
+        /// The error of the system call.
         source: io::Error,
     },
 
     /// A workload in another language could not be compiled.
     #[error("cannot build {what}: {reason}")]
     Build {
-        /// What was to be built.
+        /// The workload.
         what: String,
-        /// Why it was not, and what would help.
+        /// Why the build failed, and what the user can do.
         reason: String,
     },
 
-    /// The workload said what went wrong with it.
+    /// A workload, or the run of one, failed. The text is the whole message.
     #[error("{0}")]
     Workload(String),
 
-    /// A report could not be rendered.
-    #[error("cannot make the {what}: {reason}")]
+    /// A report cannot be rendered.
+    #[error("cannot render the {what}: {reason}")]
     Render {
-        /// The output.
+        /// The output format.
         what: &'static str,
-        /// Why.
+        /// Why the format cannot be rendered.
         reason: String,
     },
 }
 
-/// What to do about a program that root can reach and the invoking user cannot.
+/// The advice for a program that root can access and the invoking user cannot.
 fn reach_hint(source: &io::Error, user: Option<u32>) -> String {
     match user {
         Some(uid) if source.kind() == io::ErrorKind::PermissionDenied => {
-            format!(" for user {uid}, whom sudo runs for: put it into a folder that this user can reach")
+            format!(" for user {uid}, who invoked sudo: put the program into a folder that this user can access")
         }
         _ => String::new(),
     }
 }
 
-/// What to do about a lack of descriptors or memory, in words that follow the error; `None` if the error is another one.
+/// The advice about a shortage of descriptors or memory, to be appended to the error message; `None` for any other error.
 pub(crate) fn shortage(error: &io::Error) -> Option<&'static str> {
     shortage_of(error.raw_os_error())
 }
@@ -183,27 +183,27 @@ fn shortage_of(errno: Option<i32>) -> Option<&'static str> {
             "\n  ctxtrace needs more descriptors, several for each CPU: raise the hard limit (ulimit -Hn, as root), or LimitNOFILE= \
              of its service",
         ),
-        libc::ENFILE => {
-            Some("\n  The whole machine has no more descriptors: end what holds many, or raise fs.file-max")
-        }
+        libc::ENFILE => Some(
+            "\n  The machine has reached its limit of open files: end programs that hold many descriptors, or raise fs.file-max",
+        ),
         libc::ENOMEM => Some(
-            "\n  There is too little memory for the tables: free some, raise the memory limit of the cgroup that ctxtrace runs in, \
-             or ask for smaller tables with --max-threads and --max-stacks",
+            "\n  There is too little memory for the tables: free memory, raise the memory limit of the cgroup that ctxtrace runs in, \
+             or request smaller tables with --max-threads and --max-stacks",
         ),
         _ => None,
     }
 }
 
-/// What to do about a refusal: a lack of something is no lack of rights.
+/// The advice about a refused operation: about the shortage if the error number means one, otherwise about missing rights.
 fn refusal_advice(errno: Option<i32>) -> &'static str {
     shortage_of(errno).unwrap_or(
         "\n  If this is a container or a user namespace, run ctxtrace on the host or give the container CAP_BPF and CAP_PERFMON; if \
-         /sys/kernel/security/lockdown says [confidentiality], boot without lockdown",
+         /sys/kernel/security/lockdown shows [confidentiality], boot without lockdown",
     )
 }
 
 impl Error {
-    /// Each of the errors that it is made of, each with a sentence of its own.
+    /// The single errors that this error consists of; each has its own message.
     #[must_use]
     pub fn each(&self) -> &[Self] {
         match self {
@@ -212,11 +212,11 @@ impl Error {
         }
     }
 
-    /// All of these as one; nothing if there is none.
+    /// Combines errors into one result.
     ///
     /// # Errors
     ///
-    /// If there is at least one.
+    /// If `errors` is not empty.
     pub fn all(mut errors: Vec<Self>) -> Result<()> {
         match errors.len() {
             0 => Ok(()),
@@ -225,12 +225,12 @@ impl Error {
         }
     }
 
-    /// A failed system call.
+    /// Returns a function that wraps the error of a failed system call, for `map_err`.
     pub fn system(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { action, source }
     }
 
-    /// A failed system call made through `nix`.
+    /// Returns a function that wraps the error of a failed system call made through `nix`, for `map_err`.
     pub fn errno(action: &'static str) -> impl FnOnce(nix::errno::Errno) -> Self {
         move |errno| Self::System {
             action,
@@ -238,7 +238,7 @@ impl Error {
         }
     }
 
-    /// The exit status it ends in.
+    /// The exit status for this error.
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {
@@ -247,8 +247,8 @@ impl Error {
         }
     }
 
-    /// The exit status it ends in where there is a command whose own statuses must be told from it (as `env` and `nohup`
-    /// do).
+    /// The exit status for this error if `record` runs a command. It differs from the usual statuses of commands, as with `env`
+    /// and `nohup`, so that a failure of ctxtrace can be distinguished from a failure of the command.
     #[must_use]
     pub fn exit_status_beside_a_commands(&self) -> u8 {
         match self {
@@ -260,7 +260,7 @@ impl Error {
     }
 }
 
-/// Result of anything in this crate.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 #[cfg(test)]

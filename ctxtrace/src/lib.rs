@@ -1,20 +1,20 @@
-//! ctxtrace: which of an async program's task switches hit the kernel, and what did that cost?
+//! ctxtrace measures which task switches of an async program hit the kernel, and what that costs.
 //!
-//! The folders stand in the order data flows through them, and depend only on those before them:
+//! The modules, in the order in which data flows through them:
 //!
-//! 1. [`workload`]: the programs under test.
-//! 2. [`target`]: starts them suspended, follows them.
-//! 3. [`capture`]: eBPF: load, attach, bring home. The only part that knows aya.
-//! 4. [`trace`]: what was seen, decoded and not interpreted.
-//! 5. [`correlate`]: pure functions: reconciliation with the kernel's own counts.
-//! 6. [`symbolize`]: addresses to names.
-//! 7. [`analyze`]: pure functions: percentiles, the result of a run.
-//! 8. [`report`]: one result in, bytes out.
+//! 1. [`workload`]: the built-in programs under test.
+//! 2. [`target`]: starts a target suspended or attaches to a running one, and examines its process and its files.
+//! 3. [`capture`]: loads and attaches the BPF programs and drains their maps and rings. The only module that uses aya.
+//! 4. [`trace`]: the recorded data, decoded but not interpreted, and the capture file.
+//! 5. [`correlate`]: pure functions that compare the traced data with the kernel's own counts and replay events.
+//! 6. [`symbolize`]: translates addresses to names.
+//! 7. [`analyze`]: pure functions that compute percentiles and the result of a run.
+//! 8. [`report`]: renders a result in every output format.
 //!
-//! [`reader`] reads the executables of targets in a process of its own, for the parts from 2 on.
+//! [`reader`] reads the executables of targets in a separate process without privileges; the modules from `target` on use it.
 //!
-//! [`run`] puts them together for `ctxtrace run`; [`cli`] turns a command line into plain settings, and nothing else knows
-//! clap's parser. `docs/ARCHITECTURE.md` has the picture.
+//! [`run`] implements the commands with these modules. [`cli`] turns a command line into plain settings.
+//! `docs/ARCHITECTURE.md` has a diagram of the whole.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 

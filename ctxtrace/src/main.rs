@@ -1,4 +1,4 @@
-//! The `ctxtrace` command: parse, run, print what went wrong, exit.
+//! The `ctxtrace` command: parses the command line, runs the command, prints its errors and exits with its status.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
@@ -19,13 +19,13 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version go to standard output with status 0, everything else to standard error with 2.
+            // Help and version are printed on standard output with status 0, all other text on standard error with status 2.
             print_usage(&error);
             return ExitCode::from(if error.use_stderr() { status::USAGE } else { 0 });
         }
     };
     if let Err(error) = keep_capabilities_from_children() {
-        write_notice(&format!("ctxtrace: giving up ambient capabilities failed: {error}"));
+        write_notice(&format!("ctxtrace: dropping the ambient capabilities failed: {error}"));
         return ExitCode::from(status::FAILURE);
     }
     if !matches!(&cli.command, Command::Workload(_)) {
@@ -48,10 +48,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Makes a write beyond the limit of a file's size (`ulimit -f`) an error, which is reported as any other, and not this
-/// process's end.
+/// Ignores `SIGXFSZ`, so that a write beyond the file size limit (`ulimit -f`) fails with an error that is reported like any
+/// other, instead of killing this process.
 fn fail_where_files_may_not_grow() {
-    // SAFETY: no handler is installed, and there is one thread.
+    // SAFETY: the signal is ignored, so no handler function is installed, and the process has only one thread.
     let _ = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
 }
 

@@ -1,10 +1,10 @@
-//! Text from outside, made harmless: names of threads and functions, whatever a capture holds, and what is said of it.
+//! Makes untrusted text safe to print: names of threads and functions, all text in a capture, and messages that quote it.
 
-/// What stands in the place of a character that is not shown.
+/// The character that every harmful character is replaced with.
 const REPLACEMENT: char = '\u{fffd}';
 
-/// Whether a terminal, or the layout of a page, could act on this character: controls (those of ASCII and of C1, line breaks
-/// included), the separators of lines and paragraphs, and what changes the direction of text or marks text as an annotation.
+/// Whether the character could control a terminal or change the layout of a page: control characters (ASCII and C1, including
+/// line breaks), line and paragraph separators, and characters that change the direction of text or mark annotations or tags.
 #[must_use]
 pub fn is_harmful(c: char) -> bool {
     c.is_control()
@@ -20,7 +20,7 @@ pub fn is_harmful(c: char) -> bool {
         )
 }
 
-/// A name, or a text in one line, with every harmful character replaced, line breaks included.
+/// Returns a name, or a text of one line, with every harmful character replaced, including line breaks.
 #[must_use]
 pub fn printable(text: &str) -> String {
     text.chars()
@@ -28,7 +28,7 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
-/// A text of several lines with every harmful character replaced but its line breaks.
+/// Returns a text of several lines with every harmful character replaced except its line breaks.
 #[must_use]
 pub fn printable_lines(text: &str) -> String {
     text.chars()
@@ -36,7 +36,7 @@ pub fn printable_lines(text: &str) -> String {
         .collect()
 }
 
-/// A name of at most `most` bytes. A longer one ends with `…` in place of what is cut off.
+/// Cuts a name to at most `most` bytes. A name that was cut ends with `…`.
 pub(crate) fn cut_name(mut name: String, most: usize) -> String {
     const MARK: char = '…';
     if name.len() > most {

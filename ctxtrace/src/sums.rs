@@ -1,15 +1,15 @@
-//! Sums of numbers that may come from a capture that somebody made up: they stop at the largest number instead of beginning anew.
+//! Saturating sums, for numbers that may come from a forged capture: a sum stops at `u64::MAX` instead of overflowing.
 
 use std::borrow::Borrow;
 
-/// Adds to a sum.
+/// Adds `more` to `sum`, up to `u64::MAX`.
 pub fn add(sum: &mut u64, more: u64) {
     *sum = sum.saturating_add(more);
 }
 
-/// The sum of what an iterator has.
+/// Adds a saturating sum to iterators of `u64`.
 pub trait SaturatingSum: Iterator {
-    /// At most `u64::MAX`.
+    /// Returns the sum of the items, at most `u64::MAX`.
     fn saturating_sum(self) -> u64;
 }
 

@@ -1,27 +1,27 @@
-//! The one place where text leaves for standard output and standard error.
+//! The only module that writes to standard output and standard error.
 //!
-//! Every table, message, notice and error goes through [`write_text`], which replaces what a terminal would act on, whatever
-//! the text is made of; so a new message cannot forget it. `clippy.toml` allows the streams themselves nowhere else. What is no
-//! text for people (`--json -`) goes through [`data_output`], and its format escapes for itself.
-#![expect(clippy::disallowed_methods, reason = "the one place that writes to the streams")]
+//! Every table, message, notice and error is written with [`write_text`], which replaces all characters that could control a
+//! terminal, so no message can omit this step. `clippy.toml` forbids the use of the streams elsewhere. Output for programs
+//! (`--json -`) is written to [`data_output`]; its format does its own escaping.
+#![expect(clippy::disallowed_methods, reason = "the only module that writes to the streams")]
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, StdoutLock, Write};
 
 use crate::printable::{is_harmful, printable_lines};
 
-/// The sequences by which the tool itself styles text: bold, dim, red, and their end.
+/// The escape sequence for bold text.
 pub const BOLD: &str = "\x1b[1m";
-/// See [`BOLD`].
+/// The escape sequence for dim text.
 pub const DIM: &str = "\x1b[2m";
-/// See [`BOLD`].
+/// The escape sequence for bold red text.
 pub const RED: &str = "\x1b[1;31m";
-/// See [`BOLD`].
+/// The escape sequence that ends a style.
 pub const RESET: &str = "\x1b[0m";
 
 const STYLES: [&str; 4] = [BOLD, DIM, RED, RESET];
 
-/// A stream of the process.
+/// A standard stream of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// Standard output.
@@ -31,7 +31,7 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Whether it is a terminal.
+    /// Whether the stream is a terminal.
     #[must_use]
     pub fn is_terminal(self) -> bool {
         match self {
@@ -41,16 +41,16 @@ impl Stream {
     }
 }
 
-/// Whether a text may have the sequences of the tool's own styles.
+/// Whether a text may contain the tool's own style sequences ([`BOLD`], [`DIM`], [`RED`], [`RESET`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Styles {
-    /// They pass.
+    /// The tool's own style sequences are written unchanged.
     Kept,
-    /// They are escaped like all others.
+    /// All escape characters are replaced.
     Escaped,
 }
 
-/// Writes a text for people, with all that a terminal would act on replaced.
+/// Writes a text for people, with all characters replaced that could control a terminal.
 ///
 /// # Errors
 ///
@@ -67,17 +67,18 @@ pub fn write_text(to: Stream, text: &str, styles: Styles) -> io::Result<()> {
     }
 }
 
-/// Writes a line to standard error. If standard error is gone, the exit status has to do.
+/// Writes a line to standard error. Errors of the write are ignored; the exit status still shows a failure.
 pub fn write_notice(line: &str) {
     let _ = write_text(Stream::Error, &format!("{line}\n"), Styles::Escaped);
 }
 
-/// Standard output, for a format that is read by programs and escapes for itself.
+/// Returns standard output, for a format that is read by programs and does its own escaping.
 pub fn data_output() -> StdoutLock<'static> {
     io::stdout().lock()
 }
 
-/// Prints the help or the version, which hold nothing from outside, or what is wrong with the command line, which may.
+/// Prints the help, the version, or the error in the command line. Only the error can contain untrusted text, so only the error
+/// is escaped.
 pub fn print_usage(error: &clap::Error) {
     if error.use_stderr() {
         let _ = write_text(Stream::Error, &error.render().to_string(), Styles::Escaped);
@@ -86,7 +87,7 @@ pub fn print_usage(error: &clap::Error) {
     }
 }
 
-/// The text as it may be written.
+/// Returns the text with all harmful characters replaced, except line breaks and, if `styles` allows them, style sequences.
 #[must_use]
 pub fn harmless(text: &str, styles: Styles) -> Cow<'_, str> {
     if !text.chars().any(|c| c != '\n' && is_harmful(c)) {

@@ -1,6 +1,6 @@
-//! Numbers as people read them. Machines get plain nanoseconds.
+//! Formats numbers for people. Output for programs has plain nanoseconds instead.
 
-/// An integer with its thousands set apart: `2,000,000`.
+/// Formats an integer with a comma between groups of three digits: `2,000,000`.
 #[must_use]
 pub fn thousands(value: u64) -> String {
     let digits = value.to_string();
@@ -14,7 +14,7 @@ pub fn thousands(value: u64) -> String {
     grouped
 }
 
-/// A signed integer with its sign and its thousands set apart; 0 has no sign.
+/// Formats a signed integer with its sign and a comma between groups of three digits. 0 has no sign.
 #[must_use]
 pub fn signed_thousands(value: i64) -> String {
     let sign = match value {
@@ -25,12 +25,12 @@ pub fn signed_thousands(value: i64) -> String {
     format!("{sign}{}", thousands(value.unsigned_abs()))
 }
 
-/// A duration with three significant digits and the unit that suits it: `1.37 µs`, `512 ns`, `2.05 s`.
+/// Formats a duration with three significant digits in the unit that fits its size: `1.37 µs`, `512 ns`, `2.05 s`.
 #[must_use]
 pub fn duration(ns: u64) -> String {
     const UNITS: [(u64, &str); 3] = [(1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "µs")];
     for (unit_ns, name) in UNITS {
-        // From 999.5 of a unit on, rounding would show 1000 of it: the next larger one takes over.
+        // From 999.5 of the smaller unit on, rounding would show 1000 of it, so the larger unit is used.
         if ns as f64 >= unit_ns as f64 * 0.9995 {
             return format!("{} {name}", significant(ns as f64 / unit_ns as f64));
         }
@@ -38,20 +38,20 @@ pub fn duration(ns: u64) -> String {
     format!("{ns} ns")
 }
 
-/// The unit that suits times of this size, so that all of a table are told in the same.
+/// A unit of time that is shared by all times of a table.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scale {
-    /// Nanoseconds of one.
+    /// The length of the unit in nanoseconds.
     pub ns: f64,
-    /// Its name.
+    /// The symbol of the unit, for example `ms`.
     pub name: &'static str,
 }
 
 impl Scale {
-    /// Nanoseconds.
+    /// The unit nanosecond.
     pub const NS: Self = Self { ns: 1.0, name: "ns" };
 
-    /// For times around this one.
+    /// Returns the unit that fits times of about `ns` nanoseconds.
     #[must_use]
     pub fn of(ns: f64) -> Self {
         const UNITS: [Scale; 3] = [
@@ -59,32 +59,33 @@ impl Scale {
             Scale { ns: 1e6, name: "ms" },
             Scale { ns: 1e3, name: "µs" },
         ];
-        // A message of some microseconds is best told in nanoseconds, like those that it is held against.
+        // A unit is used only from 20 of it on, so that a message of a few microseconds is shown in nanoseconds, like the shorter
+        // times that it is compared with.
         UNITS
             .into_iter()
             .find(|unit| ns.abs() >= 20.0 * unit.ns)
             .unwrap_or(Self::NS)
     }
 
-    /// A number of it.
+    /// Formats a time in this unit, without the symbol of the unit.
     #[must_use]
     pub fn number(self, ns: f64) -> String {
         significant(ns / self.ns)
     }
 
-    /// A number of it, with its name.
+    /// Formats a time in this unit, with the symbol of the unit.
     #[must_use]
     pub fn told(self, ns: f64) -> String {
         format!("{} {}", self.number(ns), self.name)
     }
 }
 
-/// A number of bytes with three significant digits, in powers of ten: `512 B`, `1.60 MB`.
+/// Formats a number of bytes with three significant digits in decimal units: `512 B`, `1.60 MB`.
 #[must_use]
 pub fn bytes(count: u64) -> String {
     const UNITS: [(f64, &str); 3] = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
     for (unit, name) in UNITS {
-        // As in `duration`.
+        // The factor has the same reason as in `duration`.
         if count as f64 >= unit * 0.9995 {
             return format!("{} {name}", significant(count as f64 / unit));
         }
@@ -92,7 +93,8 @@ pub fn bytes(count: u64) -> String {
     format!("{count} B")
 }
 
-/// A rate or ratio with three significant digits: `0.0369`, `1.99`, `104`; whole numbers from 1,000 on are grouped.
+/// Formats a rate or ratio with three significant digits: `0.0369`, `1.99`, `104`. From 1,000 on it is a whole number with
+/// commas. A value that is not finite is a dash.
 #[must_use]
 pub fn significant(value: f64) -> String {
     if !value.is_finite() {
@@ -107,13 +109,13 @@ pub fn significant(value: f64) -> String {
         return format!("{sign}{}", thousands(magnitude.round() as u64));
     }
     let decimals = decimals_for(magnitude);
-    // 0.9996 is 1.00, not 1.000: what rounding has carried over a power of ten needs a decimal less.
+    // 0.9996 is printed as 1.00, not 1.000: a value that rounding carries over a power of ten needs one decimal fewer.
     let unit = 10_f64.powi(decimals);
     let decimals = decimals_for((magnitude * unit).round() / unit) as usize;
     format!("{value:.decimals$}")
 }
 
-/// Decimals that leave three digits, counted from the first that is not 0.
+/// The number of decimals that gives three significant digits, at most 9.
 fn decimals_for(magnitude: f64) -> i32 {
     (2 - magnitude.log10().floor() as i32).clamp(0, 9)
 }

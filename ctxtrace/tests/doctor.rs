@@ -1,4 +1,4 @@
-//! `ctxtrace doctor`, which anybody may ask.
+//! `ctxtrace doctor`, which needs no root.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -10,25 +10,25 @@ fn doctor(args: &[&str]) -> Output {
         .arg("doctor")
         .args(args)
         .output()
-        .expect("started")
+        .expect("the program starts")
 }
 
 fn lines_of_program(program: &Path) -> Value {
-    let output = doctor(&["--json", "-", "--", program.to_str().expect("UTF-8")]);
-    let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let output = doctor(&["--json", "-", "--", program.to_str().expect("a path in UTF-8")]);
+    let json: Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
     json["program"].clone()
 }
 
 #[test]
-fn it_answers_whoever_asks_and_the_status_is_the_answer() {
+fn the_exit_status_is_0_if_tracing_works() {
     let output = doctor(&[]);
-    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    let said = String::from_utf8(output.stdout).expect("valid UTF-8");
     let works = said.contains("Tracing works here.");
     assert_eq!(output.status.code(), Some(i32::from(!works)), "{said}");
     for about in ["kernel", "BTF", "rights", "BPF programs", "CPUs"] {
         assert!(said.contains(about), "{about} is missing in\n{said}");
     }
-    // Whoever cannot trace is told by which command they can.
+    // If tracing does not work, the output has a command that fixes it.
     assert!(works || said.contains("fix: "), "{said}");
 }
 
@@ -39,7 +39,7 @@ fn a_program_of_ours_has_tasks_names_and_frame_pointers() {
     let lines = program["lines"].as_array().expect("lines");
     let standing = |about: &str| {
         let line = lines.iter().find(|line| line["about"] == about).expect(about);
-        line["standing"].as_str().expect("a word")
+        line["standing"].as_str().expect("a string")
     };
     for about in [
         "architecture",
@@ -55,7 +55,7 @@ fn a_program_of_ours_has_tasks_names_and_frame_pointers() {
 }
 
 #[test]
-fn what_is_no_program_is_said_to_be_none() {
+fn a_file_that_is_not_a_program_is_reported_as_missing() {
     for path in [Path::new("/nowhere/at/all"), Path::new("/dev/null"), Path::new(file!())] {
         let program = lines_of_program(path);
         assert_eq!(program["locator"], Value::Null);

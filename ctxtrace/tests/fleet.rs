@@ -1,7 +1,9 @@
-//! The SQL of `docs/FLEET.md`, run in `DuckDB` over a fleet of captures, and held against the JSON of their reports. Needs no root.
+//! Runs the SQL of `docs/FLEET.md` in `DuckDB` over the tables of several captures, and compares the results with the JSON reports
+//! of the captures. The test needs no root.
 //!
-//! It needs Python with `duckdb`: `cargo xtask setup --for-tests` installs it into `target/duckdb`, and `CTXTRACE_DUCKDB_PYTHON` names another
-//! one. Where there is none the test is skipped, and fails if `CTXTRACE_REQUIRE_DUCKDB` is set, as it is in CI.
+//! The test needs Python with `duckdb`: `cargo xtask setup --for-tests` installs it into `target/duckdb`, and
+//! `CTXTRACE_DUCKDB_PYTHON` names another one. Without it the test is skipped, or fails if `CTXTRACE_REQUIRE_DUCKDB` is `1`, as it
+//! is in CI.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -21,10 +23,10 @@ use ctxtrace_common::process::Image;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde_json::{Map, Value, json};
 
-/// Rows by column.
+/// Rows of a query. Each row maps the names of columns to values.
 type Rows = Vec<Map<String, Value>>;
 
-/// Reads questions, `[[name, SQL], …]`, and answers with `{name: rows}`.
+/// A Python program that reads queries, `[[name, SQL], …]`, from standard input and prints `{name: rows}`.
 const ASK: &str = "
 import json, sys, duckdb
 answers = {}
@@ -37,17 +39,17 @@ json.dump(answers, sys.stdout, default=str)
 
 fn main() {
     let test = || {
-        let missing = "there is no Python with duckdb: `cargo xtask setup --for-tests` installs one, and CTXTRACE_DUCKDB_PYTHON names \
-                       another";
+        let missing = "there is no Python with duckdb: run `cargo xtask setup --for-tests` to install one, or set \
+                       CTXTRACE_DUCKDB_PYTHON to the path of another";
         let required = std::env::var_os("CTXTRACE_REQUIRE_DUCKDB").is_some_and(|value| value == "1");
         match python().filter(|python| has_duckdb(python)) {
-            Some(python) => the_questions_have_the_answers_of_the_json(&python),
+            Some(python) => the_queries_agree_with_the_json_reports(&python),
             None if required => return Err(Failed::from(missing)),
             None => return Ok(Completion::ignored_with(missing)),
         }
         Ok(Completion::Completed)
     };
-    let trial = Trial::ignorable_test("the_questions_have_the_answers_of_the_json", test);
+    let trial = Trial::ignorable_test("the_queries_agree_with_the_json_reports", test);
     libtest_mimic::run(&Arguments::from_args(), vec![trial]).exit();
 }
 
@@ -58,7 +60,8 @@ fn package() -> &'static Path {
 fn python() -> Option<PathBuf> {
     let named = std::env::var_os("CTXTRACE_DUCKDB_PYTHON").map(PathBuf::from);
     named.or_else(|| {
-        // The environment is known by the path of its Python, which is a link and must stay one.
+        // Python finds its virtual environment by the path of the executable, which is a link there. So the link must not be
+        // resolved.
         let folder = package().join("../target/duckdb/bin").canonicalize().ok()?;
         Some(folder.join("python"))
     })
@@ -70,14 +73,14 @@ fn has_duckdb(python: &Path) -> bool {
     import.status().is_ok_and(|status| status.success())
 }
 
-/// The questions of the document: ```` ```sql NAME ````.
+/// Returns the queries of the document by name. Each is in a code block that begins with ```` ```sql NAME ````.
 fn questions(document: &str) -> BTreeMap<String, String> {
     let mut questions = BTreeMap::new();
     for block in document.split("```sql ").skip(1) {
-        let (name, rest) = block.split_once('\n').expect("a block has lines");
-        let (sql, _) = rest.split_once("```").expect("a block has an end");
+        let (name, rest) = block.split_once('\n').expect("a code block has lines");
+        let (sql, _) = rest.split_once("```").expect("a code block has an end");
         let before = questions.insert(name.to_owned(), sql.to_owned());
-        assert!(before.is_none(), "{name} is there twice");
+        assert!(before.is_none(), "the document has two queries named {name}");
     }
     questions
 }
@@ -92,47 +95,48 @@ struct Member {
     report: Value,
 }
 
-/// What a capture tells between its runs' ends.
+/// A part of a capture between the ends of its runs.
 #[derive(Clone)]
 enum Batch {
     Events(Vec<Event>),
     Polls(PollBatch),
 }
 
-/// The committed captures, every run by itself, on two machines. On the second there is another build, one wait was longer,
-/// its tasks block where they were preempted, and something was lost.
+/// Writes the tables of the committed captures, each run as a separate capture, on two hosts. The runs of the second host are
+/// altered by [`spoil`].
 fn fleet(tables: &Path) -> Vec<Member> {
     let mut members = Vec::new();
     for name in ["v1-go", "v1-polls", "v1-stacks", "v1-timeline"] {
-        let bytes = std::fs::read(package().join(format!("tests/captures/{name}.ctx"))).expect("a capture");
-        let mut told: Vec<Vec<Batch>> = Vec::new();
+        let bytes = std::fs::read(package().join(format!("tests/captures/{name}.ctx"))).expect("the file exists");
+        let mut batches: Vec<Vec<Batch>> = Vec::new();
         let saved = file::read_with_polls(bytes.as_slice(), |run, part| {
             let batch = match part {
                 Told::Info(_) => return,
                 Told::Events(events) => Batch::Events(events.to_vec()),
                 Told::Polls(polls) => Batch::Polls(polls.clone()),
             };
-            told.resize_with(told.len().max(run + 1), Vec::new);
-            told[run].push(batch);
+            batches.resize_with(batches.len().max(run + 1), Vec::new);
+            batches[run].push(batch);
         })
-        .expect("readable");
-        told.resize_with(saved.runs.len(), Vec::new);
-        for (run, told) in saved.runs.iter().zip(&told) {
+        .expect("a readable capture");
+        batches.resize_with(saved.runs.len(), Vec::new);
+        for (run, of_run) in saved.runs.iter().zip(&batches) {
             for host in ["web-1", "web-2"] {
                 let mut info = saved.info.clone();
                 host.clone_into(&mut info.host.name);
                 let mut run = run.clone();
                 if host == "web-2" {
-                    spoil(&mut run, members.len() as u64, told.is_empty());
+                    spoil(&mut run, members.len() as u64, of_run.is_empty());
                 }
-                members.push(member(tables, &info, run, told));
+                members.push(member(tables, &info, run, of_run));
             }
         }
     }
     members
 }
 
-/// What is only added up can be told otherwise; events are what they are.
+/// Alters a run: wakeups are lost, one run-queue wait is longer, and its processes have executed another program. If the run has
+/// no events (`sums_only`), tasks also block where they were preempted; the classes of a run with events follow from its events.
 fn spoil(run: &mut Run, number: u64, sums_only: bool) {
     run.aggregates.counters.lost_wakeups += 7;
     run.aggregates
@@ -147,46 +151,52 @@ fn spoil(run: &mut Run, number: u64, sums_only: bool) {
     let processes: BTreeSet<u32> = run.aggregates.threads.iter().map(|record| record.thread.tgid).collect();
     for tgid in processes {
         let image = Image { tgid, number: 99 };
-        let held = HeldFile::open_as(Path::new("/bin/true"), Path::new("/srv/the-next-build")).expect("a program");
+        let held =
+            HeldFile::open_as(Path::new("/bin/true"), Path::new("/srv/the-next-build")).expect("the file exists");
         run.aggregates.programs.expect(image, &held, &mut FileReader::new());
     }
 }
 
-fn member(tables: &Path, info: &Info, recorded: Run, told: &[Batch]) -> Member {
-    let folder = tempfile::tempdir().expect("a folder");
+/// Writes a capture of one run and makes its tables and its JSON report.
+fn member(tables: &Path, info: &Info, recorded: Run, batches: &[Batch]) -> Member {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let capture = folder.path().join("one.ctx");
-    let mut writer = Writer::begin(std::fs::File::create(&capture).expect("created"), info).expect("begun");
-    for batch in told {
+    let mut writer = Writer::begin(std::fs::File::create(&capture).expect("the file is created"), info)
+        .expect("the capture is begun");
+    for batch in batches {
         match batch {
             Batch::Events(events) => events
                 .chunks(100)
-                .for_each(|events| writer.events(events).expect("written")),
-            Batch::Polls(polls) => writer.polls(polls).expect("written"),
+                .for_each(|events| writer.events(events).expect("the capture is written")),
+            Batch::Polls(polls) => writer.polls(polls).expect("the capture is written"),
         }
     }
-    writer.run(&recorded).expect("written");
-    writer.end().expect("ended");
+    writer.run(&recorded).expect("the capture is written");
+    writer.end().expect("the capture is completed");
     let json = folder.path().join("one.json");
     let output = Command::new(env!("CARGO_BIN_EXE_ctxtrace"))
         .args(["report", "--quiet", "--json"])
         .args([&json, &PathBuf::from("--parquet"), &tables.to_owned(), &capture])
         .output()
-        .expect("started");
+        .expect("the program starts");
     let status = output.status.code();
-    // What was spoilt is found.
+    // The report of an altered run may find that its sums disagree, which is exit status 4.
     assert!(
         matches!(status, Some(0 | 4)),
         "{status:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    assert!(output.stdout.is_empty() && output.stderr.is_empty(), "--quiet is quiet");
+    assert!(
+        output.stdout.is_empty() && output.stderr.is_empty(),
+        "--quiet must print nothing"
+    );
     Member {
         host: info.host.name.clone(),
         run: info.run_id(&recorded, 0),
         recorded,
-        has_events: !told.is_empty(),
+        has_events: !batches.is_empty(),
         has_polls: info.polls.is_some(),
-        report: serde_json::from_slice(&std::fs::read(&json).expect("written")).expect("JSON"),
+        report: serde_json::from_slice(&std::fs::read(&json).expect("the file exists")).expect("valid JSON"),
     }
 }
 
@@ -197,30 +207,38 @@ fn ask(python: &Path, tables: &Path, questions: &BTreeMap<String, String>) -> BT
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .expect("started");
-    let asked = serde_json::to_vec(&questions.iter().collect::<Vec<_>>()).expect("JSON");
-    child.stdin.take().expect("piped").write_all(&asked).expect("asked");
-    let output = child.wait_with_output().expect("it ends");
-    assert!(output.status.success(), "a question is none: see above");
-    serde_json::from_slice(&output.stdout).expect("answers")
+        .expect("the program starts");
+    let asked = serde_json::to_vec(&questions.iter().collect::<Vec<_>>()).expect("serializable as JSON");
+    child
+        .stdin
+        .take()
+        .expect("the stream is piped")
+        .write_all(&asked)
+        .expect("the queries are sent");
+    let output = child.wait_with_output().expect("the program ends");
+    assert!(
+        output.status.success(),
+        "a query failed; the error of DuckDB is printed above"
+    );
+    serde_json::from_slice(&output.stdout).expect("the rows of each query")
 }
 
 fn rows(value: Value) -> Rows {
-    serde_json::from_value(value).expect("rows")
+    serde_json::from_value(value).expect("an array of rows")
 }
 
 fn list<'a>(report: &'a Value, name: &str) -> &'a Vec<Value> {
-    report[name].as_array().expect("a list")
+    report[name].as_array().expect("an array")
 }
 
 fn number(value: &Value) -> i64 {
-    value.as_i64().unwrap_or_else(|| panic!("{value} is no number"))
+    value.as_i64().unwrap_or_else(|| panic!("{value} is not an integer"))
 }
 
-fn the_questions_have_the_answers_of_the_json(python: &Path) {
-    let place = tempfile::tempdir().expect("a folder");
+fn the_queries_agree_with_the_json_reports(python: &Path) {
+    let place = tempfile::tempdir().expect("a temporary folder");
     let fleet = fleet(place.path());
-    let document = std::fs::read_to_string(package().join("../docs/FLEET.md")).expect("the document");
+    let document = std::fs::read_to_string(package().join("../docs/FLEET.md")).expect("the file exists");
     let mut questions = questions(&document);
     let sums = "SELECT host, run, class, count(*) AS count, coalesce(sum(off_cpu_ns), 0) AS off_cpu_ns
                 FROM 'switches/*.parquet' GROUP BY ALL ORDER BY ALL";
@@ -236,10 +254,10 @@ fn the_questions_have_the_answers_of_the_json(python: &Path) {
     let mut check = |name: &str, expected: Rows| {
         let answer = answers
             .remove(name)
-            .unwrap_or_else(|| panic!("{name} is not in the document"));
+            .unwrap_or_else(|| panic!("the document has no query named {name}"));
         assert!(
             !expected.is_empty(),
-            "{name}: the captures have nothing to compare with"
+            "{name}: the captures have no data to compare the answer with"
         );
         assert_eq!(answer, expected, "{name}");
     };
@@ -266,17 +284,23 @@ fn the_questions_have_the_answers_of_the_json(python: &Path) {
     let longest = with_events()
         .map(|member| number(&member.report["latency"]["run_queue"]["max_ns"]))
         .max();
-    let waits = answers.remove("longest-waits").expect("in the document");
+    let waits = answers.remove("longest-waits").expect("the document has this query");
     assert_eq!(waits.len() as i64, waited.min(20));
     assert_eq!(Some(number(&waits[0]["run_queue_ns"])), longest);
-    // What keeps a CPU busy while somebody waits for it does so no longer than that.
-    let in_the_way = answers.remove("in-the-way").expect("in the document");
+    // The time that a thread keeps a CPU busy while another thread waits for it is at most the waiting time of the other one. The
+    // factor 2 is the number of hosts, whose events are the same.
+    let in_the_way = answers.remove("in-the-way").expect("the document has this query");
     let all: i64 = in_the_way.iter().map(|row| number(&row["in_the_way_ns"])).sum();
     let waited = with_events().map(|member| number(&member.report["latency"]["run_queue"]["sum_ns"]));
     assert!(all <= 2 * waited.sum::<i64>(), "{in_the_way:?}");
-    slow_to_be_polled(&fleet, &answers.remove("slow-to-be-polled").expect("in the document"));
+    slow_to_be_polled(
+        &fleet,
+        &answers
+            .remove("slow-to-be-polled")
+            .expect("the document has this query"),
+    );
     let left: Vec<_> = answers.keys().collect();
-    assert!(left.is_empty(), "nobody has looked at the answers to {left:?}");
+    assert!(left.is_empty(), "no check for the answers to {left:?}");
 }
 
 fn worst_run_queue(fleet: &[Member]) -> Rows {
@@ -329,7 +353,7 @@ fn p99_of_all_runs(fleet: &[Member]) -> Rows {
     rows(Value::Array(expected))
 }
 
-/// The program that a member's tasks are of, and its build.
+/// Returns the path and the build id of the program that a member's tasks belong to.
 fn program(member: &Member) -> (Value, Value) {
     let locators = list(&member.report, "locators");
     let next = locators
@@ -342,7 +366,7 @@ fn program(member: &Member) -> (Value, Value) {
     )
 }
 
-/// The blocking of one task of one build.
+/// The sums of the `task-blocked` switches of one task of one build.
 #[derive(Default)]
 struct Blocked<'a> {
     switches: i64,
@@ -351,7 +375,7 @@ struct Blocked<'a> {
 }
 
 fn blocked_in_a_poll(fleet: &[Member]) -> Rows {
-    // By program, build and task, as JSON.
+    // The key is the program, the build and the task, each as JSON.
     let mut tasks: BTreeMap<[String; 3], Blocked<'_>> = BTreeMap::new();
     for member in fleet {
         let (program, build) = program(member);
@@ -368,7 +392,7 @@ fn blocked_in_a_poll(fleet: &[Member]) -> Rows {
     tasks.sort_by_key(|(key, sums)| (std::cmp::Reverse(sums.switches), key.clone()));
     let mut expected = Vec::new();
     for (key, sums) in tasks {
-        let [program, build, task] = key.map(|text| serde_json::from_str::<Value>(&text).expect("JSON"));
+        let [program, build, task] = key.map(|text| serde_json::from_str::<Value>(&text).expect("valid JSON"));
         expected.push(json!({
             "program": program, "build": build, "task": task,
             "switches": sums.switches, "off_cpu_ns": sums.off_cpu_ns, "runs": sums.runs.len(),
@@ -462,7 +486,7 @@ fn wasted_wakeups(fleet: &[Member]) -> Rows {
     rows(wakers.into_iter().map(row).collect())
 }
 
-/// The events by class are what was added up by class.
+/// Returns the expected sums of the rows of `switches` by class, which are the ledgers of the reports.
 fn ledgers_of_timelines(fleet: &[Member]) -> Rows {
     let mut expected = Vec::new();
     for member in by_run(fleet).into_iter().filter(|member| member.has_events) {
@@ -486,7 +510,7 @@ fn wakings_of_timelines(fleet: &[Member]) -> Rows {
     rows(members.map(row).collect())
 }
 
-/// The rows of polls by task, which are those that have ended.
+/// Returns the expected sums of the rows of `polls` by task. The table has only polls that have ended.
 fn polls_by_task(fleet: &[Member]) -> Rows {
     let mut expected = Vec::new();
     for member in fleet.iter().filter(|member| member.has_polls) {
@@ -502,7 +526,8 @@ fn polls_by_task(fleet: &[Member]) -> Rows {
     rows(Value::Array(expected))
 }
 
-/// Percentiles are of buckets in the JSON, so at most a bucket's width away from those of the rows.
+/// Compares the slowest tasks with the reports. Percentiles in the JSON are bounds of histogram buckets, so they differ from those
+/// of the rows by at most the width of a bucket.
 fn slow_to_be_polled(fleet: &[Member], answer: &Rows) {
     let members: Vec<&Member> = fleet.iter().filter(|member| member.has_polls).collect();
     let tasks = |member: &&Member| list(&member.report["polls"], "tasks").clone();
@@ -510,8 +535,11 @@ fn slow_to_be_polled(fleet: &[Member], answer: &Rows) {
     assert_eq!(answer.len(), all);
     for row in answer {
         let member = members.iter().find(|member| row["host"] == member.host);
-        let of_host = tasks(member.expect("a host of the fleet"));
-        let task = of_host.iter().find(|task| task["name"] == row["task"]).expect("a task");
+        let of_host = tasks(member.expect("the fleet has this host"));
+        let task = of_host
+            .iter()
+            .find(|task| task["name"] == row["task"])
+            .expect("the report has this task");
         let (p99, in_json) = (number(&row["p99_ns"]), number(&task["wake_to_poll"]["p99_ns"]));
         assert!((p99 - in_json).abs() <= in_json / 16 + 1, "{row:?} {task}");
         let kernel = task["through_kernel"].get("count").map_or(0, number);

@@ -1,5 +1,5 @@
-//! Captures that somebody made up, through the command itself: every output of every one is made, without a panic, without a byte that
-//! a terminal would act on, and within the memory that `docs/CAPTURES.md` promises. Needs no root.
+//! Runs the command on forged captures. It must make every output without a panic, without a character that controls a terminal,
+//! and within the memory that `docs/CAPTURES.md` promises. The tests need no root.
 
 mod hostile;
 
@@ -9,10 +9,11 @@ use std::process::{Command, Output};
 use ciborium::Value;
 use hostile::{Block, Choices, Contents, EVENT, EVENTS, NAMES, Parts, STATE, field, list};
 
-/// The memory that is promised for any file, and what the program itself takes.
+/// The address space limit of the command, in bytes: the 1 GiB that is promised for any file, and 256 MiB for the program itself.
+/// An allocation beyond it fails, which aborts the command and fails the test.
 const MEMORY: u64 = (1 << 30) + (256 << 20);
 
-/// Options that can be given together, by what a capture has to hold for them.
+/// Output options with file names, grouped by the data that a capture must have for them.
 const OUTPUTS: [&[(&str, &str)]; 5] = [
     &[("--json", "run.json"), ("--html", "run.html"), ("--parquet", "tables")],
     &[
@@ -25,6 +26,7 @@ const OUTPUTS: [&[(&str, &str)]; 5] = [
     &[("--perfetto", "run.pftrace")],
 ];
 
+/// Output options of `compare` with file names.
 const COMPARED: &[(&str, &str)] = &[
     ("--json", "both.json"),
     ("--markdown", "both.md"),
@@ -34,10 +36,10 @@ const COMPARED: &[(&str, &str)] = &[
 
 fn seed(name: &str) -> Parts {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/captures").join(name);
-    Parts::read(&std::fs::read(path).expect("a capture"))
+    Parts::read(&std::fs::read(path).expect("the file exists"))
 }
 
-/// Runs the command with a limit to its memory.
+/// Runs the command with the memory limit [`MEMORY`].
 fn ctxtrace(arguments: &[PathBuf]) -> Output {
     let limit = nix::sys::resource::setrlimit;
     let mut command = Command::new(env!("CARGO_BIN_EXE_ctxtrace"));
@@ -45,20 +47,20 @@ fn ctxtrace(arguments: &[PathBuf]) -> Output {
         .args(arguments)
         .env_remove("CLICOLOR_FORCE")
         .env("LC_ALL", "C.UTF-8");
-    // SAFETY: `setrlimit` is a system call and nothing else, so it may be made between fork and exec.
+    // SAFETY: `setrlimit` is async-signal-safe, so it may be called between fork and exec.
     unsafe {
         std::os::unix::process::CommandExt::pre_exec(&mut command, move || {
             limit(nix::sys::resource::Resource::RLIMIT_AS, MEMORY, MEMORY).map_err(Into::into)
         })
     };
-    command.output().expect("started")
+    command.output().expect("the program starts")
 }
 
-/// What is wrong with what the command has printed, if anything.
+/// Returns a description of the first fault in the exit status and the printed output of the command, if there is one.
 fn wrong(output: &Output) -> Option<String> {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     let status = output.status.code();
-    // 3 is of assertions; a panic is 101, and an abort has no status.
+    // The status of a failed assertion would be 3 and that of a panic 101; a process that aborts has none.
     if !matches!(status, Some(0 | 1 | 4)) {
         return Some(format!("{:?}: {errors}", output.status));
     }
@@ -67,10 +69,10 @@ fn wrong(output: &Output) -> Option<String> {
         .find_map(|bytes| harmful(bytes))
 }
 
-/// The first character in a text that a terminal would act on.
+/// Returns a description of the first character that would control a terminal, if there is one.
 fn harmful(bytes: &[u8]) -> Option<String> {
     let Ok(text) = std::str::from_utf8(bytes) else {
-        return Some("it is no UTF-8".to_owned());
+        return Some("the output is not UTF-8".to_owned());
     };
     let found = text
         .char_indices()
@@ -83,11 +85,11 @@ fn harmful(bytes: &[u8]) -> Option<String> {
     ))
 }
 
-/// Everything that is wrong with the outputs of a capture.
+/// Makes all outputs of a capture and returns descriptions of their faults.
 fn all_wrong(capture: &[u8]) -> Vec<String> {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("hostile.ctx");
-    std::fs::write(&file, capture).expect("written");
+    std::fs::write(&file, capture).expect("the file is written");
     let with = |command: &str, inputs: usize, options: &[(&str, &str)]| {
         let mut arguments = vec![PathBuf::from(command)];
         arguments.extend(std::iter::repeat_n(file.clone(), inputs));
@@ -137,14 +139,14 @@ fn event(at_ns: u64, kind: u8, tid: u32) -> Vec<u8> {
     event
 }
 
-/// A timeline with these events before its own.
+/// Returns a capture of a timeline with these events in front of its own.
 fn with_events(events: Vec<u8>) -> Parts {
     let mut parts = seed("v1-timeline.ctx");
     let at = parts
         .blocks
         .iter()
         .position(|block| block.kind == EVENTS)
-        .expect("events");
+        .expect("a block of events");
     parts.blocks.insert(
         at,
         Block {
@@ -165,7 +167,7 @@ fn no_text_of_a_capture_reaches_a_terminal() {
             let mut altered = seed(name);
             if let Contents::Value(value) = &mut altered.blocks[index].contents {
                 replace_texts(value, hostile);
-                // Where a text is one of a few words, the block cannot be read, and the error is looked at.
+                // If a text is the name of a variant, the block becomes unreadable, and the error message is checked.
                 is_harmless(&altered);
             }
             if let Contents::Value(value) = &mut parts.blocks[index].contents {
@@ -185,7 +187,7 @@ fn replace_texts(value: &mut Value, by: &str) {
     }
 }
 
-/// All texts but those that choose among variants: small words of lower-case letters and hyphens.
+/// Replaces all texts except the names of variants, which are short words of lower-case letters and hyphens.
 fn replace_free_texts(value: &mut Value, by: &str) {
     match value {
         Value::Text(text) if !text.chars().all(|c| c.is_ascii_lowercase() || c == '-') || text.len() > 20 => {
@@ -205,7 +207,7 @@ fn a_long_name_in_many_frames_is_bounded() {
     for (stacks, kind) in [("user", "user"), ("kernel", "kernel")] {
         let frame = Value::Array(vec![Value::from(kind), Value::from(0)]);
         let Value::Map(entries) = field(names, stacks) else {
-            panic!("a map")
+            panic!("the stacks are not a map")
         };
         for (_, frames) in entries {
             *frames = Value::Array(vec![frame.clone(); 40_000]);
@@ -219,7 +221,7 @@ fn a_long_name_of_a_task_on_many_edges_is_bounded() {
     let mut parts = seed("v1-stacks.ctx");
     let aggregates = field(parts.value(STATE), "aggregates");
     let Value::Map(names) = field(aggregates, "names") else {
-        panic!("a map")
+        panic!("the names are not a map")
     };
     for (_, names) in names {
         *names = Value::Array(vec![Value::from("b".repeat(8 << 20)); 3]);
@@ -240,24 +242,24 @@ fn a_long_name_of_a_task_on_many_edges_is_bounded() {
 }
 
 #[test]
-fn threads_without_number_are_refused_before_they_take_the_memory() {
+fn too_many_threads_are_refused_before_they_exhaust_the_memory() {
     let events = (1..4_000_000_u32).flat_map(|tid| event(1, 3, tid)).collect();
     let parts = with_events(events);
     let capture = parts.written();
     assert_eq!(all_wrong(&capture), Vec::<String>::new());
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("threads.ctx");
-    std::fs::write(&file, capture).expect("written");
+    std::fs::write(&file, capture).expect("the file is written");
     let output = ctxtrace(&["report".into(), "--check".into(), file]);
     let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("more than a recording of its size can"), "{said}");
 }
 
 #[test]
-fn times_at_the_end_of_the_clock_and_times_that_step_back_are_drawn() {
-    let wakings = |at_ns| -> Vec<u8> { std::iter::repeat_n(event(at_ns, 2, 1), 130_000).flatten().collect() };
-    is_harmless(&with_events(wakings(0)));
-    is_harmless(&with_events(wakings(u64::MAX)));
+fn times_at_the_end_of_the_clock_and_times_that_step_back_are_accepted() {
+    let wakeups = |at_ns| -> Vec<u8> { std::iter::repeat_n(event(at_ns, 2, 1), 130_000).flatten().collect() };
+    is_harmless(&with_events(wakeups(0)));
+    is_harmless(&with_events(wakeups(u64::MAX)));
     let mut parts = seed("v1-timeline.ctx");
     for block in &mut parts.blocks {
         if let (EVENTS, Contents::Bytes(bytes)) = (block.kind, &mut block.contents) {
@@ -300,7 +302,7 @@ fn altered_captures_are_reported_or_refused() {
         let wrong = all_wrong(&parts.written());
         if !wrong.is_empty() {
             if let Ok(folder) = std::env::var("HOSTILE_KEEP") {
-                std::fs::write(format!("{folder}/{round}.ctx"), parts.written()).expect("kept");
+                std::fs::write(format!("{folder}/{round}.ctx"), parts.written()).expect("the file is written");
             }
             found.push(format!("round {round}: {}", wrong.join("\n")));
         }

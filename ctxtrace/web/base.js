@@ -1,10 +1,11 @@
-// What all parts of the page use. Text gets into the page by `textContent` alone: names come from the traced program.
+// Functions that all parts of the page use. Text is put into the page only as `textContent`, because names come from the traced program
+// and could contain markup.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 
-// An element with attributes and children; texts among the children become text.
+// Makes an element with attributes and children. A string among the children becomes a text node.
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -20,7 +21,7 @@ function make(tag, attributes = {}, ...children) {
 const note = (text) => make("p", { class: "note" }, text);
 const missing = (text) => make("p", { class: "missing" }, text);
 
-// Nanoseconds with three significant digits, as the program writes them.
+// Formats nanoseconds with three significant digits, as the program itself does in its tables.
 function duration(ns) {
   for (const [unit, name] of [[1e9, "s"], [1e6, "ms"], [1e3, "µs"]]) {
     if (ns >= unit * 0.9995) return `${significant(ns / unit)} ${name}`;
@@ -43,10 +44,10 @@ function percent(share) {
   return `${significant(100 * share)} %`;
 }
 
-// A colour of the style sheet, as the theme has it now.
+// Returns a colour of the style sheet in the current theme.
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-// What draws on a canvas draws anew when the theme or the width changes.
+// Functions that draw on a canvas again after the theme or the width of the page changed.
 const redraws = [];
 function onRedraw(redraw) {
   redraws.push(redraw);
@@ -83,7 +84,7 @@ function initTheme() {
   });
 }
 
-// The bytes of a base64 text.
+// Decodes a base64 text into bytes.
 function bytesOf(text) {
   const binary = atob(text);
   const bytes = new Uint8Array(binary.length);
@@ -91,7 +92,7 @@ function bytesOf(text) {
   return bytes;
 }
 
-// Reads numbers of seven bits a byte.
+// Reads numbers that are encoded with seven bits per byte, the lowest bits first. The top bit of a byte is set if more bytes follow.
 class Numbers {
   constructor(text) {
     this.bytes = bytesOf(text);
@@ -112,7 +113,7 @@ class Numbers {
   }
 }
 
-// A part that starts when it comes into view, so that what nobody looks at costs nothing.
+// Calls `start` when the element comes near the visible part of the page, so that parts that are never visible cost no time.
 function whenSeen(element, start) {
   const observer = new IntersectionObserver((entries) => {
     if (entries.some((entry) => entry.isIntersecting)) {
@@ -123,7 +124,7 @@ function whenSeen(element, start) {
   observer.observe(element);
 }
 
-// Buttons of which one is pressed.
+// Makes a group of buttons of which exactly one is pressed.
 function choice(label, options, chosen, onChoose) {
   const group = make("div", { class: "joined", role: "group", "aria-label": label });
   for (const [value, text] of options) {

@@ -1,7 +1,7 @@
-// The flamegraphs: one at a time, by time or by number, with a search.
+// The flamegraphs. One is shown at a time, by time or by number, with a search field.
 
-const KINDS = ["what it was doing", "thread", "function", "inlined function", "kernel function", "no function"];
-// As in the program's own pictures: purple, grey, blue, teal, orange, light grey.
+const KINDS = ["activity", "thread", "function", "inlined function", "kernel function", "no function"];
+// The colours of KINDS, as in the SVG flamegraphs: purple, grey, blue, teal, orange, light grey.
 const SHADES = [
   (s) => [170 + s, 140 + s, 210 + s / 2],
   () => [186, 186, 186],
@@ -17,7 +17,7 @@ function frameColor(kind, name) {
   return `rgb(${SHADES[kind]((hash >>> 24) / 6).map(Math.round).join(", ")})`;
 }
 
-// The frames of a tree as the library wants them.
+// Converts the frames of a tree to the nested objects that the library needs.
 function treeOf(tree, by) {
   const root = { name: "all", kind: 1, count: tree.count, ns: tree.ns, value: by === "time" ? tree.ns : tree.count };
   const path = [root];
@@ -42,7 +42,7 @@ class FlameView {
     this.by = flame.tree.here.ns > 0 ? "time" : "count";
     this.box = make("div", {
       class: "flame", tabindex: "0", role: "application", "aria-roledescription": "flamegraph",
-      "aria-label": `${flame.title} flamegraph. Arrow keys go from frame to frame, Enter zooms in, Escape zooms out.`,
+      "aria-label": `${flame.title} flamegraph. Arrow keys move from frame to frame, Enter zooms in, Escape zooms out.`,
     });
     this.reading = make("p", { class: "flame-reading", "aria-live": "polite" });
     this.found = make("span", { class: "muted", role: "status" });
@@ -56,9 +56,9 @@ class FlameView {
         make("label", {}, "Search", this.search), this.found, make("span", { class: "spacer" }), button("Zoom out", () => this.zoomOut())),
       make("div", { class: "card" }, this.box, this.reading),
       make("p", { class: "keys" }, "Click a frame to zoom in. Keys: ", make("kbd", {}, "↑"), " ", make("kbd", {}, "↓"), " ", make("kbd", {}, "←"), " ",
-        make("kbd", {}, "→"), " go from frame to frame, ", make("kbd", {}, "Enter"), " zooms in, ", make("kbd", {}, "Esc"), " zooms out."),
+        make("kbd", {}, "→"), " move from frame to frame, ", make("kbd", {}, "Enter"), " zooms in, ", make("kbd", {}, "Esc"), " zooms out."),
       ...flame.notes.map(note),
-      flame.tree.here.left_out > 0 ? note(`${thousands(flame.tree.here.left_out)} smaller frames are not drawn; what they took is in the frames above them.`) : null);
+      flame.tree.here.left_out > 0 ? note(`${thousands(flame.tree.here.left_out)} smaller frames are not drawn; their values are included in the frames above them.`) : null);
     this.box.addEventListener("keydown", (event) => this.key(event));
   }
 
@@ -86,7 +86,7 @@ class FlameView {
     const svg = this.box.querySelector("svg");
     svg.setAttribute("aria-hidden", "true");
     svg.querySelector(".title")?.remove();
-    // The library leaves room for a title.
+    // The library reserves space for a title, which is removed here.
     const frames = [...svg.querySelectorAll("g")].map((g) => Number(/,\s*([\d.]+)/.exec(g.getAttribute("transform"))?.[1] ?? 0));
     svg.setAttribute("height", String(Math.max(0, ...frames) + 20));
     this.zoomed = this.chosen = this.root;
@@ -102,7 +102,7 @@ class FlameView {
     const { name, kind, count, ns } = d.data;
     const total = this.root ?? d;
     const whole = this.by === "time" ? total.data.ns : total.data.count;
-    const what = d.parent ? `${KINDS[kind]} ${name}` : "all of it";
+    const what = d.parent ? `${KINDS[kind]} ${name}` : "all frames";
     return `${what}: ${percent((this.by === "time" ? ns : count) / Math.max(whole, 1))}, ${duration(ns)}, ${thousands(count)} ${this.flame.unit}`;
   }
 

@@ -1,4 +1,4 @@
-// The distributions, on one logarithmic axis.
+// Draws the distributions. All plots have the same logarithmic axis.
 
 function fillLatency() {
   const plots = data.distributions;
@@ -15,11 +15,11 @@ function fillLatency() {
     byId("plots").append(make("figure", { class: "plot card" },
       make("figcaption", {}, make("h3", {}, plot.name), make("p", {}, plot.meaning)), plot.canvas, plot.reading));
     if (plot.bins.length === 0) {
-      plot.canvas.append(note(plot.count === 0 ? "There was none." : "All of them were 0 ns."));
+      plot.canvas.append(note(plot.count === 0 ? "There were no intervals." : "All intervals were 0 ns."));
     }
   }
 
-  // The steps of a distribution: at each the share from there on.
+  // The corners of a step plot: each value in `ys` is the share in percent from the time in `xs` up to the next one.
   function steps(plot) {
     const weight = ([from, to, count]) => (by === "count" ? count : count * (from + to) / 2);
     const sum = plot.bins.reduce((sum, bin) => sum + weight(bin), 0);
@@ -39,8 +39,8 @@ function fillLatency() {
   }
 
   function rest(plot) {
-    const parts = [`${thousands(plot.count)} of them`];
-    if (plot.zeros > 0) parts.push(`${percent(plot.zeros / plot.count)} were 0 ns, which are not drawn`);
+    const parts = [`${thousands(plot.count)} intervals`];
+    if (plot.zeros > 0) parts.push(`${percent(plot.zeros / plot.count)} were 0 ns and are not drawn`);
     return plot.count > 0 ? parts.join("; ") : "";
   }
 
@@ -126,7 +126,7 @@ function fillLatency() {
       if (ns >= to) below += count;
       else if (ns > from) below += count * (ns - from) / (to - from + 1);
     }
-    return `${percent(below / plot.count)} are shorter than ${duration(ns)}`;
+    return `${percent(below / plot.count)} of the intervals are shorter than ${duration(ns)}`;
   }
 
   function draw() {

@@ -1,15 +1,15 @@
-// The ledger as two bars, and in figures.
+// Shows the ledger as two bars and as a table.
 
 const classColor = (name) => `class-${name.replaceAll(" ", "-")}`;
 
-// Black or white, whatever is easier to read on a colour like #8c5a3c.
+// Returns black or white, whichever is easier to read on the given background colour (for example #8c5a3c).
 function readableOn(hex) {
   const channel = (at) => {
     const value = parseInt(hex.slice(at, at + 2), 16) / 255;
     return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
   };
   const luminance = 0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5);
-  // Where black is as readable as white, both being a little off.
+  // At this luminance, the near-black and the near-white have the same contrast with the background.
   return luminance > 0.19 ? "#111111" : "#ffffff";
 }
 

@@ -1,4 +1,4 @@
-// The parts of the page that are only words, and the start of all others.
+// Fills the parts of the page that are only text, and starts all other parts.
 
 function fillTop() {
   byId("subject").textContent = data.subject;

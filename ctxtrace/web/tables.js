@@ -1,4 +1,4 @@
-// Tables that can be sorted by any column.
+// Tables that can be sorted by each column.
 
 const ROWS_AT_FIRST = 12;
 
@@ -28,7 +28,7 @@ function sortable(table) {
 
   function sortBy(column) {
     const numeric = table.columns[column].numeric;
-    // The first click shows what is largest, or comes first by name.
+    // The first click on a column sorts numbers with the largest first, and names in alphabetical order.
     const descending = sorted.column === column ? !sorted.descending : numeric;
     sorted = { column, descending };
     const value = (row) => row.cells[column][1] ?? row.cells[column][0];
@@ -43,7 +43,7 @@ function sortable(table) {
 
   fill();
   const region = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${table.title}, table` },
-    make("table", {}, make("caption", { class: "hidden" }, `${table.title}. The heads of the columns sort by them.`),
+    make("table", {}, make("caption", { class: "hidden" }, `${table.title}. Click the head of a column to sort by it.`),
       make("thead", {}, make("tr", {}, ...heads)), body));
   return [rows.length > 0 ? region : null, more, ...table.notes.map(note)];
 }

@@ -1,19 +1,19 @@
-// The lanes: what each thread did when. uPlot makes the axis, the cursor and the selection; what is drawn is chosen by how much
-// time a pixel stands for: single intervals where they are told apart, else cells, of the length that suits.
+// The lanes: what each thread did when. uPlot draws the axis, the cursor and the selection. The lanes show single intervals if a pixel
+// stands for so little time that they can be distinguished. Otherwise they show cells, whose length depends on the zoom.
 
 const STATES = ["on-cpu", "run-queue", "parked", "blocked", "off"];
 const STATE_NAMES = ["on a CPU", "waiting for a CPU", "parked", "blocked", "off the CPU"];
 const STATE_HELP = [
-  "running", "ready to run, and no CPU free", "a worker with nothing to do, asleep", "asleep for another reason", "off the CPU, and nobody knows when it was woken",
+  "running", "ready to run, but no CPU is free", "a worker without work, asleep", "asleep for another reason", "off the CPU; it is not known when the thread was woken",
 ];
-const ORIGINS = ["something", "an interrupt", "a task", "the runtime", "a thread", "another program"];
+const ORIGINS = ["an unknown waker", "an interrupt", "a task", "the runtime", "a thread", "another program"];
 const LANES_AT_FIRST = 16;
 const LANE_HEIGHT = 40;
 const BAR_TOP = 16;
 const BAR_HEIGHT = 20;
 const MOST_ARROWS = 400;
 
-// The cells of a lane at every length: each level has half as many as the one below it.
+// The cells of a lane at every length. Each level has half as many cells as the level below it, each twice as long.
 class Levels {
   constructor(lane) {
     const switches = new Uint32Array(lane.cells);
@@ -43,7 +43,7 @@ function coarser(fine) {
     const into = Math.floor((fine.first + i) / 2) - first;
     for (let state = 0; state < 5; state++) sums[into * 5 + state] += fine.shares[i * 5 + state];
     switches[into] += fine.switches[i];
-    // The task of the half that was longer on a CPU.
+    // The task of the half that was on a CPU for longer.
     if (fine.tasks[i] !== 0 && fine.shares[i * 5] >= leads[into]) {
       tasks[into] = fine.tasks[i];
       leads[into] = fine.shares[i * 5];
@@ -54,7 +54,7 @@ function coarser(fine) {
   return { first, count, shares, switches, tasks };
 }
 
-// The intervals of a lane, in arrays.
+// Decodes the intervals of a lane into arrays.
 function spansOf(text) {
   const numbers = new Numbers(text);
   const spans = { start: [], end: [], state: [], type: [], cpu: [], task: [] };
@@ -88,7 +88,7 @@ function wakesOf(text) {
   return wakes;
 }
 
-// The first index of a sorted array whose value is not below.
+// Returns the first index of a sorted array whose value is not less than `value`.
 function lowerBound(values, value) {
   let [low, high] = [0, values.length];
   while (low < high) {
@@ -157,7 +157,7 @@ class TimelineView {
     this.tell();
   }
 
-  // Shows this piece of time, or one as near to it as can be.
+  // Shows this period of time. It is moved into the recording, and extended to at least 50 ns.
   show(from, to) {
     const length = Math.min(Math.max(to - from, 50), this.whole[1]);
     const middle = (from + to) / 2;
@@ -191,11 +191,12 @@ class TimelineView {
   tell() {
     const [from, to] = this.view;
     this.shownText.textContent = from === 0 && to === this.whole[1]
-      ? `All of it: ${duration(to)}.`
-      : `${duration(to - from)}, from ${duration(from)} on, of ${duration(this.whole[1])}.`;
+      ? `The whole recording: ${duration(to)}.`
+      : `${duration(to - from)} of ${duration(this.whole[1])}, beginning at ${duration(from)}.`;
   }
 
-  // Times from the beginning; where those would be long, from the first line on.
+  // Labels are times since the beginning of the recording. If those would be too long, only the first label is, and the others are
+  // relative to it.
   labels(splits, incr) {
     const units = [[1e9, "s"], [1e6, "ms"], [1e3, "µs"], [1, "ns"]];
     const in_ = (value, [unit, name], decimals) => `${(value / unit).toFixed(decimals)} ${name}`;
@@ -257,7 +258,7 @@ class TimelineView {
     }
   }
 
-  // Where in the view this lane's intervals are all there, and wide enough to be told apart.
+  // Returns the parts of the view in which all intervals of this lane are known and wide enough to be distinguished.
   exactPieces(lane, from, to, width) {
     const pieces = [];
     for (const [start, end] of this.timeline.exact) {
@@ -283,7 +284,7 @@ class TimelineView {
     const unit = bar.height / 255;
     for (let i = begin; i < end;) {
       const at = i * 5;
-      // Neighbours that look the same are one.
+      // Neighbouring cells that look the same are drawn as one.
       let next = i + 1;
       while (next < end && shares[next * 5] === shares[at] && shares[next * 5 + 1] === shares[at + 1] && shares[next * 5 + 2] === shares[at + 2]
         && shares[next * 5 + 3] === shares[at + 3] && shares[next * 5 + 4] === shares[at + 4]) next++;
@@ -315,7 +316,7 @@ class TimelineView {
     for (let i = lowerBound(end, from); i < last; i++) {
       const left = x(Math.max(start[i], from));
       const width = Math.max(x(Math.min(end[i], to)) - left, 0.5);
-      // A sleep is thinner than what runs, so that states are told apart without their colours.
+      // Sleeps are drawn thinner than running threads, so that states can be distinguished without colours.
       const thin = state[i] >= 2 ? bar.height * 0.3 : state[i] === 1 ? bar.height * 0.15 : 0;
       paths[state[i]].rect(left, bar.top + thin, width, bar.height - 2 * thin);
       if (state[i] === 0 && task[i] > 0 && width > 40 * ratio) labels.push([left, width, task[i]]);
@@ -355,7 +356,7 @@ class TimelineView {
       const source = place.get(wakes.from[i]);
       const at = x(wakes.at[i]);
       const tip = middle(target);
-      // From the maker's lane; a short one from above if it has none.
+      // The arrow begins at the waker's lane. If the waker has no lane, it is a short arrow from above.
       const tail = source === undefined ? tip - 16 * ratio : middle(source);
       if (source === target) continue;
       const down = tip > tail ? 1 : -1;
@@ -376,22 +377,22 @@ class TimelineView {
     return number > 0 ? this.timeline.tasks[number - 1] : "";
   }
 
-  // Says what is under the cursor.
+  // Describes what is under the cursor.
   read() {
     if (this.cursor === null || this.shown.length === 0) return;
     const index = this.shown[Math.min(this.chosen, this.shown.length - 1)];
     const lane = this.lanes[index];
     const at = this.cursor;
-    const who = `${lane.name} ${lane.tid} at ${duration(at)}`;
+    const thread = `${lane.name} ${lane.tid} at ${duration(at)}`;
     const exact = this.timeline.exact.some(([from, to]) => from <= at && at <= to);
     const text = exact ? this.readSpan(lane, at, index) : this.readCell(lane, at);
-    this.reading.textContent = `${who}: ${text}`;
+    this.reading.textContent = `${thread}: ${text}`;
   }
 
   readSpan(lane, at, index) {
     const { start, end, state, type, cpu, task } = lane.intervals;
     const i = lowerBound(end, at);
-    if (i >= start.length || start[i] > at) return "nothing is known of it";
+    if (i >= start.length || start[i] > at) return "no information";
     const doing = this.timeline.classes[type[i]];
     const words = [`${STATE_NAMES[state[i]]} for ${duration(end[i] - start[i])}`];
     if (state[i] === 0) {
@@ -403,8 +404,8 @@ class TimelineView {
     for (let w = lowerBound(wakes.at, start[i]); state[i] > 0 && w < wakes.at.length && wakes.at[w] <= end[i]; w++) {
       if (wakes.to[w] !== index) continue;
       const by = wakes.from[w] >= 0 ? this.lanes[wakes.from[w]] : null;
-      const maker = by ? `${by.name} ${by.tid}` : ORIGINS[wakes.origin[w]] ?? ORIGINS[0];
-      words.push(`woken by ${maker}${wakes.task[w] > 0 ? ` in ${this.taskName(wakes.task[w])}` : ""}`);
+      const waker = by ? `${by.name} ${by.tid}` : ORIGINS[wakes.origin[w]] ?? ORIGINS[0];
+      words.push(`woken by ${waker}${wakes.task[w] > 0 ? ` in ${this.taskName(wakes.task[w])}` : ""}`);
       break;
     }
     return words.join(", ");
@@ -418,11 +419,11 @@ class TimelineView {
     const cells = lane.levels.at(level);
     const length = cell * 2 ** level;
     const i = Math.floor((at - this.timeline.cells_from_ns) / length) - cells.first;
-    if (i < 0 || i >= cells.count) return "it was not there";
+    if (i < 0 || i >= cells.count) return "the thread did not exist";
     const parts = STATES.map((_, state) => [cells.shares[i * 5 + state] / 255, STATE_NAMES[state]])
       .filter(([share]) => share > 0.005).sort((a, b) => b[0] - a[0]).map(([share, name]) => `${name} ${Math.round(100 * share)} %`);
     const task = cells.tasks[i] > 0 ? `, mostly in ${this.taskName(cells.tasks[i])}` : "";
-    return `${parts.join(", ") || "nothing is known of it"}; ${thousands(cells.switches[i])} kernel switches in ${duration(length)}${task}`;
+    return `${parts.join(", ") || "no information"}; ${thousands(cells.switches[i])} kernel switches in ${duration(length)}${task}`;
   }
 
   // Moves the cursor to the next or the previous interval of the chosen lane.
@@ -453,13 +454,13 @@ function fillTimeline() {
     return;
   }
   box.append(make("p", { class: "intro" },
-    "A lane a thread. Where many switches share a pixel, the heights of the colours are the shares of the time; further in, each interval is drawn " +
-    "by itself, with the task that was polled at its end, and an arrow for each wakeup."));
+    "Each thread has a lane. If many switches fall into one pixel, the heights of the colours show the shares of the time. After zooming in, each " +
+    "interval is drawn by itself, with the task that was polled at its end, and with an arrow for each wakeup."));
   box.append(make("ul", { class: "legend" }, ...STATES.map((state, index) =>
     make("li", { title: STATE_HELP[index] }, make("span", { class: "swatch", style: { background: `var(--${state})` } }), STATE_NAMES[index]))));
   const controls = make("div", { class: "controls" });
   const shownText = make("span", { class: "muted", id: "lane-shown", role: "status" });
-  const reading = make("p", { id: "lane-reading", "aria-live": "polite" }, "Point at a lane, or touch it, to read what it shows.");
+  const reading = make("p", { id: "lane-reading", "aria-live": "polite" }, "Point at a lane, or touch it, to read the details.");
   const canvas = make("div", {
     id: "lane-box",
     tabindex: "0",
@@ -470,14 +471,14 @@ function fillTimeline() {
   });
   const keys = make("p", { class: "keys", id: "lane-keys" });
   const key = (name) => make("kbd", {}, name);
-  keys.append("Drag to zoom in, double-click for all of it, ", key("Ctrl"), " and wheel to zoom, ", key("Shift"), " and wheel to move. Keys: ",
-    key("←"), " ", key("→"), " move, ", key("+"), " ", key("−"), " zoom, ", key("0"), " all of it, ", key("↑"), " ", key("↓"), " another thread, ",
+  keys.append("Drag to zoom in, double-click to show everything, ", key("Ctrl"), " and wheel to zoom, ", key("Shift"), " and wheel to move. Keys: ",
+    key("←"), " ", key("→"), " move, ", key("+"), " ", key("−"), " zoom, ", key("0"), " show everything, ", key("↑"), " ", key("↓"), " another thread, ",
     key(","), " ", key("."), " its previous and next interval.");
   box.append(controls, make("div", { class: "card" }, canvas, reading), keys, ...timeline.notes.map(note));
 
   whenSeen(box, () => {
     const view = new TimelineView(timeline, canvas, reading, shownText);
-    // For the tests, and for whoever is curious.
+    // Used by the tests. It can also be inspected in the browser's console.
     window.ctxtraceTimeline = view;
     const button = (text, label, act) => make("button", { type: "button", "aria-label": label, on: { click: act } }, text);
     controls.append(
@@ -486,7 +487,7 @@ function fillTimeline() {
         button("−", "Zoom out", () => view.zoom(2.5)),
         button("+", "Zoom in", () => view.zoom(0.4)),
         button("→", "Move to the right", () => view.pan(0.5)),
-        button("All", "Show all of it", () => view.show(...view.whole))));
+        button("All", "Show everything", () => view.show(...view.whole))));
     if (timeline.moments.length > 0) {
       const select = make("select", { id: "moments" }, make("option", { value: "" }, "go to one of the longest …"),
         ...timeline.moments.map((moment, index) => make("option", { value: String(index) }, moment.text)));
@@ -557,7 +558,7 @@ function listen(box, view) {
     event.preventDefault();
     act();
   });
-  // Fingers: one moves, two zoom; a touch reads.
+  // Touch input: one finger moves, two fingers zoom, and a tap shows the details.
   const touches = new Map();
   box.addEventListener("pointerdown", (event) => {
     if (event.pointerType === "touch") touches.set(event.pointerId, event.clientX);

@@ -1,7 +1,7 @@
-//! A real capture that was taken apart, altered in its records, and put together again with the checksums that it should have: what lies
+//! A real capture that is taken apart, altered in its records, and put together again with valid checksums. It tests the code
 //! behind the decoder.
 //!
-//! The input chooses the capture (one byte) and what is altered.
+//! The first byte of the input chooses the capture, and the rest chooses the alterations.
 #![no_main]
 
 use std::sync::LazyLock;

@@ -1,4 +1,4 @@
-//! Any text, as the expression of `--assert`.
+//! Any text as the expression of `--assert`.
 #![no_main]
 
 use ctxtrace::analyze::assertion::Assertion;

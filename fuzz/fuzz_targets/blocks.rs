@@ -1,10 +1,10 @@
-//! A capture whose blocks are well packed and hold anything: what lies behind the checksums.
+//! A capture whose blocks have valid compression and checksums and any contents. It tests the code behind the checksums.
 //!
-//! The input is a list of: kind (one byte), length (four bytes, little-endian), contents.
+//! The input is a list of blocks. Each consists of its kind (one byte), its length (four bytes, little-endian), and its contents.
 #![no_main]
 
 fn packed(kind: u32, bytes: &[u8]) -> Vec<u8> {
-    let packed = zstd::bulk::compress(bytes, 1).expect("memory");
+    let packed = zstd::bulk::compress(bytes, 1).expect("the data is compressed");
     let mut block = b"BLCK".to_vec();
     for number in [kind, packed.len() as u32, bytes.len() as u32, crc32fast::hash(&packed)] {
         block.extend(number.to_le_bytes());

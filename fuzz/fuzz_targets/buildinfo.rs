@@ -1,7 +1,8 @@
-//! Any bytes, as what Go writes of itself into an executable.
+//! Any bytes as the section `.go.buildinfo` of an executable.
 #![no_main]
 
-/// The least ELF file with a section of this name: header, contents, names, section table.
+/// Returns a minimal ELF file with a section of this name. It consists of the header, the contents, the section names and the
+/// section table.
 fn elf_with(name: &str, contents: &[u8]) -> Vec<u8> {
     let names = format!("\0{name}\0.shstrtab\0");
     let (contents_at, names_at) = (64, 64 + contents.len());

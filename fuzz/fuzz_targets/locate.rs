@@ -1,4 +1,4 @@
-//! A file of any bytes, as the executable of a target.
+//! A file of any bytes as the executable of a target.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,6 +1,7 @@
-//! Any names of threads, tasks and functions, in everything that is drawn of them.
+//! Any names of threads, tasks and functions, in folded stacks and flamegraphs.
 //!
-//! The input is lines of: kind of frame (one byte), name; an empty line begins another stack.
+//! The input is a list of frames that are separated by zero bytes. Each consists of its kind (one byte) and its name; an empty one
+//! begins another stack.
 #![no_main]
 
 use ctxtrace::symbolize::stacks::{Resolved, ResolvedStack};
@@ -20,7 +21,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     for line in input.split(|&byte| byte == 0) {
         match line.split_first() {
             None => stacks.push(Vec::new()),
-            Some((kind, name)) => stacks.last_mut().expect("at least one").push(Frame {
+            Some((kind, name)) => stacks.last_mut().expect("at least one stack").push(Frame {
                 kind: KINDS[usize::from(*kind) % KINDS.len()],
                 name: String::from_utf8_lossy(name).into(),
             }),

@@ -1,4 +1,4 @@
-//! What fuzz targets share: everything that is made of a capture.
+//! Functions that several fuzz targets use: they make all outputs of a capture and check them.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ use ctxtrace::run;
 use ctxtrace::symbolize::stacks::Resolved;
 use ctxtrace::trace::file;
 
-/// Options of `report` that can be given together, by what a capture has to hold for them.
+/// Output options of `report`, grouped by the data that a capture must have for them.
 const OUTPUTS: [&[&str]; 5] = [
     &["--json", "--html"],
     &["--flamegraph", "--folded", "--pprof"],
@@ -26,20 +26,20 @@ const OUTPUTS: [&[&str]; 5] = [
     &["--perfetto"],
 ];
 
-/// Options of `compare`.
+/// Output options of `compare`.
 const COMPARED: &[&str] = &["--json", "--markdown", "--flamegraph", "--on-cpu-flamegraph"];
 
-/// Makes every output of a capture, by the commands themselves, and looks at all texts and errors. What may come of a file that somebody
-/// made up is a sentence, or a report; never a panic, never a character that a terminal would act on.
+/// Makes every output of a capture with the commands `report` and `compare`, and checks all texts and errors. The result for a
+/// forged file must be an error message or a report, without a panic and without a character that controls a terminal.
 pub fn report(capture: &[u8]) {
     let folder = FOLDER.get_or_init(|| {
-        // What the commands print goes nowhere: the same texts are made again by `table`.
-        let nowhere = File::options().write(true).open("/dev/null").expect("a device");
-        nix::unistd::dup2_stdout(nowhere).expect("standard output");
-        tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder")
+        // The standard output of the commands is discarded; `table` renders the same texts again.
+        let nowhere = File::options().write(true).open("/dev/null").expect("/dev/null is writable");
+        nix::unistd::dup2_stdout(nowhere).expect("standard output is redirected");
+        tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary folder")
     });
     let file = folder.path().join("hostile.ctx");
-    fs::write(&file, capture).expect("written");
+    fs::write(&file, capture).expect("the file is written");
     table(capture);
     for options in OUTPUTS {
         command("report", std::slice::from_ref(&file), options, folder.path());
@@ -49,17 +49,17 @@ pub fn report(capture: &[u8]) {
 
 static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
 
-/// Runs a command with an output for each of these options.
+/// Runs a command with an output file for each of these options, and checks the outputs or the error.
 fn command(name: &str, inputs: &[PathBuf], options: &[&str], folder: &Path) {
     let mut line: Vec<OsString> = vec!["ctxtrace".into(), name.into()];
     line.extend(inputs.iter().map(Into::into));
     for option in options {
         line.extend([option.into(), folder.join(&option[2..]).into()]);
     }
-    let made = match Cli::try_parse_from(line).expect("a command line").command {
-        CliCommand::Report(args) => run::report(&ReportSettings::try_from(args).expect("settings")),
-        CliCommand::Compare(args) => run::compare(&CompareSettings::try_from(args).expect("settings")),
-        _ => unreachable!("no other command is given"),
+    let made = match Cli::try_parse_from(line).expect("a valid command line").command {
+        CliCommand::Report(args) => run::report(&ReportSettings::try_from(args).expect("valid settings")),
+        CliCommand::Compare(args) => run::compare(&CompareSettings::try_from(args).expect("valid settings")),
+        _ => unreachable!("the command is report or compare"),
     };
     if let Err(error) = made {
         harmless_text(&error.to_string());
@@ -67,13 +67,13 @@ fn command(name: &str, inputs: &[PathBuf], options: &[&str], folder: &Path) {
     for option in options.iter().filter(|option| !matches!(**option, "--pprof" | "--perfetto")) {
         let output = folder.join(&option[2..]);
         if let Ok(bytes) = fs::read(&output) {
-            harmless_text(&String::from_utf8(bytes).expect("text"));
+            harmless_text(&String::from_utf8(bytes).expect("valid UTF-8"));
             let _ = fs::remove_file(output);
         }
     }
 }
 
-/// The table of a capture.
+/// Renders the table of a capture, if it is readable, and checks the text.
 fn table(capture: &[u8]) {
     let Ok(saved) = file::read(capture, |_, _| {}) else { return };
     let mut report = summarize(&saved.info, &saved.runs);
@@ -81,7 +81,7 @@ fn table(capture: &[u8]) {
     harmless_text(&table::render(&report, table::Style { color: false }));
 }
 
-/// Folded stacks and flamegraphs of any stacks.
+/// Renders folded stacks and flamegraphs of any stacks, and checks the texts.
 pub fn pictures(resolved: &Resolved) {
     for weight in [Weight::Time, Weight::Count] {
         let lines = folded::render(&resolved.stacks, weight);
@@ -93,14 +93,14 @@ pub fn pictures(resolved: &Resolved) {
         let Ok(svg) = flamegraph::render(resolved, Subject::Switches, weight, &labels) else {
             continue;
         };
-        let svg = String::from_utf8(svg).expect("text");
-        // Its own script, and no other.
+        let svg = String::from_utf8(svg).expect("valid UTF-8");
+        // A flamegraph has at most one script, which is its own.
         assert!(svg.matches("<script").count() <= 1, "{svg}");
         assert!(!svg.contains('\u{1b}'), "{svg}");
     }
 }
 
-/// Nothing that a terminal would act on.
+/// Checks that a text has no character that controls a terminal.
 fn harmless_text(text: &str) {
     let harmful = text.chars().find(|&c| c != '\n' && is_harmful(c));
     assert_eq!(harmful, None, "{text:?}");

@@ -1,4 +1,4 @@
-//! `cargo xtask build-ebpf`: the BPF object that is committed in `ctxtrace/bpf`, and its stamp.
+//! `cargo xtask build-ebpf`: builds the BPF object that is committed in `ctxtrace/bpf`, and its stamp.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,16 +15,16 @@ use crate::toolchain::Toolchain;
 pub(crate) struct Args {
     /// Compare a fresh build with the committed object instead of replacing it
     ///
-    /// Where the tools are the stamped ones, the two must be the same to the byte. Otherwise the fresh object replaces the
-    /// committed one all the same, so that the tests that follow test what this machine built.
+    /// If the tools are those of the stamp, the two objects must be identical. With other tools they are not compared, and the
+    /// fresh object replaces the committed one, so that the tests that follow use it.
     #[arg(long)]
     check: bool,
 }
 
-/// Builds, and installs or compares.
+/// Builds the object, and installs it or compares it with the committed one.
 pub(crate) fn main(args: &Args) -> Result<()> {
     let toolchain = Toolchain::find()?;
-    eprintln!("with {}", toolchain.compiler);
+    eprintln!("using {}", toolchain.compiler);
     let target = process::workspace()?.target_directory.into_std_path_buf();
     if args.check {
         check(&toolchain, &target.join("bpf-check"))
@@ -34,7 +34,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     }
 }
 
-/// Builds the object, and the stamp that belongs to it.
+/// Builds the object and its stamp.
 fn build(toolchain: &Toolchain, target_folder: &Path) -> Result<(Vec<u8>, Stamp)> {
     let hash = || stamp::hash_sources(&process::root());
     let object = ebpf::build(toolchain, target_folder)?;
@@ -46,11 +46,11 @@ fn build(toolchain: &Toolchain, target_folder: &Path) -> Result<(Vec<u8>, Stamp)
     Ok((object, stamp))
 }
 
-/// Builds from nothing and compares with what is committed.
+/// Builds the object in an empty folder and compares it with the committed one.
 fn check(toolchain: &Toolchain, target_folder: &Path) -> Result<()> {
     let committed = Stamp::parse(&stamp::read_text(&installed(STAMP))?)?;
     if committed.sources != stamp::hash_sources(&process::root())? {
-        bail!("the committed object was not built from these sources: run `cargo xtask build-ebpf`");
+        bail!("the committed object was not built from these sources; run `cargo xtask build-ebpf`");
     }
     if target_folder.exists() {
         fs::remove_dir_all(target_folder)?;
@@ -59,29 +59,29 @@ fn check(toolchain: &Toolchain, target_folder: &Path) -> Result<()> {
     if stamp.tools == committed.tools {
         return require_same(&object, &committed);
     }
-    eprintln!("the committed object was built with other tools, so its bytes are not compared:");
+    eprintln!("the committed object was built with other tools, so it is not compared:");
     for difference in differences(&committed.tools, &stamp.tools) {
         eprintln!("  {difference}");
     }
     install(&object, &stamp)
 }
 
-/// Fails unless the committed object and its stamp are what was just built.
+/// Fails unless the committed object and its stamp equal the object that was just built.
 fn require_same(object: &[u8], committed: &Stamp) -> Result<()> {
     let path = installed(OBJECT);
     let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     if bytes != object || stamp::hash_bytes(object) != committed.object {
         bail!(
-            "the same sources and tools give another object than {}: \
-             run `cargo xtask build-ebpf` and commit what it writes",
+            "{} differs from the object that the same sources and tools give; \
+             run `cargo xtask build-ebpf` and commit the files that it writes",
             path.display()
         );
     }
-    eprintln!("{} is what these sources and tools give, to the byte", path.display());
+    eprintln!("{} is identical to a fresh build", path.display());
     Ok(())
 }
 
-/// One line for each version that is not the same.
+/// Returns a line for each tool whose version differs.
 fn differences(committed: &Tools, here: &Tools) -> Vec<String> {
     [
         (&committed.rustc, &here.rustc),
@@ -95,7 +95,7 @@ fn differences(committed: &Tools, here: &Tools) -> Vec<String> {
     .collect()
 }
 
-/// Writes the object and its stamp where the crate `ctxtrace` looks for them.
+/// Writes the object and its stamp to the crate `ctxtrace`.
 fn install(object: &[u8], stamp: &Stamp) -> Result<()> {
     let stamp = stamp.to_string();
     for (file, bytes) in [(OBJECT, object), (STAMP, stamp.as_bytes())] {
@@ -106,7 +106,7 @@ fn install(object: &[u8], stamp: &Stamp) -> Result<()> {
     Ok(())
 }
 
-/// A file of the crate `ctxtrace`.
+/// Returns the path of a file in the crate `ctxtrace`.
 fn installed(file: &str) -> PathBuf {
     process::root().join("ctxtrace").join(file)
 }

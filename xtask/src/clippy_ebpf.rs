@@ -1,6 +1,6 @@
-//! `cargo xtask clippy-ebpf`: clippy on the BPF programs.
+//! `cargo xtask clippy-ebpf`: runs clippy on the BPF programs.
 //!
-//! A clippy can only read the `core` of its very own compiler, so it must be the BPF compiler's, not the user's.
+//! clippy can only read the `core` library of its own compiler, so it must be the clippy of the BPF compiler instead of the user's.
 
 use anyhow::{Result, bail};
 
@@ -8,14 +8,14 @@ use crate::ebpf;
 use crate::process;
 use crate::toolchain::Compiler;
 
-/// Lints; every warning is an error.
+/// Runs clippy. Every warning is an error.
 pub(crate) fn main() -> Result<()> {
     let compiler = Compiler::find()?;
     if !compiler.has_clippy() {
         let folder = compiler.programs.display();
-        bail!("there is no clippy in {folder}: `cargo xtask setup` installs it");
+        bail!("there is no clippy in {folder}; run `cargo xtask setup` to install it");
     }
-    eprintln!("with {compiler}");
+    eprintln!("using {compiler}");
     let target = process::workspace()?.target_directory;
     ebpf::clippy(&compiler, target.join("bpf").as_std_path())
 }

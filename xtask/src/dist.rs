@@ -1,7 +1,7 @@
-//! `cargo xtask dist`: the release archive in `target/dist`, with checksums and a bill of materials.
+//! `cargo xtask dist`: makes the release archive in `target/dist`, with checksums and a bill of materials.
 //!
-//! Archive and bill are the same to the byte wherever the executables are: entries are sorted, belong to nobody, and have the
-//! time of the commit (or `SOURCE_DATE_EPOCH`). The executables are the same where toolchain and folder are.
+//! The archive and the bill are reproducible if the executables are: entries are sorted, have the owner 0, and have the time of
+//! the commit (or `SOURCE_DATE_EPOCH`). The executables are reproducible with the same toolchain in the same folder.
 
 use std::env;
 use std::fs;
@@ -15,9 +15,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{process, sbom};
 
-/// What is released: what the default features build.
+/// The released executables, which are those that the default features build.
 const PROGRAMS: [&str; 2] = ["ctxtrace", "ctxtrace-workload-jemalloc"];
-/// What goes with them.
+/// The documents in the archive.
 const DOCUMENTS: [&str; 5] = [
     "CHANGELOG.md",
     "LICENSE-APACHE",
@@ -33,7 +33,7 @@ struct Entry {
     bytes: Vec<u8>,
 }
 
-/// Builds and packs.
+/// Builds the executables, the man pages and the completions, and packs the archive.
 pub(crate) fn main() -> Result<()> {
     let root = process::root();
     let metadata = process::workspace()?;
@@ -96,7 +96,7 @@ pub(crate) fn main() -> Result<()> {
     Ok(())
 }
 
-/// When everything in the archive was made.
+/// Returns the time of all files in the archive, in seconds since 1970: `SOURCE_DATE_EPOCH`, or the time of the commit.
 fn epoch() -> Result<u64> {
     let text = match env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => text,
@@ -110,10 +110,11 @@ fn epoch() -> Result<u64> {
     };
     text.trim()
         .parse()
-        .with_context(|| format!("{:?} is no time", text.trim()))
+        .with_context(|| format!("{:?} is not a time in seconds since 1970", text.trim()))
 }
 
-/// Takes the DWARF of a program away. Its symbols stay: by them ctxtrace finds the slots and the functions of its workloads.
+/// Copies a program without its DWARF. The symbols stay, because ctxtrace needs them to find the probe's slots and the functions
+/// of its workloads.
 fn strip(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to.parent().unwrap_or(to))?;
     process::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(to).arg(from))
@@ -127,7 +128,7 @@ fn entry(name: &str, mode: u32, path: &Path) -> Result<Entry> {
     })
 }
 
-/// The entries in a folder of this name.
+/// Returns a `.tar.gz` archive with the entries in a folder of this name.
 fn pack(folder: &str, mut entries: Vec<Entry>, epoch: u64) -> Result<Vec<u8>> {
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     let packed = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
@@ -169,14 +170,23 @@ mod tests {
                 })
                 .into()
         };
-        let one = pack("x-1", entries(["a", "b/c"]), 7).expect("packed");
-        assert_eq!(one, pack("x-1", entries(["b/c", "a"]), 7).expect("packed"));
-        assert_ne!(one, pack("x-1", entries(["a", "b/c"]), 8).expect("packed"));
+        let one = pack("x-1", entries(["a", "b/c"]), 7).expect("the archive is packed");
+        assert_eq!(
+            one,
+            pack("x-1", entries(["b/c", "a"]), 7).expect("the archive is packed")
+        );
+        assert_ne!(
+            one,
+            pack("x-1", entries(["a", "b/c"]), 8).expect("the archive is packed")
+        );
         let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(one.as_slice()));
         let paths: Vec<_> = archive
             .entries()
-            .expect("an archive")
-            .map(|entry| entry.expect("an entry").path().expect("a path").into_owned())
+            .expect("a valid archive")
+            .map(|entry| {
+                let entry = entry.expect("a valid entry");
+                entry.path().expect("a valid path").into_owned()
+            })
             .collect();
         assert_eq!(paths, [PathBuf::from("x-1/a"), PathBuf::from("x-1/b/c")]);
     }

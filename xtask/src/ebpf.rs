@@ -1,4 +1,4 @@
-//! Calling the BPF toolchain on the crate `ctxtrace-ebpf`.
+//! Builds and lints the crate `ctxtrace-ebpf` with the BPF toolchain.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -14,19 +14,20 @@ use crate::process;
 use crate::strip;
 use crate::toolchain::{Compiler, TARGET, Toolchain};
 
-/// The crate with the BPF programs; its executable has the same name.
+/// The name of the crate with the BPF programs, and of its executable.
 const PACKAGE: &str = "ctxtrace-ebpf";
 
 /// The cargo profile of the BPF programs.
 const PROFILE: &str = "bpf";
 
-/// Builds the object in `target_folder` and returns it stripped: BTF stays, DWARF goes.
+/// Builds the object in `target_folder` and returns it with BTF and without DWARF.
 pub(crate) fn build(toolchain: &Toolchain, target_folder: &Path) -> Result<Vec<u8>> {
     let metadata = metadata(&toolchain.compiler)?;
     let mut build = cargo(&toolchain.compiler, "cargo", "build", target_folder);
     build
         .env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain, &metadata, target_folder))
-        // For bpf-linker. The compiler sees it too, where it changes nothing: the library is the compiler's own.
+        // bpf-linker needs this. The compiler sees the variable too, but it does not matter there, because the library is the
+        // compiler's own.
         .env("LD_LIBRARY_PATH", llvm_folder(toolchain, target_folder)?);
     process::run(&mut build)?;
     let path = target_folder.join(TARGET).join(PROFILE).join(PACKAGE);
@@ -34,14 +35,14 @@ pub(crate) fn build(toolchain: &Toolchain, target_folder: &Path) -> Result<Vec<u
     strip::strip_debug(&object)
 }
 
-/// Lints the programs as BPF code: on the host the crate is empty, so the usual clippy sees none of it.
+/// Runs clippy on the crate, compiled for BPF. On the host the crate is empty, so the clippy of the workspace does not check it.
 pub(crate) fn clippy(compiler: &Compiler, target_folder: &Path) -> Result<()> {
     let mut clippy = cargo(compiler, "cargo-clippy", "clippy", target_folder);
     clippy.env("CARGO_ENCODED_RUSTFLAGS", join(&common_flags()));
     process::run(clippy.args(["--", "-D", "warnings"]))
 }
 
-/// A cargo command for the BPF crate.
+/// Returns a cargo command for the BPF crate.
 fn cargo(compiler: &Compiler, program: &str, verb: &str, target_folder: &Path) -> Command {
     let mut command = compiler.command(program);
     command
@@ -53,7 +54,7 @@ fn cargo(compiler: &Compiler, program: &str, verb: &str, target_folder: &Path) -
     command
 }
 
-/// The workspace and the dependencies of the BPF crate; this also downloads them.
+/// Returns the metadata of the workspace and of the dependencies of the BPF crate, which are downloaded if necessary.
 fn metadata(compiler: &Compiler) -> Result<Metadata> {
     let mut command = compiler.command("cargo");
     command
@@ -61,10 +62,10 @@ fn metadata(compiler: &Compiler) -> Result<Metadata> {
         .arg("--manifest-path")
         .arg(process::root().join("Cargo.toml"));
     let text = process::output(&mut command)?;
-    MetadataCommand::parse(text).context("cargo metadata is not what was expected")
+    MetadataCommand::parse(text).context("cannot read the output of cargo metadata")
 }
 
-/// The compiler flags of a build, in the form cargo takes them: no quoting, whatever is in a path.
+/// Returns the compiler flags of a build in the form of `CARGO_ENCODED_RUSTFLAGS`, which needs no quoting of paths.
 fn flags(toolchain: &Toolchain, metadata: &Metadata, target_folder: &Path) -> OsString {
     let linker = [OsStr::new("linker="), toolchain.linker.as_os_str()]
         .into_iter()
@@ -79,20 +80,20 @@ fn flags(toolchain: &Toolchain, metadata: &Metadata, target_folder: &Path) -> Os
     join(&flags)
 }
 
-/// The flags that decide what the code means, for building and linting alike.
+/// Returns the flags that both building and linting need.
 fn common_flags() -> Vec<OsString> {
     ["-C", "panic=abort", "--cfg", "bpf_target_arch=\"x86_64\""]
         .map(OsString::from)
         .into()
 }
 
-/// Flags as cargo's variable wants them.
+/// Joins flags for `CARGO_ENCODED_RUSTFLAGS`.
 fn join(flags: &[OsString]) -> OsString {
     flags.join(OsStr::new("\x1f"))
 }
 
-/// The folders that must not show in the object, each with `=` and what to call it instead: the object has the paths of
-/// its sources in it, and should be the same to the byte wherever somebody builds it. A later entry wins over an earlier.
+/// Returns the folders that are renamed in the object, each with `=` and its new name. The object contains the paths of its
+/// sources, and must be identical in whichever folder it is built. If several entries match a path, the last one applies.
 fn renamed_folders(toolchain: &Toolchain, metadata: &Metadata, target_folder: &Path) -> Vec<(PathBuf, &'static str)> {
     let root = metadata.workspace_root.clone().into_std_path_buf();
     let registries = registry_folders(metadata).into_iter();
@@ -105,7 +106,8 @@ fn renamed_folders(toolchain: &Toolchain, metadata: &Metadata, target_folder: &P
         .collect()
 }
 
-/// The folders cargo unpacks crates in. Their names differ from one mirror to another, hence not just cargo's home.
+/// Returns the folders that cargo unpacks crates into. cargo's home alone is not enough, because the names of these folders depend
+/// on the registry mirror.
 fn registry_folders(metadata: &Metadata) -> BTreeSet<PathBuf> {
     let downloaded = metadata.packages.iter().filter(|package| package.source.is_some());
     downloaded
@@ -114,11 +116,11 @@ fn registry_folders(metadata: &Metadata) -> BTreeSet<PathBuf> {
         .collect()
 }
 
-/// A folder with nothing but the compiler's LLVM library in it: bpf-linker loads the first it finds on the library path,
-/// and the system's folder of libraries may have several.
+/// Creates a folder that contains only a link to the compiler's LLVM library. bpf-linker loads the first LLVM library on the
+/// library path, and the system's library folder may have several.
 fn llvm_folder(toolchain: &Toolchain, target_folder: &Path) -> Result<PathBuf> {
     let folder = target_folder.join("llvm");
-    // A stale one may have another compiler's library.
+    // An old folder may have the library of another compiler.
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }

@@ -1,8 +1,8 @@
-//! `cargo xtask fuzz`: every target of `fuzz/`, for a while each.
+//! `cargo xtask fuzz`: runs every target of `fuzz/` for a while.
 //!
-//! The folder is laid out as `cargo fuzz` wants it, for whoever has that; here the same flags are given to a plain build, so
-//! that a stable toolchain will do: coverage of the code is measured by LLVM, as libFuzzer needs it, and nothing else is
-//! instrumented. What makes a target fail is kept in `target/fuzz/failures`; it becomes a test before it is mended.
+//! The folder has the layout of `cargo fuzz`, so that tool works too. This command passes the same flags to a plain build, so a
+//! stable toolchain is enough: LLVM instruments the code for the coverage that libFuzzer needs, and for nothing else. Inputs that
+//! make a target fail are kept in `target/fuzz/failures`. Turn each into a regression test before you fix the fault.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,26 +12,26 @@ use cargo_metadata::{MetadataCommand, TargetKind};
 
 use crate::process;
 
-/// What libFuzzer wants to know of every branch and comparison.
+/// The compiler flags that instrument branches and comparisons for libFuzzer.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=16 --cfg fuzzing";
 
-/// The machine. Named, so that build scripts do without the flags.
+/// The target triple. It is passed explicitly, so that the flags do not apply to build scripts.
 const MACHINE: &str = "x86_64-unknown-linux-gnu";
 
 /// The options of `fuzz`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// How long each target is run
+    /// Seconds to run each target
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
-    /// Only these targets
+    /// Run only these targets
     #[arg(value_name = "TARGET")]
     targets: Vec<String>,
 }
 
-/// Builds all targets, and runs one after the other, whatever fails on the way.
+/// Builds all targets and runs one after the other, even if one of them fails.
 pub(crate) fn main(args: &Args) -> Result<()> {
     let manifest = process::root().join("fuzz/Cargo.toml");
     let metadata = MetadataCommand::new()
@@ -47,7 +47,10 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         .map(|target| target.name.as_str())
         .collect();
     if let Some(unknown) = args.targets.iter().find(|name| !known.contains(&name.as_str())) {
-        bail!("there is no target `{unknown}`; there are {}", known.join(", "));
+        bail!(
+            "there is no fuzz target `{unknown}`; the targets are {}",
+            known.join(", ")
+        );
     }
     let folder = process::root().join("target/fuzz");
     let mut build = process::cargo();
@@ -81,7 +84,10 @@ pub(crate) fn main(args: &Args) -> Result<()> {
             .arg(&found)
             .arg(process::root().join("fuzz/seeds").join(name));
         if let Err(error) = process::run(&mut fuzzer) {
-            failures.push(format!("{error:#}; what made it fail is in {}", kept.display()));
+            failures.push(format!(
+                "{error:#}; the input that made it fail is in {}",
+                kept.display()
+            ));
         }
     }
     if !failures.is_empty() {

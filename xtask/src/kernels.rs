@@ -1,11 +1,12 @@
-//! `cargo xtask test --kernel 5.10|6.1|6.12`: privileged tests on another kernel than this machine's.
+//! `cargo xtask test --kernel 5.10|6.1|6.12`: runs privileged tests on another kernel than this machine's.
 //!
-//! Debian's cloud kernels, unpacked and not installed, boot in QEMU with a root file system in memory: busybox, the tests, and the
-//! executables and libraries they start, each at the path it has here. TCG emulates the processor, so neither KVM nor root is needed,
-//! and everything is some twenty times slower: it is a part of the tests that runs, those that need no other programs.
+//! Debian's cloud kernels are unpacked, not installed, and boot in QEMU with a root file system in memory. It contains busybox,
+//! the tests, and the executables and libraries that they start, each at the same path as on this machine. TCG emulates the
+//! processor, so neither KVM nor root is needed, but everything is about twenty times slower. Only those tests run that need no
+//! other programs.
 //!
-//! The packages come from the archive that this machine's apt uses, by a list of sources of their own that touches nothing of the
-//! system's.
+//! The packages come from the archive that this machine's apt uses. A separate list of sources is used, so the system's apt state
+//! stays unchanged.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,7 +20,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::process;
 use crate::setup::FOR_KERNELS;
 
-/// A kernel, and Debian's suite that has it.
+/// A kernel, which comes from a Debian suite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Kernel {
     /// Linux 5.10, Debian 11
@@ -51,17 +52,17 @@ impl Kernel {
     }
 }
 
-/// A privileged test that runs on other kernels. The harness of the tests says which do, by their kind: what every kernel has to do
-/// alike, and what can be tested without other programs, and on a processor that is twenty times slower.
+/// A privileged test that runs on other kernels. The harness of the tests marks these tests by their kind. They test what must be
+/// the same on every kernel, need no other programs, and work on a processor that is twenty times slower.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KernelTest {
     name: String,
-    /// Whether it holds where the kernel preempts itself anywhere, too.
+    /// Whether the test also passes on a fully preemptible kernel (`preempt=full`).
     preemptible: bool,
 }
 
 impl KernelTest {
-    /// Reads a line of `--list`, `[KIND] NAME`. `None` if the test is of another kind.
+    /// Parses a line of `--list`, `[KIND] NAME`. Returns `None` if the test is of another kind.
     pub(crate) fn read(listed: &str) -> Option<Self> {
         let (kind, name) = listed.strip_prefix("[kernel")?.split_once("] ")?;
         Some(Self {
@@ -71,29 +72,30 @@ impl KernelTest {
     }
 }
 
-/// What the guest says last, before the exit status of the tests.
+/// The beginning of the guest's last line, which ends with 0 if all tests passed and with 1 otherwise.
 const MARK: &str = "ctxtrace tests ended: ";
 
-/// What a kernel says that has come upon something it cannot go on from (`vpanic` in kernel/panic.c).
+/// A text that a kernel prints when it panics (`vpanic` in kernel/panic.c).
 const PANIC: &str = "Kernel panic - not syncing";
 
-/// Memory of the guest, MiB: its root file system is in it, twice while it is unpacked.
+/// The memory of the guest in MiB. It holds the root file system, twice while it is unpacked. The guest panics if the memory is
+/// too small.
 const MEMORY_MB: u32 = 3_072;
 
-/// Parts of the kernel that the tests use and that Debian builds as modules.
+/// The parts of the kernel that the tests use and that Debian builds as modules.
 const MODULES: [&str; 1] = ["overlay"];
 
-/// The longest a guest may take, seconds.
+/// The maximum run time of a guest in seconds. After this time it is killed and the command fails.
 const LIMIT_S: u32 = 900;
 
 /// How a kernel is tested.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Way<'a> {
-    /// What is added to its command line.
+    /// Words that are added to the command line of the kernel.
     pub(crate) append: Option<&'a str>,
-    /// Which of the tests are run; all of them if it is empty.
+    /// The names of the tests to run; all of them if it is empty.
     pub(crate) only: &'a [String],
-    /// The tests that there are.
+    /// All tests that run on other kernels.
     pub(crate) tests: &'a [KernelTest],
 }
 
@@ -105,11 +107,11 @@ impl Way<'_> {
         let able = self.tests.iter().filter(|test| test.preemptible || !preempts);
         let names: Vec<&str> = able.map(|test| test.name.as_str()).collect();
         if names.is_empty() {
-            bail!("no privileged test is of the kind that runs on other kernels");
+            bail!("there is no privileged test that runs on other kernels");
         }
         if let Some(unknown) = self.only.iter().find(|name| !names.contains(&name.as_str())) {
             bail!(
-                "`{unknown}` is none of the tests that run there, which are {}",
+                "`{unknown}` is not a test that runs on this kernel; the tests are {}",
                 names.join(", ")
             );
         }
@@ -118,13 +120,13 @@ impl Way<'_> {
     }
 }
 
-/// Boots the kernel and runs the tests of `privileged`, which starts `others`.
+/// Boots the kernel and runs the tests of the executable `privileged`, which starts the executables `others`.
 pub(crate) fn test(kernel: Kernel, privileged: &Path, others: &[PathBuf], way: &Way<'_>) -> Result<()> {
     let tests = way.tests()?;
     for (program, package) in FOR_KERNELS {
         if process::programs(program).is_empty() {
             bail!(
-                "testing on Linux {} takes {program} (Debian: apt install {package})",
+                "testing on Linux {} needs {program} (Debian: apt install {package})",
                 kernel.release()
             );
         }
@@ -136,7 +138,7 @@ pub(crate) fn test(kernel: Kernel, privileged: &Path, others: &[PathBuf], way: &
         .find(|path| !is_plain(path))
     {
         bail!(
-            "{} has characters in it that a shell acts on: build in another folder",
+            "{} contains characters that have a meaning in a shell; build in another folder",
             strange.display()
         );
     }
@@ -154,7 +156,7 @@ pub(crate) fn test(kernel: Kernel, privileged: &Path, others: &[PathBuf], way: &
     boot(kernel, &image, &initramfs, way.append)
 }
 
-/// The kernel's image, downloaded and unpacked unless that was done before.
+/// Returns the path of the kernel's image. Downloads and unpacks the package if that was not done before.
 fn image(kernel: Kernel, folder: &Path) -> Result<PathBuf> {
     let unpacked = folder.join("package");
     if let Some(image) = vmlinuz(&unpacked) {
@@ -166,15 +168,15 @@ fn image(kernel: Kernel, folder: &Path) -> Result<PathBuf> {
     let package = depends
         .lines()
         .find_map(|line| line.trim().strip_prefix("Depends: "))
-        .context("the archive does not say which package the kernel is in")?
+        .context("linux-image-cloud-amd64 depends on no package, so the package of the kernel is unknown")?
         .to_owned();
     process::run(apt.command("apt-get").current_dir(folder).args(["download", &package]))?;
     let archive = fs::read_dir(folder)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension() == Some(OsStr::new("deb")))
-        .context("apt-get has downloaded nothing")?;
+        .context("apt-get has downloaded no package")?;
     process::run(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&unpacked))?;
-    vmlinuz(&unpacked).context("there is no kernel in the package")
+    vmlinuz(&unpacked).context("the package contains no kernel image")
 }
 
 fn vmlinuz(unpacked: &Path) -> Option<PathBuf> {
@@ -187,7 +189,7 @@ fn vmlinuz(unpacked: &Path) -> Option<PathBuf> {
         })
 }
 
-/// apt with lists of its own.
+/// apt with its own lists and cache, separate from the system's.
 struct Apt {
     folder: PathBuf,
 }
@@ -196,14 +198,14 @@ impl Apt {
     fn new(kernel: Kernel, folder: &Path) -> Result<Self> {
         let folder = folder.join("apt");
         for part in ["state/lists/partial", "cache/archives/partial", "etc"] {
-            fs::create_dir_all(folder.join(part)).context("cannot make a folder for apt")?;
+            fs::create_dir_all(folder.join(part)).context("cannot create a folder for apt")?;
         }
-        // The archive of this machine, whichever it is, by another suite's name.
+        // Use the archive or mirror of this machine's apt, with the suite of the kernel.
         let targets = process::output(process::clean("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]))?;
         let archive = targets
             .lines()
             .find(|uri| uri.trim_end_matches('/').ends_with("/debian"))
-            .context("this machine's apt knows no archive of Debian's to take another kernel from")?;
+            .context("this machine's apt has no Debian archive in its sources, which the other kernels come from")?;
         let source = format!(
             "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {archive} {} main\n",
             kernel.suite()
@@ -222,7 +224,7 @@ impl Apt {
             of("Dir::State", "state"),
             of("Dir::State::status", "state/status"),
             of("Dir::Cache", "cache"),
-            // A download belongs to whoever asks for it, in folders that apt's own user may not enter.
+            // Download as the calling user, because apt's own user may not enter these folders.
             "APT::Sandbox::User=root".to_owned(),
         ] {
             command.args(["-o", &setting]);
@@ -231,10 +233,10 @@ impl Apt {
     }
 }
 
-/// Everything that is in the guest.
+/// Creates the root file system of the guest, except for the modules.
 fn fill(root: &Path, privileged: &Path, others: &[PathBuf], tests: &[&str]) -> Result<()> {
     for folder in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"] {
-        fs::create_dir_all(root.join(folder)).context("cannot make the guest's folders")?;
+        fs::create_dir_all(root.join(folder)).context("cannot create the guest's folders")?;
     }
     let busybox = process::programs("busybox")
         .into_iter()
@@ -244,7 +246,7 @@ fn fill(root: &Path, privileged: &Path, others: &[PathBuf], tests: &[&str]) -> R
     for name in [
         "cat", "echo", "false", "grep", "insmod", "ip", "mount", "poweroff", "sh", "sleep", "true", "umount",
     ] {
-        symlink("busybox", root.join("bin").join(name)).context("cannot make the guest's commands")?;
+        symlink("busybox", root.join("bin").join(name)).context("cannot create the guest's commands")?;
     }
     for executable in others.iter().map(PathBuf::as_path).chain([privileged]) {
         add(root, executable)?;
@@ -260,18 +262,18 @@ fn fill(root: &Path, privileged: &Path, others: &[PathBuf], tests: &[&str]) -> R
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).context("cannot make the script executable")
 }
 
-/// Puts a file where it is here.
+/// Copies a file to the guest, at the same path as on this machine.
 fn add(root: &Path, file: &Path) -> Result<()> {
     let there = root.join(file.strip_prefix("/").unwrap_or(file));
     if let Some(folder) = there.parent() {
-        fs::create_dir_all(folder).context("cannot make the guest's folders")?;
+        fs::create_dir_all(folder).context("cannot create the guest's folders")?;
     }
     fs::copy(file, &there)
         .map(drop)
         .with_context(|| format!("cannot copy {} for the guest", file.display()))
 }
 
-/// Puts a module of the kernel where the guest loads it from.
+/// Copies a module of the kernel to `lib/modules` of the guest, unpacked.
 fn add_module(root: &Path, package: &Path, name: &str) -> Result<()> {
     let names = [format!("{name}.ko"), format!("{name}.ko.xz")];
     let mut find = process::clean("find");
@@ -283,7 +285,7 @@ fn add_module(root: &Path, package: &Path, name: &str) -> Result<()> {
         .next()
         .with_context(|| format!("the kernel's package has no module {name}"))?;
     let there = root.join("lib/modules").join(&names[0]);
-    fs::create_dir_all(root.join("lib/modules")).context("cannot make the guest's folders")?;
+    fs::create_dir_all(root.join("lib/modules")).context("cannot create the guest's folders")?;
     if !module.ends_with(".xz") {
         fs::copy(module, &there).context("cannot copy a module for the guest")?;
         return Ok(());
@@ -294,12 +296,12 @@ fn add_module(root: &Path, package: &Path, name: &str) -> Result<()> {
         .stdout(unpacked)
         .status();
     if !status.context("cannot run xz")?.success() {
-        bail!("{module} could not be unpacked");
+        bail!("cannot unpack {module}");
     }
     Ok(())
 }
 
-/// What the guest does.
+/// Returns the guest's init script, which runs the tests and powers the guest off.
 fn script(privileged: &Path, tests: &[&str]) -> String {
     let program = privileged.display();
     let mut script = format!(
@@ -310,7 +312,7 @@ fn script(privileged: &Path, tests: &[&str]) -> String {
          for module in /lib/modules/*.ko; do insmod $module; done\n\
          cat /proc/version; failed=0\n\
          for word in $(cat /proc/cmdline); do case $word in preempt=*) \
-         grep -qF \"(${{word#preempt=}})\" /sys/kernel/debug/sched/preempt || {{ echo this kernel cannot $word; failed=1; }};; esac; done\n\
+         grep -qF \"(${{word#preempt=}})\" /sys/kernel/debug/sched/preempt || {{ echo this kernel does not support $word; failed=1; }};; esac; done\n\
          cd {}\n",
         privileged.parent().unwrap_or(Path::new("/")).display()
     );
@@ -321,9 +323,9 @@ fn script(privileged: &Path, tests: &[&str]) -> String {
     script
 }
 
-/// Packs the files as the kernel wants them.
+/// Packs the files as an initramfs (a cpio archive).
 fn pack(root: &Path, initramfs: &Path) -> Result<()> {
-    let archive = fs::File::create(initramfs).context("cannot make the initramfs")?;
+    let archive = fs::File::create(initramfs).context("cannot create the initramfs")?;
     let mut list = Command::new("find")
         .current_dir(root)
         .arg(".")
@@ -339,7 +341,7 @@ fn pack(root: &Path, initramfs: &Path) -> Result<()> {
         .status()
         .context("cannot run cpio")?;
     if !status.success() || !list.wait()?.success() {
-        bail!("the guest's files could not be packed");
+        bail!("cannot pack the guest's files");
     }
     Ok(())
 }
@@ -347,7 +349,7 @@ fn pack(root: &Path, initramfs: &Path) -> Result<()> {
 fn boot(kernel: Kernel, image: &Path, initramfs: &Path, append: Option<&str>) -> Result<()> {
     let mut qemu = Command::new("timeout");
     qemu.arg(LIMIT_S.to_string()).arg("qemu-system-x86_64");
-    // With a thread for each processor QEMU goes on to run breakpoints that the kernel has taken out of its code: docs/FAULTS.md.
+    // With one thread per processor QEMU executes breakpoints that the kernel has already removed from its code (docs/FAULTS.md).
     qemu.args([
         "-accel",
         "tcg,thread=single",
@@ -371,8 +373,8 @@ fn boot(kernel: Kernel, image: &Path, initramfs: &Path, append: Option<&str>) ->
     let console = guest.stdout.take().context("qemu has no output")?;
     let end = listen(BufReader::new(console));
     if end == End::Panicked {
-        // A kernel that has panicked does not always manage to reboot.
-        guest.kill().context("cannot end qemu")?;
+        // A kernel that has panicked does not always reboot.
+        guest.kill().context("cannot kill qemu")?;
     }
     guest.wait().context("cannot wait for qemu")?;
     let release = kernel.release();
@@ -380,27 +382,27 @@ fn boot(kernel: Kernel, image: &Path, initramfs: &Path, append: Option<&str>) ->
         End::Passed => Ok(()),
         End::Failed => bail!("tests failed on Linux {release}"),
         End::Panicked => bail!("Linux {release} panicked"),
-        End::Silent => bail!("Linux {release} did not come to the end of the tests in {LIMIT_S} s"),
+        End::Silent => bail!("Linux {release} did not finish the tests within {LIMIT_S} s"),
         End::NotBooted => bail!("Linux {release} did not boot"),
     }
 }
 
-/// How it went in a guest.
+/// The result of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Passed,
     Failed,
-    /// The kernel said that it stops.
+    /// The kernel panicked.
     Panicked,
     /// The console ended before the tests did.
     Silent,
     NotBooted,
 }
 
-/// Passes on what a guest says while it says it, and hears how it went.
+/// Prints the console of a guest while it runs, and returns the result.
 fn listen(console: impl BufRead) -> End {
     let mut end = End::NotBooted;
-    // The firmware, which comes first, moves the cursor in ways that are no text.
+    // The output of the firmware, which comes first, is not printed: it contains control sequences that move the cursor.
     for line in console.split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line);
         let line = line.trim_end();
@@ -420,7 +422,7 @@ fn listen(console: impl BufRead) -> End {
     end
 }
 
-/// Whether a path can be in a guest's script as it is: it is a word for its shell.
+/// Returns whether a path can be used in the guest's script without quoting.
 fn is_plain(path: &Path) -> bool {
     path.to_str()
         .is_some_and(|path| path.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c)))
@@ -491,7 +493,7 @@ mod tests {
             only: &[],
             tests: &[],
         };
-        assert!(none.tests().is_err(), "no test at all is no success");
+        assert!(none.tests().is_err(), "having no tests must be an error");
     }
 
     #[test]

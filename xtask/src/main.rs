@@ -1,7 +1,7 @@
-//! Every chore of this repository, as `cargo xtask CHORE`.
+//! The development tasks of this repository, as `cargo xtask CHORE`.
 //!
-//! One file a chore. What they share: [`toolchain`] (a compiler and linker for BPF), [`ebpf`] (calling them),
-//! [`process`] (running commands) and [`stamp`] (what the committed BPF object was built from).
+//! Each chore has its own file. They share [`toolchain`] (finds a compiler and a linker for BPF), [`ebpf`] (runs them),
+//! [`process`] (runs commands) and [`stamp`] (records what the committed BPF object was built from).
 
 use std::process::ExitCode;
 
@@ -29,23 +29,23 @@ mod tokio_releases;
 mod toolchain;
 mod vendor_web;
 
-/// The chores of ctxtrace's repository.
+/// Development tasks of ctxtrace's repository.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Args {
-    /// What to do.
+    /// The task to run.
     #[command(subcommand)]
     chore: Chore,
 }
 
-/// One chore.
+/// A chore with its options.
 #[derive(Debug, Subcommand)]
 enum Chore {
     /// Build the BPF object that is committed in ctxtrace/bpf, and its stamp
     BuildEbpf(build_ebpf::Args),
-    /// Lint the BPF programs, as the machine they are for
+    /// Lint the BPF programs, compiled for BPF
     ClippyEbpf,
-    /// Install what `build-ebpf` and `clippy-ebpf` need, and the programs that the tests trace
+    /// Install the tools for `build-ebpf` and `clippy-ebpf`, and the programs that the tests need
     Setup(setup::Args),
     /// Build ctxtrace and run it as root
     Run(run::Args),
@@ -53,15 +53,15 @@ enum Chore {
     Test(test::Args),
     /// Run the fuzz targets
     Fuzz(fuzz::Args),
-    /// Check that the stated Rust version is one that all dependencies can be built with
+    /// Check that all dependencies can be built with the minimum supported Rust version
     Msrv,
     /// Make the release archive, its checksums and its bill of materials
     Dist,
-    /// Open HTML reports in a headless browser and use them
+    /// Test HTML reports in a headless browser
     TestWeb,
-    /// Make the libraries of the HTML report anew, from npm
+    /// Rebuild the JavaScript libraries of the HTML report from npm packages
     VendorWeb(vendor_web::Args),
-    /// Measure
+    /// Measure the cost of ctxtrace
     Bench(bench::Args),
 }
 
@@ -83,12 +83,12 @@ fn main() -> ExitCode {
     exit_code(done.map(|()| ExitCode::SUCCESS))
 }
 
-/// Gives the signals of the keyboard their default action, which every program inherits that a chore starts, tools that are to end at
-/// SIGINT among them. A shell without job control starts a command that ends with `&` with both ignored.
+/// Restores the default action of the keyboard's signals. The programs that a chore starts inherit it, among them tools that are
+/// ended by SIGINT. A shell without job control ignores both signals in a command that ends with `&`.
 fn stop_ignoring_interrupts() {
     for interrupt in [Signal::SIGINT, Signal::SIGQUIT] {
         // SAFETY: no handler is installed, and there is one thread.
-        unsafe { signal(interrupt, SigHandler::SigDfl) }.expect("a signal that can be caught");
+        unsafe { signal(interrupt, SigHandler::SigDfl) }.expect("the action of the signal can be set");
     }
 }
 

@@ -1,7 +1,7 @@
-//! `cargo xtask msrv`: is the Rust version that we state one that everything can be built with?
+//! `cargo xtask msrv`: checks that the `rust-version` of the workspace is sufficient.
 //!
-//! The dependencies state theirs, and ours can be no lower. Where rustup has that very version the workspace is built with
-//! it; elsewhere clippy's `incompatible_msrv` still finds what `std` did not have by then.
+//! It must not be lower than the `rust-version` of any dependency. If rustup has that version, the workspace is checked with it.
+//! Without it, clippy's `incompatible_msrv` still finds uses of newer parts of `std`.
 
 use anyhow::{Context as _, Result, bail};
 use cargo_metadata::MetadataCommand;
@@ -9,7 +9,7 @@ use cargo_metadata::semver::Version;
 
 use crate::process;
 
-/// Checks.
+/// Compares the versions, and checks the workspace with the stated version if it is installed.
 pub(crate) fn main() -> Result<()> {
     let metadata = MetadataCommand::new()
         .manifest_path(process::root().join("Cargo.toml"))
@@ -21,28 +21,28 @@ pub(crate) fn main() -> Result<()> {
         .iter()
         .find(|package| package.name.as_str() == "ctxtrace")
         .and_then(|package| package.rust_version.clone())
-        .context("ctxtrace states no rust-version")?;
+        .context("the package ctxtrace has no rust-version")?;
     let too_new: Vec<String> = metadata
         .packages
         .iter()
         .filter_map(|package| Some((package, package.rust_version.as_ref()?)))
         .filter(|(_, wanted)| **wanted > stated)
-        .map(|(package, wanted)| format!("{} {} wants {wanted}", package.name, package.version))
+        .map(|(package, wanted)| format!("{} {} needs {wanted}", package.name, package.version))
         .collect();
     if !too_new.is_empty() {
-        bail!("rust-version is {stated}, and {}", too_new.join(", "));
+        bail!("rust-version is {stated}, but {}", too_new.join(", "));
     }
-    eprintln!("no dependency wants more than Rust {stated}");
+    eprintln!("no dependency needs a newer Rust than {stated}");
     build_with(&stated)
 }
 
-/// Builds with that toolchain, if it is installed.
+/// Checks the workspace with this toolchain, if it is installed.
 fn build_with(stated: &Version) -> Result<()> {
     let toolchain = format!("{}.{}", stated.major, stated.minor);
     let installed = process::output(process::clean("rustup").args(["toolchain", "list"])).unwrap_or_default();
     if !installed.lines().any(|line| line.starts_with(&toolchain)) {
         eprintln!(
-            "Rust {toolchain} is not installed, so nothing was built with it: rustup toolchain install {toolchain}"
+            "Rust {toolchain} is not installed, so the workspace was not checked with it; install it with `rustup toolchain install {toolchain}`"
         );
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! Running other programs: loudly, and without what cargo put into our own environment.
+//! Runs other programs. Commands are printed before they run, and can be run without the variables that cargo has set for xtask.
 
 use std::env;
 use std::ffi::OsStr;
@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use cargo_metadata::{Metadata, MetadataCommand};
 use nix::unistd::Uid;
 
-/// Variables that choose a toolchain or change what it builds. `cargo xtask` sets some of them for itself, and they would
-/// make another toolchain misbehave: rustup's choice, its libraries, the flags of another build.
+/// Variables that choose a toolchain or change what it builds. cargo and rustup set some of them for xtask, and another toolchain
+/// would fail with them.
 const TOOLCHAIN_VARIABLES: [&str; 11] = [
     "CARGO",
     "CARGO_BUILD_RUSTFLAGS",
@@ -25,10 +25,10 @@ const TOOLCHAIN_VARIABLES: [&str; 11] = [
     "RUSTUP_TOOLCHAIN",
 ];
 
-/// Prefixes of the variables that describe the package cargo is running, or alter a profile.
+/// Prefixes of variables that describe the package that cargo runs, or that alter a profile.
 const PACKAGE_PREFIXES: [&str; 3] = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_PROFILE_"];
 
-/// A command that sees nothing of the toolchain that built and runs xtask.
+/// Returns a command without the variables of the toolchain that built and runs xtask.
 pub(crate) fn clean(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in env::vars_os().filter(|(name, _)| is_toolchain_variable(name)) {
@@ -37,25 +37,25 @@ pub(crate) fn clean(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Whether a variable belongs to a toolchain or to the package it is building.
+/// Returns whether a variable belongs to a toolchain or to the package that it builds.
 fn is_toolchain_variable(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     let has_prefix = |prefix: &&str| name.starts_with(prefix);
     TOOLCHAIN_VARIABLES.contains(&name.as_ref()) || PACKAGE_PREFIXES.iter().any(has_prefix)
 }
 
-/// The cargo that runs xtask: the one the user chose.
+/// Returns a command for the cargo that runs xtask, which is the user's choice.
 pub(crate) fn cargo() -> Command {
     Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Where cargo keeps what it downloads and installs.
+/// Returns the folder in which cargo keeps what it downloads and installs.
 pub(crate) fn cargo_home() -> Option<PathBuf> {
     let default = || env::home_dir().map(|home| home.join(".cargo"));
     env::var_os("CARGO_HOME").map(PathBuf::from).or_else(default)
 }
 
-/// What cargo knows of this workspace, its dependencies left out.
+/// Returns cargo's metadata of this workspace, without dependencies.
 pub(crate) fn workspace() -> Result<Metadata> {
     let metadata = MetadataCommand::new()
         .manifest_path(root().join("Cargo.toml"))
@@ -64,19 +64,20 @@ pub(crate) fn workspace() -> Result<Metadata> {
     metadata.context("cargo cannot read the workspace")
 }
 
-/// The workspace's folder. Cargo's variable comes first: it is right even when the folder was moved after the build.
+/// Returns the folder of the workspace. Cargo's variable is preferred, because it is right even if the folder was moved after the
+/// build.
 pub(crate) fn root() -> PathBuf {
     let crate_folder =
         env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     crate_folder.parent().map_or_else(PathBuf::new, Path::to_owned)
 }
 
-/// Whether we are root.
+/// Returns whether this process runs as root.
 pub(crate) fn is_root() -> bool {
     Uid::effective().is_root()
 }
 
-/// `program` as root: directly if we are, else through sudo.
+/// Returns a command that runs `program` as root: directly if this process is root, and otherwise with sudo.
 pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Command {
     if is_root() {
         return Command::new(program);
@@ -86,7 +87,7 @@ pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Shows a command, as it could be typed.
+/// Prints a command with its arguments to standard error.
 pub(crate) fn announce(command: &Command) {
     let words: Vec<_> = [command.get_program()]
         .into_iter()
@@ -96,7 +97,7 @@ pub(crate) fn announce(command: &Command) {
     eprintln!("+ {}", words.join(" "));
 }
 
-/// Shows a command, runs it, and fails if it does.
+/// Prints a command and runs it. Fails if the command fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     announce(command);
     let status = command.status().with_context(|| failed_to_start(command))?;
@@ -106,7 +107,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// What a command prints. Quiet: this is for questions, not for chores.
+/// Runs a command without printing it, and returns its standard output. Fails if the command fails.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
@@ -116,10 +117,10 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         let stderr = String::from_utf8_lossy(&output.stderr);
         bail!("{} failed: {}\n{stderr}", name(command), output.status);
     }
-    String::from_utf8(output.stdout).with_context(|| format!("{} printed no text", name(command)))
+    String::from_utf8(output.stdout).with_context(|| format!("the output of {} is not UTF-8", name(command)))
 }
 
-/// Every file called `name` on `PATH`, then in cargo's own folder of programs.
+/// Returns every file called `name` on `PATH`, and then in the `bin` folder of cargo's home.
 pub(crate) fn programs(name: &str) -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
@@ -129,12 +130,12 @@ pub(crate) fn programs(name: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The sentence for a program that could not even be started.
+/// Returns the error message for a program that cannot be started.
 fn failed_to_start(command: &Command) -> String {
     format!("cannot run {}", name(command))
 }
 
-/// A command's program, to name it in a message.
+/// Returns the program of a command, to name it in messages.
 fn name(command: &Command) -> String {
     command.get_program().to_string_lossy().into_owned()
 }

@@ -10,16 +10,16 @@ use crate::process;
 /// The options of `run`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Build without optimisation: quicker to build, but its figures are not to be trusted
+    /// Build without optimization, which is faster; do not trust the figures of such a build
     #[arg(long)]
     debug: bool,
-    /// What ctxtrace is run with
+    /// Arguments of ctxtrace
     #[arg(last = true)]
     args: Vec<OsString>,
 }
 
-/// Builds and runs. Only returns where that fails: otherwise this process becomes ctxtrace, so that its exit status and
-/// the signals it gets are its own.
+/// Builds and runs ctxtrace. Returns only on failure: otherwise this process becomes ctxtrace, so that it receives the signals and
+/// its exit status is passed on.
 pub(crate) fn main(args: &Args) -> Result<()> {
     let mut build = process::cargo();
     build.current_dir(process::root());

@@ -1,4 +1,4 @@
-//! The bill of materials of a program: every package that is built into it, in the form of `CycloneDX`.
+//! Makes the bill of materials of a program: a `CycloneDX` list of every package that is linked into it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use cyclonedx_bom::prelude::Purl;
 
 use crate::process;
 
-/// The bill of a package of the workspace as JSON, the same for the same `Cargo.lock`.
+/// Returns the bill of materials of a workspace package as JSON. It depends only on the manifests and `Cargo.lock`.
 pub(crate) fn render(name: &str) -> Result<Vec<u8>> {
     let metadata = MetadataCommand::new()
         .manifest_path(process::root().join("Cargo.toml"))
@@ -25,7 +25,10 @@ pub(crate) fn render(name: &str) -> Result<Vec<u8>> {
         )
         .exec()
         .context("cargo cannot read the workspace")?;
-    let resolve = metadata.resolve.as_ref().context("cargo resolves nothing")?;
+    let resolve = metadata
+        .resolve
+        .as_ref()
+        .context("cargo metadata has no resolved dependencies")?;
     let nodes: BTreeMap<&PackageId, &Node> = resolve.nodes.iter().map(|node| (&node.id, node)).collect();
     let packages: BTreeMap<&PackageId, &Package> =
         metadata.packages.iter().map(|package| (&package.id, package)).collect();
@@ -35,7 +38,7 @@ pub(crate) fn render(name: &str) -> Result<Vec<u8>> {
         .find(|package| package.name.as_str() == name)
         .with_context(|| format!("there is no package {name}"))?;
 
-    // What is linked; what only builds or tests is not in the program.
+    // Only normal dependencies are linked; those for building and testing are not in the program.
     let linked = |id: &PackageId| -> Vec<&PackageId> {
         let dependencies = nodes.get(id).map_or(&[][..], |node| &node.deps);
         let of_kind = dependencies.iter().filter(|dependency| {
@@ -60,7 +63,7 @@ pub(crate) fn render(name: &str) -> Result<Vec<u8>> {
 
     let others = used.iter().filter(|package| package.id != root.id);
     let mut bom = Bom {
-        // A number of its own for each build would make each build another.
+        // A serial number would be different in each build, and the bill would not be reproducible.
         serial_number: None,
         metadata: Some(Metadata {
             component: Some(component(Classification::Application, root)?),
@@ -116,14 +119,14 @@ mod tests {
 
     #[test]
     fn a_bill_lists_what_is_linked_and_is_the_same_every_time() {
-        let bill = render("ctxtrace").expect("rendered");
-        assert_eq!(bill, render("ctxtrace").expect("rendered"));
-        let text = String::from_utf8(bill).expect("text");
-        assert!(text.contains("\"pkg:cargo/aya@"), "a dependency");
-        assert!(text.contains("Apache-2.0"), "its licence");
+        let bill = render("ctxtrace").expect("the bill is made");
+        assert_eq!(bill, render("ctxtrace").expect("the bill is made"));
+        let text = String::from_utf8(bill).expect("valid UTF-8");
+        assert!(text.contains("\"pkg:cargo/aya@"), "a dependency is missing");
+        assert!(text.contains("Apache-2.0"), "a licence is missing");
         assert!(
             !text.contains("pkg:cargo/libtest-mimic@"),
-            "what only tests is not in the program"
+            "a dependency of the tests is listed"
         );
     }
 }

@@ -1,16 +1,16 @@
-//! `cargo xtask setup`: installs what building and linting the BPF programs needs, and the programs that the tests trace or build
-//! with, cargo-deny too; and skips what is there. `cargo xtask test` calls the part of it that the tests need.
+//! `cargo xtask setup`: installs the tools for building and linting the BPF programs, the programs that the tests need, and
+//! cargo-deny, unless they are already installed. `cargo xtask test` installs only what the tests need.
 
 use anyhow::{Result, bail};
 
 use crate::process;
 use crate::toolchain::{self, Compiler, DEBIAN_PACKAGES, LINKER_VERSION, NIGHTLY, Toolchain};
 
-/// The version of cargo-deny.
+/// The version of cargo-deny that is installed.
 const DENY_VERSION: &str = "0.20.2";
 
-/// Programs that the tests start or are built with, with the Debian packages they are in. Of Go any version that is in
-/// `ctxtrace/src/target/locate/go.rs` will do; Debian 12's is the oldest of them.
+/// Programs that the tests start or are built with, and the Debian packages that contain them. Any version of Go works that is
+/// listed in `ctxtrace/src/target/locate/go.rs`; the oldest of them is that of Debian 12.
 const FOR_TESTS: [(&str, &str); 14] = [
     ("bpftool", "bpftool"),
     ("cc", "gcc"),
@@ -28,7 +28,7 @@ const FOR_TESTS: [(&str, &str); 14] = [
     ("unshare", "util-linux"),
 ];
 
-/// What `cargo xtask test --kernel` needs besides.
+/// Programs that `cargo xtask test --kernel` additionally needs, and the Debian packages that contain them.
 pub(crate) const FOR_KERNELS: [(&str, &str); 5] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
@@ -37,7 +37,7 @@ pub(crate) const FOR_KERNELS: [(&str, &str); 5] = [
     ("xz", "xz-utils"),
 ];
 
-/// The release of `DuckDB`, as pip names it.
+/// The requirement for `DuckDB` in pip's notation.
 const DUCKDB: &str = "duckdb==2.0.1";
 
 /// The options of `setup`.
@@ -48,7 +48,7 @@ pub(crate) struct Args {
     for_tests: bool,
 }
 
-/// Installs, then looks whether that did it.
+/// Installs what is missing, and then checks that a BPF toolchain is found.
 pub(crate) fn main(args: &Args) -> Result<()> {
     if args.for_tests {
         return for_tests(false);
@@ -56,12 +56,12 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     if let Ok(compiler) = Compiler::find()
         && compiler.has_clippy()
     {
-        eprintln!("a compiler for BPF is there: {compiler}");
+        eprintln!("a compiler for BPF is installed: {compiler}");
     } else {
         install_compiler()?;
     }
     match toolchain::find_linker() {
-        Ok(linker) => eprintln!("the linker for BPF is there: {}", linker.display()),
+        Ok(linker) => eprintln!("the linker for BPF is installed: {}", linker.display()),
         Err(_) => install_linker()?,
     }
     for_tests(true)?;
@@ -69,7 +69,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     Toolchain::find().map(|toolchain| eprintln!("ready: {}", toolchain.compiler))
 }
 
-/// Installs what the tests need and cargo cannot bring, and what the tests on other `kernels` need.
+/// Installs the programs that the tests need and, if `kernels` is set, those that the tests on other kernels need.
 pub(crate) fn for_tests(kernels: bool) -> Result<()> {
     let more = if kernels { &FOR_KERNELS[..] } else { &[] };
     let packages = install_packages(&[&FOR_TESTS[..], more].concat());
@@ -77,7 +77,7 @@ pub(crate) fn for_tests(kernels: bool) -> Result<()> {
     packages.and(duckdb)
 }
 
-/// From Debian's archive where it has one, else from rustup.
+/// Installs a compiler for BPF: Debian's if its archive has one, and otherwise rustup's nightly.
 fn install_compiler() -> Result<()> {
     if process::programs("apt-get").is_empty() {
         return install_nightly();
@@ -93,7 +93,7 @@ fn install_compiler() -> Result<()> {
     process::run(install.args(DEBIAN_PACKAGES))
 }
 
-/// Installs the Debian packages of those programs that are missing, having said which.
+/// Prints which programs are missing, and installs their Debian packages.
 fn install_packages(wanted: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<_> = wanted
         .iter()
@@ -103,15 +103,15 @@ fn install_packages(wanted: &[(&str, &str)]) -> Result<()> {
     let mut packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
     packages.dedup();
     if packages.is_empty() {
-        eprintln!("every program that the tests trace and build with is there");
+        eprintln!("all programs that the tests need are installed");
         return Ok(());
     }
     let programs = programs.join(", ");
     if process::programs("apt-get").is_empty() {
-        bail!("install {programs} yourself: there is no apt-get here");
+        bail!("the tests need {programs}; install them yourself, because there is no apt-get on this machine");
     }
     eprintln!(
-        "the tests need {programs}: installing the Debian packages {} (--no-setup leaves that out)",
+        "the tests need {programs}: installing the Debian packages {} (--no-setup skips this)",
         packages.join(", ")
     );
     process::run(process::as_root("apt-get").arg("update"))?;
@@ -120,17 +120,17 @@ fn install_packages(wanted: &[(&str, &str)]) -> Result<()> {
     process::run(install.args(packages))
 }
 
-/// The database that the SQL of `docs/FLEET.md` is tested in, in a Python environment of its own.
+/// Installs `DuckDB`, in which the SQL of `docs/FLEET.md` is tested, into a separate Python environment.
 fn install_duckdb() -> Result<()> {
     let environment = process::root().join("target/duckdb");
     let python = environment.join("bin/python");
     let mut import = process::clean(&python);
     if process::output(import.args(["-c", "import duckdb"])).is_ok() {
-        eprintln!("DuckDB is there: {}", environment.display());
+        eprintln!("DuckDB is installed: {}", environment.display());
         return Ok(());
     }
     eprintln!(
-        "the tests need {DUCKDB}: installing it from PyPI into {} (--no-setup leaves that out)",
+        "the tests need {DUCKDB}: installing it from PyPI into {} (--no-setup skips this)",
         environment.display()
     );
     let made = process::run(
@@ -139,7 +139,7 @@ fn install_duckdb() -> Result<()> {
             .arg(&environment),
     );
     if made.is_err() && !process::programs("apt-get").is_empty() {
-        // Debian has Python's own way to make one in a package by itself.
+        // Debian has Python's module `venv` in a separate package.
         process::run(process::as_root("apt-get").args(["install", "-y", "--no-install-recommends", "python3-venv"]))?;
         process::run(
             process::clean("python3")
@@ -152,21 +152,21 @@ fn install_duckdb() -> Result<()> {
     process::run(process::clean(python).args(["-m", "pip", "install", DUCKDB]))
 }
 
-/// rustup's nightly, with the sources of `core`.
+/// Installs rustup's nightly with the sources of `core`.
 fn install_nightly() -> Result<()> {
     let mut install = process::clean("rustup");
     install.args(["toolchain", "install", NIGHTLY, "--profile", "minimal"]);
     process::run(install.args(["--component", "rust-src,clippy"]))
 }
 
-/// What looks at the licences and the sources of the crates that are linked, by `deny.toml`.
+/// Installs cargo-deny, which checks the licences and sources of the linked crates by `deny.toml`.
 fn install_deny() -> Result<()> {
     if !process::programs("cargo-deny").is_empty() {
-        eprintln!("cargo-deny is there");
+        eprintln!("cargo-deny is installed");
         return Ok(());
     }
     let mut install = process::cargo();
-    // Once a run, over a few hundred crates: it need not be fast.
+    // A debug build is fast enough for a few hundred crates.
     process::run(install.args([
         "install",
         "cargo-deny",
@@ -177,7 +177,7 @@ fn install_deny() -> Result<()> {
     ]))
 }
 
-/// bpf-linker, built by the user's own cargo.
+/// Installs bpf-linker with the user's cargo.
 fn install_linker() -> Result<()> {
     let mut install = process::cargo();
     install.args(["install", "bpf-linker", "--version", LINKER_VERSION]);

@@ -1,15 +1,15 @@
-//! Taking DWARF out of an object file.
+//! Removes DWARF from an object file.
 //!
-//! The linker needs DWARF to make BTF from; the kernel only wants BTF. Without DWARF the committed file is a fifth as big.
-//! `strip -g` of binutils does not know BPF, so this does it.
+//! The linker generates BTF from DWARF, but the kernel needs only BTF. Without DWARF the committed file has a fifth of the size.
+//! `strip -g` of binutils does not support BPF, so this module does it.
 
 use anyhow::{Context as _, Result};
 use object::build::elf::{Builder, SectionData};
 use object::elf::SHT_STRTAB;
 
-/// The object without its `.debug_*` sections and what refers to them.
+/// Returns the object without its `.debug_*` sections and everything that refers to them.
 pub(crate) fn strip_debug(object: &[u8]) -> Result<Vec<u8>> {
-    let mut builder = Builder::read(object).context("the linker's output is no ELF file")?;
+    let mut builder = Builder::read(object).context("the output of the linker is not an ELF file")?;
     for section in &mut builder.sections {
         section.delete = is_debug(section.name.as_slice());
     }
@@ -22,7 +22,7 @@ pub(crate) fn strip_debug(object: &[u8]) -> Result<Vec<u8>> {
     Ok(stripped)
 }
 
-/// Gives the file a table for the names of its sections: LLVM keeps them in the symbols' table, the writer does not.
+/// Adds a string table for the names of the sections. LLVM stores them in the string table of the symbols, but the writer does not.
 fn add_section_names(builder: &mut Builder<'_>) {
     let names = builder.sections.add();
     names.name = b".shstrtab".as_slice().into();
@@ -31,7 +31,7 @@ fn add_section_names(builder: &mut Builder<'_>) {
     names.data = SectionData::SectionString;
 }
 
-/// Whether a section of this name holds DWARF, or the relocations of one that does.
+/// Returns whether a section of this name holds DWARF, or the relocations of such a section.
 fn is_debug(name: &[u8]) -> bool {
     let name = name.strip_prefix(b".rel").unwrap_or(name);
     name.starts_with(b".debug")

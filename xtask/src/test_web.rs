@@ -1,7 +1,7 @@
-//! `cargo xtask test-web`: opens HTML reports in a real browser, headless, and uses them.
+//! `cargo xtask test-web`: tests HTML reports in a headless browser.
 //!
-//! The reports are made from the captures in `ctxtrace/tests/captures` and by a test that draws one with everything in it, hostile
-//! names included, and one of five million events. `ctxtrace/web/test/test.mjs` does the rest.
+//! The reports are made from the captures in `ctxtrace/tests/captures`, and by a test that makes a report with everything in it,
+//! including hostile names, and a report of five million events. `ctxtrace/web/test/test.mjs` opens and tests them.
 
 use std::fs;
 
@@ -9,10 +9,10 @@ use anyhow::{Result, bail};
 
 use crate::process;
 
-/// Programs that it needs, with the Debian packages they are in.
+/// The programs that the test needs, and the Debian packages that contain them.
 const PROGRAMS: [(&str, &str); 3] = [("node", "nodejs"), ("npm", "npm"), ("chromium", "chromium")];
 
-/// Makes the reports, then opens them.
+/// Makes the reports and tests them in the browser.
 pub(crate) fn main() -> Result<()> {
     let missing: Vec<&str> = PROGRAMS
         .iter()

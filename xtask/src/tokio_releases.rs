@@ -1,8 +1,8 @@
-//! What the tests of the tokio locator trace: one small program, built with several releases of tokio, in several ways; and a
-//! server that is an example of somebody else's crate.
+//! Builds the programs that the tests of the tokio locator trace: a small program, built with several releases of tokio and in
+//! several ways, and a server that is an example of a third-party crate.
 //!
-//! The program knows nothing of ctxtrace. It is `ctxtrace/tests/privileged/programs/unmodified.rs`; its manifests are made
-//! here, below `target`, because cargo allows one release of tokio in a workspace.
+//! The small program, `ctxtrace/tests/privileged/programs/unmodified.rs`, knows nothing of ctxtrace. This module writes its
+//! manifests below `target`, because cargo allows only one release of tokio in a workspace.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,22 +11,22 @@ use anyhow::{Context as _, Result};
 
 use crate::process;
 
-/// The variable that tells the tests where the programs are.
+/// The name of the variable that passes the folder of the programs to the tests.
 pub(crate) const VARIABLE: &str = "CTXTRACE_TOKIO_PROGRAMS";
 
 /// A way to build the program.
 struct Build {
-    /// Its name; what begins with `no-types` cannot be attributed.
+    /// The name of the build. If it begins with `no-types`, the tests expect that tasks cannot be attributed.
     name: &'static str,
-    /// Of tokio.
+    /// The version of tokio.
     version: &'static str,
-    /// What the profile says of debug information.
+    /// The value of `debug` in the profile.
     debug: &'static str,
-    /// For rustc, beside frame pointers, without which stacks would not tell the types of futures.
+    /// Additional flags of rustc. Frame pointers are always enabled, because stacks show the types of futures only with them.
     flags: &'static str,
 }
 
-/// Releases of the last two years, and for the newest one the ways an executable can be linked.
+/// Releases of the last two years; for the newest one all ways to link an executable.
 const BUILDS: [Build; 10] = [
     pie("1.42.1"),
     pie("1.44.2"),
@@ -52,7 +52,7 @@ const BUILDS: [Build; 10] = [
     },
 ];
 
-/// The usual way: a position-independent executable with all types.
+/// Returns the usual build: a position-independent executable with full debug information.
 const fn pie(version: &'static str) -> Build {
     Build {
         name: "pie",
@@ -62,22 +62,22 @@ const fn pie(version: &'static str) -> Build {
     }
 }
 
-/// Crate, version and example of [`install_server`].
+/// The crate, its version and its example for [`install_server`].
 const SERVER: (&str, &str, &str) = ("tokio-tungstenite", "0.30.0", "echo-server");
 
-/// The target is named, so that the flags are not for build scripts as well.
+/// The target triple. It is passed explicitly, so that the flags do not apply to build scripts.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds them all and returns the folder they are in.
+/// Builds all programs and returns the folder of the small ones.
 pub(crate) fn build() -> Result<PathBuf> {
     let folder = process::root().join("target/tokio-releases");
     let source = process::root().join("ctxtrace/tests/privileged/programs/unmodified.rs");
     let programs = folder.join("programs");
     if programs.exists() {
-        // One of an earlier list would be traced as well.
+        // Remove programs of earlier lists, because the tests trace all programs in the folder.
         fs::remove_dir_all(&programs).context("cannot remove the old programs")?;
     }
-    fs::create_dir_all(&programs).context("cannot make a folder for the programs")?;
+    fs::create_dir_all(&programs).context("cannot create a folder for the programs")?;
     for build in &BUILDS {
         let package = folder.join(format!("{}-{}", build.version, build.name));
         fs::create_dir_all(&package)?;
@@ -103,8 +103,8 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(programs)
 }
 
-/// A server that somebody else has written: an example of a crate's own, with the type information that the tokio locator
-/// reads, and nothing of ours.
+/// Installs an example of a third-party crate, which is a server. It is built without the probe, and with the type information
+/// that the tokio locator reads.
 fn install_server(folder: &Path) -> Result<()> {
     let (package, version, example) = SERVER;
     let mut install = process::cargo();

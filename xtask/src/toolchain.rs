@@ -1,11 +1,11 @@
-//! Finding a compiler and a linker for BPF on this machine.
+//! Finds a compiler and a linker for BPF on this machine.
 //!
-//! rustc can generate code for BPF anywhere, but few installations have its `core` library for that machine. Two do:
-//! * Debian's own stable rustc, for which `core` is packaged ready-made;
+//! Every rustc can generate code for BPF, but few installations have the `core` library for that target. Two have it:
+//! * Debian's stable rustc, for which there is a package with a compiled `core`;
 //! * rustup's nightly, which can build `core` from its sources (component `rust-src`).
 //!
-//! Both emit LLVM bitcode, which `bpf-linker` turns into the object. It brings no LLVM but loads the one that comes with a
-//! rustc; we give it the one of the very rustc that made the bitcode, so that rustc's version settles both.
+//! Both emit LLVM bitcode, from which `bpf-linker` makes the object. bpf-linker contains no LLVM but loads that of a rustc. It
+//! gets the LLVM library of the rustc that emitted the bitcode, so that the version of rustc determines both.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -18,19 +18,19 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use crate::process;
 use crate::stamp::Tools;
 
-/// The machine the programs are for.
+/// The target triple of the BPF programs.
 pub(crate) const TARGET: &str = "bpfel-unknown-none";
 
-/// The version of bpf-linker everybody uses, because another one may emit other bytes.
+/// The required version of bpf-linker. It is fixed, because another version may emit another object.
 pub(crate) const LINKER_VERSION: &str = "0.10.3";
 
 /// The major version of LLVM that this bpf-linker can use.
 const LLVM_MAJOR: &str = "22";
 
-/// A nightly whose LLVM is the one bpf-linker wants: later ones move on to the next LLVM.
+/// A nightly with the LLVM version that bpf-linker needs. Later ones have a newer LLVM.
 pub(crate) const NIGHTLY: &str = "nightly-2026-05-20";
 
-/// Debian's packages: compiler, cargo, `core` for BPF, and clippy.
+/// The Debian packages of the compiler, cargo, `core` for BPF, and clippy.
 pub(crate) const DEBIAN_PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "rust-web-clippy"];
 
 /// A compiler and a linker that together make BPF objects.
@@ -43,7 +43,7 @@ pub(crate) struct Toolchain {
 }
 
 impl Toolchain {
-    /// Finds one, or says what to install.
+    /// Finds a toolchain. The error lists what to install.
     pub(crate) fn find() -> Result<Self> {
         let find = || -> Result<Self> {
             Ok(Self {
@@ -54,7 +54,7 @@ impl Toolchain {
         find().map_err(|error| anyhow!("{error:#}\n\n{}", instructions()))
     }
 
-    /// The versions, for the stamp.
+    /// Returns the versions of the tools for the stamp.
     pub(crate) fn tools(&self) -> Tools {
         Tools {
             rustc: self.compiler.version.clone(),
@@ -64,36 +64,36 @@ impl Toolchain {
     }
 }
 
-/// A rustc with what it needs to compile for BPF.
+/// A rustc that can compile for BPF.
 #[derive(Debug)]
 pub(crate) struct Compiler {
-    /// The folder of its programs: `rustc`, `cargo`, perhaps `cargo-clippy`.
+    /// The folder of the programs: `rustc`, `cargo`, and possibly `cargo-clippy`.
     pub(crate) programs: PathBuf,
-    /// Its installation: libraries and sources are below this folder.
+    /// The folder of the installation, which contains the libraries and sources.
     pub(crate) sysroot: PathBuf,
-    /// Where `core` comes from.
+    /// Where the `core` library for BPF comes from.
     pub(crate) core: Core,
-    /// The LLVM library that it uses itself.
+    /// The LLVM library that this rustc uses.
     pub(crate) llvm_library: PathBuf,
-    /// What `rustc --version` prints.
+    /// The output of `rustc --version`.
     version: String,
-    /// The version of LLVM it was built with.
+    /// The version of LLVM that this rustc was built with.
     llvm_version: String,
 }
 
-/// Where a compiler has the `core` library for BPF from.
+/// Where the `core` library for BPF comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Core {
-    /// It is installed.
+    /// A compiled `core` is installed.
     Ready,
-    /// Cargo builds it from the sources in `rust-src`.
+    /// Cargo builds `core` from the sources in `rust-src`.
     FromSource,
 }
 
 impl Compiler {
-    /// The first that fits. The error lists why each of them does not.
+    /// Finds the first suitable compiler. If there is none, the error lists the reason for each candidate.
     pub(crate) fn find() -> Result<Self> {
-        let mut reasons = String::from("no rustc here can compile for BPF:");
+        let mut reasons = String::from("no rustc on this machine can compile for BPF:");
         for programs in candidates() {
             match Self::at(&programs) {
                 Ok(compiler) => return Ok(compiler),
@@ -106,17 +106,17 @@ impl Compiler {
         bail!(reasons)
     }
 
-    /// The one whose programs are in this folder, or why it does not do.
+    /// Examines the compiler whose programs are in this folder. The error is the reason why it is not suitable.
     fn at(programs: &Path) -> Result<Self> {
         let rustc = programs.join("rustc");
         let ask = |question: &[&str]| process::output(process::clean(&rustc).args(question));
         let sysroot = PathBuf::from(ask(&["--print", "sysroot"])?.trim());
         let about = ask(&["-vV"])?;
-        let llvm_version = field(&about, "LLVM version: ").context("it does not name its LLVM")?;
+        let llvm_version = field(&about, "LLVM version: ").context("`rustc -vV` prints no LLVM version")?;
         if llvm_version.split('.').next() != Some(LLVM_MAJOR) {
-            bail!("bpf-linker {LINKER_VERSION} needs LLVM {LLVM_MAJOR}, this has {llvm_version}");
+            bail!("bpf-linker {LINKER_VERSION} needs LLVM {LLVM_MAJOR}, but this rustc has LLVM {llvm_version}");
         }
-        let host = field(&about, "host: ").context("it does not name its host")?;
+        let host = field(&about, "host: ").context("`rustc -vV` prints no host")?;
         Ok(Self {
             programs: programs.to_owned(),
             core: find_core(&sysroot)?,
@@ -127,19 +127,19 @@ impl Compiler {
         })
     }
 
-    /// One of its programs, as a command that uses this compiler and no other.
+    /// Returns a command for one of the programs, which uses this compiler and no other.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = process::clean(self.programs.join(program));
         command
             .env("CARGO", self.programs.join("cargo"))
             .env("RUSTC", self.programs.join("rustc"))
-            // aya-ebpf turns on one unstable feature and our programs another (`asm_experimental_arch`, for atomics),
-            // which a stable compiler only accepts when told to. On a nightly it changes nothing.
+            // aya-ebpf uses one unstable feature and the BPF programs use another (`asm_experimental_arch`, for atomics). A stable
+            // compiler accepts them only with this variable. On a nightly it has no effect.
             .env("RUSTC_BOOTSTRAP", "1");
         command
     }
 
-    /// What cargo must be told to have `core` for BPF.
+    /// Returns the arguments that cargo needs for the `core` library.
     pub(crate) fn core_args(&self) -> &'static [&'static str] {
         match self.core {
             Core::Ready => &[],
@@ -147,7 +147,7 @@ impl Compiler {
         }
     }
 
-    /// Whether clippy came with it.
+    /// Returns whether clippy is installed with this compiler.
     pub(crate) fn has_clippy(&self) -> bool {
         ["cargo-clippy", "clippy-driver"]
             .iter()
@@ -161,16 +161,16 @@ impl fmt::Display for Compiler {
     }
 }
 
-/// The folders of programs to look at: the system's compiler first, because its `core` is ready.
+/// Returns the folders of the compilers to examine. The system's compiler comes first, because its `core` is already compiled.
 fn candidates() -> Vec<PathBuf> {
     let system = PathBuf::from("/usr/bin");
     let mut folders: Vec<_> = system.join("rustc").is_file().then_some(system).into_iter().collect();
-    // Without rustup there simply is no further candidate.
+    // Without rustup there are no further candidates.
     folders.extend(nightlies().unwrap_or_default());
     folders
 }
 
-/// The folders of programs of rustup's nightlies: the one we name first.
+/// Returns the folders of the programs of rustup's nightlies, with [`NIGHTLY`] first.
 fn nightlies() -> Result<Vec<PathBuf>> {
     let home = process::output(process::clean("rustup").args(["show", "home"]))?;
     let list = process::output(process::clean("rustup").args(["toolchain", "list"]))?;
@@ -185,7 +185,7 @@ fn nightlies() -> Result<Vec<PathBuf>> {
     Ok(folders.collect())
 }
 
-/// Where `core` for BPF would come from.
+/// Returns where `core` for BPF comes from. Fails if the compiler has neither a compiled `core` nor its sources.
 fn find_core(sysroot: &Path) -> Result<Core> {
     let rustlib = sysroot.join("lib/rustlib");
     let libraries = rustlib.join(TARGET).join("lib");
@@ -195,25 +195,25 @@ fn find_core(sysroot: &Path) -> Result<Core> {
     if rustlib.join("src/rust/library/core/Cargo.toml").is_file() {
         return Ok(Core::FromSource);
     }
-    bail!("it has neither `core` for {TARGET} nor the sources to build it from")
+    bail!("this rustc has neither `core` for {TARGET} nor the sources to build it from")
 }
 
-/// The LLVM library a rustc uses: beside it (rustup), or among the system's libraries (Debian).
+/// Finds the LLVM library of a rustc. It is in rustc's own library folder (rustup) or in that of the system (Debian).
 fn find_llvm(sysroot: &Path, host: &str, version: &str) -> Result<PathBuf> {
-    // The file's name has the first two parts of the version, whoever built it.
+    // In both cases the name of the file has the first two parts of the version.
     let release = version.rsplit_once('.').map_or(version, |(release, _)| release);
     let name = format!("libLLVM.so.{release}");
     let libraries = sysroot.join("lib");
-    // Debian leaves out the vendor in the names of its folders.
+    // Debian omits the vendor in the names of its folders.
     [libraries.join(host.replace("-unknown-", "-")), libraries]
         .iter()
         .find_map(|folder| file_starting_with(folder, &name))
-        .with_context(|| format!("its LLVM library {name} cannot be found"))
+        .with_context(|| format!("the LLVM library {name} of this rustc is missing"))
 }
 
-/// The first bpf-linker of the version we want.
+/// Finds the first bpf-linker with the required version.
 pub(crate) fn find_linker() -> Result<PathBuf> {
-    let mut reasons = format!("no bpf-linker {LINKER_VERSION} on PATH or where cargo installs");
+    let mut reasons = format!("there is no bpf-linker {LINKER_VERSION} on PATH or in the bin folder of cargo's home");
     for linker in process::programs("bpf-linker") {
         let version = process::output(process::clean(&linker).arg("--version"))?;
         if version.split_whitespace().nth(1) == Some(LINKER_VERSION) {
@@ -224,12 +224,12 @@ pub(crate) fn find_linker() -> Result<PathBuf> {
     bail!(reasons)
 }
 
-/// What follows `name` on the line that begins with it.
+/// Returns the text that follows `name` on the line that begins with it.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
-/// A file in `folder` whose name begins so: the first by name, because a folder's own order is no order.
+/// Returns a file in `folder` whose name begins with `prefix`. If there are several, it is the first in the order of names.
 fn file_starting_with(folder: &Path, prefix: &str) -> Option<PathBuf> {
     let mut names: Vec<OsString> = fs::read_dir(folder)
         .ok()?
@@ -240,14 +240,14 @@ fn file_starting_with(folder: &Path, prefix: &str) -> Option<PathBuf> {
     names.first().map(|name| folder.join(name))
 }
 
-/// What to type where something is missing.
+/// Returns the commands that install a toolchain.
 fn instructions() -> String {
     let packages = DEBIAN_PACKAGES.join(" ");
     format!(
-        "`cargo xtask setup` installs what is missing. By hand, on Debian:\n\
+        "`cargo xtask setup` installs what is missing. To install it yourself on Debian:\n\
          \x20   sudo apt-get install --no-install-recommends {packages}\n\
          \x20   cargo install bpf-linker --version {LINKER_VERSION} --locked\n\
-         or with rustup, anywhere:\n\
+         or with rustup on any distribution:\n\
          \x20   rustup toolchain install {NIGHTLY} --profile minimal --component rust-src,clippy\n\
          \x20   cargo install bpf-linker --version {LINKER_VERSION} --locked"
     )
@@ -257,17 +257,17 @@ fn instructions() -> String {
 mod tests {
     use super::*;
 
-    /// What a rustc says of itself.
+    /// The output of `rustc -vV`.
     const ABOUT: &str = "rustc 1.96.0 (ac68faa20 2026-05-25)\nhost: x86_64-unknown-linux-gnu\n\
                          release: 1.96.0\nLLVM version: 22.1.8\n";
 
-    /// A folder with these empty files in it.
+    /// Creates a folder with these empty files.
     fn folder(files: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a temporary folder");
         for file in files {
             let path = folder.path().join(file);
-            fs::create_dir_all(path.parent().expect("a parent")).expect("folders");
-            fs::write(path, "").expect("a file");
+            fs::create_dir_all(path.parent().expect("the path has a parent")).expect("the folder is created");
+            fs::write(path, "").expect("the file is written");
         }
         folder
     }

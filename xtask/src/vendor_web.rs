@@ -1,8 +1,9 @@
-//! `cargo xtask vendor-web`: the libraries that draw the HTML report, from npm, at the versions that `ctxtrace/web/vendor` pins.
+//! `cargo xtask vendor-web`: builds the JavaScript libraries of the HTML report from the npm packages that `ctxtrace/web/vendor`
+//! pins.
 //!
-//! They are committed, with their licences and checksums, so that building ctxtrace needs neither node nor a network. npm checks each
-//! package against the hash in the lock file; no package's own scripts are run. uPlot's files are its own; the flamegraph and the
-//! parts of d3 that it uses are made one file by esbuild, which gives the same bytes every time.
+//! The libraries are committed with their licences and checksums, so that building ctxtrace needs neither node nor a network. npm
+//! checks each package against the hash in the lock file, and no scripts of packages are run. The files of uPlot are copied;
+//! esbuild bundles the flamegraph and the parts of d3 that it uses into one file, reproducibly.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,22 +14,22 @@ use sha2::{Digest, Sha256};
 
 use crate::process;
 
-/// How to make the bundles.
+/// The options of `vendor-web`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Change nothing, and fail if what is committed is not what would be made
+    /// Change nothing, and fail if the committed files differ from freshly built ones
     #[arg(long)]
     check: bool,
 }
 
-/// What the packages are pinned by, and what the flamegraph is made from.
+/// The files that pin the packages, and the source of the flamegraph bundle.
 const SOURCES: [&str; 3] = ["package.json", "package-lock.json", "flamegraph.mjs"];
-/// What is in the page.
+/// The files that are embedded in the HTML report.
 const BUNDLES: [&str; 3] = ["flamegraph.min.js", "uplot.min.css", "uplot.min.js"];
 const LICENCES: &str = "LICENCES.txt";
 const SUMS: &str = "SHA256SUMS";
 
-/// Makes them, and compares them or puts them in their place.
+/// Builds the files, and compares them with the committed ones or replaces these.
 pub(crate) fn main(args: &Args) -> Result<()> {
     if process::programs("npm").is_empty() {
         bail!("npm is not on PATH: install Node.js and npm (Debian: apt install nodejs npm)");
@@ -53,11 +54,11 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     }
     if !different.is_empty() {
         bail!(
-            "not what is made from the pinned packages: {}. `cargo xtask vendor-web` makes them anew",
+            "these files differ from what the pinned packages give: {}; run `cargo xtask vendor-web` to rebuild them",
             different.join(", ")
         );
     }
-    eprintln!("{} bundles are as they should be", BUNDLES.len());
+    eprintln!("the {} bundles are up to date", BUNDLES.len());
     Ok(())
 }
 
@@ -106,7 +107,7 @@ fn make(work: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The licence of every package that is in a bundle: all that are installed but the bundler.
+/// Returns the licences of all packages in the bundles, which are all installed packages except for the bundler.
 fn licences(packages: &Path) -> Result<String> {
     let mut names: Vec<String> = fs::read_dir(packages)?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -124,7 +125,7 @@ fn licences(packages: &Path) -> Result<String> {
         let licence = ["LICENSE", "LICENSE.md", "LICENCE"]
             .iter()
             .find_map(|file| fs::read_to_string(folder.join(file)).ok());
-        let licence = licence.with_context(|| format!("{name} comes without its licence"))?;
+        let licence = licence.with_context(|| format!("the package {name} contains no licence"))?;
         let _ = writeln!(text, "== {name} {version} ==\n\n{}\n", licence.trim());
     }
     Ok(text)

@@ -1,13 +1,13 @@
-//! The plainest three tasks (`ctxtrace/examples/plain.rs`) under dial9, for `cargo xtask bench overhead`.
+//! The three tasks of `ctxtrace/examples/plain.rs` under dial9, for `cargo xtask bench overhead`.
 //!
-//! `ping-pong-under-dial9 off|polls|wakes task|task-pool ITERATIONS BUFFER` prints the nanoseconds it took, the events that dial9
-//! recorded, and the batches of events that it dropped.
+//! `ping-pong-under-dial9 off|polls|wakes task|task-pool ITERATIONS BUFFER` prints the elapsed nanoseconds, the number of events
+//! that dial9 recorded, and the number of batches of events that it dropped.
 //!
-//! - `off`: an ordinary runtime.
-//! - `polls`: dial9's hooks in the runtime, which see every poll (with `tokio_unstable`, see `.cargo/config.toml`).
-//! - `wakes`: the tasks are spawned by dial9 too, which wraps their wakers and so sees who wakes whom.
+//! - `off`: an ordinary runtime, without dial9.
+//! - `polls`: dial9's hooks in the runtime see every poll (with `tokio_unstable`, see `.cargo/config.toml`).
+//! - `wakes`: dial9 additionally spawns the tasks and wraps their wakers, so it sees which task wakes which.
 //!
-//! The trace goes to a file in a temporary folder, and ends after the time has been taken.
+//! The trace goes to a file in a temporary folder. It is completed after the time has been measured.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use futures::{StreamExt, stream};
 use metrique_writer::test_util::{Inspector, test_entry_sink};
 use tokio::runtime::{Builder, Runtime};
 
-/// How long dial9 may take to write what it has when all is over.
+/// The maximum time that dial9 may take to write the rest of its trace at the end. It gives up after this time.
 const SHUTDOWN: Duration = Duration::from_secs(60);
 
 fn main() {
@@ -25,8 +25,8 @@ fn main() {
     let [_, sees, mode, iterations, buffer] = args.as_slice() else {
         panic!("ping-pong-under-dial9 off|polls|wakes task|task-pool ITERATIONS BUFFER");
     };
-    let iterations = iterations.parse().expect("iterations");
-    let buffer = buffer.parse().expect("a buffer");
+    let iterations = iterations.parse().expect("ITERATIONS is a number");
+    let buffer = buffer.parse().expect("BUFFER is a number");
     let mut builder = match mode.as_str() {
         "task" => Builder::new_current_thread(),
         "task-pool" => {
@@ -34,7 +34,7 @@ fn main() {
             builder.worker_threads(2);
             builder
         }
-        other => panic!("no mode {other}"),
+        other => panic!("there is no mode {other}"),
     };
     let (elapsed_ns, events, dropped) = match sees.as_str() {
         "off" => (
@@ -44,14 +44,14 @@ fn main() {
         ),
         "polls" => recorded(builder, iterations, buffer, false),
         "wakes" => recorded(builder, iterations, buffer, true),
-        other => panic!("dial9 cannot see {other}"),
+        other => panic!("dial9 cannot record {other}; use off, polls or wakes"),
     };
     println!("{elapsed_ns} {events} {dropped}");
 }
 
-/// Plays under dial9: the time, and the events recorded and batches dropped.
+/// Runs the tasks under dial9. Returns the elapsed nanoseconds, the number of recorded events, and the number of dropped batches.
 fn recorded(builder: Builder, iterations: u64, buffer: usize, wakes: bool) -> (u128, u64, u64) {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let metrics = test_entry_sink();
     let recorder = dial9::recorder(DiskBuffer::single_file(folder.path().join("trace.bin")).expect("a file"))
         .metrics_sink(metrics.sink)
@@ -71,7 +71,7 @@ fn recorded(builder: Builder, iterations: u64, buffer: usize, wakes: bool) -> (u
     )
 }
 
-/// Of all flushes.
+/// Returns the sum of a metric over all flushes.
 fn sum(metrics: &Inspector, name: &str) -> u64 {
     let entries = metrics.entries();
     entries
@@ -81,7 +81,7 @@ fn sum(metrics: &Inspector, name: &str) -> u64 {
         .sum()
 }
 
-/// The article's three tasks.
+/// Runs the article's three tasks and returns the elapsed nanoseconds.
 fn play(runtime: &Runtime, iterations: u64, buffer: usize, by_dial9: bool) -> u128 {
     let (to_repeater, from_sender) = mpsc::channel(buffer);
     let (to_receiver, from_repeater) = mpsc::channel(buffer);
@@ -103,6 +103,6 @@ fn play(runtime: &Runtime, iterations: u64, buffer: usize, by_dial9: bool) -> u1
         }
     });
     let elapsed_ns = start.elapsed().as_nanos();
-    assert_eq!(received.expect("received"), iterations);
+    assert_eq!(received.expect("the receiver does not panic"), iterations);
     elapsed_ns
 }

@@ -1,4 +1,4 @@
-//! Which task: the part of the result that says what the program was doing at its kernel switches.
+//! The part of the result that attributes kernel switches to tasks: what the program was doing at each switch.
 
 use crate::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, HashMap};
@@ -25,12 +25,12 @@ use crate::trace::Aggregates;
 use crate::trace::run::Run;
 use crate::workload::Outcome;
 
-/// Why there is nothing to say of polls where no probe is.
+/// Why the figures about polls are null if no program of the target uses the probe.
 const NO_PROBE: &str = "no thread of the target counts its polls: the program does not use ctxtrace-probe";
 
-/// Why there is nothing to say of task switches where Go's scheduler makes them.
+/// Why the figures about task switches are null for goroutines.
 const GO_COUNTS_NONE: &str =
-    "Go keeps no count of its goroutine switches that could be read without stopping each of them";
+    "Go keeps no count of goroutine switches that could be read without stopping the program at each switch";
 
 pub(super) fn task_switches(run: &Run, no_messages: &str, nulls: &mut Nulls) -> Option<TaskSwitches> {
     let programs = run.aggregates.programs.all().iter();
@@ -60,7 +60,7 @@ pub(super) fn task_switches(run: &Run, no_messages: &str, nulls: &mut Nulls) -> 
         messages_per_poll: nulls.or(
             messages_per_poll(&switches.messages_per_poll),
             "task_switches.messages_per_poll",
-            "no thread that polled has told its numbers at its end",
+            "no polling thread reported its counters when it exited",
         ),
     })
 }
@@ -97,7 +97,7 @@ pub(super) fn ledger_rows(aggregates: &Aggregates, ledger: &Ledger, nulls: &mut 
     unseen::with_open(rows, aggregates, ledger, nulls)
 }
 
-/// The class as it is called in the result.
+/// Converts a class of the ledger to the class in the result.
 #[must_use]
 pub fn class(kind: Kind) -> Class {
     match kind {
@@ -149,8 +149,8 @@ pub(super) fn task_rows(
     rows
 }
 
-/// Why a task has no count of its polls.
-const NOT_COUNTED: &str = "nothing counts the polls of this task: ctxtrace-probe does not wrap it";
+/// Why a task has no number of polls.
+const NOT_COUNTED: &str = "the polls of this task are not counted, because ctxtrace-probe does not wrap the task";
 
 pub(super) fn task_types(tasks: &[Task]) -> Vec<TaskType> {
     let mut types: BTreeMap<&str, TaskType> = BTreeMap::new();
@@ -162,7 +162,7 @@ pub(super) fn task_types(tasks: &[Task]) -> Vec<TaskType> {
             kernel_switches: 0,
             off_cpu_ns: 0,
         });
-        // Those that share an id are not counted: nobody knows how many they are.
+        // Tasks that share the id of `other` are not counted, because their number is not known.
         sum.tasks += u64::from(task.id != 0 || task.name != "other");
         add(&mut sum.kernel_switches, task.kernel_switches);
         add(&mut sum.off_cpu_ns, task.off_cpu_ns);
@@ -194,7 +194,7 @@ pub(super) fn wakeups(aggregates: &Aggregates, nulls: &mut Nulls) -> Vec<Wakeups
             waking_ns: nulls.or(
                 (edge.timed > 0).then(|| edge.waking_ns as f64 / edge.timed as f64),
                 &path("waking_ns"),
-                "no waking along this edge was timed",
+                "no wakeup of this thread by this waker was timed",
             ),
             p50_ns: percentile(0.5),
             p99_ns: percentile(0.99),
@@ -205,7 +205,7 @@ pub(super) fn wakeups(aggregates: &Aggregates, nulls: &mut Nulls) -> Vec<Wakeups
     rows
 }
 
-/// The origin as it is called in the result.
+/// Converts the origin of a wakeup to the origin in the result.
 #[must_use]
 pub fn origin(origin: Origin) -> WakeupOrigin {
     match origin {

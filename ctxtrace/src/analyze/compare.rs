@@ -1,7 +1,7 @@
-//! Two captures side by side. Its JSON form is `ctxtrace.compare/1`.
+//! Compares two captures. The JSON form of the comparison is `ctxtrace.compare/1`.
 //!
-//! One recording of each says how they differ, not whether another pair of recordings would differ likewise: there are no
-//! intervals here, and no claims. [`crate::analyze::explain`] makes them, from many runs.
+//! One recording of each case shows how the two recordings differ, not whether another pair would differ in the same way. So
+//! there are no intervals and no claims here. [`crate::analyze::explain`] makes them from many runs.
 
 use crate::sums::SaturatingSum;
 use schemars::JsonSchema;
@@ -16,88 +16,89 @@ use crate::trace::Level;
 /// Name and version of the format.
 pub const SCHEMA: &str = "ctxtrace.compare/1";
 
-/// The whole comparison.
+/// The full comparison of `ctxtrace compare`.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Compared {
-    /// `ctxtrace.compare/1`.
+    /// Name and version of the format: `ctxtrace.compare/1`.
     pub schema: String,
-    /// Version of the program that made it.
+    /// Version of ctxtrace that made the comparison.
     pub ctxtrace_version: String,
-    /// What counts and times are for one of.
+    /// The unit that counts and times are divided by.
     pub unit: Unit,
-    /// What the other is held against.
+    /// The capture that the subject is compared with.
     pub base: Side,
-    /// The other.
+    /// The capture that is compared with the base.
     pub subject: Side,
-    /// Figures of both.
+    /// Figures of both captures.
     pub figures: Vec<Figure>,
-    /// The ledgers, by class.
+    /// The ledgers of both captures, by class.
     pub ledger: Vec<ClassRow>,
-    /// Where the threads' time goes.
+    /// How the threads spend their time.
     pub budget: Option<Budget>,
-    /// One for everything that could not be compared.
+    /// One entry for everything that could not be compared.
     pub unavailable: Vec<Unavailable>,
 }
 
-/// One of the two.
+/// One of the two captures.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Side {
     /// What was recorded.
     pub name: String,
-    /// Where.
+    /// The machine on which the recording was made.
     pub host: Host,
-    /// How much.
+    /// The level of the recording: how much was recorded.
     pub level: Level,
-    /// Whether it ran to its end, and the file is whole.
+    /// Whether the recording is complete and the file is not damaged.
     pub complete: bool,
-    /// Messages, runs or seconds: what its counts and times are divided by.
+    /// Number of messages, runs or seconds that counts and times are divided by.
     pub units: f64,
 }
 
-/// A figure of both.
+/// One figure of both captures.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Figure {
-    /// What it is.
+    /// Name of the figure.
     pub name: String,
-    /// Whether it is a time, in nanoseconds; else it is a count.
+    /// Whether the figure is a time in nanoseconds. Otherwise it is a count.
     pub is_time: bool,
-    /// The base's.
+    /// Value of the base.
     pub base: Option<f64>,
-    /// The subject's.
+    /// Value of the subject.
     pub subject: Option<f64>,
-    /// Subject by base.
+    /// Value of the subject divided by the value of the base.
     pub ratio: Option<f64>,
 }
 
-/// A class of both ledgers, all its tasks and reasons together.
+/// One class of both ledgers, all tasks and reasons together.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct ClassRow {
     /// The class.
     pub class: Class,
-    /// Switches of the base, for each unit.
+    /// Kernel switches of the base per unit.
     pub base: f64,
-    /// Of the subject.
+    /// Kernel switches of the subject per unit.
     pub subject: f64,
-    /// Off-CPU time after them, nanoseconds for each unit.
+    /// Off-CPU time after the switches of the base, in nanoseconds per unit.
     pub base_off_cpu_ns: f64,
-    /// Of the subject.
+    /// Off-CPU time after the switches of the subject, in nanoseconds per unit.
     pub subject_off_cpu_ns: f64,
 }
 
-/// One capture, as it is compared.
+/// One capture to be compared.
 #[derive(Clone, Debug)]
 pub struct Captured {
-    /// What was recorded, in words.
+    /// What was recorded, as text.
     pub name: String,
-    /// What it came to.
+    /// The report of the capture.
     pub report: Report,
-    /// Where the time of its median run went; see [`unit_of`] for what it is divided by.
+    /// How the threads of the median run spent their time. See [`unit_of`] for the unit.
     pub account: Account,
-    /// What its threads slept for.
+    /// What the threads slept for.
     pub asleep: Asleep,
 }
 
-/// What a capture can be divided by. A process that was attached to did some of its work, and only time says how much.
+/// Returns the unit by which both captures can be divided. For a process that was attached to only the recorded time is known,
+/// not how much of its work was done, so the unit is a second.
 #[must_use]
 pub fn unit_of(base: &Report, subject: &Report) -> Unit {
     let of = |fits: fn(&Report) -> bool| fits(base) && fits(subject);
@@ -115,7 +116,7 @@ pub fn unit_of(base: &Report, subject: &Report) -> Unit {
     }
 }
 
-/// What its counts and times are divided by.
+/// Returns the number that counts and times of a report are divided by.
 #[must_use]
 pub fn units(report: &Report, unit: Unit) -> f64 {
     let units = match unit {
@@ -129,7 +130,7 @@ pub fn units(report: &Report, unit: Unit) -> f64 {
     if units > 0.0 { units } else { 1.0 }
 }
 
-/// Compares. Both accounts are to be for each of `unit`.
+/// Compares two captures. Both accounts must be per `unit`.
 #[must_use]
 pub fn compare(version: &str, unit: Unit, base: &Captured, subject: &Captured) -> Compared {
     let side = |captured: &Captured| Side {
@@ -166,13 +167,13 @@ pub fn compare(version: &str, unit: Unit, base: &Captured, subject: &Captured) -
         if captured.report.level != Level::Timeline {
             add(
                 "run_queue",
-                "how long threads slept and how long they waited for a CPU is known by class at --level timeline only",
+                "how long threads of each class slept and how long they waited for a CPU is known only at --level timeline",
             );
         }
         if captured.account.samples == 0 {
             add(
                 "on_cpu",
-                "what the time on the CPU was for takes samples: record with --level timeline --sample 997",
+                "the on-CPU time cannot be divided without samples: record with --level timeline --sample 997",
             );
         }
     }
@@ -282,7 +283,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Two captures of the same run, one of which took three times as long.
+    /// Returns a comparison of two captures of the same run, one of which took three times as long.
     pub(crate) fn drawn() -> Compared {
         let (base, subject) = (captured(Mode::Task, 1_000_000), captured(Mode::TaskPool, 3_000_000));
         compare("0.0.0", unit_of(&base.report, &subject.report), &base, &subject)
@@ -296,9 +297,14 @@ pub(crate) mod tests {
         let compared = compare("0.0.0", unit, &base, &subject);
         let elapsed = &compared.figures[0];
         assert_eq!(elapsed.ratio, Some(3.0));
-        let ns = base.report.workload.as_ref().expect("one").ns_per_message;
+        let ns = base
+            .report
+            .workload
+            .as_ref()
+            .expect("a built-in workload")
+            .ns_per_message;
         assert_eq!(elapsed.base, ns);
-        // The ledgers are the same run's.
+        // Both ledgers are those of the same run.
         assert!(compared.ledger.iter().all(|row| (row.base - row.subject).abs() < 1e-12));
         let count: f64 = compared.ledger.iter().map(|row| row.base).sum();
         assert!((count * compared.base.units - base.report.kernel_switches.total as f64).abs() < 1e-6);

@@ -1,17 +1,19 @@
-//! From captures to one result: pure functions.
+//! Computes results from captures. All functions are pure.
 //!
-//! * [`assertion`]: `--assert`, a sentence about one figure of the result.
-//! * [`attribution`]: the part of the result that is about tasks.
-//! * [`budget`]: where the threads' time goes in one case and in another.
+//! * [`assertion`]: `--assert`, a condition on one figure of the result.
+//! * [`attribution`]: the part of the result about tasks.
+//! * [`budget`]: where the threads spend their time in two cases, compared.
 //! * [`compare`]: two captures side by side.
+//! * [`doctor`]: what a machine or a program lacks for tracing.
 //! * [`explain`]: why one case is slower than another.
-//! * [`percentile`]: figures out of log-linear histograms.
-//! * [`profile`]: what samples of the time on the CPU were in.
-//! * [`result`]: the result itself, [`result::Report`]; its JSON form is the contract.
-//! * [`statistics`]: whether two cases differ, by how much, and what takes it away.
-//! * [`summarize`]: makes it out of one or several runs.
-//! * [`suite`]: the article's table, out of the results of its cases.
-//! * `unseen`: what was not seen to begin or to end.
+//! * [`percentile`]: percentiles of log-linear histograms.
+//! * `polls`: the part of the result about polls and wakes.
+//! * [`profile`]: on-CPU time by category of code and by function, from samples.
+//! * [`result`]: the result itself, [`result::Report`]. Its JSON form is the contract.
+//! * [`statistics`]: whether two cases differ, by how much, and how much of the difference a change removes.
+//! * [`summarize`]: makes the result of one or several runs.
+//! * [`suite`]: the table of the article's cases.
+//! * `unseen`: the part of the result about what was not seen to begin or to end.
 
 pub mod assertion;
 pub mod attribution;

@@ -1,20 +1,23 @@
-//! Percentiles out of log-linear histograms.
+//! Percentiles of log-linear histograms.
 //!
-//! The p-th percentile is the value of rank ⌈p · n⌉ (the "nearest rank" definition). Its bucket is known exactly; of the
-//! bucket the midpoint is told, which is within 3.2 % of the true value, and never outside the extremes, which are exact.
+//! The p-th percentile is the value of rank ⌈p · n⌉ (the "nearest rank" definition). The bucket of that value is known exactly.
+//! The result is the midpoint of the bucket, which is within 3.2 % of the true value. The result is clamped to the minimum and
+//! maximum, which are exact.
 
 use ctxtrace_common::histogram::{Histogram, lower_bound, upper_bound};
 
-/// The value below or at which a share `p` (0 to 1) of the values lies, in nanoseconds; `None` if there are no values.
+/// Returns the value in nanoseconds such that a share `p` (0 to 1) of the values is not larger. Returns `None` if there are no
+/// values.
 #[must_use]
 pub fn percentile(histogram: &Histogram, p: f64) -> Option<u64> {
     let middle = of_buckets(&histogram.buckets, p)?;
-    // Of a histogram that was made up the least may be more than the most.
+    // In a forged histogram the minimum may be larger than the maximum.
     let least = histogram.min_plus_one_ns.saturating_sub(1);
     Some(middle.max(least).min(histogram.max_ns))
 }
 
-/// The same of log-linear buckets alone, of which the last one may hold everything beyond; a bucket's midpoint.
+/// Like [`percentile`], for buckets without an exact minimum and maximum: returns the midpoint of the bucket. The last bucket may
+/// contain all larger values.
 #[must_use]
 pub fn of_buckets(buckets: &[u64], p: f64) -> Option<u64> {
     let count = buckets.iter().copied().fold(0, u64::saturating_add);
@@ -28,7 +31,7 @@ pub fn of_buckets(buckets: &[u64], p: f64) -> Option<u64> {
     Some(low + (upper_bound(bucket) - low) / 2)
 }
 
-/// The median of some values, of an even number the mean of the two in the middle; `None` if there are none.
+/// Returns the median: for an even number of values, the mean of the two in the middle. Returns `None` if there are no values.
 #[must_use]
 pub fn median(values: &[f64]) -> Option<f64> {
     let mut values = values.to_vec();
@@ -65,11 +68,11 @@ mod tests {
 
     #[test]
     fn extremes_and_counts_that_contradict_each_other_have_a_percentile() {
-        let mut made_up = histogram([5, 7]);
-        (made_up.min_plus_one_ns, made_up.max_ns) = (1_000, 3);
-        assert_eq!(percentile(&made_up, 0.5), Some(3));
-        made_up.buckets.fill(u64::MAX);
-        assert!(percentile(&made_up, 1.0).is_some());
+        let mut forged = histogram([5, 7]);
+        (forged.min_plus_one_ns, forged.max_ns) = (1_000, 3);
+        assert_eq!(percentile(&forged, 0.5), Some(3));
+        forged.buckets.fill(u64::MAX);
+        assert!(percentile(&forged, 1.0).is_some());
     }
 
     #[test]
@@ -90,7 +93,7 @@ mod tests {
 
     #[test]
     fn percentiles_are_within_seven_percent_of_the_true_ones() {
-        // A skewed set over six orders of magnitude, in a scrambled order.
+        // A skewed set of values over six orders of magnitude, not in sorted order.
         let mut values: Vec<u64> = (0..20_000_u64)
             .map(|i| 50 + ((i * 7_919) % 20_000).pow(2) / 3)
             .collect();
@@ -98,8 +101,11 @@ mod tests {
         values.sort_unstable();
         for p in [0.5, 0.9, 0.99, 0.999] {
             let truth = values[(p * values.len() as f64).ceil() as usize - 1] as f64;
-            let told = percentile(&approximate, p).expect("not empty") as f64;
-            assert!((told - truth).abs() / truth < 0.07, "p{p}: {told} for {truth}");
+            let estimate = percentile(&approximate, p).expect("not empty") as f64;
+            assert!(
+                (estimate - truth).abs() / truth < 0.07,
+                "p{p}: {estimate} instead of {truth}"
+            );
         }
     }
 }

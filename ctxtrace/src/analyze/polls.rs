@@ -1,4 +1,4 @@
-//! Polls and wakes: the part of the result that says how long tasks wait for their polls, and where.
+//! The part of the result about polls and wakes: how long a woken task waits for its poll, and where.
 
 use ctxtrace_common::histogram::Histogram;
 use ctxtrace_common::locator::OTHER_TASKS;
@@ -12,22 +12,22 @@ use crate::trace::Aggregates;
 use crate::trace::polls::{Leg, Path, PollInfo, PollWaker, TaskPolls, WakeEdge};
 use crate::trace::run::{Info, Run};
 
-/// Tasks, and pairs of waker and task, that are told.
+/// Maximum number of tasks, and of pairs of waker and task, in the result. The rows with the fewest polls or wakes are left out.
 const MOST_ROWS: usize = 256;
 
-/// Those of a run; null where none were recorded.
+/// Returns the polls of a run. Returns `None`, and records the reason, if no polls were recorded.
 pub(super) fn polls(info: &Info, run: &Run, nulls: &mut Nulls) -> Option<Polls> {
     let (Some(PollInfo { clock, reading_ns }), Some(sums)) = (info.polls, &run.polls) else {
         nulls.note(
             "polls",
-            "polls were not recorded: --level timeline --polls does, of a program that is started and links ctxtrace-probe",
+            "polls were not recorded: use --level timeline --polls with a program that links ctxtrace-probe and is started by ctxtrace",
         );
         return None;
     };
     if sums.stamps == 0 && sums.lost == 0 && sums.dropped == 0 {
         nulls.note(
             "polls",
-            "no thread has told of any: the program does not poll with ctxtrace-probe of this release, or closes what it inherits",
+            "no polls were reported: the program is not built with this version of ctxtrace-probe, or closes inherited file descriptors",
         );
         return None;
     }
@@ -38,12 +38,12 @@ pub(super) fn polls(info: &Info, run: &Run, nulls: &mut Nulls) -> Option<Polls> 
     }
     let counted = tasks::task_switches(aggregates).map(|switches| switches.polls.polls);
     let (agrees, why_not) = if sums.dropped > 0 {
-        (None, "the capture has not kept all stamps (polls.dropped)")
+        (None, "the capture did not keep all stamps (polls.dropped)")
     } else if sums.lost > 0 {
         (None, "stamps were lost (lost.poll_stamps)")
     } else {
         let agrees = counted.map(|counted| counted == sums.polls);
-        (agrees, "the kernel side has not read how many the probe counted")
+        (agrees, "the number of polls that the probe counted was not read")
     };
     Some(Polls {
         clock,
@@ -66,7 +66,7 @@ pub(super) fn polls(info: &Info, run: &Run, nulls: &mut Nulls) -> Option<Polls> 
 
 fn paths(run: &Run) -> Vec<PollPath> {
     let chains = run.polls.iter().flat_map(|polls| &polls.chains);
-    let told = Path::ALL.into_iter().zip(chains).filter_map(|(path, chain)| {
+    let rows = Path::ALL.into_iter().zip(chains).filter_map(|(path, chain)| {
         let legs = Leg::ALL.into_iter().zip(&chain.legs);
         Some(PollPath {
             path,
@@ -81,7 +81,7 @@ fn paths(run: &Run) -> Vec<PollPath> {
                 .collect(),
         })
     });
-    told.collect()
+    rows.collect()
 }
 
 fn rows(aggregates: &Aggregates, tasks: &[(TaskKey, TaskPolls)]) -> Vec<PolledTask> {
@@ -125,7 +125,7 @@ fn wakers(aggregates: &Aggregates, edges: &[((PollWaker, TaskKey), WakeEdge)]) -
     edges.into_iter().take(MOST_ROWS).filter_map(row).collect()
 }
 
-/// Of a distribution with something in it.
+/// Converts a histogram that is not empty.
 fn spread(histogram: &Histogram) -> Spread {
     let at = |p| percentile(histogram, p).unwrap_or(0);
     Spread {

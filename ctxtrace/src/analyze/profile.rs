@@ -1,6 +1,7 @@
-//! Where a run's time on its CPUs went, by what the code is for and by function, as far as samples tell.
+//! On-CPU time of a run by category of code and by function, estimated from samples.
 //!
-//! A sample says where a thread was, not for how long. The time on the CPU is known exactly; the samples share it out.
+//! A sample shows where a thread was, not for how long. The total on-CPU time is known exactly from the switches, and is divided
+//! among the samples.
 
 use crate::sums::SaturatingSum;
 use std::collections::BTreeMap;
@@ -10,7 +11,7 @@ use crate::symbolize::stacks;
 use crate::trace::run::Run;
 use crate::trace::samples::Place;
 
-/// Samples by what they are in.
+/// Number of samples by function.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
     by: BTreeMap<Belongs, u64>,
@@ -18,16 +19,16 @@ pub struct Profile {
     in_kernel: u64,
 }
 
-/// A part of the samples.
+/// A number of samples with something in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share<T> {
-    /// Of what.
+    /// What they have in common: a category or a function.
     pub of: T,
-    /// How many.
+    /// Number of samples.
     pub samples: u64,
 }
 
-/// How many samples there are of each place, of those at times that `counts` accepts.
+/// Returns the number of samples at each place, counting only samples at times for which `counts` returns true.
 #[must_use]
 pub fn places(run: &Run, counts: impl Fn(u64) -> bool) -> BTreeMap<Place, u64> {
     let mut places = BTreeMap::new();
@@ -40,7 +41,7 @@ pub fn places(run: &Run, counts: impl Fn(u64) -> bool) -> BTreeMap<Place, u64> {
 }
 
 impl Profile {
-    /// Of samples of a run, so many of each place.
+    /// Makes a profile from the number of samples at each place of a run.
     #[must_use]
     pub fn of(run: &Run, places: &BTreeMap<Place, u64>) -> Self {
         let mut profile = Self::default();
@@ -57,7 +58,7 @@ impl Profile {
         self.in_kernel += if in_kernel { samples } else { 0 };
     }
 
-    /// Adds another run's.
+    /// Adds the samples of another run.
     pub fn merge(&mut self, other: &Self) {
         for (belongs, samples) in &other.by {
             *self.by.entry(belongs.clone()).or_default() += samples;
@@ -66,19 +67,19 @@ impl Profile {
         self.in_kernel += other.in_kernel;
     }
 
-    /// How many samples there are.
+    /// Returns the number of samples.
     #[must_use]
     pub fn samples(&self) -> u64 {
         self.samples
     }
 
-    /// How many of them were in the kernel.
+    /// Returns the number of samples in the kernel.
     #[must_use]
     pub fn in_kernel(&self) -> u64 {
         self.in_kernel
     }
 
-    /// By what they are for, most first.
+    /// Returns the samples by category, the category with the most samples first.
     #[must_use]
     pub fn categories(&self) -> Vec<Share<Category>> {
         let mut by: BTreeMap<Category, u64> = BTreeMap::new();
@@ -88,7 +89,7 @@ impl Profile {
         sorted(by.into_iter().map(|(of, samples)| Share { of, samples }).collect())
     }
 
-    /// By function, most first.
+    /// Returns the samples by function, the function with the most samples first.
     #[must_use]
     pub fn functions(&self) -> Vec<Share<Belongs>> {
         let by = self.by.iter().map(|(of, &samples)| Share {
@@ -98,7 +99,7 @@ impl Profile {
         sorted(by.collect())
     }
 
-    /// The samples in functions of this kind.
+    /// Returns the number of samples in one category.
     #[must_use]
     pub fn in_category(&self, category: Category) -> u64 {
         let of = |(belongs, samples): (&Belongs, &u64)| if belongs.category == category { *samples } else { 0 };
@@ -106,7 +107,7 @@ impl Profile {
     }
 }
 
-/// Most first; where there are as many, in the order they came.
+/// Sorts by the number of samples, most first. Shares with equal numbers keep their order.
 fn sorted<T>(mut shares: Vec<Share<T>>) -> Vec<Share<T>> {
     shares.sort_by_key(|share| std::cmp::Reverse(share.samples));
     shares

@@ -1,7 +1,8 @@
-//! The result of a command. Its JSON form is a contract: `ctxtrace.report/1`, described by the JSON Schema in
-//! `docs/schema`, which is made from these types.
+//! The result of a command. Its JSON form is a contract: `ctxtrace.report/1`, described by the JSON Schema in `docs/schema`,
+//! which is generated from these types.
 //!
-//! What could not be had is `null`, and [`Report::unavailable`] says why, one entry for each. "No signal" is never 0.
+//! A figure that is not available is `null`, and [`Report::unavailable`] has one entry for each null that gives the reason. A
+//! missing figure is never reported as 0.
 
 use std::sync::Arc;
 
@@ -19,287 +20,298 @@ use crate::units::thousands;
 use crate::workload::pin::Pin;
 use crate::workload::{Allocator, Channel, Language, Mode, Protocol, Root};
 
-/// Name and version of the format.
+/// Name and version of the format of the report.
 pub const SCHEMA: &str = "ctxtrace.report/1";
 
-/// Everything a command found out.
+/// The full result of `ctxtrace run`, `record` or `report`.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Report {
-    /// `ctxtrace.report/1`.
+    /// Name and version of the format: `ctxtrace.report/1`.
     pub schema: String,
-    /// Version of the program that made it.
+    /// Version of ctxtrace that made the recording.
     pub ctxtrace_version: String,
-    /// The machine.
+    /// The machine on which the recording was made.
     pub host: Host,
-    /// How much was recorded.
+    /// The level of the recording: how much was recorded.
     pub level: Level,
-    /// Whether the workload ran to its end.
+    /// Whether the recording is complete: no run was cut short.
     pub complete: bool,
-    /// Why it did not; only present where it did not.
+    /// Why the recording is not complete. Present only if it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cut_short: Option<String>,
-    /// The built-in workload; null for `record`.
+    /// The built-in workload and its speed. Null for `record`.
     pub workload: Option<Workload>,
-    /// What `record` recorded; null for `run`.
+    /// The command or process that `record` recorded. Null for `run`.
     pub target: Option<Target>,
-    /// How long it was traced: from when the programs were attached to when they were detached.
+    /// Length of the recording in nanoseconds: from attaching the BPF programs to detaching them.
     pub recorded_ns: u64,
     /// Kernel switches of the median run.
     pub kernel_switches: KernelSwitches,
-    /// The traced count against the kernel's own, for the median run.
+    /// Comparison of the traced number of kernel switches with the kernel's own counters, for the median run.
     pub reconciliation: Reconciliation,
     /// Task switches of the median run.
     pub task_switches: Option<TaskSwitches>,
-    /// What CPU quotas of the target's cgroups did, in the median run; null in captures of versions that did not look.
+    /// Effects of the CPU quotas of the target's cgroups in the median run. Null in captures of versions that did not read the
+    /// cgroups.
     pub throttling: Option<Throttling>,
-    /// Paths of the target's cgroups that were frozen when they were looked at, every 50 ms, in the median run.
+    /// Paths of the target's cgroups that were found frozen at least once in the median run. Each cgroup is read every 50 ms, or
+    /// less often if there are more than 32, so a shorter freeze may be missing. Null in captures of versions that did not read
+    /// the cgroups.
     pub frozen_cgroups: Option<Vec<String>>,
-    /// Every kernel switch of the median run in exactly one class; the counts add up to `kernel_switches.total`.
+    /// Every kernel switch of the median run in exactly one class. The counts add up to `kernel_switches.total`.
     pub ledger: Vec<LedgerRow>,
-    /// Whether the ledger adds up, in every run.
+    /// Whether the counts of the ledger add up to the number of kernel switches in every run.
     pub ledger_adds_up: bool,
-    /// The tasks of the median run, those with most kernel switches first.
+    /// The tasks of the median run, the task with the most kernel switches first.
     pub tasks: Vec<Task>,
-    /// The tasks whose type is known, by type.
+    /// The tasks whose type is known, summed by type.
     pub task_types: Vec<TaskType>,
-    /// Who woke whom in the median run, the busiest first.
+    /// Wakeups of the median run that ended a sleep, summed by waker and woken thread, the pair with the most wakeups first.
     pub wakeups: Vec<Wakeups>,
-    /// The events of the median run; null where there are none.
+    /// The events of the median run. Null if none were recorded.
     pub timeline: Option<Timeline>,
-    /// When tasks were woken and polled, in the median run; null unless `--polls` asked.
+    /// When tasks were woken and polled, in the median run. Null unless `--polls` was given.
     pub polls: Option<Polls>,
-    /// What the target did on its CPUs, all runs together; null unless `--sample` asked.
+    /// What the target executed on its CPUs, from the samples of all runs together. Null unless `--sample` was given.
     pub on_cpu: Option<OnCpu>,
-    /// How tasks were to be found.
+    /// The requested method of finding tasks (`--locator`).
     pub locator: LocatorChoice,
     /// How the tasks of each program were found.
     pub locators: Vec<Locator>,
-    /// Distributions of all runs together.
+    /// Distributions of intervals, of all runs together.
     pub latency: Latency,
-    /// The threads of the median run, those too of a process that was attached to which made no switch.
+    /// The threads of the median run. With `record -p` this includes threads that made no switch.
     pub threads: Vec<Thread>,
-    /// The threads of the median run that were off the CPU when the recording ended, the longest first. Their time so far is in no
-    /// sum, because its end was not seen. Null in captures of versions that did not record them.
+    /// The threads of the median run that were off the CPU when the recording ended, the longest interval first. Their time so
+    /// far is in no sum, because the end of the interval was not seen. Null in captures of versions that did not record open
+    /// intervals.
     pub open_intervals: Option<Vec<OpenInterval>>,
-    /// Switch-ins on another CPU than the thread's last one, in the median run.
+    /// Number of switch-ins on another CPU than the thread's previous one, in the median run.
     pub migrations: u64,
     /// What was lost, in all runs together.
     pub lost: Lost,
-    /// What tracing itself cost, in the median run.
+    /// The cost of tracing itself, in the median run.
     pub overhead: Overhead,
-    /// One entry for every null.
+    /// One entry for every null in the report.
     pub unavailable: Vec<Unavailable>,
 }
 
-/// What CPU quotas did.
+/// Effects of CPU quotas on the target.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Throttling {
-    /// The cgroups of the target, and their parents, that have a quota and had something to run.
+    /// The target's cgroups and their parents that have a quota and had something to run.
     pub cgroups: Option<Vec<CgroupThrottling>>,
-    /// Run-queue time after switch-outs that were made for a quota: a part of `latency.run_queue` of this run.
+    /// Run-queue time, in nanoseconds, after switch-outs that the kernel made to enforce a quota. It is a part of
+    /// `latency.run_queue` of this run.
     pub thread_ns: Option<u64>,
 }
 
-/// One cgroup with a CPU quota: by how much the kernel's own `cpu.stat` rose.
+/// One cgroup with a CPU quota. Each figure is the increase of the kernel's own counter in `cpu.stat` during the run.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct CgroupThrottling {
-    /// Its path in its hierarchy.
+    /// Path of the cgroup in its hierarchy.
     pub path: String,
-    /// How long it was throttled, all CPUs added up; whatever of its programs wanted to run.
+    /// How long the cgroup was throttled, in nanoseconds, all CPUs added up. This includes programs of the cgroup that are not
+    /// part of the target.
     pub throttled_ns: u64,
-    /// Periods in which it had something to run.
+    /// Quota periods in which the cgroup had something to run.
     pub periods: u64,
-    /// Of them, those in which it was throttled.
+    /// Quota periods in which the cgroup was throttled.
     pub throttled_periods: u64,
 }
 
-/// What `record` recorded.
+/// The command or process that `record` recorded.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Target {
-    /// The command, word by word; null for a process that was attached to.
+    /// The command and its arguments. Null for a process that was attached to.
     pub command: Option<Vec<String>>,
-    /// The command's first word, or the name the process had when it was attached to.
+    /// The first word of the command, or the name that the process had when ctxtrace attached to it.
     pub name: String,
     /// Process id.
     pub pid: Option<u32>,
-    /// Whether processes that it forked were recorded too.
+    /// Whether processes that the target forked were recorded, too.
     pub children: bool,
-    /// The command's exit status.
+    /// Exit status of the command.
     pub exit_status: Option<i32>,
-    /// The signal that killed it.
+    /// Number of the signal that killed the command.
     pub signal: Option<i32>,
-    /// The processes of a command that were there when the recording ended, and go on. Of a process that was attached to none are
-    /// listed: it is left alone.
+    /// The processes of a command that were still running when the recording ended. Empty for a process that was attached to,
+    /// because ctxtrace never ends such a process.
     pub still_running: Vec<RunningProcess>,
 }
 
-/// A process that goes on.
+/// A process that was still running when the recording ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct RunningProcess {
     /// Process id.
     pub pid: u32,
-    /// Its name.
+    /// Name of the process.
     pub name: String,
 }
 
 /// The built-in workload and its speed.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Workload {
-    /// Which case.
+    /// The mode of the workload (`--mode`).
     pub mode: Mode,
-    /// What it is written in.
+    /// The language in which the workload is written.
     pub language: Language,
-    /// Messages a channel holds: of `futures` channels beyond one per sender, of tokio's and Go's in all.
+    /// Number of messages that a channel holds. Channels of the crate `futures` hold one more for each sender. Channels of tokio
+    /// and Go hold exactly this many.
     pub buffer: Option<u64>,
-    /// Which channel joins the tasks.
+    /// The kind of channel that connects the tasks.
     pub channel: Option<Channel>,
-    /// When the next message is sent.
+    /// When the sender sends its next message.
     pub protocol: Option<Protocol>,
-    /// Messages asked for.
+    /// Number of messages requested.
     pub iterations: u64,
-    /// Worker threads; for `go` it is `GOMAXPROCS`.
+    /// Number of worker threads. For `go` it is `GOMAXPROCS`.
     pub workers: Option<u64>,
-    /// On which CPUs.
+    /// How the threads were pinned to CPUs.
     pub pin: Pin,
     /// Where the receiver ran.
     pub root: Option<Root>,
-    /// What it got its memory from.
+    /// The memory allocator of the workload.
     pub allocator: Option<Allocator>,
-    /// Threads in each process that did nothing but sleep.
+    /// Number of threads in each process that did nothing but sleep.
     pub idle_threads: u64,
-    /// From before the first message to after the last, by the workload's clock, in the median run.
+    /// Time from before the first message to after the last one, in nanoseconds, measured by the workload's own clock, in the
+    /// median run.
     pub elapsed_ns: Option<u64>,
-    /// `elapsed_ns` by messages.
+    /// `elapsed_ns` divided by the number of messages.
     pub ns_per_message: Option<f64>,
-    /// Messages by `elapsed_ns`.
+    /// Number of messages divided by the elapsed time in seconds.
     pub messages_per_second: Option<f64>,
-    /// The most messages that were in flight at a time: made by the sender and not yet received by the receiver (of `go`: not
-    /// yet back). Null unless `--count-in-flight` was given.
+    /// Largest number of messages in flight at any time: created by the sender and not yet received by the receiver (for `go`:
+    /// not yet returned). Null unless `--count-in-flight` was given.
     pub max_in_flight: Option<u64>,
-    /// Messages done; in a partial run the number last heard of, which may be up to 1,024 too low.
+    /// Number of messages handled. If the run was cut short, it is the last number that the workload reported, which may be up to
+    /// 1,024 too low.
     pub messages: u64,
-    /// Every run, in order.
+    /// All runs, in order.
     pub runs: Vec<Run>,
 }
 
-/// One of the runs.
+/// One run of the workload.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Run {
-    /// As in `workload`.
+    /// As in `workload`, for this run.
     pub elapsed_ns: Option<u64>,
-    /// As in `workload`.
+    /// As in `workload`, for this run.
     pub ns_per_message: Option<f64>,
-    /// Kernel switches traced.
+    /// Number of kernel switches traced.
     pub kernel_switches: u64,
-    /// Traced minus kernel.
+    /// Number of kernel switches traced minus the number that the kernel counted.
     pub difference: i64,
-    /// Whether the headline figures are this run's.
+    /// Whether this is the median run, from which the headline figures are taken.
     pub median: bool,
 }
 
 /// Kernel switches: how often a thread of the target was taken off a CPU.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct KernelSwitches {
-    /// Those that the kernel's `nvcsw` counted.
+    /// Switches that the kernel counted in `nvcsw` of the thread.
     pub voluntary: u64,
-    /// Those that the kernel's `nivcsw` counted.
+    /// Switches that the kernel counted in `nivcsw` of the thread.
     pub involuntary: u64,
-    /// Both.
+    /// All kernel switches: voluntary and involuntary.
     pub total: u64,
-    /// By messages.
+    /// `total` divided by the number of messages.
     pub per_message: Option<f64>,
-    /// By the seconds in `recorded_ns`.
+    /// `total` divided by `recorded_ns` in seconds.
     pub per_second: Option<f64>,
-    /// The workload's elapsed time by kernel switches; `process` and `thread` only, where a message is made of switches.
+    /// The workload's elapsed time, in nanoseconds, divided by `total`. Only for the modes `process` and `thread`, in which each
+    /// message causes kernel switches.
     pub ns_per_switch: Option<f64>,
 }
 
-/// Task switches: how often a runtime's thread began to poll a task.
+/// Task switches: how often a thread of a runtime began to poll a task.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct TaskSwitches {
-    /// All of them: outermost polls.
+    /// Number of outermost polls.
     pub total: u64,
-    /// Those of the same task as the thread's previous poll.
+    /// Polls of the same task as the thread's previous poll.
     pub repolls: u64,
-    /// Polls within a poll; not in `total`.
+    /// Polls inside a poll. They are not counted in `total`.
     pub nested_polls: u64,
-    /// Those between which and the poll before the thread was never switched out.
+    /// Polls such that the thread was not switched out between its previous poll and this one.
     pub stayed_in_user: u64,
-    /// Those before which the thread was switched out, since its previous poll.
+    /// Polls such that the thread was switched out between its previous poll and this one.
     pub hit_kernel: u64,
-    /// Threads that were switched out after their last poll: no task switch followed.
+    /// Number of threads that were switched out after their last poll, so that no task switch followed.
     pub unconfirmed: u64,
-    /// By messages.
+    /// `total` divided by the number of messages.
     pub per_message: Option<f64>,
-    /// Why the thread was switched out, for those that hit the kernel.
+    /// The task switches that hit the kernel, by the cause of the switch-out.
     pub hits: Hits,
-    /// Messages handled in one poll, whatever the task.
+    /// Distribution of the number of messages that one poll handled, over the polls of all tasks.
     pub messages_per_poll: Option<MessagesPerPoll>,
 }
 
-/// Task switches that hit the kernel, by why the thread was switched out. Of several reasons the first in this list counts.
+/// Task switches that hit the kernel, by the cause of the kernel switch before them. If there were several causes, the first one
+/// in this list is counted.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Hits {
-    /// There was nothing to poll.
+    /// The worker had nothing to poll and parked.
     pub worker_parked: u64,
-    /// It slept in something else.
+    /// The thread slept for another reason.
     pub blocked: u64,
-    /// It was made to give way, or gave way itself.
+    /// The thread was preempted, or yielded.
     pub preempted: u64,
-    /// Those of all three that are in no task's count: the thread polled so long without a switch that it is not known any
-    /// more which task came first.
+    /// Hits of any of the three kinds that are in no task's count: the thread began so many polls between its switch-outs that it
+    /// is no longer known which task the hit belongs to.
     pub of_unknown_task: u64,
 }
 
-/// A distribution of polls by the messages in them, percentiles within 3.2 %.
+/// Distribution of polls by the number of messages that they handled. Percentiles are within 3.2 % of the true value.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct MessagesPerPoll {
-    /// Polls of threads that have ended.
+    /// Number of polls of threads that have ended.
     pub polls: u64,
-    /// Polls without a message.
+    /// Number of polls that handled no message.
     pub without: u64,
-    /// Half of them handled at most this many.
+    /// 50th percentile: half of the polls handled at most this many messages.
     pub p50: u64,
-    /// 90 %.
+    /// 90th percentile.
     pub p90: u64,
-    /// 99 %.
+    /// 99th percentile.
     pub p99: u64,
-    /// The most, to the precision of the percentiles.
+    /// The largest number of messages in one poll, to the precision of the percentiles.
     pub max: u64,
 }
 
-/// A class of kernel switches.
+/// Class of a kernel switch: what the thread was doing when it was switched out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
-    /// The thread's last one.
+    /// The last switch-out of a thread that ended.
     Exited,
-    /// Stopped by a signal or a debugger.
+    /// The thread was stopped by a signal or a debugger, or was frozen.
     Stopped,
-    /// What the thread was doing is not known.
+    /// It is not known what the thread was doing.
     Unattributed,
-    /// Gave way by itself.
+    /// The thread yielded by itself (`sched_yield`).
     Yielded,
-    /// Slept while a task was polled.
+    /// The thread slept while it polled a task.
     TaskBlocked,
-    /// Made to give way while a task was polled.
+    /// The thread was preempted while it polled a task.
     TaskPreempted,
-    /// A runtime's thread with nothing to poll.
+    /// A thread of a runtime had nothing to poll and parked.
     WorkerParked,
-    /// A pool's thread without blocking work.
+    /// A thread of the pool for blocking work had no work.
     PoolIdle,
-    /// A runtime's thread asleep between polls for another reason.
+    /// A thread of a runtime slept between polls for another reason.
     RuntimeBlocked,
-    /// A runtime's thread made to give way between polls.
+    /// A thread of a runtime was preempted between polls.
     RuntimePreempted,
-    /// Any other thread asleep.
+    /// Any other thread slept.
     ThreadBlocked,
-    /// Any other thread made to give way.
+    /// Any other thread was preempted.
     ThreadPreempted,
 }
 
 impl Class {
-    /// As in JSON.
+    /// Returns the name of the class in the JSON.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -318,7 +330,7 @@ impl Class {
         }
     }
 
-    /// As in JSON, with a space for the hyphen.
+    /// Returns the name of the class as in the JSON, with spaces in place of hyphens.
     #[must_use]
     pub fn in_words(self) -> &'static str {
         match self {
@@ -338,81 +350,82 @@ impl Class {
     }
 }
 
-/// Kernel switches of one class and, where there is one, task.
+/// The kernel switches of one class and, if a task was polled, of one task.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct LedgerRow {
-    /// The class.
+    /// The class of the switches.
     pub class: Class,
-    /// Why, for what is unattributed.
+    /// Why the switches could not be attributed. Present only in the class `unattributed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Name of the task that was polled.
+    /// Name of the task that the thread was polling.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
-    /// The task's number; `root` and `other` have 0.
+    /// Number of the task. The tasks `root` and `other` have 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_id: Option<u64>,
-    /// The task's process.
+    /// Process id of the task's process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// Kernel switches.
+    /// Number of kernel switches.
     pub count: u64,
-    /// Their off-CPU time, as far as its end was seen.
+    /// Off-CPU time after these switches, in nanoseconds, as far as its end was seen.
     pub off_cpu_ns: u64,
-    /// Of them, those whose threads were off the CPU when the recording ended. Null in captures of versions that did not record it.
+    /// How many of these switches began an off-CPU interval that was still open when the recording ended. Null in captures of
+    /// versions that did not record open intervals.
     pub open: Option<u64>,
-    /// The time of those so far; it is not in `off_cpu_ns`. Null where `open` is.
+    /// Time so far of those open intervals, in nanoseconds. It is not in `off_cpu_ns`. Null if `open` is null.
     pub open_ns: Option<u64>,
 }
 
 /// One task.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Task {
-    /// Its number; `root` and `other` have 0.
+    /// Number of the task. The tasks `root` and `other` have 0.
     pub id: u64,
-    /// What the program calls it; its number if it does not; `root` for the future given to `block_on`, `other` for all tasks
-    /// that did not fit the tables (of goroutines one for each type).
+    /// The name that the program gave the task, or its number if it has none. `root` is the future given to `block_on`. `other`
+    /// is all tasks that did not fit the tables (for goroutines, one such row for each type).
     pub name: String,
-    /// Its process.
+    /// Process id of the task's process.
     pub pid: u32,
-    /// The type of its future, or the `async fn` it comes from; of a goroutine the function it was started with.
+    /// Type of the task's future, or the `async fn` that it comes from. For a goroutine, the function that it was started with.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub future_type: Option<String>,
-    /// How often a thread began to poll it.
+    /// How often a thread began to poll the task.
     pub task_switches: Option<u64>,
-    /// Those that hit the kernel.
+    /// How many of these task switches hit the kernel.
     pub hit_kernel: Option<u64>,
-    /// Kernel switches while it was polled.
+    /// Kernel switches made while the task was polled.
     pub kernel_switches: u64,
-    /// Off-CPU time of those.
+    /// Off-CPU time after those kernel switches, in nanoseconds.
     pub off_cpu_ns: u64,
 }
 
 /// All tasks of one type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct TaskType {
-    /// The type of the future, or the `async fn` it comes from; of goroutines the function they were started with.
+    /// Type of the futures, or the `async fn` that they come from. For goroutines, the function that they were started with.
     #[serde(rename = "type")]
     pub future_type: String,
-    /// Number of tasks seen at a kernel switch, `other` ones not counted.
+    /// Number of tasks of this type that were seen at a kernel switch. Tasks in `other` are not counted.
     pub tasks: u64,
-    /// Kernel switches while they were polled.
+    /// Kernel switches made while these tasks were polled.
     pub kernel_switches: u64,
-    /// Off-CPU time of those.
+    /// Off-CPU time after those kernel switches, in nanoseconds.
     pub off_cpu_ns: u64,
 }
 
-/// What made wakeups.
+/// What made a wakeup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum WakeupOrigin {
-    /// Not known.
+    /// It is not known what made the wakeup.
     Unknown,
-    /// A timer, a device: no thread.
+    /// An interrupt, for example of a timer or a device. No thread made the wakeup.
     Interrupt,
-    /// A thread that polled a task.
+    /// A thread of the target that was polling a task.
     Task,
-    /// A runtime's thread between polls.
+    /// A thread of a runtime between polls.
     Runtime,
     /// Another thread of the target.
     Thread,
@@ -421,7 +434,7 @@ pub enum WakeupOrigin {
 }
 
 impl WakeupOrigin {
-    /// As in JSON.
+    /// Returns the name of the origin in the JSON.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -435,231 +448,237 @@ impl WakeupOrigin {
     }
 }
 
-/// Wakeups from one waker to one thread that ended a sleep.
+/// Wakeups of one thread by one waker that ended a sleep.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Wakeups {
-    /// What made them.
+    /// What made the wakeups.
     pub origin: WakeupOrigin,
-    /// The task that made them, or `interrupt`; absent where no task was polled.
+    /// Name of the task that made the wakeups, or `interrupt`. Absent if no task was polled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_task: Option<String>,
-    /// The thread that made them, or `interrupt`.
+    /// Name of the thread that made the wakeups, or `interrupt`.
     pub from_thread: String,
-    /// Its id; absent for an interrupt.
+    /// Id of the thread that made the wakeups. Absent for an interrupt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_tid: Option<u32>,
-    /// The thread that was woken.
+    /// Name of the woken thread.
     pub to_thread: String,
-    /// Its id.
+    /// Id of the woken thread.
     pub to_tid: u32,
-    /// How many.
+    /// Number of wakeups.
     pub count: u64,
-    /// Of them, those that led to nothing: a worker was woken out of a park, polled nothing and parked again.
+    /// How many of these wakeups were wasted: they woke a worker from a park, and the worker parked again without polling
+    /// anything.
     pub wasted: Option<u64>,
-    /// On-CPU time of the woken thread after those.
+    /// On-CPU time of the woken thread after wasted wakeups, in nanoseconds.
     pub wasted_on_cpu_ns: Option<u64>,
-    /// What making one such wakeup takes, on the CPU of its maker, on average; all wakings that were timed count.
+    /// Mean time that the waker spends on its CPU to make one such wakeup, in nanoseconds, over the wakeups that were timed.
     pub waking_ns: Option<f64>,
-    /// Wake-to-run time of half of them at most.
+    /// 50th percentile of the wake-to-run time, in nanoseconds.
     pub p50_ns: u64,
-    /// Of 99 %.
+    /// 99th percentile of the wake-to-run time, in nanoseconds.
     pub p99_ns: u64,
-    /// The longest.
+    /// Longest wake-to-run time, in nanoseconds.
     pub max_ns: u64,
-    /// Of all together.
+    /// Sum of the wake-to-run times, in nanoseconds.
     pub sum_ns: u64,
 }
 
 /// How the tasks of one program were found.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Locator {
-    /// The executable.
+    /// Path of the executable.
     pub program: String,
-    /// `probe`, `tokio`, `go` or `none`; several with a `+` between them.
+    /// `probe`, `tokio`, `go` or `none`. If several apply, they are joined with `+`.
     pub locator: String,
-    /// The release of tokio in it, where it can be told.
+    /// Version of tokio in the program, if it could be determined.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokio_version: Option<String>,
-    /// The version of Go it was built with, where it can be told.
+    /// Version of Go that the program was built with, if it could be determined.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub go_version: Option<String>,
-    /// The GNU build id of the program, in hexadecimal digits; absent if it has none.
+    /// GNU build id of the program in hexadecimal digits. Absent if the program has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build_id: Option<String>,
-    /// Why its tasks cannot be found, and what would help; absent if they can, or if it has none.
+    /// Why the tasks of the program cannot be found, and what would help. Absent if they can be found, or if the program has no
+    /// tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What was not found out about the program where there is no `reason`, as that not every shared object of it was searched for a
-    /// runtime; absent if there is nothing.
+    /// What could not be determined about the program although there is no `reason`: for example, that not all of its shared
+    /// objects were searched for a runtime. Absent if there is nothing to note.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
 
-/// The traced count against the kernel's own.
+/// Comparison of the traced number of kernel switches with the kernel's own counters. The two must be equal.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Reconciliation {
-    /// Program runs that saw a target thread switched out.
+    /// Number of kernel switches traced: runs of the BPF program that saw a thread of the target switched out.
     pub traced: u64,
-    /// By how much the kernel's own counters rose.
+    /// Increase of the kernel's own counters.
     pub kernel: u64,
-    /// Traced minus kernel.
+    /// `traced` minus `kernel`. If threads differ in both directions, so that the sums are equal, it is the sum of the amounts,
+    /// negative.
     pub difference: i64,
-    /// Thread by thread.
+    /// The same comparison for each thread.
     pub threads: Vec<ThreadReconciliation>,
-    /// `wait4`'s count, and the bounds it must lie in.
+    /// Number of switches that `wait4` reported, and the bounds in which it must lie.
     pub rusage: Option<Rusage>,
 }
 
-/// One thread's two counts.
+/// The two counts of one thread.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct ThreadReconciliation {
     /// Thread id.
     pub tid: u32,
     /// Thread name.
     pub name: String,
-    /// Program runs.
+    /// Number of kernel switches traced.
     pub traced: u64,
-    /// The kernel's count.
+    /// Increase of the kernel's counters of this thread.
     pub kernel: u64,
-    /// Traced minus kernel.
+    /// `traced` minus `kernel`.
     pub difference: i64,
 }
 
-/// `wait4`'s count of switches.
+/// Number of kernel switches according to `wait4`.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Rusage {
-    /// What it says.
+    /// The number that `wait4` reported.
     pub switches: u64,
-    /// The least that agrees with the traced count.
+    /// The smallest number that is consistent with the traced count.
     pub lower: u64,
-    /// The most that agrees with the traced count.
+    /// The largest number that is consistent with the traced count.
     pub upper: u64,
-    /// Whether it lies between.
+    /// Whether `switches` is between `lower` and `upper`, both included.
     pub agrees: bool,
 }
 
-/// Every kernel switch and wakeup as an event.
+/// The recorded events: every kernel switch and wakeup of the target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Timeline {
-    /// Events; a switch from one thread of the target to another is one.
+    /// Number of events. A switch from one thread of the target to another is one event.
     pub events: u64,
-    /// Kernel switches among them.
+    /// Number of kernel switches among the events.
     pub switches: u64,
-    /// Wakings of the target's threads among them, those that ended no sleep included.
+    /// Number of wakeups of the target's threads among the events, including wakeups that ended no sleep.
     pub wakeups: u64,
-    /// Bytes of all events.
+    /// Size of all events in bytes.
     pub bytes: u64,
-    /// From the beginning of the recording to the first of these events. Null if there is none.
+    /// Time from the beginning of the recording to the first of these events, in nanoseconds. Null if there are no events.
     pub begins_ns: Option<u64>,
-    /// Older events, which the capture has not kept (`--max-size`, `--keep`): the timeline lacks them, the counts do not.
+    /// Number of older events that the capture did not keep (`--max-size`, `--keep`). The timeline lacks them; the counts include
+    /// them.
     pub dropped: u64,
-    /// Whether the events, played again, give the counts, the ledger and the distributions that were added up in the kernel,
-    /// in every run. Null if events were lost or dropped.
+    /// Whether replaying the events gives the same counts, ledger and distributions as were summed in the kernel, in every run.
+    /// Null if events were lost or dropped.
     pub agrees: Option<bool>,
-    /// What does not agree; only present if something does not.
+    /// What the replay of the events gives differently. Present only if something differs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disagreements: Vec<String>,
 }
 
-/// What one CPU has lost.
+/// What was lost on one CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct CpuLosses {
-    /// The CPU.
+    /// Number of the CPU.
     pub cpu: u32,
-    /// Of `lost.events`, those found out about there.
+    /// How many of `lost.events` were detected on this CPU.
     pub events: u64,
-    /// Of `lost.timeline_events`, those that found its ring full.
+    /// How many of `lost.timeline_events` found the ring buffer of this CPU full.
     pub timeline_events: u64,
 }
 
-/// The distributions.
+/// The distributions of intervals.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Latency {
-    /// Switch-out to switch-in.
+    /// Time from a switch-out to the thread's next switch-in.
     pub off_cpu: Distribution,
-    /// Switch-out to the end of the sleep.
+    /// Time from a switch-out to the end of the sleep.
     pub blocked: Distribution,
-    /// End of the sleep, or switch-out of a runnable thread, to switch-in.
+    /// Time from the end of the sleep (or from the switch-out, if the thread was still runnable) to the switch-in.
     pub run_queue: Distribution,
-    /// Switch-in to switch-out.
+    /// Time from a switch-in to the next switch-out.
     pub on_cpu: Distribution,
-    /// The waking that ended the sleep to switch-in.
+    /// Time from the wakeup that ended the sleep to the switch-in.
     pub wake_to_run: Distribution,
 }
 
-/// One distribution, nanoseconds. Count, extremes and sum are exact, percentiles within 3.2 %.
+/// A distribution of intervals in nanoseconds. Count, minimum, maximum and sum are exact; percentiles are within 3.2 % of the
+/// true value.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Distribution {
-    /// Intervals that ended.
+    /// Number of intervals that ended.
     pub count: u64,
-    /// Intervals that had begun and not ended when the capture did, counted with no time; a thread's last switch-out
-    /// begins one that never ends. Null for distributions that cannot have any.
+    /// Number of intervals that had begun and not ended when the capture ended. They are counted here without a time. The last
+    /// switch-out of a thread begins an interval that never ends. Null for distributions that have no open intervals of their
+    /// own.
     pub open_intervals: Option<u64>,
-    /// The time so far of those whose threads live on; it is not in `sum_ns`. Null where `open_intervals` is, and in captures of versions
-    /// that did not record it.
+    /// Time so far of the open intervals of threads that have not ended, in nanoseconds. It is not in `sum_ns`. Null if
+    /// `open_intervals` is null, and in captures of versions that did not record open intervals.
     pub open_ns: Option<u64>,
-    /// Shortest.
+    /// Shortest interval.
     pub min_ns: Option<u64>,
-    /// Half of them are at most this long.
+    /// 50th percentile: half of the intervals are at most this long.
     pub p50_ns: Option<u64>,
-    /// 90 %.
+    /// 90th percentile.
     pub p90_ns: Option<u64>,
-    /// 99 %.
+    /// 99th percentile.
     pub p99_ns: Option<u64>,
-    /// 99.9 %.
+    /// 99.9th percentile.
     pub p999_ns: Option<u64>,
-    /// Longest.
+    /// Longest interval.
     pub max_ns: Option<u64>,
-    /// All of them together.
+    /// Sum of all intervals.
     pub sum_ns: u64,
-    /// The least value of each log-linear bucket that has any, with how many it has: what the percentiles are taken from, and
-    /// what pictures are made of.
+    /// The log-linear buckets that are not empty: the lower bound of each bucket and its count. Percentiles and plots are
+    /// computed from them.
     #[serde(skip)]
     pub buckets: Vec<(u64, u64)>,
 }
 
-/// One thread.
+/// One thread, or the sums of several threads with the same name.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Thread {
-    /// Thread id; 0 of several threads.
+    /// Thread id. 0 if the row is the sum of several threads.
     pub tid: u32,
-    /// Process id; 0 of threads of several processes.
+    /// Process id. 0 if the row is the sum of threads of several processes.
     pub pid: u32,
     /// Thread name.
     pub name: String,
-    /// How many ended threads of this name these are the sums of; absent for one thread. Of very many threads that have ended, those
-    /// that were switched least are added up by name.
+    /// Number of ended threads with this name that the row is the sum of. Absent if the row is a single thread. If very many
+    /// threads have ended, the threads with the fewest switches are summed by name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub folded: Option<u64>,
-    /// Kernel switches, voluntary.
+    /// Voluntary kernel switches.
     pub voluntary: u64,
-    /// Kernel switches, involuntary.
+    /// Involuntary kernel switches.
     pub involuntary: u64,
-    /// Sum of its on-CPU intervals.
+    /// Sum of the thread's on-CPU intervals, in nanoseconds.
     pub on_cpu_ns: u64,
-    /// Sum of its off-CPU intervals that ended.
+    /// Sum of the thread's off-CPU intervals that ended, in nanoseconds.
     pub off_cpu_ns: u64,
-    /// Sum of its run-queue times, that of its very first wait included.
+    /// Sum of the thread's run-queue times, in nanoseconds, including the wait before it first ran.
     pub run_queue_ns: u64,
-    /// Switch-ins on another CPU than the last one.
+    /// Number of switch-ins on another CPU than the previous one.
     pub migrations: u64,
-    /// What it was doing when the recording ended; absent if it had ended, or if that is not known.
+    /// State of the thread when the recording ended. Absent if the thread had ended, or if its state is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<ThreadState>,
-    /// How long it had been off the CPU then, which is in no sum; of a thread without a switch, at least the whole recording. Absent
-    /// if it was not off the CPU.
+    /// How long the thread had been off the CPU when the recording ended, in nanoseconds. This time is in no sum. For a thread
+    /// without a switch it is a lower limit: the length of the recording. Absent if the thread was not off the CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open_off_cpu_ns: Option<u64>,
 }
 
 impl Thread {
-    /// How many threads it is of.
+    /// Returns the number of threads that the row stands for.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.folded.unwrap_or(1)
     }
 
-    /// Its id, or of how many threads these are the sums.
+    /// Returns the thread id, or, for the sum of several threads, their number.
     #[must_use]
     pub fn id_in_words(&self) -> String {
         match self.folded {
@@ -668,29 +687,29 @@ impl Thread {
         }
     }
 
-    /// Whether it made no switch while it was recorded.
+    /// Whether the thread made no kernel switch during the recording.
     #[must_use]
     pub fn is_silent(&self) -> bool {
         self.voluntary + self.involuntary == 0
     }
 }
 
-/// What a thread that lives is doing.
+/// State of a thread that has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ThreadState {
-    /// It is on a CPU, or of a thread without a switch: on a CPU or ready to run.
+    /// The thread is on a CPU. A thread without a switch may also be ready to run.
     Running,
-    /// It is ready to run, and waits for a CPU.
+    /// The thread is ready to run and waits for a CPU.
     Runnable,
-    /// It sleeps.
+    /// The thread sleeps.
     Asleep,
-    /// A signal or a debugger has stopped it.
+    /// The thread is stopped by a signal or a debugger, or is frozen.
     Stopped,
 }
 
 impl ThreadState {
-    /// As in the table.
+    /// Returns the name of the state in tables.
     #[must_use]
     pub fn in_words(self) -> &'static str {
         match self {
@@ -709,72 +728,74 @@ pub struct OpenInterval {
     pub tid: u32,
     /// Process id.
     pub pid: u32,
-    /// Thread name; empty if the thread is not known.
+    /// Thread name. Empty if the thread is not known.
     pub thread: String,
-    /// The class of the switch-out, as in `ledger`.
+    /// Class of the switch-out, as in `ledger`.
     pub class: Class,
-    /// Name of the task that was polled.
+    /// Name of the task that the thread was polling.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
-    /// From the switch-out to the end of the recording.
+    /// Time from the switch-out to the end of the recording, in nanoseconds.
     pub off_ns: u64,
-    /// Its stack, outermost function first; empty where no stacks were recorded.
+    /// Stack of the switch-out, outermost function first. Empty if no stacks were recorded.
     pub stack: Vec<Arc<str>>,
 }
 
-/// What was lost, by cause. All zero is what one wants to see.
+/// What was lost, by cause. In a recording without losses all counts are 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Lost {
-    /// Kernel switches that the kernel's counters prove and nobody saw.
+    /// Kernel switches that the kernel's counters show and that were not traced.
     pub events: u64,
-    /// Off-CPU intervals dropped because an event that bounds them was lost.
+    /// Off-CPU intervals that were dropped because the event at one of their ends was lost.
     pub intervals: u64,
-    /// Sleeps whose end nobody saw: their time is in `off_cpu` only.
+    /// Sleeps whose end was not seen. Their time is only in `off_cpu`.
     pub wakeups: u64,
-    /// Switch-outs a stack of which did not fit the stack table.
+    /// Switch-outs whose kernel or user stack did not fit the stack table.
     pub stacks: u64,
     /// Switch-outs whose user stack could not be read.
     pub user_stacks: u64,
-    /// Switch-outs that did not fit the table of sums: they are in the ledger by their class alone.
+    /// Switch-outs that did not fit the table of sums. The ledger has them by class only.
     pub stack_sums: u64,
-    /// Kernel stacks that would have been taken for the thread's last one, and were another, of those that were walked to see: one in
-    /// 64 of `overhead.stacks_reused`. What was not seen is some 64 times as many.
+    /// Kernel stacks that would have been taken for the thread's last stack although they were different. Only one in 64 of
+    /// `overhead.stacks_reused` is checked, so about 64 times as many are to be expected among the stacks that were not checked.
     pub mistaken_stacks: u64,
-    /// Readings of what a thread was doing that failed, though it was not exiting.
+    /// Failed attempts to read what a thread was doing, although the thread was not exiting.
     pub task_reads: u64,
-    /// Tasks that did not fit a table, and are summed as `other`; without a probe each time a thread went over to one.
+    /// Tasks that did not fit a table and are summed as `other`. Without a probe, one is counted each time that a thread began to
+    /// run such a task.
     pub tasks: u64,
-    /// Wakeups that did not fit the table of edges.
+    /// Wakeups that did not fit the table of pairs of waker and woken thread.
     pub wakeup_edges: u64,
-    /// Ended threads whose count of polls by task could not be brought home.
+    /// Ended threads whose counts of polls by task could not be read, or did not fit the ring buffer.
     pub handovers: u64,
-    /// Attempts to follow a thread that did not fit the thread table.
+    /// Attempts to trace a thread that did not fit the thread table.
     pub threads: u64,
-    /// Exited threads whose record did not fit the ring.
+    /// Exited threads whose record did not fit the ring buffer.
     pub thread_records: u64,
-    /// Processes that executed a program which the user of ctxtrace may not trace: set-user-ID, with capabilities, or not readable.
-    /// Nothing of them, nor of what they started, was recorded from there on. Always 0 for root and with `CAP_SYS_PTRACE`.
+    /// Processes that executed a program which the user of ctxtrace may not trace: a program that is set-user-ID, has
+    /// capabilities, or is not readable. From then on nothing of such a process, nor of the processes that it started, was
+    /// recorded. Always 0 for root and with `CAP_SYS_PTRACE`.
     pub refused_processes: u64,
-    /// Executables for which the table of layouts had no room: their switches are not attributed to tasks.
+    /// Executables that did not fit the table of layouts. Their switches are not attributed to tasks.
     pub programs: u64,
-    /// Reports of memory mappings that the kernel could not deliver; frames in them have no name.
+    /// Reports of memory mappings that the kernel could not deliver. Frames in these mappings have no name.
     pub mappings: u64,
-    /// Program runs the kernel skipped because one was already running on that CPU.
+    /// Runs of BPF programs that the kernel skipped because a BPF program was already running on that CPU.
     pub recursion: u64,
-    /// Events of the timeline that found the ring full: the timeline lacks them, the counts do not.
+    /// Events of the timeline that found the ring buffer full. The timeline lacks them; the counts include them.
     pub timeline_events: u64,
-    /// Samples that found the ring full.
+    /// Samples that found the ring buffer full.
     pub samples: u64,
-    /// Samples a stack of which did not fit the stack table.
+    /// Samples whose kernel or user stack did not fit the stack table.
     pub sample_stacks: u64,
-    /// Stamps of polls and wakes that were overwritten before anybody read them, or found no ring.
+    /// Timestamps of polls and wakes that were overwritten before they were read, or that were made by a thread without a ring.
     pub poll_stamps: u64,
-    /// The CPUs that have lost kernel switches or events of the timeline.
+    /// The CPUs on which kernel switches or events of the timeline were lost.
     pub by_cpu: Vec<CpuLosses>,
 }
 
 impl Lost {
-    /// Every cause with its count, named in the singular and in the plural.
+    /// Returns every cause: its name in the singular and in the plural, and its count.
     #[must_use]
     pub fn causes(&self) -> [(&'static str, &'static str, u64); 21] {
         [
@@ -806,7 +827,7 @@ impl Lost {
         ]
     }
 
-    /// Adds another run's losses.
+    /// Adds the losses of another run.
     pub fn add(&mut self, other: &Self) {
         add(&mut self.events, other.events);
         add(&mut self.intervals, other.intervals);
@@ -840,7 +861,7 @@ impl Lost {
         }
     }
 
-    /// What was lost, in words: `3 kernel switches, 1 wakeup`; `None` if nothing was.
+    /// Lists what was lost, as in `3 kernel switches, 1 wakeup`. Returns `None` if nothing was lost.
     #[must_use]
     pub fn in_words(&self) -> Option<String> {
         let causes = self.causes();
@@ -853,216 +874,220 @@ impl Lost {
     }
 }
 
-/// When tasks were woken and polled, by the stamps that the probe makes.
+/// When tasks were woken and polled, from the timestamps (stamps) that `ctxtrace-probe` makes.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Polls {
-    /// The clock that the stamps were read from.
+    /// The clock from which the stamps were read.
     pub clock: PollClock,
-    /// What one reading of it takes, measured before the run: it is in the target's time, once for each stamp.
+    /// Time that one reading of the clock takes, in nanoseconds, measured before the run. The target spends this time once for
+    /// each stamp.
     pub reading_ns: f64,
-    /// Stamps: beginnings and ends of polls, and wakes.
+    /// Number of stamps: beginnings of polls, ends of polls, and wakes.
     pub stamps: u64,
-    /// Stamps that the capture has not kept.
+    /// Number of stamps that the capture did not keep.
     pub dropped: u64,
-    /// Outermost polls begun.
+    /// Number of outermost polls begun.
     pub polls: u64,
-    /// Whether these are as many as the probe has counted (`task_switches.total`). Null if stamps were lost.
+    /// Whether `polls` equals the number of polls that the probe counted (`task_switches.total`). Null if stamps were lost.
     pub agrees: Option<bool>,
-    /// Of them, those whose end is not known.
+    /// How many of these polls have no known end.
     pub open: u64,
-    /// Of them, those that no wake is known of: first polls, those of tasks that only a hook announces, and what follows on
-    /// lost stamps.
+    /// How many of these polls have no known wake: the first poll of each task, polls of tasks that only a hook announces, and
+    /// polls that follow lost stamps.
     pub without_wake: u64,
-    /// Wakes, those included that came to a task that was woken already.
+    /// Number of wakes, including wakes of a task that had already been woken.
     pub wakes: u64,
-    /// Stamps that were earlier than one that came before, of another thread.
+    /// Number of stamps with an earlier time than a stamp of another thread that was processed before.
     pub unordered: u64,
-    /// From the beginning of a poll to its end, time off the CPU included; absent if there was none.
+    /// Time from the beginning of a poll to its end, including time off the CPU. Absent if no poll ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub poll: Option<Spread>,
-    /// From the wake that led to a poll to the poll's beginning; absent if there was none.
+    /// Time from the wake that led to a poll to the beginning of the poll. Absent if there was no such poll.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wake_to_poll: Option<Spread>,
-    /// The same by the way it went, leg by leg.
+    /// The same delays by the path from wake to poll, split into legs.
     pub paths: Vec<PollPath>,
-    /// Task by task, those with most polls first.
+    /// The tasks, at most 256, the task with the most polls first.
     pub tasks: Vec<PolledTask>,
-    /// Which task woke which, the busiest first.
+    /// Which task woke which, at most 256 pairs, the pair with the most wakes first.
     pub wakers: Vec<TaskWakes>,
 }
 
-/// Wakes that led to polls in one way.
+/// Wakes that led to a poll by the same path.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct PollPath {
-    /// The way.
+    /// The path.
     pub path: Path,
-    /// From the wake to the poll.
+    /// Time from the wake to the poll.
     pub wake_to_poll: Spread,
-    /// The parts of it, in their order, and the polls before and after.
+    /// The legs of the path in their order, including the waker's poll before the wake and the woken task's poll.
     pub legs: Vec<PollLeg>,
 }
 
-/// One part of the way.
+/// One leg of a path from wake to poll.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct PollLeg {
-    /// Which.
+    /// Which leg it is.
     pub leg: Leg,
-    /// How long.
+    /// How long the leg took.
     #[serde(flatten)]
     pub spread: Spread,
 }
 
-/// A distribution with something in it, nanoseconds. Count, extremes and sum are exact, percentiles within 3.2 %.
+/// A distribution with at least one value, in nanoseconds. Count, minimum, maximum and sum are exact; percentiles are within 3.2
+/// % of the true value.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub struct Spread {
-    /// How many.
+    /// Number of values.
     pub count: u64,
-    /// Shortest.
+    /// Smallest value.
     pub min_ns: u64,
-    /// Half of them are at most this long.
+    /// 50th percentile: half of the values are at most this large.
     pub p50_ns: u64,
-    /// 90 %.
+    /// 90th percentile.
     pub p90_ns: u64,
-    /// 99 %.
+    /// 99th percentile.
     pub p99_ns: u64,
-    /// 99.9 %.
+    /// 99.9th percentile.
     pub p999_ns: u64,
-    /// Longest.
+    /// Largest value.
     pub max_ns: u64,
-    /// All of them together.
+    /// Sum of all values.
     pub sum_ns: u64,
 }
 
 /// The polls of one task.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct PolledTask {
-    /// Its number, as in `tasks`.
+    /// Number of the task, as in `tasks`.
     pub id: u64,
-    /// Its name; `other` for all that did not fit.
+    /// Name of the task. `other` stands for all tasks that did not fit the table.
     pub name: String,
-    /// Its process; absent for `other`.
+    /// Process id of the task's process. Absent for `other`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// Polls begun.
+    /// Number of polls begun.
     pub polls: u64,
-    /// Wakes of it.
+    /// Number of wakes of the task.
     pub wakes: u64,
-    /// From the beginning of a poll to its end; absent if there was none.
+    /// Time from the beginning of a poll to its end. Absent if no poll ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub poll: Option<Spread>,
-    /// From the wake that led to a poll to the poll's beginning; absent if there was none.
+    /// Time from the wake that led to a poll to the beginning of the poll. Absent if there was no such poll.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wake_to_poll: Option<Spread>,
-    /// Those that stayed in user space; absent if there was none.
+    /// The part of `wake_to_poll` whose wakes stayed in user space. Absent if there were none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_user_space: Option<Spread>,
-    /// Those for which a thread was woken; absent if there was none.
+    /// The part of `wake_to_poll` whose wakes made the kernel wake a thread. Absent if there were none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub through_kernel: Option<Spread>,
 }
 
-/// Wakes by one waker of one task that led to polls.
+/// Wakes of one task by one waker that led to polls.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct TaskWakes {
-    /// The task that made them; absent where none was polled.
+    /// Name of the task that made the wakes. Absent if the waking thread polled no task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_task: Option<String>,
-    /// The thread that made them, where no task was polled.
+    /// Id of the thread that made the wakes, if it polled no task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_tid: Option<u32>,
-    /// The task that was woken.
+    /// Name of the woken task.
     pub to_task: String,
-    /// Its process.
+    /// Process id of the woken task's process.
     pub pid: u32,
-    /// How many.
+    /// Number of wakes.
     pub count: u64,
-    /// Of them, those that stayed in user space.
+    /// How many of these wakes stayed in user space.
     pub in_user_space: u64,
-    /// Those for which a thread was woken.
+    /// How many of these wakes made the kernel wake a thread.
     pub through_kernel: u64,
-    /// From the wake to the poll.
+    /// Time from the wake to the poll.
     pub wake_to_poll: Spread,
 }
 
-/// What the target did on its CPUs: what samples of its stacks were in.
+/// What the target executed on its CPUs, from samples of its stacks.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct OnCpu {
-    /// Samples that found a thread of the target.
+    /// Number of samples that found a thread of the target on a CPU.
     pub samples: u64,
-    /// Of them, those in the kernel.
+    /// How many of these samples were in the kernel.
     pub in_kernel: u64,
-    /// The time on the CPU that they share, nanoseconds: the sum of the on-CPU intervals.
+    /// On-CPU time that is divided among the samples, in nanoseconds: the sum of the on-CPU intervals.
     pub on_cpu_ns: u64,
-    /// By what the code is for, most first.
+    /// Samples by the category of the code, the category with the most samples first.
     pub categories: Vec<OnCpuCategory>,
-    /// The functions with most of them, at most 40.
+    /// The functions with the most samples, at most 40.
     pub functions: Vec<OnCpuFunction>,
 }
 
-/// Code of a kind.
+/// On-CPU time in one category of code.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct OnCpuCategory {
-    /// What it is for.
+    /// The category: what the code is for.
     pub category: Category,
-    /// Samples in it.
+    /// Number of samples in this category.
     pub samples: u64,
-    /// Of all samples.
+    /// Share of all samples, 0 to 1.
     pub share: f64,
-    /// The part of `on_cpu_ns` that they stand for.
+    /// The part of `on_cpu_ns` that these samples stand for, in nanoseconds.
     pub ns: u64,
 }
 
-/// One function.
+/// On-CPU time in one function.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct OnCpuFunction {
-    /// Its name, without generic arguments; of the kernel, the system call.
+    /// Name of the function without generic arguments. For code of the kernel, the system call.
     pub function: String,
-    /// What it is for.
+    /// The category: what the code is for.
     pub category: Category,
-    /// Samples in it, or in what it calls that belongs to nobody.
+    /// Number of samples in the function, or in functions called from it that have no category of their own.
     pub samples: u64,
-    /// Of all samples.
+    /// Share of all samples, 0 to 1.
     pub share: f64,
-    /// The part of `on_cpu_ns` that they stand for.
+    /// The part of `on_cpu_ns` that these samples stand for, in nanoseconds.
     pub ns: u64,
 }
 
-/// What tracing itself cost.
+/// The cost of tracing itself.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Overhead {
-    /// How it was measured.
+    /// How the cost was measured.
     pub method: String,
-    /// Each of our BPF programs.
+    /// The BPF programs of ctxtrace.
     pub programs: Vec<ProgramOverhead>,
-    /// What the programs took in all: mean by number, for `sched_switch` and `sched_waking`. Runs that only brought a
-    /// thread back onto a CPU are not counted, so it is rather more.
+    /// Estimated time spent in the BPF programs, in nanoseconds: mean time of a run multiplied by the number of runs, for
+    /// `sched_switch` and `sched_waking`. Runs in which a thread of the target was only switched in are not counted, so the true
+    /// value is somewhat larger.
     pub programs_ns: Option<f64>,
-    /// `programs_ns` by the sum of the target's on-CPU intervals, in which it lies.
+    /// `programs_ns` divided by the sum of the target's on-CPU intervals, which contain that time.
     pub share_of_on_cpu: Option<f64>,
-    /// Kernel stacks that were not walked, because the thread's return addresses were all where they had been.
+    /// Number of kernel stacks that were not walked, because all return addresses were where the thread's last stack had them.
     pub stacks_reused: u64,
-    /// User stacks that were not walked by the kernel: following the frame pointers has come to one of the thread's last ones.
+    /// Number of user stacks that the kernel did not have to walk, because following the frame pointers led to one of the
+    /// thread's last stacks.
     pub user_stacks_reused: u64,
-    /// CPU time the tracer's own process used while the workload ran, start and end included.
+    /// CPU time of ctxtrace's own process while the workload ran, in nanoseconds, including starting and stopping the trace.
     pub tracer_cpu_ns: u64,
 }
 
-/// One BPF program.
+/// The cost of one BPF program.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct ProgramOverhead {
-    /// Its tracepoint.
+    /// Tracepoint that the program is attached to.
     pub name: String,
-    /// Runs the kernel timed; runs for threads of others, which end at once, are among them.
+    /// Number of runs that the kernel timed. This includes runs for threads outside the target, which return immediately.
     pub timed_runs: u64,
-    /// Mean of those, nanoseconds.
+    /// Mean time of a timed run, in nanoseconds.
     pub ns_per_run: Option<f64>,
 }
 
-/// Why a null is one.
+/// Why a value of the report is null.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Unavailable {
-    /// Where the null is, as `latency.blocked.p50_ns`; `*` stands for all its fields.
+    /// Path of the null value, for example `latency.blocked.p50_ns`. A `*` stands for all fields of a group.
     pub path: String,
-    /// Why.
+    /// Why the value is not available.
     pub reason: String,
 }

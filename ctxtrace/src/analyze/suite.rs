@@ -1,7 +1,8 @@
-//! The article's table: every case measured here, beside the article's own figure. Its JSON form is `ctxtrace.suite/1`.
+//! The table of the article's cases: every case measured on this machine, next to the article's own figure. Its JSON form is
+//! `ctxtrace.suite/1`.
 //!
-//! Speed comes from runs that nobody traced, counts from runs that were, the two in turn: tracing makes some cases slower,
-//! and a count is the same at any speed.
+//! Speeds come from untraced runs and counts from traced runs, made in turn. Tracing makes some cases slower, while the counts do
+//! not depend on the speed.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -15,8 +16,8 @@ use crate::workload::{Language, Mode, Outcome, Spec};
 /// Name and version of the format.
 pub const SCHEMA: &str = "ctxtrace.suite/1";
 
-/// The article's measurements: "Lightweight Tasks Switch in Go vs Rust", on a notebook with 4 cores at 2.4 GHz. Total time in
-/// nanoseconds of 2,000,000 messages, by mode and buffer.
+/// The measurements of the article "Lightweight Tasks Switch in Go vs Rust", made on a notebook with 4 cores at 2.4 GHz: total
+/// time in nanoseconds for 2,000,000 messages, by mode and buffer size.
 const ARTICLE: [(Mode, usize, f64); 6] = [
     (Mode::Go, 0, 905_413_631.0),
     (Mode::Go, 4_096, 881_620_329.0),
@@ -25,99 +26,101 @@ const ARTICLE: [(Mode, usize, f64); 6] = [
     (Mode::TaskPool, 0, 4_727_579_594.0),
     (Mode::TaskPool, 4_096, 1_412_270_057.0),
 ];
+/// Number of messages of each of the article's measurements.
 const ARTICLE_MESSAGES: f64 = 2_000_000.0;
-/// "around 2.5 µs per process context switch", in C and in Rust; it says of no other number for threads.
+/// The article's cost of a switch in nanoseconds: "around 2.5 µs per process context switch", in C and in Rust. It gives no
+/// separate number for threads, so it is used for them, too.
 const ARTICLE_NS_PER_SWITCH: f64 = 2_500.0;
 
-/// The whole table.
+/// The full table of `ctxtrace suite`.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Suite {
-    /// `ctxtrace.suite/1`.
+    /// Name and version of the format: `ctxtrace.suite/1`.
     pub schema: String,
-    /// Version of the program that made it.
+    /// Version of ctxtrace that made the table.
     pub ctxtrace_version: String,
-    /// The machine.
+    /// The machine on which the cases were measured.
     pub host: Host,
-    /// How many untraced runs of each case there were to be, and as many traced ones.
+    /// Number of untraced runs requested for each case. The same number of traced runs was requested.
     pub repeat: u64,
-    /// Whether every case was run as often as that.
+    /// Whether every case has the requested number of runs.
     pub complete: bool,
     /// The cases.
     pub rows: Vec<Row>,
-    /// One entry for every null.
+    /// One entry for every null in the table.
     pub unavailable: Vec<Unavailable>,
 }
 
 /// One case.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Row {
-    /// What it is called in the table.
+    /// Name of the case in the table.
     pub name: String,
-    /// Which workload.
+    /// Mode of the workload (`--mode`).
     pub mode: Mode,
-    /// What it is written in.
+    /// The language in which the workload is written.
     pub language: Language,
-    /// Messages a channel holds.
+    /// Number of messages that a channel holds.
     pub buffer: Option<u64>,
-    /// Worker threads, or GOMAXPROCS.
+    /// Number of worker threads. For `go` it is `GOMAXPROCS`.
     pub workers: Option<u64>,
-    /// Messages of each run.
+    /// Number of messages in each run.
     pub messages: u64,
-    /// Runs that got to their end, untraced and traced together.
+    /// Number of runs that finished, untraced and traced together.
     pub runs: u64,
-    /// Why there are no more of them.
+    /// Why there are fewer runs than requested. Present only if there are fewer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cut_short: Option<String>,
-    /// Nanoseconds a message, untraced.
+    /// Nanoseconds per message in the untraced runs.
     pub ns_per_message: Option<Spread>,
-    /// Messages a second, by the median of those.
+    /// Messages per second, computed from the median of `ns_per_message`.
     pub messages_per_second: Option<f64>,
-    /// Kernel switches a message, the median of the traced runs.
+    /// Kernel switches per message, median of the traced runs.
     pub kernel_switches_per_message: Option<f64>,
-    /// Task switches a message, the median of the traced runs.
+    /// Task switches per message, median of the traced runs.
     pub task_switches_per_message: Option<f64>,
-    /// The share of task switches that hit the kernel, the median of the traced runs.
+    /// Share of task switches that hit the kernel, 0 to 1, median of the traced runs.
     pub hit_kernel_share: Option<f64>,
-    /// `ns_per_message` by `kernel_switches_per_message`, where a message is made of kernel switches.
+    /// `ns_per_message` divided by `kernel_switches_per_message`. Only for cases in which a message consists of kernel switches.
     pub ns_per_kernel_switch: Option<f64>,
-    /// The article's nanoseconds a message.
+    /// The article's nanoseconds per message.
     pub article_ns_per_message: Option<f64>,
-    /// The article's nanoseconds a switch. It counted none: it took a message for two.
+    /// The article's nanoseconds per kernel switch. The article did not count switches; it assumed two switches per message.
     pub article_ns_per_switch: Option<f64>,
-    /// Nanoseconds a message of the traced runs: what tracing does to this case.
+    /// Nanoseconds per message in the traced runs. Compare it with `ns_per_message` to see how much tracing slows this case down.
     pub traced_ns_per_message: Option<Spread>,
-    /// Traced minus kernel switches, of the traced runs together.
+    /// Number of kernel switches traced minus the number that the kernel counted, all traced runs together.
     pub difference: i64,
-    /// Whether the ledger adds up in every traced run.
+    /// Whether the counts of the ledger add up in every traced run.
     pub ledger_adds_up: bool,
 }
 
-/// What several runs came to.
+/// Median and range of one figure over several runs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Spread {
-    /// Of an even number the mean of the two in the middle.
+    /// Median of the runs. For an even number of runs, the mean of the two in the middle.
     pub median: f64,
-    /// The least.
+    /// Smallest value.
     pub min: f64,
-    /// The most.
+    /// Largest value.
     pub max: f64,
 }
 
-/// One case, measured.
+/// The measurements of one case.
 #[derive(Clone, Debug)]
 pub struct Measured {
     /// The case.
     pub spec: Spec,
-    /// What the untraced runs said.
+    /// Outcomes of the untraced runs.
     pub untraced: Vec<Outcome>,
-    /// The traced runs, each with a report of its own.
+    /// Reports of the traced runs, one for each run.
     pub traced: Vec<Report>,
-    /// Why it was not run to its end.
+    /// Why the case does not have all runs.
     pub cut_short: Option<String>,
 }
 
 impl Measured {
-    /// A case of which nothing has been run.
+    /// Makes a case without runs.
     #[must_use]
     pub fn nothing(spec: Spec) -> Self {
         Self {
@@ -129,8 +132,8 @@ impl Measured {
     }
 }
 
-/// The article's cases, in its order. Of tasks and goroutines `iterations` messages are sent, and a tenth of that of
-/// processes and threads.
+/// Returns the article's cases in the article's order. Tasks and goroutines send `iterations` messages; processes and threads
+/// send a tenth of that.
 #[must_use]
 pub fn cases(iterations: u64) -> Vec<Spec> {
     let pipes = [
@@ -151,7 +154,7 @@ pub fn cases(iterations: u64) -> Vec<Spec> {
     pipes.into_iter().chain(tasks).collect()
 }
 
-/// What a case is called.
+/// Returns the name of a case in the table.
 #[must_use]
 pub fn name(spec: &Spec) -> String {
     match (spec.mode, spec.buffer) {
@@ -180,17 +183,21 @@ pub fn suite(ctxtrace_version: &str, host: &Host, repeat: u64, cases: &[Measured
 }
 
 fn row(index: usize, case: &Measured, nulls: &mut Nulls) -> Row {
-    const OTHER_FIGURE: &str = "the article has another figure of this case";
+    const OTHER_FIGURE: &str =
+        "the article gives only one figure for each case: a time per message or a time per switch";
     let spec = &case.spec;
     let is_tasks = spec.mode.is_tasks();
-    let not_run = case.cut_short.as_deref().unwrap_or("it was not run to its end");
+    let not_run = case
+        .cut_short
+        .as_deref()
+        .unwrap_or("not all runs of this case finished");
     let no_polls = match spec.mode {
-        Mode::Process | Mode::Thread => "there are no tasks",
+        Mode::Process | Mode::Thread => "this case has no tasks",
         Mode::Go => "Go keeps no count of its goroutine switches",
         Mode::Task | Mode::TaskPool => not_run,
     };
     let no_switches = if is_tasks {
-        "a message is not made of kernel switches, so dividing by them gives no cost"
+        "a message does not consist of kernel switches, so this quotient would not be the cost of a switch"
     } else {
         not_run
     };
@@ -219,11 +226,15 @@ fn row(index: usize, case: &Measured, nulls: &mut Nulls) -> Row {
         name: name(spec),
         mode: spec.mode,
         language: spec.language,
-        buffer: noted.or(spec.buffer.map(|buffer| buffer as u64), "buffer", "it has no channel"),
+        buffer: noted.or(
+            spec.buffer.map(|buffer| buffer as u64),
+            "buffer",
+            "this case has no channel",
+        ),
         workers: noted.or(
             spec.workers.map(|workers| workers as u64),
             "workers",
-            "it has no pool of workers",
+            "this case has no pool of workers",
         ),
         messages: spec.iterations,
         runs: (case.untraced.len() + case.traced.len()) as u64,
@@ -250,7 +261,7 @@ fn row(index: usize, case: &Measured, nulls: &mut Nulls) -> Row {
     }
 }
 
-/// Notes nulls of one row.
+/// Records the nulls of one row.
 struct Noted<'a> {
     nulls: &'a mut Nulls,
     index: usize,
@@ -281,7 +292,8 @@ pub(crate) mod tests {
     use crate::analyze::summarize::summarize;
     use crate::analyze::summarize::tests::{info, run};
 
-    /// Every case, with three runs of each kind, but for one that could not be run and one that was cut short.
+    /// Returns a table of all cases with three runs of each kind, except for one case that could not be run and one that was cut
+    /// short.
     pub(crate) fn drawn() -> Suite {
         let mut measured: Vec<Measured> = cases(2_000_000).into_iter().map(Measured::nothing).collect();
         for (index, case) in measured.iter_mut().enumerate() {
@@ -361,11 +373,11 @@ pub(crate) mod tests {
             );
         }
         let reasons = json["unavailable"].as_array().expect("a list").iter();
-        let mut told: Vec<String> = reasons
+        let mut paths: Vec<String> = reasons
             .map(|entry| entry["path"].as_str().expect("text").to_owned())
             .collect();
         nulls.sort();
-        told.sort();
-        assert_eq!(told, nulls);
+        paths.sort();
+        assert_eq!(paths, nulls);
     }
 }

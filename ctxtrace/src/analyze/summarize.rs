@@ -1,7 +1,7 @@
-//! Runs in, one result out.
+//! Makes one result from one or several runs.
 //!
-//! With `--repeat` the headline figures are those of the *median run* by time per message, a run that really happened and
-//! whose figures therefore agree with each other; latencies and losses are those of all runs.
+//! With `--repeat` the headline figures are those of the *median run* by time per message. They come from one real run, so they
+//! agree with each other. Latencies and losses are summed over all runs.
 
 use crate::sums::SaturatingSum;
 use ctxtrace_common::histogram::{Histogram, Latency as Kind, lower_bound};
@@ -31,12 +31,12 @@ fn reconciled(run: &Run) -> reconcile::Reconciliation {
     reconcile(&run.aggregates.threads, run.launched.as_ref())
 }
 
-/// Whether every kernel switch is in the ledger, once.
+/// Whether every kernel switch is in the ledger exactly once.
 fn ledger_adds_up(run: &Run) -> bool {
     ledger(&run.aggregates).count() == run.switches()
 }
 
-/// Collects nulls and their reasons while the result is put together.
+/// Collects the nulls and their reasons while the result is built.
 #[derive(Default)]
 pub(super) struct Nulls(Vec<Unavailable>);
 
@@ -52,7 +52,7 @@ impl Nulls {
         self.0
     }
 
-    /// Passes a value on, and notes the reason where there is none.
+    /// Returns `value` unchanged. If it is `None`, records `path` and `reason`.
     pub(super) fn or<T>(&mut self, value: Option<T>, path: &str, reason: &str) -> Option<T> {
         if value.is_none() {
             self.note(path, reason);
@@ -61,20 +61,20 @@ impl Nulls {
     }
 }
 
-/// Why figures by messages are null.
+/// Returns why figures per message are null.
 fn no_messages(spec: Option<&Spec>) -> &'static str {
     match spec {
         Some(_) => UNFINISHED,
-        None => "there are no messages: this is no built-in workload",
+        None => "there are no messages: the target is not a built-in workload",
     }
 }
 
-/// Why nothing is known of cgroups.
-const NOT_LOOKED_AT: &str = "the version that recorded the capture did not look at cgroups";
+/// Why the figures about cgroups are null.
+const NOT_LOOKED_AT: &str = "the version of ctxtrace that recorded the capture did not read cgroups";
 
 const UNFINISHED: &str = "the workload did not finish";
 
-/// Makes the result of one or several runs. `runs` must not be empty; there are several only of a built-in workload.
+/// Makes the result of one or several runs. `runs` must not be empty. Only built-in workloads have several runs.
 #[must_use]
 pub fn summarize(info: &Info, runs: &[Run]) -> Report {
     let median = median_index(runs);
@@ -84,7 +84,7 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
     let cut_short = runs.iter().find_map(|run| run.cut_short.clone());
     let spec = info.subject.workload();
     let workload = spec.map(|spec| workload(spec, runs, median, &mut nulls));
-    let workload = nulls.or(workload, "workload", "`record` runs no built-in workload");
+    let workload = nulls.or(workload, "workload", "`record` does not run a built-in workload");
     let target = target(&info.subject, run, &mut nulls);
     let kernel_switches = kernel_switches(spec, run, &mut nulls);
     let reconciliation = reconciliation(spec.is_some(), run, &mut nulls);
@@ -146,8 +146,8 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
     }
 }
 
-/// The median run by time per message (of an even number the faster of the two in the middle); a run that was cut short
-/// counts only where there is no other.
+/// Returns the index of the median run by time per message: for an even number of runs, the faster of the two runs in the middle.
+/// A run that was cut short is used only if no run finished.
 fn median_index(runs: &[Run]) -> usize {
     let mut finished: Vec<(usize, f64)> = runs
         .iter()
@@ -200,7 +200,7 @@ fn workload(spec: &Spec, runs: &[Run], median: usize, nulls: &mut Nulls) -> Work
         protocol: nulls.or(
             spec.protocol(),
             "workload.protocol",
-            "each message is a round trip, and there is one at a time",
+            "each message is a round trip, and only one is in flight at a time",
         ),
         iterations: spec.iterations,
         workers: nulls.or(
@@ -213,7 +213,7 @@ fn workload(spec: &Spec, runs: &[Run], median: usize, nulls: &mut Nulls) -> Work
             spec.root,
             "workload.root",
             if spec.mode == Mode::Go {
-                "Go has no future that is given to block_on"
+                "a Go program has no future that is given to block_on"
             } else {
                 "this mode has no runtime"
             },
@@ -221,7 +221,7 @@ fn workload(spec: &Spec, runs: &[Run], median: usize, nulls: &mut Nulls) -> Work
         allocator: nulls.or(
             (spec.language == Language::Rust).then_some(spec.allocator),
             "workload.allocator",
-            "only a workload in Rust can be given one",
+            "the allocator can be chosen only for workloads written in Rust",
         ),
         idle_threads: spec.idle_threads as u64,
         elapsed_ns: nulls.or(elapsed_ns, "workload.elapsed_ns", UNFINISHED),
@@ -237,7 +237,7 @@ fn workload(spec: &Spec, runs: &[Run], median: usize, nulls: &mut Nulls) -> Work
             if spec.count_in_flight {
                 UNFINISHED
             } else {
-                "they were not counted (--count-in-flight does)"
+                "messages in flight were not counted (use --count-in-flight)"
             },
         ),
         messages: run.outcome.map_or(run.messages_seen, |outcome| outcome.messages),
@@ -246,7 +246,7 @@ fn workload(spec: &Spec, runs: &[Run], median: usize, nulls: &mut Nulls) -> Work
 }
 
 fn target(subject: &Subject, run: &Run, nulls: &mut Nulls) -> Option<Target> {
-    const ATTACHED: &str = "the process was attached to, and its end is not ctxtrace's to wait for";
+    const ATTACHED: &str = "the process was attached to, and ctxtrace does not wait for its end";
     let (words, name, children) = match subject {
         Subject::Workload(_) => {
             nulls.note("target", "`run` records a built-in workload");
@@ -263,17 +263,21 @@ fn target(subject: &Subject, run: &Run, nulls: &mut Nulls) -> Option<Target> {
     let no_status = match (run.launched, run.exit) {
         (None, _) => ATTACHED,
         (_, None) => "the capture does not contain the end of the command",
-        _ => "a signal killed it",
+        _ => "a signal killed the command",
     };
     let no_signal = if run.exit.is_some() {
-        "it ended by itself"
+        "no signal killed the command"
     } else {
         no_status
     };
     Some(Target {
-        command: nulls.or(words, "target.command", "the process was running already"),
+        command: nulls.or(
+            words,
+            "target.command",
+            "the process was already running when ctxtrace attached to it",
+        ),
         name,
-        pid: nulls.or(pid, "target.pid", "it was not started"),
+        pid: nulls.or(pid, "target.pid", "the command was not started"),
         children,
         exit_status: nulls.or(exit.status, "target.exit_status", no_status),
         signal: nulls.or(exit.signal, "target.signal", no_signal),
@@ -292,7 +296,7 @@ fn kernel_switches(spec: Option<&Spec>, run: &Run, nulls: &mut Nulls) -> KernelS
     let (ns_per_switch, no_cost) = match spec {
         Some(spec) if spec.mode.is_tasks() => (
             None,
-            "a message between tasks is not made of kernel switches, so dividing by them would give no cost",
+            "a message between tasks does not consist of kernel switches, so this quotient would not be the cost of a switch",
         ),
         _ => (run.outcome.filter(|_| total > 0).map(by_switches), no_messages(spec)),
     };
@@ -311,7 +315,7 @@ fn kernel_switches(spec: Option<&Spec>, run: &Run, nulls: &mut Nulls) -> KernelS
     }
 }
 
-/// What CPU quotas did.
+/// Returns the effects of CPU quotas.
 fn throttling(aggregates: &Aggregates, nulls: &mut Nulls) -> Option<Throttling> {
     let Some(cgroups) = &aggregates.cgroups else {
         nulls.note("throttling", NOT_LOOKED_AT);
@@ -333,12 +337,12 @@ fn throttling(aggregates: &Aggregates, nulls: &mut Nulls) -> Option<Throttling> 
     let (thread_ns, no_thread_ns) = if !cgroups.threads_known {
         (
             None,
-            "this kernel does not say which thread a quota keeps off the CPU (task_struct.throttled is in Linux 6.18 and later)",
+            "this kernel does not show which threads a quota keeps off the CPU (task_struct.throttled exists in Linux 6.18 and later)",
         )
     } else if aggregates.counters.lost_stack_sums > 0 {
         (
             None,
-            "switch-outs did not fit the table of sums (lost.stack_sums): a larger --max-stacks makes room",
+            "switch-outs did not fit the table of sums (lost.stack_sums): use a larger --max-stacks",
         )
     } else {
         (Some(throttled_ns(aggregates)), "")
@@ -349,14 +353,14 @@ fn throttling(aggregates: &Aggregates, nulls: &mut Nulls) -> Option<Throttling> 
     })
 }
 
-/// Run-queue time after switch-outs that were made for a quota.
+/// Returns the run-queue time after switch-outs that the kernel made to enforce a CPU quota.
 fn throttled_ns(aggregates: &Aggregates) -> u64 {
     let sums = aggregates.switch_sums.iter().filter(|(key, _)| key.throttled != 0);
     sums.fold(0_u64, |ns, (_, sum)| ns.saturating_add(sum.off_cpu_ns))
 }
 
-/// Traced minus kernel; where threads differ in both directions, so that the sums hide it, the sum of what is amiss, as a
-/// loss.
+/// Returns the traced number of switches minus the kernel's number. If threads differ in both directions, so that the sums are
+/// equal, returns the negative sum of the amounts, as for a loss.
 fn difference(reconciled: &reconcile::Reconciliation) -> i64 {
     let differences = || reconciled.threads.iter().map(reconcile::ThreadCounts::difference);
     let sum = differences().fold(0, i64::saturating_add);
@@ -368,7 +372,7 @@ fn difference(reconciled: &reconcile::Reconciliation) -> i64 {
 
 fn reconciliation(is_workload: bool, run: &Run, nulls: &mut Nulls) -> Reconciliation {
     let reconciled = reconciled(run);
-    // The built-in workloads wait for every process they start; others may not.
+    // `wait4` counts only children that were waited for. The built-in workloads wait for all their children; other programs may not.
     let alone = |launched: &Launched| {
         let mut threads = run.aggregates.threads.iter();
         is_workload || threads.all(|record| record.thread.tgid == launched.pid)
@@ -376,13 +380,13 @@ fn reconciliation(is_workload: bool, run: &Run, nulls: &mut Nulls) -> Reconcilia
     let counts_all = run.launched.as_ref().is_some_and(alone);
     let is_folded = run.aggregates.threads.iter().any(|record| record.threads != 1);
     let no_rusage = if is_folded {
-        "so many threads ended that some were added up by name, and it lacks the last switch of each"
+        "many threads ended, so some were summed by name, and wait4 does not count the last switch of each thread"
     } else if run.aggregates.counters.refused_processes > 0 {
-        "a process was recorded in part only: it executed a program that you may not trace"
+        "a process was only partly recorded, because it executed a program that you may not trace"
     } else if run.launched.is_some_and(|launched| launched.rusage.is_some()) {
-        "processes that their parents did not wait for are not in it, and there were several"
+        "the target had several processes, and wait4 does not count processes that their parents did not wait for"
     } else {
-        "the target was not waited for"
+        "ctxtrace did not wait for the target"
     };
     let rusage = reconciled.rusage.filter(|_| counts_all).map(|rusage| Rusage {
         switches: rusage.switches,
@@ -409,7 +413,7 @@ fn reconciliation(is_workload: bool, run: &Run, nulls: &mut Nulls) -> Reconcilia
     }
 }
 
-/// The median run's events, and whether those of every run agree with its counts.
+/// Returns the counts of the median run's events, and whether the events of every run agree with its counts.
 fn timeline(info: &Info, runs: &[Run], median: usize, nulls: &mut Nulls) -> Option<Timeline> {
     let Some(events) = &runs[median].timeline else {
         nulls.note(
@@ -421,7 +425,7 @@ fn timeline(info: &Info, runs: &[Run], median: usize, nulls: &mut Nulls) -> Opti
     let compared = || runs.iter().map(|run| run.timeline.as_ref()?.disagreements.as_ref());
     let complete = compared().all(|disagreements| disagreements.is_some());
     let disagreements: Vec<String> = compared().flatten().flatten().cloned().collect();
-    // One that is known to disagree is told even if others cannot be compared.
+    // A known disagreement is reported even if other runs cannot be compared.
     let agrees = (complete || !disagreements.is_empty()).then_some(disagreements.is_empty());
     let any_lost = runs.iter().any(|run| run.aggregates.counters.lost_timeline_events > 0);
     let any_dropped = runs
@@ -430,9 +434,9 @@ fn timeline(info: &Info, runs: &[Run], median: usize, nulls: &mut Nulls) -> Opti
     let why_not = if any_lost {
         "events were lost (lost.timeline_events), so they cannot add up to the counts"
     } else if any_dropped {
-        "the capture has not kept the oldest events (timeline.dropped), so the rest cannot add up to the counts"
+        "the capture did not keep the oldest events (timeline.dropped), so the rest cannot add up to the counts"
     } else {
-        "the capture does not contain the end of the run, so its events go further than its counts"
+        "the capture does not contain the end of the run, so its events cover more time than its counts"
     };
     Some(Timeline {
         events: events.events,
@@ -452,20 +456,17 @@ fn timeline(info: &Info, runs: &[Run], median: usize, nulls: &mut Nulls) -> Opti
     })
 }
 
-/// Functions of the profile that are told.
+/// Maximum number of functions of the profile in the result. Functions with fewer samples are left out.
 const MOST_FUNCTIONS: usize = 40;
 
-/// What the samples of all runs were in.
+/// Returns what the target executed on its CPUs, from the samples of all runs.
 fn on_cpu(runs: &[Run], nulls: &mut Nulls) -> Option<OnCpu> {
     let mut profile = Profile::default();
     for run in runs {
         profile.merge(&Profile::of(run, &places(run, |_| true)));
     }
     if profile.samples() == 0 {
-        nulls.note(
-            "on_cpu",
-            "no samples were taken: --level timeline --sample 997 takes them",
-        );
+        nulls.note("on_cpu", "no samples were taken: use --level timeline --sample 997");
         return None;
     }
     let on_cpu_ns = runs
@@ -502,10 +503,12 @@ fn on_cpu(runs: &[Run], nulls: &mut Nulls) -> Option<OnCpu> {
     })
 }
 
-/// Off-CPU intervals that have begun and not ended: the last switch-out of ended threads, and of others that are off.
+/// Returns the number of off-CPU intervals that have begun and not ended: the last switch-outs of threads that ended, and the
+/// current intervals of threads that are off the CPU.
 fn open_off_intervals(aggregates: &Aggregates) -> u64 {
     let open = |record: &&ThreadRecord| match record.fate {
-        // One that executed a program which is not recorded was on the CPU then.
+        // Recording of a thread that executed a program which may not be traced stops while the thread is on a CPU, so no
+        // interval is open.
         Fate::Ended => record.thread.flags & REFUSED == 0,
         Fate::Vanished | Fate::Alive => record.thread.clock.is_off(),
     };
@@ -518,7 +521,7 @@ fn open_off_intervals(aggregates: &Aggregates) -> u64 {
 }
 
 fn latency(latencies: &Latencies, open_off: u64, open_ns: Option<u64>, nulls: &mut Nulls) -> Latency {
-    const CLOSED_WITH_OFF_CPU: &str = "open intervals are counted in off_cpu, of which this is a part";
+    const CLOSED_WITH_OFF_CPU: &str = "open intervals are counted in off_cpu only";
     let mut distribution = |kind, name: &str, open: Option<(u64, Option<u64>)>| {
         let path = format!("latency.{name}");
         if open.is_none() {
@@ -538,7 +541,7 @@ fn latency(latencies: &Latencies, open_off: u64, open_ns: Option<u64>, nulls: &m
     }
 }
 
-/// `open`: the number of open intervals, and their time so far.
+/// Returns the distribution in a histogram. `open` is the number of open intervals and their time so far.
 fn distribution(
     histogram: &Histogram,
     open: Option<(u64, Option<u64>)>,
@@ -627,7 +630,7 @@ fn overhead(aggregates: &Aggregates, nulls: &mut Nulls) -> Overhead {
             ns_per_run: nulls.or(
                 mean,
                 &format!("overhead.programs[{index}].ns_per_run"),
-                "it did not run while the kernel's statistics were on",
+                "the program did not run while the kernel's run-time statistics were enabled",
             ),
         });
     }
@@ -637,7 +640,7 @@ fn overhead(aggregates: &Aggregates, nulls: &mut Nulls) -> Overhead {
     };
     let counters = &aggregates.counters;
     let programs_ns = mean("sched_switch").map(|ns| {
-        // Wakings may be so few that none was timed; then they cost next to nothing.
+        // If there were too few wakeups for one to be timed, their cost is negligible.
         let wakings_ns = mean("sched_waking").unwrap_or(0.0) * counters.wakings as f64;
         ns * counters.switches as f64 + wakings_ns
     });
@@ -648,7 +651,7 @@ fn overhead(aggregates: &Aggregates, nulls: &mut Nulls) -> Overhead {
         programs_ns: nulls.or(programs_ns, "overhead.programs_ns", untimed),
         share_of_on_cpu: nulls.or(share, "overhead.share_of_on_cpu", untimed),
         method:
-            "the kernel's own run-time statistics, switched on for the first 50 ms and then 50 ms of every second; \
+            "the kernel's own run-time statistics, enabled for the first 50 ms and then for 50 ms of every second; \
                  entering the tracepoint is not included"
                 .to_owned(),
         programs,
@@ -670,8 +673,8 @@ pub(crate) mod tests {
     #[test]
     fn a_distribution_that_somebody_has_made_up_is_no_danger() {
         let mut run = run(670_000);
-        let made_up = run.aggregates.latencies.get_mut(Kind::OnCpu);
-        (made_up.count, made_up.min_plus_one_ns) = (1, 0);
+        let forged = run.aggregates.latencies.get_mut(Kind::OnCpu);
+        (forged.count, forged.min_plus_one_ns) = (1, 0);
         let report = summarize(&info(Mode::TaskPool), &[run]);
         assert_eq!(report.latency.on_cpu.min_ns, Some(0));
     }
@@ -704,7 +707,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A run that took `elapsed_ns` for 1,000 messages and made 5 kernel switches.
+    /// Returns a run that took `elapsed_ns` for 1,000 messages and made 5 kernel switches.
     pub(crate) fn run(elapsed_ns: u64) -> Run {
         let mut aggregates = build::aggregates(vec![build::thread(101, "tokio-rt-worker", 4, 1)]);
         for ns in [1_000, 2_000, 4_000, 8_000] {
@@ -733,14 +736,14 @@ pub(crate) mod tests {
     #[test]
     fn the_headline_is_the_median_runs() {
         let report = summarize(&info(Mode::Task), &[run(900_000), run(100_000), run(500_000)]);
-        let workload = report.workload.expect("a built-in one");
+        let workload = report.workload.expect("a built-in workload");
         assert_eq!(workload.elapsed_ns, Some(500_000));
         assert_eq!(workload.ns_per_message, Some(500.0));
         assert_eq!(workload.messages_per_second, Some(2_000_000.0));
         let medians: Vec<bool> = workload.runs.iter().map(|run| run.median).collect();
         assert_eq!(medians, [false, false, true]);
-        assert_eq!(report.latency.off_cpu.count, 12, "latencies are of all runs");
-        assert_eq!(report.kernel_switches.total, 5, "counts are of one");
+        assert_eq!(report.latency.off_cpu.count, 12, "latencies are summed over all runs");
+        assert_eq!(report.kernel_switches.total, 5, "counts are those of the median run");
         assert_eq!(report.kernel_switches.per_message, Some(0.005));
     }
 
@@ -770,10 +773,10 @@ pub(crate) mod tests {
                     let json = serde_json::to_value(&report).expect("JSON");
                     let mut nulls = Vec::new();
                     collect_nulls(&json, "", &mut nulls);
-                    let mut told: Vec<&str> = report.unavailable.iter().map(|entry| entry.path.as_str()).collect();
+                    let mut paths: Vec<&str> = report.unavailable.iter().map(|entry| entry.path.as_str()).collect();
                     nulls.sort();
-                    told.sort_unstable();
-                    assert_eq!(told, nulls);
+                    paths.sort_unstable();
+                    assert_eq!(paths, nulls);
                 }
             }
         }
@@ -788,7 +791,14 @@ pub(crate) mod tests {
     #[test]
     fn what_a_command_used_is_compared_only_where_it_was_alone() {
         let alone = summarize(&about(command()), &[run(1)]);
-        assert_eq!(alone.reconciliation.rusage.expect("comparable").switches, 5);
+        assert_eq!(
+            alone
+                .reconciliation
+                .rusage
+                .expect("the counts of a single process are comparable")
+                .switches,
+            5
+        );
         let mut with_a_child = run(1);
         let mut child = build::thread(200, "child", 3, 0);
         child.thread.tgid = 200;
@@ -844,7 +854,7 @@ pub(crate) mod tests {
         cut.cut_short = Some("interrupted".to_owned());
         let report = summarize(&info(Mode::Process), &[cut]);
         assert_eq!(report.cut_short.as_deref(), Some("interrupted"));
-        let workload = report.workload.expect("a built-in one");
+        let workload = report.workload.expect("a built-in workload");
         assert_eq!((workload.messages, workload.ns_per_message), (384, None));
         assert_eq!(report.kernel_switches.per_message, None);
         assert_eq!(report.kernel_switches.total, 5);

@@ -1,4 +1,5 @@
-//! What was not seen to begin or to end: threads without a switch, intervals that are open, processes that go on. Pure.
+//! The part of the result about what was not seen to begin or to end: threads without a switch, open intervals, and processes
+//! that were still running. Pure functions.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,7 +16,7 @@ use crate::target::silent::SilentThread;
 use crate::trace::run::Run;
 use crate::trace::{Aggregates, Fate, Level, ThreadRecord, name_of};
 
-/// Open intervals and their time so far.
+/// Number of open intervals, and the sum of their times so far in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct OpenSum {
     pub(super) count: u64,
@@ -25,22 +26,23 @@ pub(super) struct OpenSum {
 impl OpenSum {
     fn add(&mut self, ns: u64) {
         self.count += 1;
-        // What a capture says may be made up.
+        // A forged capture may contain any value, so the sum saturates.
         self.ns = self.ns.saturating_add(ns);
     }
 }
 
-/// Why nothing is known of open intervals.
-pub(super) const OPEN_NOT_RECORDED: &str = "the version that recorded the capture did not record open intervals";
+/// Why the figures about open intervals are null.
+pub(super) const OPEN_NOT_RECORDED: &str =
+    "the version of ctxtrace that recorded the capture did not record open intervals";
 
-/// The time so far of all open intervals; `None` if they were not recorded.
+/// Returns the sum of the times so far of all open intervals. Returns `None` if they were not recorded.
 pub(super) fn open_ns(aggregates: &Aggregates) -> Option<u64> {
     let mut sum = OpenSum::default();
     aggregates.open.as_ref()?.iter().for_each(|open| sum.add(open.off_ns));
     Some(sum.ns)
 }
 
-/// The open intervals of each row of the ledger; `None` if they were not recorded.
+/// Returns the open intervals of each row of the ledger. Returns `None` if they were not recorded.
 fn open_by_entry(aggregates: &Aggregates) -> Option<BTreeMap<Entry, OpenSum>> {
     let mut sums: BTreeMap<Entry, OpenSum> = BTreeMap::new();
     for open in aggregates.open.as_ref()? {
@@ -51,7 +53,7 @@ fn open_by_entry(aggregates: &Aggregates) -> Option<BTreeMap<Entry, OpenSum>> {
     Some(sums)
 }
 
-/// Gives the rows of a ledger, in its order, what is open in them.
+/// Sets the number and time of open intervals in each row of a ledger. `rows` must be in the order of `ledger.rows`.
 pub(super) fn with_open(
     mut rows: Vec<LedgerRow>,
     aggregates: &Aggregates,
@@ -68,7 +70,7 @@ pub(super) fn with_open(
     rows
 }
 
-/// The open intervals one by one, the longest first; `None` if they were not recorded.
+/// Returns the open intervals, the longest first. Returns `None` if they were not recorded.
 pub(super) fn open_intervals(run: &Run) -> Option<Vec<OpenInterval>> {
     let aggregates = &run.aggregates;
     let mut names = HashMap::new();
@@ -100,7 +102,7 @@ pub(super) fn open_intervals(run: &Run) -> Option<Vec<OpenInterval>> {
     Some(intervals)
 }
 
-/// Every thread of a run, those without a switch at the end.
+/// Returns all threads of a run. Threads without a switch come last.
 pub(super) fn threads(aggregates: &Aggregates) -> Vec<Thread> {
     let open: HashMap<u32, (u64, Kind)> = aggregates
         .open
@@ -148,7 +150,7 @@ fn state(record: &ThreadRecord, is_stopped: bool) -> Option<ThreadState> {
     }
 }
 
-/// A thread without a switch was in one state all the time.
+/// Converts a thread without a switch. Such a thread was in the same state during the whole recording.
 fn silent_thread(thread: &SilentThread) -> Thread {
     let state = match thread.state {
         'R' => ThreadState::Running,
@@ -171,7 +173,8 @@ fn silent_thread(thread: &SilentThread) -> Thread {
     }
 }
 
-/// The processes that have threads which live on, by the name of the first thread if that is one of them.
+/// Returns the processes with threads that have not ended. The name is that of the main thread, or, if the main thread has ended,
+/// of another thread.
 pub(super) fn still_running(aggregates: &Aggregates) -> Vec<RunningProcess> {
     let mut processes: BTreeMap<u32, String> = BTreeMap::new();
     for record in aggregates.threads.iter().filter(|record| record.fate == Fate::Alive) {
@@ -193,7 +196,8 @@ mod tests {
     use crate::trace::build;
     use ctxtrace_common::clock::Leave;
 
-    /// Two threads that live, one asleep since 100 ns, one on the CPU, and one that has ended.
+    /// Returns aggregates with a thread that is asleep since 100 ns, a thread that is on the CPU, a thread that has ended, and a
+    /// thread without a switch.
     fn aggregates() -> Aggregates {
         let mut asleep = build::thread(101, "asleep", 4, 0);
         asleep.fate = Fate::Alive;
@@ -267,7 +271,7 @@ mod tests {
         assert_eq!(nulls.into_entries(), []);
         let intervals = open_intervals(&build::run(aggregates)).expect("recorded");
         assert_eq!(intervals[0].thread, "asleep");
-        assert!(intervals[0].stack.is_empty(), "there are none at this level");
+        assert!(intervals[0].stack.is_empty(), "no stacks are recorded at this level");
     }
 
     #[test]

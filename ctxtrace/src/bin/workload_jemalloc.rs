@@ -1,6 +1,6 @@
-//! The built-in workloads in Rust once more, with jemalloc for an allocator: what `ctxtrace run --allocator jemalloc` starts.
+//! The built-in Rust workloads with jemalloc as the allocator. `ctxtrace run --allocator jemalloc` starts this executable.
 //!
-//! It is an executable of its own so that the other one has nothing of it.
+//! It is a separate executable so that jemalloc is not linked into `ctxtrace` itself.
 
 use std::process::ExitCode;
 

@@ -1,40 +1,40 @@
-//! Reads and empties the kernel's hash tables, many elements with one system call (`BPF_MAP_LOOKUP_BATCH` and its kin, since
-//! Linux 5.6; kernel: `kernel/bpf/hashtab.c`, `__htab_map_lookup_and_delete_batch()`).
+//! Reads and empties the kernel's hash tables, many elements with one system call (`BPF_MAP_LOOKUP_BATCH` and the other batch
+//! commands, since Linux 5.6; kernel: `kernel/bpf/hashtab.c`, `__htab_map_lookup_and_delete_batch()`).
 //!
-//! The kernel goes from bucket to bucket and copies each under its lock. So an element that is there from the first call to the
-//! last is seen exactly once, whatever is put into the table and deleted from it meanwhile.
+//! The kernel visits the buckets in order and copies each one under its lock. An element that is in the table from the first call
+//! to the last is therefore seen exactly once, whatever else is inserted and deleted meanwhile.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use bytemuck::Pod;
 
-/// Bytes of the values that one system call copies, about; more only where a single bucket holds more.
+/// Approximate number of bytes of values that one system call copies. It is exceeded only if a single bucket holds more.
 const BYTES_AT_ONCE: usize = 1 << 20;
 
-/// Commands of `bpf(2)`, and what the kernel takes for them (kernel: `include/uapi/linux/bpf.h`).
+/// Commands of `bpf(2)` and their numbers (kernel: `include/uapi/linux/bpf.h`).
 const LOOKUP_BATCH: libc::c_int = 24;
 const LOOKUP_AND_DELETE_BATCH: libc::c_int = 25;
 const DELETE_BATCH: libc::c_int = 27;
 
-/// `union bpf_attr`, the part named `batch`.
+/// The `batch` part of `union bpf_attr`.
 #[repr(C)]
 #[derive(Default)]
 struct Attributes {
-    /// Address of the cursor that the last call has left; 0 to begin.
+    /// Address of the cursor that the previous call wrote; 0 for the first call.
     in_batch: u64,
-    /// Address of the cursor that this call leaves.
+    /// Address to which this call writes its cursor.
     out_batch: u64,
     keys: u64,
     values: u64,
-    /// Elements there is room for; then those that were copied or deleted.
+    /// Before the call the capacity in elements; after it the number of elements copied or deleted.
     count: u32,
     map_fd: u32,
     elem_flags: u64,
     flags: u64,
 }
 
-/// Calls `visit` for each element of a hash table. The elements stay where they are.
+/// Calls `visit` for each element of a hash table. The elements stay in the table.
 ///
 /// # Errors
 ///
@@ -43,8 +43,8 @@ pub(super) fn read<K: Pod, V: Pod>(table: BorrowedFd<'_>, visit: impl FnMut(K, &
     copy(LOOKUP_BATCH, table, visit)
 }
 
-/// Deletes each element of a hash table and calls `visit` for it. What a program adds to an element at that moment may be lost,
-/// so no program may change an element of this table once it has been made.
+/// Deletes each element of a hash table and calls `visit` for it. An addition that a BPF program makes to an element at that
+/// moment may be lost, so BPF programs must never change an element of this table after creating it.
 ///
 /// # Errors
 ///
@@ -68,15 +68,15 @@ fn copy<K: Pod, V: Pod>(command: libc::c_int, table: BorrowedFd<'_>, mut visit: 
             map_fd: table.as_raw_fd() as u32,
             ..Attributes::default()
         };
-        // SAFETY: both buffers have room for `count` keys and values of this table's sizes, which any bytes are good for, and
-        // the cursors, 4 bytes each for a hash table, live to the end of the call.
+        // SAFETY: both buffers have room for `count` keys and values of this table's sizes. Both types are `Pod`, so any bytes
+        // are valid. The cursors are 4 bytes each for a hash table and live until the end of the call.
         let outcome = unsafe { bpf(command, &mut attributes) };
         let count = attributes.count as usize;
         let is_last = match outcome {
             Ok(()) => false,
             Err(error) => match error.raw_os_error() {
                 Some(libc::ENOENT) => true,
-                // One bucket holds more than there is room for, and nothing was copied.
+                // One bucket holds more elements than the buffers; nothing was copied.
                 Some(libc::ENOSPC) => {
                     room *= 2;
                     keys.resize(room, K::zeroed());
@@ -96,7 +96,7 @@ fn copy<K: Pod, V: Pod>(command: libc::c_int, table: BorrowedFd<'_>, mut visit: 
     }
 }
 
-/// Deletes these elements of a hash table; one that is not there is passed over.
+/// Deletes these elements of a hash table, skipping keys that are not in it.
 ///
 /// # Errors
 ///
@@ -109,7 +109,7 @@ pub(super) fn delete<K: Pod>(table: BorrowedFd<'_>, mut keys: &[K]) -> io::Resul
             map_fd: table.as_raw_fd() as u32,
             ..Attributes::default()
         };
-        // SAFETY: there are `count` keys of this table's size, which the kernel only reads.
+        // SAFETY: `keys` holds `count` keys of this table's size, and the kernel only reads them.
         let outcome = unsafe { bpf(DELETE_BATCH, &mut attributes) };
         let deleted = attributes.count as usize;
         match outcome {
@@ -123,13 +123,13 @@ pub(super) fn delete<K: Pod>(table: BorrowedFd<'_>, mut keys: &[K]) -> io::Resul
     Ok(())
 }
 
-/// `bpf(2)` with one of the commands of batches.
+/// Calls `bpf(2)` with one of the batch commands.
 ///
 /// # Safety
 ///
-/// What the attributes point to must be as the command wants it, up to the end of the call.
+/// The buffers that the attributes point to must be valid for this command until the end of the call.
 unsafe fn bpf(command: libc::c_int, attributes: &mut Attributes) -> io::Result<()> {
-    // SAFETY: the size is that of the structure; what the structure points to is the caller's promise.
+    // SAFETY: the size is that of the structure. The caller guarantees that the addresses in it are valid.
     let outcome = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -1,45 +1,46 @@
 //! A reader of BTF, the kernel's own description of its types (kernel: `Documentation/bpf/btf.rst`, `include/uapi/linux/btf.h`).
 //!
-//! A kernel describes some 130,000 types, of which a few dozen are asked for. So the reader notes where each type begins, and reads
-//! names and members from the file's bytes when it is asked for them.
+//! A kernel describes some 130,000 types, of which ctxtrace needs a few dozen. So the reader records only where each type begins,
+//! and decodes names and members from the file's bytes on demand.
 
 use std::fs;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
 
-/// Bytes of `struct btf_header` as every kernel has it; newer ones may append fields.
+/// Size in bytes of `struct btf_header` in every kernel; newer kernels may append fields.
 const HEADER_BYTES: usize = 24;
 
-/// Bytes of `struct btf_type`, which every type begins with.
+/// Size in bytes of `struct btf_type`, with which every type begins.
 const TYPE_BYTES: usize = 12;
 
-/// How many modifiers, typedefs and pointers are followed from one type to another. Compilers emit a handful; a circle ends here.
+/// Maximum number of modifiers, typedefs and pointers followed from one type to another. Compilers emit a handful; the limit ends
+/// a cycle.
 const MAX_REFERENCES: usize = 32;
 
-/// Why a file is not read as BTF.
+/// Why a file cannot be read as BTF.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BtfError {
     /// The file cannot be read.
     #[error(transparent)]
     Unreadable(#[from] io::Error),
-    /// The file does not begin with the header of BTF, or its sections do not lie in the file.
+    /// The file does not begin with a BTF header, or its sections lie outside the file.
     #[error("it does not begin with a valid header of little-endian BTF, version 1")]
     Header,
-    /// A type does not end in the section of types.
+    /// A type extends beyond the section of types.
     #[error("type {0} is incomplete")]
     Incomplete(usize),
-    /// A type is of a kind that came after this reader, so that its size is not known.
+    /// The type's kind is newer than this reader, so its size is unknown.
     #[error("type {id} is of the unknown kind {kind}")]
     UnknownKind {
-        /// The type's number.
+        /// The number of the type.
         id: usize,
         /// The number of the kind.
         kind: u32,
     },
 }
 
-/// What a type is: `BTF_KIND_*`, in the order of their numbers, which begin at 1.
+/// The kind of a type: `BTF_KIND_*`, in the order of their numbers, which begin at 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Int = 1,
@@ -64,7 +65,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// The kind with a number of `include/uapi/linux/btf.h`; none if the number is not known.
+    /// The kind with this number (`include/uapi/linux/btf.h`); `None` if the number is unknown.
     fn of_number(number: u32) -> Option<Self> {
         Some(match number {
             1 => Self::Int,
@@ -90,7 +91,7 @@ impl Kind {
         })
     }
 
-    /// Bytes that follow a type's first 12 once, whatever its number of elements.
+    /// Bytes between a type's first 12 bytes and its elements.
     fn fixed_bytes(self) -> usize {
         match self {
             Self::Int | Self::Variable | Self::DeclTag => 4,
@@ -109,17 +110,18 @@ impl Kind {
     }
 }
 
-/// The types that a file describes.
+/// The types that a BTF file describes.
 #[derive(Debug)]
 pub(super) struct Btf {
     bytes: Vec<u8>,
     strings: Range<usize>,
-    /// Where each type begins in `bytes`. Type 1 is the first: 0 stands for `void`, which is not in the file.
+    /// The kind of each type, and where it begins in `bytes`. Type 1 is the first; number 0 means `void`, which is not in the
+    /// file.
     types: Vec<(Kind, usize)>,
 }
 
 impl Btf {
-    /// Reads a file that holds BTF and nothing else, as those in `/sys/kernel/btf`.
+    /// Reads a file that contains only BTF, such as those in `/sys/kernel/btf`.
     ///
     /// # Errors
     ///
@@ -163,25 +165,25 @@ impl Btf {
             .map(|&(kind, at)| Type { btf: self, kind, at })
     }
 
-    /// The first type of a kind and name.
+    /// The first type of this kind and name.
     pub(super) fn named(&self, kind: Kind, name: &str) -> Option<Type<'_>> {
         self.types(kind).find(|ty| ty.is_named(name))
     }
 
-    /// The type with a number; none for `void` and for a number that the file does not have.
+    /// The type with this number; `None` for `void` and for numbers that are not in the file.
     pub(super) fn by_id(&self, id: u32) -> Option<Type<'_>> {
         let index = usize::try_from(id).ok()?.checked_sub(1)?;
         let &(kind, at) = self.types.get(index)?;
         Some(Type { btf: self, kind, at })
     }
 
-    /// The bytes from a place in the section of strings to the end of that section.
+    /// The bytes from this offset in the section of strings to the end of the section.
     fn strings_from(&self, offset: u32) -> &[u8] {
         let strings = self.bytes.get(self.strings.clone()).unwrap_or_default();
         strings.get(offset as usize..).unwrap_or_default()
     }
 
-    /// A name; empty for a thing without one, and for one that is not UTF-8 or not in the section of strings.
+    /// The name at this offset; empty if there is none, if it is not UTF-8 or if it lies outside the section of strings.
     fn name_at(&self, offset: u32) -> &str {
         let name = self.strings_from(offset).split(|&byte| byte == 0).next();
         name.and_then(|name| std::str::from_utf8(name).ok()).unwrap_or_default()
@@ -193,35 +195,35 @@ impl Btf {
 pub(super) struct Type<'a> {
     btf: &'a Btf,
     kind: Kind,
-    /// Where the type begins in the file.
+    /// Offset in bytes at which the type begins in the file.
     at: usize,
 }
 
 /// A field of a structure or union.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Member<'a> {
-    /// Its name; empty for a structure or union whose members are used as if they were the outer one's.
+    /// The member's name; empty for an anonymous structure or union, whose members count as members of the outer type.
     pub(super) name: &'a str,
-    /// The number of its type.
+    /// The number of the member's type.
     pub(super) type_id: u32,
-    /// Where it begins in the structure, in bits.
+    /// Offset of the member in the structure, in bits.
     pub(super) bit_offset: u32,
 }
 
 impl<'a> Type<'a> {
-    /// Its name; empty if it has none.
+    /// The type's name; empty if it has none.
     pub(super) fn name(self) -> &'a str {
         self.btf.name_at(self.word(0))
     }
 
-    /// Whether this is its name. Quicker than to compare [`Self::name`], which looks for the name's end.
+    /// Whether the type has this name. Faster than comparing with [`Self::name`], which searches for the end of the name.
     fn is_named(self, name: &str) -> bool {
         let rest = self.btf.strings_from(self.word(0)).strip_prefix(name.as_bytes());
         rest.is_some_and(|rest| rest.first() == Some(&0))
     }
 
-    /// The type itself if it is of one of these kinds; else the first such type that its modifiers, typedefs and, where `pointers` is
-    /// true, pointers lead to.
+    /// Follows modifiers, typedefs and, if `pointers` is true, pointers to the first type of one of these kinds, starting with
+    /// the type itself. `None` if they lead to another kind.
     pub(super) fn resolve(self, kinds: &[Kind], pointers: bool) -> Option<Self> {
         let mut ty = self;
         for _ in 0..MAX_REFERENCES {
@@ -243,9 +245,9 @@ impl<'a> Type<'a> {
         self.btf.by_id(id)
     }
 
-    /// The members of a structure or union; none of another type.
+    /// The members of a structure or union; empty for other kinds.
     pub(super) fn members(self) -> impl Iterator<Item = Member<'a>> {
-        // The upper byte is then the size of a field of bits.
+        // If the flag is set, the upper byte of an offset is the size of a bit field.
         let mask = if self.word(4) >> 31 == 1 { 0x00ff_ffff } else { u32::MAX };
         self.elements(&[Kind::Struct, Kind::Union]).map(move |at| Member {
             name: self.btf.name_at(word(&self.btf.bytes, at)),
@@ -254,13 +256,13 @@ impl<'a> Type<'a> {
         })
     }
 
-    /// The names of an enumeration's values; none of another type.
+    /// The names of an enumeration's values; empty for other kinds.
     pub(super) fn enumerators(self) -> impl Iterator<Item = &'a str> {
         self.elements(&[Kind::Enum, Kind::Enum64])
             .map(move |at| self.btf.name_at(word(&self.btf.bytes, at)))
     }
 
-    /// The variables of a section, each with its offset there in bytes; none of another type.
+    /// The variables of a section, each with its offset in the section in bytes; empty for other kinds.
     pub(super) fn variables(self) -> impl Iterator<Item = (Self, u32)> {
         self.elements(&[Kind::Section]).filter_map(move |at| {
             let variable = self.btf.by_id(word(&self.btf.bytes, at))?;
@@ -268,12 +270,12 @@ impl<'a> Type<'a> {
         })
     }
 
-    /// How many parameters a function's prototype has; 0 of another type.
+    /// The number of parameters of a function prototype; 0 for other kinds.
     pub(super) fn parameters(self) -> usize {
         self.elements(&[Kind::Prototype]).count()
     }
 
-    /// Where each element begins in the file; none of a type of another kind.
+    /// The offset of each element in the file; empty if the type is not of one of these kinds.
     fn elements(self, kinds: &[Kind]) -> impl Iterator<Item = usize> + use<'a> {
         let count = if kinds.contains(&self.kind) {
             elements(self.word(4))
@@ -284,13 +286,13 @@ impl<'a> Type<'a> {
         (0..count).map(move |index| first + index * self.kind.element_bytes())
     }
 
-    /// The number at so many bytes from the type's beginning.
+    /// The number at this offset in bytes from the beginning of the type.
     fn word(self, offset: usize) -> u32 {
         word(&self.btf.bytes, self.at + offset)
     }
 }
 
-/// Where the types and the strings are; none if there is no valid header.
+/// The byte ranges of the types and of the strings; `None` if the header is not valid.
 fn sections(bytes: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
     const MAGIC_AND_VERSION: [u8; 3] = [0x9f, 0xeb, 1];
     if bytes.len() < HEADER_BYTES || !bytes.starts_with(&MAGIC_AND_VERSION) {
@@ -305,23 +307,23 @@ fn sections(bytes: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
     Some((section(8)?, section(16)?))
 }
 
-/// The number of elements that a type's `info` tells: 16 bits of it, 24 in kernels to come; the others are 0.
+/// The number of elements, from a type's `info` word: the lower 16 bits today, 24 in future kernels; the bits between are 0.
 fn elements(info: u32) -> usize {
     (info & 0x00ff_ffff) as usize
 }
 
-/// The number at a place in the file; 0 beyond its end.
+/// The number at this offset in the file; 0 beyond its end.
 fn word(bytes: &[u8], at: usize) -> u32 {
     let found = bytes.get(at..).and_then(|rest| rest.first_chunk());
     found.map_or(0, |bytes| u32::from_le_bytes(*bytes))
 }
 
-/// Makes BTF for tests.
+/// Builds BTF for tests.
 #[cfg(test)]
 pub(super) mod build {
     use super::{Btf, Kind};
 
-    /// A file of BTF in the making.
+    /// A BTF file under construction.
     #[derive(Clone, Debug)]
     pub(in super::super) struct Builder {
         types: Vec<u8>,
@@ -330,7 +332,7 @@ pub(super) mod build {
     }
 
     impl Builder {
-        /// A file without types.
+        /// Creates a file without types.
         pub(in super::super) fn new() -> Self {
             Self {
                 types: Vec::new(),
@@ -343,15 +345,16 @@ pub(super) mod build {
             if name.is_empty() {
                 return 0;
             }
-            let at = u32::try_from(self.strings.len()).expect("short");
+            let at = u32::try_from(self.strings.len()).expect("the section is short");
             self.strings.extend(name.bytes().chain([0]));
             at
         }
 
-        /// Adds a type with what follows its name in the file, and returns its number. `of` is its size or the type that it refers to.
+        /// Adds a type with the words that follow it in the file, and returns its number. `of` is its size, or the type that it
+        /// refers to.
         fn add(&mut self, kind: Kind, name: &str, elements: usize, of: u32, rest: &[u32]) -> u32 {
             let name = self.name(name);
-            let info = ((kind as u32) << 24) | u32::try_from(elements).expect("few");
+            let info = ((kind as u32) << 24) | u32::try_from(elements).expect("the number of elements fits");
             for word in [name, info, of].iter().chain(rest) {
                 self.types.extend(word.to_le_bytes());
             }
@@ -359,12 +362,12 @@ pub(super) mod build {
             self.count
         }
 
-        /// Adds a type that only refers to another one: a pointer, typedef, modifier or function.
+        /// Adds a type that only refers to another type: a pointer, typedef, modifier or function.
         pub(in super::super) fn reference(&mut self, kind: Kind, name: &str, to: u32) -> u32 {
             self.add(kind, name, 0, to, &[])
         }
 
-        /// Adds a structure or union with members: name, type and offset in bits.
+        /// Adds a structure or union with these members: name, type and offset in bits.
         pub(in super::super) fn composite(&mut self, kind: Kind, name: &str, members: &[(&str, u32, u32)]) -> u32 {
             let rest: Vec<u32> = members
                 .iter()
@@ -373,7 +376,7 @@ pub(super) mod build {
             self.add(kind, name, members.len(), 0, &rest)
         }
 
-        /// Adds a structure some of whose members are fields of bits: name, size in bits (0: a member like others) and offset in bits.
+        /// Adds a structure with bit fields: name, size in bits (0 for a plain member) and offset in bits.
         pub(in super::super) fn bits(&mut self, name: &str, members: &[(&str, u32, u32)]) -> u32 {
             let packed: Vec<_> = members
                 .iter()
@@ -385,7 +388,7 @@ pub(super) mod build {
             id
         }
 
-        /// Adds an enumeration, its values being 0, 1 and so on.
+        /// Adds an enumeration with the values 0, 1 and so on.
         pub(in super::super) fn enumeration(&mut self, kind: Kind, name: &str, values: &[&str]) -> u32 {
             let mut rest = Vec::new();
             for (value, name) in (0..).zip(values) {
@@ -395,7 +398,7 @@ pub(super) mod build {
             self.add(kind, name, values.len(), 4, &rest)
         }
 
-        /// Adds a prototype with so many parameters.
+        /// Adds a prototype with this number of parameters.
         pub(in super::super) fn prototype(&mut self, parameters: usize) -> u32 {
             self.add(Kind::Prototype, "", parameters, 0, &vec![0; parameters * 2])
         }
@@ -421,14 +424,14 @@ pub(super) mod build {
             self.add(Kind::Array, "", 0, 0, &[of, of, 3])
         }
 
-        /// Adds a tag of a declaration.
+        /// Adds a declaration tag.
         pub(in super::super) fn declaration_tag(&mut self, name: &str, of: u32) -> u32 {
             self.add(Kind::DeclTag, name, 0, of, &[u32::MAX])
         }
 
-        /// The bytes of the file.
+        /// The bytes of the BTF file.
         pub(in super::super) fn bytes(&self) -> Vec<u8> {
-            let length = |section: &[u8]| u32::try_from(section.len()).expect("short");
+            let length = |section: &[u8]| u32::try_from(section.len()).expect("the section is short");
             let (types, strings) = (length(&self.types), length(&self.strings));
             let mut bytes = vec![0x9f, 0xeb, 1, 0];
             for word in [24, 0, types, types, strings] {
@@ -439,9 +442,9 @@ pub(super) mod build {
             bytes
         }
 
-        /// The types, read back.
+        /// Parses the file.
         pub(in super::super) fn read(&self) -> Btf {
-            Btf::parse(self.bytes()).expect("BTF")
+            Btf::parse(self.bytes()).expect("the BTF is valid")
         }
     }
 }
@@ -452,7 +455,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// One type of each kind, and a pointer behind them all.
+    /// One type of each kind; the last one is a pointer.
     fn all_kinds() -> Builder {
         let mut btf = Builder::new();
         let int = btf.int();
@@ -484,45 +487,52 @@ mod tests {
     #[test]
     fn every_kind_has_its_size() {
         let bytes = all_kinds().bytes();
-        aya::Btf::parse(&bytes, aya::Endianness::Little).expect("BTF to another reader, too");
-        let btf = Btf::parse(bytes).expect("BTF");
+        aya::Btf::parse(&bytes, aya::Endianness::Little).expect("aya can parse it, too");
+        let btf = Btf::parse(bytes).expect("the BTF is valid");
         for number in 1..=19 {
-            let kind = Kind::of_number(number).expect("known");
+            let kind = Kind::of_number(number).expect("the kind is known");
             assert_eq!(kind as u32, number);
             assert_eq!(btf.types(kind).count(), 1, "{kind:?}");
         }
-        let last = btf.by_id(19).expect("the pointer");
+        let last = btf.by_id(19).expect("the pointer exists");
         assert_eq!(last.kind, Kind::Pointer);
-        assert!(btf.by_id(0).is_none(), "void");
+        assert!(btf.by_id(0).is_none(), "0 is void");
         assert!(btf.by_id(20).is_none());
     }
 
     #[test]
     fn a_type_tells_what_it_is_made_of() {
         let btf = all_kinds().read();
-        let pair = btf.named(Kind::Struct, "pair").expect("the structure");
+        let pair = btf.named(Kind::Struct, "pair").expect("the structure exists");
         let members: Vec<_> = pair.members().map(|member| (member.name, member.bit_offset)).collect();
         assert_eq!(members, [("first", 0), ("second", 32)]);
         for (kind, name, values) in [
             (Kind::Enum, "small", ["NONE", "SOME"]),
             (Kind::Enum64, "wide", ["LEFT", "RIGHT"]),
         ] {
-            let found: Vec<_> = btf.named(kind, name).expect("the enumeration").enumerators().collect();
+            let found: Vec<_> = btf
+                .named(kind, name)
+                .expect("the enumeration exists")
+                .enumerators()
+                .collect();
             assert_eq!(found, values);
         }
-        let prototype = btf.types(Kind::Prototype).next().expect("the prototype");
+        let prototype = btf.types(Kind::Prototype).next().expect("the prototype exists");
         assert_eq!(prototype.parameters(), 3);
-        let section = btf.named(Kind::Section, ".data..percpu").expect("the section");
+        let section = btf.named(Kind::Section, ".data..percpu").expect("the section exists");
         let variables: Vec<_> = section.variables().map(|(of, at)| (of.name(), at)).collect();
         assert_eq!(variables, [("counter", 64)]);
-        // A type of another kind has none of it.
+        // A type of another kind has no such elements.
         assert_eq!(
             pair.enumerators().count() + pair.variables().count() + pair.parameters(),
             0
         );
         assert_eq!(prototype.members().count(), 0);
-        assert!(btf.named(Kind::Struct, "pai").is_none(), "the beginning of a name");
-        assert!(btf.named(Kind::Union, "pair").is_none(), "another kind");
+        assert!(
+            btf.named(Kind::Struct, "pai").is_none(),
+            "only the beginning of the name"
+        );
+        assert!(btf.named(Kind::Union, "pair").is_none(), "the kind is another one");
     }
 
     #[test]
@@ -530,7 +540,7 @@ mod tests {
         let mut btf = Builder::new();
         btf.bits("flags", &[("whole", 0, 32), ("bit", 1, 69)]);
         let btf = btf.read();
-        let flags = btf.named(Kind::Struct, "flags").expect("the structure");
+        let flags = btf.named(Kind::Struct, "flags").expect("the structure exists");
         let offsets: Vec<_> = flags.members().map(|member| member.bit_offset).collect();
         assert_eq!(offsets, [32, 69]);
     }
@@ -546,7 +556,7 @@ mod tests {
         btf.reference(Kind::Typedef, "circle", 6);
         let btf = btf.read();
         let resolve = |name, pointers| {
-            let ty = btf.named(Kind::Typedef, name).expect("the typedef");
+            let ty = btf.named(Kind::Typedef, name).expect("the typedef exists");
             ty.resolve(&[Kind::Struct], pointers).map(Type::name)
         };
         assert_eq!(resolve("alias", false), Some("inner"));
@@ -557,7 +567,11 @@ mod tests {
 
     #[test]
     fn what_is_no_btf_is_refused_with_the_reason() {
-        let reason = |bytes: &[u8]| Btf::parse(bytes.to_vec()).expect_err("refused").to_string();
+        let reason = |bytes: &[u8]| {
+            Btf::parse(bytes.to_vec())
+                .expect_err("the bytes are refused")
+                .to_string()
+        };
         let good = all_kinds().bytes();
         let altered = |at: usize, byte: u8| {
             let mut bytes = good.clone();
@@ -580,7 +594,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a file holds, it is read or refused.
+        /// Damaged BTF is either read or refused; the reader never panics.
         #[test]
         fn damaged_btf_ends_no_program(changes in prop::collection::vec((0..10_000_usize, any::<u8>()), 0..20)) {
             let mut bytes = all_kinds().bytes();

@@ -1,9 +1,8 @@
-//! What the BPF programs cost, measured by the kernel.
+//! What the BPF programs cost, as measured by the kernel.
 //!
-//! The kernel times every run of every BPF program while its run-time statistics are on (`BPF_ENABLE_STATS`), at the price
-//! of two clock reads a run. To know the cost without paying it all the time, the statistics are switched on for one tick
-//! in [`TICKS_A_CYCLE`], from the first one on. The kernel shows them, and the runs it had to skip, in the `fdinfo` of a
-//! program's descriptor.
+//! The kernel times every run of every BPF program while its run-time statistics are on (`BPF_ENABLE_STATS`), which costs two
+//! clock reads per run. To limit this cost, the statistics are on only during one tick in [`TICKS_A_CYCLE`], starting with the
+//! first one. The kernel shows the statistics, and the number of runs it had to skip, in the `fdinfo` of a program's descriptor.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -25,11 +24,11 @@ const TICKS_A_CYCLE: u64 = 20;
 /// Switches the statistics on and off, and reads them.
 pub(super) struct CostMeter {
     programs: Vec<(&'static str, OwnedFd)>,
-    /// The statistics are on while this is open.
+    /// Keeps the statistics on while it is open.
     statistics: Option<OwnedFd>,
     ticks: u64,
     cpu_at_start: Duration,
-    /// Once the target is no more traced.
+    /// The CPU time of this process when tracing stopped.
     cpu_at_end: Option<Duration>,
 }
 
@@ -55,7 +54,7 @@ impl CostMeter {
 
     pub(super) fn start(&mut self) {
         self.cpu_at_start = own_cpu_time();
-        // A kernel that refuses leaves no run timed, and the report says so.
+        // If the kernel refuses, no run is timed, and the report says that the cost is missing.
         self.statistics = enable_stats(Stats::RunTime).ok();
     }
 
@@ -97,7 +96,7 @@ impl CostMeter {
         }
     }
 
-    /// Runs that the kernel skipped, of all programs together.
+    /// The number of runs that the kernel skipped, summed over all programs.
     pub(super) fn recursion_misses(&self) -> u64 {
         self.programs
             .iter()
@@ -110,7 +109,7 @@ fn fdinfo(fd: &OwnedFd) -> String {
     fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default()
 }
 
-/// A number out of an `fdinfo`; 0 if this kernel does not show it.
+/// A number from an `fdinfo`; 0 if this kernel does not show it.
 fn field(info: &str, name: &str) -> u64 {
     info.lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())

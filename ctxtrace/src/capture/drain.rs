@@ -1,9 +1,9 @@
-//! What has been brought home of the kernel's tables, and how they are emptied while the run goes on.
+//! The elements collected from the kernel's tables, and the code that drains these tables during the run.
 //!
-//! A table that fills would lose what comes next. So when a quarter is full its elements are taken over here, where there is more room,
-//! and deleted there. No count is lost in between: `ctxtrace_common::table` says how. What finds no room there meanwhile comes through a
-//! ring, piece by piece. The room here is bounded too; beyond it
-//! sums are kept by their class, or by who was woken, and what is distinguished no longer is counted.
+//! A full table would lose all further additions. So when a quarter of a table is in use, its elements are moved to user space,
+//! where there is more room. No count is lost by this: `ctxtrace_common::table` explains how. Additions that find no room in a
+//! table meanwhile come one by one through a ring. The room in user space is limited, too. Beyond the limit, switch-outs are
+//! summed by class and edges by the process that was woken, and the additions that are no longer distinguished are counted.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -23,27 +23,28 @@ use super::{batch, missing, refused};
 use crate::error::{Error, Result};
 use crate::trace::wakeups::{EdgeSums, others};
 
-/// Sums of switch-outs, and of wakeups by stacks, that are distinguished: some 100 bytes each. Beyond them switch-outs are summed by
-/// class, as `lost.stack_sums` counts.
+/// Maximum number of distinct sums of switch-outs, and of wakeups by stack; each takes about 100 bytes. Beyond it switch-outs are
+/// summed by class and counted in `lost.stack_sums`, and wakeups are counted in `lost.wakeup_edges`.
 const MOST_SUMS: usize = 1 << 19;
-/// A table is emptied when one in so many of its places is taken. The rest is room for what comes until it is empty.
+/// A table is drained when one in this many of its elements is in use. The rest is room for additions until it is empty.
 const WAKE_AT: u32 = 4;
-/// Stacks that are kept. Switch-outs with another one are counted by `lost.stacks`.
+/// Maximum number of distinct stacks. Switch-outs with further stacks are counted in `lost.stacks`.
 const MOST_STACKS: usize = 1 << 19;
-/// Frames of all stacks together, 8 bytes each.
+/// Maximum number of frames of all stacks together; a frame takes 8 bytes.
 const MOST_FRAMES: usize = 1 << 24;
-/// Edges that are distinguished; further ones are summed by the process that was woken, and beyond as many again by nothing else.
+/// Maximum number of distinct edges. Further edges are summed by the process that was woken; when twice this many entries exist,
+/// the remaining edges are not distinguished by that process either.
 const MOST_EDGES: usize = 1 << 16;
-/// Tasks whose hits are distinguished.
+/// Maximum number of tasks whose hits are counted separately. Further hits are counted in `lost.tasks`.
 const MOST_HITS: usize = 1 << 16;
 
-/// What has been brought home.
+/// The elements moved from the kernel's tables to user space so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Collected {
     pub(super) stacks: HashMap<u64, Arc<[u64]>>,
     frames: usize,
     pub(super) switch_sums: HashMap<SumKey, SwitchSum>,
-    /// By the number of the class: what found no room in `switch_sums`.
+    /// Switch-outs that found no room in `switch_sums`, by the number of their class.
     overflow: [SwitchSum; Class::COUNT],
     pub(super) waker_sums: HashMap<WakerStackKey, SwitchSum>,
     pub(super) edges: HashMap<EdgeKey, EdgeSums>,
@@ -54,7 +55,7 @@ pub(super) struct Collected {
 }
 
 impl Collected {
-    /// Adds a stack; of one that is known nothing changes.
+    /// Adds a stack; does nothing if the stack is already known.
     fn add_stack(&mut self, key: u64, stack: &Stack) {
         let depth = (stack.depth as usize).min(stack.frames.len());
         if self.stacks.len() >= MOST_STACKS || self.frames + depth > MOST_FRAMES || self.stacks.contains_key(&key) {
@@ -64,7 +65,7 @@ impl Collected {
         self.stacks.insert(key, stack.frames[..depth].into());
     }
 
-    /// Adds switch-outs that are alike.
+    /// Adds switch-outs that share a key.
     pub(super) fn add_switches(&mut self, key: SumKey, sum: SwitchSum) {
         if let Some(known) = entry(&mut self.switch_sums, key, MOST_SUMS) {
             *known += sum;
@@ -99,7 +100,8 @@ impl Collected {
         *self.edges.entry(key).or_default() += &EdgeSums::from(edge);
     }
 
-    /// Adds what found no room in its table, as it comes out of the ring.
+    /// Adds an addition that found no room in its table, as read from the ring. The length of the record says which table it was
+    /// for.
     pub(super) fn add_addition(&mut self, bytes: &[u8]) {
         if let Ok(Gathered { key, sum }) = bytemuck::try_pod_read_unaligned(bytes) {
             self.add_switches(key.without_generation(), sum);
@@ -119,7 +121,7 @@ impl Collected {
         }
     }
 
-    /// Sums of which a stack was not kept say so, and are counted.
+    /// Marks sums one of whose stacks was not kept, and counts their switch-outs in `lost_stacks`.
     pub(super) fn settle_stacks(&mut self, counters: &mut Counters) {
         let Self {
             stacks, switch_sums, ..
@@ -143,7 +145,7 @@ impl Collected {
         }
     }
 
-    /// Adds what found no room here to what found none in the kernel.
+    /// Adds the losses in user space to the kernel's.
     pub(super) fn add_losses(&self, counters: &mut Counters, overflow: &mut [SwitchSum]) {
         counters.lost_stack_sums += self.lost_stack_sums;
         counters.lost_wakeup_edges += self.lost_wakeup_edges;
@@ -153,8 +155,8 @@ impl Collected {
         }
     }
 
-    /// Adds everything that is in the tables, which stays there. To be called when no program runs, or where a moment's
-    /// inexactness does not matter.
+    /// Adds every element of the tables without removing it. Call it when no BPF program runs, or when being off by a few counts
+    /// does not matter.
     pub(super) fn add_tables(&mut self, ebpf: &Ebpf) -> Result<()> {
         for (key, stack) in entries::<u64, Stack>(ebpf, "STACKS")? {
             self.add_stack(key, &stack);
@@ -175,7 +177,7 @@ impl Collected {
     }
 }
 
-/// The value of a key, begun if there is room for it.
+/// The value of a key, inserted if it is missing; `None` if it is missing and the map has `most` entries.
 fn entry<K: Eq + std::hash::Hash, V: Default>(map: &mut HashMap<K, V>, key: K, most: usize) -> Option<&mut V> {
     if map.len() >= most && !map.contains_key(&key) {
         return None;
@@ -183,22 +185,23 @@ fn entry<K: Eq + std::hash::Hash, V: Default>(map: &mut HashMap<K, V>, key: K, m
     Some(map.entry(key).or_default())
 }
 
-/// The tables with generations.
+/// The tables whose keys have generations.
 const WITH_GENERATIONS: [Table; 4] = [Table::SwitchSums, Table::WakerSums, Table::Edges, Table::Hits];
 
-/// Empties the tables.
+/// Drains the tables.
 pub(super) struct Drainer {
-    /// Whether the kernel can be asked to wait until programs have ended.
+    /// Whether `membarrier(2)` can wait until running BPF programs have ended.
     can_wait: bool,
 }
 
 impl Drainer {
-    /// Tells the kernel side at how many elements to wake this process. `ended_bytes` is the size of the ring of ended threads.
+    /// Stores at how many elements the BPF programs are to wake this process. `ended_bytes` is the size of the ring of ended
+    /// threads.
     pub(super) fn begin(ebpf: &mut Ebpf, ended_bytes: u32) -> Result<Self> {
         let can_wait = membarrier(libc::MEMBARRIER_CMD_QUERY) & i64::from(libc::MEMBARRIER_CMD_GLOBAL) != 0;
         for table in WITH_GENERATIONS.into_iter().chain([Table::Stacks]) {
             let capacity = capacity(ebpf, name(table))?;
-            // A table of one element is not used.
+            // A table with a capacity of one element is not used.
             let drains = capacity > 1 && (can_wait || table == Table::Stacks);
             let wake_at = if drains { capacity.div_ceil(WAKE_AT) } else { 0 };
             store(ebpf, table, 0, wake_at.into())?;
@@ -207,11 +210,11 @@ impl Drainer {
         Ok(Self { can_wait })
     }
 
-    /// Brings home what is in tables that hold as much as was to wake this process.
+    /// Drains the tables that hold as many elements as the wakeup threshold.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses. What is not brought home stays where it is.
+    /// If the kernel refuses. Elements that were not drained stay in their table.
     pub(super) fn drain(&self, ebpf: &mut Ebpf, into: &mut Collected) -> Result<()> {
         drain_stacks(ebpf, into)?;
         let ended = state(ebpf, Table::Ended)?;
@@ -235,11 +238,11 @@ impl Drainer {
             store(ebpf, table, 1 - state.generation, state.wake_at)?;
         }
         if membarrier(libc::MEMBARRIER_CMD_GLOBAL) != 0 {
-            // What is there is brought home when its generation is the old one again.
+            // Programs may still use the old generation. Its elements are drained by a later call, when it is the old one again.
             return Ok(());
         }
         for (table, TableState { generation: old, .. }) in full {
-            // There is no ring behind the table of stacks, so it is not left alone for longer than one step takes.
+            // Additions to a full table of stacks do not go to a ring. So this table is checked between any two steps.
             drain_stacks(ebpf, into)?;
             match table {
                 Table::SwitchSums => take(ebpf, table, old, |key, &sum| into.add_switches(key, sum))?,
@@ -253,12 +256,12 @@ impl Drainer {
     }
 }
 
-/// Whether a table holds as much as was to wake this process.
+/// Whether a table holds as many elements as the wakeup threshold.
 fn is_due(state: TableState) -> bool {
     state.wake_at > 0 && state.made >= state.wake_at
 }
 
-/// Brings home every stack, if there are enough of them.
+/// Drains all stacks if their table has reached its wakeup threshold.
 fn drain_stacks(ebpf: &mut Ebpf, into: &mut Collected) -> Result<()> {
     let state = state(ebpf, Table::Stacks)?;
     if !is_due(state) {
@@ -287,7 +290,7 @@ fn state(ebpf: &Ebpf, table: Table) -> Result<TableState> {
     Ok(state)
 }
 
-/// Stores the state of a table in which nothing was made yet.
+/// Stores the state of a table and resets the number of elements made in it.
 fn store(ebpf: &mut Ebpf, table: Table, generation: u64, wake_at: u64) -> Result<()> {
     let state = TableState {
         generation,
@@ -297,7 +300,7 @@ fn store(ebpf: &mut Ebpf, table: Table, generation: u64, wake_at: u64) -> Result
     let map = ebpf.map_mut("TABLES").ok_or_else(|| missing("TABLES"))?;
     Array::<_, Wire<TableState>>::try_from(map)
         .and_then(|mut map| map.set(table as u32, Wire(state), 0))
-        .map_err(refused("say how full a table may be"))
+        .map_err(refused("store how full a table may become"))
 }
 
 fn capacity(ebpf: &Ebpf, name: &'static str) -> Result<u32> {
@@ -306,16 +309,17 @@ fn capacity(ebpf: &Ebpf, name: &'static str) -> Result<u32> {
     };
     map.info()
         .map(|info| info.max_entries())
-        .map_err(refused("ask for the size of a BPF map"))
+        .map_err(refused("return the size of a BPF map"))
 }
 
-/// Takes over every stack. One that is needed again is walked and stored again; a stack never changes.
+/// Moves every stack to user space. A stack that is needed again is walked and stored again. A stack never changes, so no
+/// generation is needed.
 fn take_stacks(ebpf: &Ebpf, into: &mut Collected) -> Result<()> {
     let table = hash_table::<u64, Stack>(ebpf, "STACKS")?;
     batch::take(table, |key, stack: &Stack| into.add_stack(key, stack)).map_err(Error::system("emptying a BPF map"))
 }
 
-/// Takes over every element of a generation that programs leave alone.
+/// Moves every element of a generation that BPF programs no longer change.
 fn take<K, V>(ebpf: &Ebpf, table: Table, generation: u64, mut add: impl FnMut(K, &V)) -> Result<()>
 where
     K: bytemuck::Pod + Generational,
@@ -329,15 +333,15 @@ where
             taken.push(key);
         }
     });
-    // Whatever has been added here must not be there the next time.
+    // Elements added to the collection must be deleted, or they would be counted twice.
     let deleted = batch::delete(table, &taken);
     read.and(deleted).map_err(Error::system("emptying a BPF map"))
 }
 
-/// A hash table with keys and values of these types.
+/// The descriptor of a hash table whose keys and values have these types.
 fn hash_table<'a, K: bytemuck::Pod, V: bytemuck::Pod>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>> {
     let map = ebpf.map(name).ok_or_else(|| missing(name))?;
-    // aya compares the sizes.
+    // aya compares the sizes of the types with the map's.
     BpfHashMap::<_, Wire<K>, Wire<V>>::try_from(map).map_err(refused("open a BPF map"))?;
     match map {
         Map::HashMap(map) => Ok(map.fd().as_fd()),
@@ -345,7 +349,7 @@ fn hash_table<'a, K: bytemuck::Pod, V: bytemuck::Pod>(ebpf: &'a Ebpf, name: &'st
     }
 }
 
-/// Every element of a table.
+/// All elements of a table.
 pub(super) fn entries<K: bytemuck::Pod, V: bytemuck::Pod>(ebpf: &Ebpf, name: &'static str) -> Result<Vec<(K, V)>> {
     let mut all = Vec::new();
     batch::read(hash_table::<K, V>(ebpf, name)?, |key, value: &V| {
@@ -355,10 +359,10 @@ pub(super) fn entries<K: bytemuck::Pod, V: bytemuck::Pod>(ebpf: &Ebpf, name: &'s
     Ok(all)
 }
 
-/// `membarrier(2)`; `MEMBARRIER_CMD_GLOBAL` returns when every RCU read section that has begun has ended
-/// (kernel: `kernel/sched/membarrier.c`, `synchronize_rcu()`), so every BPF program too.
+/// Calls `membarrier(2)`. `MEMBARRIER_CMD_GLOBAL` returns when every RCU read section that has begun has ended (kernel:
+/// `kernel/sched/membarrier.c`, `synchronize_rcu()`), and therefore also every BPF program that was running.
 fn membarrier(command: libc::c_int) -> i64 {
-    // SAFETY: the system call takes three numbers and touches no memory of ours.
+    // SAFETY: the system call takes three numbers and does not access this process's memory.
     unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }
 }
 

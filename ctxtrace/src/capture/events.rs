@@ -1,11 +1,11 @@
-//! The rings of events, mapped into this process: see `ctxtrace-ebpf/src/events.rs` for the other end.
+//! The rings of events, mapped into this process. `ctxtrace-ebpf/src/events.rs` is the writing end.
 //!
-//! Each CPU's ring is in the order of time. They are merged here, up to a moment a little before the draining began
-//! (`MARGIN_NS`), so that the order holds from one draining to the next as well: an event on its way into one ring while
-//! another one is read is not missed by more than the time it takes to write it.
+//! Each CPU's ring is in order of time. The rings are merged here, up to a moment `MARGIN_NS` before the drain began. So the
+//! order also holds from one drain to the next, unless writing an event to one ring takes longer than this margin while another
+//! ring is being read.
 //!
-//! The order of one thread's switches and wakings is safe in any case. Each is there before the kernel goes on, so before
-//! the thread can meet its next one, on whichever CPU; and what is taken here is cut at one moment for all CPUs.
+//! The order of one thread's switches and wakeups is always right. Each event is in its ring before the kernel proceeds, and
+//! therefore before the thread's next event can occur on any CPU; and all rings are read up to the same moment.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -23,31 +23,31 @@ use super::{missing, refused};
 use crate::error::{Error, Result};
 use crate::trace::events::EventSink;
 
-/// How long an event may be on its way into the ring without coming late for its place in the order.
+/// Upper bound on the time between an event and its appearance in the ring, nanoseconds. Later ones can be out of order.
 const MARGIN_NS: u64 = 1_000_000;
 
-/// Events handed over at a time; their places in the rings are free when they have been.
+/// Number of events passed to the sink at a time. Their places in the rings are free afterwards.
 const BATCH: usize = 4_096;
 
-/// The size of all rings together, if nobody says otherwise.
+/// Default size in bytes of all rings together.
 pub const DEFAULT_RING_BYTES: usize = 32 << 20;
 
-/// Yet for each CPU at least this much: a hundredth of a second at the highest rate.
+/// Minimum default size in bytes of each CPU's ring: a hundredth of a second at the highest rate.
 const LEAST_PER_CPU: usize = 1 << 20;
 
-/// How the rings are laid out.
+/// The number and size of the rings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     cpus: u32,
-    /// Events that each CPU's ring holds: a power of two.
+    /// Number of events that each CPU's ring holds: a power of two.
     capacity: u32,
 }
 
 impl Layout {
-    /// No rings: for the levels without events.
+    /// No rings, for the levels without events.
     pub(super) const NONE: Self = Self { cpus: 1, capacity: 1 };
 
-    /// Rings for all CPUs that are online, of so many bytes together, or of as many as is sensible.
+    /// Rings for all CPUs that are online: `bytes` in total, or [`DEFAULT_RING_BYTES`] with a minimum per CPU if `None`.
     pub(super) fn new(bytes: Option<usize>) -> Result<Self> {
         let online = aya::util::online_cpus().map_err(|(what, error)| Error::system(what)(error))?;
         let cpus = online.into_iter().max().unwrap_or(0) + 1;
@@ -59,7 +59,7 @@ impl Layout {
             Some(bytes) => bytes / cpus as usize,
             None => (DEFAULT_RING_BYTES / cpus as usize).max(LEAST_PER_CPU),
         };
-        // At most as many as the index of an array in the kernel can tell apart.
+        // At most as many events as an array index in the kernel can address.
         let most = (1 << 31) / cpus as usize;
         let events = (per_cpu / EVENT_BYTES).clamp(2, most);
         Self {
@@ -68,7 +68,7 @@ impl Layout {
         }
     }
 
-    /// Tells the loader.
+    /// Applies the layout to the maps before they are created.
     pub(super) fn apply<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
         loader.override_global("RING_CAPACITY", &self.capacity, true);
         loader.map_max_entries("RINGS", self.cpus);
@@ -80,10 +80,10 @@ impl Layout {
 pub(super) struct EventRings {
     /// A [`RingState`] for each CPU.
     states: MmapRaw,
-    /// The events, one CPU's after the other's.
+    /// The events of all CPUs, one ring after the other.
     events: MmapRaw,
     capacity: u64,
-    /// Where reading goes on, by CPU.
+    /// The number of the next event to read, by CPU.
     read: Vec<u64>,
     batch: Vec<Event>,
     half_full: RingBuf<MapData>,
@@ -103,15 +103,15 @@ impl EventRings {
         })
     }
 
-    /// Becomes readable when a ring is half full.
+    /// A descriptor that becomes readable when a ring is half full.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the ring, and with it the descriptor, lives as long as `self`.
+        // SAFETY: the ring, and therefore its descriptor, lives as long as `self`.
         unsafe { BorrowedFd::borrow_raw(self.half_full.as_raw_fd()) }
     }
 
-    /// Hands over what has happened up to a moment ago, and tells what moment that is.
+    /// Sends the events up to a moment shortly before now to the sink, and returns that moment.
     pub(super) fn drain(&mut self, sink: &mut dyn EventSink) -> u64 {
-        // Before anything is read: see the text of this module.
+        // The time must be read before the rings, as the module's documentation explains.
         let now_ns = monotonic_ns();
         while self.half_full.next().is_some() {}
         let end_ns = now_ns.saturating_sub(MARGIN_NS);
@@ -119,7 +119,7 @@ impl EventRings {
         end_ns
     }
 
-    /// Hands over everything. To be called when no program runs any more.
+    /// Sends all events. Call it when no BPF program runs any more.
     pub(super) fn drain_all(&mut self, sink: &mut dyn EventSink) {
         self.drain_until(u64::MAX, sink);
     }
@@ -131,7 +131,7 @@ impl EventRings {
                     .load(Ordering::Acquire)
             })
             .collect();
-        // The CPUs that have events left, by the time of the first of them.
+        // The CPUs that have unread events, ordered by the time of their first one.
         let mut next: BinaryHeap<Reverse<(u64, usize)>> = BinaryHeap::with_capacity(written.len());
         for (cpu, &written) in written.iter().enumerate() {
             if let Some(at_ns) = self.next_of(cpu, written, end_ns) {
@@ -139,7 +139,7 @@ impl EventRings {
             }
         }
         while let Some(Reverse((_, cpu))) = next.pop() {
-            // All that comes before the next CPU's first, or its equal in time.
+            // Take every event up to and including the time of the next CPU's first one.
             let until_ns = next
                 .peek()
                 .map_or(end_ns, |Reverse((at_ns, _))| at_ns.saturating_add(1));
@@ -157,7 +157,7 @@ impl EventRings {
         self.hand_over(sink);
     }
 
-    /// The time of a CPU's first event that is not read, if it is before `end_ns`.
+    /// The time of a CPU's first unread event, if it is before `end_ns`.
     fn next_of(&self, cpu: usize, written: u64, end_ns: u64) -> Option<u64> {
         if self.read[cpu] == written {
             return None;
@@ -178,25 +178,25 @@ impl EventRings {
         }
     }
 
-    /// One of the two numbers of a CPU's [`RingState`].
+    /// One of the two counters of a CPU's [`RingState`].
     fn state(&self, cpu: usize, offset: usize) -> &AtomicU64 {
         debug_assert!(cpu < self.read.len());
         let at = cpu * size_of::<RingState>() + offset;
-        // SAFETY: within the mapping, which has a state for each CPU and begins at a page, and both sides change the
-        // numbers with single aligned stores only.
+        // SAFETY: the address is within the mapping, which has a state for each CPU and begins at a page. Both sides change the
+        // counters only with single aligned stores.
         unsafe { &*self.states.as_mut_ptr().add(at).cast::<AtomicU64>() }
     }
 
-    /// An event that has been written and not been given back.
+    /// Reads an event that has been written and whose place has not been given back.
     fn event(&self, cpu: usize, number: u64) -> Event {
         let place = cpu as u64 * self.capacity + (number & (self.capacity - 1));
-        // SAFETY: within the mapping, which has so many places for each CPU; and the kernel side does not write to this one
-        // until `read` has passed it.
+        // SAFETY: the address is within the mapping, which has `capacity` places for each CPU. The BPF programs do not write to
+        // this place until `read` has passed it.
         unsafe { self.events.as_ptr().cast::<Event>().add(place as usize).read() }
     }
 }
 
-/// Maps an array of the kernel side's.
+/// Maps an array of the BPF object into this process.
 fn mapped(ebpf: &mut Ebpf, name: &'static str, bytes: usize) -> Result<MmapRaw> {
     let Some(Map::Array(map)) = ebpf.map(name) else {
         return Err(missing(name));
@@ -207,9 +207,9 @@ fn mapped(ebpf: &mut Ebpf, name: &'static str, bytes: usize) -> Result<MmapRaw> 
         .map_err(Error::system("mapping the rings of events"))
 }
 
-/// The clock of the events.
+/// The current time on the events' clock.
 pub(super) fn monotonic_ns() -> u64 {
-    // The clock exists on every Linux; a time of 0 would put the draining off to the end.
+    // The clock exists on every Linux. If reading it failed, the time 0 would postpone all events to the final drain.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 

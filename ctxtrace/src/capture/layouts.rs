@@ -1,26 +1,26 @@
-//! The places of the kernel side's table of locators: which layout lies where, and which are free again.
+//! The indices of the kernel's table of locators: which locator is at which index, and which indices are free.
 
 use std::collections::HashSet;
 
 use ctxtrace_common::locator::{Locator, MAX_LOCATORS};
 
-/// Which locator is at which index of the kernel side's table. Index 0 is not used.
+/// The locator at each index of the kernel's table, starting with index 1. Index 0 is not used.
 #[derive(Debug, Default)]
 pub(super) struct Layouts(Vec<Option<Locator>>);
 
-/// Where a locator is to be.
+/// The index for a locator in the kernel's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// It is there already.
+    /// The locator is already at this index.
     Known(u32),
-    /// It can be put there.
+    /// The locator is not in the table; this index is free.
     Free(u32),
-    /// There is no room.
+    /// The locator is not in the table, and the table is full.
     None,
 }
 
 impl Layouts {
-    /// Finds the place of a locator.
+    /// Finds the index of a locator, or a free index for it.
     pub(super) fn place(&self, locator: &Locator) -> Place {
         let position = |wanted: &dyn Fn(&Option<Locator>) -> bool| self.0.iter().position(wanted);
         if let Some(index) = position(&|known| known.as_ref() == Some(locator)) {
@@ -34,7 +34,7 @@ impl Layouts {
         }
     }
 
-    /// Notes that a locator is at this index, which was free.
+    /// Records that a locator is now at this index, which was free.
     pub(super) fn put(&mut self, index: u32, locator: Locator) {
         let place = index as usize - 1;
         if place == self.0.len() {
@@ -43,7 +43,7 @@ impl Layouts {
         self.0[place] = Some(locator);
     }
 
-    /// Frees the places of locators that no program has any more.
+    /// Frees the indices of locators that no program uses any more.
     pub(super) fn keep(&mut self, used: &HashSet<u32>) {
         for (place, locator) in self.0.iter_mut().enumerate() {
             if !used.contains(&(place as u32 + 1)) {

@@ -1,4 +1,4 @@
-//! What this machine allows: looked at and, as far as the user may, tried. For `ctxtrace doctor`.
+//! What this machine allows: inspected and, as far as the user's rights allow, tried. Used by `ctxtrace doctor`.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -17,7 +17,7 @@ use crate::target::procfs::effective_capabilities;
 use crate::trace::Level;
 use crate::trace::machine::{Answer, Machine, Wanted};
 
-/// Types of maps that are made, with their names in the kernel.
+/// Types of maps that ctxtrace creates, with their names in the kernel.
 const MAPS: [(MapType, &str); 4] = [
     (MapType::Hash, "BPF_MAP_TYPE_HASH"),
     (MapType::Array, "BPF_MAP_TYPE_ARRAY"),
@@ -25,7 +25,7 @@ const MAPS: [(MapType, &str); 4] = [
     (MapType::RingBuf, "BPF_MAP_TYPE_RINGBUF"),
 ];
 
-/// Helper functions that are called. The others are older than everything else that is needed.
+/// Helper functions that the BPF programs call. Those not listed are older than everything else that is needed.
 const HELPERS: [&str; 8] = [
     "probe_read_user",
     "probe_read_kernel",
@@ -37,7 +37,7 @@ const HELPERS: [&str; 8] = [
     "ringbuf_discard",
 ];
 
-/// Those that something else can stand in for.
+/// Helper functions that have a replacement, with the effect of their absence.
 const BETTER_HELPERS: [(&str, &str); 2] = [
     (
         "task_pt_regs",
@@ -49,15 +49,15 @@ const BETTER_HELPERS: [(&str, &str); 2] = [
     ),
 ];
 
-/// Memory of the tables by default: of stacks above all, and of threads.
+/// Memory of the tables with default settings in bytes, mostly for stacks and threads.
 const TABLE_BYTES: u64 = 48 << 20;
 
 impl Machine {
-    /// Looks at the machine that this runs on.
+    /// Inspects the machine that this process runs on.
     ///
     /// # Errors
     ///
-    /// If not even `/proc` can be read.
+    /// If the kernel's release or the list of CPUs cannot be read.
     pub fn this() -> Result<Self> {
         let described = Description::of_running_kernel();
         let kernel = Kernel::discover();
@@ -107,13 +107,13 @@ fn proc_sys_number(name: &str) -> Option<i64> {
     proc_sys(name)?.parse().ok()
 }
 
-/// The word in brackets: `none [integrity] confidentiality`.
+/// The word in brackets, as in `none [integrity] confidentiality`.
 fn chosen(text: &str) -> String {
     let in_brackets = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
     in_brackets.map_or(text, |(word, _)| word).trim().to_owned()
 }
 
-/// Whether the kernel shows its symbols with their addresses: hidden ones are zeroes.
+/// Whether the kernel shows the addresses of its symbols; hidden addresses are zeroes.
 fn shows_addresses() -> bool {
     let symbols = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
     let mut addresses = symbols.lines().filter_map(|line| line.split(' ').next());
@@ -132,8 +132,10 @@ fn hardware_counters() -> Answer {
 
 fn why_not_counted(error: &io::Error) -> String {
     match error.kind() {
-        ErrorKind::NotFound => "this processor, or the virtual machine, has none".to_owned(),
-        ErrorKind::PermissionDenied => "kernel.perf_event_paranoid forbids them to this user".to_owned(),
+        ErrorKind::NotFound => "this processor, or the virtual machine, has no such counters".to_owned(),
+        ErrorKind::PermissionDenied => {
+            "kernel.perf_event_paranoid does not allow this user to use hardware counters".to_owned()
+        }
         _ => error.to_string(),
     }
 }
@@ -143,7 +145,7 @@ fn maps(may_trace: bool, described: Option<&Description>) -> Vec<Wanted> {
         if may_trace {
             return match is_map_supported(map) {
                 Ok(true) => Answer::Works,
-                Ok(false) => Answer::Missing("the kernel has no such map".to_owned()),
+                Ok(false) => Answer::Missing("the kernel does not have this type of map".to_owned()),
                 Err(error) => Answer::Missing(error.to_string()),
             };
         }
@@ -176,10 +178,10 @@ fn helpers(described: Option<&Description>) -> Vec<Wanted> {
     needed.chain(better).collect()
 }
 
-/// What each program is for, if something works without it.
+/// What is unavailable without this program; `None` if nothing works without it.
 fn without(program: &str) -> Option<&'static str> {
     match program {
-        WAKING_TIMER => Some("what a wakeup costs its maker is not told"),
+        WAKING_TIMER => Some("the cost of making a wakeup is not reported"),
         RENAME => Some("no --level timeline"),
         sampling::SAMPLER => Some("no --sample"),
         EXIT => Some("the final numbers of ended threads are missing, which `lost.handovers` counts"),
@@ -212,7 +214,7 @@ fn programs(may_trace: bool, kernel: Option<&Kernel>, described: Option<&Descrip
     programs
 }
 
-/// One answer for each program. One that is refused for a timeline only leaves out no more than that.
+/// One answer for each program. A program that is refused only in its variant for a timeline makes only the timeline unavailable.
 fn all_tried(tried: Vec<Tried>) -> Vec<Wanted> {
     let mut programs: Vec<Wanted> = Vec::new();
     for Tried { name, level, loaded } in tried {
@@ -234,11 +236,11 @@ fn all_tried(tried: Vec<Tried>) -> Vec<Wanted> {
     programs
 }
 
-/// Of what a verifier says, what is wrong: its last line but for those that say how it fared.
+/// The reason in a verifier's message: its last line, not counting the statistics at its end.
 fn reason(text: &str) -> String {
     const HOW_IT_FARED: [&str; 3] = ["verification time", "stack depth", "processed "];
     let fared = |line: &&str| HOW_IT_FARED.iter().any(|begin| line.trim_start().starts_with(begin));
-    // What follows an empty line is advice.
+    // The text after an empty line is advice.
     let said = text.split("\n\n").next().unwrap_or_default();
     let mut lines = said.lines().filter(|line| !line.trim().is_empty());
     let first = lines.next().unwrap_or_default();
@@ -256,7 +258,7 @@ fn by_description(described: Option<&Description>, is_there: impl Fn(&Descriptio
     match described {
         Some(types) if is_there(types) => Answer::Described,
         Some(_) => Answer::Missing("this kernel's BTF does not have it".to_owned()),
-        None => Answer::Missing(format!("{BTF_PATH} cannot be read, so it cannot be told")),
+        None => Answer::Missing(format!("{BTF_PATH} cannot be read, so this is unknown")),
     }
 }
 
@@ -280,7 +282,7 @@ mod tests {
             reason(text),
             "the kernel refused to load the BPF program x: Permission denied: invalid read from stack"
         );
-        assert_eq!(reason("no such thing"), "no such thing");
+        assert_eq!(reason("no such file"), "no such file");
     }
 
     #[test]
@@ -296,12 +298,12 @@ mod tests {
         assert_eq!(programs[1].without, Some("no --level timeline"));
         let programs = all_tried(vec![tried(Level::Stacks, refused()), tried(Level::Timeline, Ok(()))]);
         assert_eq!(programs.len(), 1);
-        assert_eq!(programs[0].without, None, "nothing works then");
+        assert_eq!(programs[0].without, None, "nothing works without the program");
     }
 
     #[test]
     fn this_machine_can_be_looked_at_by_anybody() {
-        let machine = Machine::this().expect("it has a /proc");
+        let machine = Machine::this().expect("the machine has a /proc");
         assert!(!machine.kernel.is_empty());
         assert!(machine.cpus_online >= 1 && machine.cpus_allowed >= 1);
         assert_eq!(machine.maps.len(), MAPS.len());

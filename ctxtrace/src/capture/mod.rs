@@ -1,20 +1,21 @@
-//! The kernel side's other half: loads the BPF programs, attaches them, and brings home what they have summed up.
+//! The user-space half of the BPF programs: loads and attaches them, drains their maps and rings while they run, and reads back
+//! what they have summed up.
 //!
-//! This is the only folder that knows of aya. In the order things happen:
+//! This is the only folder that uses aya. Its modules, in the order of their use:
 //!
-//! 1. [`preflight`]: may this process trace at all, and what to do if not.
-//! 2. [`offsets`]: where the fields of the running kernel's `task_struct` lie; `rights`: whose processes may be traced.
-//! 3. [`Session`]: one run's programs and maps, from load to the last count.
-//! 4. [`events`]: the rings of events, where those are wanted.
-//! 5. [`polls`]: the rings of polls that the program itself writes, where those are wanted.
-//! 6. `sampling`: the timer that asks what the target does on its CPUs, where that is wanted.
-//! 7. `drain`: what is brought home of the kernel's tables, while they fill and at the end.
-//! 8. `batch`: how hash tables are read, many elements with one system call.
-//! 9. `layouts`: which places of the table of locators are free.
+//! 1. [`preflight`]: whether this process may trace at all, and what the user can do if it may not.
+//! 2. [`offsets`]: the field offsets of the running kernel's `task_struct`; `rights`: whose processes may be traced.
+//! 3. [`Session`]: one run's programs and maps, from loading to the final counts.
+//! 4. [`events`]: the rings of events, with [`Level::Timeline`].
+//! 5. [`polls`]: the rings of polls that the traced program itself writes, with `--polls`.
+//! 6. `sampling`: the timer that samples what the target does on each CPU, with `--sample`.
+//! 7. `drain`: moves the elements of the kernel's tables to user space, while they fill and at the end.
+//! 8. `batch`: reads hash tables, many elements with one system call.
+//! 9. `layouts`: which indices of the table of locators are free.
 //! 10. `cost`: what the programs cost, as measured by the kernel.
 //!
-//! Everything is attached through file descriptors of this process, so nothing can stay behind: when the process ends, even
-//! by `kill -9`, the kernel detaches and frees it all.
+//! Everything is attached through file descriptors of this process, so nothing outlives it: when the process ends, even by `kill
+//! -9`, the kernel detaches and frees all of it.
 
 mod batch;
 mod btf;
@@ -72,11 +73,11 @@ use polls::PollRings;
 use rights::TracerRights;
 use wire::Wire;
 
-/// The BPF object, aligned as the ELF parser wants it.
+/// The BPF object, aligned as the ELF parser requires.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/ctxtrace.bpf.o");
 
-/// The programs, by the name of their tracepoint, which is the program's name too. `sched_switch` comes last: when it is
-/// attached everything that explains a switch is there.
+/// The BPF programs. Each has the name of its tracepoint. `sched_switch` comes last: once it is attached, every program that
+/// explains a switch is attached already.
 const PROGRAMS: [&str; 6] = [
     "sched_process_fork",
     "sched_process_exec",
@@ -86,54 +87,56 @@ const PROGRAMS: [&str; 6] = [
     "sched_switch",
 ];
 
-/// The program that times the making of wakeups. It runs at the end of every system call of every program, so it is
-/// attached only now and then.
+/// Measures how long making a wakeup takes. It runs at the end of every system call of every program, so it is attached only for
+/// short periods.
 const WAKING_TIMER: &str = "sys_exit";
 
-/// The program that is attached only where names are told as events.
+/// Records name changes of threads as events. Attached only with [`Level::Timeline`].
 const RENAME: &str = "task_rename";
 
-/// The program that reads a thread's final numbers where `sched_process_exit` comes too late for that.
+/// Reads a thread's final counters on kernels where `sched_process_exit` comes after the thread has given up its memory.
 const EXIT: &str = "do_exit";
 
-/// `BPF_NOEXIST`: an element that is there stays (kernel: `include/uapi/linux/bpf.h`).
+/// `BPF_NOEXIST`: do not replace an existing element (kernel: `include/uapi/linux/bpf.h`).
 const BPF_NOEXIST: u64 = 1;
 
-/// How long threads that have ended may take to make their last switch; it is microseconds after their process is reaped.
+/// How long to wait for the last switch of threads that have ended. It follows the reaping of their process by microseconds.
 const LAST_SWITCH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Processes that are listed to be looked at for their cgroups: as many as can be followed at a time (`PROCESSES`). A list that changes
-/// while it is read could go on for longer.
+/// Upper bound on the processes listed to inspect their cgroups. It equals the capacity of the `PROCESSES` map; the bound is
+/// needed because reading a list that changes meanwhile could return more.
 const PROCESSES_LISTED: usize = 8_192;
 
-/// Processes that are looked at for their cgroups when many have executed a program at once; the others are at their turn in the ticks.
+/// Processes whose cgroups are inspected at once when many have executed a program at the same time. The remaining ones are
+/// inspected when their turn comes in [`Session::tick`].
 const EXECUTED_LOOKED_AT: usize = 16;
 
-/// What to record.
+/// What a session records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// How much.
+    /// The amount of detail.
     pub level: Level,
     /// How tasks are found.
     pub locator: LocatorChoice,
-    /// Whether to take the stacks of wakers; needs [`Level::Stacks`].
+    /// Whether to record the stacks of wakers; needs [`Level::Stacks`].
     pub waker_stacks: bool,
-    /// Whether the processes that a target forks are targets.
+    /// Whether processes that a target forks become targets.
     pub follow_children: bool,
-    /// How many threads can be followed at a time.
+    /// Maximum number of threads followed at a time. Further threads are counted in `lost.threads`.
     pub max_threads: u32,
-    /// How many distinct sums of stacks the kernel side has room for until they are brought home, and half as many as distinct stacks.
+    /// Capacity of the kernel's table of sums, in distinct sums; the table is drained while it fills. The table of stacks has
+    /// twice this capacity.
     pub max_stacks: u32,
-    /// Size of the rings of events together, with [`Level::Timeline`]: memory that is not swapped. `None` for
+    /// Total size in bytes of the rings of events, with [`Level::Timeline`]; the memory is not swappable. `None` for
     /// [`events::DEFAULT_RING_BYTES`], or more if there are many CPUs.
     pub ring_bytes: Option<usize>,
-    /// Samples a second of what each CPU does, with [`Level::Timeline`]; `None` for none.
+    /// Samples per second and CPU, with [`Level::Timeline`]; `None` for no sampling.
     pub sample_hz: Option<u32>,
-    /// Whether a launched program is asked to tell when it polls and wakes its tasks; needs [`Level::Timeline`].
+    /// Whether a launched program is asked to record when it polls and wakes its tasks; needs [`Level::Timeline`].
     pub polls: bool,
-    /// Size of each thread's ring of polls; `None` for [`polls::DEFAULT_RING_BYTES`].
+    /// Size in bytes of each thread's ring of polls; `None` for [`polls::DEFAULT_RING_BYTES`].
     pub poll_ring_bytes: Option<usize>,
-    /// Fault injection: drop one `sched_switch` run in this many; 0 for none.
+    /// Fault injection for tests: drop one run of `sched_switch` in this many; 0 for none.
     pub drop_one_in: u32,
 }
 
@@ -155,7 +158,7 @@ impl Default for Settings {
     }
 }
 
-/// What is known of the running kernel; read once, used for every run.
+/// What is known of the running kernel: read once and used for every run.
 pub struct Kernel {
     btf: Btf,
     offsets: Offsets,
@@ -166,7 +169,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// If there is none, or if it lacks a field that is needed.
+    /// If the kernel has no BTF, or if its BTF lacks a field that is needed.
     pub fn discover() -> Result<Self> {
         let offsets = Offsets::from_running_kernel()?;
         let btf = Btf::from_sys_fs().map_err(|error| Error::BtfLacks {
@@ -176,59 +179,60 @@ impl Kernel {
     }
 }
 
-/// One run's programs and maps.
+/// The BPF programs and maps of one run.
 ///
-/// Dropping it detaches and frees everything.
+/// Dropping a session detaches and frees all of them.
 pub struct Session {
     ebpf: Ebpf,
     rings: Rings,
     events: EventRings,
-    /// What the launched program writes itself.
+    /// The rings that the launched program writes itself.
     polls: Option<PollRings>,
     ended: EndedThreads,
-    /// The processes that user space follows by their ids: their first threads are always told apart.
+    /// The processes that user space follows by their ids. Their first threads are always kept as records of their own.
     followed: HashSet<u32>,
     collected: Collected,
     drainer: Drainer,
-    /// Added up by program: there may be very many threads.
+    /// One sum per program, because there may be very many threads.
     handovers: HashMap<Image, Handover>,
     names: HashMap<Image, Vec<String>>,
     programs: Programs,
     reader: FileReader,
     cgroups: CgroupWatch,
     layouts: Layouts,
-    /// Threads that executed a program which may not be traced, and whose last event is still to be put among the others.
+    /// Threads that executed a program which may not be traced. Their last event is still to be sent to the sink.
     refused: Vec<ThreadSummary>,
-    /// The images that may not be traced, until [`Session::take_refused`] takes them.
+    /// The images that may not be traced, until [`Session::take_refused`] returns them.
     refused_images: Vec<Image>,
-    /// Programs for which the kernel side has no room.
+    /// Number of programs for which the kernel's tables had no room.
     lost_programs: u64,
     settings: Settings,
     cost: CostMeter,
-    /// Whether [`EXIT`] is needed, and the kernel has taken it. Without it `lost.handovers` counts what is missing.
+    /// Whether [`EXIT`] is needed and the kernel accepted it. If it is needed and was not accepted, `lost.handovers` counts the
+    /// threads whose counters are missing.
     reads_at_exit: bool,
-    /// Whether the kernel has taken [`WAKING_TIMER`].
+    /// Whether the kernel accepted [`WAKING_TIMER`].
     times_wakings: bool,
-    /// While the making of wakeups is timed.
+    /// The link of [`WAKING_TIMER`] while it is attached.
     waking_timer: Option<BtfTracePointLinkId>,
 }
 
-/// What the kernel side sends while the target runs.
+/// The rings through which the BPF programs send records while the target runs.
 struct Rings {
     exited: RingBuf<MapData>,
     handovers: RingBuf<MapData>,
     names: RingBuf<MapData>,
     executed: RingBuf<MapData>,
-    /// What found no room in a table.
+    /// Records for which a table had no room.
     additions: RingBuf<MapData>,
 }
 
 impl Session {
-    /// Loads the programs. Nothing is attached yet.
+    /// Loads the programs without attaching them.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses, with its reason.
+    /// If the kernel refuses; the error has the kernel's reason.
     pub fn load(kernel: &Kernel, settings: Settings) -> Result<Self> {
         let with_stacks = u32::from(settings.level == Level::Stacks);
         let waker_stacks = u32::from(settings.waker_stacks);
@@ -255,9 +259,9 @@ impl Session {
         let ended_bytes = bytes_for_ended(settings.max_threads);
         loader.map_max_entries("EXITED", ended_bytes);
         loader.map_max_entries("SWITCH_SUMS", settings.max_stacks);
-        // A table that would stay empty takes no locked memory: that of stacks is 35 MB.
+        // Tables that stay empty are made minimal, because they take locked memory: the table of stacks takes 35 MB.
         let takes_stacks = with_stacks != 0 || settings.sample_hz.is_some();
-        // A sum has two stacks, one in the kernel and one in user space.
+        // A sum has two stacks, a kernel stack and a user stack.
         let stacks = if takes_stacks {
             settings.max_stacks.saturating_mul(2)
         } else {
@@ -270,7 +274,7 @@ impl Session {
         for name in PROGRAMS.into_iter().chain(rename(settings.level)) {
             load(&mut ebpf, kernel, name)?;
         }
-        // Without it the making of wakeups is not timed, and the report says so.
+        // If this fails, the cost of making wakeups is not measured, and the report says that it is missing.
         let times_wakings = load(&mut ebpf, kernel, WAKING_TIMER).is_ok();
         if settings.sample_hz.is_some() {
             sampling::load(&mut ebpf)?;
@@ -313,12 +317,12 @@ impl Session {
         })
     }
 
-    /// Notes which file an image will run, so that its tasks are found from its first switch on. May be called before the image
-    /// exists. Of a script nothing is known yet: its interpreter will be executed.
+    /// Records which file an image will run, so that its tasks are found from its first switch on. May be called before the image
+    /// exists. For a script nothing is installed, because its interpreter will be executed.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses.
+    /// If the kernel refuses to store the locator.
     pub fn expect_program(&mut self, image: Image, held: &HeldFile) -> Result<()> {
         if !is_elf(held.file()) {
             return Ok(());
@@ -329,45 +333,45 @@ impl Session {
         }
     }
 
-    /// Takes the rings that the program to be launched has been given.
+    /// Reads polls from these rings, which the program to be launched has been given.
     pub fn read_polls(&mut self, rings: PollRings) {
         self.polls = Some(rings);
     }
 
-    /// Says that an image has no tasks: the child that has not executed its program yet.
+    /// Marks an image as having no tasks. Used for the child that has not executed its program yet.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses.
+    /// If the kernel refuses to store the locator.
     pub fn expect_no_tasks(&mut self, image: Image) -> Result<()> {
         let locator = self.programs.assign_none(image);
         self.install(image, locator)
     }
 
-    /// Has the programs examined that have been executed and not been examined, and installs what is known by now.
+    /// Starts the examination of programs that were executed and have not been examined, and installs the locators found so far.
     fn examine_new_programs(&mut self, tracker: &Tracker) {
         for (image, locator) in self.programs.examine_new(tracker.mappings(), &mut self.reader) {
             let installed = self.install(image, locator);
-            // A process that has ended meanwhile would leave its image behind.
+            // The process may have ended meanwhile; its image would then stay in the table.
             if installed.is_ok() && !self.is_followed(image.tgid) {
                 let _ = self.forget_image(image);
             }
         }
     }
 
-    /// Becomes readable when a program has been examined; `None` while none is being examined.
+    /// A descriptor that becomes readable when a program has been examined; `None` while none is being examined.
     #[must_use]
     pub fn examined_fd(&self) -> Option<BorrowedFd<'_>> {
         self.reader.examination_fd()
     }
 
-    /// To be called when [`Session::examined_fd`] is readable.
+    /// Installs the results of examinations. Call it when [`Session::examined_fd`] is readable.
     pub fn programs_examined(&mut self, tracker: &Tracker) {
         self.examine_new_programs(tracker);
     }
 
-    /// Says how an image's tasks are found. Where there is no room for that the image's switches stay unattributed, and the
-    /// program is counted.
+    /// Installs how an image's tasks are found. If the tables have no room even after ended processes are removed, the image's
+    /// switches stay unattributed, and the program is counted as lost.
     fn install(&mut self, image: Image, locator: Locator) -> Result<()> {
         if self.put(image, &locator)? {
             return Ok(());
@@ -379,7 +383,7 @@ impl Session {
         Ok(())
     }
 
-    /// Puts an image and its locator into the kernel side's tables; tells whether there was room.
+    /// Puts an image and its locator into the kernel's tables. Returns whether there was room.
     fn put(&mut self, image: Image, locator: &Locator) -> Result<bool> {
         let index = match self.layouts.place(locator) {
             Place::Known(index) => index,
@@ -387,7 +391,7 @@ impl Session {
                 let map = self.ebpf.map_mut("LOCATORS").ok_or_else(|| missing("LOCATORS"))?;
                 let mut map = Array::<_, Wire<Locator>>::try_from(map).map_err(refused("open a BPF map"))?;
                 map.set(index, Wire(*locator), 0)
-                    .map_err(refused("say how tasks are found"))?;
+                    .map_err(refused("store how a program's tasks are found"))?;
                 self.layouts.put(index, *locator);
                 index
             }
@@ -396,11 +400,11 @@ impl Session {
         match self.images()?.insert(Wire(image), index, 0) {
             Ok(()) => Ok(true),
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::E2BIG) => Ok(false),
-            Err(error) => Err(refused("say how tasks are found")(error)),
+            Err(error) => Err(refused("store how a program's tasks are found")(error)),
         }
     }
 
-    /// Forgets the images of processes that have ended, and the locators that no image has any more.
+    /// Removes the images of processes that have ended, and the locators that no image uses any more.
     fn forget_ended(&mut self) -> Result<()> {
         let processes: HashSet<u32> = entries::<u32, Process>(&self.ebpf, "PROCESSES")?
             .into_iter()
@@ -420,10 +424,10 @@ impl Session {
 
     fn forget_image(&mut self, image: Image) -> Result<()> {
         match self.images()?.remove(&Wire(image)) {
-            // The kernel side may have been faster.
+            // The BPF program may have removed it first.
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
             Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(refused("forget a program that has ended")(error)),
+            Err(error) => Err(refused("remove a program that has ended")(error)),
         }
     }
 
@@ -437,14 +441,14 @@ impl Session {
         BpfHashMap::try_from(map).map_err(refused("open a BPF map"))
     }
 
-    /// Becomes readable when the target has executed a program.
+    /// A descriptor that becomes readable when the target has executed a program.
     #[must_use]
     pub fn executed_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the ring, and with it the descriptor, lives as long as `self`.
+        // SAFETY: the ring, and therefore its descriptor, lives as long as `self`.
         unsafe { BorrowedFd::borrow_raw(self.rings.executed.as_raw_fd()) }
     }
 
-    /// Follows a process, and from then on its children too.
+    /// Follows a process and, from then on, its children.
     ///
     /// # Errors
     ///
@@ -454,7 +458,7 @@ impl Session {
             .map_err(refused("follow the process"))
     }
 
-    /// Follows a process that runs already; does nothing if it is followed.
+    /// Follows a process that is already running; does nothing if it is followed already.
     ///
     /// # Errors
     ///
@@ -477,7 +481,7 @@ impl Session {
         processes.insert(tgid, Wire(process), BPF_NOEXIST)
     }
 
-    /// Attaches the programs: from here on events are seen.
+    /// Attaches the programs. Events are recorded from here on.
     ///
     /// # Errors
     ///
@@ -499,7 +503,7 @@ impl Session {
         Ok(())
     }
 
-    /// To be called now and then while the target runs: empties the rings and measures the programs' cost.
+    /// Drains the rings and advances the measurement of the programs' cost. Call it regularly while the target runs.
     pub fn tick(&mut self, tracker: &Tracker, sink: &mut dyn EventSink) {
         self.drain_events(sink);
         self.examine_new_programs(tracker);
@@ -509,9 +513,10 @@ impl Session {
         self.time_wakings();
     }
 
-    /// Times the making of wakeups in the same spans in which the programs themselves are timed.
+    /// Attaches and detaches [`WAKING_TIMER`], so that wakeups are timed in the same periods in which the programs themselves are
+    /// timed.
     fn time_wakings(&mut self) {
-        // Should the kernel refuse anything of it, nothing is timed, and the report says so.
+        // If the kernel refuses any of this, nothing is timed, and the report says that the cost is missing.
         match (self.cost.is_measuring(), self.waking_timer.take()) {
             (true, None) => {
                 if let Ok(timer) = program(&mut self.ebpf, WAKING_TIMER) {
@@ -530,7 +535,7 @@ impl Session {
         }
     }
 
-    /// Lets the program that sees wakings know whether somebody asks when each of them began.
+    /// Sets the flag that makes the wakeup programs record when each wakeup began.
     fn tell_whether_wakings_are_timed(&mut self, timed: bool) -> Result<()> {
         let map = self
             .ebpf
@@ -538,16 +543,17 @@ impl Session {
             .ok_or_else(|| missing("TIMES_WAKINGS"))?;
         Array::<_, u64>::try_from(map)
             .and_then(|mut times| times.set(0, u64::from(timed), 0))
-            .map_err(refused("say whether wakeups are timed"))
+            .map_err(refused("store whether wakeups are timed"))
     }
 
-    /// Becomes readable when there are so many events, ended threads or sums that they should not wait for the next tick.
+    /// A descriptor that becomes readable when enough events, ended threads or sums have accumulated to be drained
+    /// before the next tick.
     #[must_use]
     pub fn events_fd(&self) -> BorrowedFd<'_> {
         self.events.fd()
     }
 
-    /// To be called when [`Session::events_fd`] is readable.
+    /// Drains the rings and tables. Call it when [`Session::events_fd`] is readable.
     pub fn drain_events(&mut self, sink: &mut dyn EventSink) {
         self.drain();
         let until_ns = self.events.drain(sink);
@@ -555,18 +561,19 @@ impl Session {
         if let Some(polls) = &mut self.polls {
             polls.drain(until_ns, sink);
         }
-        // Should the kernel refuse anything of it, the tables fill, and what finds no room is counted as lost.
+        // If the kernel refuses any of this, the tables fill up, and what has no room in them is counted as lost.
         let _ = self.drainer.drain(&mut self.ebpf, &mut self.collected);
     }
 
-    /// Takes the images that may not be traced and that no earlier call has taken: [`Tracker::refuse`] is to forget them.
+    /// Returns the images that may not be traced and that no earlier call has returned. The caller passes them to
+    /// [`Tracker::refuse`].
     pub fn take_refused(&mut self) -> Vec<Image> {
         self.drain();
         std::mem::take(&mut self.refused_images)
     }
 
-    /// Puts the last event of each thread that executed a program which may not be traced behind all its others, which are before
-    /// `until_ns`.
+    /// Sends the last event of each thread that executed a program which may not be traced, once all its other events, which are
+    /// before `until_ns`, have been sent.
     fn end_refused(&mut self, until_ns: u64, sink: &mut dyn EventSink) {
         let (over, to_come): (Vec<_>, Vec<_>) = std::mem::take(&mut self.refused)
             .into_iter()
@@ -579,20 +586,20 @@ impl Session {
         }
     }
 
-    /// To be called when [`Session::executed_fd`] is readable.
+    /// Examines newly executed programs. Call it when [`Session::executed_fd`] is readable.
     pub fn programs_executed(&mut self, tracker: &Tracker) {
         let mut executed = Vec::new();
         while let Some(item) = self.rings.executed.next() {
             executed.extend(bytemuck::try_pod_read_unaligned::<Image>(&item));
         }
-        // A program that a shell has moved into another cgroup is there when it is executed.
+        // A program that a shell has moved into another cgroup is in that cgroup by the time it is executed.
         for image in executed.iter().take(EXECUTED_LOOKED_AT) {
             self.cgroups.look_at(image.tgid);
         }
         self.examine_new_programs(tracker);
     }
 
-    /// The number of the image that each followed process runs, as the kernel side counts them.
+    /// The image number of each followed process, counted as the BPF programs count it.
     #[must_use]
     pub fn image_numbers(&self) -> HashMap<u32, u32> {
         let mut numbers = HashMap::new();
@@ -603,24 +610,24 @@ impl Session {
         numbers
     }
 
-    /// Kernel switches of the target so far.
+    /// Number of kernel switches of the target so far.
     #[must_use]
     pub fn switches_so_far(&self) -> u64 {
         self.counters().map_or(0, |counters| counters.switches)
     }
 
-    /// What there is by now, without waiting for anything.
+    /// The aggregates collected so far. Does not wait for anything.
     ///
     /// # Errors
     ///
     /// If a map cannot be read.
     pub fn so_far(&self, mappings: &Mappings) -> Result<Aggregates> {
-        // A thread that ends at this moment may yet be seen to.
+        // No thread is reported as vanished: the last switch of a thread that is ending now may still be seen.
         let now_ns = ClockAnchor::now().monotonic_ns;
         self.aggregates(self.collected.clone(), mappings, &HashSet::new(), now_ns)
     }
 
-    /// `until_ns` is the end of the recording (`CLOCK_MONOTONIC`): everything was attached then.
+    /// Builds the aggregates. `until_ns` is the end of the recording (`CLOCK_MONOTONIC`), at which everything was attached.
     fn aggregates(
         &self,
         mut collected: Collected,
@@ -670,13 +677,15 @@ impl Session {
         })
     }
 
-    /// Whether a thread is told apart however many have ended: the first one of a process that user space follows.
+    /// Whether a thread keeps a record of its own however many have ended: true for the first thread of a process that user space
+    /// follows.
     fn is_always_apart(&self, thread: &ThreadSummary) -> bool {
         self.followed.contains(&thread.tid)
     }
 
-    /// Waits until the last thread of every process that has ended has made its last switch, which comes after the process
-    /// has been reaped, then detaches and brings everything home. Processes that live on are reported as they are.
+    /// Waits until the last thread of every process that has ended has made its last switch, which comes after the process has
+    /// been reaped. Then detaches the programs and reads back all tables. Processes that are still alive are reported in their
+    /// current state.
     ///
     /// # Errors
     ///
@@ -692,7 +701,7 @@ impl Session {
         let vanished = self.vanished(&mut tracker, sink)?;
         let until_ns = ClockAnchor::now().monotonic_ns;
         self.cost.stop();
-        // Unloading detaches; the maps stay for as long as they are open.
+        // Unloading detaches the programs; the maps stay as long as they are open.
         if self.settings.sample_hz.is_some() {
             sampling::unload(&mut self.ebpf)?;
         }
@@ -721,10 +730,10 @@ impl Session {
         Ok(aggregates)
     }
 
-    /// The threads that are gone, so have made their last switch, and nobody saw it; by the address of their record.
+    /// The threads that are gone although no program run saw their last switch, by the address of their record.
     ///
-    /// Asked while everything is still attached: whoever ends after that is none of them. A thread leaves `/proc` a little
-    /// before its last switch, so those that have left it now are given time.
+    /// Call it while everything is still attached, because threads that end after the programs are detached do not count. A
+    /// thread leaves `/proc` a little before its last switch, so threads that have just left it are given time.
     fn vanished(&mut self, tracker: &mut Tracker, sink: &mut dyn EventSink) -> Result<HashSet<u64>> {
         let mut gone = self.live_threads()?;
         gone.retain(|(_, thread)| matches!(procfs::status(thread.tgid, thread.tid), Ok(None)));
@@ -735,7 +744,7 @@ impl Session {
             self.drain_events(sink);
             tracker.tick();
             let still: HashMap<u64, Thread> = self.live_threads()?.into_iter().collect();
-            // The kernel may have given the address to another thread.
+            // The kernel may have reused the address for another thread.
             gone.retain(|(address, thread)| {
                 still
                     .get(address)
@@ -746,7 +755,7 @@ impl Session {
     }
 
     fn drain(&mut self) {
-        // The kernel side writes whole records only.
+        // The BPF programs write whole records only.
         while let Some(item) = self.rings.exited.next() {
             if let Ok(thread) = bytemuck::try_pod_read_unaligned::<ThreadSummary>(&item) {
                 if thread.flags & REFUSED != 0 {
@@ -786,8 +795,8 @@ impl Session {
             .any(|(tgid, process)| process.threads_to_end() > 0 && procfs::is_gone(*tgid)))
     }
 
-    /// The processes of the target whose last switch was not seen, with the time of their start (`CLOCK_BOOTTIME`), parents before
-    /// their children.
+    /// The target's processes whose last switch was not seen, each with its start time (`CLOCK_BOOTTIME`, nanoseconds), parents
+    /// before their children.
     ///
     /// # Errors
     ///
@@ -840,7 +849,7 @@ impl Session {
         Ok(latencies)
     }
 
-    /// The threads in the table, by the address of their `task_struct`.
+    /// The threads in the `THREADS` map, by the address of their `task_struct`, ordered by start time.
     fn live_threads(&self) -> Result<Vec<(u64, Thread)>> {
         let mut threads = entries::<u64, Thread>(&self.ebpf, "THREADS")?;
         threads.sort_by_key(|(_, thread)| (thread.start_boottime_ns, thread.tid));
@@ -869,8 +878,8 @@ impl Session {
     }
 }
 
-/// Adds the sums that threads have not brought to the table yet, and the switch-outs of threads that are off the CPU still, with
-/// no time.
+/// Adds the sums that threads still buffer in their own records, and the switch-outs of threads that are still off-CPU, these
+/// with a time of 0.
 fn add_pending<'a>(collected: &mut Collected, live: impl Iterator<Item = &'a Thread>) {
     for thread in live {
         for gathered in thread.gathered.iter().filter(|gathered| gathered.sum.count > 0) {
@@ -892,14 +901,14 @@ fn sorted<K: Ord + Copy, V>(entries: impl IntoIterator<Item = (K, V)>) -> Vec<(K
     entries
 }
 
-/// The size of the ring of ended threads: room for every thread that can be followed, each with the header the kernel gives it.
+/// Size in bytes of the ring of ended threads: room for every thread that can be followed, each with the kernel's record header.
 fn bytes_for_ended(max_threads: u32) -> u32 {
     const HEADER: usize = 8;
     let bytes = max_threads as usize * (size_of::<ThreadSummary>() + HEADER);
     (bytes.clamp(64 << 10, 1 << 30) as u32).next_power_of_two()
 }
 
-/// The intervals of threads that are off the CPU and live on, up to the end of the recording.
+/// The intervals of living threads that are off-CPU, up to the end of the recording.
 fn open_intervals(threads: &[(u64, Thread)], vanished: &HashSet<u64>, until_ns: u64) -> Vec<OpenInterval> {
     let is_open = |thread: &Thread| {
         let asleep_or_runnable = matches!(thread.clock.phase(), Phase::Slept | Phase::Runnable);
@@ -916,27 +925,27 @@ fn open_intervals(threads: &[(u64, Thread)], vanished: &HashSet<u64>, until_ns: 
         .collect()
 }
 
-/// The processes that are followed, as many as the map has room for at most; none if it cannot be read.
+/// The ids of the followed processes, at most [`PROCESSES_LISTED`]; empty if the map cannot be read.
 fn followed_processes(ebpf: &Ebpf) -> Vec<u32> {
     let map = ebpf.map("PROCESSES");
     let map = map.and_then(|map| BpfHashMap::<_, u32, Wire<Process>>::try_from(map).ok());
     map.map_or_else(Vec::new, |map| map.keys().take(PROCESSES_LISTED).flatten().collect())
 }
 
-/// The program that only a timeline needs.
+/// The program that only a timeline needs, if this level is one.
 fn rename(level: Level) -> Option<&'static str> {
     (level == Level::Timeline).then_some(RENAME)
 }
 
-/// A program that was loaded to see whether the kernel takes it.
+/// The outcome of loading a program as a trial, without attaching it.
 struct Tried {
     name: &'static str,
-    /// As it is for this level.
+    /// The level that the program was configured for.
     level: Level,
     loaded: Result<()>,
 }
 
-/// Loads every program there is, as it is for stacks and for a timeline: counts alone are a part of both.
+/// Loads every program as a trial, configured for stacks and for a timeline. Both include what plain counts need.
 fn tried(kernel: &Kernel) -> Vec<Tried> {
     [Level::Stacks, Level::Timeline]
         .into_iter()
@@ -960,7 +969,7 @@ fn tried_at(kernel: &Kernel, level: Level) -> Vec<Tried> {
     loader.override_global("WITH_WAKER_STACKS", &stacks, true);
     loader.override_global("WITH_EVENTS", &events, true);
     Layout::NONE.apply(&mut loader);
-    // No more memory than it takes to be a map.
+    // The smallest size that the kernel accepts.
     for name in ["THREADS", "SWITCH_SUMS", "STACKS", "WAKER_SUMS", "EDGES"] {
         loader.map_max_entries(name, 1);
     }
@@ -1008,17 +1017,17 @@ fn load_at_exit(ebpf: &mut Ebpf) -> Result<()> {
     at_exit(ebpf)?.load().map_err(refused_for("load", EXIT))
 }
 
-/// The committed object lacks something the loader asks for. The build checks that the object comes from these sources, so
-/// this is a bug and not a user's mistake.
+/// The committed object lacks something that the loader asks for. The build checks that the object was built from these sources,
+/// so this is a bug and not a mistake of the user.
 fn missing(name: &str) -> Error {
     Error::Refused {
         action: format!("find {name} in the BPF object"),
-        reason: "it is not there; please report this".to_owned(),
+        reason: "the object does not contain it; please report this bug".to_owned(),
         errno: None,
     }
 }
 
-/// Turns an error of aya's, with everything behind it, into one sentence.
+/// Turns an error of aya and all its sources into one sentence.
 fn refused<E: std::error::Error + 'static>(action: &'static str) -> impl Fn(E) -> Error {
     move |error| Error::Refused {
         action: action.to_owned(),
@@ -1027,7 +1036,7 @@ fn refused<E: std::error::Error + 'static>(action: &'static str) -> impl Fn(E) -
     }
 }
 
-/// The same for what was to be done to one of the programs.
+/// Like [`refused`], for an action on one of the programs.
 fn refused_for<E: std::error::Error + 'static>(action: &'static str, program: &'static str) -> impl Fn(E) -> Error {
     move |error| Error::Refused {
         action: format!("{action} the BPF program {program}"),
@@ -1036,7 +1045,7 @@ fn refused_for<E: std::error::Error + 'static>(action: &'static str, program: &'
     }
 }
 
-/// The number of the system call's error that another one came from.
+/// The error number of the system call that caused the error, if a system call did.
 fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -1067,13 +1076,13 @@ mod tests {
 
     use super::*;
 
-    /// A `memset` or `memmove` in BPF goes from byte to byte: a waking that another CPU stored in the middle of one was once left
-    /// with its lower half, and a wakeup took as long as the machine was up.
+    /// A `memset` or `memmove` in BPF copies byte by byte. Another CPU once stored the time of a wakeup during such a copy: only
+    /// half of the value survived, and the reported wakeup latency was the uptime of the machine.
     #[test]
     fn what_runs_at_each_switch_stores_whole_words() {
-        let file = object::File::parse(OBJECT).expect("an ELF file");
+        let file = object::File::parse(OBJECT).expect("the object is an ELF file");
         for name in ["tp_btf/sched_switch", "tp_btf/sched_waking"] {
-            let section = file.section_by_name(name).expect("a program");
+            let section = file.section_by_name(name).expect("the program exists");
             let called: Vec<&str> = section
                 .relocations()
                 .filter_map(|(_, relocation)| match relocation.target() {
@@ -1081,7 +1090,7 @@ mod tests {
                     _ => None,
                 })
                 .collect();
-            assert!(called.contains(&"THREADS"), "{name}: relocations name symbols");
+            assert!(called.contains(&"THREADS"), "{name}: its relocations must name symbols");
             assert!(
                 !called.iter().any(|name| name.starts_with("mem")),
                 "{name} calls {called:?}: see ctxtrace_common::words"

@@ -1,8 +1,8 @@
-//! Where the fields of the running kernel's structures lie, `task_struct` above all.
+//! The offsets of fields in the running kernel's structures, mainly in `task_struct`.
 //!
-//! The BPF programs read fields at offsets that are constants to the verifier and unknown to the compiler: they are looked
-//! up in the kernel's own type information (BTF) and written into the program's read-only data before it is loaded. A field
-//! that has changed its name or place between kernels is found by name, never by kernel version.
+//! The BPF programs read fields at offsets that are constants to the verifier but unknown to the compiler: this module finds them
+//! in the kernel's own type information (BTF), and the loader writes them into the programs' read-only data. A field whose name
+//! or place differs between kernels is found by name, never by kernel version.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::path::Path;
 use super::btf::{Btf, Kind, Type};
 use crate::error::{Error, Result};
 
-/// The running kernel's type information.
+/// Path of the running kernel's type information.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
 /// The constants of the BPF object that describe the kernel.
@@ -27,9 +27,9 @@ impl Offsets {
     ///
     /// # Errors
     ///
-    /// If it cannot be read, or lacks what is needed.
+    /// If the BTF cannot be read, or lacks a type that is needed.
     pub fn from_running_kernel() -> Result<Self> {
-        // Checked apart, to tell a kernel without BTF from one whose BTF is odd.
+        // Opened separately, to distinguish a kernel without BTF from a kernel whose BTF is invalid.
         fs::File::open(BTF_PATH).map_err(|source| Error::NoBtf { path: BTF_PATH, source })?;
         Self::from_file(Path::new(BTF_PATH))
     }
@@ -48,7 +48,8 @@ impl Offsets {
         let mut constants = vec![
             ("OFFSET_PID", offset_of(task, "task_struct", &["pid"])?),
             ("OFFSET_TGID", offset_of(task, "task_struct", &["tgid"])?),
-            // Renamed in Linux 5.14, where `state` also became an `unsigned int`; the low half of the older `long` serves.
+            // Renamed in Linux 5.14, where `state` also became an `unsigned int`; reading the low half of the older `long` works,
+            // too.
             ("OFFSET_STATE", offset_of(task, "task_struct", &["__state", "state"])?),
             ("OFFSET_NVCSW", offset_of(task, "task_struct", &["nvcsw"])?),
             ("OFFSET_NIVCSW", offset_of(task, "task_struct", &["nivcsw"])?),
@@ -73,7 +74,7 @@ impl Offsets {
             ("OFFSET_CS", offset_of(registers, "pt_regs", &["cs"])?),
             ("OFFSET_IP", offset_of(registers, "pt_regs", &["ip"])?),
             ("OFFSET_BP", offset_of(registers, "pt_regs", &["bp"])?),
-            // Its last field; the size itself is not told right of structures with fields of single bits.
+            // `ss` is the last field. The structure's own size is not used, because it is wrong for structures with bit fields.
             ("SIZE_OF_PT_REGS", offset_of(registers, "pt_regs", &["ss"])? + 8),
             ("OFFSET_STACK", offset_of(task, "task_struct", &["stack"])?),
             ("HAS_TASK_PT_REGS", u32::from(helpers.has("task_pt_regs"))),
@@ -83,11 +84,11 @@ impl Offsets {
         let has_throttled = bit_offset_of(task, "throttled").is_some();
         constants.extend(throttled(task));
         constants.extend(frozen(&btf, task));
-        // A kernel without them is traced all the same; only the makers of wakeups are not known then.
+        // A kernel without these fields can be traced, but the wakers of its wakeups remain unknown.
         if let Ok(per_cpu) = per_cpu(&btf, task) {
             constants.extend(per_cpu);
         }
-        // Needed only by a tracer that may not trace every user's processes.
+        // Needed only by a tracer that may not trace the processes of every user.
         let credentials = credentials(&btf, task);
         let has_credentials = credentials.is_ok();
         constants.extend(credentials.into_iter().flatten());
@@ -99,31 +100,31 @@ impl Offsets {
         })
     }
 
-    /// Whether the kernel says of a thread that the CPU quota of its cgroup keeps it off the CPU.
+    /// Whether the kernel marks a thread that the CPU quota of its cgroup keeps off the CPU.
     #[must_use]
     pub fn has_throttled(&self) -> bool {
         self.has_throttled
     }
 
-    /// Whether the fields are known by which the kernel judges who may trace a process.
+    /// Whether the fields are known by which the kernel decides who may trace a process.
     #[must_use]
     pub fn has_credentials(&self) -> bool {
         self.has_credentials
     }
 
-    /// Whether `sched_process_exit` comes while a thread still has its memory.
+    /// Whether `sched_process_exit` comes while the thread still has its memory.
     #[must_use]
     pub fn exit_comes_in_time(&self) -> bool {
         self.exit_comes_in_time
     }
 
-    /// Whether it can be told if a wakeup is made by a thread or by an interrupt.
+    /// Whether a wakeup made by a thread can be distinguished from one made by an interrupt.
     #[must_use]
     pub fn tell_interrupts(&self) -> bool {
         self.constants.iter().any(|&(name, _)| name == "PER_CPU_KNOWN")
     }
 
-    /// Name and value of each constant.
+    /// The name and value of each constant.
     pub fn constants(&self) -> impl Iterator<Item = (&'static str, &u32)> {
         self.constants.iter().map(|(name, value)| (*name, value))
     }
@@ -147,11 +148,12 @@ fn offset_of(fields: Type<'_>, structure: &str, names: &[&str]) -> Result<u32> {
         .ok_or_else(|| lacks(format!("{structure}.{}", names.join(" or "))))
 }
 
-/// How many structures and unions without a name are looked into, one in another. The kernel has a few; a circle ends here.
+/// Maximum nesting depth of anonymous structures and unions that are searched. The kernel has a few levels; the limit ends a
+/// cycle.
 const MAX_NESTING: u32 = 16;
 
-/// Offset in bits of a member, be it one of a structure or union without a name, as C has it; `nesting` is how many of these are
-/// looked into, one in another.
+/// Offset in bits of a member. As in C, the members of an anonymous structure or union count as members of the outer one;
+/// `nesting` is the number of further levels of these that are searched.
 fn bit_offset(fields: Type<'_>, name: &str, nesting: u32) -> Option<u32> {
     fields.members().find_map(|member| {
         if member.name == name {
@@ -169,13 +171,13 @@ fn bit_offset(fields: Type<'_>, name: &str, nesting: u32) -> Option<u32> {
     })
 }
 
-/// Offset in bits of a member that not every kernel has.
+/// Offset in bits of a member that only some kernels have.
 fn bit_offset_of(fields: Type<'_>, name: &str) -> Option<u32> {
     let member = fields.members().find(|member| member.name == name)?;
     Some(member.bit_offset)
 }
 
-/// Where the kernel keeps what it judges by who may trace a process; see `rights.rs` on the BPF side.
+/// The offsets of the fields by which the kernel decides who may trace a process; see `rights.rs` on the BPF side.
 fn credentials(btf: &Btf, task: Type<'_>) -> Result<Vec<(&'static str, u32)>> {
     let field = |constant, structure: &str, name: &str| {
         let offset = offset_of(struct_named(btf, structure)?, structure, &[name])?;
@@ -199,8 +201,9 @@ fn credentials(btf: &Btf, task: Type<'_>) -> Result<Vec<(&'static str, u32)>> {
     ])
 }
 
-/// Where `task_struct` says that a CPU quota keeps the thread off its CPU. The kernel takes a thread off at its return to user mode and
-/// says so since Linux 6.18; before, it took the whole group off the run queue, and no field said anything of a thread.
+/// Where `task_struct` says that a CPU quota keeps the thread off its CPU. Since Linux 6.18 the kernel takes a throttled thread
+/// off at its return to user mode and marks it. Before, it took the whole group off the run queue, and no field of a thread
+/// showed it.
 fn throttled(task: Type<'_>) -> Vec<(&'static str, u32)> {
     let offset = bit_offset_of(task, "throttled").map(|bits| bits / 8);
     vec![
@@ -209,14 +212,14 @@ fn throttled(task: Type<'_>) -> Vec<(&'static str, u32)> {
     ]
 }
 
-/// How a thread that the freezer keeps off the CPU is told from one that sleeps.
+/// The fields that distinguish a thread kept off the CPU by the freezer from a sleeping one.
 fn frozen(btf: &Btf, task: Type<'_>) -> Vec<(&'static str, u32)> {
-    /// `PF_FROZEN` (kernel: `include/linux/sched.h`) up to Linux 6.0; being a macro it is not in BTF.
+    /// `PF_FROZEN` (kernel: `include/linux/sched.h`) up to Linux 6.0. It is a macro, so BTF does not have it.
     const PF_FROZEN: u32 = 0x0001_0000;
-    // A bit in a field of bits. Where there is none, the kernel has no freezer of cgroup v2.
+    // The freezer of cgroup v2 sets a bit field. A kernel without the bit field has no such freezer.
     let v2 = bit_offset_of(task, "frozen").zip(bit_offset_of(task, "jobctl"));
     let (frozen, jobctl) = v2.unwrap_or_default();
-    // The flag went when the freezer got a state of its own, and the function that sets that.
+    // The flag was removed when the freezer got a task state of its own, which this function sets.
     let has_state = has_function(btf, "__set_task_frozen");
     vec![
         ("OFFSET_FROZEN", frozen / 8),
@@ -226,12 +229,12 @@ fn frozen(btf: &Btf, task: Type<'_>) -> Vec<(&'static str, u32)> {
     ]
 }
 
-/// Whether the kernel has a function of this name.
+/// Whether the kernel has a function with this name.
 fn has_function(btf: &Btf, name: &str) -> bool {
     btf.named(Kind::Function, name).is_some()
 }
 
-/// What the kernel's type information says that it has, for who may not try. Anybody may read it.
+/// What the kernel has according to its type information, for users who may not load programs. Every user may read it.
 #[derive(Clone, Debug, Default)]
 pub struct Description {
     /// Names of `enum bpf_func_id`.
@@ -240,12 +243,12 @@ pub struct Description {
     pub maps: Vec<String>,
     /// Names of `enum bpf_prog_type`.
     pub programs: Vec<String>,
-    /// Tracepoints that BPF programs can be attached to.
+    /// Tracepoints to which BPF programs can be attached.
     pub tracepoints: Vec<String>,
 }
 
 impl Description {
-    /// That of the running kernel, if it can be read.
+    /// The description of the running kernel, if its BTF can be read.
     #[must_use]
     pub fn of_running_kernel() -> Option<Self> {
         let btf = Btf::from_file(Path::new(BTF_PATH)).ok()?;
@@ -263,10 +266,10 @@ impl Description {
     }
 }
 
-/// What the kernel puts before a tracepoint's name in the name of the type of its handlers.
+/// The prefix of a tracepoint's name in the name of its handlers' type.
 const TRACEPOINT_PREFIX: &str = "btf_trace_";
 
-/// The helper functions that the kernel has for BPF programs, by the enumeration that numbers them.
+/// The helper functions that the kernel has for BPF programs, read from the enumeration that numbers them.
 struct Helpers<'a>(Vec<&'a str>);
 
 impl<'a> Helpers<'a> {
@@ -281,13 +284,13 @@ impl<'a> Helpers<'a> {
     }
 }
 
-/// The names in an enumeration; none if the kernel has no such enumeration.
+/// The names in an enumeration; empty if the kernel has no such enumeration.
 fn enumerators<'a>(btf: &'a Btf, name: &str) -> impl Iterator<Item = &'a str> {
     let found = btf.named(Kind::Enum, name).or_else(|| btf.named(Kind::Enum64, name));
     found.into_iter().flat_map(Type::enumerators)
 }
 
-/// The way from `current` to this CPU's preemption counter; see `waker.rs` on the BPF side.
+/// The offsets that lead from `current` to this CPU's preemption counter; see `waker.rs` on the BPF side.
 fn per_cpu(btf: &Btf, task: Type<'_>) -> Result<[(&'static str, u32); 6]> {
     let offset_of = |fields: Type<'_>, structure: &str, name: &str| offset_of(fields, structure, &[name]);
     let entity = struct_named(btf, "sched_entity")?;
@@ -295,7 +298,7 @@ fn per_cpu(btf: &Btf, task: Type<'_>) -> Result<[(&'static str, u32); 6]> {
     let rq = offset_of(struct_named(btf, "cfs_rq")?, "cfs_rq", "rq")?;
     let symbols = PerCpuSymbols::default();
     let variable = |name: &str| per_cpu_variable(btf, name).or_else(|error| symbols.offset(name).ok_or(error));
-    // Linux 6.2 to 6.14 kept both in a structure of hot variables.
+    // Linux 6.2 to 6.14 kept both in the structure `pcpu_hot`.
     let hot = |member: &str| {
         let fields = struct_named(btf, "pcpu_hot")?;
         Ok::<u32, Error>(variable("pcpu_hot")? + offset_of(fields, "pcpu_hot", member)?)
@@ -320,8 +323,8 @@ fn per_cpu_variable(btf: &Btf, name: &str) -> Result<u32> {
         .ok_or_else(|| lacks(format!("the per-CPU variable {name}")))
 }
 
-/// The kernel's table of symbols, for a kernel whose BTF has no variables (as Debian's 5.10): there a per-CPU variable's value
-/// is its offset in their section. Read once, and only if it is needed.
+/// The kernel's symbol table, for kernels whose BTF has no variables (such as Debian's 5.10): in it the value of a per-CPU
+/// variable is its offset in the per-CPU section. It is read only if it is needed, and only once.
 #[derive(Default)]
 struct PerCpuSymbols {
     table: std::cell::OnceCell<String>,
@@ -329,7 +332,7 @@ struct PerCpuSymbols {
 
 impl PerCpuSymbols {
     fn offset(&self, name: &str) -> Option<u32> {
-        // A table that is hidden has zeroes; one that cannot be read has nothing.
+        // A hidden table has zeroes as values. One that cannot be read counts as empty.
         let table = self
             .table
             .get_or_init(|| fs::read_to_string("/proc/kallsyms").unwrap_or_default());
@@ -337,7 +340,7 @@ impl PerCpuSymbols {
     }
 }
 
-/// The value of a symbol, if that may be an offset among the per-CPU variables: not hidden, and not an address.
+/// The value of a symbol if it can be the offset of a per-CPU variable: not hidden, and not an address.
 fn per_cpu_symbol(table: &str, name: &str) -> Option<u32> {
     table.lines().find_map(|line| {
         let (value, rest) = line.split_once(' ')?;
@@ -349,10 +352,11 @@ fn per_cpu_symbol(table: &str, name: &str) -> Option<u32> {
     })
 }
 
-/// How many parameters a tracepoint has in BTF, the first one being its private data.
+/// The number of parameters of a tracepoint in BTF; the first one is its private data.
 ///
-/// They tell kernels apart where a tracepoint has changed: `sched_switch` has a fifth one, `prev_state`, since Linux 5.18;
-/// `sched_process_exit` got its third one, `group_dead`, when it was moved to before the memory goes (6.16).
+/// The number distinguishes kernels where a tracepoint has changed. `sched_switch` has a fifth parameter, `prev_state`, since
+/// Linux 5.18. `sched_process_exit` got its third one, `group_dead`, when it was moved to before the thread gives up its memory
+/// (6.16).
 fn parameters(btf: &Btf, tracepoint: &str) -> Result<usize> {
     btf.named(Kind::Typedef, &format!("{TRACEPOINT_PREFIX}{tracepoint}"))
         .and_then(|handler| handler.resolve(&[Kind::Prototype], true))
@@ -365,7 +369,7 @@ mod tests {
     use super::super::btf::build::Builder;
     use super::*;
 
-    /// Types with one structure, `task_struct`, of these members: name and offset in bits.
+    /// BTF with one structure, `task_struct`, that has these members: name and offset in bits.
     fn task(members: &[(&str, u32)]) -> Btf {
         let mut btf = Builder::new();
         let members: Vec<_> = members.iter().map(|&(name, bits)| (name, 0, bits)).collect();
@@ -374,7 +378,7 @@ mod tests {
     }
 
     fn fields(btf: &Btf) -> Type<'_> {
-        struct_named(btf, "task_struct").expect("the structure")
+        struct_named(btf, "task_struct").expect("the structure exists")
     }
 
     #[test]
@@ -390,10 +394,10 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let btf = task(&[]);
-        let field = offset_of(fields(&btf), "task_struct", &["__state", "state"]).expect_err("missing");
-        let structure = struct_named(&btf, "cfs_rq").expect_err("missing");
-        let tracepoint = parameters(&btf, "sched_switch").expect_err("missing");
-        let variable = per_cpu_variable(&btf, "runqueues").expect_err("missing");
+        let field = offset_of(fields(&btf), "task_struct", &["__state", "state"]).expect_err("it is missing");
+        let structure = struct_named(&btf, "cfs_rq").expect_err("it is missing");
+        let tracepoint = parameters(&btf, "sched_switch").expect_err("it is missing");
+        let variable = per_cpu_variable(&btf, "runqueues").expect_err("it is missing");
         for (error, named) in [
             (field, "task_struct.__state or state"),
             (structure, "struct cfs_rq"),
@@ -406,8 +410,8 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_btf_is_named_with_the_reason() {
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        let error = Offsets::from_file(file.path()).expect_err("empty");
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let error = Offsets::from_file(file.path()).expect_err("an empty file is refused");
         assert!(
             error.to_string().contains("a readable type table (it does not begin"),
             "{error}"
@@ -416,14 +420,14 @@ mod tests {
 
     #[test]
     fn a_member_is_found_in_a_union_without_a_name() {
-        // As `pcpu_hot` of Linux 6.12: a union of a structure and of bytes that fill a cache line.
+        // Like `pcpu_hot` of Linux 6.12: a union of a structure and of bytes that fill a cache line.
         let mut btf = Builder::new();
         let inner = btf.composite(Kind::Struct, "", &[("current_task", 0, 0), ("preempt_count", 0, 64)]);
         let inner = btf.reference(Kind::Const, "", inner);
         let union = btf.composite(Kind::Union, "", &[("", inner, 0), ("pad", 0, 0)]);
         btf.composite(Kind::Struct, "pcpu_hot", &[("before", 0, 0), ("", union, 512)]);
         let btf = btf.read();
-        let hot = struct_named(&btf, "pcpu_hot").expect("the structure");
+        let hot = struct_named(&btf, "pcpu_hot").expect("the structure exists");
         let offset = |name| offset_of(hot, "pcpu_hot", &[name]).ok();
         assert_eq!(offset("preempt_count"), Some(72));
         assert_eq!(offset("pad"), Some(64));

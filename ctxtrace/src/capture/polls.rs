@@ -1,18 +1,19 @@
-//! The rings of polls, shared with the program that is traced: see `ctxtrace-probe/src/rings.rs` for the other end, and
-//! [`ctxtrace_abi::rings`] for the layout.
+//! The rings of polls, shared with the traced program: `ctxtrace-probe/src/rings.rs` is the writing end, and
+//! [`ctxtrace_abi::rings`] defines the layout.
 //!
-//! They are a piece of memory without a name, whose descriptor the program inherits. Every thread of it that polls or wakes
-//! writes to a ring of its own, and never waits: if it has gone around before anybody looked, the oldest stamps are gone. The
-//! numbers tell how many. Here the rings are read every 50 ms, up to the same moment as the events.
+//! The rings are in anonymous shared memory, whose descriptor the program inherits. Each thread of the program that polls or
+//! wakes tasks writes to a ring of its own and never waits: if it has filled the ring before it was read, the oldest stamps are
+//! overwritten. The record numbers show how many were lost. The rings are read here every 50 ms, up to the same moment as the
+//! events.
 //!
-//! **Nothing in them is believed.** The program may write there what it likes. It cannot take the memory away, for its size is
-//! sealed. Numbers are masked before they are used as indices, a ring whose numbers go backwards is read no more, times are
-//! held between the last one of the ring and the present, and what is read at a time is bounded.
+//! **Nothing in the rings is trusted.** The program may write anything there. It cannot take the memory away, because its size is
+//! sealed. Numbers are masked before they are used as indices; a ring whose record numbers go backwards is not read any more;
+//! times are clamped between the ring's previous stamp and the present; and the amount read in one drain is bounded.
 //!
-//! **Time.** The stamps are readings of the CPU's time-stamp counter, modulo 2^40. At each draining the counter and
-//! `CLOCK_MONOTONIC` are read together, an *anchor*; stamps are put between the last two anchors in proportion. So the
-//! kernel may correct its clock's rate as it likes. Where the counter cannot be relied upon (the kernel says so), the program
-//! reads `CLOCK_MONOTONIC` itself, and the same arithmetic does nothing.
+//! **Time.** The stamps are readings of the CPU's time-stamp counter, modulo 2^40. Each drain reads the counter and
+//! `CLOCK_MONOTONIC` together; such a pair is an *anchor*. Stamps are converted by linear interpolation between the last two
+//! anchors, so it does not matter if the kernel corrects the rate of its clock. Where the counter is not reliable according to
+//! the kernel, the program reads `CLOCK_MONOTONIC` itself, and the same arithmetic leaves its times unchanged.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -33,30 +34,31 @@ use crate::error::{Error, Result};
 use crate::trace::events::EventSink;
 use crate::trace::polls::{PollBatch, PollClock, PollInfo, Stamp, ThreadStamps};
 
-/// Threads that can have a ring at a time. Only what is written to takes memory.
+/// Number of rings, and so of threads that can have a ring at a time. Only pages that are written to take memory.
 const RINGS: usize = 256;
-/// A ring's size if nobody says otherwise: a tenth of a second of a thread that does nothing but poll.
+/// Default size in bytes of a ring: a tenth of a second of a thread that does nothing but poll.
 pub const DEFAULT_RING_BYTES: usize = 8 << 20;
-/// The least that a ring can have.
+/// Minimum number of records in a ring.
 const LEAST_CAPACITY: usize = 64;
-/// The most: what a batch can hold.
+/// Maximum number of records in a ring: as many as a batch can hold.
 const MOST_CAPACITY: usize = MOST_STAMPS;
-/// Stamps in a batch: 128 MB of them, which fit a block of a capture.
+/// Maximum number of stamps in a batch: 128 MB, which fits a block of a capture file.
 const MOST_STAMPS: usize = 16 << 20;
-/// Changes from one thread to another, or gaps, in a batch.
+/// Maximum number of parts of a batch. A part ends where a ring's thread changes and where records were lost.
 const MOST_THREADS: usize = 1 << 14;
-/// Stamps taken out of a ring between two looks at how far the writer is.
+/// Number of records read from a ring before the writer's position is checked again.
 const CHUNK: usize = 4_096;
-/// How much later than it was read here a stamp may be: CPUs are not quite in step.
+/// How far a stamp may lie ahead of the latest anchor, in units of the stamps' clock: the clocks of the CPUs are not exactly in
+/// step.
 const AHEAD: u64 = 1 << 24;
-/// How precise a rate is: over a second to a thousandth of a nanosecond.
+/// Number of fractional bits of a rate. Over one second the result is accurate to about a thousandth of a nanosecond.
 const RATE_SHIFT: u32 = 40;
-/// Nobody has ever written so much.
+/// A record count above this is corrupt.
 const IMPOSSIBLE: u64 = 1 << 62;
-/// Two readings of the clocks that are closer than this give no good rate.
+/// Two anchors that are closer together than this, in nanoseconds, give no accurate rate.
 const LEAST_APART_NS: u64 = 5_000_000;
 
-/// Which clock the stamps are to have on this machine, and what reading it takes.
+/// The clock that stamps should use on this machine, and how long reading it takes.
 #[must_use]
 pub fn clock() -> PollInfo {
     let clock = if tsc_is_good() {
@@ -70,8 +72,9 @@ pub fn clock() -> PollInfo {
     }
 }
 
-/// Whether the time-stamp counter runs at one rate whatever the CPU does, and is in step on all CPUs. The CPU says the one, the
-/// kernel the other: it takes the counter off this list when it finds it out of step.
+/// Whether the time-stamp counter runs at a constant rate in every power state and is in step on all CPUs. The CPU's flags say
+/// the former. The kernel's list of clock sources says the latter: the kernel removes the counter from it when it finds the CPUs
+/// out of step.
 fn tsc_is_good() -> bool {
     if !cfg!(target_arch = "x86_64") {
         return false;
@@ -84,7 +87,7 @@ fn tsc_is_good() -> bool {
     has(&clocks, "tsc") && has(flags, "constant_tsc") && has(flags, "nonstop_tsc")
 }
 
-/// What a reading of the clock takes.
+/// Measures how long a reading of the clock takes, in nanoseconds.
 fn reading_ns(clock: PollClock) -> f64 {
     const READINGS: u32 = 10_000;
     let start = Instant::now();
@@ -94,17 +97,17 @@ fn reading_ns(clock: PollClock) -> f64 {
     start.elapsed().as_nanos() as f64 / f64::from(READINGS)
 }
 
-/// The clock's reading.
+/// Reads the clock.
 fn read(clock: PollClock) -> u64 {
     match clock {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the instruction is there: the kernel uses it.
+        // SAFETY: the CPU has the instruction, because the kernel uses it.
         PollClock::Tsc => unsafe { std::arch::x86_64::_rdtsc() },
         _ => monotonic_ns(),
     }
 }
 
-/// The same moment by the stamps' clock and by that of the events.
+/// One moment on the stamps' clock and on the events' clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Anchor {
     clock: u64,
@@ -112,7 +115,7 @@ struct Anchor {
 }
 
 impl Anchor {
-    /// This moment: of some tries the one that took least.
+    /// The present moment. Of five attempts the quickest is used.
     fn now(clock: PollClock) -> Self {
         let tries = (0..5).map(|_| {
             let before = read(clock);
@@ -132,11 +135,11 @@ impl Anchor {
     }
 }
 
-/// Turns readings into nanoseconds, by the last two anchors.
+/// Converts readings of the stamps' clock into nanoseconds, by the last two anchors.
 #[derive(Clone, Copy, Debug)]
 struct Scale {
     from: Anchor,
-    /// Nanoseconds for each unit of the clock, times 2^[`RATE_SHIFT`].
+    /// Nanoseconds per unit of the clock, times 2^[`RATE_SHIFT`].
     rate: u64,
     now: u64,
 }
@@ -150,7 +153,7 @@ impl Scale {
         }
     }
 
-    /// Goes on to another pair of anchors. If they are too close together the rate stays what it was.
+    /// Advances to the next anchor. If it is too close to the previous one, the rate is not changed.
     fn advance(&mut self, to: Anchor, last: &mut Anchor) {
         self.now = to.clock;
         let (ns, units) = (to.ns.saturating_sub(last.ns), to.clock.saturating_sub(last.clock));
@@ -161,7 +164,7 @@ impl Scale {
         }
     }
 
-    /// The whole reading of which a record has the lower bits: the latest one that is not in the future.
+    /// The full reading whose lower bits are in a record: the latest one that is not in the future.
     fn whole(&self, low: u64) -> u64 {
         let latest = self.now.wrapping_add(AHEAD);
         latest.wrapping_sub(latest.wrapping_sub(low) & ((1 << CLOCK_BITS) - 1))
@@ -174,22 +177,22 @@ impl Scale {
     }
 }
 
-/// Where reading has got to in one ring.
+/// The reading position in one ring.
 #[derive(Clone, Copy, Debug, Default)]
 struct Position {
-    /// The next record.
+    /// Number of the next record to read.
     tail: u64,
-    /// Process and thread that write there.
+    /// Process id and thread id of the writer; `None` if they are not known.
     owner: Option<(u32, u32)>,
-    /// Time of the last stamp.
+    /// Time of the last stamp, nanoseconds.
     last_ns: u64,
     /// Stamps lost since the last one that was read.
     lost: u64,
-    /// What is written there makes no sense.
+    /// The ring's state is corrupt, and the ring is not read any more.
     is_broken: bool,
 }
 
-/// The rings of one launched program.
+/// The rings of polls of one launched program.
 pub struct PollRings {
     memory: MmapRaw,
     file: File,
@@ -201,16 +204,17 @@ pub struct PollRings {
     positions: Vec<Position>,
     homeless: u64,
     batch: PollBatch,
-    /// Room for stamps, to be used again.
+    /// Emptied buffers for stamps, to be reused.
     spare: Vec<Vec<Stamp>>,
 }
 
 impl PollRings {
-    /// Makes the memory; each ring has so many bytes, or as many as is sensible.
+    /// Creates the shared memory. Each ring has `ring_bytes` bytes, rounded down to a power of two, or [`DEFAULT_RING_BYTES`] if
+    /// `None`.
     ///
     /// # Errors
     ///
-    /// If the kernel has none.
+    /// If the kernel cannot provide or map the memory.
     pub fn create(clock: PollClock, ring_bytes: Option<usize>) -> Result<Self> {
         let wanted = ring_bytes.unwrap_or(DEFAULT_RING_BYTES) / 8;
         let capacity = 1 << wanted.clamp(LEAST_CAPACITY, MOST_CAPACITY).ilog2();
@@ -233,7 +237,7 @@ impl PollRings {
         };
         file.write_all_at(&header.to_bytes(), 0)
             .map_err(Error::system("making the rings of polls"))?;
-        // Whoever has the descriptor could make the file shorter, and reading what is gone is deadly.
+        // A process with the descriptor could otherwise shrink the file, and reading a removed page would kill ctxtrace.
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(Error::errno("sealing the rings of polls"))?;
         let memory = MmapOptions::new()
@@ -256,22 +260,22 @@ impl PollRings {
         })
     }
 
-    /// What the program is to inherit.
+    /// The descriptor that the program inherits.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
-    /// What its environment is to have, if it inherits the descriptor under this number.
+    /// The environment variable to set for the program, if it inherits the descriptor under this number.
     #[must_use]
     pub fn variable(&self, number: i32) -> (&'static str, String) {
         (VARIABLE, format!("{number},{:032x}", self.nonce))
     }
 
-    /// Hands over the stamps up to this moment, as many as are taken at a time.
+    /// Sends the stamps up to `until_ns` to the sink, at most as many as fit a batch.
     pub(super) fn drain(&mut self, until_ns: u64, sink: &mut dyn EventSink) {
         let heads: Vec<u64> = (0..RINGS).map(|ring| self.head(ring)).collect();
-        // Only now: what is in the rings has been before.
+        // The anchor is taken after the heads were read, so every stamp read below is older than the anchor.
         self.scale.advance(Anchor::now(self.clock), &mut self.last_anchor);
         let active = self.positions.iter().zip(&heads).filter(|(at, head)| at.tail != **head);
         let budget = (MOST_STAMPS / active.count().max(1)) as u64;
@@ -301,16 +305,16 @@ impl PollRings {
         self.spare.truncate(RINGS);
     }
 
-    /// Hands over all there is. To be called when the program has ended, or is let go.
+    /// Sends all stamps to the sink. Call it when the program has ended or is no longer traced.
     pub(super) fn drain_all(&mut self, sink: &mut dyn EventSink) {
-        // More than once only if there is more than is taken at a time, or if it is written to still.
+        // More than one pass is needed only if there is more than fits a batch, or if the program is still writing.
         for _ in 0..1 + RINGS * self.capacity / MOST_STAMPS {
             self.drain(u64::MAX, sink);
             if (0..RINGS).all(|ring| self.positions[ring].is_broken || self.head(ring) == self.positions[ring].tail) {
                 break;
             }
         }
-        // What no stamp came after is told by itself.
+        // Losses that no stamp follows are sent separately.
         let lost = self.positions.iter_mut().map(|at| std::mem::take(&mut at.lost));
         self.batch.homeless = lost.fold(0, u64::saturating_add);
         if self.batch.homeless > 0 {
@@ -319,11 +323,11 @@ impl PollRings {
         }
     }
 
-    /// Finds out what has been overwritten already, and which rings make no sense.
+    /// Skips the records that were overwritten already, and marks the rings whose state is corrupt.
     fn skip_what_is_gone(&mut self, heads: &[u64]) {
         for (ring, &head) in heads.iter().enumerate() {
             let mut at = self.positions[ring];
-            // Whoever went backwards will do anything.
+            // A record count that went backwards means that nothing in the ring can be trusted.
             at.is_broken |= head < at.tail || head > IMPOSSIBLE;
             let oldest = self.oldest(head);
             if !at.is_broken && at.tail < oldest {
@@ -333,7 +337,7 @@ impl PollRings {
         }
     }
 
-    /// Goes on with record number `to`, and finds out whose it is.
+    /// Continues with record number `to`, counts the records before it as lost, and finds the thread that wrote it.
     fn lose(&self, ring: usize, at: &mut Position, to: u64) {
         let (owner, since) = self.state(ring);
         let before = owner.load(Ordering::Acquire);
@@ -344,7 +348,8 @@ impl PollRings {
         at.owner = writer_of(before).filter(|_| is_the_same && since <= to);
     }
 
-    /// Up to when all rings can be read at this draining.
+    /// The moment up to which all rings can be read in this drain: earlier than `until_ns` if a ring has more records than the
+    /// budget.
     fn bounded(&self, until_ns: u64, heads: &[u64], budget: u64) -> u64 {
         let too_full = |(ring, &head): (usize, &u64)| {
             let at = &self.positions[ring];
@@ -356,13 +361,13 @@ impl PollRings {
         heads.iter().enumerate().filter_map(too_full).fold(until_ns, u64::min)
     }
 
-    /// The batch's base is the time of the first stamp in any ring.
+    /// Lowers the batch's base to the time of this ring's first stamp, if that is earlier.
     fn look_for_the_base(&mut self, ring: usize, head: u64) {
         let at = self.positions[ring];
         if at.is_broken || at.tail >= head {
             return;
         }
-        // A control record has no time, and a stamp behind it.
+        // A control record has no time, but a stamp follows it.
         let first = (at.tail..head.min(at.tail + 2))
             .map(|number| self.record(ring, number))
             .find(|record| owner_of(*record).is_none());
@@ -372,19 +377,19 @@ impl PollRings {
         }
     }
 
-    /// Takes a ring's stamps up to a moment.
+    /// Takes a ring's stamps up to `until_ns`, at most `budget` records.
     fn take(&mut self, ring: usize, head: u64, until_ns: u64, budget: u64) {
         let mut at = self.positions[ring];
         let end = head.min(at.tail.saturating_add(budget));
         let mut chunk = [0; CHUNK];
-        // What this ring's stamps go to, as long as they are the same thread's.
+        // The part of the batch that this ring's stamps are added to, as long as they are by the same thread.
         let mut part: Option<ThreadStamps> = None;
         while !at.is_broken && at.tail < end {
             let count = (end - at.tail).min(CHUNK as u64) as usize;
             for (number, record) in (at.tail..).zip(&mut chunk[..count]) {
                 *record = self.record(ring, number);
             }
-            // The writer may have been there meanwhile.
+            // The writer may have overwritten some of these records meanwhile.
             fence(Ordering::Acquire);
             let oldest = self.oldest(self.head(ring));
             let mut fresh = &chunk[..count];
@@ -403,7 +408,7 @@ impl PollRings {
         self.positions[ring] = at;
     }
 
-    /// Takes records, and tells whether one of them is later than `until_ns`.
+    /// Takes records into the batch. Returns whether one of them is later than `until_ns`.
     fn take_chunk(
         &mut self,
         records: &[u64],
@@ -436,7 +441,8 @@ impl PollRings {
         false
     }
 
-    /// Begins what one thread tells. What has no place, or is nobody's, is lost.
+    /// Begins a part of the batch with a thread's first stamp. The stamp is lost if its thread is not known, or if the batch is
+    /// full.
     fn begin_part(&mut self, at: &mut Position, first: Stamp) -> Option<ThreadStamps> {
         let Some((tgid, tid)) = at.owner else {
             let lost = std::mem::take(&mut at.lost).saturating_add(1);
@@ -457,8 +463,8 @@ impl PollRings {
         })
     }
 
-    /// The oldest record that can be relied on, if so many have been written. One more than these has overwritten, because the
-    /// writer may be at the next.
+    /// Number of the oldest reliable record once `head` records have been written. One more record than those overwritten is
+    /// excluded, because the writer may be writing the next one.
     fn oldest(&self, head: u64) -> u64 {
         head.saturating_add(1).saturating_sub(self.capacity as u64)
     }
@@ -468,7 +474,7 @@ impl PollRings {
             .load(Ordering::Acquire)
     }
 
-    /// Owner and since when.
+    /// The owner of a ring, and the number of the first record that this owner wrote.
     fn state(&self, ring: usize) -> (&AtomicU64, &AtomicU64) {
         let at = STATES_AT + ring * size_of::<RingState>();
         (
@@ -491,8 +497,8 @@ impl PollRings {
     #[inline]
     fn word(&self, at: usize) -> &AtomicU64 {
         debug_assert!(at.is_multiple_of(8) && at + 8 <= self.memory.len());
-        // SAFETY: within the mapping, whose file cannot get shorter, aligned, and only loaded from. The other end stores whole
-        // words.
+        // SAFETY: the address is aligned and within the mapping, whose file cannot shrink, and the word is only loaded. The
+        // writing end stores whole words.
         unsafe { &*self.memory.as_ptr().add(at).cast::<AtomicU64>() }
     }
 }
@@ -531,13 +537,13 @@ mod tests {
         }
     }
 
-    /// The other end: what a probe, or somebody worse, writes.
+    /// The writing end, as a probe or a malicious program would use it.
     struct Writer(MmapMut);
 
     impl Writer {
         fn of(rings: &PollRings) -> Self {
-            // SAFETY: it is shared memory, which is what it is for.
-            Self(unsafe { MmapMut::map_mut(&rings.file) }.expect("mapped"))
+            // SAFETY: the memory is meant to be shared.
+            Self(unsafe { MmapMut::map_mut(&rings.file) }.expect("the rings can be mapped"))
         }
 
         fn put(&mut self, at: usize, word: u64) {
@@ -572,7 +578,7 @@ mod tests {
     }
 
     fn small() -> (PollRings, Writer) {
-        let rings = PollRings::create(PollClock::Monotonic, Some(SMALL)).expect("memory");
+        let rings = PollRings::create(PollClock::Monotonic, Some(SMALL)).expect("the rings can be created");
         let writer = Writer::of(&rings);
         (rings, writer)
     }
@@ -587,7 +593,7 @@ mod tests {
         }
         writer.head(3, 5);
         rings.drain(before_ns, &mut taken);
-        assert_eq!(taken.stamps(), [], "they are later");
+        assert_eq!(taken.stamps(), [], "the stamps are later than `until_ns`");
         rings.drain(u64::MAX, &mut taken);
         rings.drain(u64::MAX, &mut taken);
         assert_eq!(taken.lost(), 0);
@@ -611,11 +617,11 @@ mod tests {
         }
         writer.head(0, 200);
         rings.drain(u64::MAX, &mut taken);
-        // One place less than there are: the writer may be at it.
+        // One record less than the capacity: the writer may be writing the next one.
         assert_eq!(taken.lost(), 200 - 63);
         assert_eq!(taken.stamps().len(), 63);
         assert_eq!(taken.stamps()[0], (8, What::Begin(200 - 63)));
-        // Whose the rest is cannot be known if the thread took the ring later.
+        // The records' thread cannot be known if the current owner took the ring later.
         writer.own(0, 9, 300);
         for number in 200..290 {
             writer.record(0, 64, number, begin(1));
@@ -623,7 +629,11 @@ mod tests {
         writer.head(0, 290);
         rings.drain(u64::MAX, &mut taken);
         assert_eq!(taken.stamps().len(), 63);
-        assert_eq!(taken.0[1].homeless, 290 - 200, "those that were gone with them");
+        assert_eq!(
+            taken.0[1].homeless,
+            290 - 200,
+            "the overwritten records, too, have no known thread"
+        );
     }
 
     #[test]
@@ -640,7 +650,7 @@ mod tests {
         rings.drain(u64::MAX, &mut taken);
         assert_eq!((taken.stamps().len(), taken.lost()), (63, 200 - 63));
         assert_eq!(taken.0[0].homeless, 0);
-        // Another one is about to take the ring: whose the records are is not known for the moment.
+        // Another thread is claiming the ring, so the writer of these records is not known.
         writer.put(owned_by, CLAIMED);
         for number in 200..300 {
             writer.record(0, 64, number, begin(1));
@@ -686,7 +696,7 @@ mod tests {
                 writer.put(state, word);
             }
             rings.drain(monotonic_ns(), &mut taken);
-            let batch = taken.0.pop().expect("one");
+            let batch = taken.0.pop().expect("a batch was sent");
             assert!(batch.threads.len() <= MOST_THREADS + RINGS);
             assert!(batch.stamps() <= (RINGS * LEAST_CAPACITY) as u64);
             assert_eq!(PollBatch::from_bytes(&batch.to_bytes()), Ok(batch));
@@ -699,15 +709,15 @@ mod tests {
         let anchor = |clock, ns| Anchor { clock, ns };
         let mut last = anchor(1 << 41, 1_000_000_000);
         let mut scale = Scale::new(last);
-        // Three units a nanosecond.
+        // Three units per nanosecond.
         scale.advance(anchor((1 << 41) + 150_000_000, 1_050_000_000), &mut last);
         assert_eq!(scale.ns(0), 1_000_000_000);
         assert_eq!(scale.ns(75_000_000), 1_025_000_000);
-        // From before the anchor, and from a little after.
+        // A reading from before the anchor, and one from a little after it.
         let before = (1_u64 << 41).wrapping_sub(3_000) & ((1 << CLOCK_BITS) - 1);
         assert_eq!(scale.ns(before), 999_999_000);
         assert_eq!(scale.ns(150_003_000), 1_050_001_000);
-        // Two looks at one time tell nothing of the rate.
+        // Two anchors at nearly the same time do not give a rate.
         scale.advance(anchor((1 << 41) + 150_000_100, 1_050_000_001), &mut last);
         assert_eq!(scale.ns(75_000_000), 1_025_000_000);
     }
@@ -716,7 +726,7 @@ mod tests {
     fn the_clocks_agree() {
         let info = clock();
         assert!(info.reading_ns > 0.0);
-        let rings = PollRings::create(info.clock, Some(SMALL)).expect("memory");
+        let rings = PollRings::create(info.clock, Some(SMALL)).expect("the rings can be created");
         let (_, value) = rings.variable(5);
         assert_eq!(value.len(), "5,".len() + 32);
     }

@@ -1,4 +1,5 @@
-//! May this process trace at all? Asked before anything is started, answered with the command that works.
+//! Checks whether this process may trace at all. The check runs before anything is started, and its error has the command that
+//! works.
 
 use std::ffi::OsString;
 
@@ -7,18 +8,17 @@ use nix::unistd::geteuid;
 use crate::error::{Error, Result};
 use crate::target::procfs::effective_capabilities;
 
-/// Bits of the capability mask (kernel: `include/uapi/linux/capability.h`).
-/// `PROC_PID_INIT_INO` (kernel: `include/linux/proc_ns.h`).
+/// The initial pid namespace: `PROC_PID_INIT_INO` (kernel: `include/linux/proc_ns.h`).
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+/// Bits of the capability mask (kernel: `include/uapi/linux/capability.h`).
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_PERFMON: u64 = 1 << 38;
 const CAP_BPF: u64 = 1 << 39;
-
-/// Checks that BPF programs may be loaded.
+/// Checks that this process may load BPF programs.
 ///
 /// # Errors
 ///
-/// If not, with the `sudo` command line that does the same with the right to.
+/// If it may not. The error has the `sudo` command line that runs the same command with sufficient rights.
 pub fn check() -> Result<()> {
     if may_trace() {
         return if is_first_pid_namespace() {
@@ -34,19 +34,19 @@ pub fn check() -> Result<()> {
     })
 }
 
-/// Whether this process has the rights that loading BPF programs takes.
+/// Whether this process has the rights that loading BPF programs requires.
 #[must_use]
 pub fn may_trace() -> bool {
     allows_tracing(geteuid().is_root(), effective_capabilities())
 }
 
-/// Whether processes go by the ids here that the kernel's events carry: those of the first pid namespace.
+/// Whether this process is in the initial pid namespace, so that process ids mean the same here as in the kernel's events.
 #[must_use]
 pub fn is_first_pid_namespace() -> bool {
     !std::fs::read_link("/proc/self/ns/pid").is_ok_and(|namespace| namespace.as_os_str() != FIRST_PID_NAMESPACE)
 }
 
-/// Which of the two capabilities is not there, in words.
+/// The sentence that says which of the two capabilities is missing.
 fn missing(capabilities: u64) -> &'static str {
     match (capabilities & CAP_BPF != 0, capabilities & CAP_PERFMON != 0) {
         (true, _) => "CAP_PERFMON is missing",
@@ -59,7 +59,8 @@ fn allows_tracing(root: bool, capabilities: u64) -> bool {
     root || capabilities & CAP_SYS_ADMIN != 0 || capabilities & (CAP_PERFMON | CAP_BPF) == CAP_PERFMON | CAP_BPF
 }
 
-/// The command line to type. The program's full path, because `sudo` usually does not look into cargo's folder.
+/// The command line that the user can type. It has the program's full path, because `sudo` usually does not search cargo's
+/// folder.
 fn sudo_command(program: OsString, args: impl Iterator<Item = OsString>) -> String {
     std::iter::once(program)
         .chain(args)
@@ -68,7 +69,7 @@ fn sudo_command(program: OsString, args: impl Iterator<Item = OsString>) -> Stri
         })
 }
 
-/// A word as a POSIX shell reads it back.
+/// Quotes a word so that a POSIX shell reads it back unchanged.
 fn shell_quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

@@ -1,12 +1,12 @@
-//! Whom this process may trace: what the BPF programs have to know of it to judge a process as the kernel would (see `rights.rs` on the
-//! BPF side).
+//! Whose processes this process may trace: the facts about the tracer by which the BPF programs judge a process as the kernel
+//! would (see `rights.rs` on the BPF side).
 
 use procfs::process::{Process, Status};
 
 use super::offsets::Offsets;
 use crate::error::{Error, Result};
 
-/// `CAP_SYS_PTRACE` in the kernel's mask of capabilities (kernel: `include/uapi/linux/capability.h`).
+/// `CAP_SYS_PTRACE` in the kernel's capability mask (kernel: `include/uapi/linux/capability.h`).
 const CAP_SYS_PTRACE: u64 = 1 << 19;
 
 /// The rights of this process, as load-time constants of the BPF object.
@@ -20,8 +20,8 @@ impl TracerRights {
     ///
     /// # Errors
     ///
-    /// If they cannot be read, or if the tracer may trace its own user's processes only and the running kernel's BTF does not say where
-    /// the kernel keeps what it judges by.
+    /// If the rights cannot be read, or if the tracer may trace only its own user's processes and the running kernel's BTF does
+    /// not describe the fields by which the kernel decides.
     pub(super) fn of_this_process(offsets: &Offsets) -> Result<Self> {
         let status = Process::myself().and_then(|process| process.status());
         let rights = Self::from_status(&status.map_err(|error| Error::Refused {
@@ -31,8 +31,7 @@ impl TracerRights {
         })?);
         if rights.are_limited() && !offsets.has_credentials() {
             return Err(Error::BtfLacks {
-                what: "the fields that say who may trace a process; root and CAP_SYS_PTRACE need none of them"
-                    .to_owned(),
+                what: "the fields that say who may trace a process (not needed with root or CAP_SYS_PTRACE)".to_owned(),
             });
         }
         Ok(rights)
@@ -55,7 +54,7 @@ impl TracerRights {
         self.constants[0].1 != 0
     }
 
-    /// Name and value of each constant.
+    /// The name and value of each constant.
     pub(super) fn constants(&self) -> impl Iterator<Item = (&'static str, &u32)> {
         self.constants.iter().map(|(name, value)| (*name, value))
     }
@@ -69,7 +68,7 @@ mod tests {
     fn only_cap_sys_ptrace_may_trace_everybody() {
         let mut status = Process::myself()
             .and_then(|process| process.status())
-            .expect("readable");
+            .expect("/proc/self/status is readable");
         (status.fuid, status.fgid) = (1_000, 100);
         status.capeff = 0xff_ffff_ffff;
         assert!(!TracerRights::from_status(&status).are_limited());

@@ -1,8 +1,8 @@
-//! The timer that asks, at a steady rate and on every CPU, what the target does there: a `perf` event, `cpu-clock`, that
-//! calls a program of ours (`ctxtrace-ebpf/src/sample.rs`).
+//! The timer that samples, at a steady rate and on every CPU, what the target does there: a `perf` event, `cpu-clock`, that runs
+//! a BPF program (`ctxtrace-ebpf/src/sample.rs`).
 //!
-//! The event needs no hardware counters, so it is there on virtual machines too. It is a timer's interrupt: what the kernel
-//! does with interrupts disabled is found where it enables them again.
+//! The event needs no hardware counters, so it also exists on virtual machines. It is a timer interrupt: kernel code that runs
+//! with interrupts disabled is sampled where the kernel enables them again.
 
 use aya::Ebpf;
 use aya::programs::PerfEvent;
@@ -11,14 +11,14 @@ use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, S
 use super::{missing, refused, refused_for};
 use crate::error::{Error, Result};
 
-/// The program.
+/// The name of the BPF program.
 pub(super) const SAMPLER: &str = "cpu_clock";
 
 pub(super) fn load(ebpf: &mut Ebpf) -> Result<()> {
     sampler(ebpf)?.load().map_err(refused_for("load", SAMPLER))
 }
 
-/// Begins to sample every CPU that is online, `hz` times a second.
+/// Starts sampling every CPU that is online, `hz` times a second.
 pub(super) fn attach(ebpf: &mut Ebpf, hz: u32) -> Result<()> {
     let cpus = aya::util::online_cpus().map_err(|(what, error)| Error::system(what)(error))?;
     let sampler = sampler(ebpf)?;
@@ -35,7 +35,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, hz: u32) -> Result<()> {
     Ok(())
 }
 
-/// Ends the sampling.
+/// Stops sampling.
 pub(super) fn unload(ebpf: &mut Ebpf) -> Result<()> {
     sampler(ebpf)?.unload().map_err(refused_for("detach", SAMPLER))
 }

@@ -1,13 +1,13 @@
-//! Lets aya copy the shared types in and out of maps.
+//! Lets aya copy the shared types from and to maps.
 
-/// A shared type as aya wants it.
+/// A shared type in the form that aya requires.
 ///
-/// aya asks for its own marker trait on whatever it copies between user space and a map; the shared types live in a crate
-/// that does not know aya. `bytemuck::Pod` promises more than that trait asks for.
+/// aya requires its own marker trait for everything that it copies between user space and a map, but the crate of the shared
+/// types does not depend on aya. `bytemuck::Pod` guarantees more than that trait requires.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(super) struct Wire<T>(pub(super) T);
 
-// SAFETY: `aya::Pod` wants a type that can be made from, and read as, any bytes: what `bytemuck::Pod` stands for, and
-// `repr(transparent)` hands on.
+// SAFETY: `aya::Pod` requires a type that can be created from, and read as, any bytes. `bytemuck::Pod` guarantees this, and
+// `repr(transparent)` gives the wrapper the same layout.
 unsafe impl<T: bytemuck::Pod> aya::Pod for Wire<T> {}

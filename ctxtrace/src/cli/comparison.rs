@@ -1,4 +1,4 @@
-//! `explain` and `compare`: what is held against what, every option resolved.
+//! The settings of `explain` and `compare`, with every option resolved.
 
 use std::path::PathBuf;
 
@@ -9,18 +9,18 @@ use crate::report::output::Destination;
 use crate::workload::pin::Pin;
 use crate::workload::{Mode, Spec};
 
-/// What a comparison writes.
+/// The outputs of a comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ComparisonOutputs {
-    /// Where the JSON goes.
+    /// Destination of the JSON.
     pub json: Option<Destination>,
-    /// Where the Markdown goes.
+    /// Destination of the Markdown.
     pub markdown: Option<Destination>,
-    /// Where the differential flamegraph of samples goes.
+    /// Destination of the differential on-CPU flamegraph.
     pub on_cpu_flamegraph: Option<Destination>,
-    /// Where the differential off-CPU flamegraph goes.
+    /// Destination of the differential off-CPU flamegraph.
     pub flamegraph: Option<Destination>,
-    /// Whether standard output is not the table's.
+    /// Whether the table goes to standard error, because another output uses standard output.
     pub table_to_stderr: bool,
 }
 
@@ -60,11 +60,11 @@ impl TryFrom<ComparisonOutputArgs> for ComparisonOutputs {
 /// `ctxtrace compare`, every option resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompareSettings {
-    /// The capture that the other is held against.
+    /// The capture to compare with.
     pub base: PathBuf,
-    /// The other.
+    /// The capture that is compared with the base.
     pub subject: PathBuf,
-    /// What is written.
+    /// The outputs to write.
     pub outputs: ComparisonOutputs,
 }
 
@@ -83,19 +83,19 @@ impl TryFrom<CompareArgs> for CompareSettings {
 /// `ctxtrace explain`, every option resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExplainSettings {
-    /// What is compared.
+    /// The two cases.
     pub cases: Cases,
-    /// Whether to be quick about it.
+    /// Whether to make fewer runs and try fewer interventions.
     pub quick: bool,
-    /// The interventions to try; all of them if there are none.
+    /// Names of the interventions to try; if empty, all are tried.
     pub only: Vec<String>,
-    /// Those not to try.
+    /// Names of the interventions to skip.
     pub skip: Vec<String>,
-    /// What is written.
+    /// The outputs to write.
     pub outputs: ComparisonOutputs,
 }
 
-/// A base, and a subject that may be slower.
+/// The base of a comparison, and the subject, which may be slower.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cases {
     /// Built-in workloads.
@@ -105,7 +105,7 @@ pub enum Cases {
         /// The subject.
         subject: Box<Spec>,
     },
-    /// Commands, as words.
+    /// Commands, each as a list of its words.
     Commands {
         /// The base.
         base: Vec<String>,
@@ -114,10 +114,10 @@ pub enum Cases {
     },
 }
 
-/// What the article ended on.
+/// Default capacity of the channels, in messages: that of the case which the article could not explain.
 const SUBJECT_BUFFER: u64 = 4_096;
 
-/// A case on a line of its own, behind `--against`.
+/// The case after `--against`, parsed like a command line.
 #[derive(Debug, clap::Parser)]
 #[command(no_binary_name = true, disable_help_flag = true)]
 struct AgainstLine {
@@ -145,7 +145,8 @@ fn compared(args: &ExplainArgs) -> Result<Cases> {
     if let (Some(base), Some(subject)) = (&args.base, &args.subject) {
         if args.case != CaseArgs::default() {
             return Err(Error::Usage(
-                "--base and --subject are commands of yours: options of the built-in workloads have no meaning for them".to_owned(),
+                "--base and --subject are commands, for which the options of built-in workloads have no meaning: leave these options out"
+                    .to_owned(),
             ));
         }
         return Ok(Cases::Commands {
@@ -159,13 +160,13 @@ fn compared(args: &ExplainArgs) -> Result<Cases> {
     }
     let mode = args.mode.unwrap_or(Mode::TaskPool);
     let base = if args.against.is_empty() {
-        // The same without what it has not.
+        // The same options, except those that have no meaning for `task`.
         let mut base = subject.clone();
         base.workers = None;
         base.pin = base.pin.filter(|&pin| pin != Pin::SplitCpus);
         if mode == Mode::Task {
             return Err(Error::Usage(
-                "--mode task is what others are held against: say with --against what it is slower than".to_owned(),
+                "--mode task is itself the default base: give the case to compare it with after --against".to_owned(),
             ));
         }
         spec(Mode::Task, &base)?
@@ -174,7 +175,7 @@ fn compared(args: &ExplainArgs) -> Result<Cases> {
             let text = error.to_string();
             let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
             Error::Usage(format!(
-                "--against takes a mode and options of `run`, up to the end of the line: {first} (options of explain come before it)"
+                "--against takes a mode and its options, up to the end of the line: {first} (options of `explain` go before --against)"
             ))
         })?;
         spec(line.mode, &line.case)?
@@ -185,7 +186,7 @@ fn compared(args: &ExplainArgs) -> Result<Cases> {
     })
 }
 
-/// A command as a shell would split it.
+/// Splits a command into words as a shell does.
 fn words(option: &str, line: &str) -> Result<Vec<String>> {
     match shlex::split(line) {
         Some(words) if !words.is_empty() => Ok(words),
@@ -266,7 +267,7 @@ mod tests {
         for (line, says) in [
             ("--mode task", "--against"),
             ("--mode task-pool --against nothing", "--against takes a mode"),
-            ("--mode task-pool --against task --quick", "come before it"),
+            ("--mode task-pool --against task --quick", "go before --against"),
             ("--base 'a' --subject 'b' --buffer 4", "no meaning"),
             ("--base '' --subject 'b'", "--base is empty"),
             ("--base \"a 'b\" --subject 'b'", "not closed"),

@@ -1,7 +1,7 @@
-//! The command line, and what it means.
+//! The command line.
 //!
-//! clap's structures are here and nowhere else; [`settings`] turns them into plain ones in a second step, where options
-//! that do not go together are found.
+//! This module alone uses clap. In a second step [`settings`] and [`comparison`] convert its structures to plain ones, and reject
+//! options that cannot be combined.
 
 pub mod comparison;
 pub mod settings;
@@ -20,11 +20,11 @@ use crate::trace::Level;
 use crate::workload::pin::Pin;
 use crate::workload::{Allocator, Channel, Language, Mode, Plant, Protocol, Root};
 
-/// Shows which task switches of an async program hit the kernel, and what that cost.
+/// Shows which task switches of an async program hit the kernel, and what that costs
 #[derive(Debug, Parser)]
 #[command(name = "ctxtrace", version, about, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The command to execute.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -32,29 +32,30 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run one built-in workload, traced
+    /// Run one built-in workload and trace it
     Run(RunArgs),
-    /// Record any program and its children, or one that runs already
+    /// Record a command and its children, or a process that is already running
     ///
-    /// The command's input, output and exit status stay its own; the table goes to standard error. Ctrl-C goes to the command
-    /// too, which is recorded until it ends; a second one kills it.
+    /// The command keeps its standard input, standard output and exit status; the table is printed on standard error. Ctrl-C is
+    /// also sent to the command, and the recording continues until the command ends. A second Ctrl-C kills the command.
     Record(RecordArgs),
-    /// Find out why one case is slower than another, by measuring and changing one thing at a time
+    /// Find out why one case is slower than another, by measuring both and changing one factor at a time
     Explain(ExplainArgs),
-    /// Show two captures side by side: what one has more of, and where its time goes; needs no root
+    /// Show the differences between two captures, in counts and in time; needs no root
     Compare(CompareArgs),
-    /// Measure every case of the article, beside the article's own figures
+    /// Measure every case of the article that ctxtrace is based on, beside the article's own figures
     Suite(SuiteArgs),
-    /// Make every output again from a capture; needs no root
+    /// Produce any output from a saved capture; needs no root
     Report(ReportArgs),
-    /// Say what this machine allows, and the command that gives what is missing; needs no root
+    /// Check what this machine allows, and print the command that fixes what is missing; needs no root
     ///
-    /// Exits with 0 if tracing works for who asks. With a program: what can be told of its tasks and functions.
+    /// Exits with status 0 if tracing works for the current user. If a program is given, also shows how its tasks can be found
+    /// and whether its functions have names.
     Doctor(DoctorArgs),
-    /// Be a workload: how `run` starts its child
+    /// Run as a workload; `run` starts its child with this command
     #[command(hide = true)]
     Workload(WorkloadArgs),
-    /// Read files for another ctxtrace, which starts it
+    /// Read files on behalf of another ctxtrace process, which starts this one
     #[command(hide = true)]
     ReadFiles,
 }
@@ -62,71 +63,73 @@ pub enum Command {
 /// Options of `doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// A program that is to be traced: what of it can be told, and how it would have to be built
+    /// Program to trace: check what can be recorded of it, and how it should be built
     #[arg(value_name = "BIN", last = true)]
     pub program: Option<PathBuf>,
 
-    /// Write the answers as JSON ("-": standard output)
+    /// Write the result as JSON ("-" for standard output)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 }
 
-/// The command line of an executable that is a workload and nothing else.
+/// The command line of an executable that is only a workload.
 #[derive(Debug, Parser)]
-#[command(version, about = "A workload of ctxtrace, which starts it")]
+#[command(version, about = "A workload of ctxtrace; ctxtrace starts it")]
 pub struct WorkloadCli {
-    /// What to do.
+    /// The command to execute.
     #[command(subcommand)]
     pub command: OnlyWorkload,
 }
 
-/// Its one command, which is [`Command::Workload`].
+/// The only command of such an executable, equal to [`Command::Workload`].
 #[derive(Debug, Subcommand)]
 pub enum OnlyWorkload {
-    /// Be a workload: how `run` starts its child
+    /// Run as a workload; `run` starts its child with this command
     Workload(WorkloadArgs),
 }
 
 /// Options of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The case to run
+    /// Workload to run
     #[arg(long, value_enum)]
     pub mode: Mode,
 
-    /// How it is varied
+    /// Variants of the workload
     #[command(flatten)]
     pub case: CaseArgs,
 
-    /// Run it this often; the headline is the median run's
+    /// Number of runs; the headline shows the median run
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000))]
     pub repeat: u64,
 
-    /// What to record, and where to keep it
+    /// What to record, and where to save it
     #[command(flatten)]
     pub recording: RecordingArgs,
 
-    /// What to write
+    /// Outputs to write
     #[command(flatten)]
     pub outputs: OutputArgs,
 }
 
-/// What a case is beside its mode; the same wherever one is asked for.
+/// Variants of a workload, in addition to its mode. All commands that run a workload have these options.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct CaseArgs {
-    /// Messages a channel holds, of futures' channels beyond one per sender; 0 forces a task switch a message [default: 0] (tasks, go)
+    /// Channel capacity in messages; 0 forces a task switch for each message [default: 0] (tasks, go)
+    ///
+    /// A channel of the futures crate holds one further message for each sender. A tokio channel needs a capacity of at least 1.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=16_777_216))]
     pub buffer: Option<u64>,
 
-    /// Messages to send [default: 2000000 for tasks and go, 200000 for process and thread]
+    /// Number of messages to send [default: 2000000 for tasks and go, 200000 for process and thread]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000_000))]
     pub iterations: Option<u64>,
 
-    /// Worker threads of the pool, or GOMAXPROCS [default: 2] (task-pool, go)
+    /// Number of worker threads of the pool, or GOMAXPROCS [default: 2] (task-pool, go)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_024))]
     pub workers: Option<u64>,
 
-    /// On which CPUs [default: same-cpu for process and thread, none for tasks and go]
+    /// How threads are pinned to CPUs [default: same-cpu for process and thread, none for tasks and go]
     #[arg(long, value_enum)]
     pub pin: Option<Pin>,
 
@@ -134,7 +137,7 @@ pub struct CaseArgs {
     #[arg(long, value_enum)]
     pub root: Option<Root>,
 
-    /// Which channel joins the tasks [default: futures] (tasks)
+    /// Type of channel between the tasks [default: futures] (tasks)
     #[arg(long, value_enum)]
     pub channel: Option<Channel>,
 
@@ -142,91 +145,93 @@ pub struct CaseArgs {
     #[arg(long, value_enum)]
     pub protocol: Option<Protocol>,
 
-    /// Count the most messages ever in flight, at some cost for each (tasks, go)
+    /// Count the maximum number of messages in flight, which takes some time for each message (tasks, go)
     #[arg(long)]
     pub count_in_flight: bool,
 
-    /// Threads in each process that do nothing but sleep
+    /// Number of additional threads in each process that only sleep
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=64))]
     pub idle_threads: u64,
 
-    /// What a workload in Rust gets its memory from [default: system]
+    /// Memory allocator of a workload in Rust [default: system]
     #[arg(long, value_enum)]
     pub allocator: Option<Allocator>,
 
-    /// What it is written in [default: rust] (process)
+    /// Language that the workload is written in [default: rust] (process)
     #[arg(long, value_enum)]
     pub language: Option<Language>,
 
-    /// For the tests: a cause of slowness to be found
+    /// For tests: a deliberate cause of slowness that `explain` has to find
     #[arg(long, value_enum, hide = true, conflicts_with = "count_in_flight")]
     pub plant: Option<Plant>,
 }
 
-/// `ctxtrace explain`.
+/// Options of `explain`.
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// The case in question [default: task-pool, with --buffer 4096]
+    /// Mode of the slower case, the subject [default: task-pool, with --buffer 4096]
     #[arg(long, value_enum)]
     pub mode: Option<Mode>,
 
-    /// How it is varied
+    /// Variants of the subject
     #[command(flatten)]
     pub case: CaseArgs,
 
-    /// What it is held against: a mode and its options, up to the end of the line [default: task, the same otherwise]
+    /// Case to compare with, the base: a mode and its options, up to the end of the line [default: task, with the same options]
+    ///
+    /// All other options of `explain` must come before this one.
     #[arg(long, value_name = "MODE [OPTIONS]", num_args = 1.., allow_hyphen_values = true, conflicts_with_all = ["base", "subject"])]
     pub against: Vec<String>,
 
-    /// A command of yours that is as fast as it should be, as one word: 'CMD ARGS'
+    /// Command that is as fast as it should be, as one argument: 'CMD ARGS'
     #[arg(long, value_name = "CMD", requires = "subject", conflicts_with = "mode")]
     pub base: Option<String>,
 
-    /// A command of yours that is slower
+    /// Command that is slower, as one argument: 'CMD ARGS'
     #[arg(long, value_name = "CMD", requires = "base", conflicts_with = "mode")]
     pub subject: Option<String>,
 
-    /// Fewer runs and the most telling interventions only: less than 45 seconds
+    /// Make fewer runs and try only the most informative interventions: less than 45 seconds
     #[arg(long)]
     pub quick: bool,
 
-    /// Try these interventions only, by name
+    /// Try only these interventions, by name, separated by commas
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub only: Vec<String>,
 
-    /// Leave these interventions out
+    /// Skip these interventions, by name, separated by commas
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub skip: Vec<String>,
 
-    /// What to write
+    /// Outputs to write
     #[command(flatten)]
     pub outputs: ComparisonOutputArgs,
 }
 
-/// `ctxtrace compare`.
+/// Options of `compare`.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
-    /// The capture that the other is held against
+    /// Capture to compare with
     #[arg(value_name = "BASE.ctx")]
     pub base: PathBuf,
 
-    /// The other
+    /// Capture whose differences from the base are shown
     #[arg(value_name = "SUBJECT.ctx")]
     pub subject: PathBuf,
 
-    /// What to write
+    /// Outputs to write
     #[command(flatten)]
     pub outputs: ComparisonOutputArgs,
 }
 
-/// What a comparison writes.
+/// Outputs of a comparison.
 #[derive(Debug, Args)]
 pub struct ComparisonOutputArgs {
-    /// Write the result as JSON ("-": standard output)
+    /// Write the result as JSON ("-" for standard output)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
-    /// Write the result as Markdown, to be pasted into an issue ("-": standard output)
+    /// Write the result as Markdown, for example for an issue ("-" for standard output)
     #[arg(long, value_name = "FILE.md")]
     pub markdown: Option<PathBuf>,
 
@@ -242,7 +247,7 @@ pub struct ComparisonOutputArgs {
 /// Options of `record`.
 #[derive(Debug, Args)]
 pub struct RecordArgs {
-    /// The command, with its arguments
+    /// Command to record, with its arguments
     #[arg(
         value_name = "CMD",
         trailing_var_arg = true,
@@ -251,23 +256,23 @@ pub struct RecordArgs {
     )]
     pub command: Vec<OsString>,
 
-    /// Record this process, which runs already, until it ends
+    /// Record this running process until it ends
     #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pub pid: Option<u32>,
 
-    /// Record the children of the process too, those it has and those to come
+    /// Also record the process's children, both present and future ones
     #[arg(long, requires = "pid", conflicts_with = "command")]
     pub children: bool,
 
-    /// Stop after this long, as in "10s" or "2m"; a command is ended then, with all it has started
+    /// Stop after this time, for example "10s" or "2m", and terminate a command with all processes that it started
     #[arg(long, value_name = "T", value_parser = duration)]
     pub duration: Option<Duration>,
 
-    /// What to record, and where to keep it
+    /// What to record, and where to save it
     #[command(flatten)]
     pub recording: RecordingArgs,
 
-    /// What to write
+    /// Outputs to write
     #[command(flatten)]
     pub outputs: OutputArgs,
 }
@@ -275,23 +280,23 @@ pub struct RecordArgs {
 /// Options of `suite`.
 #[derive(Debug, Args)]
 pub struct SuiteArgs {
-    /// Untraced runs of each case, and as many traced ones
+    /// Number of untraced runs of each case, and of traced runs
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1_000))]
     pub repeat: u64,
 
-    /// Messages of tasks and goroutines; a tenth of them is for processes and threads
+    /// Number of messages for tasks and goroutines; processes and threads send a tenth of them
     #[arg(long, value_name = "N", default_value_t = 2_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000_000))]
     pub iterations: u64,
 
-    /// Write the table as JSON ("-": standard output)
+    /// Write the table as JSON ("-" for standard output)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
-    /// Write the table as Markdown ("-": standard output)
+    /// Write the table as Markdown ("-" for standard output)
     #[arg(long, value_name = "FILE.md")]
     pub markdown: Option<PathBuf>,
 
-    /// Print nothing but what goes wrong
+    /// Print only problems
     #[arg(long)]
     pub quiet: bool,
 }
@@ -299,83 +304,88 @@ pub struct SuiteArgs {
 /// Options of `report`.
 #[derive(Debug, Args)]
 pub struct ReportArgs {
-    /// The capture
+    /// Capture file to report
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
 
-    /// Play the events of a timeline again, and compare them with what was added up: the recorder has done so already
+    /// Replay the events of a timeline and compare them with the counts, even if no output needs the events
+    ///
+    /// Without this option the report shows the result of the recorder, which made the same comparison.
     #[arg(long)]
     pub check: bool,
 
-    /// What to write
+    /// Outputs to write
     #[command(flatten)]
     pub outputs: OutputArgs,
 }
 
-/// What to record, and where to keep it: the same for whatever is recorded.
+/// Options on what to record and where to save it. All commands that record have them.
 #[derive(Debug, Args)]
 pub struct RecordingArgs {
-    /// How much to record
+    /// Level of detail to record
     #[arg(long, value_enum, default_value_t = Level::Stacks)]
     pub level: Level,
 
-    /// How tasks are found
+    /// How to find the task that a thread is polling
     #[arg(long, value_enum, default_value_t = LocatorChoice::Auto)]
     pub locator: LocatorChoice,
 
-    /// Keep everything in a capture file, for `ctxtrace report`
+    /// Save everything in a capture file, for `ctxtrace report`
     #[arg(short, long, value_name = "FILE.ctx")]
     pub output: Option<PathBuf>,
 
-    /// Replace the capture file if there is one
+    /// Replace the capture file if it exists
     #[arg(long, requires = "output")]
     pub force: bool,
 
-    /// Keep the capture file below this size, as in `500MB`: its oldest events are dropped, the counts are not
+    /// Maximum size of the capture file, for example "500MB"; the oldest events are dropped, but no counts
     #[arg(long, value_name = "SIZE", requires = "output")]
     pub max_size: Option<ByteSize>,
 
-    /// Keep the events of the last T only, as in "30s", and at most of twice that (level timeline)
+    /// Keep only the events of the last T, for example "30s" (level timeline)
+    ///
+    /// The capture file has the events of a time between T and twice T.
     #[arg(long, value_name = "T", value_parser = duration, requires = "output")]
     pub keep: Option<Duration>,
 
-    /// Threads that can be followed at a time [default: 16384]
+    /// Maximum number of threads that are followed at a time; further threads are counted as lost [default: 16384]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     pub max_threads: Option<u32>,
 
-    /// Sums of switch-outs by their stacks that a table has room for until it is emptied [default: 16384]
+    /// Capacity of the kernel's table of switch-outs by stack, which is emptied as it fills [default: 16384]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub max_stacks: Option<u32>,
 
-    /// Memory for events on their way, all CPUs together: `64MiB` [default: 32MiB, or 1MiB a CPU] (level timeline)
+    /// Memory for the ring buffers of events, for all CPUs together, for example "64MiB" [default: 32MiB, or 1MiB per CPU if that
+    /// is more] (level timeline)
     #[arg(long, value_name = "SIZE")]
     pub ring_size: Option<ByteSize>,
 
-    /// Stamp every poll and wake of a program that is started and has ctxtrace-probe in it (level timeline)
+    /// Record the time of every poll and wake in a started program that contains ctxtrace-probe (level timeline)
     #[arg(long)]
     pub polls: bool,
 
-    /// Memory for the stamps of each thread on their way [default: 8MiB] (--polls)
+    /// Memory for each thread's ring buffer of polls [default: 8MiB] (--polls)
     #[arg(long, value_name = "SIZE", requires = "polls")]
     pub poll_ring_size: Option<ByteSize>,
 
-    /// Take this many samples a second of what each CPU does for the target (level timeline)
+    /// Sample what the target does on each CPU, this many times a second (level timeline)
     #[arg(long, value_name = "HZ", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub sample: Option<u32>,
 
-    /// Fault injection for the tests: lose one switch event in this many
+    /// Fault injection for tests: lose one switch event in this many
     #[arg(long, value_name = "N", hide = true, default_value_t = 0)]
     pub drop_one_in: u32,
 }
 
-/// What to write, whatever it is made from.
+/// Options on what to write. All commands that make a report have them.
 #[derive(Debug, Args)]
 pub struct OutputArgs {
-    /// Write the result as JSON ("-": standard output)
+    /// Write the result as JSON ("-" for standard output)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
-    /// Write all of it as a page to look at: one file, for any browser
+    /// Write the complete report as one self-contained HTML page
     #[arg(long, value_name = "FILE.html")]
     pub html: Option<PathBuf>,
 
@@ -383,15 +393,15 @@ pub struct OutputArgs {
     #[arg(long, value_name = "FILE.svg")]
     pub flamegraph: Option<PathBuf>,
 
-    /// Write an on-CPU flamegraph (of --sample)
+    /// Write an on-CPU flamegraph (--sample)
     #[arg(long, value_name = "FILE.svg")]
     pub on_cpu_flamegraph: Option<PathBuf>,
 
-    /// Write a flamegraph of the makers of wakeups
+    /// Write a flamegraph of the stacks that made wakeups
     #[arg(long, value_name = "FILE.svg")]
     pub wakeups_flamegraph: Option<PathBuf>,
 
-    /// Write the stacks as lines, for other flamegraph tools
+    /// Write folded stacks, for other flamegraph tools
     #[arg(long, value_name = "FILE")]
     pub folded: Option<PathBuf>,
 
@@ -402,31 +412,35 @@ pub struct OutputArgs {
     /// Write switches and off-CPU time by stack for pprof, Pyroscope, Parca or speedscope
     #[arg(long, value_name = "FILE.pb.gz")]
     pub pprof: Option<PathBuf>,
-    /// Write the tables of the capture as Parquet files into a folder, which may have those of others: docs/FLEET.md
+
+    /// Write the tables of the capture as Parquet files into a directory
+    ///
+    /// The directory may already contain the tables of other captures: see docs/FLEET.md.
     #[arg(long, value_name = "DIR")]
     pub parquet: Option<PathBuf>,
 
-    /// What the widths in flamegraph and folded stacks mean [default: time]
+    /// What the widths in flamegraphs and folded stacks represent [default: time]
     #[arg(long, value_enum)]
     pub weight: Option<Weight>,
 
-    /// Exit with 3 unless a figure of the JSON stands so: `kernel_switches.per_message < 0.01` (repeatable)
+    /// Exit with status 3 unless this condition on the JSON report holds, for example `kernel_switches.per_message < 0.01`
+    /// (repeatable)
     #[arg(long = "assert", value_name = "EXPR")]
     pub assertions: Vec<Assertion>,
 
-    /// Print nothing but what goes wrong
+    /// Print only problems
     #[arg(long)]
     pub quiet: bool,
 }
 
-/// A time as people write it: `10s`, `1m 30s`, or a number of seconds.
+/// Parses a duration: `10s`, `1m 30s`, or a number of seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = match text.parse::<f64>() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
         Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),
     }?;
     if duration.is_zero() {
-        return Err("it must be longer than nothing".to_owned());
+        return Err("the time must be longer than 0".to_owned());
     }
     Ok(duration)
 }
@@ -434,15 +448,15 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// Options of the hidden `workload`.
 #[derive(Debug, Args)]
 pub struct WorkloadArgs {
-    /// A workload's specification as JSON
+    /// Specification of the workload, as JSON
     #[arg(long)]
     pub spec: String,
 
-    /// Descriptor to report to; standard output without it
+    /// File descriptor to report to [default: standard output]
     #[arg(long)]
     pub report_fd: Option<i32>,
 
-    /// Descriptor of the page to show progress in
+    /// File descriptor of the shared page for the progress
     #[arg(long)]
     pub progress_fd: Option<i32>,
 }

@@ -1,6 +1,6 @@
-//! From raw options to settings in which everything is decided.
+//! Converts raw options to settings in which everything is decided.
 //!
-//! An option that has no meaning for what is asked is an error, never ignored: somebody typed it expecting an effect.
+//! An option that has no effect on the given command is an error and never ignored, because the user expects an effect.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -23,43 +23,43 @@ use crate::workload::{Channel, Language, Mode, Spec};
 /// `ctxtrace run`, every option resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunSettings {
-    /// What to run.
+    /// The workload to run.
     pub spec: Spec,
-    /// How often.
+    /// Number of runs.
     pub repeat: u64,
     /// What to record.
     pub capture: Settings,
-    /// Where to keep it.
+    /// The capture file; `None` if none is saved.
     pub save: Option<SaveSettings>,
-    /// What to write.
+    /// The outputs to write.
     pub outputs: OutputSettings,
 }
 
 /// `ctxtrace record`, every option resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordSettings {
-    /// What to record.
+    /// The command or process to record.
     pub target: RecordTarget,
-    /// For how long.
+    /// Maximum duration of the recording; `None` for no limit.
     pub duration: Option<Duration>,
-    /// What to record of it.
+    /// What to record.
     pub capture: Settings,
-    /// Where to keep it.
+    /// The capture file; `None` if none is saved.
     pub save: Option<SaveSettings>,
-    /// What to write.
+    /// The outputs to write.
     pub outputs: OutputSettings,
 }
 
-/// What `record` records.
+/// The target of `record`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecordTarget {
-    /// A command, at least one word.
+    /// A command with its arguments: at least one word.
     Command(Vec<OsString>),
-    /// A process that runs already.
+    /// A process that is already running.
     Process {
-        /// Its id.
+        /// Process id.
         pid: u32,
-        /// With its children.
+        /// Whether to record its children too.
         children: bool,
     },
 }
@@ -67,81 +67,81 @@ pub enum RecordTarget {
 /// `ctxtrace suite`, every option resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SuiteSettings {
-    /// Untraced runs of each case, and as many traced ones.
+    /// Number of untraced runs of each case, and of traced runs.
     pub repeat: u64,
-    /// Messages of tasks and goroutines.
+    /// Number of messages for tasks and goroutines.
     pub iterations: u64,
-    /// Where the JSON goes.
+    /// Destination of the JSON.
     pub json: Option<Destination>,
-    /// Where the Markdown goes.
+    /// Destination of the Markdown.
     pub markdown: Option<Destination>,
-    /// Whether standard output is not the table's.
+    /// Whether the table goes to standard error, because another output uses standard output.
     pub table_to_stderr: bool,
-    /// Whether to say nothing but what goes wrong.
+    /// Whether to print only problems.
     pub quiet: bool,
 }
 
 /// `ctxtrace report`, every option resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportSettings {
-    /// The capture.
+    /// The capture file to report.
     pub file: PathBuf,
-    /// Whether to play its events again, whatever is to be written.
+    /// Whether to replay the events even if no output needs them.
     pub check: bool,
-    /// What to write.
+    /// The outputs to write.
     pub outputs: OutputSettings,
 }
 
-/// Where the capture is kept.
+/// Settings of the capture file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SaveSettings {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Whether it may replace another.
+    /// Whether to replace an existing file.
     pub force: bool,
-    /// How much of it.
+    /// Limits of the file.
     pub limits: Limits,
 }
 
-/// What to write, whatever it is made from.
+/// The outputs to write, whether from a new recording or from a capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutputSettings {
-    /// What widths mean.
+    /// What the widths in flamegraphs and folded stacks represent.
     pub weight: Weight,
-    /// Where the JSON goes.
+    /// Destination of the JSON.
     pub json: Option<Destination>,
-    /// Where the page goes.
+    /// Destination of the HTML page.
     pub html: Option<Destination>,
-    /// Where the flamegraph goes.
+    /// Destination of the off-CPU flamegraph.
     pub flamegraph: Option<Destination>,
-    /// Where the flamegraph of samples goes.
+    /// Destination of the on-CPU flamegraph, which is made from samples.
     pub on_cpu_flamegraph: Option<Destination>,
-    /// Where the flamegraph of wakers goes.
+    /// Destination of the flamegraph of the wakers' stacks.
     pub wakeups_flamegraph: Option<Destination>,
-    /// Where the folded stacks go.
+    /// Destination of the folded stacks.
     pub folded: Option<Destination>,
-    /// Where the timeline for Perfetto goes.
+    /// Destination of the timeline for Perfetto.
     pub perfetto: Option<Destination>,
-    /// Where the profile for pprof goes.
+    /// Destination of the profile for pprof.
     pub pprof: Option<Destination>,
-    /// The folder for the tables.
+    /// Directory for the Parquet tables.
     pub parquet: Option<PathBuf>,
-    /// What must hold of the result.
+    /// The conditions that the result must meet.
     pub assertions: Vec<Assertion>,
-    /// Whether to say nothing but what goes wrong.
+    /// Whether to print only problems.
     pub quiet: bool,
-    /// Whether standard output is not the table's.
+    /// Whether the table goes to standard error, because standard output is used otherwise.
     pub table_to_stderr: bool,
 }
 
 impl OutputSettings {
-    /// Whether any of them is made of the stacks of switches.
+    /// Whether any output needs the stacks of switches.
     #[must_use]
     pub fn wants_stacks(&self) -> bool {
         self.draws_stacks() || self.pprof.is_some()
     }
 
-    /// Whether any of them shows those stacks with a width.
+    /// Whether any output shows the stacks of switches with a weight.
     fn draws_stacks(&self) -> bool {
         self.flamegraph.is_some() || self.wakeups_flamegraph.is_some() || self.folded.is_some()
     }
@@ -154,7 +154,7 @@ impl TryFrom<RunArgs> for RunSettings {
         let spec = spec(args.mode, &args.case)?;
         if args.recording.polls && !spec.mode.has_root() {
             return Err(Error::Usage(format!(
-                "--polls has no meaning for --mode {}: only tokio's tasks tell of their polls (use --mode task or task-pool)",
+                "--polls has no meaning for --mode {}: only tokio tasks record their polls (use --mode task or task-pool)",
                 spec.mode.name()
             )));
         }
@@ -175,12 +175,11 @@ impl TryFrom<RecordArgs> for RecordSettings {
     fn try_from(args: RecordArgs) -> Result<Self> {
         if args.recording.polls && args.pid.is_some() {
             return Err(Error::Usage(
-                "--polls needs a program that ctxtrace starts, for that is how it gets what it writes its polls to: give the                  command in place of --pid"
-                    .to_owned(),
+                "--polls works only with a program that ctxtrace starts: give a command instead of --pid".to_owned(),
             ));
         }
         let outputs = OutputSettings {
-            // Standard output is the command's.
+            // Standard output belongs to the command.
             table_to_stderr: true,
             ..outputs(args.outputs)?
         };
@@ -243,34 +242,37 @@ pub(super) fn spec(mode: Mode, args: &CaseArgs) -> Result<Spec> {
     if !mode.is_tasks() && args.buffer.is_some() {
         return no_meaning(
             "--buffer",
-            "it talks over pipes, not channels (use --mode task, task-pool or go)",
+            "that mode uses pipes, not channels (use --mode task, task-pool or go)",
         );
     }
     if !mode.has_root() && args.root.is_some() {
         let why = if mode == Mode::Go {
             "Go has no block_on (use --mode task or task-pool)"
         } else {
-            "it has no runtime (use --mode task or task-pool)"
+            "that mode has no async runtime (use --mode task or task-pool)"
         };
         return no_meaning("--root", why);
     }
     if !mode.has_workers() && args.workers.is_some() {
-        return no_meaning("--workers", "it has no pool of workers (use --mode task-pool or go)");
+        return no_meaning("--workers", "that mode has no worker pool (use --mode task-pool or go)");
     }
     if mode == Mode::Go && args.pin == Some(Pin::SplitCpus) {
         return no_meaning(
             "--pin split-cpus",
-            "Go moves its goroutines from thread to thread, so no thread is a worker for good (use --pin same-cpu or none)",
+            "Go moves goroutines between threads, so its threads cannot be pinned one by one (use --pin same-cpu or none)",
         );
     }
     if mode != Mode::Process && args.language.is_some() {
-        return no_meaning("--language", "only process is there in two of them");
+        return no_meaning(
+            "--language",
+            "only --mode process exists in more than one language (leave out --language)",
+        );
     }
     if !mode.has_root() && args.channel.is_some() {
         let why = if mode == Mode::Go {
-            "Go has one kind of channel (use --mode task or task-pool)"
+            "Go has only one kind of channel (use --mode task or task-pool)"
         } else {
-            "it talks over pipes, not channels (use --mode task or task-pool)"
+            "that mode uses pipes, not channels (use --mode task or task-pool)"
         };
         return no_meaning("--channel", why);
     }
@@ -281,40 +283,40 @@ pub(super) fn spec(mode: Mode, args: &CaseArgs) -> Result<Spec> {
         if !mode.is_tasks() && is_given {
             return no_meaning(
                 option,
-                "each message is a round trip, and there is one at a time (use --mode task, task-pool or go)",
+                "each message is a round trip, so only one is in flight (use --mode task, task-pool or go)",
             );
         }
     }
     if args.channel == Some(Channel::Tokio) && args.buffer.unwrap_or(0) == 0 {
         return Err(Error::Usage(
-            "--channel tokio needs a --buffer of at least 1: tokio's channel holds exactly so many messages, while futures' \
-             holds one more of each sender. What compares with futures' --buffer 0 is --channel tokio --buffer 1"
+            "--channel tokio needs a --buffer of at least 1: a tokio channel holds exactly --buffer messages, while a futures channel \
+             holds one more for each sender. The equivalent of --channel futures --buffer 0 is --channel tokio --buffer 1"
                 .to_owned(),
         ));
     }
     if args.idle_threads > 0 && language != Language::Rust {
         let why = if mode == Mode::Go {
-            "Go's runtime starts threads as it likes, and never has only one (use another mode)"
+            "the Go runtime decides how many threads a program has (use another mode)"
         } else {
-            "in C it is the textbook's program as it stands (leave --language out)"
+            "the C program is the textbook's, without additions (leave out --language)"
         };
         return no_meaning("--idle-threads", why);
     }
     if args.allocator.is_some() && language != Language::Rust {
         let why = if mode == Mode::Go {
-            "Go has an allocator of its own (use another mode)"
+            "Go has its own allocator (use another mode)"
         } else {
-            "in C it is the textbook's program, which allocates nothing (leave --language out)"
+            "the C program allocates no memory (leave out --language)"
         };
         return no_meaning("--allocator", why);
     }
     if !mode.has_root() && args.plant.is_some() {
-        return no_meaning("--plant", "only tokio's tasks have any (use --mode task or task-pool)");
+        return no_meaning("--plant", "only tokio tasks support it (use --mode task or task-pool)");
     }
     if mode == Mode::Task && args.pin == Some(Pin::SplitCpus) {
         return no_meaning(
             "--pin split-cpus",
-            "all its tasks are on one thread (use --mode task-pool)",
+            "all tasks of that mode run on one thread (use --mode task-pool)",
         );
     }
     Ok(Spec {
@@ -322,7 +324,7 @@ pub(super) fn spec(mode: Mode, args: &CaseArgs) -> Result<Spec> {
         language,
         iterations: args.iterations.unwrap_or(default.iterations),
         pin: args.pin.unwrap_or(default.pin),
-        // The parser has bounded these far below what a `usize` holds.
+        // The parser limits these numbers to values that fit in a `usize`.
         buffer: args.buffer.map(|buffer| buffer as usize).or(default.buffer),
         workers: args.workers.map(|workers| workers as usize).or(default.workers),
         root: args.root.or(default.root),
@@ -335,52 +337,52 @@ pub(super) fn spec(mode: Mode, args: &CaseArgs) -> Result<Spec> {
     })
 }
 
-/// What to record, for these outputs.
+/// Resolves what to record, and checks that it is enough for these outputs.
 fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
     if outputs.wants_stacks() && args.level != Level::Stacks {
         return Err(Error::Usage(format!(
-            "--flamegraph, --wakeups-flamegraph, --folded and --pprof need stacks, and --level {} takes none: leave --level out",
+            "--flamegraph, --wakeups-flamegraph, --folded and --pprof need stacks, but --level {} records none: use --level stacks",
             args.level.name()
         )));
     }
     if args.max_stacks.is_some() && args.level != Level::Stacks && args.sample.is_none() {
         return Err(Error::Usage(format!(
-            "--max-stacks has no meaning for --level {}, which takes no stacks",
+            "--max-stacks has no meaning for --level {}, which records no stacks (use --level stacks)",
             args.level.name()
         )));
     }
     if args.ring_size.is_some() && args.level != Level::Timeline {
         return Err(Error::Usage(format!(
-            "--ring-size has no meaning for --level {}, which tells no events (use --level timeline)",
+            "--ring-size has no meaning for --level {}, which records no events (use --level timeline)",
             args.level.name()
         )));
     }
     if args.sample.is_some() && args.level != Level::Timeline {
         return Err(Error::Usage(format!(
-            "--sample has no meaning for --level {}, which tells no events (use --level timeline)",
+            "--sample has no meaning for --level {}, which records no events (use --level timeline)",
             args.level.name()
         )));
     }
     if args.polls && args.level != Level::Timeline {
         return Err(Error::Usage(format!(
-            "--polls has no meaning for --level {}, which tells no events (use --level timeline)",
+            "--polls has no meaning for --level {}, which records no events (use --level timeline)",
             args.level.name()
         )));
     }
     if args.polls && !matches!(args.locator, LocatorChoice::Auto | LocatorChoice::Probe) {
         return Err(Error::Usage(
-            "--polls are told by the probe, and --locator leaves it out: give --locator auto or probe".to_owned(),
+            "--polls requires the probe locator: use --locator auto or probe".to_owned(),
         ));
     }
     if outputs.perfetto.is_some() && args.level != Level::Timeline {
         return Err(Error::Usage(format!(
-            "--perfetto needs every switch and wakeup as an event, and --level {} tells none: give --level timeline too",
+            "--perfetto needs every switch and wakeup as an event, but --level {} records no events: use --level timeline",
             args.level.name()
         )));
     }
     if outputs.on_cpu_flamegraph.is_some() && args.sample.is_none() {
         return Err(Error::Usage(
-            "--on-cpu-flamegraph needs samples: give --level timeline --sample 997 too".to_owned(),
+            "--on-cpu-flamegraph needs samples: add --level timeline --sample 997".to_owned(),
         ));
     }
     let default = Settings::default();
@@ -403,7 +405,7 @@ fn capture(args: &RecordingArgs, outputs: &OutputSettings) -> Result<Settings> {
     })
 }
 
-/// The least that a capture can be limited to: the counts of a program with some hundreds of threads.
+/// The smallest accepted value of `--max-size`, which is enough for the counts of a program with some hundreds of threads.
 const LEAST_MAX_SIZE: ByteSize = ByteSize::mib(1);
 
 fn save(args: RecordingArgs, outputs: &OutputSettings) -> Result<Option<SaveSettings>> {
@@ -431,12 +433,12 @@ fn save(args: RecordingArgs, outputs: &OutputSettings) -> Result<Option<SaveSett
     }
     if let Some(size) = args.max_size.filter(|&size| size < LEAST_MAX_SIZE) {
         return Err(Error::Usage(format!(
-            "--max-size {size} has no room for what was counted: {LEAST_MAX_SIZE} is the least"
+            "--max-size {size} is too small for the counts: use at least {LEAST_MAX_SIZE}"
         )));
     }
     if args.keep.is_some() && args.level != Level::Timeline {
         return Err(Error::Usage(format!(
-            "--keep has no meaning for --level {}, which tells no events (use --level timeline)",
+            "--keep has no meaning for --level {}, which records no events (use --level timeline)",
             args.level.name()
         )));
     }
@@ -451,7 +453,9 @@ fn save(args: RecordingArgs, outputs: &OutputSettings) -> Result<Option<SaveSett
 }
 
 pub(super) fn same_place(one: &str, other: &str) -> Error {
-    Error::Usage(format!("{one} and {other} go to the same place: give each its own"))
+    Error::Usage(format!(
+        "{one} and {other} have the same destination: give each a destination of its own"
+    ))
 }
 
 fn outputs(args: OutputArgs) -> Result<OutputSettings> {
@@ -472,7 +476,9 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
     };
     if args.weight.is_some() && !settings.draws_stacks() && settings.on_cpu_flamegraph.is_none() {
         return Err(Error::Usage(
-            "--weight says what the widths in a flamegraph mean: give one of the options for flamegraphs, or --folded, too".to_owned(),
+            "--weight has no effect without a flamegraph or folded stacks: add --flamegraph, --on-cpu-flamegraph, \
+             --wakeups-flamegraph or --folded"
+                .to_owned(),
         ));
     }
     let destinations: Vec<_> = [
@@ -496,7 +502,7 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
     if let Some(folder) = &settings.parquet {
         if folder.as_os_str() == "-" {
             return Err(Error::Usage(
-                "--parquet writes several tables, which need a folder: --parquet DIR".to_owned(),
+                "--parquet writes several files, so it cannot write to standard output: give a directory".to_owned(),
             ));
         }
         let taken = Destination::File(folder.clone());

@@ -1,8 +1,9 @@
-//! Where the threads' time went, to the nanosecond, over a window of a timeline.
+//! The time budget: how all threads spent their time in a window of a timeline, to the nanosecond.
 //!
-//! At every moment of its life a thread is on a CPU, ready for one, or asleep. So over a window the three add up to the time
-//! that the threads were alive in it: *threads × wall*, where all of them live through it. What they lack of that is the time
-//! that the timeline cannot tell (an event was lost, or nothing had been seen of the thread yet), and is a part of its own.
+//! At every moment of its life a thread is on a CPU, in a run queue, or asleep. So in a window the three times add up to the time
+//! for which the threads were alive: *threads × wall time* if all of them live through the whole window. The difference is time
+//! for which the timeline does not show the thread's state, because an event was lost or the thread was not known yet. It is
+//! reported as a part of its own.
 
 use crate::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, HashMap};
@@ -12,23 +13,23 @@ use ctxtrace_common::process::{Image, TaskKey};
 use super::intervals::{Before, Departure, Interval, IntervalSink, State, ThreadId};
 use crate::workload::Outcome;
 
-/// From when to when, `CLOCK_MONOTONIC` nanoseconds.
+/// A period of time, in `CLOCK_MONOTONIC` nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// The first nanosecond in it.
+    /// The first nanosecond in the window.
     pub from_ns: u64,
-    /// The first one after it.
+    /// The first nanosecond after the window.
     pub to_ns: u64,
 }
 
 impl Window {
-    /// All of time.
+    /// The window that contains all times.
     pub const ALL: Self = Self {
         from_ns: 0,
         to_ns: u64::MAX,
     };
 
-    /// The measured section of a workload, if it has told when that began.
+    /// The measured section of a workload; `None` if the workload did not report when the section began.
     #[must_use]
     pub fn measured(outcome: &Outcome) -> Option<Self> {
         let from_ns = outcome.started_ns?;
@@ -38,7 +39,7 @@ impl Window {
         })
     }
 
-    /// The part of an interval that lies in it; `None` if that is nothing.
+    /// The part of an interval that lies in the window; `None` if they do not overlap.
     #[must_use]
     pub fn clip(&self, start_ns: u64, end_ns: u64) -> Option<(u64, u64)> {
         let (start, end) = (start_ns.max(self.from_ns), end_ns.min(self.to_ns));
@@ -46,25 +47,25 @@ impl Window {
     }
 }
 
-/// What time is added up by.
+/// The key by which the time of threads is summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Part {
-    /// Where the threads were.
+    /// The state of the threads.
     pub state: State,
-    /// Of time off the CPU: the class of the ledger for which they had left it. 0 of time on it.
+    /// For off-CPU time, the ledger class of the switch-out that began it; 0 for on-CPU time.
     pub class: u8,
-    /// Of a wait for a CPU: who had it.
+    /// For run-queue time, what occupied the CPU before the thread.
     pub before: Option<Before>,
-    /// The CPU quota of their cgroup had taken them off it.
+    /// For off-CPU time, whether the CPU quota of the thread's cgroup caused the switch-out.
     pub throttled: bool,
-    /// The task they polled when they left, or 0.
+    /// The task that the threads polled at the switch-out, or 0.
     pub task: u64,
-    /// The program they ran.
+    /// The program that the threads ran.
     pub image: Image,
 }
 
 impl Part {
-    /// The task, if they polled one.
+    /// The task, if the threads polled one.
     #[must_use]
     pub fn task_key(&self) -> Option<TaskKey> {
         (self.task != 0).then_some(TaskKey {
@@ -74,7 +75,7 @@ impl Part {
     }
 }
 
-/// Adds up intervals as they are told.
+/// Sums the intervals of a timeline within a window.
 #[derive(Clone, Debug)]
 pub struct Budget {
     window: Window,
@@ -83,7 +84,7 @@ pub struct Budget {
     switches: u64,
 }
 
-/// When a thread was alive, within the window, and how much of that is told.
+/// The period within the window in which a thread was alive, and the time of it that intervals cover.
 #[derive(Clone, Copy, Debug)]
 struct Alive {
     from_ns: u64,
@@ -92,7 +93,7 @@ struct Alive {
 }
 
 impl Budget {
-    /// Of what happens in this window.
+    /// Creates an empty budget of this window.
     #[must_use]
     pub fn of(window: Window) -> Self {
         Self {
@@ -103,31 +104,32 @@ impl Budget {
         }
     }
 
-    /// The parts, in nanoseconds of thread-time.
+    /// The parts with the time of all threads in each, in nanoseconds.
     pub fn parts(&self) -> impl Iterator<Item = (Part, u64)> {
         self.parts.iter().map(|(&part, &ns)| (part, ns))
     }
 
-    /// Thread-time in this state, nanoseconds.
+    /// The time of all threads in this state, in nanoseconds.
     #[must_use]
     pub fn in_state(&self, state: State) -> u64 {
         let parts = self.parts.iter().filter(|(part, _)| part.state == state);
         parts.map(|(_, ns)| ns).saturating_sum()
     }
 
-    /// Kernel switches in the window.
+    /// Number of kernel switches in the window.
     #[must_use]
     pub fn switches(&self) -> u64 {
         self.switches
     }
 
-    /// Threads that were alive in the window.
+    /// Number of threads that were alive in the window.
     #[must_use]
     pub fn threads(&self) -> usize {
         self.threads.len()
     }
 
-    /// The time that the threads were alive in the window, added up: what the parts and [`Budget::untold_ns`] add up to.
+    /// The time for which the threads were alive in the window, summed over the threads. It is equal to the sum of all parts and
+    /// [`Budget::untold_ns`].
     #[must_use]
     pub fn alive_ns(&self) -> u64 {
         self.threads
@@ -136,7 +138,7 @@ impl Budget {
             .saturating_sum()
     }
 
-    /// Time of living threads of which the timeline does not tell where they were.
+    /// The time for which threads were alive in the window but the timeline does not show their state.
     #[must_use]
     pub fn untold_ns(&self) -> u64 {
         let untold = |alive: &Alive| (alive.to_ns.saturating_sub(alive.from_ns)).saturating_sub(alive.told_ns);
@@ -205,7 +207,7 @@ mod tests {
         }
     }
 
-    /// Two threads, drawn: `=` on a CPU, `.` asleep, `-` ready.
+    /// Threads as drawn lines: `=` on a CPU, `.` asleep, `-` in a run queue; one character is 10 ns.
     fn drawn(window: Window, lines: &[&str]) -> Budget {
         let mut budget = Budget::of(window);
         for (tid, line) in lines.iter().enumerate() {

@@ -1,10 +1,10 @@
-//! What each thread did from when to when: the intervals that a timeline consists of, told one by one as they end.
+//! The intervals of each thread in a timeline: on a CPU, blocked, in a run queue. They are emitted one by one as they end.
 //!
-//! The intervals of a thread follow one another without a gap, from its first event on, for as long as nothing is lost:
+//! From its first event on, the intervals of a thread follow one another without a gap, unless an event is lost:
 //!
 //! ```text
 //!   … on CPU ─┬─ blocked ─┬─ run queue ─┬─ on CPU …
-//!            out        waking          in
+//!            out        wakeup          in
 //! ```
 
 use ctxtrace_common::clock::{Entered, Waking};
@@ -14,7 +14,7 @@ use ctxtrace_common::wakeup::Waker;
 
 use crate::trace::samples::{Place, Samples};
 
-/// A thread, whatever other thread has its id later.
+/// The identity of a thread. It stays unique when another thread gets the same thread id later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ThreadId {
     /// `task_struct.start_boottime`, nanoseconds.
@@ -25,27 +25,28 @@ pub struct ThreadId {
     pub tid: u32,
 }
 
-/// Where a thread is.
+/// The state of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {
     /// On a CPU.
     OnCpu,
-    /// Ready to run, and waiting for a CPU.
+    /// Runnable, waiting for a CPU.
     RunQueue,
     /// Asleep.
     Blocked,
-    /// Off the CPU; when somebody woke it is not known.
+    /// Off the CPU. The time of its wakeup is unknown, so this is blocked time and run-queue time together.
     Off,
 }
 
-/// Who had the CPU that a thread waited for, up to the moment the thread got it.
+/// What occupied the CPU that a thread waited for, immediately before the thread's switch-in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Before {
-    /// Nobody: the wait is what it takes a CPU to wake up, and the kernel to get to the thread.
+    /// The CPU was idle. The wait is the time that the CPU needs to leave its idle state and the kernel needs to switch to the
+    /// thread.
     Idle,
     /// A thread of the target.
     Target,
-    /// Another program, or the kernel itself; or, in captures of versions before this was told, perhaps nobody.
+    /// Another program or the kernel. In captures of versions that did not record whether the CPU was idle, also an idle CPU.
     Other,
 }
 
@@ -54,94 +55,96 @@ pub enum Before {
 pub struct Interval {
     /// The thread.
     pub thread: ThreadId,
-    /// Where it was.
+    /// The state of the thread in the interval.
     pub state: State,
-    /// From when, `CLOCK_MONOTONIC` nanoseconds.
+    /// Beginning of the interval, `CLOCK_MONOTONIC` nanoseconds.
     pub start_ns: u64,
-    /// To when.
+    /// End of the interval, `CLOCK_MONOTONIC` nanoseconds.
     pub end_ns: u64,
-    /// The program it ran.
+    /// The program that the thread ran.
     pub image: Image,
-    /// The task it polled when it left the CPU, or 0: at the end of an interval on the CPU, before one off it.
+    /// The task that the thread polled at its switch-out, or 0. The switch-out is the end of an on-CPU interval, or the one
+    /// before an off-CPU interval.
     pub task: u64,
-    /// The class of the ledger of that switch-out, as in [`ctxtrace_common::stack::SumKey`].
+    /// The ledger class of that switch-out, as in [`ctxtrace_common::stack::SumKey`].
     pub class: u8,
-    /// And its reason.
+    /// The reason of that switch-out, as in [`ctxtrace_common::stack::SumKey`].
     pub reason: u8,
-    /// It was made for the CPU quota of the thread's cgroup.
+    /// Whether the CPU quota of the thread's cgroup caused that switch-out.
     pub throttled: bool,
-    /// The CPU it was on, or was on last.
+    /// The CPU that the thread was on; for an off-CPU interval, the CPU that it was on last.
     pub cpu: Option<u16>,
-    /// Of a wait for a CPU that has ended: who had that CPU.
+    /// For a run-queue interval that ended with a switch-in, what occupied the CPU before.
     pub before: Option<Before>,
 }
 
-/// A thread has left its CPU.
+/// A switch-out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Departure {
     /// The thread.
     pub thread: ThreadId,
-    /// The program it ran.
+    /// The program that the thread ran.
     pub image: Image,
-    /// When.
+    /// Time of the switch-out, `CLOCK_MONOTONIC` nanoseconds.
     pub at_ns: u64,
-    /// The CPU it left.
+    /// The CPU that the thread left.
     pub cpu: u16,
-    /// How it left, and what it was doing.
+    /// How the thread left the CPU, and what it was doing.
     pub out: Out,
-    /// How long it had been on the CPU; `None` if its coming was not seen.
+    /// The time that the thread had been on the CPU, nanoseconds; `None` if its switch-in was not recorded.
     pub on_cpu_ns: Option<u64>,
 }
 
-/// A thread has come onto a CPU.
+/// A switch-in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
     /// The thread.
     pub thread: ThreadId,
-    /// The CPU it came onto.
+    /// The CPU on which the thread runs now.
     pub cpu: u16,
-    /// What that ended.
+    /// The intervals that the switch-in ended.
     pub entered: Entered,
 }
 
-/// A thread was woken, whether it slept or not.
+/// A wakeup, whether the thread slept or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Woken {
-    /// The thread's id.
+    /// Id of the woken thread.
     pub tid: u32,
-    /// The thread; `None` if it has not been introduced.
+    /// The woken thread; `None` if no event has introduced it.
     pub thread: Option<ThreadId>,
-    /// When.
+    /// Time of the wakeup, `CLOCK_MONOTONIC` nanoseconds.
     pub at_ns: u64,
-    /// The CPU on which it was woken.
+    /// The CPU on which the wakeup was made.
     pub cpu: u16,
-    /// Which of its two wakings it was noted as; `None` if it was of no consequence.
+    /// Which of the thread's two stored wakeups this one became; `None` if it had no effect.
     pub noted: Option<Waking>,
-    /// It had just been created.
+    /// Whether the thread had just been created.
     pub newborn: bool,
-    /// Who woke it.
+    /// The waker.
     pub waker: Waker,
 }
 
-/// Takes intervals as they end: those of one thread in their order. Whoever wants more is told of the events that bound them.
+/// Takes intervals as they end; those of one thread come in their order. The other methods take the events between the intervals,
+/// and do nothing by default.
 pub trait IntervalSink {
-    /// The next one.
+    /// Takes the next interval.
     fn interval(&mut self, interval: &Interval);
 
-    /// A thread has left its CPU: told also where it was not seen when it had come onto it.
+    /// Takes a switch-out. It is called even if the thread's switch-in was not recorded.
     fn left(&mut self, _departure: &Departure) {}
 
-    /// A thread has come onto a CPU.
+    /// Takes a switch-in.
     fn came(&mut self, _arrival: &Arrival) {}
 
-    /// A thread was woken.
+    /// Takes a wakeup.
     fn woken(&mut self, _woken: &Woken) {}
 
-    /// A sample of what a thread does in an interval on a CPU that goes on.
+    /// Takes a sample of what a thread does in its current on-CPU interval.
     fn sample(&mut self, _at_ns: u64, _place: Place) {}
 }
 
-/// Both get all of them.
+/// Sends everything to both sinks.
 impl<A: IntervalSink, B: IntervalSink> IntervalSink for (A, B) {
     fn interval(&mut self, interval: &Interval) {
         self.0.interval(interval);
@@ -201,7 +204,7 @@ impl<S: IntervalSink> IntervalSink for Option<S> {
     }
 }
 
-/// Keeps the samples.
+/// Collects the samples.
 impl IntervalSink for Samples {
     fn interval(&mut self, _interval: &Interval) {}
 
@@ -210,7 +213,7 @@ impl IntervalSink for Samples {
     }
 }
 
-/// Takes nothing.
+/// Ignores everything.
 impl IntervalSink for () {
     fn interval(&mut self, _interval: &Interval) {}
 }

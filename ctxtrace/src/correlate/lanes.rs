@@ -1,17 +1,19 @@
-//! A timeline made small while its events come in: the same picture of a second and of an hour, in the same memory.
+//! Reduces a timeline to a fixed size while its events arrive: a timeline of an hour takes as much memory as one of a second.
 //!
-//! **Cells.** Time is cut at multiples of a power of two of nanoseconds, the same for all threads, and an interval is shared out
-//! to the cells that it touches. When all cells together become too many, the power goes up by one and each two are added:
+//! **Cells.** Time is divided into cells, whose length is a power of two in nanoseconds and the same for all threads. The time of
+//! an interval is distributed to the cells that it overlaps. When there are too many cells, the length is doubled and pairs of
+//! cells are added:
 //!
 //! ```text
-//!   2^10 ns   |==--|====|..==|....|     = on a CPU   - ready   . asleep
+//!   2^10 ns   |==--|====|..==|....|     = on a CPU   - run queue   . asleep
 //!   2^11 ns   |==--==== |..==.... |
 //! ```
 //!
-//! So cells are exact sums at every time, only longer in a longer timeline.
+//! So cells are always exact sums; they are only longer in a longer timeline.
 //!
-//! **Windows.** Intervals and wakings themselves are kept too, all of them until they are too many. Then only those are that touch
-//! windows at every multiple of a period; and whenever they are too many again, there are half as many windows:
+//! **Windows.** The individual intervals and wakeups are kept too. All of them are kept until there are too many. From then on
+//! only those are kept that overlap a window, where a window begins at every multiple of a period. Whenever there are too many
+//! again, the period is doubled, so that half of the windows remain:
 //!
 //! ```text
 //!   everything    [--------------------------------]
@@ -19,11 +21,13 @@
 //!   1 / 4         [--]            [--]            [--]
 //! ```
 //!
-//! The windows of a later step are among those of an earlier one, so in each of them everything is there from the beginning. They
-//! are as long as a sixty-fourth of what was all kept, so each has about as many intervals as fit a screen.
+//! The windows of a later step are a subset of those of an earlier step, so each remaining window is complete from its beginning.
+//! A window is about a sixty-fourth of the time for which everything could be kept, so it contains about as many intervals as fit
+//! on a screen.
 //!
-//! **Moments.** The longest waits for a CPU, and the longest sleeps in a poll, are what people look for, and would lie between
-//! windows. What has come last is always kept, so when an interval proves to be one of the longest, what was around it is there.
+//! **Moments.** Users look for the longest waits for a CPU and the longest sleeps in a poll, and these are often between windows.
+//! The most recent intervals and wakeups are always kept. So when an interval proves to be one of the longest, the data around it
+//! is available.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -35,27 +39,27 @@ use ctxtrace_common::wakeup::Origin;
 use super::intervals::{Interval, IntervalSink, State, ThreadId, Woken};
 use crate::trace::lanes::{Cell, Lane, Lanes, Moment, MomentKind, Shown, Span, Wake};
 
-/// How much may be kept.
+/// How much data may be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Threads; the first so many that come.
+    /// Maximum number of threads. Only the first threads of the timeline are kept; further ones are counted as left out.
     pub threads: usize,
-    /// Of those, the ones with most time on a CPU or ready are in the result.
+    /// Maximum number of threads in the result: those with the most time on a CPU or in a run queue.
     pub lanes: usize,
-    /// Cells of all threads together; at least two for each.
+    /// Maximum number of cells of all threads together, at least two for each thread. Beyond it the cells become longer.
     pub cells: usize,
-    /// Intervals and wakings.
+    /// Maximum number of intervals and wakeups. Beyond it only those in windows are kept.
     pub items: usize,
-    /// Tasks that are told apart.
+    /// Maximum number of tasks. Further tasks share one number.
     pub tasks: usize,
-    /// Moments of each kind.
+    /// Maximum number of moments of each kind.
     pub moments: usize,
-    /// Intervals and wakings around each moment.
+    /// Number of most recent intervals and wakeups that are kept for the next moment; a moment has at most twice as many.
     pub items_of_moment: usize,
 }
 
 impl Limits {
-    /// Of one timeline. A few megabytes, in memory and in a file.
+    /// The limits of a single timeline. It takes a few megabytes, in memory and in a file.
     pub const ONE: Self = Self {
         threads: 8_192,
         lanes: 256,
@@ -66,7 +70,7 @@ impl Limits {
         items_of_moment: 1_500,
     };
 
-    /// Of each of several timelines that are kept at a time.
+    /// The limits of each of several timelines that are kept at the same time.
     #[must_use]
     pub fn for_each_of(runs: u64) -> Self {
         let share = |all: usize, least: usize| (all / usize::try_from(runs.max(1)).unwrap_or(usize::MAX)).max(least);
@@ -78,18 +82,18 @@ impl Limits {
     }
 }
 
-/// The first cells are 1.024 µs long: finer than most intervals.
+/// Binary logarithm of the initial cell length in nanoseconds: 1.024 µs, which is shorter than most intervals.
 const FIRST_SHIFT: u32 = 10;
-/// The last ones would hold some centuries.
+/// Binary logarithm of the maximum cell length in nanoseconds: 146 years. Cells never become longer.
 const LAST_SHIFT: u32 = 62;
-/// A window is this part of the time that could all be kept.
+/// The length of a window is the time for which everything could be kept, divided by this number.
 const WINDOWS: u64 = 64;
-/// Windows in the result: a gap of years in a timeline would hold any number of them.
+/// Maximum number of windows in the result. If a forged timeline with a gap of years has more, the period is doubled.
 const MOST_WINDOWS: u64 = 4_096;
-/// The longest period of windows.
+/// Maximum period of windows, nanoseconds. Beyond it the windows become shorter instead.
 const LONGEST_PERIOD_NS: u64 = 1 << 63;
 
-/// Makes [`Lanes`] of intervals as they are told.
+/// Builds [`Lanes`] from intervals and wakeups as they arrive.
 #[derive(Clone, Debug)]
 pub struct Builder {
     limits: Limits,
@@ -97,7 +101,7 @@ pub struct Builder {
     cells: usize,
     lanes: Vec<Lane>,
     lane_of: HashMap<ThreadId, u32>,
-    /// The lane of whoever has a thread id now.
+    /// The lane of the thread that has this thread id now.
     lane_of_tid: HashMap<u32, u32>,
     left_out: u64,
     tasks: Vec<TaskKey>,
@@ -110,23 +114,23 @@ pub struct Builder {
     moments: Vec<Around>,
 }
 
-/// Pieces of time that begin at every multiple of a period.
+/// Windows of equal length that begin at every multiple of a period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Windows {
-    /// A power of two.
+    /// Period in nanoseconds, a power of two.
     period_ns: u64,
-    /// Less than that.
+    /// Length of a window in nanoseconds, less than the period.
     length_ns: u64,
 }
 
-/// What is kept as it is.
+/// An interval or wakeup that is kept unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Item {
     Span { lane: u32, span: Span },
     Wake(Wake),
 }
 
-/// A moment, and what is around it.
+/// A moment, with the intervals and wakeups around it.
 #[derive(Clone, Debug)]
 struct Around {
     moment: Moment,
@@ -136,13 +140,13 @@ struct Around {
 }
 
 impl Windows {
-    /// Whether something from then to then is in one of them, if only in part.
+    /// Whether this period overlaps a window.
     fn touch(self, start_ns: u64, end_ns: u64) -> bool {
         let into = start_ns % self.period_ns;
         self.length_ns > 0 && (into < self.length_ns || self.period_ns - into < end_ns.saturating_sub(start_ns).max(1))
     }
 
-    /// Half as many. Where there is one left it is halved, until there is none.
+    /// Half as many windows. If the period cannot be doubled, the windows become half as long, down to a length of 0.
     fn rarer(self) -> Self {
         if self.period_ns < LONGEST_PERIOD_NS {
             Self {
@@ -161,7 +165,7 @@ impl Windows {
         }
     }
 
-    /// How many of them there are in that time.
+    /// Number of windows in this period.
     fn number(self, start_ns: u64, end_ns: u64) -> u64 {
         (end_ns / self.period_ns).saturating_sub(start_ns / self.period_ns)
     }
@@ -182,13 +186,13 @@ impl Item {
 }
 
 impl Around {
-    /// Adds an item, if it belongs there and if there is room.
+    /// Adds an item if it is near the moment and if there is room.
     fn offer(&mut self, item: &Item, most: usize) {
         if item.is_in(self.from_ns, self.to_ns) {
             if self.items.len() < most {
                 self.items.push(*item);
             } else {
-                // From here on it is not all there.
+                // The data is incomplete from this item on, so the period around the moment ends here.
                 self.to_ns = self.to_ns.min(item.time().0.max(self.moment.end_ns));
             }
         }
@@ -196,7 +200,7 @@ impl Around {
 }
 
 impl Builder {
-    /// One that has seen nothing.
+    /// Creates an empty builder.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self {
@@ -218,7 +222,7 @@ impl Builder {
         }
     }
 
-    /// The lane of a thread; `None` if there is no room for it.
+    /// The lane of a thread, which is created if there is room; otherwise `None`.
     fn lane(&mut self, thread: ThreadId) -> Option<u32> {
         if let Some(&lane) = self.lane_of.get(&thread) {
             return (lane != u32::MAX).then_some(lane);
@@ -226,7 +230,7 @@ impl Builder {
         let lane = self.lanes.len() as u32;
         if self.lanes.len() == self.limits.threads {
             self.left_out += 1;
-            // Counted once each, as long as that many can be remembered.
+            // Each left-out thread is remembered so that it is counted only once, up to a limit.
             if self.lane_of.len() < 8 * self.limits.threads {
                 self.lane_of.insert(thread, u32::MAX);
             }
@@ -243,7 +247,7 @@ impl Builder {
         Some(lane)
     }
 
-    /// The number of a task, from 1 on; 0 is none.
+    /// The number of a task, from 1 on; 0 if there is no task.
     fn task(&mut self, task: u64, image: Image) -> u32 {
         if task == 0 {
             return 0;
@@ -270,11 +274,11 @@ impl Builder {
         let lane = &mut self.lanes[lane as usize];
         self.cells += lane.missing(span, shift);
         lane.extend(span, shift);
-        // A time before the lane's first one comes of events that step back: it is shown where the lane begins.
+        // Events that are out of order may begin before the lane's first cell. Their time is added to the first cells.
         let mut at_ns = span.start_ns;
         while at_ns < span.end_ns {
             let number = at_ns >> shift;
-            // The last cell there can be ends with the clock.
+            // The last possible cell ends at the maximum of the clock.
             let end_ns = (number + 1).saturating_mul(1 << shift);
             let part_ns = end_ns.min(span.end_ns) - at_ns;
             let cell = number.saturating_sub(lane.first_cell);
@@ -321,17 +325,17 @@ impl Builder {
     }
 
     fn thin(&mut self) {
-        let told_ns = self.end_ns.saturating_sub(self.start_ns).max(WINDOWS);
+        let elapsed_ns = self.end_ns.saturating_sub(self.start_ns).max(WINDOWS);
         let windows = match self.windows {
             None => {
-                let length_ns = (told_ns / WINDOWS).next_power_of_two();
+                let length_ns = (elapsed_ns / WINDOWS).next_power_of_two();
                 Windows {
                     period_ns: 2 * length_ns,
                     length_ns,
                 }
             }
-            // So few that they had better be shorter.
-            Some(windows) if told_ns / windows.period_ns < WINDOWS / 4 && windows.length_ns > 1 => windows.shorter(),
+            // Too few windows for a longer period: halve their length instead.
+            Some(windows) if elapsed_ns / windows.period_ns < WINDOWS / 4 && windows.length_ns > 1 => windows.shorter(),
             Some(windows) => windows.rarer(),
         };
         self.keep_only(windows);
@@ -345,7 +349,7 @@ impl Builder {
         });
     }
 
-    /// Notes an interval if it is one of the longest of its kind.
+    /// Keeps an interval as a moment if it is one of the longest of its kind.
     fn note_moment(&mut self, kind: MomentKind, lane: u32, span: &Span) {
         let ns = span.end_ns - span.start_ns;
         let of_kind = |around: &&Around| around.moment.kind == kind;
@@ -362,7 +366,7 @@ impl Builder {
             }
             self.moments.swap_remove(shortest);
         }
-        // Enough around it to see what led to it and what came of it.
+        // Long enough to show what caused the interval and what followed it.
         let margin_ns = (ns / 4).max(20_000);
         let mut around = Around {
             moment: Moment {
@@ -377,7 +381,7 @@ impl Builder {
             items: Vec::new(),
         };
         if self.recent.len() >= self.limits.items_of_moment {
-            // What is older than the oldest that has come last is not there.
+            // Nothing before the oldest recent item is available.
             let oldest_ns = self.recent.front().map_or(0, |item| item.time().1);
             around.from_ns = around.from_ns.max(oldest_ns);
         }
@@ -387,7 +391,7 @@ impl Builder {
         self.moments.push(around);
     }
 
-    /// The picture; nothing comes any more.
+    /// Returns the reduced timeline.
     #[must_use]
     pub fn finish(mut self) -> Lanes {
         let start_ns = self.start_ns.min(self.end_ns);
@@ -429,7 +433,7 @@ impl Builder {
         lanes
     }
 
-    /// From when to when everything is kept.
+    /// The periods in which all intervals and wakeups are kept.
     fn exact(&self, start_ns: u64) -> Vec<(u64, u64)> {
         let Some(windows) = self.windows else {
             return vec![(start_ns, self.end_ns)];
@@ -450,7 +454,8 @@ impl Builder {
             .collect()
     }
 
-    /// The lanes that are shown, in their order, and where each lane is among them.
+    /// Chooses the lanes of the result. Returns for each existing lane its index in the result, if it is there, and the chosen
+    /// lanes.
     fn choose(&mut self) -> (Vec<Option<u32>>, Vec<Lane>) {
         let mut busiest: Vec<usize> = (0..self.lanes.len()).collect();
         busiest.sort_by_key(|&index| (std::cmp::Reverse(self.lanes[index].busy_ns()), index));
@@ -465,12 +470,12 @@ impl Builder {
             places[index] = Some(place as u32);
             lanes.push(std::mem::take(&mut self.lanes[index]));
         }
-        // Those taken out left an empty one each; their number stays.
+        // Each chosen lane left an empty lane behind, so the length of `self.lanes` is unchanged.
         (places, lanes)
     }
 }
 
-/// Pieces of time that overlap or touch, made one. They are in the order of their beginnings.
+/// Merges periods that overlap or touch. They must be sorted by their beginnings.
 fn joined(pieces: &[(u64, u64)]) -> Vec<(u64, u64)> {
     let mut joined: Vec<(u64, u64)> = Vec::new();
     for &(from_ns, to_ns) in pieces {
@@ -483,7 +488,7 @@ fn joined(pieces: &[(u64, u64)]) -> Vec<(u64, u64)> {
 }
 
 impl Lanes {
-    /// Puts the kept intervals and wakings in their places, each once.
+    /// Adds the kept intervals and wakeups to the result, in order and without duplicates.
     fn take_items(&mut self, items: &[Item], places: &[Option<u32>]) {
         for item in items {
             match *item {
@@ -510,7 +515,7 @@ impl Lanes {
 }
 
 impl Moment {
-    /// How long it took.
+    /// Duration in nanoseconds.
     #[must_use]
     pub fn ns(&self) -> u64 {
         self.end_ns.saturating_sub(self.start_ns)
@@ -518,7 +523,7 @@ impl Moment {
 }
 
 impl Lane {
-    /// How many cells it would grow by.
+    /// Number of cells that must be added for this interval.
     fn missing(&self, span: &Span, shift: u32) -> usize {
         let (first, last) = (span.start_ns >> shift, (span.end_ns - 1) >> shift);
         let begun = if self.cells.is_empty() { first } else { self.first_cell };
@@ -555,7 +560,7 @@ impl Lane {
         self.cells = coarse;
     }
 
-    /// Its time on a CPU, and ready for one.
+    /// The time on a CPU and in a run queue, nanoseconds.
     fn busy_ns(&self) -> u64 {
         let busy = |cell: &Cell| cell.ns[Shown::OnCpu as usize].saturating_add(cell.ns[Shown::RunQueue as usize]);
         self.cells.iter().map(busy).fold(0, u64::saturating_add)
@@ -574,7 +579,7 @@ impl Cell {
         }
     }
 
-    /// Boyer's and Moore's majority vote, by time.
+    /// The majority vote algorithm of Boyer and Moore, weighted by time.
     fn vote(&mut self, task: u32, ns: u64) {
         if self.task == task {
             self.lead_ns = self.lead_ns.saturating_add(ns);
@@ -587,7 +592,7 @@ impl Cell {
     }
 }
 
-/// What an interval is drawn as.
+/// The state as which an interval is drawn.
 fn shown(interval: &Interval) -> Shown {
     let has_class = |class: Class| interval.reason == 0 && interval.class == class as u8;
     match interval.state {
@@ -617,7 +622,7 @@ impl IntervalSink for Builder {
             cpu: interval.cpu,
             task: self.task(interval.task, interval.image),
         };
-        // Only a switch-out ends an interval on the CPU, and has a class.
+        // An on-CPU interval that ended with a switch-out has a class. One that was cut off at the end of the timeline has none.
         self.add_to_cells(lane, &span, span.shown == Shown::OnCpu && span.class != 0);
         self.keep(Item::Span { lane, span });
         let in_a_poll = interval.reason == 0 && interval.class == Class::TaskBlocked as u8;
@@ -629,13 +634,13 @@ impl IntervalSink for Builder {
     }
 
     fn woken(&mut self, woken: &Woken) {
-        // A waking of no consequence has ended no sleep.
+        // A wakeup without effect has ended no sleep.
         let (Some(thread), Some(_)) = (woken.thread, woken.noted) else {
             return;
         };
         let Some(to) = self.lane(thread) else { return };
         let waker = &woken.waker;
-        // An interrupt is not made by the thread that it interrupts.
+        // The thread that an interrupt interrupted did not make the wakeup.
         let by_a_thread = Origin::from_number(waker.origin) != Origin::Interrupt && waker.tid != 0;
         let from = by_a_thread.then(|| self.lane_of_tid.get(&waker.tid).copied()).flatten();
         let wake = Wake {
@@ -692,8 +697,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// Threads, drawn in columns of 1,024 ns: `=` on a CPU, `-` ready, `p` parked, `.` asleep in a poll, `?` off, else nothing.
-    /// Told in the order in which the intervals end.
+    /// Builds from drawn threads, with columns of 1,024 ns: `=` on a CPU, `-` in a run queue, `p` parked, `.` asleep in a poll,
+    /// `?` off; other characters are gaps. The intervals arrive in the order in which they end.
     fn drawn(limits: Limits, lines: &[&str]) -> Builder {
         let mut intervals = Vec::new();
         for (line, tid) in lines.iter().zip(1..) {
@@ -724,7 +729,7 @@ pub(crate) mod tests {
         builder
     }
 
-    /// A lane as it was drawn, a mark a cell: that of the state with most time.
+    /// Draws a lane with one character for each cell: that of the state with the most time.
     fn marks(lane: &Lane) -> String {
         let mark = |cell: &Cell| {
             let most = (0..Shown::COUNT).max_by_key(|&state| (cell.ns[state], Shown::COUNT - state));
@@ -768,7 +773,7 @@ pub(crate) mod tests {
         let ns = |lane: usize, cell: usize| lanes.lanes[lane].cells[cell].ns;
         assert_eq!(ns(0, 0), [2_048, 2_048, 0, 0, 0]);
         assert_eq!(ns(0, 2), [0, 0, 0, 4_096, 0]);
-        assert_eq!(ns(1, 0), [3_072, 0, 0, 0, 0], "nothing is told of its first column");
+        assert_eq!(ns(1, 0), [3_072, 0, 0, 0, 0], "its first column is a gap");
         assert_eq!(lanes.lanes[0].cells[0].switches, 2);
     }
 
@@ -797,7 +802,7 @@ pub(crate) mod tests {
         assert_eq!(cell.task, 2);
     }
 
-    /// A waking that may have ended a sleep.
+    /// A wakeup that may have ended a sleep.
     pub(crate) fn woken(at_ns: u64, thread: ThreadId, waker: &Waker) -> Woken {
         Woken {
             tid: thread.tid,
@@ -825,7 +830,7 @@ pub(crate) mod tests {
         assert_eq!(ends, [(Some(0), 1), (None, 1), (None, 1)]);
     }
 
-    /// Two threads that take turns, 1,024 ns each.
+    /// Two threads that run in turn, for 1,024 ns each.
     fn ping_pong(limits: Limits, turns: u64) -> Lanes {
         let mut builder = Builder::new(limits);
         for turn in 0..turns {
@@ -901,7 +906,7 @@ pub(crate) mod tests {
             .spans
             .iter()
             .filter(|span| span.end_ns > from_ns && span.start_ns < to_ns);
-        assert!(neighbours.count() > 10, "what led to it, and what came of it");
+        assert!(neighbours.count() > 10, "too few intervals around the longest one");
     }
 
     #[test]
@@ -913,7 +918,11 @@ pub(crate) mod tests {
         };
         let lanes = drawn(few, &["=", "===", "==", "    =", "    ="]).finish();
         let tids: Vec<u32> = lanes.lanes.iter().map(|lane| lane.tid).collect();
-        assert_eq!((tids, lanes.left_out), (vec![2, 3], 3), "the busiest, by their ids");
+        assert_eq!(
+            (tids, lanes.left_out),
+            (vec![2, 3], 3),
+            "the busiest threads, ordered by id"
+        );
     }
 
     #[test]
@@ -930,15 +939,15 @@ pub(crate) mod tests {
     #[test]
     fn times_that_step_back_and_times_at_the_end_of_the_clock_do_no_harm() {
         let mut builder = Builder::new(LIMITS);
-        let mut tell = |start_ns, end_ns| {
+        let mut add = |start_ns, end_ns| {
             builder.interval(&interval(1, State::OnCpu, Class::TaskBlocked, start_ns, end_ns));
             builder.interval(&interval(2, State::RunQueue, Class::TaskBlocked, start_ns, end_ns));
         };
-        tell(1 << 20, (1 << 20) + 5_000);
-        tell(100, 3_000);
-        tell(u64::MAX - 9_000, u64::MAX);
-        tell(0, u64::MAX);
-        tell(5, 6);
+        add(1 << 20, (1 << 20) + 5_000);
+        add(100, 3_000);
+        add(u64::MAX - 9_000, u64::MAX);
+        add(0, u64::MAX);
+        add(5, 6);
         let lanes = builder.finish();
         assert!(lanes.lanes[0].cells.len() <= LIMITS.cells);
         let total: u64 = lanes.lanes[0]
@@ -946,7 +955,7 @@ pub(crate) mod tests {
             .iter()
             .flat_map(|cell| cell.ns)
             .fold(0, u64::saturating_add);
-        assert_eq!(total, u64::MAX, "nothing is lost but what does not fit a number");
+        assert_eq!(total, u64::MAX, "the sum saturates, and no other time is lost");
     }
 
     #[test]
@@ -959,7 +968,7 @@ pub(crate) mod tests {
         assert!(builder.kept.len() <= 50);
         let lanes = builder.finish();
         assert!(!lanes.is_exact);
-        assert!(lanes.exact.is_empty(), "no window is all there");
+        assert!(lanes.exact.is_empty(), "no window is complete");
     }
 
     #[test]
@@ -981,7 +990,7 @@ pub(crate) mod tests {
     }
 
     proptest! {
-        /// Whatever the times are, it is drawn within its limits.
+        /// For any times the result is within its limits.
         #[test]
         fn no_times_make_it_panic(
             times in prop::collection::vec((any::<(u64, u64)>(), 0_u32..64, 0_u32..64, 1_u32..4, any::<bool>()), 1..200),
@@ -999,7 +1008,7 @@ pub(crate) mod tests {
             prop_assert!(lanes.exact.len() as u64 <= MOST_WINDOWS + 64);
         }
 
-        /// However it is cut up, no nanosecond of any state comes or goes, and nothing grows beyond its limits.
+        /// For any intervals the times in the cells add up to those of the intervals, and no limit is exceeded.
         #[test]
         fn nothing_is_lost_in_cells(
             lengths in prop::collection::vec((1_u64..50_000, 0_usize..5), 1..300),
@@ -1010,14 +1019,14 @@ pub(crate) mod tests {
             let mut expected = [0; Shown::COUNT];
             let mut at_ns = 777;
             for (ns, state) in lengths {
-                let (told, class) = [
+                let (kind, class) = [
                     (State::OnCpu, Class::TaskBlocked),
                     (State::RunQueue, Class::TaskPreempted),
                     (State::Blocked, Class::PoolIdle),
                     (State::Blocked, Class::TaskBlocked),
                     (State::Off, Class::TaskBlocked),
                 ][state];
-                builder.interval(&interval(1, told, class, at_ns, at_ns + ns));
+                builder.interval(&interval(1, kind, class, at_ns, at_ns + ns));
                 expected[state] += ns;
                 at_ns += ns;
             }

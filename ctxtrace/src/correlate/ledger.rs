@@ -1,8 +1,9 @@
 //! The switch ledger of a capture: every kernel switch in exactly one class.
 //!
-//! The classes were decided in the kernel, switch by switch. What is left is to add them up by task, and to settle what
-//! could not be known then: a program that nobody had looked at in time, and proves to have no tasks, has threads like any
-//! other; one that proves to have its runtime in a shared object has not.
+//! The BPF side decides the class of each switch when it happens. This module sums the switches by class and task, and corrects
+//! the classes that depend on facts which became known only later. If a program was not yet examined at its first switches and
+//! proves to have no tasks, these switches keep the class of an ordinary thread. If a program proves to have its runtime in a
+//! shared object, its switches become unattributed.
 
 use crate::sums::{SaturatingSum, add};
 use std::collections::BTreeMap;
@@ -14,32 +15,32 @@ use ctxtrace_common::stack::{SumKey, SwitchSum};
 
 use crate::trace::Aggregates;
 
-/// Where one kernel switch belongs.
+/// The row of the ledger that a kernel switch belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
-    /// Its class.
+    /// The class of the switch.
     pub class: Class,
-    /// Why it is [`Class::Unattributed`]; [`Reason::None`] otherwise.
+    /// The reason why the switch is [`Class::Unattributed`]; [`Reason::None`] for other classes.
     pub reason: Reason,
-    /// The task that was polled, if one was.
+    /// The task that was being polled at the switch, if there was one.
     pub task: Option<TaskKey>,
 }
 
-/// The sums by entry.
+/// The switch ledger: counts and off-CPU times by class, reason and task.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
-    /// In the order of the classes.
+    /// The sums by entry, in the order of the classes.
     pub rows: BTreeMap<Entry, SwitchSum>,
 }
 
 impl Ledger {
-    /// Kernel switches in it.
+    /// Number of kernel switches in the ledger.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.rows.values().map(|sum| sum.count).saturating_sum()
     }
 
-    /// Those of one class.
+    /// The sum over all switches of one class.
     #[must_use]
     pub fn of(&self, class: Class) -> SwitchSum {
         let rows = self.rows.iter().filter(|(entry, _)| entry.class == class);
@@ -56,7 +57,7 @@ impl Ledger {
     }
 }
 
-/// Adds up.
+/// Makes the ledger of a capture.
 #[must_use]
 pub fn ledger(aggregates: &Aggregates) -> Ledger {
     let mut ledger = Ledger::default();
@@ -71,7 +72,7 @@ pub fn ledger(aggregates: &Aggregates) -> Ledger {
     ledger
 }
 
-/// Where a switch-out with this key belongs.
+/// The entry of a switch-out with this key.
 #[must_use]
 pub fn entry_of(key: &SumKey, aggregates: &Aggregates) -> Entry {
     let image = Image {
@@ -82,7 +83,7 @@ pub fn entry_of(key: &SumKey, aggregates: &Aggregates) -> Entry {
     let reason = aggregates
         .programs
         .settle(image, Reason::from_number(u32::from(key.reason)));
-    // These come before the rule on what is unattributed: the kernel alone decides them.
+    // These two classes take precedence over `Unattributed`, because they do not depend on what the thread was doing.
     let decided = matches!(noted, Some(Class::Exited | Class::Stopped));
     match noted {
         Some(class) if decided || reason == Reason::None => Entry {
@@ -90,7 +91,7 @@ pub fn entry_of(key: &SumKey, aggregates: &Aggregates) -> Entry {
             reason: Reason::None,
             task: (key.task != 0).then_some(TaskKey { task: key.task, image }),
         },
-        // A class that no version of the kernel side writes is not known either.
+        // An invalid class number, which only a forged file contains, is unattributed too.
         _ => Entry {
             class: Class::Unattributed,
             reason: if reason == Reason::None {
@@ -103,7 +104,7 @@ pub fn entry_of(key: &SumKey, aggregates: &Aggregates) -> Entry {
     }
 }
 
-/// What is known of a switch that did not fit the table: its class.
+/// The entry of a switch that did not fit in the kernel's table of sums, so that only its class is known.
 #[must_use]
 pub fn overflowed(class: Class) -> Entry {
     let task = TaskKey {

@@ -1,14 +1,16 @@
-//! Pure functions over a capture: no input, no output, no clock.
+//! Pure functions over a capture, without input, output or clock.
 //!
-//! * [`reconcile`]: traced switches against the kernel's own count.
-//! * [`lanes`]: the timeline made small enough to be drawn.
+//! * [`budget`]: the time of all threads in a window, by state.
+//! * [`intervals`]: the intervals of each thread: on a CPU, in a run queue, asleep.
+//! * [`lanes`]: the timeline, reduced to a size that can be drawn.
 //! * [`ledger`]: every kernel switch in its class.
-//! * [`polls`]: polls and wakes put together with the events.
-//! * [`slices`]: which task a thread polled from when to when.
+//! * [`polls`]: polls and wakes, combined with the events.
+//! * [`reconcile`]: the comparison of traced switches with the kernel's own counts.
+//! * [`slices`]: the periods in which a thread polled a task.
 //! * [`tasks`]: the tasks by name, and their switches.
-//! * [`timeline`]: the events, added up again.
-//! * [`wakes`]: which waking brought a thread onto its CPU.
-//! * [`wakeups`]: who woke whom.
+//! * [`timeline`]: the replay of the events, and the comparison of its sums with those of the kernel side.
+//! * [`wakes`]: the wakeup that led to each switch-in.
+//! * [`wakeups`]: the wakeups by the names of waker and woken thread.
 
 pub mod budget;
 pub mod intervals;

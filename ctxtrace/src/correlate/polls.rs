@@ -1,4 +1,4 @@
-//! Polls and wakes put together: how long each poll took, and how long a task that was woken waited for it, leg by leg.
+//! Combines polls and wakes with the events: how long each poll took, and how long a woken task waited for its poll, leg by leg.
 //!
 //! ```text
 //!   thread A   ──[ poll of sender ──── wake(receiver) ──]──
@@ -6,23 +6,26 @@
 //!                                          │
 //!   thread B   ── asleep ──────────────────┤             ├── on CPU ──[ poll of receiver ]──
 //!                                     ├────┤             │            │
-//!                            wake to waking│             │            │
-//!                                          ├─────────────┤ waking to switch-in
+//!                            wake to wakeup│             │            │
+//!                                          ├─────────────┤ wakeup to switch-in
 //!                                                        ├────────────┤ switch-in to poll
 //!                                     ├───────────────────────────────┤ the delay
 //! ```
 //!
-//! The wakes and polls are those of the probe's rings ([`PollBatch`]), the rest are events of the timeline. Both come in
-//! batches; a batch of polls says up to when all has been told, and so it is merged with the events that came before it.
+//! Wakes and polls come from the probe's rings ([`PollBatch`]); switches and wakeups are events of the timeline. Here a *wake* is
+//! made in user space and makes a task runnable, and a *wakeup* is made in the kernel and makes a thread runnable. Both sources
+//! come in batches. A batch of polls contains the time up to which all stamps are known, so it can be merged with the events that
+//! came before it.
 //!
-//! **Which wake.** A task's poll belongs to the first wake since its previous poll began: that is the one that made the
-//! runtime put it in a queue. A wake that comes while the task is being polled counts from the end of that poll. A poll
-//! without such a wake has no delay: the first one of a task, and any after stamps were lost, for then it is not known
-//! whether the wake that is pending has not been used already.
+//! **Which wake.** A poll of a task belongs to the first wake since the task's previous poll began, because that wake made the
+//! runtime put the task in a queue. The delay of a wake during the task's own poll begins at the end of that poll. A poll without
+//! such a wake has no delay. This is the case for the first poll of a task, and for polls after a loss of stamps, because it is
+//! then unknown whether a pending wake has already led to a poll.
 //!
-//! **Which way.** If the thread that polls has come onto its CPU since the wake, the delay went through the kernel. The
-//! switch-in says when the waking was made that ended the sleep; if that was after the wake, there are three legs, which add
-//! up to the delay. If it was before, or if the thread did not sleep, it was coming already, and there are two.
+//! **Which path.** If the polling thread was switched in since the wake, the delay contains kernel time. The switch-in event has
+//! the time of the wakeup that ended the thread's sleep. If that wakeup came after the wake, there are three legs, which add up
+//! to the delay. If it came before the wake, or if the thread did not sleep, the thread was already coming, and there are two
+//! legs.
 
 use crate::sums::SaturatingSum;
 use std::cmp::Reverse;
@@ -38,81 +41,83 @@ use super::timeline::IdHasher;
 use crate::trace::events::EventSink;
 use crate::trace::polls::{Leg, Path, PollBatch, PollWaker, Polls, Stamp, TaskPolls, WakeEdge, What};
 
-/// Tasks, and pairs of waker and task, that are told apart.
+/// Maximum number of tasks, and of pairs of waker and task. Further tasks are summed in one row; further pairs are not recorded.
 const MOST_ROWS: usize = 1_024;
-/// Threads that are known at a time: what can be claimed in the rings is bounded, too.
+/// Upper bound on live threads, so that forged rings cannot make the replay allocate without limit. Stamps of further threads are
+/// counted as lost.
 const MOST_THREADS: usize = 1 << 16;
-/// Switches that wait for the polls of their time: more than the rings of events hold, if nobody asks for larger ones. Where
-/// there are more, as in a file that was made up, they wait no longer.
+/// Maximum number of switches that are queued until the polls of the same time arrive. Rings of events of the default size hold
+/// fewer. If there are more, as in a forged file, the oldest ones are processed without waiting.
 const MOST_WAITING: usize = 1 << 21;
-/// The row of all tasks beyond.
+/// The row of all tasks that have no row of their own.
 const OTHERS: u32 = 0;
 
-/// One poll that is over.
+/// One finished poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PollSlice {
-    /// The process.
+    /// Process id.
     pub tgid: u32,
-    /// The thread.
+    /// Thread id.
     pub tid: u32,
-    /// The task, by the probe's id; [`TaskKey::task`] of the program that the process ran.
+    /// The polled task: the probe's id, and the program that the process ran.
     pub task: TaskKey,
-    /// `CLOCK_MONOTONIC`, nanoseconds.
+    /// Beginning of the poll, `CLOCK_MONOTONIC` nanoseconds.
     pub begin_ns: u64,
-    /// The same.
+    /// End of the poll, `CLOCK_MONOTONIC` nanoseconds.
     pub end_ns: u64,
-    /// The wait for it; `None` where no wake is known to have led to it.
+    /// The wait for the poll; `None` if no wake is known to have led to it.
     pub wait: Option<Wait>,
 }
 
-/// From a wake to the poll that it led to.
+/// The time from a wake to the poll that it led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wait {
-    /// Which way it went.
+    /// What the polling thread did in this time.
     pub path: Path,
-    /// How long it took, in nanoseconds.
+    /// Duration in nanoseconds.
     pub ns: u64,
 }
 
 /// One wake of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wake {
-    /// `CLOCK_MONOTONIC`, nanoseconds.
+    /// Time of the wake, `CLOCK_MONOTONIC` nanoseconds.
     pub at_ns: u64,
-    /// The thread that made it.
+    /// Id of the thread that made the wake.
     pub by_tid: u32,
-    /// The task that it was polling.
+    /// The task that this thread was polling, if any.
     pub by_task: Option<TaskKey>,
-    /// The task that was woken.
+    /// The woken task.
     pub task: TaskKey,
 }
 
-/// Takes polls as they end, and wakes; those of one thread in their order, those of different threads nearly so.
+/// Takes polls as they end, and wakes. Those of one thread come in order; those of different threads may be slightly out of
+/// order.
 pub trait PollSink {
-    /// A poll is over.
+    /// Takes a finished poll.
     fn slice(&mut self, slice: &PollSlice);
 
-    /// A task was woken.
+    /// Takes a wake.
     fn wake(&mut self, _wake: &Wake) {}
 }
 
-/// Takes nothing.
+/// Ignores everything.
 impl PollSink for () {
     fn slice(&mut self, _slice: &PollSlice) {}
 }
 
-/// Keeps the slices.
+/// Collects the polls.
 impl PollSink for Vec<PollSlice> {
     fn slice(&mut self, slice: &PollSlice) {
         self.push(*slice);
     }
 }
 
-/// When a thread came onto its CPU last.
+/// The last switch-in of a thread.
 #[derive(Clone, Copy, Debug, Default)]
 struct SwitchIn {
     at_ns: u64,
-    /// When the waking was made that ended its sleep; 0 if it did not sleep, or if nobody saw it.
+    /// Time of the wakeup that ended the thread's sleep; 0 if the thread did not sleep, or if the wakeup was not recorded.
     woken_ns: u64,
 }
 
@@ -120,7 +125,7 @@ struct SwitchIn {
 struct OpenPoll {
     task: u32,
     begin_ns: u64,
-    /// How it came to be.
+    /// The wait for this poll, if its wake is known.
     wait: Option<Wait>,
 }
 
@@ -128,7 +133,7 @@ struct OpenPoll {
 struct Thread {
     tgid: u32,
     tid: u32,
-    /// The timeline tells of it.
+    /// Whether the timeline contains a switch of the thread.
     is_known: bool,
     slept: bool,
     last: SwitchIn,
@@ -138,10 +143,10 @@ struct Thread {
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     by: PollWaker,
-    /// From when it counts.
+    /// Time from which the delay is counted: `at_ns`, or the end of the poll during which the wake was made.
     since_ns: u64,
     at_ns: u64,
-    /// When the poll of the waker began, if it was one.
+    /// Beginning of the poll that made the wake, if it was made in a poll.
     wakers_poll_ns: Option<u64>,
     epoch: u64,
 }
@@ -152,23 +157,23 @@ struct Task {
     sums: TaskPolls,
     last_begin_ns: u64,
     pending: Option<Pending>,
-    /// The wakes of whom have led to its polls; mostly it is the same one again.
+    /// The waker and index of the last used edge: a cache, because the next waker is usually the same.
     last_edge: Option<(PollWaker, usize)>,
 }
 
-/// What is kept of a switch until the polls of its time come.
+/// A switch that is queued until the polls of the same time arrive.
 #[derive(Clone, Copy, Debug)]
 enum Switch {
     Out { tid: u32, leave: Leave },
     In { tid: u32, woken_ns: u64 },
 }
 
-/// See the text of this module.
+/// Combines polls and wakes with the events, and sends the finished polls to a sink; see the module's documentation.
 #[derive(Clone, Debug)]
 pub struct PollReplay<S = ()> {
     sums: Polls,
     threads: Vec<Thread>,
-    /// The places of threads that have ended.
+    /// Indices in `threads` that are free, because their threads have ended.
     vacant: Vec<usize>,
     thread_of: HashMap<u32, usize, BuildHasherDefault<IdHasher>>,
     images: HashMap<u32, Image, BuildHasherDefault<IdHasher>>,
@@ -178,7 +183,7 @@ pub struct PollReplay<S = ()> {
     edge_of: HashMap<(PollWaker, TaskKey), usize>,
     switches: VecDeque<(u64, Switch)>,
     last_ns: u64,
-    /// Raised when stamps were lost: what was pending before is not believed.
+    /// Incremented when stamps were lost. Wakes that were pending before are then ignored.
     epoch: u64,
     sink: S,
 }
@@ -190,7 +195,7 @@ impl<S: Default> Default for PollReplay<S> {
 }
 
 impl<S> PollReplay<S> {
-    /// One that tells the slices and wakes.
+    /// Creates a replay that sends slices and wakes to `sink`.
     #[must_use]
     pub fn telling(sink: S) -> Self {
         let others = TaskKey {
@@ -214,12 +219,12 @@ impl<S> PollReplay<S> {
         }
     }
 
-    /// Who is told.
+    /// The sink.
     pub fn sink_mut(&mut self) -> &mut S {
         &mut self.sink
     }
 
-    /// What it came to, and who was told.
+    /// Ends the replay, and returns the sums and the sink.
     #[must_use]
     pub fn conclude(mut self) -> (Polls, S) {
         let mut tasks: Vec<_> = self.tasks.into_iter().map(|task| (task.key, task.sums)).collect();
@@ -263,15 +268,15 @@ impl<S: PollSink> EventSink for PollReplay<S> {
             self.epoch += 1;
         }
         let mut parts: Vec<Part<'_>> = Vec::with_capacity(batch.threads.len());
-        for told in &batch.threads {
-            self.sums.lost = self.sums.lost.saturating_add(told.lost);
-            match self.thread(told.tgid, told.tid) {
+        for read in &batch.threads {
+            self.sums.lost = self.sums.lost.saturating_add(read.lost);
+            match self.thread(read.tgid, read.tid) {
                 Some(thread) => parts.push(Part {
                     thread,
-                    lost: told.lost > 0,
-                    stamps: &told.stamps,
+                    lost: read.lost > 0,
+                    stamps: &read.stamps,
                 }),
-                None => self.sums.lost = self.sums.lost.saturating_add(told.stamps.len() as u64),
+                None => self.sums.lost = self.sums.lost.saturating_add(read.stamps.len() as u64),
             }
         }
         self.merge(batch.base_ns, &mut parts);
@@ -279,16 +284,16 @@ impl<S: PollSink> EventSink for PollReplay<S> {
     }
 }
 
-/// What is left of one thread's stamps.
+/// The stamps of one thread that are not processed yet.
 struct Part<'a> {
     thread: usize,
-    /// Stamps before the first one are missing.
+    /// Whether stamps before the first one were lost.
     lost: bool,
     stamps: &'a [Stamp],
 }
 
 impl<S: PollSink> PollReplay<S> {
-    /// Takes the parts by time. Two of the same thread, one after the other, do not overlap.
+    /// Processes the stamps of all parts in the order of time. Two parts of the same thread follow each other and do not overlap.
     fn merge(&mut self, base_ns: u64, parts: &mut [Part<'_>]) {
         let mut next: BinaryHeap<Reverse<(u64, usize)>> = BinaryHeap::with_capacity(parts.len());
         for (index, part) in parts.iter().enumerate() {
@@ -302,7 +307,7 @@ impl<S: PollSink> PollReplay<S> {
                 self.epoch += 1;
                 self.threads[part.thread].open = None;
             }
-            // All that comes before the next part's first.
+            // Process all stamps up to the first one of the next part.
             let until_ns = next.peek().map_or(u64::MAX, |Reverse((at_ns, _))| *at_ns);
             let mut taken = 0;
             for stamp in part.stamps {
@@ -358,7 +363,7 @@ impl<S: PollSink> PollReplay<S> {
         });
     }
 
-    /// A wake has led to a poll that begins now. Tells how.
+    /// Records the delay of a poll that begins now, and returns how the wake led to it.
     fn arrived(&mut self, thread: usize, now_ns: u64, row: u32, pending: &Pending) -> Wait {
         let Thread { is_known, last, .. } = self.threads[thread];
         let since_ns = pending.since_ns;
@@ -402,7 +407,7 @@ impl<S: PollSink> PollReplay<S> {
     fn end(&mut self, thread: usize, at_ns: u64) {
         let Thread { tgid, tid, .. } = self.threads[thread];
         let Some(open) = self.threads[thread].open.take() else {
-            // Its beginning was lost.
+            // The beginning of this poll was lost.
             return;
         };
         let task = &mut self.tasks[open.task as usize];
@@ -438,7 +443,7 @@ impl<S: PollSink> PollReplay<S> {
             by_task,
             task: task.key,
         });
-        // The row of all others is no task, and a wake that comes late has had its poll.
+        // The row of all other tasks is not one task, and a wake from before the task's last poll has already led to that poll.
         let is_pending = task.pending.is_some_and(|pending| pending.epoch == epoch);
         if row == OTHERS || is_pending || at_ns < task.last_begin_ns {
             return;
@@ -452,7 +457,7 @@ impl<S: PollSink> PollReplay<S> {
         });
     }
 
-    /// Takes the switches up to this time.
+    /// Processes the queued switches up to this time.
     fn switch_until(&mut self, until_ns: u64) {
         while self.switches.front().is_some_and(|(at_ns, _)| *at_ns <= until_ns) {
             self.next_switch();
@@ -482,7 +487,7 @@ impl<S: PollSink> PollReplay<S> {
         }
     }
 
-    /// The thread that has this id now.
+    /// The index of the thread with this id, which is created if it is not known. Returns `None` if there are too many threads.
     fn thread_by_tid(&mut self, tid: u32) -> Option<usize> {
         if let Some(&thread) = self.thread_of.get(&tid) {
             return Some(thread);
@@ -506,19 +511,19 @@ impl<S: PollSink> PollReplay<S> {
         Some(index)
     }
 
-    /// The same as a ring tells of it.
+    /// The index of the thread with these ids in a ring.
     fn thread(&mut self, tgid: u32, tid: u32) -> Option<usize> {
         let index = self.thread_by_tid(tid)?;
         let thread = &mut self.threads[index];
         if thread.tgid != tgid {
-            // An id that another process's thread has had, or the first that is told of it.
+            // The thread is new in the rings, or a thread of another process had this id before.
             thread.tgid = tgid;
             thread.open = None;
         }
         Some(index)
     }
 
-    /// The row of a task.
+    /// The row of a task, or [`OTHERS`] if the table is full.
     #[inline]
     fn task(&mut self, tgid: u32, task: u64) -> u32 {
         if task == 0 {
@@ -649,13 +654,13 @@ mod tests {
         event
     }
 
-    /// Number and sum of a leg.
+    /// Count and sum of the durations of a leg.
     fn leg(polls: &Polls, path: Path, leg: Leg) -> (u64, u64) {
         let leg = polls.chains[path as usize].legs[leg as usize].get();
         leg.map_or((0, 0), |leg| (leg.count, leg.sum_ns))
     }
 
-    /// The drawing at the top of this module.
+    /// The case drawn in the module's documentation.
     #[test]
     fn a_wake_goes_through_the_kernel_leg_by_leg() {
         let mut replay = introduced();
@@ -669,7 +674,7 @@ mod tests {
         ));
         let (polls, Told(slices, wakes)) = replay.conclude();
         assert_eq!((polls.stamps, polls.polls, polls.wakes, polls.open), (5, 2, 1, 0));
-        assert_eq!(polls.without_wake, 1, "nobody woke the sender");
+        assert_eq!(polls.without_wake, 1, "no wake of the sender");
         assert_eq!(leg(&polls, Path::Kernel, Leg::WakersPoll), (1, 40));
         assert_eq!(leg(&polls, Path::Kernel, Leg::WakeToWaking), (1, 10));
         assert_eq!(leg(&polls, Path::Kernel, Leg::WakingToSwitchIn), (1, 90));
@@ -727,7 +732,7 @@ mod tests {
                 &[
                     (10, BEGIN, SENDER),
                     (50, WAKE, RECEIVER),
-                    // The second one changes nothing.
+                    // The second wake has no effect.
                     (55, WAKE, RECEIVER),
                     (70, END, 0),
                     (90, BEGIN, RECEIVER),
@@ -738,7 +743,7 @@ mod tests {
         assert_eq!(leg(&polls, Path::UserSpace, Leg::WakeToPoll), (1, 40));
         assert_eq!(leg(&polls, Path::UserSpace, Leg::WakersPoll), (1, 40));
         assert_eq!((polls.wakes, polls.open), (2, 1));
-        // And one of whom no event tells.
+        // A thread without any event.
         let mut replay = PollReplay::default();
         replay.polls(&batch(
             2_000,
@@ -751,7 +756,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_was_coming_already_is_told_apart() {
-        // Woken before, or made to give way: in neither case because of the wake.
+        // The thread was woken before the wake, or it was preempted. In neither case did the wake cause its switch-in.
         for (leave, woken_ns) in [(Leave::Slept, 1_040), (Leave::Runnable, 1_060)] {
             let mut replay = introduced();
             replay.events(&[left(1_005, B, leave), came(1_150, B, woken_ns)]);
@@ -797,7 +802,7 @@ mod tests {
             1_100,
             vec![told(A, 0, &[(10, BEGIN, SENDER), (50, WAKE, RECEIVER)])],
         ));
-        // Among the lost may be the end of the poll, and a poll of the receiver.
+        // The lost stamps may include the end of the poll, and a poll of the receiver.
         replay.polls(&batch(
             2_000,
             vec![told(A, 7, &[(190, END, 0), (200, BEGIN, RECEIVER), (210, END, 0)])],
@@ -821,7 +826,7 @@ mod tests {
     #[test]
     fn switches_wait_for_the_polls_of_their_time() {
         let mut replay = introduced();
-        // The next sleep is known before the poll of the time before it is.
+        // The events of the next sleep arrive before the stamps of the poll that preceded it.
         replay.events(&[left(1_300, A, Leave::Slept), came(1_400, A, 1_350)]);
         replay.polls(&batch(
             1_200,

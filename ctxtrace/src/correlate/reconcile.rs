@@ -1,13 +1,13 @@
-//! Traced switches against the kernel's own count.
+//! Compares the traced switches with the kernel's own counts.
 //!
-//! For every thread two numbers are compared that come about independently of each other: how often our program ran when
-//! the thread was switched out, and by how much the kernel's `nvcsw` + `nivcsw` rose over the same span. The span begins at
-//! the thread's birth (both counters are 0), or, for the thread that was launched, where it slept when tracing began and
-//! `/proc` was read; it ends with the thread's last switch, or with the last one seen of a thread that lives on.
+//! For every thread two independent numbers are compared: how often our BPF program ran when the thread was switched out, and by
+//! how much the kernel's counters `nvcsw` + `nivcsw` rose over the same period. The period begins at the creation of the thread,
+//! when both counters are 0. For the launched thread it begins where that thread slept, suspended, when tracing began and `/proc`
+//! was read. The period ends with the thread's last switch, or with the last recorded switch of a thread that still lives.
 //!
-//! `wait4`'s `rusage` is a third source, with known limits: it lacks the last switch of every thread but the leader, which
-//! comes after the thread has been accounted for, and may or may not contain the leader's. It includes what the launched
-//! process did before tracing began.
+//! The `rusage` of `wait4` is a third source, with known limits. It does not contain the last switch of any thread except the
+//! leader, because that switch comes after the kernel has accounted for the thread; the last switch of the leader may or may not
+//! be contained. It includes the switches of the launched process before tracing began.
 
 use crate::sums::SaturatingSum;
 use ctxtrace_common::thread::{KernelCount, REFUSED};
@@ -15,40 +15,40 @@ use ctxtrace_common::thread::{KernelCount, REFUSED};
 use crate::trace::run::Launched;
 use crate::trace::{Fate, ThreadRecord, name_of};
 
-/// One thread's two counts.
+/// The two counts of one thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ThreadCounts {
     /// Thread id.
     pub tid: u32,
     /// Name, cut at its first NUL; not necessarily printable.
     pub name: String,
-    /// Runs of the `sched_switch` program that saw it switched out.
+    /// Number of switch-outs of the thread that the `sched_switch` program saw.
     pub traced: u64,
-    /// The kernel's count over the same span.
+    /// The kernel's count over the same period.
     pub kernel: u64,
 }
 
 impl ThreadCounts {
-    /// Traced minus kernel: negative if events were lost, 0 if all is well.
+    /// The traced count minus the kernel's count: negative if events were lost, 0 if the counts agree.
     #[must_use]
     pub fn difference(&self) -> i64 {
         self.traced as i64 - self.kernel as i64
     }
 }
 
-/// `rusage` and the bounds it must lie in.
+/// The count of switches in `rusage`, and the bounds within which it agrees with the traced counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rusage {
-    /// Voluntary and involuntary switches together, as `wait4` says.
+    /// The sum of voluntary and involuntary switches in the `rusage` of `wait4`.
     pub switches: u64,
-    /// Least that agrees with what was traced.
+    /// The smallest number that agrees with the traced counts.
     pub lower: u64,
-    /// Most that agrees with what was traced.
+    /// The greatest number that agrees with the traced counts.
     pub upper: u64,
 }
 
 impl Rusage {
-    /// Whether it agrees.
+    /// Whether the count is within its bounds.
     #[must_use]
     pub fn agrees(&self) -> bool {
         (self.lower..=self.upper).contains(&self.switches)
@@ -58,14 +58,14 @@ impl Rusage {
 /// The comparison, thread by thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reconciliation {
-    /// Every thread.
+    /// The counts of every thread.
     pub threads: Vec<ThreadCounts>,
-    /// The third source, where the target was waited for.
+    /// The third source; `None` if the target was not waited for, or if the bounds are unknown.
     pub rusage: Option<Rusage>,
 }
 
 impl Reconciliation {
-    /// Traced switches of all threads.
+    /// The traced switches of all threads.
     #[must_use]
     pub fn traced(&self) -> u64 {
         self.threads.iter().map(|thread| thread.traced).saturating_sum()
@@ -84,7 +84,7 @@ impl Reconciliation {
     }
 }
 
-/// Compares.
+/// Compares the traced switches of all threads with the kernel's counts.
 #[must_use]
 pub fn reconcile(records: &[ThreadRecord], launched: Option<&Launched>) -> Reconciliation {
     let first = launched.and_then(|launched| first_thread(records, launched.pid));
@@ -95,7 +95,8 @@ pub fn reconcile(records: &[ThreadRecord], launched: Option<&Launched>) -> Recon
             .map(|launched| launched.before);
         threads.push(counts(record, before.unwrap_or(record.thread.base)));
     }
-    // `rusage` goes on where the recording of a thread has stopped. Of folded threads it is not known which one is the process's own, and how many last switches are missing.
+    // `rusage` also counts switches after the recording of a thread was stopped (`REFUSED`). If threads are folded, the launched
+    // thread may be among them, and the number of last switches that `rusage` lacks is not the number of records.
     let is_folded = records.iter().any(|record| record.threads != 1);
     let is_refused = records.iter().any(|record| record.thread.flags & REFUSED != 0);
     let rusage = launched
@@ -104,8 +105,8 @@ pub fn reconcile(records: &[ThreadRecord], launched: Option<&Launched>) -> Recon
     Reconciliation { threads, rusage }
 }
 
-/// The thread that was launched. Another one that executes a program takes over its id (kernel: `de_thread()`), but not the
-/// time of its start.
+/// Finds the launched thread. Another thread that calls `execve` takes over the launched thread's id (kernel: `de_thread()`), but
+/// keeps its own, later start time.
 fn first_thread(records: &[ThreadRecord], pid: u32) -> Option<usize> {
     let of_this_id = records
         .iter()
@@ -126,7 +127,7 @@ fn rusage(launched: &Launched, threads: &[ThreadCounts]) -> Option<Rusage> {
     })
 }
 
-/// `base`: the kernel's count where the span begins.
+/// Returns the counts of a thread; `base` is the kernel's count at the beginning of the period.
 fn counts(record: &ThreadRecord, base: KernelCount) -> ThreadCounts {
     let thread = &record.thread;
     let counted = thread.kernel.total().saturating_sub(base.total());
@@ -134,7 +135,7 @@ fn counts(record: &ThreadRecord, base: KernelCount) -> ThreadCounts {
         tid: thread.tid,
         name: name_of(&thread.comm),
         traced: thread.traced(),
-        // A thread that is gone has made a last switch: a fact, seen or not.
+        // A thread that no longer exists has made a last switch, even though it was not recorded.
         kernel: counted + u64::from(record.fate == Fate::Vanished),
     }
 }
@@ -187,7 +188,8 @@ mod tests {
 
     #[test]
     fn the_launched_thread_is_counted_from_where_it_slept() {
-        // The kernel has 3 switches from before; were the first traced one lost, the base the BPF side took would hide it.
+        // The kernel counted 3 switches before tracing. If the first traced switch is lost, the base taken by the BPF side hides
+        // that.
         let mut record = build::thread(100, "main", 10, 0);
         record.thread.kernel = KernelCount {
             voluntary: 13,
@@ -255,7 +257,7 @@ mod tests {
             let records = [build::thread(101, "a", 40, 2), build::thread(102, "b", 7, 0)];
             reconcile(&records, Some(&launched)).rusage.expect("given")
         };
-        // 49 traced and 3 before, two threads.
+        // Two threads, 49 traced switches, and 3 switches before tracing.
         assert_eq!((rusage(50).lower, rusage(50).upper), (50, 52));
         assert!(!rusage(49).agrees());
         assert!(rusage(50).agrees());

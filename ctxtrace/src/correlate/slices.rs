@@ -1,8 +1,8 @@
-//! When each thread polled which task, as far as that is known: slices of time, told one by one.
+//! Slices: the periods in which a thread is known to have polled a task.
 //!
-//! What is known without more than the events of a timeline is the task at every switch-out ([`AtSwitches`]): that one task
-//! was being polled at the end of an interval on a CPU, and, since a poll does not end while its thread is off the CPU, up to
-//! the thread's return. What else the thread polled in that interval nobody has seen.
+//! The events of a timeline alone contain the task that was being polled at each switch-out ([`AtSwitches`]). This task was
+//! polled at the end of the on-CPU interval. A poll does not end while its thread is off the CPU, so the task was also polled
+//! until the thread's next switch-in. Other tasks that the thread polled in the same interval are unknown.
 //!
 //! ```text
 //!   the thread    ── on CPU ──┬─ blocked ─┬─ run queue ─┬── on CPU ──┬─ blocked …
@@ -10,8 +10,7 @@
 //!   slices        [─────────────────── A ───────────────]
 //! ```
 //!
-//! Whoever knows the polls themselves tells a slice for each of them instead: what draws slices does not ask where they are
-//! from.
+//! If the polls themselves are known, each of them is a slice instead. The consumer of slices does not depend on their source.
 
 use std::collections::HashMap;
 
@@ -20,28 +19,29 @@ use ctxtrace_common::process::Image;
 
 use super::intervals::{Interval, IntervalSink, State, ThreadId};
 
-/// A time in which a thread polled a task.
+/// A period in which a thread polled a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskSlice {
     /// The thread.
     pub thread: ThreadId,
-    /// The program it ran.
+    /// The program that the thread ran.
     pub image: Image,
-    /// The task; never 0.
+    /// Id of the task; never 0.
     pub task: u64,
-    /// From when, `CLOCK_MONOTONIC` nanoseconds.
+    /// Beginning of the slice, `CLOCK_MONOTONIC` nanoseconds.
     pub start_ns: u64,
-    /// To when.
+    /// End of the slice, `CLOCK_MONOTONIC` nanoseconds.
     pub end_ns: u64,
-    /// What the switch-out was by which it is known: its class and reason, as in [`ctxtrace_common::stack::SumKey`]; `None` if
-    /// it is known otherwise.
+    /// Class and reason, as in [`ctxtrace_common::stack::SumKey`], of the switch-out from which the slice is known; `None` if it
+    /// is known from another source.
     pub switched_out: Option<(u8, u8)>,
 }
 
-/// Takes slices. Those of one thread come in the order of their beginnings, before the thread's next switch-in but one; of two that
-/// begin together the outer one comes first. Two of a thread either follow each other or lie one within the other.
+/// Takes slices. The slices of one thread come in the order of their beginnings; if two of them begin at the same time, the outer
+/// one comes first. A slice comes before the second switch-in of its thread after it. Two slices of a thread either follow each
+/// other, or one contains the other.
 pub trait SliceSink {
-    /// The next one.
+    /// Takes the next slice.
     fn slice(&mut self, slice: &TaskSlice);
 }
 
@@ -51,16 +51,17 @@ impl SliceSink for Vec<TaskSlice> {
     }
 }
 
-/// Makes slices of the intervals of a timeline. Keeps one for each thread that is being polled in.
+/// Makes slices from the intervals of a timeline, and sends them to a sink. Keeps one open slice for each thread that is off the
+/// CPU during a poll.
 #[derive(Clone, Debug, Default)]
 pub struct AtSwitches<S> {
-    /// By thread id: the slice that ends when the thread comes back.
+    /// The open slices, which end at the next switch-in of the thread, by thread id.
     open: HashMap<u32, TaskSlice>,
     sink: S,
 }
 
 impl<S: SliceSink> AtSwitches<S> {
-    /// Tells them to this one.
+    /// Creates a converter that sends its slices to `sink`.
     #[must_use]
     pub fn telling(sink: S) -> Self {
         Self {
@@ -69,12 +70,12 @@ impl<S: SliceSink> AtSwitches<S> {
         }
     }
 
-    /// Who is told.
+    /// The sink.
     pub fn sink_mut(&mut self) -> &mut S {
         &mut self.sink
     }
 
-    /// Tells those of threads that have not come back.
+    /// Sends the open slices: those of threads that have not been switched in again.
     pub fn close(&mut self) {
         let mut open: Vec<TaskSlice> = self.open.drain().map(|(_, slice)| slice).collect();
         open.sort_by_key(|slice| (slice.end_ns, slice.thread));
@@ -83,10 +84,11 @@ impl<S: SliceSink> AtSwitches<S> {
         }
     }
 
-    /// The slice of an interval on a CPU ends with it, unless the thread comes back.
+    /// Opens a slice for an on-CPU interval. For now it ends with the interval; it is extended if the thread's off-CPU intervals
+    /// follow.
     fn on_cpu(&mut self, interval: &Interval) {
         let tid = interval.thread.tid;
-        // Of a slice that is still there the return was not seen.
+        // A slice is still open if the thread's previous switch-in was lost.
         if let Some(slice) = self.open.remove(&tid) {
             self.sink.slice(&slice);
         }
@@ -117,11 +119,11 @@ impl<S: SliceSink> IntervalSink for AtSwitches<S> {
         let tid = interval.thread.tid;
         let Some(slice) = self.open.get_mut(&tid) else { return };
         if slice.thread != interval.thread || slice.end_ns != interval.start_ns {
-            // An `execve` has given the id to another thread, or something was lost.
+            // An `execve` has given the id to another thread, or an event was lost.
             return;
         }
         slice.end_ns = interval.end_ns;
-        // A sleep is followed by a wait, be it of no length.
+        // A blocked interval is always followed by a run-queue interval, even if that has a length of 0.
         if interval.state != State::Blocked
             && let Some(slice) = self.open.remove(&tid)
         {
@@ -154,21 +156,22 @@ mod tests {
         }
     }
 
-    /// Thread, beginning, end and task of each slice.
+    /// The thread, beginning, end and task of each slice.
     fn slices(intervals: &[Interval]) -> Vec<(u32, u64, u64, u64)> {
         let mut slices = AtSwitches::telling(Vec::new());
         for interval in intervals {
             slices.interval(interval);
         }
         slices.close();
-        let told = slices.sink_mut().iter();
-        told.map(|slice| (slice.thread.tid, slice.start_ns, slice.end_ns, slice.task))
+        let found = slices.sink_mut().iter();
+        found
+            .map(|slice| (slice.thread.tid, slice.start_ns, slice.end_ns, slice.task))
             .collect()
     }
 
     #[test]
     fn a_poll_goes_on_while_its_thread_is_off_the_cpu() {
-        let told = slices(&[
+        let found = slices(&[
             interval(1, State::OnCpu, (10, 20), 7),
             interval(1, State::Blocked, (20, 30), 7),
             interval(1, State::RunQueue, (30, 35), 7),
@@ -178,39 +181,39 @@ mod tests {
             interval(1, State::OnCpu, (50, 60), 8),
             interval(1, State::RunQueue, (60, 70), 8),
         ]);
-        assert_eq!(told, [(1, 10, 35, 7), (1, 50, 70, 8)]);
+        assert_eq!(found, [(1, 10, 35, 7), (1, 50, 70, 8)]);
     }
 
     #[test]
     fn threads_do_not_mix() {
-        let told = slices(&[
+        let found = slices(&[
             interval(1, State::OnCpu, (10, 20), 7),
             interval(2, State::OnCpu, (12, 22), 8),
             interval(1, State::RunQueue, (20, 30), 7),
             interval(2, State::Off, (22, 40), 8),
         ]);
-        assert_eq!(told, [(1, 10, 30, 7), (2, 12, 40, 8)]);
+        assert_eq!(found, [(1, 10, 30, 7), (2, 12, 40, 8)]);
     }
 
     #[test]
     fn what_has_no_known_end_ends_where_it_was_last_seen() {
-        // The return of thread 1 is lost; thread 2 does not come back; thread 3 ends.
+        // The switch-in of thread 1 is lost; thread 2 is not switched in again; thread 3 ends.
         let mut last = interval(3, State::OnCpu, (5, 6), 9);
         last.class = Class::Exited as u8;
-        let told = slices(&[
+        let found = slices(&[
             interval(1, State::OnCpu, (10, 20), 7),
             last,
             interval(2, State::OnCpu, (12, 22), 8),
             interval(1, State::OnCpu, (90, 95), 0),
         ]);
-        assert_eq!(told, [(3, 5, 6, 9), (1, 10, 20, 7), (2, 12, 22, 8)]);
+        assert_eq!(found, [(3, 5, 6, 9), (1, 10, 20, 7), (2, 12, 22, 8)]);
     }
 
     #[test]
     fn an_id_that_changes_hands_takes_no_time_along() {
         let mut other = interval(1, State::RunQueue, (20, 30), 0);
         other.thread.start_boottime_ns = 99;
-        let told = slices(&[interval(1, State::OnCpu, (10, 20), 7), other]);
-        assert_eq!(told, [(1, 10, 20, 7)]);
+        let found = slices(&[interval(1, State::OnCpu, (10, 20), 7), other]);
+        assert_eq!(found, [(1, 10, 20, 7)]);
     }
 }

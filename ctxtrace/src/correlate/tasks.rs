@@ -1,6 +1,7 @@
-//! The tasks of a capture: their names, their switches, and which of those hit the kernel.
+//! The tasks of a capture: their names, their switches, and how many of these hit the kernel.
 //!
-//! Polls are counted by the probe, so a program without one has tasks (tokio and Go number them) and no task switches.
+//! The probe counts the polls. A program without a probe therefore has tasks, which tokio and Go number, but no counts of task
+//! switches.
 
 use crate::sums::{SaturatingSum, add};
 use std::collections::BTreeMap;
@@ -14,49 +15,49 @@ use ctxtrace_common::thread::INHERITED;
 use super::ledger::Ledger;
 use crate::trace::Aggregates;
 
-/// One task.
+/// The switches of one task.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Task {
-    /// Outermost polls of it; `None` where nothing counts them.
+    /// Number of outermost polls of the task; `None` if they are not counted.
     pub task_switches: Option<u64>,
-    /// Those that hit the kernel; `None` where nothing counts them.
+    /// Number of these polls that hit the kernel; `None` if they are not counted.
     pub hit_kernel: Option<u64>,
-    /// Kernel switches while it was polled.
+    /// Number of kernel switches while the task was polled.
     pub kernel_switches: u64,
-    /// Off-CPU time of those.
+    /// Off-CPU time of these kernel switches, nanoseconds.
     pub off_cpu_ns: u64,
 }
 
 /// All task switches of a capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskSwitches {
-    /// Polls, repolls, nested polls.
+    /// The numbers of polls, repolls and nested polls.
     pub polls: PollCounts,
-    /// Hits, by [`Gap`].
+    /// Numbers of task switches that hit the kernel, by [`Gap`].
     pub hits: [u64; Gap::COUNT],
-    /// Hits of which the task is not known.
+    /// Number of hits that could not be attributed to a task.
     pub hits_of_unknown_task: u64,
-    /// Threads whose last park nothing has followed.
+    /// Number of threads that polled no task after their last park.
     pub unconfirmed: u64,
-    /// Polls by the number of messages in them.
+    /// Numbers of polls by the number of messages in them.
     pub messages_per_poll: [u64; MESSAGE_BUCKETS],
 }
 
 impl TaskSwitches {
-    /// Those that hit the kernel.
+    /// Number of task switches that hit the kernel.
     #[must_use]
     pub fn hit_kernel(&self) -> u64 {
         self.hits.iter().saturating_sum()
     }
 
-    /// Those that did not.
+    /// Number of task switches that did not hit the kernel.
     #[must_use]
     pub fn stayed_in_user(&self) -> u64 {
         self.polls.polls.saturating_sub(self.hit_kernel())
     }
 }
 
-/// The task switches of all threads together; `None` if no thread had a probe.
+/// Sums the task switches of all threads. Returns `None` if no thread had a probe.
 #[must_use]
 pub fn task_switches(aggregates: &Aggregates) -> Option<TaskSwitches> {
     let mut sum = TaskSwitches {
@@ -93,7 +94,7 @@ pub fn task_switches(aggregates: &Aggregates) -> Option<TaskSwitches> {
     any.then_some(sum)
 }
 
-/// Every task that was polled at a kernel switch, or counted by a probe.
+/// Returns every task that was polled at a kernel switch, or whose polls a probe counted.
 #[must_use]
 pub fn tasks(aggregates: &Aggregates, ledger: &Ledger) -> BTreeMap<TaskKey, Task> {
     let mut tasks: BTreeMap<TaskKey, Task> = BTreeMap::new();
@@ -125,7 +126,7 @@ pub fn tasks(aggregates: &Aggregates, ledger: &Ledger) -> BTreeMap<TaskKey, Task
         let task = tasks.entry(of_index(key.image, key.task as usize)).or_default();
         task.hit_kernel = Some(*hits);
     }
-    // A task that a probe knows and that was never counted was never polled outermost, only within others.
+    // A task that a probe knows but never counted was polled only within the polls of other tasks.
     for (key, task) in &mut tasks {
         if task.task_switches.is_none() && aggregates.names.contains_key(&key.image) && is_counted(key.task) {
             task.task_switches = Some(0);
@@ -135,12 +136,12 @@ pub fn tasks(aggregates: &Aggregates, ledger: &Ledger) -> BTreeMap<TaskKey, Task
     tasks
 }
 
-/// Whether a task of this id has a place in the probe's tables.
+/// Whether a task with this id has an index in the probe's tables.
 fn is_counted(id: u64) -> bool {
     id < NAMED_TASKS as u64 || id & HOOKED != 0 && id & !HOOKED < NAMED_TASKS as u64 || id == OTHER_TASKS
 }
 
-/// The task of an index in the probe's tables.
+/// The task with this index in the probe's tables.
 fn of_index(image: Image, index: usize) -> TaskKey {
     debug_assert!(index < TASK_INDICES);
     let task = match index {
@@ -151,7 +152,7 @@ fn of_index(image: Image, index: usize) -> TaskKey {
     TaskKey { task, image }
 }
 
-/// A task's name: what the program calls it, `root`, `other`, or its number; `goroutine` and its number.
+/// The name of a task: the name that the program gave it, `root`, `other`, `goroutine` with its number, or `#` with its number.
 #[must_use]
 pub fn name(aggregates: &Aggregates, key: TaskKey) -> String {
     match key.task {
@@ -169,7 +170,7 @@ pub fn name(aggregates: &Aggregates, key: TaskKey) -> String {
     }
 }
 
-/// The number a program or its runtime knows a task by.
+/// The number that the program or its runtime gave a task; 0 for the root future and for ids that several tasks share.
 #[must_use]
 pub fn number(id: u64) -> u64 {
     match id {
@@ -179,19 +180,19 @@ pub fn number(id: u64) -> u64 {
     }
 }
 
-/// Whether this is a goroutine, or goroutines that share an id.
+/// Whether this is the id of a goroutine, or the id that several goroutines share.
 #[must_use]
 pub fn is_of_go(id: u64) -> bool {
     start_of_go_others(id).is_some() || id & GO_TASK != 0 && id & (HOOKED | TOKIO_TASK) == 0
 }
 
-/// Whether tasks share this id because there was no room for each of them in a table.
+/// Whether several tasks share this id because a table had no room for each of them.
 #[must_use]
 pub fn is_shared(id: u64) -> bool {
     id == OTHER_TASKS || start_of_go_others(id).is_some()
 }
 
-/// Tasks that programs with a probe created beyond those that have a place in its tables.
+/// Number of tasks that programs with a probe created beyond the capacity of the probe's tables.
 #[must_use]
 pub fn beyond_the_tables(aggregates: &Aggregates) -> u64 {
     let mut created: BTreeMap<Image, u64> = BTreeMap::new();

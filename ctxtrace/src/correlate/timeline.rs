@@ -1,15 +1,16 @@
-//! A timeline played again: events in, the same sums out that the kernel side has made.
+//! The replay of a timeline: computes from the events the same sums that the kernel side made.
 //!
-//! The kernel side tells every switch and waking as an event, and adds them up besides. [`Replay`] adds the events up, with
-//! the same state machine ([`ctxtrace_common::clock`]), and [`disagreements`] compares. Where no event was lost the two are
-//! equal, to the nanosecond; so whoever draws a timeline draws what was counted.
+//! The kernel side records every switch and wakeup as an event, and also sums them. [`Replay`] sums the events with the same
+//! state machine ([`ctxtrace_common::clock`]), and [`disagreements`] compares the two results. If no event was lost, they are
+//! equal to the nanosecond. A drawn timeline therefore shows exactly what was counted.
 //!
-//! It takes one event at a time and keeps a state for each live thread, at most 65,536 rows of the ledger, and 80 bytes for
-//! each of at most twice [`MOST_ENDED`] threads that have ended; the others are one sum.
+//! The replay takes one event at a time. It keeps a state for each living thread, at most 65,536 rows of the ledger, and 80 bytes
+//! for each of at most twice [`MOST_ENDED`] ended threads; further ended threads are added to one sum.
 //!
-//! **Order.** What it needs is that the switches of one thread come in their order, after the thread's introduction, which
-//! is so in every timeline without losses. Wakings may come anywhere: when a sleep was ended is told with the switch-in.
-//! Times that step back between threads are counted ([`Replay::unordered`]) and do no harm.
+//! **Order.** The switches of one thread must come in their order, after the event that introduces the thread. This is the case
+//! in every timeline without losses. Wakeup events may come at any position, because the switch-in event has the time of the
+//! wakeup that ended the sleep. Events of different threads may be out of order; they are counted ([`Replay::unordered`]) and
+//! have no other effect.
 
 use crate::sums::add;
 use std::collections::HashMap;
@@ -31,34 +32,36 @@ use crate::trace::threads::{MOST_ENDED, keep_most};
 use crate::trace::{Aggregates, Latencies};
 use crate::units::{signed_thousands, thousands};
 
-/// Rows of the ledger that are kept apart; the rest is summed by class. More than the kernel side keeps.
+/// Maximum number of rows of the ledger. Switch-outs that need a further row are summed by class. It is more than the kernel side
+/// keeps at a time.
 const MOST_ROWS: usize = 1 << 16;
 
-/// What was added up of one thread.
+/// The sums of one thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ThreadTotals {
-    /// With `tgid` what tells threads apart: the id may be another thread's by now.
+    /// `task_struct.start_boottime`, nanoseconds. It identifies the thread together with `tgid`, because another thread may have
+    /// the same `tid` later.
     pub start_boottime_ns: u64,
     /// Process id.
     pub tgid: u32,
     /// Thread id.
     pub tid: u32,
-    /// Switch-outs that the kernel counted as voluntary.
+    /// Number of switch-outs that the kernel counted as voluntary.
     pub voluntary: u64,
-    /// The others.
+    /// Number of switch-outs that the kernel counted as involuntary.
     pub involuntary: u64,
-    /// Sum of the on-CPU intervals.
+    /// Sum of the on-CPU intervals, nanoseconds.
     pub on_cpu_ns: u64,
-    /// Sum of the off-CPU intervals.
+    /// Sum of the off-CPU intervals, nanoseconds.
     pub off_cpu_ns: u64,
-    /// Sum of the run-queue times.
+    /// Sum of the run-queue times, nanoseconds.
     pub run_queue_ns: u64,
-    /// Switch-ins on another CPU than the last one.
+    /// Number of switch-ins on another CPU than the previous one.
     pub migrations: u64,
 }
 
 impl ThreadTotals {
-    /// The same of what the kernel side has added up.
+    /// Takes the sums that the kernel side made.
     fn of(thread: &ThreadSummary) -> Self {
         Self {
             start_boottime_ns: thread.start_boottime_ns,
@@ -73,12 +76,12 @@ impl ThreadTotals {
         }
     }
 
-    /// Whether anything has happened to it.
+    /// Whether the thread has neither switches nor time.
     fn is_idle(&self) -> bool {
         self.voluntary + self.involuntary + self.on_cpu_ns + self.run_queue_ns == 0
     }
 
-    /// The sum of two threads' totals, which has no ids.
+    /// The sum of the totals of two threads, without ids.
     fn plus(&self, other: &Self) -> Self {
         Self {
             voluntary: self.voluntary.wrapping_add(other.voluntary),
@@ -91,21 +94,22 @@ impl ThreadTotals {
         }
     }
 
-    /// Without the id: an `execve` may exchange those of two threads, and the kernel side keeps the one it knew first.
+    /// Returns the totals without the thread id, for comparisons: an `execve` may exchange the ids of two threads, and the kernel
+    /// side keeps the id that it knew first.
     fn comparable(mut self) -> Self {
         self.tid = 0;
         self
     }
 }
 
-/// Threads that have ended: so many of them are distinguished, those that were switched most, and the rest are one sum.
+/// The threads that have ended: individual totals of those with the most switches, and one sum of the others.
 #[derive(Clone, Debug, Default)]
 struct EndedTotals {
     apart: Vec<ThreadTotals>,
     folded: Folded,
 }
 
-/// How many threads were added up, and what they come to.
+/// A sum over several threads, and their number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Folded {
     threads: u64,
@@ -132,31 +136,31 @@ impl EndedTotals {
 
 impl Folded {
     fn add(&mut self, threads: u64, totals: &ThreadTotals) {
-        // The records of a file may say anything.
+        // Wraps on overflow, because forged records may contain any numbers.
         self.threads = self.threads.wrapping_add(threads);
         self.sums = self.sums.plus(totals);
     }
 }
 
-/// A thread between two events.
+/// The state of a living thread.
 #[derive(Clone, Debug)]
 struct Live {
     clock: Clock,
     totals: ThreadTotals,
     image: u32,
     last_cpu: Option<u16>,
-    /// Where its last switch-out was counted, if the time is to be added there.
+    /// The row of the last switch-out, while its off-CPU time is still to be added.
     pending: Option<Row>,
-    /// When it was woken first, should it have been since its last switch-out. Not for the clock, which is told of wakings
-    /// with the switch-in: these may come late.
+    /// Time of the first wakeup since the thread's last switch, at `clock.since_ns`; an earlier time means that there was none.
+    /// Not fed to the clock, which takes the wakeup from the switch-in event, because wakeup events can arrive late.
     woken_ns: u64,
-    /// What its last switch-out was for.
+    /// What the thread was doing at its last switch-out.
     left_for: LeftFor,
-    /// The same, and where that is counted: mostly the next one is the same.
+    /// The key and the row of the last switch-out: a cache, because most switch-outs have the key of the previous one.
     last: Option<(LeftFor, Row)>,
 }
 
-/// What a switch-out is counted by, beside the program.
+/// The part of a switch-out's key that differs between switch-outs of the same program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct LeftFor {
     task: u64,
@@ -176,16 +180,17 @@ impl From<&Out> for LeftFor {
     }
 }
 
-/// A place to count a switch-out.
+/// The sum in which a switch-out is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Row {
-    /// A row of its own.
+    /// The row of the switch-out's own key, by index.
     Of(u32),
-    /// The one of the class.
+    /// The sum of all switch-outs of this class that have no row.
     OfClass(u8),
 }
 
-/// Finds things by their ids: those are small numbers, and nobody who could choose them gains anything by collisions.
+/// A fast hasher for ids, which are small numbers. It does not resist deliberate collisions: they would only slow down the report
+/// of a forged file.
 #[derive(Clone, Default)]
 pub(super) struct IdHasher(u64);
 
@@ -205,31 +210,31 @@ impl Hasher for IdHasher {
     }
 
     fn write_u64(&mut self, id: u64) {
-        // Multiplied, because the table looks at the highest bits as well as at the lowest.
+        // The multiplication spreads the id, because the hash table uses both the highest and the lowest bits.
         self.0 = (self.0.rotate_left(20) ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }
 
-/// See the text of this module.
+/// Replays the events of a timeline, and sends the intervals to a sink; see the module's documentation.
 #[derive(Clone, Debug)]
 pub struct Replay<I = ()> {
-    /// Events.
+    /// Number of events.
     pub events: u64,
-    /// Switch-outs of the target's threads.
+    /// Number of switch-outs of the target's threads.
     pub switches: u64,
-    /// Wakings of the target's threads.
+    /// Number of wakeups of the target's threads.
     pub wakeups: u64,
-    /// Events that were earlier than one before them.
+    /// Number of events whose time is before that of the previous event.
     pub unordered: u64,
-    /// Switches of threads that had not been introduced: none, unless events were lost.
+    /// Number of threads that no event had introduced before their first switch or sample: 0, unless events were lost.
     pub strangers: u64,
-    /// Events of a kind that is not known here.
+    /// Number of events of an unknown kind.
     pub unknown: u64,
-    /// Off-CPU intervals one end of which was not seen.
+    /// Number of off-CPU intervals whose end, the switch-in, was not recorded.
     pub lost_intervals: u64,
-    /// Sleeps whose end was not seen.
+    /// Number of sleeps whose wakeup was not recorded.
     pub lost_wakeups: u64,
-    /// The distributions.
+    /// The latency distributions.
     pub latencies: Latencies,
     first_ns: Option<u64>,
     last_ns: u64,
@@ -248,7 +253,7 @@ impl Default for Replay {
 }
 
 impl<I> Replay<I> {
-    /// One that tells the intervals as they end.
+    /// Creates a replay that sends the intervals to `intervals` as they end.
     #[must_use]
     pub fn telling(intervals: I) -> Self {
         Self {
@@ -272,18 +277,18 @@ impl<I> Replay<I> {
         }
     }
 
-    /// When the last event was, `CLOCK_MONOTONIC` nanoseconds.
+    /// Time of the last event, `CLOCK_MONOTONIC` nanoseconds.
     #[must_use]
     pub fn last_ns(&self) -> u64 {
         self.last_ns
     }
 
-    /// Those who are told of the intervals.
+    /// The sink of the intervals.
     pub fn intervals_mut(&mut self) -> &mut I {
         &mut self.intervals
     }
 
-    /// Those who were told of the intervals.
+    /// Ends the replay, and returns the sink of the intervals.
     #[must_use]
     pub fn into_intervals(self) -> I {
         self.intervals
@@ -299,7 +304,7 @@ impl<I: IntervalSink> EventSink for Replay<I> {
 }
 
 impl<I: IntervalSink> Replay<I> {
-    /// The next event.
+    /// Takes the next event.
     pub fn event(&mut self, event: &Event) {
         self.events += 1;
         if event.at_ns < self.last_ns {
@@ -363,14 +368,14 @@ impl<I: IntervalSink> Replay<I> {
         }
     }
 
-    /// Bytes of all events.
+    /// Size of all events in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.events * EVENT_BYTES as u64
     }
 
-    /// What it came to, beside what the kernel side has added up of the same run. `whole` says whether these were all events
-    /// that were recorded.
+    /// Returns the result of the replay, compared with the sums that the kernel side made in the same run. `whole`: the replay
+    /// took all recorded events.
     #[must_use]
     pub fn conclude(&self, aggregates: &Aggregates, whole: bool) -> Timeline {
         let comparable = whole && aggregates.counters.lost_timeline_events == 0;
@@ -385,7 +390,7 @@ impl<I: IntervalSink> Replay<I> {
         }
     }
 
-    /// The same of a run whose oldest events the capture has not kept.
+    /// Like [`Replay::conclude`], for a run whose oldest events may have been dropped from the capture.
     #[must_use]
     pub fn conclude_kept(&self, aggregates: &Aggregates, whole: bool, dropped: Dropped) -> Timeline {
         let events = self.events.saturating_sub(dropped.told_again);
@@ -397,13 +402,13 @@ impl<I: IntervalSink> Replay<I> {
         }
     }
 
-    /// Tells the intervals that are open, as if they ended now: of threads that live on where the timeline ends.
+    /// Emits the open intervals of the threads that still live at the end of the timeline, cut off at `now_ns`.
     pub fn close(&mut self, now_ns: u64) {
         for live in self.live.values() {
             let since_ns = live.clock.since_ns;
             match live.clock.phase() {
                 Phase::On if since_ns < now_ns => {
-                    // It has not left, so it has left for nothing.
+                    // The thread is still on its CPU, so there is no switch-out with a class or task.
                     self.intervals
                         .interval(&live.interval(State::OnCpu, since_ns, now_ns, LeftFor::default()));
                 }
@@ -428,7 +433,7 @@ impl<I: IntervalSink> Replay<I> {
         }
     }
 
-    /// Switch-outs and off-CPU time by class, task and program, as the kernel side sums them up without stacks.
+    /// Switch-outs and off-CPU times by class, task and program, as the kernel side sums them without stacks.
     #[must_use]
     pub fn switch_sums(&self) -> &[(SumKey, SwitchSum)] {
         &self.rows
@@ -454,16 +459,16 @@ impl<I: IntervalSink> Replay<I> {
             return;
         };
         if known {
-            // An `execve` has exchanged the ids of two threads; the other one will be introduced by this id itself.
+            // An `execve` has exchanged the ids of two threads. A later event introduces the other thread by its new id.
             other.totals.tid = previous_tid;
             self.live.insert(previous_tid, other);
         } else {
-            // Its last switch was not seen.
+            // The last switch of the thread that had this id was not recorded.
             self.ended.push(other.totals);
         }
     }
 
-    /// The state of a thread; that of one of which nothing is known if it has not been introduced.
+    /// The state of a thread. For a thread that no event has introduced, it is created without any knowledge.
     fn live(&mut self, tid: u32) -> &mut Live {
         let strangers = &mut self.strangers;
         self.live.entry(tid).or_insert_with(|| {
@@ -600,12 +605,12 @@ impl<I: IntervalSink> Replay<I> {
         }
     }
 
-    /// Everything by class alone.
+    /// The sums of all switch-outs by class.
     fn by_class(&self) -> [SwitchSum; Class::COUNT] {
         by_class(&self.rows, &self.overflow)
     }
 
-    /// Every thread that is distinguished.
+    /// The totals of all individual threads, ended and living.
     fn threads(&self) -> impl Iterator<Item = ThreadTotals> {
         let live = self.live.values().map(|live| live.totals);
         self.ended.apart.iter().copied().chain(live)
@@ -663,7 +668,7 @@ impl Live {
         }
     }
 
-    /// What ended when the thread came onto a CPU at `now_ns`: a sleep and a wait, one of them, or none.
+    /// The intervals that ended with the switch-in at `now_ns`: a blocked and a run-queue interval, one interval, or none.
     fn off_intervals(&self, now_ns: u64, entered: &Entered, before: Option<Before>) -> [Option<Interval>; 2] {
         let interval = |state, start_ns, end_ns| Some(self.interval(state, start_ns, end_ns, self.left_for));
         let wait = |start_ns| {
@@ -687,7 +692,7 @@ impl Live {
     }
 }
 
-/// The class by which a switch-out is summed where there is no room for more.
+/// The class in which a switch-out is summed if there is no row for its key.
 fn class_of(key: &SumKey) -> u8 {
     match key.reason {
         0 if usize::from(key.class) < Class::COUNT => key.class,
@@ -708,8 +713,8 @@ fn by_class(rows: &[(SumKey, SwitchSum)], overflow: &[SwitchSum]) -> [SwitchSum;
     classes
 }
 
-/// What differs between the events and what the kernel side has added up; empty if they agree. Of a timeline that lacks
-/// events it cannot be asked.
+/// Describes the differences between the events and the sums of the kernel side; empty if they agree. The result is meaningful
+/// only if the timeline is complete.
 #[must_use]
 pub fn disagreements<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) -> Vec<String> {
     let mut found = Vec::new();
@@ -719,7 +724,7 @@ pub fn disagreements<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregate
         ("wakeups", replay.wakeups, counters.wakings),
         ("lost intervals", replay.lost_intervals, counters.lost_intervals),
         ("lost wakeups", replay.lost_wakeups, counters.lost_wakeups),
-        ("switches of strangers", replay.strangers, 0),
+        ("threads that were not introduced", replay.strangers, 0),
         ("events of an unknown kind", replay.unknown, 0),
     ] {
         if events != counted {
@@ -750,7 +755,7 @@ pub fn disagreements<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregate
 fn differ(what: &str, events: u64, counted: u64) -> String {
     let difference = events.wrapping_sub(counted).cast_signed();
     format!(
-        "{what}: {} by the events, {} counted ({})",
+        "{what}: {} in the events, {} in the counts ({})",
         thousands(events),
         thousands(counted),
         signed_thousands(difference)
@@ -762,7 +767,7 @@ fn ledgers_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) 
     if overflowed(&replay.overflow) || overflowed(&aggregates.overflow_sums) {
         let counted = by_class(&aggregates.switch_sums, &aggregates.overflow_sums);
         let classes = replay.by_class();
-        return (classes != counted).then(|| "the ledger, class by class".to_owned());
+        return (classes != counted).then(|| "the sums of the ledger by class".to_owned());
     }
     let mut rows = replay.rows.clone();
     rows.sort_by_key(|&(key, _)| key);
@@ -785,7 +790,7 @@ fn ledgers_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) 
     }
 }
 
-/// Takes out of two sorted lists what they have in common; what is in one of them alone is left.
+/// Removes from two sorted lists the threads that are in both.
 fn cancel(ours: &mut Vec<ThreadTotals>, theirs: &mut Vec<ThreadTotals>) {
     let mut left = (Vec::new(), Vec::new());
     let mut of_theirs = theirs.drain(..).peekable();
@@ -804,11 +809,11 @@ fn cancel(ours: &mut Vec<ThreadTotals>, theirs: &mut Vec<ThreadTotals>) {
     (*ours, *theirs) = left;
 }
 
-/// Either side may have folded threads, and perhaps not the same ones: a thread that only one side distinguishes has to be in the
-/// sum of the other's.
+/// Compares the totals of the threads. Both sides may have folded threads, and not necessarily the same ones: a thread that is an
+/// individual record on only one side must be contained in the sum of the other side.
 fn threads_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) -> Option<String> {
     if aggregates.counters.lost_records > 0 {
-        // The records to compare with did not fit their ring.
+        // Records of ended threads were lost, so there is nothing to compare with.
         return None;
     }
     let sorted = |threads: &mut dyn Iterator<Item = ThreadTotals>| {
@@ -871,12 +876,12 @@ mod tests {
     use crate::trace::threads::EndedThreads;
     use crate::trace::{Fate, ThreadRecord, build};
 
-    /// How a thread leaves in these tests: the way, and the counter that moves.
+    /// The kinds of switch-outs in these tests: how the thread leaves, and whether the kernel counts the switch as voluntary.
     const SLEEPS: (Leave, bool) = (Leave::Slept, true);
     const PREEMPTED: (Leave, bool) = (Leave::Runnable, false);
     const ENDS: (Leave, bool) = (Leave::Dead, true);
 
-    /// The kernel side in a few lines: adds up as it does, and tells events as it does.
+    /// A simple model of the kernel side, which makes the same sums and records the same events.
     struct Kernel {
         now_ns: u64,
         threads: BTreeMap<u32, Thread>,
@@ -900,7 +905,7 @@ mod tests {
             }
         }
 
-        /// Threads 1, 3, 5, … are born, the others found.
+        /// Introduces a thread. Threads 1, 3, 5, … are new; the others ran before tracing began.
         fn meet(&mut self, tid: u32, cpu: u32) {
             let now_ns = self.now_ns;
             let thread = self.threads.entry(tid).or_insert_with(|| {
@@ -1005,7 +1010,7 @@ mod tests {
                 .push(Event::waking(self.now_ns, cpu, tid, noted, false, &waker));
         }
 
-        /// A thread comes, runs for 10 ns and ends.
+        /// Creates a thread that runs for 10 ns and ends.
         fn thread_that_ends(&mut self) {
             self.now_ns += 10;
             self.switch(0, None, Some(1));
@@ -1042,8 +1047,9 @@ mod tests {
         key
     }
 
-    /// Plays a drawn timeline, a line for each CPU, 10 ns a character: a digit comes onto the CPU; `z` sends whoever is
-    /// there to sleep, `r` off though runnable, `x` for good; a letter from `A` on wakes thread 0, 1, ….
+    /// Executes a drawn timeline with one line for each CPU and 10 ns for each character. A digit is the switch-in of that
+    /// thread. `z` is a switch-out to sleep of the thread on the CPU, `r` one of a runnable thread, `x` the last one. A letter
+    /// from `A` on is a wakeup of thread 0, 1, ….
     fn draw(lines: &[&str]) -> (Aggregates, Vec<Event>) {
         let mut kernel = Kernel::new();
         let mut on = vec![None; lines.len()];
@@ -1055,7 +1061,7 @@ mod tests {
                 match line.as_bytes().get(column) {
                     Some(digit @ b'0'..=b'9') => {
                         let tid = u32::from(digit - b'0') + 1;
-                        // Whoever was there makes way in the same event.
+                        // The thread that was on the CPU is preempted in the same event.
                         let out = on[cpu]
                             .replace(tid)
                             .map(|tid| (tid, PREEMPTED, key(Class::ThreadPreempted, 0)));
@@ -1077,7 +1083,7 @@ mod tests {
 
     #[test]
     fn a_drawn_timeline_gives_its_intervals() {
-        // Thread 0 sleeps for 50 ns, waits for 40, and is thrown out by thread 1.
+        // Thread 0 sleeps for 50 ns, waits for 30 ns, and is then preempted by thread 1.
         let (aggregates, events) = draw(&[
             "A.0---z.......0--1--z", //
             "...........A.........",
@@ -1089,7 +1095,11 @@ mod tests {
         assert_eq!(sum(Latency::OffCpu), 80);
         assert_eq!(sum(Latency::Blocked), 50);
         assert_eq!(sum(Latency::OnCpu), 40 + 30 + 30);
-        assert_eq!(sum(Latency::RunQueue), 20 + 30, "that of the new thread is one too");
+        assert_eq!(
+            sum(Latency::RunQueue),
+            20 + 30,
+            "including the first wait of the new thread"
+        );
         assert_eq!(replay.lost_wakeups, 0);
     }
 
@@ -1129,7 +1139,7 @@ mod tests {
         aggregates.counters.switches += 2;
         assert_eq!(
             disagreements(&replay(&events), &aggregates),
-            ["switches: 1 by the events, 3 counted (-2)"]
+            ["switches: 1 in the events, 3 in the counts (-2)"]
         );
     }
 
@@ -1155,7 +1165,7 @@ mod tests {
             event.set_in(tid, Waking::OffCpu, 0);
             event
         };
-        // The leader, 7, is thrown off its CPU on its way out; thread 9 takes over its id with an `execve`.
+        // The leader, thread 7, is preempted while it ends; thread 9 takes over its id with an `execve`.
         let replay = replay(&[
             Event::thread(1, 0, 7, 0, 70, image(0), false),
             Event::thread(1, 0, 9, 0, 90, image(0), false),
@@ -1194,7 +1204,7 @@ mod tests {
         assert_eq!(replay.switch_sums().len(), MOST_ROWS);
         assert_eq!(disagreements(&replay, &aggregates), Vec::<String>::new());
         replay.overflow[Class::TaskBlocked as usize].count += 1;
-        assert_eq!(disagreements(&replay, &aggregates), ["the ledger, class by class"]);
+        assert_eq!(disagreements(&replay, &aggregates), ["the sums of the ledger by class"]);
     }
 
     #[test]
@@ -1206,21 +1216,21 @@ mod tests {
         after(&mut kernel);
         kernel.switch(0, preempted(2), Some(4));
         after(&mut kernel);
-        // Another thread of the target.
+        // The CPU was occupied by another thread of the target.
         kernel.switch(0, preempted(4), Some(2));
         after(&mut kernel);
         kernel.switch(0, preempted(2), None);
         after(&mut kernel);
-        // Somebody else's.
+        // The CPU was occupied by another program.
         kernel.switch(0, None, Some(2));
         after(&mut kernel);
         kernel.switch(0, Some((2, SLEEPS, key(Class::TaskBlocked, 0))), None);
         after(&mut kernel);
         kernel.wake(1, 2);
         after(&mut kernel);
-        // Nobody.
+        // The CPU was idle.
         kernel.switch(0, None, Some(2));
-        kernel.events.last_mut().expect("told").set_cpu_was_idle();
+        kernel.events.last_mut().expect("an event").set_cpu_was_idle();
         let mut replay = Replay::telling(Vec::new());
         replay.events(&kernel.finish().1);
         let intervals = replay.into_intervals();
@@ -1237,7 +1247,7 @@ mod tests {
 
     #[test]
     fn what_is_open_at_the_end_can_be_told() {
-        // Thread 0 is on its CPU at the end, 1 asleep, 2 woken and waiting.
+        // At the end, thread 0 is on its CPU, thread 1 is asleep, and thread 2 has been woken and waits for a CPU.
         let (_, events) = draw(&["0.......", "1.z.....", "2.z.C..."]);
         let mut replay = Replay::telling(Vec::new());
         replay.events(&events);
@@ -1274,7 +1284,7 @@ mod tests {
         assert_eq!(disagreements(&replay, &aggregates), Vec::<String>::new());
     }
 
-    /// Both sides fold threads: those that were switched least, and of equals the first ones, by the order in which they ended.
+    /// Both sides fold the threads with the fewest switches; of threads with equally many switches those that ended first.
     #[test]
     fn folded_threads_are_compared_by_their_sums() {
         let mut kernel = Kernel::new();
@@ -1296,16 +1306,16 @@ mod tests {
             aggregates.threads = ended.records(|_| false);
             assert_eq!(disagreements(&replay, &aggregates), Vec::<String>::new());
         }
-        let said_of = |change: fn(&mut ThreadRecord)| {
+        let disagreements_after = |change: fn(&mut ThreadRecord)| {
             let mut changed = aggregates.clone();
             let folded = changed.threads.iter_mut().find(|record| record.threads != 1);
             change(folded.expect("many threads have ended"));
             disagreements(&replay, &changed)
         };
-        let differ = said_of(|record| record.threads += 1);
+        let differ = disagreements_after(|record| record.threads += 1);
         assert_eq!(differ.len(), 1);
         assert!(differ[0].starts_with("folded threads: "), "{differ:?}");
-        let differ = said_of(|record| record.thread.on_cpu_ns += 1);
+        let differ = disagreements_after(|record| record.thread.on_cpu_ns += 1);
         assert_eq!(differ.len(), 1);
         assert!(
             differ[0].starts_with("switches or times of the folded threads: "),
@@ -1313,7 +1323,7 @@ mod tests {
         );
     }
 
-    /// What may happen next on one of two CPUs.
+    /// A random event on one of two CPUs.
     #[derive(Clone, Copy, Debug)]
     enum Step {
         Switch {
@@ -1332,7 +1342,7 @@ mod tests {
         },
     }
 
-    /// In any order, possible or not: events that contradict each other are what losses look like.
+    /// Events in any order, even in impossible ones, because a loss of events makes the other events contradict each other.
     fn step() -> impl Strategy<Value = Step> {
         let how = prop_oneof![
             4 => Just(SLEEPS),
@@ -1351,7 +1361,7 @@ mod tests {
             .prop_map(|(cpu, out, into, class, task)| Step::Switch {
                 cpu,
                 out,
-                // Nobody makes way for himself.
+                // A thread is not switched in where it is switched out.
                 into: into.filter(|&tid| out.is_none_or(|(leaving, _)| leaving != tid)),
                 class,
                 task,
@@ -1390,16 +1400,16 @@ mod tests {
             prop_assert_eq!(disagreements(&in_order, &aggregates), Vec::<String>::new());
             prop_assert_eq!(in_order.unordered, 0);
 
-            // Its intervals are those that were added up.
-            let mut telling = Replay::telling(Budget::of(Window::ALL));
-            telling.events(&events);
-            let budget = telling.into_intervals();
+            // The emitted intervals have the same sums.
+            let mut with_budget = Replay::telling(Budget::of(Window::ALL));
+            with_budget.events(&events);
+            let budget = with_budget.into_intervals();
             let sum = |latency| aggregates.latencies.get(latency).sum_ns;
             prop_assert_eq!(budget.in_state(State::OnCpu), sum(Latency::OnCpu));
             prop_assert_eq!(budget.in_state(State::RunQueue), sum(Latency::RunQueue));
             prop_assert_eq!(budget.in_state(State::Blocked), sum(Latency::Blocked));
 
-            // Wakings may come at any other place.
+            // Wakeup events may come at any other position.
             let is_waking = |event: &&Event| matches!(event.decode(), Some(Decoded::Waking { .. }));
             let mut shuffled: Vec<Event> = events.iter().filter(|event| !is_waking(event)).copied().collect();
             for (waking, place) in events.iter().filter(is_waking).zip(&wakings_come) {

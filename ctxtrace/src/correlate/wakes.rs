@@ -1,9 +1,10 @@
-//! Who brought a thread back onto a CPU: each switch-in that a waking led to, with that waking.
+//! Matches each switch-in with the wakeup that led to it.
 //!
-//! A waking is told when it is made and a switch-in says which one ended its sleep ([`ctxtrace_common::event::In`]); here the
-//! two come together. A thread that left its CPU still runnable was not woken, whatever was noted meanwhile.
+//! A wakeup is one event, and the switch-in event has the time of the wakeup that ended the sleep
+//! ([`ctxtrace_common::event::In`]). This module combines the two. A thread that was still runnable at its switch-out was not
+//! woken, even if wakeups were recorded meanwhile.
 //!
-//! Without losses these are as many as the kernel side has counted in the distribution of `wake_to_run`.
+//! If no event is lost, the number of matches is the count of the kernel side's `wake_to_run` distribution.
 
 use std::collections::HashMap;
 
@@ -11,38 +12,38 @@ use ctxtrace_common::clock::{Leave, Waking};
 use ctxtrace_common::event::{Decoded, Event, In};
 use ctxtrace_common::wakeup::Waker;
 
-/// A waking that ended a sleep, or the wait of a new thread.
+/// A wakeup that ended a sleep, or that started a new thread, with the switch-in that followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wake {
-    /// Who made it.
+    /// The waker.
     pub waker: Waker,
-    /// When, `CLOCK_MONOTONIC` nanoseconds.
+    /// Time of the wakeup, `CLOCK_MONOTONIC` nanoseconds.
     pub woken_ns: u64,
-    /// The thread that was woken.
+    /// Id of the woken thread.
     pub tid: u32,
-    /// When it came onto a CPU.
+    /// Time of the thread's switch-in, `CLOCK_MONOTONIC` nanoseconds.
     pub in_ns: u64,
 }
 
-/// Of one thread.
+/// The state of one thread.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sleeper {
-    /// It may be woken: it went to sleep, or is new.
+    /// Whether the thread needs a wakeup, because it went to sleep or is new.
     sleeps: bool,
-    /// The latest wakings, as they were noted, and when they were made.
+    /// Time and waker of the latest wakeups, indexed by [`Waking`].
     noted: [Option<(u64, Waker)>; 2],
 }
 
-/// See the text of this module. Keeps a state for each living thread.
+/// Matches switch-ins with wakeups; see the module's documentation. It keeps a state for each living thread.
 #[derive(Clone, Debug, Default)]
 pub struct Wakes {
     sleepers: HashMap<u32, Sleeper>,
-    /// Switch-ins that say they were woken by a waking that has not been told.
+    /// Number of switch-ins whose wakeup event is missing.
     pub unknown: u64,
 }
 
 impl Wakes {
-    /// The next event; tells the waking, if it is a switch-in that one led to.
+    /// Takes the next event. If it is a switch-in that a wakeup led to, returns that wakeup.
     pub fn event(&mut self, event: &Event) -> Option<Wake> {
         match event.decode()? {
             Decoded::Waking {
@@ -63,7 +64,8 @@ impl Wakes {
                 self.entered(event.at_ns, &into?)
             }
             Decoded::Thread { tid, previous_tid, .. } if previous_tid != 0 && previous_tid != tid => {
-                // An `execve` has given it the id of its leader, which is not there any more or takes the other one's.
+                // An `execve` has given the thread the id of the process's leader. The leader has ended, or it gets the thread's
+                // previous id.
                 let other = self.sleepers.remove(&tid);
                 if let Some(sleeper) = self.sleepers.remove(&previous_tid) {
                     self.sleepers.insert(tid, sleeper);
@@ -92,9 +94,9 @@ impl Wakes {
         if !sleeps || into.woken_ns == 0 {
             return None;
         }
-        // An older one of the same kind is what is left of where an event was lost.
-        let told = noted[into.waking as usize].filter(|&(at_ns, _)| at_ns == into.woken_ns);
-        let Some((woken_ns, waker)) = told else {
+        // A wakeup with another time is an older one; the matching event was lost.
+        let waking = noted[into.waking as usize].filter(|&(at_ns, _)| at_ns == into.woken_ns);
+        let Some((woken_ns, waker)) = waking else {
             self.unknown += 1;
             return None;
         };
@@ -137,57 +139,58 @@ mod tests {
         event
     }
 
-    /// Who woke whom, when, and when that had its effect.
+    /// The waker, the woken thread, the time of the wakeup and the time of the switch-in of each match.
     fn wakes(events: &[Event]) -> Vec<(u32, u32, u64, u64)> {
         let mut wakes = Wakes::default();
-        let told = events.iter().filter_map(|event| wakes.event(event));
-        told.map(|wake| (wake.waker.tid, wake.tid, wake.woken_ns, wake.in_ns))
+        let found = events.iter().filter_map(|event| wakes.event(event));
+        found
+            .map(|wake| (wake.waker.tid, wake.tid, wake.woken_ns, wake.in_ns))
             .collect()
     }
 
     #[test]
     fn the_first_waking_of_a_sleep_ends_it() {
-        let told = wakes(&[
+        let found = wakes(&[
             out(10, 1, Leave::Slept),
             waking(20, 1, Some(Waking::OffCpu), 7),
-            // Of no consequence.
+            // Without effect.
             waking(21, 1, None, 8),
             into(30, 1, Waking::OffCpu, 20),
         ]);
-        assert_eq!(told, [(7, 1, 20, 30)]);
+        assert_eq!(found, [(7, 1, 20, 30)]);
     }
 
     #[test]
     fn a_waking_may_come_before_the_sleep_that_it_ends() {
-        let told = wakes(&[
+        let found = wakes(&[
             waking(8, 1, Some(Waking::OnCpu), 7),
             waking(9, 1, Some(Waking::OnCpu), 8),
             out(10, 1, Leave::Slept),
             into(30, 1, Waking::OnCpu, 9),
         ]);
-        assert_eq!(told, [(8, 1, 9, 30)]);
+        assert_eq!(found, [(8, 1, 9, 30)]);
     }
 
     #[test]
     fn who_was_thrown_out_was_not_woken() {
-        let told = wakes(&[
+        let found = wakes(&[
             waking(9, 1, Some(Waking::OnCpu), 8),
             out(10, 1, Leave::Runnable),
             into(30, 1, Waking::OnCpu, 9),
             out(40, 1, Leave::Slept),
-            // Its waking was lost, and the one before it does not stand in for it.
+            // The wakeup of this switch-in was lost, and the earlier wakeup must not be used instead.
             into(50, 1, Waking::OffCpu, 45),
         ]);
-        assert_eq!(told, []);
+        assert_eq!(found, []);
     }
 
     #[test]
     fn a_new_thread_is_woken_by_its_maker() {
-        let told = wakes(&[
+        let found = wakes(&[
             Event::waking(5, 0, 1, Some(Waking::OffCpu), true, &waker(3)),
             into(6, 1, Waking::OffCpu, 5),
         ]);
-        assert_eq!(told, [(3, 1, 5, 6)]);
+        assert_eq!(found, [(3, 1, 5, 6)]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Who woke whom, by name.
+//! The wakeups by the names of waker and woken thread.
 
 use std::collections::HashMap;
 
@@ -12,25 +12,25 @@ use crate::trace::{Aggregates, name_of};
 /// The wakeups along one edge.
 #[derive(Clone, Debug)]
 pub struct Wakeups {
-    /// What made them.
+    /// What made the wakeups.
     pub origin: Origin,
-    /// Name of the task that made them, if one did.
+    /// Name of the task that made the wakeups; `interrupt` for an interrupt; `None` if the waker was not polling a task.
     pub from_task: Option<String>,
-    /// Name of the thread that made them; `interrupt` if none did.
+    /// Name of the thread that made the wakeups; `interrupt` for an interrupt.
     pub from_thread: String,
-    /// Its id; `None` for an interrupt.
+    /// Id of the thread that made the wakeups; `None` for an interrupt, and for a sum of several wakers.
     pub from_tid: Option<u32>,
-    /// Name of the thread that was woken.
+    /// Name of the woken thread.
     pub to_thread: String,
-    /// Its id.
+    /// Id of the woken thread; 0 for a sum of several threads.
     pub to_tid: u32,
-    /// Whether it can be told which of them led to nothing: where the woken thread's polls are counted.
+    /// Whether the number of wasted wakeups is known, which is the case if the polls of the woken thread are counted.
     pub wasted_is_known: bool,
-    /// The sums.
+    /// The sums of the wakeups.
     pub edge: EdgeSums,
 }
 
-/// Every edge along which a sleep was ended, the busiest first.
+/// Returns every edge whose wakeups ended a sleep, in descending order of their number.
 #[must_use]
 pub fn wakeups(aggregates: &Aggregates) -> Vec<Wakeups> {
     let names = Names::new(aggregates);
@@ -44,11 +44,11 @@ pub fn wakeups(aggregates: &Aggregates) -> Vec<Wakeups> {
     wakeups
 }
 
-/// What stands for the name of a thread that has none.
+/// Shown for a thread whose name is unknown.
 const NO_NAME: &str = "?";
 
-/// The name that a thread outside the target had when it made a wakeup, padded with zeroes. Captures of older versions know one name for
-/// each thread, whenever it had that.
+/// The name, padded with zeroes, that a thread outside the target had when it made a wakeup. Captures of older versions contain
+/// only one name for each thread, which is not necessarily the name at that time.
 #[must_use]
 pub fn outsider_name(aggregates: &Aggregates, waker: &Waker) -> Option<[u8; 16]> {
     match waker.outsider_name()? {
@@ -57,7 +57,7 @@ pub fn outsider_name(aggregates: &Aggregates, waker: &Waker) -> Option<[u8; 16]>
     }
 }
 
-/// Names of threads by id.
+/// Looks up the names of threads by id.
 pub struct Names<'a> {
     of_targets: HashMap<u32, String>,
     counted: HashMap<u32, bool>,
@@ -65,7 +65,7 @@ pub struct Names<'a> {
 }
 
 impl<'a> Names<'a> {
-    /// Those of a capture.
+    /// Collects the names of the threads of a capture.
     #[must_use]
     pub fn new(aggregates: &'a Aggregates) -> Self {
         let threads = || aggregates.threads.iter().map(|record| &record.thread);
@@ -78,13 +78,13 @@ impl<'a> Names<'a> {
 
     fn of(&self, tid: u32) -> Option<String> {
         if tid == 0 {
-            // Edges that found no room to be distinguished.
+            // The sum of edges for which a table had no room.
             return Some("(others)".to_owned());
         }
         self.of_targets.get(&tid).cloned()
     }
 
-    /// The maker of a wakeup: its thread, or `interrupt`.
+    /// The name of the thread that made a wakeup; `interrupt` for an interrupt, `unknown` for an unknown waker.
     #[must_use]
     pub fn of_waker(&self, waker: &Waker) -> String {
         let name = match Origin::from_number(waker.origin) {
@@ -168,14 +168,14 @@ mod tests {
         };
         edge(key(Origin::Task, 101, 1, 102), 9);
         edge(key(Origin::Interrupt, 0, 0, 102), 3);
-        // Of a version that noted the name of a thread once.
+        // As in a capture of a version that recorded one name for each thread.
         let mut unnamed = key(Origin::Outside, 7, 0, 102);
         unnamed.from_tgid = 0;
         edge(unnamed, 2);
         edge(renamed(b"alpha"), 50);
         edge(renamed(b"beta\0"), 500);
         edge(key(Origin::Runtime, 101, 0, 102), 0);
-        let told: Vec<_> = wakeups(&aggregates)
+        let found: Vec<_> = wakeups(&aggregates)
             .into_iter()
             .map(|wakeups| {
                 (
@@ -188,7 +188,7 @@ mod tests {
             .collect();
         let text = |text: &str| text.to_owned();
         assert_eq!(
-            told,
+            found,
             [
                 (None, text("beta"), text("main"), 500),
                 (None, text("alpha"), text("main"), 50),
@@ -196,7 +196,7 @@ mod tests {
                 (Some(text("interrupt")), text("interrupt"), text("main"), 3),
                 (None, text("sshd"), text("main"), 2),
             ],
-            "busiest first, and no edge along which no sleep was ended"
+            "in descending order of their number, without the edge whose wakeups ended no sleep"
         );
     }
 }

@@ -1,21 +1,21 @@
-//! How long a question to the reading process may take.
+//! How long a request to the reading process may take.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-/// When the wait for an answer ends.
+/// When the wait for a reply ends.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline<'a> {
-    /// The last moment.
+    /// The last moment to wait for.
     pub(super) until: Instant,
-    /// The time that this was from the question on, for the reason of a failure.
+    /// The time from the request to `until`; used in the reason for a failure.
     pub(super) limit: Duration,
-    /// The wait ends when this becomes readable, too.
+    /// The wait also ends when this descriptor becomes readable.
     pub(super) interrupt: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> Deadline<'a> {
-    /// The end of this time from now on.
+    /// A deadline that is `limit` from now.
     pub(super) fn after(limit: Duration) -> Self {
         Self {
             until: Instant::now() + limit,
@@ -24,12 +24,12 @@ impl<'a> Deadline<'a> {
         }
     }
 
-    /// This moment, or the end of this time from now on if that is earlier.
+    /// A deadline at `until`, or `most` from now if that is earlier.
     pub(super) fn at(until: Instant, most: Duration) -> Self {
         Self::after(until.saturating_duration_since(Instant::now()).min(most))
     }
 
-    /// The same, or when this becomes readable.
+    /// The same deadline, which also ends when `interrupt` becomes readable.
     pub(super) fn or_interrupt(self, interrupt: Option<BorrowedFd<'a>>) -> Self {
         Self { interrupt, ..self }
     }

@@ -1,7 +1,7 @@
-//! Names of functions from the table that every Go program carries, also one without symbols (`go run`, `-ldflags=-s`).
+//! Names of functions from the table that every Go program contains, even without symbols (`go run`, `-ldflags=-s`).
 //!
-//! The runtime itself needs the table for its tracebacks, so the linker never leaves it out. Its layout is that of Go 1.18 and of
-//! Go 1.20 (Go: `src/runtime/symtab.go`, `pcHeader` and `functab`; `src/runtime/runtime2.go`, `_func`). Older layouts are not read.
+//! The runtime itself needs the table for its tracebacks, so the linker never omits it. The layouts of Go 1.18 and of Go 1.20 are
+//! supported (Go: `src/runtime/symtab.go`, `pcHeader` and `functab`; `src/runtime/runtime2.go`, `_func`); older layouts are not.
 //!
 //! ```text
 //!   pcHeader ─┬─ function names: texts that end with a zero byte
@@ -16,33 +16,33 @@ use object::read::elf::{ElfFile64, SectionHeader as _};
 use super::go_module::GoModule;
 use super::loaded::Loaded;
 
-/// Sections that hold the table: of ordinary programs, and of position-independent ones.
+/// Sections that contain the table, in ordinary and in position-independent programs.
 const SECTIONS: [&[u8]; 2] = [b".gopclntab", b".data.rel.ro.gopclntab"];
 
-/// The seventh and the eighth byte of the table on x86-64: the least bytes of an instruction, and those of a pointer.
+/// Bytes 6 and 7 of the table on x86-64: the smallest size of an instruction, and the size of a pointer.
 const INSTRUCTION_QUANTUM: u8 = 1;
 const POINTER_BYTES: u8 = 8;
-/// Bytes of an entry of `functab`.
+/// Size in bytes of an entry of `functab`.
 const ENTRY_BYTES: usize = 8;
-/// Bytes of an offset of pcdata or funcdata.
+/// Size in bytes of an offset of pcdata or funcdata.
 const DATA_BYTES: usize = 4;
 /// Offset of `_func.npcdata`, the number of pcdata.
 const PCDATA_COUNT_AT: usize = 28;
-/// The funcdata with the calls that were inlined (`FUNCDATA_InlTree`).
+/// Index of the funcdata with the inlined calls (`FUNCDATA_InlTree`).
 const INLINED_CALLS: usize = 3;
-/// The offset of funcdata that a function does not have.
+/// Offset that marks funcdata which a function does not have.
 const NO_DATA: u32 = u32::MAX;
 
-/// Longest name that is read, bytes.
+/// Maximum length of a name in bytes; longer names are treated as missing.
 const MAX_NAME_BYTES: usize = super::message::MAX_NAME_BYTES;
 
-/// What differs between the versions of the table.
+/// The differences between versions of the table.
 struct Layout {
-    /// The first word of the table.
+    /// First word of the table.
     magic: u32,
     /// Offset of `_func.funcID`, one byte.
     kind_at: usize,
-    /// Offset of the name in an `inlinedCall`.
+    /// Offset of the name's offset in an `inlinedCall`.
     inlined_name_at: u64,
 }
 
@@ -61,7 +61,7 @@ const LAYOUTS: [Layout; 2] = [
     },
 ];
 
-/// The table of a Go program.
+/// The table of functions of a Go program.
 pub(super) struct GoFunctions<'a> {
     table: &'a [u8],
     /// Address of the table.
@@ -74,18 +74,18 @@ pub(super) struct GoFunctions<'a> {
     functions: usize,
 }
 
-/// A function of the table.
+/// An entry of the table.
 pub(super) struct Function {
-    /// Address of its first byte.
+    /// Address of the function's first byte.
     pub(super) start: u64,
-    /// Address behind its last byte.
+    /// Address after the function's last byte.
     pub(super) end: u64,
-    /// Offset of its `_func` in the table.
+    /// Offset of the function's `_func` in the table.
     at: usize,
 }
 
 impl<'a> GoFunctions<'a> {
-    /// Finds the table in an executable; `None` if there is none, or none of a known layout.
+    /// Finds the table in an executable; `None` if there is none with a known layout.
     pub(super) fn find(bytes: &'a [u8], loaded: &Loaded<'a>) -> Option<Self> {
         let endian = LittleEndian;
         let file = ElfFile64::<LittleEndian>::parse(bytes).ok()?;
@@ -97,8 +97,9 @@ impl<'a> GoFunctions<'a> {
         }
     }
 
-    /// Finds a table that has no section of its own: the C linker puts that of a position-independent program into a larger one. It
-    /// begins with the first words of a header, and the module agrees with it. Its end is not known then.
+    /// Finds a table without a section of its own: the C linker puts the table of a position-independent program into a larger
+    /// section. The table is recognized by the first words of its header and by a module record that matches it. Its end is not
+    /// known in this case.
     pub(super) fn without_section(loaded: &Loaded<'a>) -> Option<Self> {
         let beginnings = LAYOUTS.iter().map(|layout| {
             let [a, b, c, d] = layout.magic.to_le_bytes();
@@ -115,7 +116,7 @@ impl<'a> GoFunctions<'a> {
     /// Reads the header of the table at `address`.
     pub(super) fn new(table: &'a [u8], address: u64, loaded: &Loaded<'_>) -> Option<Self> {
         let mut functions = Self::header(table, address)?;
-        // The field is 0 in a file where the loader fills it in, and from Go 1.26 on, where nothing does.
+        // The field is 0 if the loader fills it in, and from Go 1.26 on, where it is not used.
         if functions.text == 0 {
             functions.text = GoModule::find(&functions, loaded)?.text;
         }
@@ -158,7 +159,7 @@ impl<'a> GoFunctions<'a> {
         self.functions
     }
 
-    /// Where the first function begins and where the last one ends, as offsets from the beginning of the text.
+    /// The beginning of the first function and the end of the last one, as offsets from the beginning of the text.
     pub(super) fn extent(&self) -> Option<(u32, u32)> {
         let first = self.word(self.entry_at(0)?)?;
         Some((first, self.word(self.entry_at(self.functions)?)?))
@@ -174,7 +175,7 @@ impl<'a> GoFunctions<'a> {
         self.name_at(self.word(function.at.checked_add(4)?)?)
     }
 
-    /// The name at an offset from the first name.
+    /// The name at this offset from the first name.
     fn name_at(&self, offset: u32) -> Option<String> {
         let name = self.table.get(self.names_at.checked_add(offset as usize)?..)?;
         let end = name.iter().take(MAX_NAME_BYTES).position(|&byte| byte == 0)?;
@@ -187,7 +188,7 @@ impl<'a> GoFunctions<'a> {
         self.function(self.index_before(offset)?)
     }
 
-    /// The first function of this name.
+    /// The first function with this name.
     pub(super) fn called(&self, name: &str) -> Option<Function> {
         let is_it = |function: &Function| {
             let bytes = self.word(function.at + 4).and_then(|offset| {
@@ -199,12 +200,12 @@ impl<'a> GoFunctions<'a> {
         (0..self.functions).map_while(|index| self.function(index)).find(is_it)
     }
 
-    /// What the runtime has to treat specially in a function (`_func.funcID`): 0 for most of them.
+    /// The kind of a function that the runtime must treat specially (`_func.funcID`); 0 for ordinary functions.
     pub(super) fn kind(&self, function: &Function) -> Option<u8> {
         self.table.get(function.at.checked_add(self.layout.kind_at)?).copied()
     }
 
-    /// Where the calls that were inlined in a function are, as an offset in all funcdata; `None` if there are none.
+    /// The offset among all funcdata of the calls inlined in a function; `None` if there are none.
     pub(super) fn inlined_calls(&self, function: &Function) -> Option<u32> {
         let counts = function.at.checked_add(self.layout.kind_at)?;
         let count = *self.table.get(counts.checked_add(3)?)?;
@@ -217,11 +218,11 @@ impl<'a> GoFunctions<'a> {
         (offset != NO_DATA).then_some(offset)
     }
 
-    /// The name of the function that an `inlinedCall` at an address says was inlined.
+    /// The name of the function that the `inlinedCall` at this address says was inlined.
     pub(super) fn inlined_name(&self, call: u64, loaded: &Loaded<'_>) -> Option<String> {
         let at = call.checked_add(self.layout.inlined_name_at)?;
         let offset = u32::from_le_bytes(*loaded.at(at, 4)?.first_chunk()?);
-        // A name begins behind the end of the one before it.
+        // A name begins after the zero byte that ends the previous one.
         let before = self.names_at.checked_add(offset as usize)?.checked_sub(1)?;
         if offset != 0 && self.table.get(before) != Some(&0) {
             return None;
@@ -240,7 +241,8 @@ impl<'a> GoFunctions<'a> {
         })
     }
 
-    /// The last function that begins at or before an offset; `None` before the first one and behind the last one.
+    /// The index of the last function that begins at or before an offset; `None` before the first function and after the end of
+    /// the last.
     fn index_before(&self, offset: u32) -> Option<usize> {
         let (mut low, mut high) = (0, self.functions);
         while low < high {
@@ -271,7 +273,7 @@ mod tests {
     /// Address of the text in [`table`].
     const TEXT: u64 = 0x1000;
 
-    /// A table of `alpha` from 0x1000, `beta` from 0x1010, and an end at 0x1030.
+    /// A table with `alpha` at 0x1000, `beta` at 0x1010, and the end of the text at 0x1030.
     fn table(text: u64) -> Vec<u8> {
         let mut table = Vec::new();
         table.extend(LAYOUTS[1].magic.to_le_bytes());
@@ -283,7 +285,7 @@ mod tests {
         let names: &[u8] = b"alpha\0beta\0";
         table.extend(names);
         table.resize(functab_at as usize, 0);
-        // The entries, the end, and behind them what they point to.
+        // The entries, the end of the text, and the records to which the entries point.
         for word in [0_u32, 20, 0x10, 28, 0x30, 0, 0, 0x10, 6] {
             table.extend(word.to_le_bytes());
         }
@@ -297,7 +299,7 @@ mod tests {
     #[test]
     fn an_address_has_the_name_of_the_function_around_it() {
         let table = table(TEXT);
-        let functions = functions(&table).expect("a table");
+        let functions = functions(&table).expect("the table is valid");
         let name = |address| functions.name(address);
         assert_eq!(name(0xfff), None);
         assert_eq!(name(0x1000).as_deref(), Some("alpha"));
@@ -330,7 +332,7 @@ mod tests {
             let mut table = table(TEXT);
             table[at] = 0xff;
             let functions = functions(&table);
-            // Whatever comes out is a text of the table.
+            // The result, if there is one, is a text from the table.
             let name = functions.and_then(|functions| functions.name(0x1010));
             assert!(name.is_none_or(|name| name.len() < table.len() * 3));
         }

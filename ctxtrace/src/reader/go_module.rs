@@ -1,39 +1,41 @@
-//! The Go runtime's record of where the parts of its program are, `runtime.firstmoduledata`: where the text begins, and where the
-//! funcdata are.
+//! The Go runtime's record of where the parts of the program are, `runtime.firstmoduledata`. It says where the text begins and
+//! where the funcdata are.
 //!
-//! It is the only place that says where the text begins in a stripped program of Go 1.26 or later. It has no symbol there either, and
-//! is found by its first word, which points to the table of functions, and by the words that repeat what the table says
-//! (Go: `src/runtime/symtab.go`, `moduledata`). Those words are the same from Go 1.18 to Go 1.27; what follows them differs.
+//! In a stripped program of Go 1.26 or later, only this record says where the text begins. The record has no symbol in such a
+//! program. It is found by its first word, which points to the table of functions, and by the words that repeat contents of the
+//! table (Go: `src/runtime/symtab.go`, `moduledata`). These words are the same from Go 1.18 to Go 1.27; the words after them
+//! differ.
 
 use super::go_functions::GoFunctions;
 use super::loaded::Loaded;
 
-/// Word by word: the address of `functab`, and its length.
+/// Index of the word with the address of `functab`; its length is the next word.
 const FUNCTAB: u64 = 16;
-/// The address of the first function, and that behind the last one.
+/// Index of the word with the address of the first function; the next word is the address of the end of the last one.
 const FIRST_AND_END: u64 = 20;
-/// The address of the text.
+/// Index of the word with the address of the text.
 const TEXT: u64 = 22;
-/// The list of the text's sections is the first list behind this word; words that each version arranges its own way come before it.
+/// The list of the text's sections is the first list after this index. The words before it are arranged differently in each
+/// version.
 const LIST_IS_BEHIND: u64 = 34;
-/// The list begins before this word.
+/// The list begins before this index.
 const LIST_IS_BEFORE: u64 = 56;
-/// Most sections that the text is made of.
+/// Maximum number of sections of the text. A longer list is not taken for the list of sections.
 const MAX_TEXT_SECTIONS: u64 = 1 << 16;
 
-/// The record of a program.
+/// The module record of a program.
 pub(super) struct GoModule {
-    /// Its address.
+    /// Address of the record.
     address: u64,
-    /// The address of the text.
+    /// Address of the text.
     pub(super) text: u64,
 }
 
 impl GoModule {
-    /// Finds the record that belongs to a table of functions.
+    /// Finds the record that matches a table of functions.
     pub(super) fn find(functions: &GoFunctions<'_>, loaded: &Loaded<'_>) -> Option<Self> {
         let (first, end) = functions.extent()?;
-        // Behind the last function the table has one entry more.
+        // The table has one more entry after the last function.
         let entries = functions.count() as u64 + 1;
         loaded.places_of(functions.address()).into_iter().find_map(|address| {
             let module = Self { address, text: 0 };
@@ -55,11 +57,11 @@ impl GoModule {
 
     /// The address from which the offsets of funcdata are counted.
     ///
-    /// It stands right before the list of the text's sections up to Go 1.25, and points to constants before the table of functions. Later
-    /// versions have the funcdata in the table, and its end in between.
+    /// Up to Go 1.25 it is the word right before the list of the text's sections, and points to constants before the table of
+    /// functions. In later versions the funcdata are part of the table, and the word after the address is their end.
     pub(super) fn funcdata(&self, functions: &GoFunctions<'_>, loaded: &Loaded<'_>) -> Option<u64> {
         let word = |index| self.word(loaded, index);
-        // A list is its address, its length, and the length that it has room for.
+        // A list is its address, its length and its capacity.
         let is_list = |&index: &u64| {
             let length = word(index + 1).unwrap_or_default();
             (1..=MAX_TEXT_SECTIONS).contains(&length) && word(index + 2) == Some(length)
@@ -87,13 +89,13 @@ mod tests {
             let program = GoProgram::new(version);
             let bytes = program.bytes();
             let loaded = Loaded::of_segment(&bytes, CODE);
-            let functions = program.functions(&bytes, &loaded).expect("a table");
+            let functions = program.functions(&bytes, &loaded).expect("the table is found");
             assert_eq!(
                 functions.name(CODE).as_deref(),
                 Some("runtime.deferreturn"),
                 "{version:?}"
             );
-            let module = GoModule::find(&functions, &loaded).expect("found");
+            let module = GoModule::find(&functions, &loaded).expect("the module record is found");
             assert_eq!((module.address, module.text), (MODULE, CODE), "{version:?}");
             assert_eq!(
                 module.funcdata(&functions, &loaded),
@@ -114,17 +116,17 @@ mod tests {
         let mut relocated = HashMap::new();
         for index in pointers {
             let word = &mut bytes[at + 8 * index as usize..][..8];
-            let pointer = u64::from_le_bytes(*word.first_chunk().expect("eight bytes"));
+            let pointer = u64::from_le_bytes(*word.first_chunk().expect("the word has eight bytes"));
             relocated.insert(MODULE + 8 * index, pointer);
             word.fill(0);
         }
         let loaded = Loaded::of_segment(&bytes, CODE);
         assert!(
             program.functions(&bytes, &loaded).is_none(),
-            "nothing points to the table"
+            "no pointer leads to the table"
         );
         let loaded = loaded.with_relocations(relocated);
-        let functions = program.functions(&bytes, &loaded).expect("a table");
+        let functions = program.functions(&bytes, &loaded).expect("the table is found");
         assert_eq!(functions.name(CODE).as_deref(), Some("runtime.deferreturn"));
     }
 
@@ -133,14 +135,17 @@ mod tests {
         for version in [Version::Go118, Version::Go120, Version::Go127] {
             let mut bytes = GoProgram::new(version).bytes();
             let loaded = Loaded::of_segment(&bytes, CODE);
-            let functions = GoFunctions::without_section(&loaded).expect("a table");
+            let functions = GoFunctions::without_section(&loaded).expect("the table is found");
             assert_eq!(
                 (functions.address(), functions.name(CODE)),
                 (TABLE, Some("runtime.deferreturn".to_owned()))
             );
             bytes[(MODULE - CODE) as usize] ^= 1;
             let loaded = Loaded::of_segment(&bytes, CODE);
-            assert!(GoFunctions::without_section(&loaded).is_none(), "no module");
+            assert!(
+                GoFunctions::without_section(&loaded).is_none(),
+                "the module does not match"
+            );
         }
     }
 
@@ -153,7 +158,7 @@ mod tests {
             let loaded = Loaded::of_segment(&bytes, CODE);
             assert!(program.functions(&bytes, &loaded).is_none(), "{index}");
         }
-        // A pointer to the table that no record follows.
+        // A pointer to the table without a record after it.
         let loaded = TABLE.to_le_bytes();
         let loaded = Loaded::of_segment(&loaded, MODULE);
         assert!(program.functions(&program.bytes(), &loaded).is_none());

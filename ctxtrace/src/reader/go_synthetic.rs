@@ -1,26 +1,27 @@
-//! A Go program of four kilobytes, written byte by byte: code, table of functions, module, and funcdata, in one segment.
+//! A synthetic Go program of four kilobytes, written byte by byte: code, table of functions, module record and funcdata in one
+//! segment.
 
 use super::go_functions::GoFunctions;
 use super::loaded::Loaded;
 
-/// Address of the code, where the segment begins.
+/// Address of the code, which begins the segment.
 pub(super) const CODE: u64 = 0x10000;
-/// Address of the table of functions, which is as long as the room for it.
+/// Address of the table of functions. The table extends to the module record.
 pub(super) const TABLE: u64 = CODE + 0x500;
-/// Address of the module.
+/// Address of the module record.
 pub(super) const MODULE: u64 = CODE + 0xd00;
 /// Addresses of the funcdata: before the table, or in it, as in newer versions.
 const FUNCDATA_BEFORE: u64 = CODE + 0x400;
 const FUNCDATA_INSIDE: u64 = CODE + 0xc00;
 const END: u64 = CODE + 0x1000;
 
-/// Bytes of each function.
+/// Size of each function in bytes.
 const FUNCTION_BYTES: usize = 0x40;
-/// Offset of the names, and of `functab`, in the table.
+/// Offsets in the table of the names and of `functab`.
 const NAMES_AT: usize = 72;
 const FUNCTAB_AT: usize = 400;
 
-/// The versions whose layouts differ.
+/// Versions with different layouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Version {
     Go118,
@@ -42,7 +43,7 @@ pub(super) struct GoProgram {
 }
 
 impl GoProgram {
-    /// A program with some functions that call nothing.
+    /// Creates a program with some functions that call nothing.
     pub(super) fn new(version: Version) -> Self {
         let functions = Vec::new();
         let mut program = Self { version, functions };
@@ -74,7 +75,8 @@ impl GoProgram {
         });
     }
 
-    /// The address of a function, which may be added later than the one that calls it.
+    /// The address of a function. A function that is not yet there gets the next free address, so calls can be added before their
+    /// target.
     pub(super) fn start(&self, name: &str) -> u64 {
         let index = self.functions.iter().position(|function| function.name == name);
         CODE + (index.unwrap_or(self.functions.len()) * FUNCTION_BYTES) as u64
@@ -84,7 +86,7 @@ impl GoProgram {
         self.call_behind(from, to, 0);
     }
 
-    /// Adds a call that leads so many bytes behind the first one of a function.
+    /// Adds a call whose target is this many bytes after the first byte of a function.
     pub(super) fn call_behind(&mut self, from: &str, to: &str, bytes: u64) {
         let target = self.start(to) + bytes;
         self.instruction(from, 0xe8, target);
@@ -95,7 +97,7 @@ impl GoProgram {
         self.instruction(from, 0xe9, target);
     }
 
-    /// Notes that a function has another one inlined.
+    /// Records that one function is inlined into another.
     pub(super) fn inline(&mut self, into: &str, name: &str) {
         self.written(into).inlined = Some(name.to_owned());
     }
@@ -110,7 +112,9 @@ impl GoProgram {
 
     fn written(&mut self, name: &str) -> &mut Written {
         let mut functions = self.functions.iter_mut();
-        functions.find(|function| function.name == name).expect("added")
+        functions
+            .find(|function| function.name == name)
+            .expect("the function was added")
     }
 
     /// The address of the funcdata.
@@ -122,13 +126,13 @@ impl GoProgram {
         }
     }
 
-    /// The table of functions.
+    /// Parses the table of functions.
     pub(super) fn functions<'a>(&self, bytes: &'a [u8], loaded: &Loaded<'_>) -> Option<GoFunctions<'a>> {
         let table = &bytes[(TABLE - CODE) as usize..(MODULE - CODE) as usize];
         GoFunctions::new(table, TABLE, loaded)
     }
 
-    /// The segment.
+    /// The bytes of the segment.
     pub(super) fn bytes(&self) -> Vec<u8> {
         let (table, funcdata) = self.table_and_funcdata();
         let mut bytes = Vec::new();
@@ -145,7 +149,7 @@ impl GoProgram {
         ];
         parts.sort_by_key(|(address, _)| *address);
         for (address, part) in parts {
-            assert!(bytes.len() as u64 <= address - CODE, "no room");
+            assert!(bytes.len() as u64 <= address - CODE, "the part is too large");
             bytes.resize((address - CODE) as usize, 0);
             bytes.extend(part);
         }
@@ -173,9 +177,9 @@ impl GoProgram {
         }
         let name_of = |name: &str| {
             let index = self.functions.iter().position(|function| function.name == name);
-            names[index.expect("added")]
+            names[index.expect("the function was added")]
         };
-        assert!(table.len() <= FUNCTAB_AT, "no room");
+        assert!(table.len() <= FUNCTAB_AT, "the part is too large");
         table.resize(FUNCTAB_AT, 0);
         let mut records: Vec<u8> = Vec::new();
         let mut funcdata = vec![0; 8];
@@ -194,7 +198,7 @@ impl GoProgram {
             let mut data = [0, 0, 0, 0, u32::MAX];
             if let Some(name) = &function.inlined {
                 data[4] = calls_at;
-                // The name of the second one is that of the first function, which nothing should find.
+                // The second entry names the first function; no lookup may return it.
                 let call = |name| {
                     if is_old {
                         vec![0, 0, 0, name, 0]
@@ -222,7 +226,7 @@ impl GoProgram {
         words[20] = CODE;
         words[21] = CODE + self.text_end();
         words[22] = CODE;
-        // Something before it that is no funcdata: the beginning of the constants.
+        // The word before the funcdata is not funcdata but the beginning of the constants.
         let funcdata = match self.version {
             Version::Go118 => 38,
             Version::Go120 => 40,

@@ -1,29 +1,29 @@
-//! The function that a goroutine's start function calls, where the compiler made that start function.
+//! Finds the function that a goroutine's start function calls, if the compiler generated the start function.
 //!
-//! `go courier(60)` is compiled as `go func() { courier(60) }()`: the goroutine starts in a wrapper that no source has, called
-//! `main.main.func1` or `main.main.gowrap1`. The linker marks such functions (`funcID_wrapper`), with a number that differs between
-//! versions; `runtime.deferreturn` has the same mark in all of them (Go: `src/cmd/internal/objabi/funcid.go`).
+//! `go courier(60)` is compiled as `go func() { courier(60) }()`: the goroutine starts in a wrapper that is not in the source,
+//! named `main.main.func1` or `main.main.gowrap1`. The linker marks such functions (`funcID_wrapper`) with a number that differs
+//! between versions. `runtime.deferreturn` has the same mark in all versions (Go: `src/cmd/internal/objabi/funcid.go`).
 //!
-//! A wrapper has one call, besides those that the compiler adds to any function:
+//! Apart from calls that the compiler adds to any function, a wrapper has one call:
 //!
-//! * where it was inlined, the wrapper's list of inlined calls begins with it;
-//! * otherwise the code has one `call` or `jmp` to the first byte of a function. A `call` through a register leaves it unknown: that of
-//!   a function value (`go f(60)`), and that of a method of an interface.
+//! * If the called function was inlined, it is the first entry of the wrapper's list of inlined calls.
+//! * Otherwise the code has one `call` or `jmp` to the first byte of a function. If the call goes through a register, the callee
+//!   remains unknown. This is the case for a function value (`go f(60)`) and for a method of an interface.
 
 use super::go_functions::{Function, GoFunctions};
 use super::go_module::GoModule;
 use super::loaded::Loaded;
 
-/// Most wrappers that call each other.
+/// Maximum number of wrappers followed from one to the next.
 const MAX_WRAPPERS: usize = 4;
-/// Bytes of a wrapper that are searched for its call. One is shorter unless it copies very many arguments.
+/// Number of bytes of a wrapper that are searched for its call. Only a wrapper that copies very many arguments is longer.
 const MAX_CODE_BYTES: usize = 4 << 10;
-/// The x86-64 instructions `call` and `jmp` with a distance of four bytes.
+/// Opcodes of the x86-64 instructions `call` and `jmp` with a 4-byte displacement.
 const CALL_AND_JUMP: [u8; 2] = [0xe8, 0xe9];
-/// Bytes of such an instruction.
+/// Size of such an instruction in bytes.
 const INSTRUCTION_BYTES: u64 = 5;
-/// How the names of the functions begin that the compiler calls of its own accord: to grow the stack, to copy, to tell a collector or a
-/// sanitizer, to panic.
+/// Prefixes of the names of functions to which the compiler adds calls: to grow the stack, to copy memory, to notify the garbage
+/// collector or a sanitizer, and to panic.
 const ADDED_CALLS: [&str; 11] = [
     "runtime.morestack",
     "runtime.duffcopy",
@@ -41,9 +41,9 @@ const ADDED_CALLS: [&str; 11] = [
 /// The function that a wrapper calls.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Callee {
-    /// The one at this address.
+    /// The function at this address.
     At(u64),
-    /// The one of this name, which was inlined.
+    /// The function with this name, which was inlined.
     Inlined(String),
 }
 
@@ -51,14 +51,14 @@ pub(super) enum Callee {
 pub(super) struct Wrappers<'a> {
     functions: &'a GoFunctions<'a>,
     loaded: &'a Loaded<'a>,
-    /// The mark of wrappers.
+    /// The mark of wrappers (`funcID_wrapper`).
     mark: u8,
-    /// The address from which the offsets of funcdata are counted, where it is known.
+    /// The address from which the offsets of funcdata are counted, if it is known.
     funcdata: Option<u64>,
 }
 
 impl<'a> Wrappers<'a> {
-    /// `None` if the program does not say how wrappers are marked.
+    /// `None` if the mark of wrappers cannot be found in the program.
     pub(super) fn find(functions: &'a GoFunctions<'a>, loaded: &'a Loaded<'a>) -> Option<Self> {
         let mark = functions.kind(&functions.called("runtime.deferreturn")?)?;
         let module = || GoModule::find(functions, loaded);
@@ -70,7 +70,8 @@ impl<'a> Wrappers<'a> {
         })
     }
 
-    /// The function that the wrapper starting at an address calls; `None` if no wrapper starts there, or none of which it is known.
+    /// The function called by the wrapper that starts at an address; `None` if no wrapper starts there, or if its callee is
+    /// unknown.
     pub(super) fn callee(&self, start: u64) -> Option<Callee> {
         let mut callee = None;
         let mut at = start;
@@ -89,7 +90,7 @@ impl<'a> Wrappers<'a> {
         callee
     }
 
-    /// The function that this one calls, if it is a wrapper.
+    /// The function that this function calls, if this function is a wrapper.
     fn next(&self, wrapper: &Function) -> Option<Callee> {
         if self.functions.kind(wrapper)? != self.mark {
             return None;
@@ -104,8 +105,9 @@ impl<'a> Wrappers<'a> {
         }
     }
 
-    /// The only function whose first byte the wrapper calls or jumps to. The code is searched byte by byte: four bytes that are no
-    /// distance hardly ever lead to the first byte of a function, and where they do there are two, and the answer is `None`.
+    /// The only function whose first byte the wrapper calls or jumps to. The code is searched byte by byte. Four bytes that are
+    /// not a displacement hardly ever lead to the first byte of a function; if they do, there are two candidates, and the result
+    /// is `None`.
     fn only_call(&self, wrapper: &Function) -> Option<u64> {
         let length = usize::try_from(wrapper.end.checked_sub(wrapper.start)?).ok()?;
         let code = self.loaded.at(wrapper.start, length.min(MAX_CODE_BYTES))?;
@@ -133,7 +135,7 @@ impl<'a> Wrappers<'a> {
         only
     }
 
-    /// Whether a function begins at an address, and it is none that the compiler calls of its own accord.
+    /// Whether a function begins at an address and is not one to which the compiler adds calls.
     fn is_own_call(&self, target: u64) -> bool {
         let function = self
             .functions
@@ -159,7 +161,7 @@ mod tests {
         wrappers.callee(program.start(name))
     }
 
-    /// A wrapper that grows its stack, and calls each of these.
+    /// A wrapper that grows its stack and calls each of these functions.
     fn wrapper(version: Version, calls: &[&str]) -> GoProgram {
         let mut program = GoProgram::new(version);
         program.function("main.main.gowrap1", program.wrapper_kind());
@@ -177,7 +179,7 @@ mod tests {
             let program = wrapper(version, &["main.courier"]);
             let expected = Some(Callee::At(program.start("main.courier")));
             assert_eq!(callee(&program, "main.main.gowrap1"), expected, "{version:?}");
-            // A function of the source that calls one other is none.
+            // A function from the source that calls another one is not a wrapper.
             assert_eq!(callee(&program, "main.courier"), None, "{version:?}");
         }
     }
@@ -211,7 +213,7 @@ mod tests {
 
     #[test]
     fn what_is_not_certain_is_not_said() {
-        // Two calls, none (it goes through a register), one into the middle of a function.
+        // Two calls; no call (it goes through a register); only an added call.
         for calls in [&["main.courier", "main.nap"][..], &[], &["runtime.panicwrap"]] {
             assert_eq!(
                 callee(&wrapper(Version::Go120, calls), "main.main.gowrap1"),
@@ -222,12 +224,12 @@ mod tests {
         let mut program = wrapper(Version::Go120, &[]);
         program.call_behind("main.main.gowrap1", "main.courier", 1);
         assert_eq!(callee(&program, "main.main.gowrap1"), None);
-        // Code in the middle of a wrapper is not where a goroutine starts.
+        // A goroutine does not start in the middle of a wrapper.
         let program = wrapper(Version::Go120, &["main.courier"]);
         let bytes = program.bytes();
         let loaded = Loaded::of_segment(&bytes, CODE);
-        let functions = program.functions(&bytes, &loaded).expect("a table");
-        let wrappers = Wrappers::find(&functions, &loaded).expect("marked");
+        let functions = program.functions(&bytes, &loaded).expect("the table is found");
+        let wrappers = Wrappers::find(&functions, &loaded).expect("the mark is found");
         assert_eq!(wrappers.callee(program.start("main.main.gowrap1") + 1), None);
     }
 
@@ -244,7 +246,7 @@ mod tests {
                 continue;
             };
             let wrappers = Wrappers::find(&functions, &loaded);
-            // Whatever it is, it is found without a panic.
+            // The result does not matter, as long as nothing panics.
             let _ = wrappers.and_then(|wrappers| wrappers.callee(program.start("main.main.gowrap1")));
         }
     }

@@ -1,4 +1,4 @@
-//! Bytes and pointers of an executable by the addresses that its segments have before the loader moves them.
+//! Bytes and pointers of an executable by link-time address, that is, without the load offset of the running process.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use object::read::elf::{ElfFile64, ProgramHeader as _, Rela as _, SectionHeader 
 pub(super) struct Loaded<'a> {
     bytes: &'a [u8],
     segments: Vec<Segment>,
-    /// The pointers that the loader fills in, by the address of each: for most of them the file has a zero.
+    /// Pointers that the loader fills in, by their addresses. In the file most of them are zero.
     relocated: OnceCell<HashMap<u64, u64>>,
 }
 
@@ -22,7 +22,7 @@ struct Segment {
 }
 
 impl<'a> Loaded<'a> {
-    /// Nothing is loaded where the bytes are no such file.
+    /// Creates the view of an ELF file. If the bytes are not a valid ELF file, there are no segments.
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         let file = ElfFile64::<LittleEndian>::parse(bytes).ok();
         let headers = file.iter().flat_map(ElfFile64::elf_program_headers);
@@ -42,7 +42,7 @@ impl<'a> Loaded<'a> {
         }
     }
 
-    /// A program that is one segment at `address`, with no pointer that the loader fills in.
+    /// A program with one segment at `address` and without relocations.
     #[cfg(test)]
     pub(super) fn of_segment(bytes: &'a [u8], address: u64) -> Self {
         let segment = Segment {
@@ -57,7 +57,7 @@ impl<'a> Loaded<'a> {
         }
     }
 
-    /// The same program, with pointers that the loader fills in: the address of each, and what it points to.
+    /// The same program with relocations: the address of each pointer, and its value.
     #[cfg(test)]
     pub(super) fn with_relocations(mut self, pointers: HashMap<u64, u64>) -> Self {
         self.relocated = OnceCell::from(pointers);
@@ -80,7 +80,7 @@ impl<'a> Loaded<'a> {
         })
     }
 
-    /// The bytes from an address on, at most `most`; `None` where nothing of the file is loaded.
+    /// The bytes from an address on, at most `most`; `None` if the file has no loaded byte at the address.
     pub(super) fn at(&self, address: u64, most: usize) -> Option<&'a [u8]> {
         let segment = self.segments.iter().find(|segment| {
             address
@@ -94,7 +94,7 @@ impl<'a> Loaded<'a> {
         rest.get(..length.min(rest.len()))
     }
 
-    /// The word of eight bytes at an address, as the program finds it when the loader has not moved it.
+    /// The 8-byte word at an address, as the program would see it if loaded without an offset.
     pub(super) fn word(&self, address: u64) -> Option<u64> {
         if let Some(&pointer) = self.relocated().get(&address) {
             return Some(pointer);
@@ -102,7 +102,7 @@ impl<'a> Loaded<'a> {
         Some(u64::from_le_bytes(*self.at(address, 8)?.first_chunk()?))
     }
 
-    /// The addresses, multiples of 8, of all words that are this pointer.
+    /// The addresses, multiples of 8, of all words with this value.
     pub(super) fn places_of(&self, pointer: u64) -> Vec<u64> {
         let relocated = self.relocated().iter();
         let relocated = relocated.filter_map(|(&address, &to)| (to == pointer && address % 8 == 0).then_some(address));
@@ -142,9 +142,9 @@ mod tests {
 
     #[test]
     fn offsets_and_addresses_of_this_program_agree() {
-        let bytes = std::fs::read("/proc/self/exe").expect("this program");
+        let bytes = std::fs::read("/proc/self/exe").expect("the executable is readable");
         let loaded = Loaded::new(&bytes);
-        let last = loaded.segments.last().expect("segments");
+        let last = loaded.segments.last().expect("the executable has segments");
         let (offset, address) = (last.offset + 1, last.address + 1);
         assert_eq!(loaded.address(offset), Some(address));
         assert_eq!(loaded.offset(address), Some(offset));
@@ -155,12 +155,12 @@ mod tests {
 
     #[test]
     fn a_pointer_that_the_loader_fills_in_is_found() {
-        // This executable is position-independent, as all of Rust's are: its pointers are relocations.
-        let bytes = std::fs::read("/proc/self/exe").expect("this program");
+        // This executable is position-independent, like all Rust executables, so its pointers are relocations.
+        let bytes = std::fs::read("/proc/self/exe").expect("the executable is readable");
         let loaded = Loaded::new(&bytes);
         let mut pointers = loaded.relocated().iter();
         let aligned = pointers.find(|(address, _)| **address % 8 == 0);
-        let (&address, &pointer) = aligned.expect("a relocation");
+        let (&address, &pointer) = aligned.expect("the executable has a relocation");
         assert_eq!(loaded.word(address), Some(pointer));
         assert!(loaded.places_of(pointer).contains(&address));
     }

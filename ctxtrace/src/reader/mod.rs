@@ -1,30 +1,30 @@
-//! Reads the executables of targets, in a process of its own that may do nothing else.
+//! Reads the executables of targets, in a separate process that may do nothing else.
 //!
-//! Such a file is written by somebody who is not trusted, and ELF and DWARF are hard to read safely: a few bytes promise sizes of
-//! 2^62, a file is truncated while it is mapped, a debug link names a FIFO. So the tracer itself never maps or parses one:
+//! The author of such a file is not trusted, and ELF and DWARF are hard to read safely: a few bytes claim sizes of 2^62, a file
+//! is truncated while it is mapped, a debug link names a FIFO. So the tracer itself never maps or parses such a file:
 //!
 //! ```text
 //!   tracer                                          reading process (`ctxtrace read-files`)
 //!   open: regular files only, never a device
 //!   FileReader ── Request, descriptor (SCM_RIGHTS) ─▶ serve: maps the file, target::locate, names (blazesym)
 //!              ◀── Reply, bounded and checked ──────  no privileges, RLIMIT_AS, seccomp (sandbox)
-//!   deadline; its death is a ReadFailure
+//!   deadline; if it dies: a ReadFailure
 //! ```
 //!
-//! A request that takes too long, or that kills the reading process, costs its own answer and nothing else: the reason is in the
-//! report, and the next request starts a new process.
+//! A request that takes too long, or that kills the reading process, fails alone: the report has the reason, and the next request
+//! starts a new process.
 //!
-//! * `open`: from a path to the descriptor of a regular file.
-//! * `message`: what the two processes send to each other.
-//! * `deadline`: how long a question may take.
-//! * `process`: the reading process as the tracer sees it.
-//! * `sandbox`: what the reading process gives up before it reads anything.
-//! * `serve`: the reading process itself.
-//! * `names`: functions by the offsets of their code.
+//! * `open`: opens the regular file at a path.
+//! * `message`: the messages between the two processes.
+//! * `deadline`: how long a request may take.
+//! * `process`: the reading process, as the tracer controls it.
+//! * `sandbox`: drops the reading process's privileges before it reads anything.
+//! * `serve`: the main loop of the reading process.
+//! * `names`: names functions by the offsets of their code.
 //! * `loaded`: bytes and pointers of an executable by their addresses.
 //! * `go_functions`: names from the table of functions that every Go program has.
-//! * `go_module`: the Go runtime's record of where the parts of its program are.
-//! * `go_wrappers`: the function that a goroutine's start function calls, where the compiler made that start function.
+//! * `go_module`: the Go runtime's record of where the parts of the program are.
+//! * `go_wrappers`: the function that a goroutine's start function calls, if the compiler generated the start function.
 
 mod deadline;
 mod go_functions;
@@ -63,16 +63,16 @@ use crate::target::locate::{Found, Look};
 use crate::target::programs::{Examiner, Runtimes};
 use crate::trace::symbols::Frame;
 
-/// The argument with which this executable is the reading process.
+/// The argument that makes this executable run as the reading process.
 pub const SUBCOMMAND: &str = "read-files";
 
-/// Longest time for one question about what a file contains.
+/// Maximum time for one request about the contents of a file.
 const EXAMINATION_TIME: Duration = Duration::from_secs(10);
-/// Longest time for the names of all functions of one file.
+/// Maximum time to name the functions of one file.
 const NAMES_TIME: Duration = Duration::from_secs(20);
-/// Most files that wait for their examination. What is beyond them is submitted again later.
+/// Maximum number of files that wait for their examination. Further files must be submitted again later.
 const MAX_WAITING: usize = 64;
-/// Most bytes of all names of one file.
+/// Maximum total size in bytes of the names of one file. A longer answer is refused.
 const MAX_NAME_BYTES_OF_FILE: usize = 256 << 20;
 
 /// Why a file could not be read.
@@ -80,30 +80,30 @@ const MAX_NAME_BYTES_OF_FILE: usize = 256 << 20;
 pub enum ReadFailure {
     /// The reading process could not be started, or could not give up its privileges.
     NotStarted(String),
-    /// It took longer than this.
+    /// Reading took longer than this limit.
     TookTooLong(Duration),
     /// The file needs more memory than the reading process may have (4 GiB).
     TooMuchMemory,
-    /// The file is larger than the files that are read (2 GiB).
+    /// The file is larger than the limit (2 GiB).
     TooLarge,
     /// The file was truncated while it was read.
     Truncated,
-    /// The reading process stopped at contents that contradict each other.
+    /// The reading process panicked because the file's contents are inconsistent.
     Contradiction,
-    /// The reading process was killed by a signal of this name.
+    /// The reading process was killed by the signal with this name.
     Killed(String),
-    /// The reading process answered what cannot be an answer.
+    /// The reading process sent an invalid answer.
     Nonsense,
-    /// A signal ended the look-up.
+    /// A signal ended the lookup.
     Interrupted,
-    /// The time for all files together was over.
+    /// The time limit for all files together was exceeded.
     NoTimeLeft(Duration),
-    /// The system refused something.
+    /// A system call failed, for this reason.
     System(String),
 }
 
 impl ReadFailure {
-    /// The reason as a part of a sentence; `shown` is the name of the file.
+    /// The reason as part of a sentence; `shown` is the name of the file.
     #[must_use]
     pub fn in_words(&self, shown: &str) -> String {
         match self {
@@ -133,12 +133,12 @@ impl ReadFailure {
     }
 }
 
-/// The places of one file whose functions are looked up, as offsets in the file, bytes.
+/// The places in one file whose functions are looked up, as offsets in the file in bytes.
 #[derive(Debug, Default)]
 pub struct Places {
-    /// Code.
+    /// Places of code.
     pub code: Vec<u64>,
-    /// Functions that goroutines start with. One that the Go compiler made as a wrapper has the name of the function it calls.
+    /// Functions that goroutines start with. A wrapper generated by the Go compiler gets the name of the function it calls.
     pub starts: Vec<u64>,
 }
 
@@ -149,20 +149,20 @@ impl Places {
     }
 }
 
-/// Reads files through a process of its own, which is started with the first request.
+/// Reads files through a separate process, which is started with the first request.
 ///
-/// To be used by the thread that has made it: the reading process ends with that thread.
+/// Use it only on the thread that created it: the reading process is killed when that thread ends.
 #[derive(Debug, Default)]
 pub struct FileReader {
     process: Option<ReaderProcess>,
-    /// The examination that the process is at.
+    /// The examination that the process is working on.
     under_way: Option<Examination>,
-    /// Executables that are to be examined, the last one first.
+    /// Executables waiting for examination. The last one is examined first.
     waiting: Vec<Arc<HeldFile>>,
     examined: HashMap<FileIdentity, Found>,
 }
 
-/// One examination that nothing waits for.
+/// An examination that runs in the background.
 #[derive(Debug)]
 struct Examination {
     file: Arc<HeldFile>,
@@ -170,13 +170,13 @@ struct Examination {
 }
 
 impl FileReader {
-    /// Reads nothing yet.
+    /// Creates a reader without starting its process.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Finds out how the tasks of an executable are found, and waits for it. `shown` is its name in reasons.
+    /// Determines how the tasks of an executable are found. Blocks until the answer comes. `shown` is the file's name in reasons.
     pub fn examine(&mut self, file: &File, shown: &Path) -> Found {
         match self.ask(&Request::Examine, &[file], Deadline::after(EXAMINATION_TIME)) {
             Ok(Reply::Examined(found)) => found,
@@ -185,7 +185,7 @@ impl FileReader {
         }
     }
 
-    /// Finds out what kind of file it is, and what an examination says.
+    /// Determines the kind of a file, and examines it.
     ///
     /// # Errors
     ///
@@ -197,11 +197,11 @@ impl FileReader {
         }
     }
 
-    /// Finds out whether a shared object has the runtime of tokio, or of Go, inside.
+    /// Determines whether a shared object contains the runtime of tokio, or of Go.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read until then.
+    /// If the file cannot be read before `until`.
     pub fn mentions(&mut self, file: &File, tokio: bool, go: bool, until: Instant) -> Result<bool, ReadFailure> {
         let deadline = Deadline::at(until, EXAMINATION_TIME);
         match self.ask(&Request::Mentions { tokio, go }, &[file], deadline)? {
@@ -210,10 +210,11 @@ impl FileReader {
         }
     }
 
-    /// Names the functions that have code at these places of a file, each with the functions that are inlined there, outermost
-    /// first: at the places of `code`, then at those of `starts`. `path` is where the file lies as its process sees it. What is named before a failure stays named.
+    /// Names the functions at these places of a file: first those at `code`, then those at `starts`. Each answer has the function
+    /// and the functions inlined there, outermost first. `path` is the file's path as its process sees it. If reading fails, the
+    /// names found before the failure are kept, and the remaining places get the reason.
     ///
-    /// The look-up ends when `interrupt` becomes readable.
+    /// The lookup ends early when `interrupt` becomes readable.
     pub fn functions(
         &mut self,
         file: &File,
@@ -277,15 +278,15 @@ impl FileReader {
         }
     }
 
-    /// Has an executable examined, and waits for the result no longer than `patience`: `None` is to be asked again later, when
-    /// [`FileReader::examination_fd`] has become readable or some time has passed. A result is returned once.
+    /// Submits an executable for examination, and waits at most `patience` for the result. If it returns `None`, call it again
+    /// when [`FileReader::examination_fd`] has become readable, or after some time. Each result is returned once.
     ///
-    /// The executables that were submitted last are examined first: those before them have run for a while, and may have ended.
+    /// The executables submitted last are examined first: the earlier ones have run for a while and may have ended.
     pub fn examine_within(&mut self, file: &Arc<HeldFile>, patience: Duration) -> Option<Found> {
         let identity = file.identity();
         let until = Instant::now() + patience;
         self.take_answers();
-        // Where there is no room it is submitted at a later call.
+        // If the queue is full, the file is submitted by a later call.
         if !self.examined.contains_key(&identity) && !self.is_examining(identity) && self.waiting.len() < MAX_WAITING {
             self.waiting.push(Arc::clone(file));
             self.begin_next();
@@ -312,14 +313,14 @@ impl FileReader {
             .any(|file| file.identity() == identity)
     }
 
-    /// Becomes readable when an examination that was submitted is over; `None` if none is under way.
+    /// A descriptor that becomes readable when the current examination is complete; `None` if there is none.
     #[must_use]
     pub fn examination_fd(&self) -> Option<BorrowedFd<'_>> {
         self.under_way.as_ref()?;
         self.process.as_ref().map(ReaderProcess::descriptor)
     }
 
-    /// Takes the results that have come, without waiting for any, and ends an examination that takes too long.
+    /// Takes the results that have arrived, without waiting, and ends an examination that takes too long.
     fn take_answers(&mut self) {
         self.begin_next();
         while let Some(examination) = &self.under_way {
@@ -377,7 +378,7 @@ impl FileReader {
         self.end_examination(answered);
     }
 
-    /// Sends a request and waits for the first answer to it.
+    /// Sends a request and waits for the first reply to it.
     fn ask(&mut self, request: &Request, files: &[&File], deadline: Deadline<'_>) -> Result<Reply, ReadFailure> {
         self.wait_for_examination();
         self.send(request, files, deadline)?;
@@ -390,7 +391,7 @@ impl FileReader {
                 .metadata()
                 .map_err(|error| ReadFailure::System(error.to_string()))?;
             if !metadata.is_file() {
-                return Err(ReadFailure::System("it is no regular file".to_owned()));
+                return Err(ReadFailure::System("it is not a regular file".to_owned()));
             }
             if metadata.len() > sandbox::MAX_FILE_BYTES {
                 return Err(ReadFailure::TooLarge);
@@ -405,7 +406,8 @@ impl FileReader {
         Ok(())
     }
 
-    /// The next answer. After a failure the process is gone: what it would answer later answers nothing else.
+    /// Waits for the next reply. After a failure the process is dropped, so a late reply cannot be taken for the reply to another
+    /// request.
     fn answer(&mut self, deadline: Deadline<'_>) -> Result<Reply, ReadFailure> {
         let mut process = self.process.take().ok_or(ReadFailure::Nonsense)?;
         let reply = process.answer(deadline)?;
@@ -435,7 +437,7 @@ impl Examiner for FileReader {
     }
 }
 
-/// What is found in an executable that could not be read.
+/// The result for an executable that could not be read.
 fn unreadable(failure: &ReadFailure, path: &Path) -> Found {
     let shown = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     Found::unreadable(failure.in_words(&shown))

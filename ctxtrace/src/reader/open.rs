@@ -1,4 +1,4 @@
-//! From a path that somebody else controls to the descriptor of a regular file.
+//! Opens the regular file at a path that an untrusted program controls.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -8,35 +8,35 @@ use std::path::{Path, PathBuf};
 
 use super::message::DebugLink;
 
-/// Where distributions put what they have taken out of executables.
+/// Folders into which distributions put the debug information removed from executables.
 const DEBUG_FOLDERS: [&str; 2] = ["/usr/lib/debug", "/lib/debug"];
-/// Least bytes of a build id that names one file.
+/// Minimum length in bytes of a build id that identifies a file.
 const MIN_BUILD_ID_BYTES: usize = 8;
 
-/// Opens a regular file for reading. What lies at the path is looked at before it is opened: a device is never opened, and a FIFO
-/// is never waited for.
+/// Opens a regular file for reading. The type of the file is checked before it is opened, so that a device is never opened and a
+/// FIFO never blocks.
 ///
 /// # Errors
 ///
-/// If there is no such file, if it may not be read, or if it is no regular file.
+/// If there is no such file, if it may not be read, or if it is not a regular file.
 pub fn open_regular_file(path: &Path) -> io::Result<File> {
-    // `O_PATH` finds the file and does not open it, so no driver is called.
+    // `O_PATH` refers to the file without opening it, so no driver is called.
     let found = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
         .open(path)?;
     if !found.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
     }
-    // The same file, whatever lies at the path by now.
+    // This opens the same file, even if the path leads to another one by now.
     OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
         .open(format!("/proc/self/fd/{}", found.as_raw_fd()))
 }
 
-/// Opens the file with what `strip` has taken out of an executable, if there is one that only root can have put there. Whether it
-/// belongs to the executable is for the reading process to check.
+/// Opens the separate file with an executable's debug information, if there is one that only root can have put there. The reading
+/// process checks whether it belongs to the executable.
 pub(super) fn open_debug_file(link: &DebugLink, executable: &Path) -> Option<File> {
     if link.has_debug_info {
         return None;
@@ -51,8 +51,8 @@ pub(super) fn open_debug_file(link: &DebugLink, executable: &Path) -> Option<Fil
     })
 }
 
-/// Where the debug file of an executable may be, the most certain place first (GDB manual, "Debugging Information in Separate
-/// Files").
+/// The paths at which the debug file of an executable may be, the most reliable one first (GDB manual, "Debugging Information in
+/// Separate Files").
 fn debug_file_candidates(link: &DebugLink, executable: &Path) -> Vec<PathBuf> {
     let mut candidates = Vec::new();
     if link.build_id.len() >= MIN_BUILD_ID_BYTES {
@@ -72,12 +72,12 @@ fn debug_file_candidates(link: &DebugLink, executable: &Path) -> Vec<PathBuf> {
     candidates
 }
 
-/// Whether this names a file in a folder, and neither the folder itself nor anything outside of it.
+/// Whether this is the name of a file in a folder, and neither the folder itself nor a path out of it.
 fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']) && name.len() <= 255
 }
 
-/// Whether root alone can change what lies here.
+/// Whether only root can change the file or folder at this path.
 fn belongs_to_root(path: &Path) -> bool {
     path.symlink_metadata()
         .is_ok_and(|metadata| metadata.uid() == 0 && metadata.mode() & 0o022 == 0)
@@ -90,11 +90,11 @@ mod tests {
 
     #[test]
     fn only_regular_files_are_opened_and_nothing_is_waited_for() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder");
         let fifo = folder.path().join("fifo");
-        nix::unistd::mkfifo(&fifo, Mode::S_IRUSR).expect("made");
+        nix::unistd::mkfifo(&fifo, Mode::S_IRUSR).expect("it is created");
         let link = folder.path().join("link");
-        std::os::unix::fs::symlink("/dev/ptmx", &link).expect("made");
+        std::os::unix::fs::symlink("/dev/ptmx", &link).expect("it is created");
         for path in [
             &fifo,
             &link,
@@ -105,9 +105,9 @@ mod tests {
             assert!(open_regular_file(path).is_err(), "{}", path.display());
         }
         let file = folder.path().join("file");
-        std::fs::write(&file, "text").expect("written");
-        let opened = open_regular_file(&file).expect("opened");
-        assert_eq!(io::read_to_string(opened).expect("read"), "text");
+        std::fs::write(&file, "text").expect("the file is written");
+        let opened = open_regular_file(&file).expect("the file is opened");
+        assert_eq!(io::read_to_string(opened).expect("the file is readable"), "text");
     }
 
     #[test]
@@ -130,7 +130,7 @@ mod tests {
             ]
             .map(PathBuf::from)
         );
-        assert_eq!(found(&link(&[1], "x")).len(), 4, "a byte is no build id");
+        assert_eq!(found(&link(&[1], "x")).len(), 4, "one byte is too short for a build id");
         for name in ["", ".", "..", "/dev/kmsg", "../x", "a\0b"] {
             assert_eq!(found(&link(&[], name)), Vec::<PathBuf>::new(), "{name:?}");
         }
@@ -138,11 +138,11 @@ mod tests {
 
     #[test]
     fn what_others_can_write_to_is_not_roots() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder");
         assert!(belongs_to_root(Path::new("/usr/bin")));
         assert!(!belongs_to_root(Path::new("/tmp")));
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-        std::fs::set_permissions(folder.path(), mode).expect("set");
+        std::fs::set_permissions(folder.path(), mode).expect("the mode is set");
         assert!(!belongs_to_root(folder.path()));
     }
 }

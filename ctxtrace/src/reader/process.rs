@@ -1,4 +1,4 @@
-//! The reading process as the tracer sees it: started, asked, and killed when it takes too long.
+//! The reading process from the tracer's side: starts it, sends requests, and kills it when it takes too long.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,17 +16,17 @@ use super::deadline::Deadline;
 use super::message::{self, LENGTH_BYTES, MAX_REPLY_BYTES, Reply, Request};
 use super::{ReadFailure, SUBCOMMAND};
 
-/// The status of a Rust program that panics.
+/// The exit status of a Rust program that panicked.
 const PANICKED: i32 = 101;
-/// Bytes received at once.
+/// Maximum number of bytes received at once.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// A process that reads files for this one. It is killed when this is dropped.
+/// A process that reads files for this one. It is killed when this value is dropped.
 #[derive(Debug)]
 pub(super) struct ReaderProcess {
     child: Child,
     socket: OwnedFd,
-    /// What has come of the next reply.
+    /// The bytes of the next reply received so far.
     received: Vec<u8>,
 }
 
@@ -37,7 +37,7 @@ impl Drop for ReaderProcess {
 }
 
 impl ReaderProcess {
-    /// Starts one: this executable again.
+    /// Starts a reading process: another instance of this executable.
     pub(super) fn start() -> Result<Self, ReadFailure> {
         let failed = |error: std::io::Error| ReadFailure::NotStarted(error.to_string());
         let no_flags = SockFlag::SOCK_CLOEXEC;
@@ -48,7 +48,7 @@ impl ReaderProcess {
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // Ctrl-C is for the tracer, which ends this process when it is time.
+            // Ctrl-C is handled by the tracer, which ends this process when needed.
             .process_group(0)
             .spawn()
             .map_err(failed)?;
@@ -59,19 +59,19 @@ impl ReaderProcess {
         })
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the process.
     #[cfg(test)]
     pub(super) fn signal(&self, signal: Signal) {
         let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
-        nix::sys::signal::kill(pid, signal).expect("it is a child of this process");
+        nix::sys::signal::kill(pid, signal).expect("the process is a child of this one");
     }
 
-    /// Readable when there is something of a reply.
+    /// A descriptor that becomes readable when bytes of a reply have arrived.
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// Sends a request and the descriptors it is about.
+    /// Sends a request and the descriptors of its files.
     pub(super) fn send(
         &mut self,
         request: &Request,
@@ -102,7 +102,7 @@ impl ReaderProcess {
         }
     }
 
-    /// The next reply, if all of it has come.
+    /// The next reply, if it has arrived completely.
     pub(super) fn answer_so_far(&mut self) -> Result<Option<Reply>, ReadFailure> {
         let mut piece = vec![0; PIECE_BYTES];
         loop {
@@ -153,15 +153,16 @@ impl ReaderProcess {
         Ok(())
     }
 
-    /// Why the process has closed its end of the socket.
+    /// Determines why the process has closed its end of the socket.
     fn cause_of_death(&mut self) -> ReadFailure {
-        // Only its end closes the socket: the process has no call to close it and go on.
+        // The socket closes only when the process ends: the process never closes it by itself.
         self.end().map_or(ReadFailure::Nonsense, cause_of)
     }
 
-    /// Ends the process if it has not ended, and returns how it ended.
+    /// Kills the process if it has not ended, and returns its exit status.
     fn end(&mut self) -> Option<ExitStatus> {
-        // A process that has closed its socket may not have ended yet: its own status says more than that it was killed.
+        // A process whose socket is closed may not have ended yet. Its own exit status says more than the status of a killed
+        // process.
         let patience = Instant::now() + Duration::from_millis(100);
         while self.received_end() && Instant::now() < patience {
             match self.child.try_wait() {
@@ -184,7 +185,7 @@ impl ReaderProcess {
     }
 }
 
-/// What a process says by how it ended.
+/// Determines the failure from the exit status of the process.
 fn cause_of(status: ExitStatus) -> ReadFailure {
     match (status.signal(), status.code()) {
         (Some(libc::SIGABRT), _) => ReadFailure::TooMuchMemory,
@@ -198,7 +199,7 @@ fn cause_of(status: ExitStatus) -> ReadFailure {
     }
 }
 
-/// What starts the reading process.
+/// The command that starts the reading process.
 #[cfg(not(test))]
 fn command() -> Command {
     let mut command = Command::new("/proc/self/exe");
@@ -206,7 +207,7 @@ fn command() -> Command {
     command
 }
 
-/// The executable of the unit tests has no command line of its own: one of its tests is the reading process.
+/// The executable of the unit tests has no command line of its own, so one of its tests runs as the reading process.
 #[cfg(test)]
 fn command() -> Command {
     let mut command = Command::new("/proc/self/exe");

@@ -1,5 +1,5 @@
-//! What the reading process gives up before it reads anything: root, capabilities, new privileges, memory beyond a limit, and
-//! every system call but the few that reading takes.
+//! Restricts the reading process before it reads anything. It gives up root, its capabilities, the possibility to gain
+//! privileges, memory beyond a limit, and all system calls except the few that reading needs.
 
 use std::collections::BTreeMap;
 
@@ -14,22 +14,22 @@ use seccompiler::{
 
 use crate::target::user::give_up_capabilities;
 
-/// Most memory of the reading process, mapped files included.
+/// Maximum memory of the reading process in bytes, including mapped files. An allocation beyond it fails and ends the process.
 pub(super) const MAX_MEMORY_BYTES: u64 = 4 << 30;
-/// Largest file that is read: it is mapped whole.
+/// Maximum size in bytes of a file to be read. It is mapped as a whole; larger files are refused.
 pub(super) const MAX_FILE_BYTES: u64 = 2 << 30;
-/// Most descriptors: standard input, output and error, those of a request, and what blazesym opens again.
+/// Maximum number of descriptors: standard input, output and error, those of a request, and those that blazesym opens again.
 const MAX_DESCRIPTORS: u64 = 32;
-/// The user and group that own nothing (systemd: "nobody"; kernel: `DEFAULT_OVERFLOWUID`).
+/// The user and group that own no files (systemd: "nobody"; kernel: `DEFAULT_OVERFLOWUID`).
 const NOBODY: u32 = 65_534;
 
-/// Gives everything up, for good.
+/// Enters the sandbox. This cannot be undone.
 pub(super) fn enter() -> Result<(), String> {
     let refused = |what: &'static str| move |errno: nix::Error| format!("{what} failed: {errno}");
     let _ = prctl::set_name(c"ctxtrace-reader");
-    // What was inherited by mistake must not be read. SAFETY: nothing in this process uses a descriptor above 2 yet.
+    // Close descriptors that were inherited by mistake. SAFETY: this process does not use any descriptor above 2 yet.
     unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
-    // Should memory run out, this process ends and no other one does. Only a comfort, so a failure is none of the caller's.
+    // If memory runs out, the kernel should kill this process and no other. This is optional, so a failure is ignored.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     for (resource, limit) in [
         (Resource::RLIMIT_AS, MAX_MEMORY_BYTES),
@@ -47,15 +47,15 @@ pub(super) fn enter() -> Result<(), String> {
         return Err(format!("capset failed: {}", std::io::Error::last_os_error()));
     }
     prctl::set_no_new_privs().map_err(refused("prctl"))?;
-    // Other processes of the same user must not read it, or put themselves into it.
+    // Other processes of the same user must not be able to read this process or to inject code.
     prctl::set_dumpable(false).map_err(refused("prctl"))?;
-    // The change of user clears it, so it comes after. A tracer that has ended by now has closed the socket.
+    // Must come after the change of user, which clears the setting. If the tracer has ended already, it has closed the socket.
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(refused("prctl"))?;
     let program = filter().map_err(|error| format!("a seccomp filter cannot be made: {error}"))?;
     apply_filter_all_threads(&program).map_err(|error| format!("seccomp failed: {error}"))
 }
 
-/// Allows what reading takes; all other system calls fail with `EPERM`.
+/// Builds a filter that allows the system calls needed for reading; all others fail with `EPERM`.
 fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     let without_bits = |argument, bits: i32| {
         let operator = SeccompCmpOp::MaskedEq(bits as u64);
@@ -110,7 +110,8 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     .into_iter()
     .map(|call| (call, Vec::new()))
     .collect();
-    // Memory that is code, files that are written or made, and signals to others.
+    // The following calls are restricted: no executable memory, no files opened for writing or created, no signals to other
+    // processes.
     rules.insert(libc::SYS_mmap, vec![without_bits(2, libc::PROT_EXEC)?]);
     rules.insert(libc::SYS_mprotect, vec![without_bits(2, libc::PROT_EXEC)?]);
     let writes = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;

@@ -1,4 +1,4 @@
-//! The reading process: requests come from standard input, which is a socket, and answers go there.
+//! The main loop of the reading process. Standard input is a socket: requests are read from it, and replies are written to it.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +12,7 @@ use super::message::{self, DebugLink, LENGTH_BYTES, MAX_BUILD_ID_BYTES, MAX_REQU
 use super::{names, sandbox};
 use crate::target::locate;
 
-/// Gives up every privilege, then answers requests until the tracer closes the socket. Returns the exit status.
+/// Gives up all privileges, then answers requests until the tracer closes the socket. Returns the exit status.
 #[must_use]
 pub fn serve() -> u8 {
     let stdin = io::stdin();
@@ -35,7 +35,7 @@ pub fn serve() -> u8 {
     }
 }
 
-/// Sends an answer.
+/// Sends a reply.
 fn reply(socket: impl AsFd, reply: &Reply) -> io::Result<()> {
     let bytes = message::encode(reply)?;
     let mut rest = bytes.as_slice();
@@ -49,7 +49,7 @@ fn reply(socket: impl AsFd, reply: &Reply) -> io::Result<()> {
     Ok(())
 }
 
-/// The next request, with its files; `None` at the end.
+/// Receives the next request with its files; `None` at the end.
 fn receive(socket: impl AsFd) -> io::Result<Option<(Request, Vec<File>)>> {
     let mut files: Vec<OwnedFd> = Vec::new();
     let mut fill = |bytes: &mut [u8]| -> io::Result<bool> {
@@ -118,12 +118,12 @@ fn answer(socket: impl AsFd, request: &Request, files: &[File]) -> io::Result<()
 }
 
 fn map(file: &File) -> io::Result<Mmap> {
-    // SAFETY: the mapping is private and only read, as bytes, of which no value is invalid. If the file is truncated meanwhile, this
-    // process is killed (SIGBUS), which the tracer expects.
+    // SAFETY: the mapping is private and only read as bytes, for which every value is valid. If the file is truncated meanwhile,
+    // this process is killed (SIGBUS), and the tracer handles that.
     unsafe { Mmap::map(file) }
 }
 
-/// What an executable says of its debug file.
+/// What an executable says about its debug file.
 fn debug_link(bytes: &[u8]) -> DebugLink {
     let Ok(elf) = object::File::parse(bytes) else {
         return DebugLink::default();
@@ -146,7 +146,8 @@ fn build_id(elf: &object::File<'_>) -> Vec<u8> {
     id[..id.len().min(MAX_BUILD_ID_BYTES)].to_vec()
 }
 
-/// Whether a debug file belongs to an executable: both have the same build id, or it has the CRC that the executable says.
+/// Whether a debug file belongs to an executable: both have the same build id, or the file's CRC is the one that the executable
+/// names.
 fn belongs_to(executable: &[u8], debug_file: &File) -> bool {
     let Ok(debug_bytes) = map(debug_file) else {
         return false;

@@ -1,4 +1,4 @@
-//! Where the time goes in one case and in another, as tables for people.
+//! Renders a budget, the comparison of where the time goes in two cases, as tables of text.
 
 use comfy_table::Table;
 
@@ -8,26 +8,27 @@ use crate::analyze::budget::{Budget, Sums, Unit};
 use crate::analyze::statistics::estimate::Estimate;
 use crate::units::{Scale, thousands};
 
-/// Functions that there is room for, and the longest name of one.
+/// Maximum number of functions in the table; the others are left out.
 const FUNCTIONS: usize = 10;
+/// Maximum length of a function's name in characters. Of a longer name the end is shown.
 const NAME: usize = 46;
 
-/// Rows of less than this of all time are left out.
+/// Rows below this share of all thread time are left out, 0 to 1.
 const LEAST: f64 = 0.005;
 
-/// All of it.
+/// Renders all tables of the budget, and the lines that say how it was measured.
 pub(super) fn tables(budget: &Budget, unit: Unit, scale: Scale) -> String {
     let tested = match budget.tracing_changed_gap_ns {
         Some(changed) => format!(
-            "\nTracing changed the gap by {}: nothing smaller is claimed of this.",
+            "\nTracing changed the gap by {}: smaller differences are not reliable.",
             scale.told(changed)
         ),
         None => String::new(),
     };
     let discarded = match budget.discarded_runs {
         0 => String::new(),
-        1 => "\n1 more was not used: events of it were hidden or lost.".to_owned(),
-        count => format!("\n{count} more were not used: events of them were hidden or lost."),
+        1 => "\n1 more run was not used, because some of its events were hidden or lost.".to_owned(),
+        count => format!("\n{count} more runs were not used, because some of their events were hidden or lost."),
     };
     let tables = [causes(budget, scale), parts(budget, scale), functions(budget, scale)];
     let mut blocks: Vec<String> = tables
@@ -48,7 +49,7 @@ pub(super) fn tables(budget: &Budget, unit: Unit, scale: Scale) -> String {
 }
 
 fn causes(budget: &Budget, scale: Scale) -> Table {
-    let mut table = plain_table(&["Thread time, no waiting", "base", "subject", "added", "share"]);
+    let mut table = plain_table(&["Thread time without waiting", "base", "subject", "added", "share"]);
     let least = LEAST * budget.subject.parts_ns.max(budget.base.parts_ns);
     for row in &budget.causes {
         if row.base_ns.max(row.subject_ns) < least {
@@ -64,7 +65,7 @@ fn causes(budget: &Budget, scale: Scale) -> Table {
     }
     let kernel = &budget.kernel;
     table.add_row([
-        "(in or by the kernel)".to_owned(),
+        "(kernel, run queue and sleep)".to_owned(),
         scale.number(kernel.base_ns),
         scale.number(kernel.subject_ns),
         kernel.added_ns.map_or_else(String::new, |added| told(&added, scale)),
@@ -73,7 +74,7 @@ fn causes(budget: &Budget, scale: Scale) -> Table {
     table
 }
 
-/// An estimate, without the words where it has no interval.
+/// Formats an estimate: with its confidence interval, or only the number if it has none.
 fn told(estimate: &Estimate, scale: Scale) -> String {
     if estimate.half_width().is_finite() {
         estimate.in_unit(scale)
@@ -128,7 +129,7 @@ fn functions(budget: &Budget, scale: Scale) -> Table {
     table
 }
 
-/// The end of a name that is too long: the function itself says more than its crate.
+/// The end of a name that is longer than [`NAME`] characters, because the function's own name is more useful than its crate.
 fn ending(name: &str) -> String {
     let length = name.chars().count();
     if length <= NAME {
@@ -144,7 +145,8 @@ fn check(role: &str, sums: &Sums, scale: Scale) -> String {
         format!(", {:.0} % {direction} by tracing", 100.0 * slows.abs())
     });
     let text = format!(
-        "{role:<8} {} thread{}, {} of wall time{slows}, {} of thread time, of which the parts miss {:.2} %; {} samples a run",
+        "{role:<8} {} thread{}, {} of wall time{slows}, {} of thread time, which differs from the sum of the parts by {:.2} %; \
+         {} samples per run",
         sums.threads,
         if sums.threads == 1 { "" } else { "s" },
         scale.told(sums.wall_ns),

@@ -1,4 +1,4 @@
-//! Two captures side by side, for a terminal and as Markdown.
+//! Renders two captures side by side, for a terminal and as Markdown.
 
 use std::fmt::Write;
 
@@ -7,11 +7,11 @@ use super::{budget, fenced, markdown_text, printable, wrapped};
 use crate::analyze::compare::{Compared, Figure, Side};
 use crate::units::{Scale, duration, significant};
 
-/// What is to be kept in mind.
-const NOTE: &str =
-    "Percentiles are those of single intervals. One recording of each says nothing of chance: `ctxtrace explain` does.";
+/// A note about what the figures can show.
+const NOTE: &str = "Percentiles are of single intervals. One recording of each side cannot show whether a difference is due \
+                    to chance; `ctxtrace explain` can.";
 
-/// For a terminal.
+/// Renders the comparison for a terminal.
 #[must_use]
 pub fn render(compared: &Compared, style: Style) -> String {
     let mut sections: Vec<String> = incomplete(compared).into_iter().map(|line| style.red(&line)).collect();
@@ -21,7 +21,7 @@ pub fn render(compared: &Compared, style: Style) -> String {
     sections.join("\n\n") + "\n"
 }
 
-/// To be pasted into an issue.
+/// Renders the comparison as Markdown that can be pasted into an issue.
 #[must_use]
 pub fn markdown(compared: &Compared) -> String {
     let mut text = format!(
@@ -57,9 +57,7 @@ fn incomplete(compared: &Compared) -> Vec<String> {
     [("base", &compared.base), ("subject", &compared.subject)]
         .into_iter()
         .filter(|(_, side)| !side.complete)
-        .map(|(role, _)| {
-            format!("PARTIAL: the recording of the {role} is not whole, so its figures are those of a part")
-        })
+        .map(|(role, _)| format!("PARTIAL: the recording of the {role} is incomplete, and so are its figures"))
         .collect()
 }
 
@@ -127,5 +125,5 @@ fn missing(compared: &Compared) -> Option<String> {
             )
         })
         .collect();
-    Some(format!("Not to be had\n{}", lines.join("\n")))
+    Some(format!("Unavailable\n{}", lines.join("\n")))
 }

@@ -1,4 +1,5 @@
-//! Two flamegraphs in one: the subject's, coloured by what it adds to the base's for each message.
+//! A differential flamegraph: the flamegraph of the subject, coloured by its difference from the base. All times are divided by
+//! the number of messages, runs or seconds ([`Unit`]).
 
 use std::fmt::Write;
 
@@ -10,34 +11,34 @@ use crate::analyze::budget::Unit;
 use crate::analyze::budget::account::Stacks;
 use crate::error::{Error, Result};
 
-/// Widths are whole numbers: of picoseconds a message.
+/// Picoseconds per nanosecond. Widths must be whole numbers, so they are picoseconds per message, run or second.
 const PS: f64 = 1e3;
 
-/// What is drawn.
+/// Text of the title and the subtitle.
 #[derive(Clone, Copy, Debug)]
 pub struct Labels<'a> {
-    /// What the widths are: `Off-CPU time`.
+    /// The quantity that the widths show, for example `Off-CPU time`.
     pub what: &'a str,
-    /// What they are for one of.
+    /// The unit that the widths are divided by.
     pub unit: Unit,
-    /// What the subject is held against.
+    /// Name of the case that the subject is compared with.
     pub base: &'a str,
-    /// Whose the widths are.
+    /// Name of the case whose stacks are drawn.
     pub subject: &'a str,
 }
 
-/// Draws them.
+/// Draws the flamegraph as SVG.
 ///
 /// # Errors
 ///
-/// If there are no stacks.
+/// If neither side has stacks, or if inferno cannot draw them.
 pub fn render(base: &Stacks, subject: &Stacks, labels: &Labels<'_>) -> Result<Vec<u8>> {
     let failed = |reason: String| Error::Render {
         what: "differential flamegraph",
         reason,
     };
     if base.is_empty() && subject.is_empty() {
-        return Err(failed("there are no stacks of either side".to_owned()));
+        return Err(failed("neither side has stacks".to_owned()));
     }
     let mut both = Vec::new();
     differential::from_readers(

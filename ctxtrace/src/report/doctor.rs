@@ -1,13 +1,13 @@
-//! What `ctxtrace doctor` has to say, for a terminal.
+//! Renders the findings of `ctxtrace doctor` for a terminal.
 
 use super::table::Style;
 use super::{printable, wrapped};
 use crate::analyze::doctor::{Diagnosis, Line, Standing};
 
-/// Where the third column begins.
+/// Indent of continuation lines: the width of the first two columns.
 const INDENT: &str = "                           ";
 
-/// For a terminal.
+/// Renders the findings for a terminal.
 #[must_use]
 pub fn render(diagnosis: &Diagnosis, style: Style) -> String {
     let mut text = lines(&diagnosis.machine, style);
@@ -23,8 +23,10 @@ pub fn render(diagnosis: &Diagnosis, style: Style) -> String {
     text.push('\n');
     text += &match missing {
         0 => style.bold("Tracing works here."),
-        1 => style.red("Tracing does not work here: one thing is missing."),
-        _ => style.red(&format!("Tracing does not work here: {missing} things are missing.")),
+        1 => style.red("Tracing does not work here: one requirement is missing."),
+        _ => style.red(&format!(
+            "Tracing does not work here: {missing} requirements are missing."
+        )),
     };
     text.push('\n');
     text
@@ -49,7 +51,7 @@ fn line(line: &Line, style: Style) -> String {
         Standing::Missing => text = text.replacen(word, &style.red(word), 1),
     }
     if let Some(fix) = &line.fix {
-        // Not wrapped: it is there to be copied.
+        // Not wrapped, so that it can be copied.
         text += &format!("\n{INDENT}{} {}", style.bold("fix:"), printable(fix));
     }
     text.push('\n');

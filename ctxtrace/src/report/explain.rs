@@ -1,4 +1,4 @@
-//! The answer of `ctxtrace explain`, for a terminal and as Markdown.
+//! Renders the answer of `ctxtrace explain` for a terminal and as Markdown.
 
 use std::fmt::Write;
 
@@ -7,13 +7,13 @@ use super::{budget, fenced, markdown_text, printable, wrapped};
 use crate::analyze::explain::result::{Claim, Explanation, Others, Says, Side};
 use crate::units::{significant, thousands};
 
-/// For a terminal.
+/// Renders the answer for a terminal.
 #[must_use]
 pub fn render(answer: &Explanation, style: Style) -> String {
     let mut sections = Vec::new();
     if let Some(reason) = &answer.cut_short {
         sections.push(style.red(&format!(
-            "PARTIAL: {}. What was measured up to then:",
+            "PARTIAL: {}. What was measured until then:",
             printable(reason)
         )));
     }
@@ -46,7 +46,7 @@ pub fn render(answer: &Explanation, style: Style) -> String {
     sections.join("\n\n") + "\n"
 }
 
-/// To be pasted into an issue.
+/// Renders the answer as Markdown that can be pasted into an issue.
 #[must_use]
 pub fn markdown(answer: &Explanation) -> String {
     let mut text = format!("## {}\n\n", markdown_text(&headline(answer)));
@@ -113,7 +113,7 @@ fn side(role: &str, side: &Side, answer: &Explanation) -> String {
     let (unit, scale) = (answer.unit.in_words(), answer.scale());
     let mut text = match (side.groups.as_slice(), &side.ns) {
         ([fast, slow], _) => format!(
-            "{role:<8} {} {unit} in {:.0} % of runs, {} in {:.0} %: two groups, so no one figure",
+            "{role:<8} {} {unit} in {:.0} % of runs, {} in {:.0} %: the runs fall into two groups, so there is no single figure",
             scale.told(fast.median),
             100.0 * fast.share,
             scale.told(slow.median),
@@ -129,18 +129,18 @@ fn side(role: &str, side: &Side, answer: &Explanation) -> String {
     text
 }
 
-/// Says so if the machine was busy with others.
+/// A warning if other programs or the hypervisor used enough CPU time to affect the measurements.
 fn disturbance(answer: &Explanation) -> Option<String> {
     let others = answer.others.filter(Others::disturb)?;
     Some(format!(
-        "Other programs had {:.0} % of the CPUs' time meanwhile, and the hypervisor took {:.0} %: intervals are wider for it, and what \
-         both cases wait for may be they. Measure again when the machine is at rest.",
+        "During the measurement other programs used {:.0} % of the CPU time, and the hypervisor took {:.0} %. This widens the \
+         intervals, and both cases may have waited for CPUs because of it. Measure again when the machine is idle.",
         100.0 * others.share,
         100.0 * others.stolen
     ))
 }
 
-/// A title, and the sentences under it, with their numbers if they have any.
+/// A section: its title, and its sentences, each with a number if the section is numbered.
 type Section = (&'static str, Vec<(Option<usize>, String)>);
 
 fn verdict(answer: &Explanation) -> Vec<Section> {
@@ -158,20 +158,20 @@ fn verdict(answer: &Explanation) -> Vec<Section> {
         .map(|(index, claim)| (Some(index + 1), printable(&claim.sentence)))
         .collect();
     if causes.is_empty() {
-        causes.push((None, "No cause can be claimed.".to_owned()));
+        causes.push((None, "No cause was found.".to_owned()));
     }
     sections.push(("Why", causes));
     for (title, says) in [
-        ("How much of it kernel switches can be", Says::Kernel),
+        ("How much of it kernel switches can explain", Says::Kernel),
         (
             if answer.gap.is_clear {
-                "What it takes"
+                "What the gap depends on"
             } else {
                 "What makes a difference"
             },
             Says::Condition,
         ),
-        ("What it is not", Says::NotTheCause),
+        ("Not the cause", Says::NotTheCause),
     ] {
         sections.push((title, plain(says)));
     }
@@ -242,7 +242,7 @@ fn interventions(answer: &Explanation) -> Option<String> {
     }
     let blocks = answer.interventions.iter().map(|tried| tried.blocks).max().unwrap_or(0);
     Some(format!(
-        "{table}\n\n{} {}, untraced, in {blocks} blocks of one run of everything.",
+        "{table}\n\n{} {}, untraced, in {blocks} blocks, each with one run of every combination.",
         scale.name,
         answer.unit.in_words()
     ))
@@ -252,7 +252,7 @@ fn not_tried(answer: &Explanation) -> Option<String> {
     if answer.not_tried.is_empty() {
         return None;
     }
-    // Of one reason there are often several.
+    // Interventions that were not tried for the same reason are listed together.
     let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
     for not in &answer.not_tried {
         match reasons.iter_mut().find(|(reason, _)| *reason == not.reason) {

@@ -1,11 +1,11 @@
-//! The picture: an off-CPU flamegraph, drawn by inferno.
+//! Flamegraphs as SVG, drawn by the library inferno: of switch-outs, of wakeups, and of samples on the CPU ([`Subject`]).
 //!
-//! Width is off-CPU time, or the number of kernel switches. Colours tell the kinds of frames apart: what the thread was
-//! doing, at the root, in purples, the thread grey, the program's functions in blues, inlined ones in teals, the kernel's in
-//! oranges, reasons in light grey. Within a kind the shade depends on the name, so that neighbours are told apart and a
-//! function looks the same in every picture.
+//! Width is time, or the number of switches, wakeups or samples ([`Weight`]). The colour shows the kind of a frame: purple for
+//! what the thread was doing (at the root), grey for the thread, blue for functions of the program, teal for inlined functions,
+//! orange for functions of the kernel, light grey for reasons. Within a kind the shade depends on the name, so that neighbouring
+//! frames are distinguishable and a function looks the same in every flamegraph.
 //!
-//! The second picture is of wakeups: over what a woken thread had been doing, the stacks of those who woke it.
+//! In the flamegraph of wakeups the root is what the woken thread had been doing, and the frames above it are the waker's stack.
 
 use inferno::flamegraph::color::{BackgroundColor, Color, PaletteMap};
 use inferno::flamegraph::{self, Options};
@@ -15,22 +15,22 @@ use crate::error::{Error, Result};
 use crate::symbolize::stacks::Resolved;
 use crate::trace::symbols::FrameKind;
 
-/// Text around the picture.
+/// Text of the subtitle.
 pub struct Labels {
     /// What was recorded.
     pub subject: String,
-    /// What was lost, if anything.
+    /// What was lost, in words; `None` if nothing was lost.
     pub lost: Option<String>,
 }
 
-/// What the stacks are of.
+/// The kind of event whose stacks are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// Switch-outs.
     Switches,
-    /// The makers of wakeups.
+    /// Wakeups, with the stacks of their wakers.
     Wakeups,
-    /// Samples of what it did on its CPUs.
+    /// Samples of threads on a CPU.
     Samples,
 }
 
@@ -56,21 +56,21 @@ impl Subject {
     }
 }
 
-/// Draws it.
+/// Draws the flamegraph as SVG.
 ///
 /// # Errors
 ///
-/// If there is nothing to draw.
+/// If there are no stacks, or if their sum does not fit a 64-bit number.
 pub fn render(resolved: &Resolved, subject: Subject, weight: Weight, labels: &Labels) -> Result<Vec<u8>> {
     let values = resolved.stacks.iter().map(|stack| match weight {
         Weight::Time => u128::from(stack.ns),
         Weight::Count => u128::from(stack.count),
     });
-    // A capture may have been made up.
+    // Only a forged capture has such sums.
     if values.sum::<u128>() > i64::MAX as u128 {
         return Err(Error::Render {
             what: "flamegraph",
-            reason: "its stacks add up to more than a picture can show".to_owned(),
+            reason: "the sum of its stacks is too large to be drawn".to_owned(),
         });
     }
     let lines = folded::render(&resolved.stacks, weight);
@@ -99,7 +99,7 @@ pub fn render(resolved: &Resolved, subject: Subject, weight: Weight, labels: &La
 fn subtitle(resolved: &Resolved, labels: &Labels) -> String {
     let mut parts = vec![labels.subject.clone()];
     let share = 100.0 * resolved.broken as f64 / resolved.with_user_stack.max(1) as f64;
-    // Less than that would be shown as 0.0.
+    // A smaller share would be printed as 0.0.
     if share >= 0.05 {
         parts.push(format!("{share:.1} % of user stacks broken (no frame pointers)"));
     }
@@ -112,7 +112,7 @@ fn subtitle(resolved: &Resolved, labels: &Labels) -> String {
 
 fn palette(resolved: &Resolved) -> PaletteMap {
     let mut palette = PaletteMap::default();
-    // inferno's own root below the threads, which it calls "all" and looks up without a name.
+    // The root frame that inferno adds. It shows it as "all", and looks up its colour under the empty name.
     palette.insert("", color(FrameKind::Thread, ""));
     for frame in resolved.stacks.iter().flat_map(|stack| &stack.frames) {
         let name = folded::name(frame);
@@ -123,7 +123,7 @@ fn palette(resolved: &Resolved) -> PaletteMap {
 }
 
 fn color(kind: FrameKind, name: &str) -> Color {
-    // FNV-1a: the same shade for the same name in every picture.
+    // FNV-1a: the same name gets the same shade in every flamegraph.
     let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     });
@@ -143,7 +143,7 @@ fn color(kind: FrameKind, name: &str) -> Color {
 mod tests {
     use super::*;
 
-    /// Found by the fuzzer of names.
+    /// A case found by fuzzing.
     #[test]
     fn more_than_can_be_shown_is_an_error() {
         let stack = |ns: u64| ResolvedStack {
@@ -162,9 +162,9 @@ mod tests {
             subject: String::new(),
             lost: None,
         };
-        let error = render(&resolved, Subject::Switches, Weight::Time, &labels).expect_err("too much");
-        assert!(error.to_string().contains("more than a picture can show"), "{error}");
-        render(&resolved, Subject::Switches, Weight::Count, &labels).expect("two");
+        let error = render(&resolved, Subject::Switches, Weight::Time, &labels).expect_err("the sum is too large");
+        assert!(error.to_string().contains("too large to be drawn"), "{error}");
+        render(&resolved, Subject::Switches, Weight::Count, &labels).expect("two switches can be drawn");
     }
     use crate::symbolize::stacks::ResolvedStack;
     use crate::trace::symbols::Frame;
@@ -198,8 +198,9 @@ mod tests {
 
     #[test]
     fn the_picture_says_what_it_shows_and_what_was_lost() {
-        let svg = render(&resolved(), Subject::Switches, Weight::Time, &labels(Some("3 events"))).expect("drawn");
-        let svg = String::from_utf8(svg).expect("text");
+        let svg = render(&resolved(), Subject::Switches, Weight::Time, &labels(Some("3 events")))
+            .expect("the flamegraph renders");
+        let svg = String::from_utf8(svg).expect("the SVG is valid UTF-8");
         for text in [
             "Off-CPU time by stack",
             "task-pool",
@@ -213,7 +214,8 @@ mod tests {
 
     #[test]
     fn the_same_result_makes_the_same_picture() {
-        let draw = || render(&resolved(), Subject::Switches, Weight::Count, &labels(None)).expect("drawn");
+        let draw =
+            || render(&resolved(), Subject::Switches, Weight::Count, &labels(None)).expect("the flamegraph renders");
         assert!(draw() == draw());
     }
 

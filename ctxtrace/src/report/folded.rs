@@ -1,6 +1,7 @@
-//! Stacks as lines, `task: sender;preempted;thread;outer;…;inner value`: the format Brendan Gregg's tools, inferno and speedscope read.
+//! Stacks as lines of text, `task: sender;preempted;thread;outer;…;inner value`: the format that Brendan Gregg's tools, inferno
+//! and speedscope read.
 //!
-//! Kernel functions end in `_[k]` and inlined ones in `_[i]`, the field's convention.
+//! By the convention of these tools, kernel functions end in `_[k]` and inlined functions in `_[i]`.
 
 use std::fmt::Write;
 
@@ -8,7 +9,8 @@ use super::{Weight, printable};
 use crate::symbolize::stacks::ResolvedStack;
 use crate::trace::symbols::{Frame, FrameKind};
 
-/// The stacks as lines, each ended by a newline. Nanoseconds for [`Weight::Time`], switches for [`Weight::Count`].
+/// Renders the stacks as lines, each ended by a newline. The value is nanoseconds for [`Weight::Time`], and the number of
+/// switches, wakeups or samples for [`Weight::Count`].
 #[must_use]
 pub fn render(stacks: &[ResolvedStack], weight: Weight) -> String {
     let mut lines = String::new();
@@ -24,7 +26,7 @@ pub fn render(stacks: &[ResolvedStack], weight: Weight) -> String {
             Weight::Time => stack.ns,
             Weight::Count => stack.count,
         };
-        // Readers leave out spaces at the end of the last name, and then look for what comes next.
+        // Readers strip spaces at the end of the last name, so strip them before the checks below.
         lines.truncate(line + lines[line..].trim_end().len());
         // A number at the end of a name, as in `worker 3`, would be read as the first column of a differential.
         let last_word = lines.rfind([' ', ';', '\n']).map_or(0, |at| at + 1);
@@ -37,7 +39,7 @@ pub fn render(stacks: &[ResolvedStack], weight: Weight) -> String {
     lines
 }
 
-/// A frame as it is written: with its kind's suffix, without the separator.
+/// The name of a frame as it is written: with the suffix of its kind, and without the separator `;`.
 #[must_use]
 pub fn name(frame: &Frame) -> String {
     let suffix = match frame.kind {
@@ -57,7 +59,7 @@ pub fn name(frame: &Frame) -> String {
 mod tests {
     use super::*;
 
-    /// Found by the fuzzer of names.
+    /// A case found by fuzzing.
     #[test]
     fn a_number_at_the_end_of_a_name_is_no_column() {
         let stack = |name: &str| ResolvedStack {
@@ -71,7 +73,11 @@ mod tests {
         let lines = |name| render(&[stack(name)], Weight::Count);
         assert_eq!(lines("worker 3"), "worker\u{a0}3 2\n");
         assert_eq!(lines("worker 3 4.5"), "worker 3\u{a0}4.5 2\n");
-        assert_eq!(lines("worker 35 "), "worker\u{a0}35 2\n", "nor with a space behind it");
+        assert_eq!(
+            lines("worker 35 "),
+            "worker\u{a0}35 2\n",
+            "a trailing space does not hide the number"
+        );
         assert_eq!(lines("7"), "7 2\n");
         assert_eq!(lines("worker three"), "worker three 2\n");
     }

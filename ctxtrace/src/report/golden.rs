@@ -1,6 +1,6 @@
-//! Golden outputs: one drawn result in every format, compared with what is in `tests/golden`.
+//! Golden tests: they render synthetic results in every format and compare the output with the files in `tests/golden`.
 //!
-//! After a change that is meant, look at the difference and make the files anew: `CTXTRACE_BLESS=1 cargo test golden`.
+//! After an intended change, review the difference and write the files again: `CTXTRACE_BLESS=1 cargo test golden`.
 
 use std::path::{Path, PathBuf};
 
@@ -45,16 +45,16 @@ fn manifest() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Compares with a file, or writes it if `CTXTRACE_BLESS` is set.
+/// Compares the output with a file, or writes the file if `CTXTRACE_BLESS` is set.
 fn compare(path: &Path, actual: &[u8]) {
     if std::env::var_os("CTXTRACE_BLESS").is_some() {
-        std::fs::write(path, actual).expect("blessed");
+        std::fs::write(path, actual).expect("the golden file is written");
         return;
     }
     let expected = std::fs::read(path).unwrap_or_default();
     assert!(
         expected == actual,
-        "{} differs; if that is meant, run CTXTRACE_BLESS=1 cargo test golden\n{}",
+        "{} differs; if the change is intended, run CTXTRACE_BLESS=1 cargo test golden\n{}",
         path.display(),
         String::from_utf8_lossy(actual)
     );
@@ -65,7 +65,7 @@ pub(super) fn golden(name: &str, actual: impl AsRef<[u8]>) {
     compare(&path, actual.as_ref());
 }
 
-/// A run with something in every part of the report.
+/// A run that has data for every part of the report.
 fn full_run() -> Run {
     let mut run = run(670_000);
     let latencies = &mut run.aggregates.latencies;
@@ -91,7 +91,7 @@ fn full_run() -> Run {
     run
 }
 
-/// Two tasks, one of them seen, 900 polls of which two hit the kernel, and a wakeup.
+/// Adds two tasks, their switch-outs, 900 polls of which two hit the kernel, and the wakeups of one pair.
 fn add_tasks(run: &mut Run) {
     let aggregates = &mut run.aggregates;
     let image = Image { tgid: 100, number: 0 };
@@ -200,7 +200,7 @@ fn golden_tables() {
     golden("partial-with-losses.table", table::render(&bad, Style { color: true }));
 }
 
-/// The same run, every switch an event besides.
+/// The same run, recorded at `--level timeline`.
 fn run_with_events() -> Run {
     let mut run = full_run();
     run.aggregates.level = Level::Timeline;
@@ -214,7 +214,7 @@ fn run_with_events() -> Run {
 fn golden_timelines() {
     let mut lossy = run_with_events();
     lossy.aggregates.counters.lost_timeline_events = 40;
-    lossy.timeline.as_mut().expect("just made").disagreements = None;
+    lossy.timeline.as_mut().expect("set above").disagreements = None;
     lossy.aggregates.lost_by_cpu = vec![CpuLosses {
         cpu: 1,
         events: 0,
@@ -222,14 +222,14 @@ fn golden_timelines() {
     }];
     let lossy = report(Mode::TaskPool, &[lossy]);
     golden("lossy-timeline.table", table::render(&lossy, Style { color: true }));
-    golden("lossy-timeline.json", json::render(&lossy).expect("JSON"));
-    // Of all that it lacks, only what the counts can tell.
+    golden("lossy-timeline.json", json::render(&lossy).expect("valid JSON"));
+    // The events of this run do not agree with its counts.
     let wrong = report(Mode::TaskPool, &[run_with_events()]);
     golden("wrong-timeline.table", table::render(&wrong, Style { color: true }));
 }
 
-/// A run with everything that a page can show, drawn: two workers that wake each other so many times, samples, and stacks of
-/// wakers and of switches. Names are as bad as they can be.
+/// A run with everything that a page can show: two workers that wake each other in turn, `turns` times in all, samples, and the
+/// stacks of switches. The names of threads and functions are hostile.
 fn run_to_look_at(turns: u64) -> Run {
     let mut run = run_with_events();
     let threads = [(101_u32, &b"</script><b>"[..]), (102, b"\x1b[31m&amp;<!--")];
@@ -256,7 +256,7 @@ fn run_to_look_at(turns: u64) -> Run {
     };
     for turn in 0..turns {
         let (tid, other) = if turn % 2 == 0 { (101, 102) } else { (102, 101) };
-        // Now and then it takes longer.
+        // Every 997th turn has a longer wait.
         let (at_ns, wait_ns) = (5_000 * turn, 300 + turn % 5 * 100 + u64::from(turn % 997 == 0) * 1_500);
         let waker = Waker {
             task: u64::from(other - 100),
@@ -316,46 +316,47 @@ fn golden_pages() {
         &run,
         std::slice::from_ref(&run),
     );
-    golden("task-pool.page.json", page.expect("JSON"));
+    golden("task-pool.page.json", page.expect("valid JSON"));
     let run = run_to_look_at(40);
     let report = report(Mode::TaskPool, std::slice::from_ref(&run));
-    let page = html::data(&report, &run, std::slice::from_ref(&run)).expect("JSON");
+    let page = html::data(&report, &run, std::slice::from_ref(&run)).expect("valid JSON");
     golden("timeline.page.json", page);
-    let page = html::render(&report, &run, std::slice::from_ref(&run)).expect("a page");
-    let page = String::from_utf8(page).expect("text");
-    // Nothing that the program says is in the page as it is.
+    let page = html::render(&report, &run, std::slice::from_ref(&run)).expect("the page renders");
+    let page = String::from_utf8(page).expect("the page is valid UTF-8");
+    // Text that comes from the traced program is in the page only in escaped form.
     assert!(!page.contains("</script><b>") && !page.contains("\u{1b}") && !page.contains("{{"));
     assert_eq!(
         page.matches("</script>").count(),
         3,
-        "the licences, the data, the script"
+        "the page has three script elements: the licences, the data, and the script"
     );
 }
 
-/// Not a test by itself: makes what `cargo xtask test-web` opens.
+/// Not a test of its own: writes the pages that `cargo xtask test-web` opens in a browser.
 #[test]
-#[ignore = "makes files for cargo xtask test-web, which asks for it"]
+#[ignore = "writes files for cargo xtask test-web, which runs it"]
 fn reports_for_the_browser() {
-    let folder = std::env::var_os("CTXTRACE_WEB_TEST").expect("CTXTRACE_WEB_TEST says where to");
-    // A turn is three intervals and a waking, which a switch and a waking tell: two and a half million make five million events.
+    let folder = std::env::var_os("CTXTRACE_WEB_TEST").expect("CTXTRACE_WEB_TEST is the folder to write to");
+    // A turn has three intervals and a wakeup, which take two events: a switch and a wakeup. So 2.5 million turns are 5 million
+    // events.
     for (name, turns) in [("drawn", 400), ("five-million", 2_500_000)] {
         let mut run = run_to_look_at(turns);
         if name == "drawn" {
             run.aggregates.level = Level::Stacks;
         }
         let report = report(Mode::TaskPool, std::slice::from_ref(&run));
-        let page = html::render(&report, &run, std::slice::from_ref(&run)).expect("a page");
-        std::fs::write(Path::new(&folder).join(name).with_extension("html"), page).expect("written");
+        let page = html::render(&report, &run, std::slice::from_ref(&run)).expect("the page renders");
+        std::fs::write(Path::new(&folder).join(name).with_extension("html"), page).expect("the page is written");
     }
 }
 
-/// The same run, its polls stamped: a sender that wakes a task on its own thread, and one that has to be woken.
+/// The same run with recorded polls: the sender wakes itself, and then another task, whose thread sleeps and must be woken first.
 fn run_with_polls() -> Run {
     let stamp = |(ns, kind, task)| {
         let record = rings::record(rings::what(kind, rings::short_task(task)), 0);
-        Stamp::of_record(record, ns).expect("a stamp")
+        Stamp::of_record(record, ns).expect("the record is a valid stamp")
     };
-    let told = |tid, stamps: &[(u64, u64, u64)]| ThreadStamps {
+    let recorded = |tid, stamps: &[(u64, u64, u64)]| ThreadStamps {
         tgid: 100,
         tid,
         lost: 0,
@@ -381,7 +382,7 @@ fn run_with_polls() -> Run {
         until_ns: 100_000,
         homeless: 0,
         threads: vec![
-            told(
+            recorded(
                 101,
                 &[
                     (0, rings::BEGIN, 1),
@@ -392,7 +393,7 @@ fn run_with_polls() -> Run {
                     (1_100, rings::END, 0),
                 ],
             ),
-            told(102, &[(62_500, rings::BEGIN, 2), (64_000, rings::END, 0)]),
+            recorded(102, &[(62_500, rings::BEGIN, 2), (64_000, rings::END, 0)]),
         ],
     });
     let mut run = run_with_events();
@@ -416,17 +417,17 @@ fn golden_polls() {
     let table = table::render(&differs, Style { color: true });
     assert!(table.lines().all(|line| line.chars().count() < 160));
     golden("polls.table", table);
-    let polls = serde_json::to_string_pretty(&differs.polls).expect("JSON");
+    let polls = serde_json::to_string_pretty(&differs.polls).expect("valid JSON");
     golden("polls.json", polls + "\n");
     let mut lossy = run_with_polls();
-    lossy.polls.as_mut().expect("just made").lost = 1_000;
+    lossy.polls.as_mut().expect("set above").lost = 1_000;
     let lossy = report(lossy);
     assert_eq!(lossy.lost.poll_stamps, 1_000);
     assert_eq!(lossy.polls.as_ref().and_then(|polls| polls.agrees), None);
-    let schema = serde_json::from_slice(&json::schema::<Report>().expect("JSON")).expect("JSON");
-    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    let schema = serde_json::from_slice(&json::schema::<Report>().expect("valid JSON")).expect("valid JSON");
+    let validator = jsonschema::validator_for(&schema).expect("valid schema");
     for report in [differs, lossy] {
-        let report = serde_json::to_value(report).expect("JSON");
+        let report = serde_json::to_value(report).expect("valid JSON");
         let errors: Vec<String> = validator.iter_errors(&report).map(|error| error.to_string()).collect();
         assert!(errors.is_empty(), "{errors:?}");
     }
@@ -434,7 +435,7 @@ fn golden_polls() {
 
 #[test]
 fn golden_json() {
-    let json = json::render(&report(Mode::TaskPool, &[full_run()])).expect("JSON");
+    let json = json::render(&report(Mode::TaskPool, &[full_run()])).expect("valid JSON");
     golden("task-pool.json", &json);
 }
 
@@ -448,7 +449,7 @@ fn golden_stacks() {
     };
     golden(
         "stacks.svg",
-        flamegraph::render(&resolved(), Subject::Switches, Weight::Time, &labels).expect("drawn"),
+        flamegraph::render(&resolved(), Subject::Switches, Weight::Time, &labels).expect("the flamegraph renders"),
     );
 }
 
@@ -457,30 +458,32 @@ fn golden_suite() {
     let drawn = suite_tests::drawn();
     golden("suite.table", suite::render(&drawn, Style { color: false }));
     golden("suite.md", suite::markdown(&drawn));
-    let json = json::render(&drawn).expect("JSON");
+    let json = json::render(&drawn).expect("valid JSON");
     golden("suite.json", &json);
-    let schema = json::schema::<Suite>().expect("JSON");
+    let schema = json::schema::<Suite>().expect("valid JSON");
     compare(&manifest().join("../docs/schema/ctxtrace.suite-1.schema.json"), &schema);
-    let validator = jsonschema::validator_for(&serde_json::from_slice(&schema).expect("JSON")).expect("a schema");
-    let json = serde_json::from_slice(&json).expect("JSON");
+    let validator =
+        jsonschema::validator_for(&serde_json::from_slice(&schema).expect("valid JSON")).expect("valid schema");
+    let json = serde_json::from_slice(&json).expect("valid JSON");
     let errors: Vec<String> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
     assert!(errors.is_empty(), "{errors:?}");
 }
 
-/// What is drawn of two cases, in every format that its renderer has, and against its schema.
+/// Compares every format of a result about two cases with its golden file, and validates the JSON against its schema.
 fn golden_comparison<T: serde::Serialize + schemars::JsonSchema>(name: &str, drawn: &T, table: &str, markdown: &str) {
     golden(&format!("{name}.table"), table);
     golden(&format!("{name}.md"), markdown);
-    let json = json::render(drawn).expect("JSON");
+    let json = json::render(drawn).expect("valid JSON");
     golden(&format!("{name}.json"), &json);
-    let schema = json::schema::<T>().expect("JSON");
+    let schema = json::schema::<T>().expect("valid JSON");
     let kind = name.split('-').next().unwrap_or(name);
     compare(
         &manifest().join(format!("../docs/schema/ctxtrace.{kind}-1.schema.json")),
         &schema,
     );
-    let validator = jsonschema::validator_for(&serde_json::from_slice(&schema).expect("JSON")).expect("a schema");
-    let json = serde_json::from_slice(&json).expect("JSON");
+    let validator =
+        jsonschema::validator_for(&serde_json::from_slice(&schema).expect("valid JSON")).expect("valid schema");
+    let json = serde_json::from_slice(&json).expect("valid JSON");
     let errors: Vec<String> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
     assert!(errors.is_empty(), "{errors:?}");
 }
@@ -509,7 +512,7 @@ fn golden_compared() {
     );
 }
 
-/// A machine on which everything works, and one on which little does, with a program that lacks what it takes.
+/// A machine on which everything works, and one on which little works, with a program that lacks what tracing of tasks needs.
 #[test]
 fn golden_diagnoses() {
     let good = Diagnosis::new(doctor::machine(&doctor_tests::good()), None);
@@ -520,36 +523,37 @@ fn golden_diagnoses() {
             super::doctor::render(drawn, Style { color: false }),
         );
     }
-    let json = json::render(&bad).expect("JSON");
+    let json = json::render(&bad).expect("valid JSON");
     golden("doctor-bad.json", &json);
-    let schema = json::schema::<Diagnosis>().expect("JSON");
+    let schema = json::schema::<Diagnosis>().expect("valid JSON");
     compare(
         &manifest().join("../docs/schema/ctxtrace.doctor-1.schema.json"),
         &schema,
     );
-    let validator = jsonschema::validator_for(&serde_json::from_slice(&schema).expect("JSON")).expect("a schema");
-    let json = serde_json::from_slice(&json).expect("JSON");
+    let validator =
+        jsonschema::validator_for(&serde_json::from_slice(&schema).expect("valid JSON")).expect("valid schema");
+    let json = serde_json::from_slice(&json).expect("valid JSON");
     let errors: Vec<String> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
     assert!(errors.is_empty(), "{errors:?}");
 }
 
-/// The schema in the documentation is the one of the types, and the golden JSON follows it.
+/// The schema in the documentation equals the schema of the types, and the reports are valid under it.
 #[test]
 fn golden_schema() {
-    let schema = json::schema::<Report>().expect("JSON");
+    let schema = json::schema::<Report>().expect("valid JSON");
     compare(
         &manifest().join("../docs/schema/ctxtrace.report-1.schema.json"),
         &schema,
     );
-    let schema = serde_json::from_slice(&schema).expect("JSON");
-    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    let schema = serde_json::from_slice(&schema).expect("valid JSON");
+    let validator = jsonschema::validator_for(&schema).expect("valid schema");
     for run in [full_run(), run_with_events()] {
-        let report = serde_json::to_value(report(Mode::Process, &[run])).expect("JSON");
+        let report = serde_json::to_value(report(Mode::Process, &[run])).expect("valid JSON");
         let errors: Vec<String> = validator.iter_errors(&report).map(|error| error.to_string()).collect();
         assert!(errors.is_empty(), "{errors:?}");
     }
-    // The schema can say no.
-    let mut wrong = serde_json::to_value(report(Mode::Process, &[full_run()])).expect("JSON");
+    // The schema rejects a report with a wrong type.
+    let mut wrong = serde_json::to_value(report(Mode::Process, &[full_run()])).expect("valid JSON");
     wrong["kernel_switches"]["total"] = serde_json::Value::from("many");
     assert!(!validator.is_valid(&wrong));
 }

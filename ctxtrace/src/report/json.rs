@@ -1,7 +1,8 @@
-//! The result as JSON, and the schema it follows.
+//! Renders results as JSON, and the schemas that they follow.
 //!
-//! A program that reads it gets every text whole. A terminal that shows it does not act on it: what it would act on (controls, those
-//! of C1 too, and characters that change the direction of text) is written as `\u` and its number.
+//! Characters that a terminal would act on (control characters, including those of C1, and characters that change the direction
+//! of text) are written as `\u` escapes. So a terminal that shows the JSON is safe, and a program that parses it gets every text
+//! unchanged.
 
 use std::io::{self, Write};
 
@@ -12,11 +13,11 @@ use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use crate::error::{Error, Result};
 use crate::printable::is_harmful;
 
-/// The result, indented, with a newline at its end.
+/// Renders a result as indented JSON with a newline at the end.
 ///
 /// # Errors
 ///
-/// If it cannot be serialised, which no result should bring about.
+/// If the result cannot be serialised. No result should cause this.
 pub fn render(result: &impl Serialize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let formatter = EscapingFormatter(PrettyFormatter::new());
@@ -24,11 +25,11 @@ pub fn render(result: &impl Serialize) -> Result<Vec<u8>> {
     with_newline(made.map(|()| bytes))
 }
 
-/// The JSON Schema of a kind of result.
+/// Renders the JSON Schema of a type of result.
 ///
 /// # Errors
 ///
-/// As `render`.
+/// The errors of [`render`].
 pub fn schema<T: JsonSchema>() -> Result<Vec<u8>> {
     render(&schemars::schema_for!(T))
 }
@@ -42,7 +43,7 @@ fn with_newline(bytes: serde_json::Result<Vec<u8>>) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Indents, and escapes what a terminal would act on.
+/// Indents the JSON and escapes the characters that a terminal would act on.
 struct EscapingFormatter(PrettyFormatter<'static>);
 
 impl Formatter for EscapingFormatter {
@@ -102,10 +103,10 @@ mod tests {
     #[test]
     fn every_text_comes_back_whole_and_no_terminal_acts_on_it() {
         let text = "\u{9b}31m \u{202e}x\u{7f}\u{e0001} \"\\ \u{1b}]0;t\u{7}\u{85} é→";
-        let bytes = render(&[text]).expect("JSON");
-        let written = String::from_utf8(bytes.clone()).expect("text");
+        let bytes = render(&[text]).expect("valid JSON");
+        let written = String::from_utf8(bytes.clone()).expect("valid UTF-8");
         assert!(!written.chars().any(|c| c != '\n' && is_harmful(c)), "{written:?}");
-        let back: Vec<String> = serde_json::from_slice(&bytes).expect("JSON");
+        let back: Vec<String> = serde_json::from_slice(&bytes).expect("valid JSON");
         assert_eq!(back, [text]);
         assert!(
             written.contains(r"\u009b31m \u202ex") && written.contains("é→"),

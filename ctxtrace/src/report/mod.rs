@@ -1,18 +1,19 @@
-//! One result in, bytes out: a file a format, none of which knows how the result came about.
+//! Renders results as bytes. Each output format has its own file or folder, which does not depend on how the result was computed.
 //!
-//! * [`table`]: for people, on a terminal.
-//! * [`suite`]: the article's table, for people.
-//! * [`explain`]: the answer of `explain`, for people.
-//! * [`compare`]: two captures side by side, for people.
-//! * [`json`]: for programs; the contract.
-//! * [`folded`]: stacks as lines, which every flamegraph tool reads.
-//! * [`flamegraph`]: the picture (inferno).
-//! * [`html`]: all of it as a page, to be looked at.
-//! * [`differential`]: two of them in one.
-//! * [`parquet`]: tables, for databases (only if the feature of that name is on).
-//! * [`perfetto`]: a timeline, for Perfetto.
-//! * [`pprof`]: stacks, for pprof and what reads its files.
-//! * [`output`]: where the bytes go; every target is opened before the run, and written whole or not at all.
+//! * [`table`]: the report as text for a terminal.
+//! * [`suite`]: the table of `suite`, as text and as Markdown.
+//! * [`explain`]: the answer of `explain`, as text and as Markdown.
+//! * [`compare`]: two captures side by side, as text and as Markdown.
+//! * [`doctor`]: the findings of `doctor`, as text.
+//! * [`json`]: results for programs. The schema is a contract with its readers.
+//! * [`folded`]: stacks as lines of text, the input format of flamegraph tools.
+//! * [`flamegraph`]: a flamegraph as SVG, drawn by the library inferno.
+//! * [`differential`]: the difference of two flamegraphs as SVG.
+//! * [`html`]: the whole report as one HTML page.
+//! * [`parquet`]: tables for databases (only with the Cargo feature `parquet`).
+//! * [`perfetto`]: a timeline for the trace viewer Perfetto.
+//! * [`pprof`]: stacks as a pprof profile.
+//! * [`output`]: the targets of the bytes. Every target is opened before the run, and is written completely or not at all.
 
 mod budget;
 pub mod compare;
@@ -40,7 +41,7 @@ pub mod table;
 pub(crate) use crate::printable::printable;
 use crate::printable::printable_lines;
 
-/// What a flamegraph's widths mean.
+/// The quantity that the widths in a flamegraph show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Weight {
     /// Off-CPU time
@@ -49,10 +50,10 @@ pub enum Weight {
     Count,
 }
 
-/// Columns of a terminal.
+/// Width of all text output, in columns. Longer text is wrapped.
 const WIDTH: usize = 80;
 
-/// A text in lines that fit a terminal; what comes before the first one, and before the others.
+/// Wraps a text into lines that fit [`WIDTH`]. `first` is put before the first line, `rest` before the others.
 fn wrapped(text: &str, first: &str, rest: &str) -> String {
     let options = textwrap::Options::new(WIDTH)
         .initial_indent(first)
@@ -63,11 +64,11 @@ fn wrapped(text: &str, first: &str, rest: &str) -> String {
     textwrap::fill(&printable_lines(text), options)
 }
 
-/// Joins two characters without being seen. Between them GitHub sees no address and no mention, which it looks for in the rendered
-/// text, where a backslash is gone.
+/// U+2060, which joins two characters and is invisible. GitHub searches the rendered text, in which backslashes are already gone,
+/// for addresses and mentions, and does not recognise one that contains this character.
 const WORD_JOINER: char = '\u{2060}';
 
-/// Text for Markdown, outside of code: names in it make no links, mentions, emphasis, code, formulas or HTML.
+/// Escapes text for Markdown, outside of code: no part of it becomes a link, a mention, emphasis, code, a formula or HTML.
 #[must_use]
 fn markdown_text(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
@@ -94,7 +95,8 @@ fn markdown_text(text: &str) -> String {
     escaped
 }
 
-/// A block of text for Markdown as it is, in a fence that is longer than any in it.
+/// Puts a block of text into a Markdown code fence, unchanged. The fence is longer than any run of backticks that begins a line
+/// of the block.
 #[must_use]
 fn fenced(block: &str) -> String {
     let longest = block

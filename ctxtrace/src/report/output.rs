@@ -1,8 +1,8 @@
-//! Where the bytes go.
+//! The targets to which output is written.
 //!
-//! A target is *opened before the run*, so that a path that cannot be written fails before anything is started, and
-//! *committed after it*: a file has no name until it is complete ([`super::place`]), so that at its path is the old file or the
-//! new one and never half of one. Everything is done with the invoking user's rights ([`FileRights`]).
+//! A target is *opened before the run*, so that a path that cannot be written fails before anything is started, and it is
+//! *committed after the run*. A file has no name until it is complete ([`super::place`]), so its path holds either the old file
+//! or the complete new one. All file operations use the rights of the invoking user ([`FileRights`]).
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -16,13 +16,14 @@ use crate::error::{Error, Result};
 use crate::target::user::{FileRights, Invoker};
 use crate::terminal::data_output;
 
-/// Bytes that [`Output::stream`] hands to the kernel at a time.
+/// Size of the buffer of [`Output::stream`] in bytes. Output is written to the kernel in pieces of this size.
 const WRITTEN_AT_ONCE: usize = 256 << 10;
 
-/// Other names of standard output.
+/// Paths on the command line that mean standard output.
 const NAMES_OF_STDOUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
 
-/// What a path on the command line means: `-` is standard output, and so are the names that the system has for it.
+/// The meaning of an output path on the command line. `-` and the system's names for standard output mean standard output; any
+/// other path means a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
     /// Standard output.
@@ -41,17 +42,17 @@ impl From<PathBuf> for Destination {
     }
 }
 
-/// With whose rights the outputs of a command are made, and which files none of them may be.
+/// The conditions under which the outputs of a command are opened: whose rights are used, and which files must not be an output.
 #[derive(Debug, Default)]
 pub struct OutputAccess {
     rights: FileRights,
     inputs: Vec<DeviceInode>,
-    /// Where the outputs that are opened already will be.
+    /// Places of the outputs that are already open. No two outputs may have the same place.
     taken: RefCell<Vec<OutputPlace>>,
 }
 
 impl OutputAccess {
-    /// Outputs of this user's.
+    /// Creates the conditions for outputs of this user. Without a user the rights of this process are used.
     #[must_use]
     pub fn new(user: Option<&Invoker>) -> Self {
         Self {
@@ -60,29 +61,29 @@ impl OutputAccess {
         }
     }
 
-    /// None of them may be this file, which is read.
+    /// Adds an input file of the command. No output may be this file.
     #[must_use]
     pub fn reading(mut self, input: Option<DeviceInode>) -> Self {
         self.inputs.extend(input);
         self
     }
 
-    /// The folder for files that are temporary.
+    /// Opens the folder for temporary files.
     ///
     /// # Errors
     ///
-    /// If there is none that the user can reach.
+    /// If the folder does not exist, or if the user cannot reach it.
     pub fn temporary_folder(&self) -> io::Result<OutputFolder> {
         OutputFolder::open(&std::env::temp_dir(), &self.rights)
     }
 
-    /// The rights.
+    /// The rights with which files are opened and written.
     #[must_use]
     pub fn rights(&self) -> &FileRights {
         &self.rights
     }
 
-    /// The place of a file that is complete only at the end.
+    /// Finds and checks the place of an output file, and registers it in `taken` if the file will be created or replaced there.
     fn place_of(&self, path: &Path) -> io::Result<(OutputPlace, Existing)> {
         let place = OutputPlace::find(path, &self.rights)?;
         let existing = place.existing()?;
@@ -94,7 +95,7 @@ impl OutputAccess {
             if taken.iter().any(|other| other.is(&place)) {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidInput,
-                    "another output goes to the same place: give each its own",
+                    "another output has the same path: give each output its own path",
                 ));
             }
             place.folder().check_writable()?;
@@ -107,7 +108,7 @@ impl OutputAccess {
         if self.inputs.contains(&identity) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "it is the file that is read: give another path",
+                "it is an input file of this command: give another path",
             ));
         }
         Ok(())
@@ -118,33 +119,33 @@ impl OutputAccess {
     }
 }
 
-/// A target that is known to be writable.
+/// An open target that was found to be writable.
 #[derive(Debug)]
 pub enum Output {
     /// Standard output.
     Stdout,
-    /// A regular file, to appear at its path when it is complete.
+    /// A regular file, which appears at its path when it is complete.
     File {
-        /// Where it will be.
+        /// Where the file will appear.
         place: OutputPlace,
-        /// For messages.
+        /// The path as the user gave it, for messages.
         path: PathBuf,
     },
-    /// A device, a pipe or a descriptor that this process was given, none of which can be replaced.
+    /// A device, a pipe, or an inherited descriptor. It is written directly, because it cannot be replaced.
     Stream {
-        /// Open for writing.
+        /// The device, pipe or descriptor, open for writing.
         file: UserFile,
-        /// For messages.
+        /// The path as the user gave it, for messages.
         path: PathBuf,
     },
 }
 
 impl Output {
-    /// Opens a target. Nothing is changed by that.
+    /// Opens a target. This changes nothing in the file system.
     ///
     /// # Errors
     ///
-    /// If it cannot be written.
+    /// If the target cannot be written.
     pub fn open(destination: &Destination, access: &OutputAccess) -> Result<Self> {
         let (path, opened) = match destination {
             Destination::Stdout => (
@@ -159,7 +160,7 @@ impl Output {
         })
     }
 
-    /// The path of the file it makes, if it makes one.
+    /// The path of the file, or `None` if the target is not a file.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {
@@ -168,7 +169,7 @@ impl Output {
         }
     }
 
-    /// The folder of the file it makes, if it makes one.
+    /// The folder of the file, or `None` if the target is not a file.
     #[must_use]
     pub fn folder(&self) -> Option<&OutputFolder> {
         match self {
@@ -177,38 +178,40 @@ impl Output {
         }
     }
 
-    /// Writes everything.
+    /// Writes these bytes as the whole output.
     ///
     /// # Errors
     ///
-    /// If it cannot be written after all (a full disk); the file that was there before, if any, is untouched.
+    /// If writing fails, for example because the disk is full. An existing file at the path is then unchanged.
     pub fn commit(self, bytes: &[u8]) -> Result<()> {
         self.stream(|to| to.write_all(bytes))
     }
 
-    /// Lets `write` write everything, for what is too much to be held in memory. The rule is the same: what ends with an error
-    /// leaves no file.
+    /// Calls `write` to produce the output piece by piece, for output that is too large for memory. As with [`Self::commit`], an
+    /// existing file is unchanged if an error occurs.
     ///
     /// # Errors
     ///
-    /// Those of `write`, or if it cannot be written after all.
+    /// The errors of `write`, and any error of writing to the target.
     pub fn stream(self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-        let through = |to: &mut dyn Write| {
+        let write_buffered = |to: &mut dyn Write| {
             let mut buffered = BufWriter::with_capacity(WRITTEN_AT_ONCE, to);
             write(&mut buffered)?;
             buffered.flush()
         };
         match self {
-            Self::Stdout => through(&mut data_output()).map_err(|source| Error::Output {
+            Self::Stdout => write_buffered(&mut data_output()).map_err(|source| Error::Output {
                 path: "standard output".into(),
                 source,
             }),
-            Self::Stream { mut file, path } => through(&mut file).map_err(|source| Error::Output { path, source }),
+            Self::Stream { mut file, path } => {
+                write_buffered(&mut file).map_err(|source| Error::Output { path, source })
+            }
             Self::File { place, path } => place
                 .folder()
                 .nameless_file()
                 .and_then(|mut file| {
-                    through(&mut file.writer()?)?;
+                    write_buffered(&mut file.writer()?)?;
                     file.put_at(&place, Replace::Yes)
                 })
                 .map_err(|source| Error::Output { path, source }),
@@ -216,21 +219,20 @@ impl Output {
     }
 }
 
-/// The place of a capture: a file that is written while the run goes on, and at its path as soon as there is something in it. What
-/// is there already is replaced only if `force` says so.
+/// Finds the place of a capture. A capture is written during the run and appears at its path with its first saved state.
 ///
 /// # Errors
 ///
-/// If there is one, or if no file can be made there.
+/// If a file exists at the path and `force` is not set, or if no regular file can be created there.
 pub fn place_of_capture(path: &Path, force: bool, access: &OutputAccess) -> io::Result<OutputPlace> {
     match access.place_of(path)? {
         (_, Existing::Stream(_) | Existing::Descriptor(_)) => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "a capture needs a regular file",
+            "a capture must be a regular file: give the path of a file",
         )),
         (_, Existing::Replaceable(_)) if !force => Err(io::Error::new(
             io::ErrorKind::AlreadyExists,
-            "it exists (--force replaces it)",
+            "the file exists (--force replaces it)",
         )),
         (place, _) => Ok(place),
     }
@@ -254,7 +256,7 @@ fn open_file(path: &Path, access: &OutputAccess) -> io::Result<Output> {
     })
 }
 
-/// Opens the very device or pipe that was looked at, whatever has its name now.
+/// Opens the device or pipe that was examined before, even if its path now leads to something else.
 fn open_stream(held: BorrowedFd<'_>, rights: &FileRights) -> io::Result<File> {
     let path = format!("/proc/self/fd/{}", held.as_raw_fd());
     rights.apply(|| File::options().write(true).custom_flags(libc::O_NOCTTY).open(path))
@@ -279,243 +281,262 @@ mod tests {
     }
 
     fn entries(folder: &Path) -> usize {
-        fs::read_dir(folder).expect("a folder").count()
+        fs::read_dir(folder).expect("the folder is readable").count()
     }
 
     #[test]
     fn a_stream_is_opened_through_a_link_of_ones_own() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder is created");
         let link = folder.path().join("null");
-        symlink("/dev/null", &link).expect("made");
-        let output = open(&link).expect("writable");
+        symlink("/dev/null", &link).expect("the link is created");
+        let output = open(&link).expect("the target is writable");
         assert!(matches!(output, Output::Stream { .. }));
-        output.commit(b"gone").expect("written");
-        assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
+        output.commit(b"gone").expect("the output is written");
+        assert!(fs::symlink_metadata(&link).expect("the path exists").is_symlink());
     }
 
     #[test]
     fn a_link_of_ones_own_to_a_file_is_replaced() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder is created");
         let (link, elsewhere) = (folder.path().join("link"), folder.path().join("elsewhere"));
         for target in [&elsewhere, &folder.path().join("missing")] {
-            fs::write(&elsewhere, "precious").expect("written");
+            fs::write(&elsewhere, "precious").expect("the file is written");
             let _ = fs::remove_file(&link);
-            symlink(target, &link).expect("made");
-            open(&link).expect("writable").commit(b"all of it").expect("written");
-            assert!(fs::symlink_metadata(&link).expect("there").is_file());
-            assert_eq!(fs::read(&elsewhere).expect("there"), b"precious");
+            symlink(target, &link).expect("the link is created");
+            open(&link)
+                .expect("the target is writable")
+                .commit(b"all of it")
+                .expect("the output is written");
+            assert!(fs::symlink_metadata(&link).expect("the path exists").is_file());
+            assert_eq!(fs::read(&elsewhere).expect("the file is readable"), b"precious");
         }
         assert_eq!(entries(folder.path()), 2);
     }
 
     #[test]
     fn links_that_lead_in_circles_or_to_folders() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder is created");
         let (one, other) = (folder.path().join("one"), folder.path().join("other"));
-        symlink(&other, &one).expect("made");
-        symlink("one", &other).expect("made");
-        open(&one).expect("replaced").commit(b"file").expect("written");
-        assert_eq!(fs::read(&one).expect("there"), b"file");
+        symlink(&other, &one).expect("the link is created");
+        symlink("one", &other).expect("the link is created");
+        open(&one)
+            .expect("the link is replaceable")
+            .commit(b"file")
+            .expect("the output is written");
+        assert_eq!(fs::read(&one).expect("the file is readable"), b"file");
         let link = folder.path().join("folder");
-        symlink(folder.path(), &link).expect("made");
-        let error = open(&link).expect_err("a folder").to_string();
+        symlink(folder.path(), &link).expect("the link is created");
+        let error = open(&link).expect_err("a link to a folder is refused").to_string();
         assert!(error.contains("it is a directory"), "{error}");
     }
 
     #[test]
     fn a_descriptor_is_written_where_it_stands_and_never_replaced() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder is created");
         let path = folder.path().join("out");
-        let given = File::create(&path).expect("made");
+        let given = File::create(&path).expect("the file is created");
         let number = given.as_raw_fd();
         let link = folder.path().join("stdout");
-        symlink(format!("/proc/self/fd/{number}"), &link).expect("made");
-        let error = open(&link).expect_err("it is our own").to_string();
+        symlink(format!("/proc/self/fd/{number}"), &link).expect("the link is created");
+        let error = open(&link)
+            .expect_err("a descriptor with FD_CLOEXEC is refused")
+            .to_string();
         assert!(error.contains("is not open for writing"), "{error}");
-        // As a shell gives it.
-        nix::fcntl::fcntl(&given, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).expect("set");
+        // A descriptor that a shell passes on does not have FD_CLOEXEC.
+        nix::fcntl::fcntl(&given, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
+            .expect("the flag is cleared");
         for path in [
             link.clone(),
             format!("/dev/fd/{number}").into(),
             format!("/proc/thread-self/fd/{number}").into(),
         ] {
-            let output = open(&path).expect("given");
+            let output = open(&path).expect("the descriptor is writable");
             assert!(matches!(output, Output::Stream { .. }), "{}", path.display());
-            output.commit(b"more.").expect("written");
+            output.commit(b"more.").expect("the output is written");
         }
-        assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
-        assert_eq!(fs::read(&path).expect("there"), b"more.more.more.");
-        let reading = File::open(&path).expect("there");
-        nix::fcntl::fcntl(&reading, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).expect("set");
-        let error = open(Path::new(&format!("/dev/fd/{}", reading.as_raw_fd()))).expect_err("for reading");
+        assert!(fs::symlink_metadata(&link).expect("the path exists").is_symlink());
+        assert_eq!(fs::read(&path).expect("the file is readable"), b"more.more.more.");
+        let reading = File::open(&path).expect("the file is readable");
+        nix::fcntl::fcntl(&reading, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
+            .expect("the flag is cleared");
+        let error = open(Path::new(&format!("/dev/fd/{}", reading.as_raw_fd())))
+            .expect_err("a descriptor for reading is refused");
         assert!(error.to_string().contains("is not open for writing"), "{error}");
     }
 
     #[test]
     fn what_is_read_is_never_written() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder is created");
         let path = folder.path().join("x.ctx");
-        fs::write(&path, "capture").expect("written");
+        fs::write(&path, "capture").expect("the file is written");
         let (link, second) = (folder.path().join("link"), folder.path().join("second"));
-        symlink("x.ctx", &link).expect("made");
-        fs::hard_link(&path, &second).expect("made");
+        symlink("x.ctx", &link).expect("the link is created");
+        fs::hard_link(&path, &second).expect("the link is created");
         let access = access().reading(DeviceInode::of_path(&path));
         let roundabout = folder
             .path()
             .join("../")
-            .join(folder.path().file_name().expect("named"))
+            .join(folder.path().file_name().expect("the folder has a name"))
             .join("x.ctx");
         for path in [path.clone(), link, second, roundabout] {
-            let error = Output::open(&file(&path), &access).expect_err("it is read").to_string();
-            assert!(error.contains("it is the file that is read"), "{error}");
+            let error = Output::open(&file(&path), &access)
+                .expect_err("an input file is refused")
+                .to_string();
+            assert!(error.contains("it is an input file of this command"), "{error}");
             assert!(place_of_capture(&path, true, &access).is_err());
         }
-        let appended = File::options().append(true).open(&path).expect("there");
-        nix::fcntl::fcntl(&appended, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).expect("set");
+        let appended = File::options().append(true).open(&path).expect("the file is readable");
+        nix::fcntl::fcntl(&appended, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
+            .expect("the flag is cleared");
         let by_descriptor = PathBuf::from(format!("/dev/fd/{}", appended.as_raw_fd()));
         assert!(Output::open(&file(&by_descriptor), &access).is_err());
-        assert_eq!(fs::read(&path).expect("there"), b"capture");
+        assert_eq!(fs::read(&path).expect("the file is readable"), b"capture");
     }
 
     #[test]
     fn two_outputs_do_not_go_to_one_place() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder is created");
         let access = access();
         let path = folder.path().join("out");
-        let output = Output::open(&file(&path), &access).expect("writable");
+        let output = Output::open(&file(&path), &access).expect("the target is writable");
         let same = folder.path().join(".").join("out");
         assert!(Output::open(&file(&same), &access).is_err());
         let through = folder.path().join("folder");
-        symlink(folder.path(), &through).expect("made");
+        symlink(folder.path(), &through).expect("the link is created");
         assert!(place_of_capture(&through.join("out"), true, &access).is_err());
-        output.commit(b"all of it").expect("written");
+        output.commit(b"all of it").expect("the output is written");
     }
 
     #[test]
     fn a_file_appears_when_it_is_complete_and_not_before() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder is created");
         let path = folder.path().join("out.json");
-        let output = open(&path).expect("writable");
+        let output = open(&path).expect("the target is writable");
         assert_eq!(entries(folder.path()), 0);
-        output.commit(b"all of it").expect("written");
-        assert_eq!(fs::read(&path).expect("there"), b"all of it");
-        assert_eq!(entries(folder.path()), 1, "nothing is left beside it");
+        output.commit(b"all of it").expect("the output is written");
+        assert_eq!(fs::read(&path).expect("the file is readable"), b"all of it");
+        assert_eq!(entries(folder.path()), 1, "the folder holds no other file");
     }
 
     #[test]
     fn what_is_streamed_appears_whole_or_not_at_all() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder is created");
         let path = folder.path().join("out.pftrace");
-        fs::write(&path, "old").expect("written");
+        fs::write(&path, "old").expect("the file is written");
         let error = open(&path)
-            .expect("writable")
+            .expect("the target is writable")
             .stream(|to| {
                 to.write_all(&vec![7; 2 * WRITTEN_AT_ONCE])?;
                 Err(io::Error::other("the source is gone"))
             })
-            .expect_err("given up");
+            .expect_err("the source fails");
         assert!(error.to_string().contains("the source is gone"), "{error}");
-        assert_eq!(fs::read(&path).expect("there"), b"old");
+        assert_eq!(fs::read(&path).expect("the file is readable"), b"old");
         open(&path)
-            .expect("writable")
+            .expect("the target is writable")
             .stream(|to| to.write_all(b"all ").and_then(|()| to.write_all(b"of it")))
-            .expect("written");
-        assert_eq!(fs::read(&path).expect("there"), b"all of it");
+            .expect("the output is written");
+        assert_eq!(fs::read(&path).expect("the file is readable"), b"all of it");
         assert_eq!(entries(folder.path()), 1);
     }
 
     #[test]
     fn a_folder_that_is_exchanged_is_still_the_one_that_was_opened() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder is created");
         let (sub, old) = (folder.path().join("sub"), folder.path().join("old"));
-        let elsewhere = tempfile::tempdir().expect("a folder");
-        fs::create_dir(&sub).expect("made");
-        let output = open(&sub.join("out")).expect("writable");
-        fs::rename(&sub, &old).expect("moved");
-        symlink(elsewhere.path(), &sub).expect("planted");
-        output.commit(b"all of it").expect("written");
-        assert_eq!(fs::read(old.join("out")).expect("there"), b"all of it");
+        let elsewhere = tempfile::tempdir().expect("a temporary folder is created");
+        fs::create_dir(&sub).expect("the folder is created");
+        let output = open(&sub.join("out")).expect("the target is writable");
+        fs::rename(&sub, &old).expect("the folder is renamed");
+        symlink(elsewhere.path(), &sub).expect("the link is created");
+        output.commit(b"all of it").expect("the output is written");
+        assert_eq!(fs::read(old.join("out")).expect("the file is readable"), b"all of it");
         assert_eq!(entries(elsewhere.path()), 0);
     }
 
     #[test]
     fn an_output_that_is_given_up_leaves_the_old_file() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder is created");
         let path = folder.path().join("out.json");
-        fs::write(&path, "old").expect("written");
-        drop(open(&path).expect("writable"));
-        assert_eq!(fs::read(&path).expect("there"), b"old");
+        fs::write(&path, "old").expect("the file is written");
+        drop(open(&path).expect("the target is writable"));
+        assert_eq!(fs::read(&path).expect("the file is readable"), b"old");
         assert_eq!(entries(folder.path()), 1);
     }
 
     #[test]
     fn a_capture_replaces_only_what_it_may() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder is created");
         let path = folder.path().join("run.ctx");
         let place = |path: &Path, force| place_of_capture(path, force, &access());
-        place(&path, false).expect("new");
-        assert_eq!(entries(folder.path()), 0, "finding the place makes nothing");
-        fs::write(&path, "old").expect("written");
-        let error = place(&path, false).expect_err("it exists");
+        place(&path, false).expect("a new path is accepted");
+        assert_eq!(entries(folder.path()), 0, "finding the place creates no file");
+        fs::write(&path, "old").expect("the file is written");
+        let error = place(&path, false).expect_err("an existing file is refused");
         assert!(error.to_string().contains("--force"), "{error}");
-        place(&path, true).expect("to be replaced");
-        assert!(place(folder.path(), true).is_err(), "a folder");
+        place(&path, true).expect("force allows replacing the file");
+        assert!(place(folder.path(), true).is_err(), "a folder is refused");
         for path in ["/dev/null", "/dev/stdout", "/dev/fd/2"] {
             assert!(place(Path::new(path), true).is_err(), "{path}");
         }
         let link = folder.path().join("link");
-        symlink("missing", &link).expect("made");
+        symlink("missing", &link).expect("the link is created");
         assert!(place(&link, false).is_err());
-        place(&link, true).expect("to be replaced");
+        place(&link, true).expect("force allows replacing the file");
     }
 
     #[test]
     fn a_file_gets_its_name_when_it_is_asked_for_and_not_before() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let place = OutputPlace::find(&folder.path().join("run.ctx"), &FileRights::default()).expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder is created");
+        let place =
+            OutputPlace::find(&folder.path().join("run.ctx"), &FileRights::default()).expect("the folder opens");
         let path = folder.path().join("run.ctx");
         let (nameless, named) = (|| place.folder().nameless_file(), || place.folder().named_file());
         for make in [&nameless as &dyn Fn() -> _, &named] {
             let _ = fs::remove_file(&path);
             for (text, replace) in [("the first", Replace::No), ("the second", Replace::Yes)] {
-                let mut file = make().expect("writable");
+                let mut file = make().expect("the target is writable");
                 file.writer()
                     .and_then(|mut to| to.write_all(text.as_bytes()))
-                    .expect("written");
+                    .expect("the output is written");
                 assert!(!fs::read(&path).is_ok_and(|there| there == text.as_bytes()));
-                file.put_at(&place, replace).expect("put there");
+                file.put_at(&place, replace).expect("the file gets its name");
                 drop(file);
-                assert_eq!(fs::read(&path).expect("there"), text.as_bytes());
+                assert_eq!(fs::read(&path).expect("the file is readable"), text.as_bytes());
             }
             let error = make()
-                .expect("writable")
+                .expect("the target is writable")
                 .put_at(&place, Replace::No)
-                .expect_err("taken");
+                .expect_err("an existing file is not replaced");
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-            assert_eq!(fs::read(&path).expect("there"), b"the second");
-            assert_eq!(entries(folder.path()), 1, "of one that is given up nothing is left");
+            assert_eq!(fs::read(&path).expect("the file is readable"), b"the second");
+            assert_eq!(
+                entries(folder.path()),
+                1,
+                "a file that was dropped without a name is removed"
+            );
         }
     }
 
     #[test]
     fn paths_that_cannot_be_written_are_found_at_once() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder is created");
         for path in [
             folder.path().to_owned(),
             folder.path().join("missing/out.json"),
             folder.path().join("new/"),
             PathBuf::from("/"),
         ] {
-            let error = open(&path).expect_err("not writable");
+            let error = open(&path).expect_err("the path is refused");
             assert!(error.to_string().starts_with("cannot write "), "{error}");
         }
     }
 
     #[test]
     fn a_device_is_written_to_and_stays() {
-        let output = open(Path::new("/dev/null")).expect("writable");
+        let output = open(Path::new("/dev/null")).expect("the target is writable");
         assert!(output.path().is_none());
-        output.commit(b"gone").expect("written");
+        output.commit(b"gone").expect("the output is written");
         assert!(Path::new("/dev/null").exists());
     }
 

@@ -1,11 +1,11 @@
-//! A place for a file: a folder that is held by a descriptor, and a name in it.
+//! The place of an output file: a folder that is held open by a descriptor, and a file name in that folder.
 //!
-//! A path is resolved once. From then on the folder is known by its descriptor, so it does not matter what happens to the path.
-//! Everything is done with the rights of the user for whom the file is made ([`FileRights`]), so whoever exchanges something
-//! under way gains nothing.
+//! A path is resolved once. From then on the folder is used through its descriptor, so later changes of the path have no effect.
+//! All file operations use the rights of the user for whom the file is made ([`FileRights`]), so an attacker who exchanges files
+//! or folders during the run gains nothing.
 //!
-//! A file has no name until it is complete (`O_TMPFILE`): nothing is left of it however this process ends. Where the file system
-//! has no files without a name, it is called `.ctxtrace-…` until then.
+//! A file has no name until it is complete (`O_TMPFILE`), so nothing is left of it if this process ends early. On a file system
+//! without `O_TMPFILE` the file has a temporary name, `.ctxtrace-…`, until it is complete.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -25,13 +25,13 @@ use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use crate::target::user::FileRights;
 
-/// How many symbolic links may lead from one to the next (kernel: `MAXSYMLINKS`).
+/// Maximum length of a chain of symbolic links (kernel: `MAXSYMLINKS`). A longer chain fails with `ELOOP`.
 const MOST_LINKS: u32 = 40;
 
-/// What a file is made with, as far as the mask of this process allows.
+/// Mode of a new file, before the umask of this process is applied.
 const NEW_FILE: u32 = 0o666;
 
-/// Which file it is, whatever the path that leads to it.
+/// The identity of a file, which does not depend on the path that leads to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceInode {
     device: u64,
@@ -48,13 +48,14 @@ impl From<&FileStat> for DeviceInode {
 }
 
 impl DeviceInode {
-    /// The file that a descriptor is of; `None` if what is read from it is not what was written to it, as with a terminal.
+    /// The file that a descriptor refers to; `None` if it is a character device such as a terminal, from which one does not read
+    /// what was written to it.
     #[must_use]
     pub fn of_descriptor(fd: impl AsFd) -> Option<Self> {
         fstat(fd).ok().and_then(|stat| Self::of_content(&stat))
     }
 
-    /// The file that a path leads to.
+    /// The file that a path leads to; `None` if there is no such file, or if it is a character device.
     #[must_use]
     pub fn of_path(path: &Path) -> Option<Self> {
         stat(path).ok().and_then(|stat| Self::of_content(&stat))
@@ -65,34 +66,35 @@ impl DeviceInode {
     }
 }
 
-/// A folder, held open.
+/// A folder that is held open, and the rights with which it is used.
 #[derive(Clone, Debug)]
 pub struct OutputFolder {
     fd: Arc<OwnedFd>,
     rights: FileRights,
 }
 
-/// A folder, and a name in it.
+/// A folder and a file name in it.
 #[derive(Clone, Debug)]
 pub struct OutputPlace {
     folder: OutputFolder,
     name: OsString,
 }
 
-/// What is at a place.
+/// What exists at a place.
 #[derive(Debug)]
 pub(super) enum Existing {
-    /// Nothing, so far.
+    /// Nothing exists there yet.
     Nothing,
-    /// A file, or a symbolic link of the user's own to one: a new file takes its place. Its identity, if it is known.
+    /// A file, or a symbolic link of the user to a file or to nothing. The new file replaces it. The value is the identity of the
+    /// file, if it is known.
     Replaceable(Option<DeviceInode>),
-    /// A device or a pipe, held open, to be opened for writing.
+    /// A device or a pipe, held with `O_PATH`. It must be opened for writing.
     Stream(OwnedFd),
-    /// A descriptor of this process, under its number.
+    /// A descriptor of this process with this number.
     Descriptor(i32),
 }
 
-/// A file that is written with the rights of the user for whom it is made.
+/// An open file that is written with the rights of the user for whom it is made.
 #[derive(Debug)]
 pub struct UserFile {
     file: File,
@@ -111,7 +113,7 @@ impl UserFile {
         Ok(Self::new(self.file.try_clone()?, &self.rights))
     }
 
-    /// The file itself, for reading.
+    /// Returns the file itself, for reading.
     #[must_use]
     pub fn into_file(self) -> File {
         self.file
@@ -135,20 +137,20 @@ impl Write for UserFile {
     }
 }
 
-/// Whether a name that is taken is given to the new file.
+/// Whether a new file replaces an existing file of the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replace {
-    /// It is.
+    /// The new file replaces the existing one.
     Yes,
-    /// It is an error.
+    /// An existing file is an error.
     No,
 }
 
-/// A file that has no name yet. If it never gets one, nothing is left of it.
+/// A file that has no name yet. If it is dropped before it gets a name, nothing is left of it.
 #[derive(Debug)]
 pub struct NamelessFile {
     file: UserFile,
-    /// Where the file system has no files without a name: its folder, and how it is called there.
+    /// On a file system without `O_TMPFILE`: the folder of the file and its temporary name there.
     temporary: Option<(OutputFolder, String)>,
 }
 
@@ -157,7 +159,7 @@ impl OutputFolder {
     ///
     /// # Errors
     ///
-    /// If there is none that the user can reach.
+    /// If the folder does not exist, or if the user cannot reach it.
     pub fn open(path: &Path, rights: &FileRights) -> io::Result<Self> {
         Self::open_at(AT_FDCWD, path, rights)
     }
@@ -175,11 +177,11 @@ impl OutputFolder {
         })
     }
 
-    /// Opens a path, or what there is of it: the deepest folder that is there, and the names of those that are not.
+    /// Opens the deepest folder of a path that exists. Returns it together with the names of the missing folders below it.
     ///
     /// # Errors
     ///
-    /// If there is something else than a folder in the way, or a symbolic link of somebody who is neither the user nor root.
+    /// If a component of the path exists and is not a folder, or is a symbolic link that belongs neither to the user nor to root.
     pub fn open_deepest(path: &Path, rights: &FileRights) -> io::Result<(Self, Vec<OsString>)> {
         Self::deepest_at(AT_FDCWD, path, rights, 0)
     }
@@ -205,7 +207,7 @@ impl OutputFolder {
         Ok((folder, missing))
     }
 
-    /// The folder of this name in it, if there is one. A symbolic link is followed if it is the user's own or root's.
+    /// Opens the subfolder of this name, if it exists. A symbolic link is followed if it belongs to the user or to root.
     fn subfolder_following(&self, name: &OsStr, links: u32) -> io::Result<Option<Self>> {
         let Some((fd, stat)) = self.look_at(name)? else {
             return Ok(None);
@@ -224,16 +226,16 @@ impl OutputFolder {
             (folder, missing) if missing.is_empty() => Ok(Some(folder)),
             _ => Err(io::Error::new(
                 io::ErrorKind::NotADirectory,
-                "it is a symbolic link that leads to no folder: remove it, or make the folder",
+                "it is a symbolic link that does not lead to a folder: remove it, or create the folder",
             )),
         }
     }
 
-    /// The folder of this name in it, if there is one. A symbolic link counts as none.
+    /// Opens the subfolder of this name, if it exists. A symbolic link is not followed.
     ///
     /// # Errors
     ///
-    /// If there is something else of that name.
+    /// If the name belongs to something other than a folder, for example to a symbolic link.
     pub fn subfolder(&self, name: &OsStr) -> io::Result<Option<Self>> {
         match self.look_at(name)? {
             Some((_, stat)) if kind(&stat) == SFlag::S_IFLNK => Err(not_followed(&stat)),
@@ -242,11 +244,11 @@ impl OutputFolder {
         }
     }
 
-    /// The same; if there is none, it is made. The flag says whether it was.
+    /// Opens the subfolder of this name, and creates it if it does not exist. The flag is true if it was created.
     ///
     /// # Errors
     ///
-    /// If there is something else of that name, or it cannot be made.
+    /// If the name belongs to something other than a folder, or if the folder cannot be created.
     pub fn subfolder_or_new(&self, name: &OsStr) -> io::Result<(Self, bool)> {
         if let Some(folder) = self.subfolder(name)? {
             return Ok((folder, false));
@@ -260,9 +262,9 @@ impl OutputFolder {
         Ok((folder, made))
     }
 
-    /// Removes a folder in it, if nothing is in that one.
+    /// Removes a subfolder if it is empty.
     pub fn remove_empty_subfolder(&self, name: &OsStr) {
-        // A folder that something is in stays, and so does one that is gone already.
+        // The error is ignored: a folder that is not empty stays, and a folder that does not exist needs no removal.
         let _ = self
             .rights
             .apply(|| Ok(unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir)?));
@@ -272,7 +274,7 @@ impl OutputFolder {
         if kind(stat) != SFlag::S_IFDIR {
             return Err(io::Error::new(
                 io::ErrorKind::NotADirectory,
-                "it is a file, and the tables need a folder",
+                "it is a file, but the tables need a folder: give the path of a folder",
             ));
         }
         Ok(Self {
@@ -281,7 +283,8 @@ impl OutputFolder {
         })
     }
 
-    /// Holds what has this name, be it a link, and says what it is; `None` if there is nothing.
+    /// Opens whatever has this name with `O_PATH`, without following a link, and reads its metadata; `None` if nothing has the
+    /// name.
     fn look_at(&self, name: &OsStr) -> io::Result<Option<(OwnedFd, FileStat)>> {
         self.rights.apply(|| {
             let fd = match openat(&self.fd, name, OFlag::O_NOFOLLOW | HELD, Mode::empty()) {
@@ -294,21 +297,21 @@ impl OutputFolder {
         })
     }
 
-    /// Finds out whether a file can be made in it, by making one that is gone at once. The kernel's answer to `faccessat` is no
-    /// substitute: in `/proc` root has all rights, and can make no file.
+    /// Checks that a file can be created in the folder, by creating one and dropping it at once. `faccessat` cannot replace this:
+    /// it grants root all rights in `/proc`, where no file can be created.
     ///
     /// # Errors
     ///
-    /// If no file can be made.
+    /// If no file can be created.
     pub fn check_writable(&self) -> io::Result<()> {
         self.nameless_file().map(drop)
     }
 
-    /// A file that has no name, and that gets none; it can be read too.
+    /// Creates a temporary file that never gets a name. It can be written and read.
     ///
     /// # Errors
     ///
-    /// If there can be none.
+    /// If no file can be created in the folder.
     pub fn scratch_file(&self) -> io::Result<UserFile> {
         if let Some(file) = self.without_a_name(OFlag::O_RDWR)? {
             return Ok(file);
@@ -318,11 +321,11 @@ impl OutputFolder {
         Ok(file)
     }
 
-    /// A file that is to get a name.
+    /// Creates a file that gets its name later, with [`NamelessFile::put_at`] or [`NamelessFile::put_in`].
     ///
     /// # Errors
     ///
-    /// If there can be none.
+    /// If no file can be created in the folder.
     pub fn nameless_file(&self) -> io::Result<NamelessFile> {
         if let Some(file) = self.without_a_name(OFlag::O_WRONLY)? {
             return Ok(NamelessFile { file, temporary: None });
@@ -330,7 +333,7 @@ impl OutputFolder {
         self.named_file()
     }
 
-    /// The same where the file system has no files without a name.
+    /// Creates such a file with a temporary name, for a file system without `O_TMPFILE`.
     pub(super) fn named_file(&self) -> io::Result<NamelessFile> {
         let (file, name) = self.temporary_file(OFlag::O_WRONLY)?;
         Ok(NamelessFile {
@@ -339,7 +342,7 @@ impl OutputFolder {
         })
     }
 
-    /// `None` if the file system has no files without a name.
+    /// Creates a file with `O_TMPFILE`; `None` if the file system does not support that.
     fn without_a_name(&self, access: OFlag) -> io::Result<Option<UserFile>> {
         let flags = OFlag::O_TMPFILE | OFlag::O_CLOEXEC | access;
         let mode = Mode::from_bits_truncate(NEW_FILE);
@@ -358,7 +361,7 @@ impl OutputFolder {
         Ok((UserFile::new(fd.into(), &self.rights), name))
     }
 
-    /// Does something with a name that is not taken.
+    /// Calls `make` with random temporary names until one does not exist yet. Fails with `EEXIST` after 100 attempts.
     fn with_temporary_name<T>(&self, mut make: impl FnMut(&str) -> nix::Result<T>) -> io::Result<(T, String)> {
         const ATTEMPTS: usize = 100;
         self.rights.apply(|| {
@@ -375,31 +378,35 @@ impl OutputFolder {
     }
 
     fn remove(&self, name: &str) {
-        // What cannot be removed stays.
+        // The error is ignored: a file that cannot be removed stays.
         let _ = self
             .rights
             .apply(|| Ok(unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)?));
     }
 }
 
-/// How what is only looked at, or is a folder, is opened.
+/// Flags for opening a folder, or a file that is only examined.
 const HELD: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 
 impl OutputPlace {
-    /// Finds the folder of a path.
+    /// Opens the folder of a path and splits off the file name.
     ///
     /// # Errors
     ///
-    /// If there is no folder, or no name.
+    /// If the folder cannot be opened, or if the path has no file name.
     pub fn find(path: &Path, rights: &FileRights) -> io::Result<Self> {
         Self::find_at(AT_FDCWD, path, rights)
     }
 
     fn find_at(at: BorrowedFd<'_>, path: &Path, rights: &FileRights) -> io::Result<Self> {
         let no_file = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
-        let name = path.file_name().ok_or_else(|| no_file("it names no file"))?;
+        let name = path
+            .file_name()
+            .ok_or_else(|| no_file("the path has no file name: give the path of a file"))?;
         if path.as_os_str().as_bytes().ends_with(b"/") {
-            return Err(no_file("it names a folder, because of the / at its end"));
+            return Err(no_file(
+                "the path ends in / and so names a folder: give the path of a file",
+            ));
         }
         Ok(Self {
             folder: OutputFolder::open_at(at, path.parent().unwrap_or(Path::new("")), rights)?,
@@ -407,19 +414,19 @@ impl OutputPlace {
         })
     }
 
-    /// The folder.
+    /// The folder of the place.
     #[must_use]
     pub fn folder(&self) -> &OutputFolder {
         &self.folder
     }
 
-    /// Whether both are one place.
+    /// Whether both places are the same: the same name in the same folder.
     pub(super) fn is(&self, other: &Self) -> bool {
         let identity = |place: &Self| fstat(&place.folder.fd).ok().map(|stat| DeviceInode::from(&stat));
         self.name == other.name && identity(self) == identity(other)
     }
 
-    /// Looks at what is there, and refuses what is somebody else's.
+    /// Examines what exists at the place. Files that the user must not replace or write to are an error.
     pub(super) fn existing(&self) -> io::Result<Existing> {
         self.existing_after(0)
     }
@@ -442,13 +449,13 @@ impl OutputPlace {
             SFlag::S_IFDIR => Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory")),
             SFlag::S_IFLNK if links == MOST_LINKS => Err(Errno::ELOOP.into()),
             SFlag::S_IFLNK => {
-                let behind = if is_own || stat.st_uid == 0 {
+                let target = if is_own || stat.st_uid == 0 {
                     self.behind_link(&fd, links)
                 } else {
                     Ok(Existing::Nothing)
                 };
-                match behind {
-                    // As /dev/stdout is one.
+                match target {
+                    // Such links may belong to root: /dev/stdout is one.
                     Ok(Existing::Descriptor(number)) => Ok(Existing::Descriptor(number)),
                     _ if !is_own => Err(not_followed(&stat)),
                     Ok(Existing::Stream(fd)) => Ok(Existing::Stream(fd)),
@@ -463,10 +470,10 @@ impl OutputPlace {
                 stat.st_uid
             )),
             SFlag::S_IFCHR => refused(format!(
-                "it is a device of user {}: give the path of a file",
+                "it is a device that belongs to user {}: give the path of a file",
                 stat.st_uid
             )),
-            _ => refused("it is no file, pipe or terminal: give the path of a file".to_owned()),
+            _ => refused("it is not a file, a pipe or a character device: give the path of a file".to_owned()),
         }
     }
 
@@ -484,17 +491,19 @@ impl OutputPlace {
         stat.ok().map(|stat| DeviceInode::from(&stat))
     }
 
-    /// The number of the descriptor of this process that the place stands for, if it is in `/proc/self/fd`.
+    /// The number of the descriptor of this process that the place stands for, if its folder is `/proc/self/fd` or
+    /// `/proc/thread-self/fd`.
     fn own_descriptor(&self) -> io::Result<Option<i32>> {
         let Some(number) = self.name.to_str().and_then(|name| name.parse().ok()) else {
             return Ok(None);
         };
         let folder = DeviceInode::from(&fstat(&self.folder.fd)?);
-        let is_it = |path: &str| stat(path).is_ok_and(|stat| DeviceInode::from(&stat) == folder);
-        Ok((is_it("/proc/self/fd") || is_it("/proc/thread-self/fd")).then_some(number))
+        let is_folder = |path: &str| stat(path).is_ok_and(|stat| DeviceInode::from(&stat) == folder);
+        Ok((is_folder("/proc/self/fd") || is_folder("/proc/thread-self/fd")).then_some(number))
     }
 
-    /// In a folder like `/tmp`, where anybody makes files, only its owner replaces one.
+    /// Checks the rule of sticky folders such as `/tmp`: a file may be replaced only by its owner, by the owner of the folder, or
+    /// by root.
     fn check_replaceable(&self, file: &FileStat) -> io::Result<()> {
         let folder = fstat(&self.folder.fd)?;
         let user = self.folder.rights.user();
@@ -503,7 +512,7 @@ impl OutputPlace {
             return Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
                 format!(
-                    "it is a file of user {}, and nobody else may replace it in this folder: give another path",
+                    "it is a file of user {}, and other users may not replace it in this folder: give another path",
                     file.st_uid
                 ),
             ));
@@ -513,29 +522,29 @@ impl OutputPlace {
 }
 
 impl NamelessFile {
-    /// What is written to it.
+    /// Returns a second handle of the file, for writing to it.
     ///
     /// # Errors
     ///
-    /// If there are no descriptors left.
+    /// If no descriptor is available.
     pub fn writer(&self) -> io::Result<UserFile> {
         self.file.try_clone()
     }
 
-    /// Gives it its name.
+    /// Gives the file the name of this place.
     ///
     /// # Errors
     ///
-    /// If it cannot have that name.
+    /// If the file cannot get that name.
     pub fn put_at(&mut self, place: &OutputPlace, replace: Replace) -> io::Result<()> {
         self.put_in(&place.folder, &place.name, replace)
     }
 
-    /// Gives it a name in a folder of the same file system. No signal comes between the steps.
+    /// Gives the file a name in a folder of the same file system. Signals are blocked meanwhile.
     ///
     /// # Errors
     ///
-    /// If it cannot have that name.
+    /// If the file cannot get that name.
     pub fn put_in(&mut self, folder: &OutputFolder, name: &OsStr, replace: Replace) -> io::Result<()> {
         without_signals(|| {
             folder.rights.apply(|| match self.temporary.take() {
@@ -558,7 +567,7 @@ impl NamelessFile {
             Err(Errno::EEXIST) if replace == Replace::Yes => {}
             other => return Ok(other?),
         }
-        // The kernel replaces a file only by renaming, which takes another name first.
+        // Only a rename can replace a file, and a rename needs a file that has a name: link it to a temporary name first.
         let ((), temporary) = folder.with_temporary_name(|name| link(OsStr::new(name)))?;
         let renamed = renameat(&folder.fd, temporary.as_str(), &folder.fd, name);
         if renamed.is_err() {
@@ -587,7 +596,7 @@ fn rename_to(
         return Ok(renameat(&from.fd, temporary, &folder.fd, name)?);
     }
     match renameat2(&from.fd, temporary, &folder.fd, name, RenameFlags::RENAME_NOREPLACE) {
-        // NFS does not know of it, and has links.
+        // NFS does not support RENAME_NOREPLACE, but it has hard links.
         Err(Errno::EINVAL | Errno::ENOSYS) => {
             linkat(&from.fd, temporary, &folder.fd, name, AtFlags::empty())?;
             from.remove(temporary);
@@ -597,7 +606,7 @@ fn rename_to(
     }
 }
 
-/// Does something while no signal can end this process, but for `SIGKILL`.
+/// Runs `work` with all signals blocked. Only `SIGKILL` can end this process meanwhile.
 fn without_signals<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
     let done = work();
@@ -605,7 +614,8 @@ fn without_signals<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     done
 }
 
-/// Another descriptor of what this process was given under a number: a file, a pipe, a terminal.
+/// Duplicates a descriptor that this process inherited, by its number. It may refer to a file, a pipe or a terminal. Fails if the
+/// descriptor was not inherited or is not open for writing.
 pub(super) fn inherited_descriptor(number: i32) -> io::Result<File> {
     let not_given = || {
         io::Error::new(
@@ -616,16 +626,16 @@ pub(super) fn inherited_descriptor(number: i32) -> io::Result<File> {
     if number < 0 {
         return Err(not_given());
     }
-    // SAFETY: it is used in this function only, and a number that is not open is answered by an error.
+    // SAFETY: the borrow ends with this function, and for a number that is not open `fcntl` returns an error.
     let fd = unsafe { BorrowedFd::borrow_raw(number) };
-    // What this process has opened itself is marked so that no program it starts inherits it.
+    // A descriptor that this process opened itself has FD_CLOEXEC. It was not inherited.
     let flags = fcntl(fd, FcntlArg::F_GETFD).map_err(|_| not_given())?;
     let mode = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?) & OFlag::O_ACCMODE;
     if FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC) || mode == OFlag::O_RDONLY {
         return Err(not_given());
     }
     let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(3))?;
-    // SAFETY: the kernel has just given this descriptor.
+    // SAFETY: the kernel has just returned this descriptor, and no other owner exists.
     Ok(unsafe { File::from_raw_fd(copy) })
 }
 
@@ -637,7 +647,7 @@ fn not_followed(link: &FileStat) -> io::Error {
     io::Error::new(
         io::ErrorKind::PermissionDenied,
         format!(
-            "it is a symbolic link of user {}, and it is not followed: remove it, or give another path",
+            "it is a symbolic link of user {}, so it is not followed: remove it, or give another path",
             link.st_uid
         ),
     )

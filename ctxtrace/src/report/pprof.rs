@@ -1,12 +1,12 @@
-//! Stacks as a profile: the protobuf that `go tool pprof`, Pyroscope, Parca, speedscope and many others read
-//! (`profile.proto` in pprof's repository), packed by gzip.
+//! Renders stacks as a pprof profile: the protobuf that `go tool pprof`, Pyroscope, Parca, speedscope and others read
+//! (`profile.proto` in pprof's repository), compressed by gzip.
 //!
-//! A sample is the switch-outs with one stack: how many (`switches/count`) and their time off the CPU
-//! (`off_cpu/nanoseconds`). What the thread was doing is in its labels, where a reader can group and filter by it
-//! (`pprof -tagroot=task`, `-tagfocus`): `task`, `task type`, `class`, `reason` and `thread`. Inlined functions are lines of the place they are
-//! inlined into. A frame in brackets is no function but the reason why there is none.
+//! A sample has the switch-outs with the same stack and labels: their number (`switches/count`) and their time off the CPU
+//! (`off_cpu/nanoseconds`). The labels say what the thread was doing: `task`, `task type`, `class`, `reason` and `thread`. A
+//! reader can group and filter by them (`pprof -tagroot=task`, `-tagfocus`). Inlined functions are lines of the location that
+//! they are inlined into. A frame in brackets is not a function, but the reason why there is no function.
 //!
-//! The samples add up to the ledger: what did not fit the table of sums is there with its class.
+//! The samples add up to the ledger: switch-outs that did not fit the table of sums are included with their class only.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -97,7 +97,7 @@ struct Location {
     id: u64,
     #[prost(uint64, tag = "2")]
     mapping_id: u64,
-    /// Innermost first: what was inlined before what it was inlined into.
+    /// Innermost first: an inlined function comes before the function that it was inlined into.
     #[prost(message, repeated, tag = "4")]
     line: Vec<Line>,
 }
@@ -112,34 +112,35 @@ struct Line {
 struct Function {
     #[prost(uint64, tag = "1")]
     id: u64,
-    /// There is no `system_name`: pprof would take one that is the same for a mangled name, and cut what is between `<` and `>`.
+    /// The field `system_name` is left out. If it equalled the name, pprof would take the name for a mangled one, and would
+    /// remove the text between `<` and `>`.
     #[prost(int64, tag = "2")]
     name: i64,
 }
 
-// Functions have their names already, so a reader need not look for any.
+// Ids of the two mappings. Both declare that their functions have names, so a reader does not look for symbols.
 const PROGRAM: u64 = 1;
 const KERNEL: u64 = 2;
 
-/// Things by number, in the order in which they were first met.
+/// Distinct values, numbered from 0 in the order in which they were first added.
 #[derive(Default)]
 struct Numbered<T>(HashMap<T, u64>, Vec<T>);
 
 impl<T: Clone + Eq + Hash> Numbered<T> {
-    fn number(&mut self, thing: T) -> u64 {
+    fn number(&mut self, value: T) -> u64 {
         let next = self.1.len() as u64;
-        let Self(numbers, things) = self;
-        *numbers.entry(thing).or_insert_with_key(|thing| {
-            things.push(thing.clone());
+        let Self(numbers, values) = self;
+        *numbers.entry(value).or_insert_with_key(|value| {
+            values.push(value.clone());
             next
         })
     }
 }
 
-/// A place in a stack: the mapping, and the functions by the numbers of their names, innermost first.
+/// A location in a stack: the id of the mapping, and its functions by the numbers of their names, innermost first.
 type Place = (u64, Vec<i64>);
 
-/// What samples are told apart by: the places, innermost first, and the labels.
+/// The key of a sample: the ids of the locations, innermost first, and the labels.
 type Key = (Vec<u64>, Vec<(i64, i64)>);
 
 #[derive(Default)]
@@ -154,7 +155,7 @@ struct Builder {
 impl Builder {
     fn new() -> Self {
         let mut builder = Self::default();
-        // The format wants the first one to be empty.
+        // The format requires that the first string is empty.
         builder.string("");
         builder
     }
@@ -163,7 +164,7 @@ impl Builder {
         self.strings.number(text.to_owned()) as i64
     }
 
-    /// Places are numbered from 1 on, as functions are.
+    /// Returns the id of a location. Ids of locations begin with 1, as those of functions do.
     fn place(&mut self, mapping: u64, functions: Vec<i64>) -> u64 {
         for &name in &functions {
             self.functions.number(name);
@@ -171,7 +172,7 @@ impl Builder {
         self.places.number((mapping, functions)) + 1
     }
 
-    /// A stack, outermost frame first, as places, innermost first.
+    /// Converts a stack, outermost frame first, to the ids of its locations, innermost first.
     fn stack(&mut self, frames: &[Frame]) -> Vec<u64> {
         let mut places = Vec::new();
         let mut inlined = Vec::new();
@@ -190,7 +191,7 @@ impl Builder {
             }
         }
         if !inlined.is_empty() {
-            // What it was inlined into has no name.
+            // The function that these are inlined into has no name.
             places.push(self.place(PROGRAM, inlined));
         }
         places
@@ -228,11 +229,11 @@ impl Builder {
     }
 }
 
-/// Renders the switch-outs of a run.
+/// Renders the switch-outs of a run as a compressed profile.
 ///
 /// # Errors
 ///
-/// If it cannot be packed, which takes nothing but memory.
+/// If compression fails. It writes to memory, so this is not expected.
 pub fn render(info: &Info, run: &Run, labels: &Labels) -> io::Result<Vec<u8>> {
     let mut encoder = GzBuilder::new().write(Vec::new(), Compression::default());
     encoder.write_all(&profile(info, run, labels).encode_to_vec())?;
@@ -242,7 +243,7 @@ pub fn render(info: &Info, run: &Run, labels: &Labels) -> io::Result<Vec<u8>> {
 fn profile(info: &Info, run: &Run, labels: &Labels) -> Profile {
     let mut builder = Builder::new();
     let types = task_types(&run.aggregates, &run.symbols);
-    // The order of the kernel's table is any.
+    // Sorted, because the order of the BPF map is arbitrary and the output must not depend on it.
     let mut sums: Vec<_> = run.aggregates.switch_sums.iter().collect();
     sums.sort_by_key(|(key, _)| key);
     for (key, sum) in sums {
@@ -331,7 +332,7 @@ fn finished(mut builder: Builder, info: &Info, run: &Run, labels: &Labels) -> Pr
     }
 }
 
-/// The format has no other numbers.
+/// Converts a number to the signed type of the format. Larger values become `i64::MAX`.
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -371,7 +372,8 @@ mod tests {
         key
     }
 
-    /// A task that blocks in two places, a parked worker, a thread with a name that wants to be more, and what did not fit.
+    /// A run with a task that blocks at two places, a parked worker, a thread with a hostile name, and switch-outs that did not
+    /// fit the table of sums.
     fn run() -> Run {
         let mut aggregates = build::aggregates(vec![]);
         let sum = |count, off_cpu_ns| SwitchSum { count, off_cpu_ns };
@@ -422,7 +424,7 @@ mod tests {
             subject: "task-pool, buffer 0".to_owned(),
             lost: Some("11 switches by stack".to_owned()),
         };
-        Decoded::read(&render(&info(Mode::TaskPool), run, &labels).expect("packed"))
+        Decoded::read(&render(&info(Mode::TaskPool), run, &labels).expect("the profile renders"))
     }
 
     #[test]
@@ -478,7 +480,7 @@ mod tests {
                 subject: String::new(),
                 lost: None,
             };
-            render(&info(Mode::Task), &run(), &labels).expect("packed")
+            render(&info(Mode::Task), &run(), &labels).expect("the profile renders")
         };
         assert!(bytes() == bytes());
     }

@@ -1,4 +1,4 @@
-//! The article's table, for a terminal and as Markdown.
+//! The table of `ctxtrace suite` (the article's cases), for a terminal and as Markdown.
 
 use std::fmt::Write;
 
@@ -8,22 +8,22 @@ use super::table::{Style, plain_table, shortened, without_trailing_spaces, wrapp
 use crate::analyze::suite::{Row, Suite};
 use crate::units::{significant, thousands};
 
-/// A longer name of a case is shortened.
+/// Maximum length of a case's name in the terminal table, in characters. A longer name is shortened in its middle.
 const LONGEST_NAME: usize = 24;
 
-/// Where a figure is not to be had.
+/// Shown in place of a figure that is unavailable.
 const NONE: &str = "–";
 
-/// Whose figures stand beside the measured ones.
+/// The source of the article's figures, which are shown beside the measured ones.
 const ARTICLE: &str =
     "Article: \"Lightweight Tasks Switch in Go vs Rust\", measured on a notebook with 4 cores at 2.4 GHz.";
 
-/// The table for a terminal.
+/// Renders the table for a terminal.
 #[must_use]
 pub fn render(suite: &Suite, style: Style) -> String {
     let mut text = String::new();
     if !suite.complete {
-        let _ = writeln!(text, "{}\n", style.red("PARTIAL: not every case was run to its end"));
+        let _ = writeln!(text, "{}\n", style.red("PARTIAL: not every case ran to its end"));
     }
     let _ = writeln!(text, "{}\n", style.bold(&headline(suite)));
     for line in without_trailing_spaces(&narrow(suite)).lines() {
@@ -46,7 +46,7 @@ pub fn render(suite: &Suite, style: Style) -> String {
     text
 }
 
-/// The table as GitHub's Markdown.
+/// Renders the table as GitHub's Markdown.
 #[must_use]
 pub fn markdown(suite: &Suite) -> String {
     let mut table = cells(suite, " ");
@@ -75,14 +75,15 @@ fn headline(suite: &Suite) -> String {
     )
 }
 
-/// What a terminal has room for: messages a second are in Markdown and JSON, kernel switches in a sentence of their own.
+/// The columns that fit a terminal. Messages per second are only in Markdown and JSON, and the costs of kernel switches are in a
+/// separate sentence.
 fn narrow(suite: &Suite) -> Table {
     let header = [
         "\n\nCase",
-        "ns a\nmessage\n(median)",
+        "ns per\nmessage\n(median)",
         "least\nto\nmost",
-        "article:\nns a\nmessage",
-        "kernel\nswitches\na message",
+        "article:\nns per\nmessage",
+        "kernel\nswitches\nper message",
         "task switches\nthat hit\nthe kernel",
     ];
     let mut table = plain_table(&header);
@@ -103,7 +104,8 @@ fn narrow(suite: &Suite) -> Table {
     table
 }
 
-/// What a kernel switch takes, where a message is made of them.
+/// A sentence with the cost of a kernel switch, measured in the cases whose messages consist of kernel switches; `None` if there
+/// is no such case.
 fn kernel_switches(suite: &Suite) -> Option<String> {
     let costs: Vec<String> = suite
         .rows
@@ -120,16 +122,16 @@ fn kernel_switches(suite: &Suite) -> Option<String> {
     })
 }
 
-/// For Markdown; `line_end` separates the lines of the header.
+/// The table for Markdown. `line_end` separates the two lines of each header cell.
 fn cells(suite: &Suite, line_end: &str) -> Table {
     const HEADER: [[&str; 2]; 8] = [
         ["", "Case"],
-        ["messages", "a second"],
-        ["ns a message", "(least to most)"],
+        ["messages", "per second"],
+        ["ns per message", "(least to most)"],
         ["", "article"],
-        ["kernel switches", "a message"],
+        ["kernel switches", "per message"],
         ["task switches that", "hit the kernel"],
-        ["ns a kernel", "switch"],
+        ["ns per kernel", "switch"],
         ["", "article"],
     ];
     let mut table = Table::new();
@@ -180,7 +182,7 @@ fn share(share: f64) -> String {
 
 fn notes(suite: &Suite) -> String {
     let mut text = format!(
-        "Speed: median of untraced runs. Counts: median of traced runs, interleaved with those.\n\
+        "Speed: median of untraced runs. Counts: median of traced runs, interleaved with the untraced runs.\n\
          {ARTICLE}"
     );
     let slowed: Vec<f64> = suite
@@ -198,7 +200,7 @@ fn notes(suite: &Suite) -> String {
     text
 }
 
-/// What keeps the table from being trusted, or from being whole.
+/// The reasons why the table is incomplete or its counts are not reliable, one sentence each.
 fn problems(suite: &Suite) -> Vec<String> {
     let mut problems = Vec::new();
     for row in &suite.rows {

@@ -1,4 +1,4 @@
-//! `--assert`, after the run: what does not hold is told on standard error.
+//! Evaluates `--assert` after the run, and reports the assertions that do not hold on standard error.
 
 use crate::analyze::assertion::Assertion;
 use crate::analyze::result::Report;
@@ -7,12 +7,12 @@ use crate::report::printable;
 use crate::terminal::write_notice;
 use crate::units::thousands;
 
-/// Judges every assertion, tells each that does not hold (or, in one line, that all do), and returns whether all do. That they do is not
-/// told if `quiet`.
+/// Evaluates all assertions and prints each one that does not hold. If all hold, prints one line, unless `quiet`. Returns whether
+/// all hold.
 ///
 /// # Errors
 ///
-/// If the report cannot be made into JSON, which no report should bring about.
+/// If the report cannot be converted to JSON, which should not happen.
 pub(super) fn all_hold(assertions: &[Assertion], report: &Report, quiet: bool) -> Result<bool> {
     if assertions.is_empty() {
         return Ok(true);
@@ -37,7 +37,7 @@ pub(super) fn all_hold(assertions: &[Assertion], report: &Report, quiet: bool) -
     Ok(all_hold)
 }
 
-/// Nobody is there to be told if standard error is gone; the exit status says it too.
+/// Prints a sentence on standard error; write errors are ignored, because the exit status also has the result.
 fn tell(sentence: &str) {
     write_notice(&format!("ctxtrace: {}", printable(sentence)));
 }

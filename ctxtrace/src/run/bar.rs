@@ -1,4 +1,4 @@
-//! The progress bar: on a terminal, and only once a run has lasted long enough to want one.
+//! The progress bar of a run. It is shown only on a terminal, and only if the run takes long enough.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::terminal::Stream;
 use crate::units::thousands;
 
-/// A run that is over sooner needs no bar.
+/// A run that ends within this time gets no progress bar.
 const PATIENCE: Duration = Duration::from_millis(700);
 
-/// A bar that may not be there yet.
+/// A progress bar that is created only when it is needed.
 pub(super) struct Bar {
     started: Instant,
     bar: Option<ProgressBar>,
@@ -20,7 +20,7 @@ pub(super) struct Bar {
 }
 
 impl Bar {
-    /// For run `number` of `of`, each of `length` messages.
+    /// Creates a bar for run `number` of `of` with `length` messages per run.
     pub(super) fn new(length: u64, number: u64, of: u64, quiet: bool) -> Self {
         Self {
             started: Instant::now(),
@@ -35,12 +35,12 @@ impl Bar {
         }
     }
 
-    /// Whether there is anything to update.
+    /// Whether the bar should be shown and updated now.
     pub(super) fn is_wanted(&self) -> bool {
         self.terminal && self.started.elapsed() >= PATIENCE
     }
 
-    /// Shows how far it has got.
+    /// Shows the current progress.
     pub(super) fn update(&mut self, messages: u64, kernel_switches: u64) {
         let bar = self.bar.get_or_insert_with(|| {
             let bar = ProgressBar::new(self.length);

@@ -1,7 +1,7 @@
-//! `ctxtrace compare`: two captures side by side.
+//! `ctxtrace compare`: compares two captures.
 //!
-//! A capture says at its end when its measured section was, so one with a timeline is read twice: for what was added up and the
-//! section, and then for where the time went in it.
+//! A capture records its measured section only at its end. So a capture with a timeline is read twice: first for the sums and the
+//! measured section, then for how the time was spent in it.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -25,11 +25,11 @@ use crate::trace::file::{self, Saved};
 use crate::trace::samples::Samples;
 use crate::trace::{Level, run::Run};
 
-/// Reads both, and writes every output.
+/// Reads both captures, and writes every output.
 ///
 /// # Errors
 ///
-/// If there is nothing in a file that can be compared, or if an output cannot be written.
+/// If a file has nothing that can be compared, or if an output cannot be written.
 pub fn compare(settings: &CompareSettings) -> Result<u8> {
     let access = OutputAccess::new(invoker()?.as_ref())
         .reading(DeviceInode::of_path(&settings.base))
@@ -64,11 +64,11 @@ pub fn compare(settings: &CompareSettings) -> Result<u8> {
     })
 }
 
-/// A capture that has been read once.
+/// A capture after the first reading.
 struct Read<'a> {
     path: &'a Path,
     saved: Saved,
-    /// From the first event of each run to its last.
+    /// The period from the first event of each run to its last.
     events: Vec<Window>,
     report: crate::analyze::result::Report,
 }
@@ -102,7 +102,7 @@ impl<'a> Read<'a> {
         })
     }
 
-    /// The median run, like the counts beside it.
+    /// The index of the median run, whose counts the report shows.
     fn median(&self) -> usize {
         let runs = self.report.workload.iter().flat_map(|workload| &workload.runs);
         runs.enumerate()
@@ -110,7 +110,7 @@ impl<'a> Read<'a> {
             .map_or(0, |(index, _)| index)
     }
 
-    /// Where the time of the median run went.
+    /// How the time of the median run was spent.
     fn captured(mut self, unit: crate::analyze::budget::Unit) -> Result<Captured> {
         let median = self.median();
         let units = units(&self.report, unit);

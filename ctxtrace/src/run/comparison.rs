@@ -1,4 +1,4 @@
-//! The outputs of what compares two cases: opened before anything is measured, written after it.
+//! The outputs of commands that compare two cases. They are opened before anything is measured and written afterwards.
 
 use super::written::{Opened, Written};
 use crate::analyze::budget::account::Stacks;
@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::report::differential;
 use crate::report::output::{Output, OutputAccess};
 
-/// The files asked for, open and known to be writable.
+/// The requested output files, which are open and writable.
 pub(super) struct Outputs {
     json: Option<Output>,
     markdown: Option<Output>,
@@ -15,15 +15,15 @@ pub(super) struct Outputs {
     off_cpu: Option<Output>,
 }
 
-/// Everything that can be written.
+/// The contents of all outputs.
 pub(super) struct Comparison<'a> {
     pub(super) json: &'a [u8],
     pub(super) markdown: &'a str,
-    /// Time on the CPU by stack, of base and subject.
+    /// On-CPU time by stack, of base and subject.
     pub(super) on_cpu: (&'a Stacks, &'a Stacks),
-    /// Time off the CPU.
+    /// Off-CPU time by stack, of base and subject.
     pub(super) off_cpu: (&'a Stacks, &'a Stacks),
-    /// What the pictures say, but for what their widths are.
+    /// The texts in the flamegraphs, except `what`, which is set for each flamegraph.
     pub(super) labels: differential::Labels<'a>,
 }
 
@@ -38,7 +38,8 @@ impl Outputs {
         })
     }
 
-    /// Writes them. Returns what was written, and what went wrong; one that fails keeps no other from being written.
+    /// Writes the outputs. Returns the files that were written, and the errors. An output that fails does not prevent the others
+    /// from being written.
     pub(super) fn write(self, comparison: &Comparison<'_>) -> (Written, Vec<Error>) {
         let mut written = Written::default();
         let mut failed = Vec::new();

@@ -1,4 +1,4 @@
-//! `ctxtrace doctor`: what this machine allows, and what can be told of a program.
+//! `ctxtrace doctor`: reports what this machine allows, and how the tasks of a program can be found.
 
 use std::path::Path;
 
@@ -15,11 +15,11 @@ use crate::target::locate::{Found, Look};
 use crate::target::user::invoker;
 use crate::trace::machine::Machine;
 
-/// Looks, says what there is, and returns the status: 0 if tracing works for who asks.
+/// Inspects the machine and the program, writes the outputs, and returns the status: 0 if tracing works for this user.
 ///
 /// # Errors
 ///
-/// If the machine cannot be looked at, or an output cannot be written.
+/// If the machine cannot be inspected, or an output cannot be written.
 pub fn run(program: Option<&Path>, json: Option<&Destination>) -> Result<u8> {
     let access = OutputAccess::new(invoker()?.as_ref()).reading(program.and_then(DeviceInode::of_path));
     let output = json.map(|destination| Output::open(destination, &access)).transpose()?;
@@ -35,7 +35,7 @@ pub fn run(program: Option<&Path>, json: Option<&Destination>) -> Result<u8> {
     Ok(if diagnosis.tracing_works { 0 } else { status::FAILURE })
 }
 
-/// What a program is, and how its tasks are found.
+/// The kind of a program file, and how its tasks are found.
 fn read(path: &Path) -> (Look, Found) {
     let file = match open_regular_file(path) {
         Ok(file) => file,

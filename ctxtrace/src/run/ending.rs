@@ -1,7 +1,7 @@
-//! Ending everything that a recorded command has started: asked first (SIGTERM), killed two seconds later (SIGKILL).
+//! Ends all processes that a recorded command has started: SIGTERM first, SIGKILL two seconds later.
 //!
-//! The kernel side knows the processes of the recording: all that descend from the command, those too whose parents have ended or that
-//! have a session of their own. A signal goes to a process of that list alone, checked by its start.
+//! The BPF programs know the processes of the recording: all descendants of the command, including those whose parents have ended
+//! or that have a session of their own. Only processes of this list are signalled, after a check of their start time.
 
 use std::time::{Duration, Instant};
 
@@ -11,26 +11,26 @@ use crate::capture::Session;
 use crate::error::Result;
 use crate::target::{pidfd, procfs};
 
-/// The time between SIGTERM and SIGKILL.
+/// Time between SIGTERM and SIGKILL.
 const TIME_TO_END: Duration = Duration::from_secs(2);
-/// The time after the first SIGKILL that processes are waited for. One that the kernel does not let go ends later, or never.
+/// How long to wait for processes after the first SIGKILL. A process that is blocked in the kernel ends later or never.
 const TIME_TO_DIE: Duration = Duration::from_secs(2);
 
-/// How far it has got.
+/// The progress of ending the processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// Nothing is to end.
+    /// Nothing has been signalled.
     #[default]
     NotBegun,
-    /// Everything has been asked to end.
+    /// All processes were sent SIGTERM at this time.
     Asked(Instant),
-    /// Everything is killed.
+    /// All processes are being killed, since this time.
     Killing(Instant),
 }
 
 impl Ending {
-    /// Asks every process to end, once: what is started afterwards may belong to the way in which a process ends. Returns the
-    /// processes that were asked.
+    /// Sends SIGTERM to every process, once: processes that start afterwards may be needed for an orderly end. Returns the
+    /// processes that were signalled.
     pub(super) fn ask(&mut self, session: &Session, now: Instant) -> Result<Vec<u32>> {
         if self.has_begun() {
             return Ok(Vec::new());
@@ -39,7 +39,7 @@ impl Ending {
         signal_all(session, Signal::SIGTERM)
     }
 
-    /// Kills every process.
+    /// Sends SIGKILL to every process.
     pub(super) fn kill(&mut self, session: &Session, now: Instant) -> Result<()> {
         if !self.is_killing() {
             *self = Self::Killing(now);
@@ -48,7 +48,7 @@ impl Ending {
         Ok(())
     }
 
-    /// To be called now and then: kills what has not ended in time, and what has been started meanwhile.
+    /// Kills processes that have not ended in time, and processes that have been started since. Call it regularly.
     pub(super) fn tick(&mut self, session: &Session, now: Instant) -> Result<()> {
         if self.is_killing() || self.is_time_to_kill(now) {
             return self.kill(session, now);
@@ -56,12 +56,12 @@ impl Ending {
         Ok(())
     }
 
-    /// Whether it has begun.
+    /// Whether processes have been signalled.
     pub(super) fn has_begun(self) -> bool {
         self != Self::NotBegun
     }
 
-    /// Whether processes are killed by now.
+    /// Whether processes are being killed.
     pub(super) fn is_killing(self) -> bool {
         matches!(self, Self::Killing(_))
     }
@@ -70,7 +70,7 @@ impl Ending {
         matches!(self, Self::Asked(at) if now.saturating_duration_since(at) >= TIME_TO_END)
     }
 
-    /// Whether what is there by now is not waited for any longer.
+    /// Whether to stop waiting for the processes that remain.
     pub(super) fn is_given_up(self, now: Instant) -> bool {
         matches!(self, Self::Killing(since) if now.saturating_duration_since(since) >= TIME_TO_DIE)
     }
@@ -85,8 +85,9 @@ pub(super) fn all_have_ended(session: &Session) -> Result<bool> {
     Ok(!session.processes()?.iter().any(lives))
 }
 
-/// Signals every process, parents before their children: a shell that is to end does not see its child end first, and go on. Returns
-/// those that were signalled. What may not be signalled goes on, and the report names it.
+/// Signals every process, parents before their children, because a shell that saw its child end first could continue with the
+/// next command. Returns the processes that were signalled. A process that may not be signalled continues, and the report names
+/// it.
 fn signal_all(session: &Session, signal: Signal) -> Result<Vec<u32>> {
     let is_signalled = |&(pid, start_boottime_ns): &(u32, u64)| {
         matches!(pidfd::signal_if_started_at(pid, start_boottime_ns, signal), Ok(true))
@@ -106,7 +107,7 @@ mod tests {
         let asked = Ending::Asked(begin);
         assert!(!Ending::NotBegun.has_begun() && asked.has_begun());
         assert!(!asked.is_time_to_kill(at(1_999)) && asked.is_time_to_kill(at(2_000)));
-        assert!(!asked.is_given_up(at(9_000)), "nothing was killed yet");
+        assert!(!asked.is_given_up(at(9_000)), "nothing has been killed yet");
         let killing = Ending::Killing(at(2_000));
         assert!(!killing.is_given_up(at(3_999)) && killing.is_given_up(at(4_000)));
     }

@@ -1,4 +1,5 @@
-//! Ctrl-C and its kin, taken as events instead of as death: a run that is interrupted still reports what it has seen.
+//! Ctrl-C and similar signals, which are handled as events and do not kill the process: an interrupted run still reports what it
+//! has seen.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,24 +12,24 @@ use crate::error::{Error, Result};
 /// The signals that end a run early.
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// One that has come.
+/// A signal that has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interrupt {
-    /// Which.
+    /// The signal.
     pub signal: Signal,
-    /// It was typed, so it has come to every process that the terminal runs in the foreground (kernel:
+    /// Whether the signal was typed on the terminal, which sends it to every process in its foreground group (kernel:
     /// `drivers/tty/tty_io.c`).
     pub from_terminal: bool,
 }
 
-/// Catches the signals for as long as it lives.
+/// Catches the signals while it exists.
 pub struct Interrupts {
     fd: SignalFd,
     seen: Cell<Option<Signal>>,
 }
 
 impl Interrupts {
-    /// Begins to catch. To be called while there is one thread.
+    /// Starts catching the signals. Call it while the process has only one thread.
     ///
     /// # Errors
     ///
@@ -44,13 +45,13 @@ impl Interrupts {
         })
     }
 
-    /// Becomes readable when a signal has come.
+    /// A descriptor that becomes readable when a signal has arrived.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// The signal that has come since it was last asked.
+    /// The next signal that has arrived, if there is one.
     #[must_use]
     pub fn take(&self) -> Option<Interrupt> {
         let info = self.fd.read_signal().ok().flatten()?;
@@ -62,13 +63,13 @@ impl Interrupts {
         })
     }
 
-    /// Catches no further signal: the next one ends this process.
+    /// Stops catching signals: the next one ends this process.
     pub fn let_through(&self) {
         let signals: SigSet = SIGNALS.into_iter().collect();
         let _ = signals.thread_unblock();
     }
 
-    /// Whether one has ever come.
+    /// Whether any signal has arrived.
     #[must_use]
     pub fn any_seen(&self) -> bool {
         self.seen.get().is_some()

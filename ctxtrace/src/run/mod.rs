@@ -1,7 +1,7 @@
-//! The commands: the stages put together.
+//! The commands, which combine the stages.
 //!
 //! ```text
-//!   run, record:  check ─▶ open outputs ─▶ [ launch or attach ─▶ load, attach ─▶ watch ─▶ bring home, name ] × repeat
+//!   run, record:  check ─▶ open outputs ─▶ [ launch or attach ─▶ load, attach ─▶ watch ─▶ drain maps, name ] × repeat
 //!                                                                      │                        │
 //!                                                             save as it goes on            summarize
 //!                                                                      ▼                        ▼
@@ -51,12 +51,12 @@ use program::Program;
 use save::Saver;
 use watch::{OnInterrupt, Recorder};
 
-/// `ctxtrace run`: runs the workload as often as asked, writes every output, and returns the exit status.
+/// `ctxtrace run`: runs the workload the requested number of times, writes every output, and returns the exit status.
 ///
 /// # Errors
 ///
-/// If tracing is not possible here, if an output cannot be written, or if the workload fails before its first message. A
-/// workload that fails later is no error of this function: there is a partial report, and a status.
+/// If tracing is not possible here, if an output cannot be written, or if the workload fails before its first message. A workload
+/// that fails later is not an error of this function: it results in a partial report and an exit status.
 pub fn run(settings: &RunSettings) -> Result<u8> {
     preflight::check()?;
     let user = invoker()?;
@@ -95,14 +95,14 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     }
 
     let report = summarize(&info, &runs);
-    let told = Told {
+    let data = Told {
         info: &info,
         report: &report,
         runs: &runs,
         damage: None,
         events: &mut spool,
     };
-    outputs.conclude(&settings.outputs, told, Some(saver))?;
+    outputs.conclude(&settings.outputs, data, Some(saver))?;
     let verdict = verdict(&settings.outputs, &report)?;
     Ok(if interrupts.any_seen() {
         status::INTERRUPTED
@@ -113,7 +113,7 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     })
 }
 
-/// The exit status of a report that is complete. Says which assertions do not hold.
+/// Returns the exit status for a complete report, and prints the assertions that do not hold.
 fn verdict(outputs: &OutputSettings, report: &Report) -> Result<u8> {
     let assertions_hold = assertions::all_hold(&outputs.assertions, report, outputs.quiet)?;
     Ok(
@@ -127,7 +127,7 @@ fn verdict(outputs: &OutputSettings, report: &Report) -> Result<u8> {
     )
 }
 
-/// Whether events that are all there give other counts than those that were added up.
+/// Whether a complete timeline gives counts that differ from the aggregated ones.
 fn timeline_differs(report: &Report) -> bool {
     report
         .timeline
@@ -135,7 +135,7 @@ fn timeline_differs(report: &Report) -> bool {
         .is_some_and(|timeline| timeline.agrees == Some(false))
 }
 
-/// What is said of a recording that begins now.
+/// The metadata of a recording that begins now.
 fn info(subject: Subject, capture: &Settings) -> Result<Info> {
     Ok(Info {
         ctxtrace_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -147,7 +147,7 @@ fn info(subject: Subject, capture: &Settings) -> Result<Info> {
     })
 }
 
-/// This machine.
+/// Describes this machine.
 fn host() -> Result<Host> {
     let of_kernel = |what: &str| {
         let text = std::fs::read_to_string(format!("/proc/sys/kernel/{what}"));

@@ -1,5 +1,5 @@
-//! What is done with a recording while it goes on: its events are played again, saved and put aside, and so
-//! is its state.
+//! Processes a recording during the run: replays its events, saves them to the capture, spools them for other outputs, and saves
+//! checkpoints.
 
 use ctxtrace_common::event::Event;
 
@@ -20,13 +20,13 @@ use crate::trace::polls::PollBatch;
 use crate::trace::run::Run;
 use crate::trace::samples::Samples;
 
-/// Keeps what comes; `tick` is called in between.
+/// An observer that processes events, and calls `tick` at every tick.
 pub(super) struct Keeper<'a, F> {
     kept: Kept<'a>,
     tick: F,
 }
 
-/// What has come.
+/// The destinations of the events, and what was computed from them.
 pub(super) struct Kept<'a> {
     saver: &'a mut Saver,
     spool: &'a mut Spool,
@@ -35,7 +35,7 @@ pub(super) struct Kept<'a> {
 }
 
 impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
-    /// `drawn` says how much of a timeline is kept to be drawn, if it is to be.
+    /// `drawn` is the limit on what is kept to draw a timeline; `None` if none is to be drawn.
     pub(super) fn new(
         settings: &Settings,
         drawn: Option<lanes::Limits>,
@@ -57,13 +57,13 @@ impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
         }
     }
 
-    /// Nothing comes any more.
+    /// Stops processing and returns the results.
     pub(super) fn stop(self) -> Kept<'a> {
         self.kept
     }
 }
 
-/// What a replay that is over has told. What goes on where a timeline ends is drawn up to there.
+/// The results of a replay at its end. Intervals that are still open are closed at the last event.
 pub(super) fn taken(mut replay: Replay<(Samples, Option<lanes::Builder>)>) -> (Samples, Option<Lanes>) {
     replay.close(replay.last_ns());
     let (samples, lanes) = replay.into_intervals();
@@ -71,8 +71,8 @@ pub(super) fn taken(mut replay: Replay<(Samples, Option<lanes::Builder>)>) -> (S
 }
 
 impl Kept<'_> {
-    /// Gives a run that is over what its events came to, and the names of its stacks, and saves it. A signal ends the look-up of
-    /// the names, and the next one ends this process.
+    /// Completes a run that has ended with the results of its events and the names of its stacks, and saves it. The first signal
+    /// ends the lookup of names, and the next one ends this process.
     pub(super) fn finish(self, mut run: Run, interrupts: Option<&Interrupts>) -> Run {
         if let Some(replay) = self.replay {
             run.timeline = Some(replay.conclude(&run.aggregates, true));
@@ -85,7 +85,7 @@ impl Kept<'_> {
         {
             interrupts.let_through();
             write_notice(&format!(
-                "ctxtrace: {signal} ended the look-up of names; frames without a name say so"
+                "ctxtrace: {signal} ended the look-up of names; frames without a name show this reason"
             ));
         }
         self.saver.run(&run);

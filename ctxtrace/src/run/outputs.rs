@@ -1,4 +1,4 @@
-//! Every output but the capture: opened before the run, written after it.
+//! Every output except the capture. The outputs are opened before the run and written after it.
 
 use std::io;
 use std::path::PathBuf;
@@ -22,9 +22,9 @@ use crate::trace::Level;
 use crate::trace::events::EventSource;
 use crate::trace::run::{Info, Run};
 
-/// The files asked for, open and known to be writable.
+/// The requested output files, which are open and writable.
 pub(super) struct Outputs {
-    /// For what is put aside, where no output has a folder.
+    /// Folder for spooled events, if the output that needs them has no folder.
     elsewhere: Option<OutputFolder>,
     weight: Weight,
     json: Option<Output>,
@@ -38,14 +38,14 @@ pub(super) struct Outputs {
     tables: Option<Tables>,
 }
 
-/// What outputs are made of.
+/// The data that outputs are made from.
 pub(super) struct Told<'a> {
     pub(super) info: &'a Info,
     pub(super) report: &'a Report,
     pub(super) runs: &'a [Run],
-    /// What is wrong with the capture that it was read from.
+    /// What is wrong with the capture from which the data were read, if anything.
     pub(super) damage: Option<&'a str>,
-    /// The events of its timeline.
+    /// The events of the timeline.
     pub(super) events: &'a mut dyn EventSource,
 }
 
@@ -68,7 +68,7 @@ impl Outputs {
         })
     }
 
-    /// Where the events are put aside that will be asked for: beside what is made of them.
+    /// Creates the spool for the events that outputs will need after the run, in the folder of the output that needs them.
     pub(super) fn spool(&self, level: Level) -> Spool {
         let of_output = |output: &Output| output.folder().or(self.elsewhere.as_ref()).cloned();
         let of_tables = || self.tables.as_ref().map(|tables| tables.holder().clone());
@@ -79,27 +79,28 @@ impl Outputs {
         Spool::new(folder.filter(|_| level == Level::Timeline))
     }
 
-    /// Writes them, ends the capture if one was kept, and prints the table, which is there whatever the disk does. One that
-    /// fails keeps no other from being written, and each that fails is reported.
-    pub(super) fn conclude(self, settings: &OutputSettings, told: Told<'_>, saver: Option<Saver>) -> Result<()> {
-        let report = told.report;
+    /// Writes all outputs, completes the capture if one is being saved, and prints the table, even if a file could not be
+    /// written. An output that fails does not prevent the others from being written, and each failure is reported.
+    pub(super) fn conclude(self, settings: &OutputSettings, data: Told<'_>, saver: Option<Saver>) -> Result<()> {
+        let report = data.report;
         let mut written = Written::default();
-        let mut failed = self.write(told, &mut written);
+        let mut failed = self.write(data, &mut written);
         let saved = saver.map_or(Ok(()), |saver| saver.end(&mut written));
         failed.extend(saved.err());
         failed.extend(print_table(settings, report, &written).err());
         Error::all(failed)
     }
 
-    /// Stacks and timelines are those of the median run, like the counts beside them. Returns what went wrong.
-    fn write(self, told: Told<'_>, written: &mut Written) -> Vec<Error> {
+    /// Writes the outputs except the capture. Stacks and timelines are those of the median run, as are the counts shown with
+    /// them. Returns the errors.
+    fn write(self, data: Told<'_>, written: &mut Written) -> Vec<Error> {
         let Told {
             info,
             report,
             runs,
             damage,
             events,
-        } = told;
+        } = data;
         let mut failed = Vec::new();
         let mut note = |made: Result<()>| failed.extend(made.err());
         if let Some(output) = self.json {
@@ -167,7 +168,8 @@ impl Outputs {
     }
 }
 
-/// Prints the table, where nothing else goes, to standard output or to standard error; and then says what was written.
+/// Prints the table and then the list of written files. The table goes to standard output, or to standard error if standard
+/// output is used by another output.
 fn print_table(settings: &OutputSettings, report: &Report, written: &Written) -> Result<()> {
     if settings.quiet {
         return Ok(());
@@ -177,10 +179,10 @@ fn print_table(settings: &OutputSettings, report: &Report, written: &Written) ->
     Ok(())
 }
 
-/// Prints a text for people.
+/// Prints a text for the user.
 pub(super) fn print(to_stderr: bool, render: impl FnOnce(Style) -> String) -> Result<()> {
     let written = |to: &str, result: io::Result<()>| match result {
-        // The reader of a pipe has seen enough.
+        // The reader has closed the pipe, as `head` does; that is not an error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|source| Error::Output {
             path: to.into(),
@@ -199,8 +201,8 @@ pub(super) fn print(to_stderr: bool, render: impl FnOnce(Style) -> String) -> Re
     written(name, write_text(stream, &text, styles))
 }
 
-/// Whether the locale's letters are Unicode's: unless it says otherwise. (Where none is set at all, in a container, the terminal
-/// that one looks from is not told of.)
+/// Whether the text may contain Unicode: true if the locale's encoding is UTF-8. If no locale is set, as in a container, nothing is
+/// known about the user's terminal, and Unicode is assumed.
 fn shows_unicode() -> bool {
     let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let locale = set("LC_ALL").or_else(|| set("LC_CTYPE")).or_else(|| set("LANG"));
@@ -210,7 +212,8 @@ fn shows_unicode() -> bool {
     })
 }
 
-/// Colour on a terminal unless `NO_COLOR` is set (no-color.org); anywhere if `CLICOLOR_FORCE` is.
+/// No colour if `NO_COLOR` is set (no-color.org). Otherwise colour on a terminal, and everywhere if `CLICOLOR_FORCE` is set and not
+/// 0.
 fn style(terminal: bool) -> Style {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let forced = set("CLICOLOR_FORCE") && std::env::var_os("CLICOLOR_FORCE").is_some_and(|value| value != "0");

@@ -1,5 +1,5 @@
-//! What a built-in workload is started as: this executable again, its neighbour with another allocator or, in another language,
-//! one that is built for it.
+//! How a built-in workload is started: by this executable itself, by a second executable with another allocator, or, for another
+//! language, by a program that is compiled for it.
 
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -14,33 +14,33 @@ use crate::workload::{Allocator, Language, PING_PONG_IN_GO, PROCESS_IN_C, Protoc
 /// The executable with the same workloads and jemalloc.
 const WITH_JEMALLOC: &str = "ctxtrace-workload-jemalloc";
 
-/// The executable of this name in the folder of another one.
+/// The path of an executable with this name in the folder of another one.
 fn beside(executable: &Path, name: &str) -> Result<PathBuf> {
     let path = executable.with_file_name(name);
     if path.is_file() {
         return Ok(path);
     }
     Err(Error::Workload(format!(
-        "--allocator jemalloc takes a second executable, and there is no {}: `cargo install` and `cargo build` make it beside \
-         ctxtrace, unless they are told to leave the feature `jemalloc` out",
+        "--allocator jemalloc needs a second executable, and {} does not exist: `cargo install` and `cargo build` put it next to \
+         ctxtrace, unless the feature `jemalloc` is disabled",
         path.display()
     )))
 }
 
-/// An executable, and the arguments that make it the workload.
+/// An executable, and the arguments that make it run a workload.
 pub(super) struct Program {
-    /// The executable.
+    /// Path of the executable.
     pub(super) path: PathBuf,
-    /// Its arguments up to the descriptors.
+    /// The arguments before the descriptors.
     arguments: Vec<String>,
-    /// What announces the descriptors, each one word or none.
+    /// The option before each descriptor; `None` if the descriptor has no option.
     announce: [Option<&'static str>; 2],
-    /// A variable it is to have.
+    /// An environment variable to set.
     variable: Option<(&'static str, String)>,
 }
 
 impl Program {
-    /// Finds the executable, or builds it.
+    /// Finds the executable, or compiles it.
     pub(super) fn of(spec: &Spec, user: Option<&Invoker>) -> Result<Self> {
         match spec.language {
             Language::Rust => {
@@ -97,7 +97,7 @@ impl Program {
         }
     }
 
-    /// The environment it runs in.
+    /// The environment in which the program runs.
     pub(super) fn environment(&self, user: Option<&Invoker>) -> Environment {
         let environment = Environment::for_user(user);
         match &self.variable {
@@ -106,7 +106,7 @@ impl Program {
         }
     }
 
-    /// All its arguments, the first one being its own name, once it is known where it reports to.
+    /// All arguments, beginning with the program's own name, with the descriptors for the report and the progress.
     pub(super) fn arguments(&self, report: RawFd, progress: RawFd) -> Vec<String> {
         let mut arguments = self.arguments.clone();
         for (word, fd) in self.announce.iter().zip([report, progress]) {
@@ -123,15 +123,17 @@ mod tests {
 
     #[test]
     fn a_neighbour_that_is_missing_is_asked_for() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder");
         let this = folder.path().join("ctxtrace");
-        let error = beside(&this, WITH_JEMALLOC).expect_err("not there").to_string();
+        let error = beside(&this, WITH_JEMALLOC)
+            .expect_err("the executable is missing")
+            .to_string();
         assert!(
             error.contains("cargo install") && error.contains(WITH_JEMALLOC),
             "{error}"
         );
         let there = folder.path().join(WITH_JEMALLOC);
-        std::fs::write(&there, "").expect("written");
-        assert_eq!(beside(&this, WITH_JEMALLOC).expect("there"), there);
+        std::fs::write(&there, "").expect("the file is written");
+        assert_eq!(beside(&this, WITH_JEMALLOC).expect("the executable is found"), there);
     }
 }

@@ -1,4 +1,4 @@
-//! `ctxtrace record`: any program.
+//! `ctxtrace record`: records any program.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -27,7 +27,8 @@ use crate::target::user::{Invoker, invoker};
 use crate::terminal::write_notice;
 use crate::trace::run::{Exit, Subject};
 
-/// Records a command or a process, writes every output, and returns the exit status: that of the command, if there is one.
+/// Records a command or a process, writes every output, and returns the exit status, which is the command's if there is a
+/// command.
 ///
 /// # Errors
 ///
@@ -79,18 +80,18 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
         }
     };
     if cut.killed && !settings.outputs.quiet {
-        say("ctxtrace: what had not ended two seconds after SIGTERM was killed (SIGKILL)");
+        say("ctxtrace: processes that had not ended two seconds after SIGTERM were killed (SIGKILL)");
     }
     let runs = [keeper.stop().finish(run, recorder.interrupts)];
     let report = summarize(&info, &runs);
-    let told = Told {
+    let data = Told {
         info: &info,
         report: &report,
         runs: &runs,
         damage: None,
         events: &mut spool,
     };
-    outputs.conclude(&settings.outputs, told, Some(saver))?;
+    outputs.conclude(&settings.outputs, data, Some(saver))?;
     let verdict = verdict(&settings.outputs, &report)?;
     Ok(match runs[0].exit {
         Some(exit) => match exit_status(exit, cut) {
@@ -102,7 +103,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     })
 }
 
-/// What there is to record, known to be there.
+/// The target of a recording, known to exist.
 enum Found {
     Command {
         words: Vec<OsString>,
@@ -140,7 +141,7 @@ impl Found {
         })
     }
 
-    /// What is executed, which no output may be.
+    /// The file that is executed. No output may overwrite it.
     fn executable(&self) -> Option<DeviceInode> {
         match self {
             Self::Command { program, .. } => DeviceInode::of_path(program),
@@ -162,23 +163,24 @@ impl Found {
     }
 }
 
-/// How many children there are that the caller may not trace.
+/// A note on children of the process that the user may not trace; `None` if there are none.
 fn others_among_children(pid: u32) -> Option<String> {
     let children = descendants(pid).into_iter();
     match children.filter(|&child| !may_be_traced(child)).count() {
         0 => None,
         others => Some(format!(
-            "{others} of its children belong to other users and are not recorded: that takes root, or CAP_SYS_PTRACE"
+            "children of the process that belong to other users are not recorded: {others} (that needs root or CAP_SYS_PTRACE)"
         )),
     }
 }
 
-/// Nobody is there to be told if standard error is gone.
+/// Prints a sentence on standard error; write errors are ignored.
 fn say(sentence: &str) {
     write_notice(&printable(sentence));
 }
 
-/// The status that passes on how the command ended. That it was ended because the time was up is what was asked for.
+/// The exit status that corresponds to how the command ended. A command that was ended because the time was up counts as
+/// successful.
 fn exit_status(exit: Exit, cut: Cut) -> u8 {
     let ended_it = |signal| signal == Signal::SIGTERM as i32 || cut.killed && signal == Signal::SIGKILL as i32;
     match (exit.status, exit.signal) {

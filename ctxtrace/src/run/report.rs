@@ -1,4 +1,4 @@
-//! `ctxtrace report`: every output again, from a capture.
+//! `ctxtrace report`: makes every output from a capture.
 
 use std::fs::File;
 use std::io::{self, BufReader, Seek as _};
@@ -22,7 +22,7 @@ use crate::trace::file::{self, Saved};
 use crate::trace::run::Dropped;
 use crate::trace::samples::Samples;
 
-/// The events of a capture, read again.
+/// Reads the events of a capture again, for outputs that need them after the first reading.
 struct Again<'a> {
     path: &'a Path,
 }
@@ -31,7 +31,7 @@ impl EventSource for Again<'_> {
     fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()> {
         let unreadable = |reason| io::Error::other(format!("reading {} again: {reason}", self.path.display()));
         let file = File::open(self.path)?;
-        file::read_with_polls(BufReader::new(file), |of, told| match told {
+        file::read_with_polls(BufReader::new(file), |of, part| match part {
             file::Told::Events(batch) if of == run => sink.events(batch),
             file::Told::Polls(batch) if of == run => sink.polls(batch),
             _ => {}
@@ -41,8 +41,8 @@ impl EventSource for Again<'_> {
     }
 }
 
-/// What a report of a capture needs, if what was added up is all of that: the recorder has played the events, all of them are there,
-/// and none of them is a sample or belongs to polls.
+/// Reads a capture without replaying its events, if the sums in it are sufficient for a report: the recorder has replayed the
+/// events, all of them are in the file, and there are neither samples nor polls. Otherwise returns `None`.
 fn sums(file: &File) -> Option<Saved> {
     let mut saved = file::read_sums(BufReader::new(file)).ok()?;
     let is_all_there = saved.is_whole && saved.damage.is_none() && saved.info.polls.is_none();
@@ -58,25 +58,25 @@ fn sums(file: &File) -> Option<Saved> {
     Some(saved)
 }
 
-/// The same from the events, which are played again; `drawn` says whether a timeline is to be drawn.
+/// Reads a capture and replays its events; `drawn` says whether a timeline is to be drawn.
 fn played(file: File, drawn: bool) -> std::result::Result<Saved, String> {
-    // How many runs there are is known only at the end, so each may keep less than the one before. Most captures have one.
+    // The number of runs is known only at the end, so each run may keep less than the one before. Most captures have one run.
     let limits = |before: usize| Limits::for_each_of(before as u64 + 1);
     let lanes = |before| drawn.then(|| Builder::new(limits(before)));
     let mut replays: Vec<Replay<(Samples, Option<Builder>)>> = Vec::new();
     let mut polls: Vec<Option<PollReplay>> = Vec::new();
     let mut has_polls = false;
-    let mut saved = file::read_with_polls(BufReader::new(file), |run, told| {
-        if let file::Told::Info(info) = told {
+    let mut saved = file::read_with_polls(BufReader::new(file), |run, part| {
+        if let file::Told::Info(info) = part {
             has_polls = info.polls.is_some();
             return;
         }
-        // In the order of the runs.
+        // The runs come in order.
         while replays.len() <= run {
             replays.push(Replay::telling((Samples::default(), lanes(replays.len()))));
             polls.push(has_polls.then(PollReplay::default));
         }
-        match told {
+        match part {
             file::Told::Info(_) => {}
             file::Told::Events(batch) => {
                 replays[run].events(batch);
@@ -111,11 +111,12 @@ fn played(file: File, drawn: bool) -> std::result::Result<Saved, String> {
     Ok(saved)
 }
 
-/// Reads a capture and writes every output. Of a file that is damaged the readable part is reported, and the status says so.
+/// Reads a capture and writes every output. If the file is damaged, the readable part is reported, and the exit status shows the
+/// damage.
 ///
 /// # Errors
 ///
-/// If there is nothing in the file that can be reported, or if an output cannot be written.
+/// If the file has nothing that can be reported, or if an output cannot be written.
 pub fn report(settings: &ReportSettings) -> Result<u8> {
     let path = &settings.file;
     let unreadable = |reason: String| Error::Capture {
@@ -129,7 +130,7 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
     }
     let is_file = metadata.is_file();
     let access = OutputAccess::new(invoker()?.as_ref()).reading(DeviceInode::of_descriptor(&opened));
-    // A pipe is read once, so all of it then.
+    // A pipe can be read only once, so its events are read now.
     let wants_events = settings.check || settings.outputs.html.is_some() || !is_file;
     let added_up = if wants_events { None } else { sums(&opened) };
     let saved = match added_up {
@@ -151,25 +152,25 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         && saved.runs.iter().all(|run| run.aggregates.waker_sums.is_empty())
     {
         return Err(unreadable(
-            "it has no stacks of wakers: they are taken only where --wakeups-flamegraph is given to `run` or `record`"
+            "it has no stacks of wakers: they are recorded only if --wakeups-flamegraph is given to `run` or `record`"
                 .to_owned(),
         ));
     }
     if settings.outputs.on_cpu_flamegraph.is_some() && saved.runs.iter().all(|run| run.samples.is_empty()) {
         return Err(unreadable(
-            "it has no samples: they are taken only where --sample is given to `run` or `record`".to_owned(),
+            "it has no samples: they are recorded only if --sample is given to `run` or `record`".to_owned(),
         ));
     }
     if settings.outputs.perfetto.is_some() && saved.info.level != Level::Timeline {
         return Err(unreadable(format!(
-            "it was recorded with --level {}, which tells no events for --perfetto (--level timeline does)",
+            "it was recorded with --level {}, which records no events for --perfetto (--level timeline does)",
             saved.info.level.name()
         )));
     }
     let reads_events = settings.outputs.perfetto.is_some() || settings.outputs.parquet.is_some();
     if reads_events && saved.info.level == Level::Timeline && !is_file {
         return Err(unreadable(
-            "--perfetto and --parquet read it twice, so it has to be a file and not a pipe".to_owned(),
+            "--perfetto and --parquet read the capture twice, so it must be a file and not a pipe".to_owned(),
         ));
     }
     let outputs = Outputs::open(&settings.outputs, &access)?;
@@ -178,14 +179,14 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         report.complete = false;
         report.cut_short = Some(format!("the file is damaged: {damage}"));
     }
-    let told = Told {
+    let data = Told {
         info: &saved.info,
         report: &report,
         runs: &saved.runs,
         damage: saved.damage.as_deref(),
         events: &mut Again { path },
     };
-    outputs.conclude(&settings.outputs, told, None)?;
+    outputs.conclude(&settings.outputs, data, None)?;
     let verdict = verdict(&settings.outputs, &report)?;
     Ok(if saved.damage.is_some() {
         status::FAILURE
@@ -205,18 +206,18 @@ mod tests {
     use crate::trace::samples::Place;
     use ctxtrace_common::process::Image;
 
-    /// A capture of one run with an event, and whether what was added up is all that a report of it needs.
+    /// Whether the sums in a capture are sufficient for a report. The capture has one run with one event.
     fn is_enough(run: &Run, level: Level, alter: impl FnOnce(&mut Vec<u8>)) -> bool {
         let mut info = build::info();
         info.level = level;
-        let mut writer = Writer::begin(Vec::new(), &info).expect("written");
-        writer.events(&[Event::switch(1, 0)]).expect("written");
-        writer.run(run).expect("written");
-        let mut bytes = writer.end().expect("written");
+        let mut writer = Writer::begin(Vec::new(), &info).expect("the capture is written");
+        writer.events(&[Event::switch(1, 0)]).expect("the capture is written");
+        writer.run(run).expect("the capture is written");
+        let mut bytes = writer.end().expect("the capture is written");
         alter(&mut bytes);
-        let mut file = tempfile::tempfile().expect("a file");
-        io::Write::write_all(&mut file, &bytes).expect("written");
-        file.rewind().expect("rewound");
+        let mut file = tempfile::tempfile().expect("a temporary file");
+        io::Write::write_all(&mut file, &bytes).expect("the capture is written");
+        file.rewind().expect("the file is rewound");
         let sums = sums(&file);
         if level == Level::Timeline
             && let Some(sums) = &sums
@@ -232,7 +233,7 @@ mod tests {
         assert!(is_enough(&run, Level::Stacks, |_| {}));
         assert!(
             !is_enough(&run, Level::Timeline, |_| {}),
-            "nobody says what they came to"
+            "the results of the events are missing"
         );
         run.timeline = Some(Timeline {
             events: 1,
@@ -247,6 +248,6 @@ mod tests {
             user_stack: 0,
         };
         run.samples.add(1, place);
-        assert!(!is_enough(&run, Level::Timeline, |_| {}), "samples are events");
+        assert!(!is_enough(&run, Level::Timeline, |_| {}), "samples need the events");
     }
 }

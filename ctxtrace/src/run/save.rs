@@ -1,4 +1,4 @@
-//! The capture file, written while the run goes on.
+//! The capture file, which is written during the run.
 
 use std::cell::RefCell;
 use std::io::{self, BufWriter};
@@ -19,14 +19,14 @@ use crate::trace::polls::PollBatch;
 use crate::trace::run::{Info, Run};
 use crate::units::thousands;
 
-/// When a run's state is saved for the first time; then after twice as long, and so on.
+/// Time from the start of a run to its first checkpoint. Each further interval is twice as long as the one before.
 const FIRST_CHECKPOINT: Duration = Duration::from_secs(1);
-/// The longest time between two of them: how much of a run can be lost.
+/// Maximum time between two checkpoints; at most this much of a run can be lost.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Writes the capture, if one was asked for.
+/// Writes the capture, if one is requested.
 ///
-/// An error while the run goes on ends the file, not the run: it is told at the end, and what was saved until then can be
+/// An error during the run ends the file but not the run. The error is reported at the end, and what was saved before it can be
 /// read.
 pub(super) struct Saver(Option<Saving>);
 
@@ -40,7 +40,7 @@ struct Saving {
 }
 
 impl Saver {
-    /// Makes the file. It gets its name when there is something in it that can be reported.
+    /// Creates the file. It gets its name when it contains something that can be reported.
     pub(super) fn begin(settings: Option<&SaveSettings>, info: &Info, access: &OutputAccess) -> Result<Self> {
         let Some(settings) = settings else {
             return Ok(Self(None));
@@ -67,13 +67,13 @@ impl Saver {
             })
     }
 
-    /// To be called now and then while a run goes on.
+    /// Writes a checkpoint if it is time for one. Call it regularly during a run.
     pub(super) fn tick(&mut self, underway: &Underway<'_>) {
         let Some(saving) = &mut self.0 else { return };
         if Instant::now() < saving.next {
             return;
         }
-        // A map that cannot be read now may be read later.
+        // If a map cannot be read now, a later checkpoint may succeed.
         if let Ok(run) = underway.so_far() {
             saving.write(|writer| writer.checkpoint(&run));
             saving.appear();
@@ -82,21 +82,21 @@ impl Saver {
         saving.next = Instant::now() + saving.interval;
     }
 
-    /// Saves events of the run that goes on.
+    /// Saves events of the current run.
     pub(super) fn events(&mut self, batch: &[Event]) {
         if let Some(saving) = &mut self.0 {
             saving.write(|writer| writer.events(batch));
         }
     }
 
-    /// Saves polls of the run that goes on.
+    /// Saves polls of the current run.
     pub(super) fn polls(&mut self, batch: &PollBatch) {
         if let Some(saving) = &mut self.0 {
             saving.write(|writer| writer.polls(batch));
         }
     }
 
-    /// Saves a run that is over.
+    /// Saves a run that has ended.
     pub(super) fn run(&mut self, run: &Run) {
         let Some(saving) = &mut self.0 else { return };
         saving.write(|writer| writer.run(run));
@@ -105,11 +105,11 @@ impl Saver {
         saving.next = Instant::now() + saving.interval;
     }
 
-    /// Ends the file.
+    /// Completes the file.
     ///
     /// # Errors
     ///
-    /// If it could not be written, now or earlier.
+    /// If the file could not be written, now or earlier.
     pub(super) fn end(self, written: &mut Written) -> Result<()> {
         let Some(mut saving) = self.0 else { return Ok(()) };
         let mut dropped = 0;
@@ -141,7 +141,7 @@ impl Saving {
         self.error = write(writer).and_then(|()| writer.flush()).err();
     }
 
-    /// Gives the file its name, now that there is a state in it.
+    /// Gives the file its name, once it contains a state of the run.
     fn appear(&mut self) {
         if self.error.is_none() {
             self.error = self.files.0.borrow_mut().appear().err();
@@ -149,10 +149,10 @@ impl Saving {
     }
 }
 
-/// The files of a capture: the one at its path, or that will be there, and the one that will take its place.
+/// The files of a capture: the current one, which is at the path or will be put there, and the one that will replace it.
 struct CaptureFiles {
     place: OutputPlace,
-    /// Whether what is at the path goes.
+    /// Whether an existing file at the path is replaced.
     replace: Replace,
     is_at_path: bool,
     file: NamelessFile,
@@ -182,7 +182,7 @@ impl CaptureFiles {
     }
 }
 
-/// The same for the writer, which asks for successors.
+/// The capture's files, shared with the writer, which requests successors.
 #[derive(Clone)]
 struct SharedFiles(Rc<RefCell<CaptureFiles>>);
 

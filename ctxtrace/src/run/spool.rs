@@ -1,8 +1,8 @@
-//! Events put aside while a run goes on, for outputs that are made of them when it is over.
+//! Spools events during a run, for outputs that are made after it.
 //!
-//! Such an output needs what is known at the end only: the names of tasks, and which of several runs is the one to be shown.
-//! And whatever would be done with an event while the run goes on would take CPU time from it. So the events go into a file
-//! that has no name, as they are: each batch of them, or of polls, behind a word that says which and how long.
+//! Such an output needs information that is known only at the end: the names of tasks, and which of several runs is shown. In
+//! addition, processing events during the run would take CPU time from it. So the raw events are written to an unlinked file.
+//! Each batch of events or of polls follows a word with its type and its length.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
@@ -13,24 +13,25 @@ use crate::report::place::{OutputFolder, UserFile};
 use crate::trace::events::{EventSink, EventSource};
 use crate::trace::polls::PollBatch;
 
-/// Added to the length of a batch of polls.
+/// Flag in the word before a batch of polls; the other bits are the length in bytes.
 const POLLS: u64 = 1 << 63;
 
-/// A file for each run, if anybody wants the events.
+/// One file per run, if an output needs the events.
 pub(super) struct Spool {
     folder: Option<OutputFolder>,
     runs: Vec<Kept>,
     now: Option<Keeping>,
 }
 
-/// A run that goes on. An error ends the file, not the run: it is told when the events are asked for.
+/// The file of the current run. After an error nothing more is written, but the run goes on; the error is reported when the
+/// events are read.
 struct Keeping(io::Result<BufWriter<UserFile>>);
 
-/// A run that is over.
+/// The file of a run that has ended.
 type Kept = io::Result<File>;
 
 impl Spool {
-    /// Puts events aside in a file in this folder; no folder, no events.
+    /// Creates a spool that writes to files in this folder, or that keeps nothing if there is no folder.
     pub(super) fn new(folder: Option<OutputFolder>) -> Self {
         Self {
             folder,
@@ -39,7 +40,7 @@ impl Spool {
         }
     }
 
-    /// A run is over; what comes now belongs to the next one.
+    /// Ends the current run; further events belong to the next one.
     pub(super) fn end_run(&mut self) {
         if self.folder.is_some() {
             let keeping = self.now.take().unwrap_or_else(|| self.begin());
@@ -51,7 +52,7 @@ impl Spool {
         }
     }
 
-    /// Puts a batch aside.
+    /// Writes a batch to the file.
     fn keep(&mut self, kind: u64, bytes: &[u8]) {
         let mut keeping = self.now.take().unwrap_or_else(|| self.begin());
         if let Ok(file) = &mut keeping.0 {
@@ -88,7 +89,7 @@ impl EventSource for Spool {
     fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()> {
         let file = match self.runs.get_mut(run) {
             Some(Ok(file)) => file,
-            Some(Err(error)) => return Err(io::Error::new(error.kind(), format!("keeping the events: {error}"))),
+            Some(Err(error)) => return Err(io::Error::new(error.kind(), format!("spooling the events: {error}"))),
             None => return Ok(()),
         };
         file.rewind()?;
@@ -131,15 +132,15 @@ mod tests {
     }
 
     fn told(spool: &mut Spool, run: usize) -> Vec<Event> {
-        let mut told = Told::default();
-        spool.tell(run, &mut told).expect("readable");
-        told.0
+        let mut sink = Told::default();
+        spool.tell(run, &mut sink).expect("the spool is readable");
+        sink.0
     }
 
     #[test]
     fn events_come_back_run_by_run_and_as_often_as_asked() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let held = OutputFolder::open(folder.path(), &FileRights::default()).expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let held = OutputFolder::open(folder.path(), &FileRights::default()).expect("the folder is readable");
         let mut spool = Spool::new(Some(held));
         let first = events(12_295, 0);
         for batch in first.chunks(1_000) {
@@ -150,9 +151,11 @@ mod tests {
         spool.events(&events(2, 1));
         spool.end_run();
         assert_eq!(
-            std::fs::read_dir(folder.path()).expect("a folder").count(),
+            std::fs::read_dir(folder.path())
+                .expect("the folder is readable")
+                .count(),
             0,
-            "it has no name"
+            "the file must have no name"
         );
         for _ in 0..2 {
             assert_eq!(told(&mut spool, 0), first);
@@ -163,14 +166,14 @@ mod tests {
 
     #[test]
     fn what_could_not_be_kept_is_told_when_it_is_asked_for() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let held = OutputFolder::open(folder.path(), &FileRights::default()).expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let held = OutputFolder::open(folder.path(), &FileRights::default()).expect("the folder is readable");
         drop(folder);
         let mut spool = Spool::new(Some(held));
         spool.events(&events(2, 1));
         spool.end_run();
-        let error = spool.tell(0, &mut ()).expect_err("no folder");
-        assert!(error.to_string().starts_with("keeping the events: "), "{error}");
+        let error = spool.tell(0, &mut ()).expect_err("the folder is missing");
+        assert!(error.to_string().starts_with("spooling the events: "), "{error}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! `ctxtrace suite`: the article's table in one command.
+//! `ctxtrace suite`: measures the article's table with one command.
 //!
-//! In every round each case is run twice, untraced for its speed and traced for its counts; so whatever disturbs the machine
-//! for a while disturbs all cases alike.
+//! In every round each case is run twice: untraced for its speed, and traced for its counts. A temporary disturbance of the
+//! machine therefore affects all cases alike.
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -22,7 +22,8 @@ use crate::terminal::Stream;
 use crate::trace::Level;
 use crate::trace::run::Subject;
 
-/// Measures every case, writes every output, and returns the exit status. A case that cannot be run is a row that says why.
+/// Measures every case, writes every output, and returns the exit status. A case that cannot be run becomes a row with the
+/// reason.
 ///
 /// # Errors
 ///
@@ -51,7 +52,7 @@ pub fn run(settings: &SuiteSettings) -> Result<u8> {
     };
     let bar = bar(settings.repeat * cases.0.len() as u64, settings.quiet);
     for round in 0..settings.repeat {
-        // Another one is first each time.
+        // Each round begins with another case.
         cases.0.rotate_left(usize::from(round > 0));
         for case in &mut cases.0 {
             bar.set_message(name(&case.measured.spec));
@@ -98,15 +99,15 @@ pub fn run(settings: &SuiteSettings) -> Result<u8> {
 struct Cases(Vec<Case>);
 
 struct Case {
-    /// Its place in the table.
+    /// The row of the case in the table.
     place: usize,
-    /// What is started; `None` if it cannot be.
+    /// The program to start; `None` if it cannot be started.
     program: Option<Program>,
     measured: Measured,
 }
 
 impl Cases {
-    /// Builds what has to be built.
+    /// Creates the cases, and builds the programs that have to be built.
     fn prepare(settings: &SuiteSettings, user: Option<&Invoker>) -> Self {
         let specs = cases(settings.iterations).into_iter().enumerate();
         let cases = specs.map(|(place, spec)| {
@@ -129,7 +130,7 @@ impl Cases {
 }
 
 impl Case {
-    /// Runs it once untraced and once traced, unless it has failed before.
+    /// Runs the case once untraced and once traced, unless it has failed before.
     fn measure(&mut self, recorder: &Recorder<'_>, interrupts: &Interrupts, user: Option<&Invoker>) -> Result<()> {
         let Some(program) = self.program.as_ref().filter(|_| self.measured.cut_short.is_none()) else {
             return Ok(());
@@ -161,7 +162,7 @@ impl Case {
     }
 }
 
-/// Shown on a terminal only.
+/// A progress bar, hidden unless standard error is a terminal.
 pub(super) fn bar(length: u64, quiet: bool) -> ProgressBar {
     if quiet || !Stream::Error.is_terminal() {
         return ProgressBar::hidden();

@@ -1,4 +1,4 @@
-//! `--parquet`: the tables, opened before the run, written after it.
+//! The tables of `--parquet`. They are opened before the run and written after it.
 
 #[cfg(feature = "parquet")]
 pub(super) use with::Tables;
@@ -16,7 +16,7 @@ mod with {
     use crate::trace::events::EventSource;
     use crate::trace::run::{Info, Run};
 
-    /// The folder, known to be writable.
+    /// The folder of the tables, which is writable.
     pub(in crate::run) struct Tables {
         path: PathBuf,
         folder: Folder,
@@ -34,7 +34,7 @@ mod with {
             self.folder.holder()
         }
 
-        /// Writes them all, and says where; `damage` is what is wrong with the capture that is read.
+        /// Writes all tables and returns their folder. `damage` says what is wrong with the capture that was read, if anything.
         pub(in crate::run) fn write(
             mut self,
             info: &Info,
@@ -58,13 +58,13 @@ mod without {
     use crate::trace::events::EventSource;
     use crate::trace::run::{Info, Run};
 
-    /// There are none.
+    /// A type without values, because this build cannot write tables.
     pub(in crate::run) enum Tables {}
 
     impl Tables {
         pub(in crate::run) fn open(_path: &Path, _access: &OutputAccess) -> Result<Self> {
             Err(Error::Usage(
-                "--parquet is not in this ctxtrace: build it with the feature `parquet`, which is on by default"
+                "this ctxtrace was built without --parquet: build it with the feature `parquet`, which is on by default"
                     .to_owned(),
             ))
         }

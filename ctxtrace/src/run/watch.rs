@@ -1,4 +1,4 @@
-//! One recording: of a command from its launch to its last switch, or of a process that runs already.
+//! One recording: of a command from its launch to its last switch, or of a process that is already running.
 
 use std::collections::HashSet;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -26,56 +26,56 @@ use crate::trace::run::{Launched, Run};
 use crate::trace::samples::Samples;
 use crate::trace::symbols::Symbols;
 
-/// How often the tracer wakes up while the target runs: seldom, because each time it takes a CPU for some microseconds.
-/// The rings are sized for much longer.
+/// How often the tracer wakes up while the target runs. This is seldom, because each time it takes a CPU for some microseconds.
+/// The rings have room for the events of a much longer time.
 const TICK: Duration = Duration::from_millis(50);
 
-/// What every recording needs.
+/// The parameters of a recording.
 #[derive(Clone, Copy)]
 pub struct Recorder<'a> {
     /// The running kernel.
     pub kernel: &'a Kernel,
     /// What to record.
     pub settings: Settings,
-    /// Ctrl-C and its kin, if they are caught.
+    /// Ctrl-C and similar signals, if they are caught.
     pub interrupts: Option<&'a Interrupts>,
-    /// What to do with a command when one comes.
+    /// What to do with a command when a signal arrives.
     pub on_interrupt: OnInterrupt,
-    /// For how long; `None` for as long as it takes.
+    /// Maximum duration; `None` for no limit.
     pub duration: Option<Duration>,
 }
 
-/// What becomes of a command that is interrupted.
+/// What happens to a command when a signal arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnInterrupt {
-    /// It is killed, with everything that it has started.
+    /// The command is killed, with all processes that it has started.
     Kill,
-    /// It gets the signal, if it has not got it from the terminal, and is recorded until it ends; it is killed at the second
-    /// one, with everything that it has started.
+    /// The first signal is passed on to the command, unless the command got it from the terminal, and recording continues until
+    /// the command ends. The second signal kills the command, with all processes that it has started.
     PassOn,
 }
 
 /// Why a recording ended before its target did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cut {
-    /// The first signal that came.
+    /// The first signal that arrived.
     pub interrupted: Option<Signal>,
-    /// The time was up.
+    /// Whether the maximum duration was reached.
     pub time_is_up: bool,
-    /// What did not end when it was asked to was killed.
+    /// Whether processes that did not end after SIGTERM were killed.
     pub killed: bool,
 }
 
-/// A recording that is over. Its stacks have no names yet.
+/// A recording that has ended. Its stacks have no names yet.
 #[derive(Debug)]
 pub struct Recorded {
-    /// What was seen.
+    /// The recorded data.
     pub run: Run,
-    /// What came in between.
+    /// What happened before the target's end, if anything.
     pub cut: Cut,
 }
 
-/// A recording that goes on.
+/// A recording in progress.
 pub struct Underway<'a> {
     /// The programs and maps.
     pub session: &'a Session,
@@ -85,7 +85,7 @@ pub struct Underway<'a> {
 }
 
 impl Underway<'_> {
-    /// What there is by now.
+    /// The run as recorded so far.
     ///
     /// # Errors
     ///
@@ -108,8 +108,8 @@ impl Underway<'_> {
     }
 }
 
-/// Is told of a recording while it goes on: of the events of [`crate::trace::Level::Timeline`] as they come, and of where it
-/// stands.
+/// Receives the events of a recording in progress, with [`crate::trace::Level::Timeline`], and can inspect its state at each
+/// tick.
 pub trait Observer: EventSink {
     /// Called every 50 ms.
     fn tick(&mut self, _underway: &Underway<'_>) {}
@@ -119,17 +119,16 @@ impl Observer for () {}
 impl<I: IntervalSink> Observer for Replay<I> {}
 
 impl Recorder<'_> {
-    /// Runs a command under tracing, from its first switch to its last, its children included.
+    /// Records a command from its first switch to its last, including its children.
     ///
-    /// To be called from the main thread: the command does not outlive the
-    /// thread that started it.
+    /// Call it on the main thread, because the command is killed when the thread that started it ends.
     ///
     /// # Errors
     ///
-    /// If the command cannot be started, or the kernel refuses to trace.
+    /// If the command cannot be started, or if the kernel refuses to trace.
     #[expect(
         clippy::redundant_closure_for_method_calls,
-        reason = "the method by itself is that of one lifetime, and the command with the rings has another"
+        reason = "the method path has one lifetime, but the command with the rings has another"
     )]
     pub fn command(&self, command: &Command<'_>, observer: &mut dyn Observer) -> Result<Recorded> {
         let rings = self.poll_rings()?;
@@ -151,9 +150,9 @@ impl Recorder<'_> {
             session.read_polls(rings);
         }
         let image = |number| Image { tgid: pid, number };
-        // Until it executes its program the child is a copy of this process, asleep.
+        // Until it executes its program, the child is a sleeping copy of this process.
         session.expect_no_tasks(image(0))?;
-        // What cannot be opened is found when it is executed.
+        // A program that cannot be opened now is examined when it is executed.
         if let Ok(held) = tracker.hold(command.program) {
             session.expect_program(image(1), &held)?;
         }
@@ -178,18 +177,18 @@ impl Recorder<'_> {
         Self::over(session, tracker, observer, since, Some((launched, ended)), cut)
     }
 
-    /// What a command tells its polls in, if that is wanted.
+    /// Creates the rings to which a command writes its polls, if polls are requested.
     fn poll_rings(&self) -> Result<Option<PollRings>> {
         let rings = || PollRings::create(polls::clock().clock, self.settings.poll_ring_bytes);
         self.settings.polls.then(rings).transpose()
     }
 
-    /// Records a process that runs already, with the children it has and makes if `children` says so, until it ends, is
-    /// interrupted, or the time is up. `began` is called when it is being recorded.
+    /// Records a process that is already running until it ends, a signal arrives or the time is up. With `children`, its present
+    /// and future children are recorded, too. `began` is called when recording has started.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses to trace, or if the process ended before anything could be recorded.
+    /// If the kernel refuses to trace, or if the process ended before anything was recorded.
     pub fn process(
         &self,
         attached: &Attached,
@@ -210,8 +209,8 @@ impl Recorder<'_> {
         }
         session.attach()?;
         let since = Instant::now();
-        // Only now: a thread whose waking is seen and whose switch-out is not, because one program was attached before the
-        // other, would lack a switch.
+        // Follow the process only after everything is attached. Otherwise a thread's wakeup could be seen without its switch-out,
+        // because only one of the two programs is attached yet, and a switch would be missing.
         follow_running(&mut session, &mut tracker, pid)?;
         if children {
             follow_descendants(&mut session, &mut tracker, pid)?;
@@ -236,7 +235,7 @@ impl Recorder<'_> {
             .iter()
             .map(|record| record.thread.tid)
             .collect();
-        // What was read before everything was detached may have made a switch since.
+        // A thread that was silent when it was read may have made a switch before everything was detached.
         recorded.run.aggregates.silent = silent
             .into_iter()
             .filter(|thread| !seen.contains(&thread.tid))
@@ -244,7 +243,10 @@ impl Recorder<'_> {
         if cut == Cut::default() && recorded.run.aggregates.threads.is_empty() {
             return Err(Error::Attach {
                 pid,
-                reason: format!("{} ended at that moment, and nothing was recorded", attached.name),
+                reason: format!(
+                    "{} ended as the recording began, and nothing was recorded",
+                    attached.name
+                ),
             });
         }
         Ok(recorded)
@@ -279,7 +281,7 @@ impl Recorder<'_> {
     }
 }
 
-/// Calls `start` with a command that inherits the rings and knows of them.
+/// Calls `start` with a command that inherits the rings and has their environment variable.
 fn with_rings<T>(command: &Command<'_>, rings: &PollRings, start: impl FnOnce(&Command<'_>) -> T) -> T {
     let fd = rings.fd();
     let (name, value) = rings.variable(fd.as_raw_fd());
@@ -291,7 +293,7 @@ fn with_rings<T>(command: &Command<'_>, rings: &PollRings, start: impl FnOnce(&C
     })
 }
 
-/// Follows all descendants of a process that the caller may trace, those too that are born meanwhile.
+/// Follows all descendants of a process that the user may trace, including those that are born meanwhile.
 fn follow_descendants(session: &mut Session, tracker: &mut Tracker, tgid: u32) -> Result<()> {
     loop {
         let unknown: Vec<u32> = descendants(tgid)
@@ -316,21 +318,21 @@ fn start_tracker() -> Result<Tracker> {
     Tracker::start().map_err(Error::system("perf_event_open"))
 }
 
-/// The loop around one recording.
+/// The main loop of one recording.
 struct Watch<'a> {
     recorder: &'a Recorder<'a>,
-    /// To be ended with the recording.
+    /// The command that ctxtrace started, if it did; it is ended when the recording ends.
     child: Option<&'a Child>,
-    /// Readable when the target has ended.
+    /// A descriptor that becomes readable when the target has ended.
     end: BorrowedFd<'a>,
     launched: Option<Launched>,
     since: Instant,
 }
 
 impl Watch<'_> {
-    /// Waits for the target's end, ticking meanwhile. A target of ours is ended when the time is up, with everything that it has
-    /// started; one that was attached to is let go then, or at the first signal. Says what came in between, and whether the target
-    /// has ended.
+    /// Waits until the target ends, calling `tick` meanwhile. When the time is up, a command that ctxtrace started is ended, with
+    /// all processes that it has started. A process that was attached to is released when the time is up or at the first signal.
+    /// Returns what happened before the target's end, and whether the target has ended.
     fn until_the_end(
         &self,
         session: &mut Session,
@@ -353,13 +355,13 @@ impl Watch<'_> {
             let examined = session.examined_fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN));
             let examined_at = examined.as_ref().map(|_| fds.len());
             fds.extend(examined);
-            // The last one, and no longer when it has become readable, which it stays.
+            // This must be the last entry. It is left out once it has become readable, because it stays readable.
             fds.extend((!has_ended).then(|| PollFd::new(self.end, PollFlags::POLLIN)));
             let until = deadline
                 .filter(|_| !cut.time_is_up)
                 .map_or(next_tick, |at| at.min(next_tick));
             let wait = until.saturating_duration_since(Instant::now());
-            // Rounded up: a poll that returns a fraction of a millisecond early would only be called again.
+            // Rounded up, because a `poll` that returns a fraction of a millisecond early would only have to be called again.
             let wait = PollTimeout::try_from(wait + Duration::from_micros(999)).unwrap_or(PollTimeout::ZERO);
             match poll(&mut fds, wait) {
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -418,7 +420,7 @@ impl Watch<'_> {
         }
     }
 
-    /// Deals with what signals have come, and says whether there was one.
+    /// Handles a signal that has arrived, and returns whether there was one.
     fn take_signals(&self, cut: &mut Cut, ending: &mut Ending, session: &Session) -> Result<bool> {
         let Some(interrupt) = self.recorder.interrupts.and_then(Interrupts::take) else {
             return Ok(false);

@@ -1,4 +1,4 @@
-//! One run of a built-in workload: the command that starts it, and what it says of itself.
+//! One run of a built-in workload: starts it, and collects what it reports about itself.
 
 use std::ffi::OsStr;
 use std::io::{PipeReader, PipeWriter, Read};
@@ -26,7 +26,7 @@ use crate::trace::run::{Exit, Run};
 use crate::workload::Outcome;
 use crate::workload::progress::Progress;
 
-/// One start of a workload: what it reports to, and how far it has got.
+/// One start of a workload: the pipe for its report, and its progress counter.
 struct Start<'a> {
     program: &'a Program,
     user: Option<&'a Invoker>,
@@ -36,7 +36,7 @@ struct Start<'a> {
     report_writer: PipeWriter,
 }
 
-/// What a workload said of itself.
+/// What a workload has reported about itself.
 struct Told {
     outcome: Option<Outcome>,
     messages_seen: u64,
@@ -57,7 +57,7 @@ impl<'a> Start<'a> {
         })
     }
 
-    /// Calls `run` with the command that starts it.
+    /// Calls `run` with the command that starts the workload.
     fn with_command<T>(&self, run: impl FnOnce(&Command<'_>) -> T) -> T {
         let (report, progress) = (self.report_writer.as_fd(), self.progress_fd.as_fd());
         let args = self.program.arguments(report.as_raw_fd(), progress.as_raw_fd());
@@ -72,11 +72,11 @@ impl<'a> Start<'a> {
         })
     }
 
-    /// To be called when it has ended.
+    /// Collects the workload's report. Call it after the workload has ended.
     ///
     /// # Errors
     ///
-    /// If it could not even begin: there is nothing to report but why.
+    /// If the workload failed before its first message, and was not interrupted. In this case only the reason can be reported.
     fn told(mut self, interrupted: Option<Signal>, exit: Exit) -> Result<Told> {
         let message = last_message(&mut self.report);
         let messages_seen = self.progress.messages();
@@ -94,7 +94,7 @@ impl<'a> Start<'a> {
     }
 }
 
-/// Runs the workload once under tracing; `number` tells which of the repeats it is.
+/// Runs the workload once under tracing; `number` is the number of the repetition, counted from 1.
 pub(super) fn recorded(
     settings: &RunSettings,
     program: &Program,
@@ -126,7 +126,7 @@ pub(super) fn recorded(
     Ok(kept.finish(finished(recorded, start)?, recorder.interrupts))
 }
 
-/// Runs the workload once under tracing; whoever wants more of it than the counts observes.
+/// Runs the workload once under tracing. The observer gets the events.
 pub(super) fn observed(
     program: &Program,
     recorder: &Recorder<'_>,
@@ -140,23 +140,23 @@ pub(super) fn observed(
 
 fn finished(recorded: Recorded, start: Start<'_>) -> Result<Run> {
     let Recorded { mut run, cut } = recorded;
-    let told = start.told(cut.interrupted, run.exit.unwrap_or_default())?;
-    run.messages_seen = told.messages_seen;
-    run.outcome = told.outcome;
-    run.cut_short = told.cut_short;
+    let reported = start.told(cut.interrupted, run.exit.unwrap_or_default())?;
+    run.messages_seen = reported.messages_seen;
+    run.outcome = reported.outcome;
+    run.cut_short = reported.cut_short;
     Ok(run)
 }
 
-/// Runs the workload once, and nobody traces it.
+/// Runs the workload once, untraced.
 ///
 /// # Errors
 ///
-/// If it cannot be started, or does not get to its end; `Ok(None)` if it was interrupted.
+/// If the workload cannot be started, or fails. An interrupted run is not an error but `Ok(None)`.
 pub(super) fn timed(program: &Program, interrupts: &Interrupts, user: Option<&Invoker>) -> Result<Option<Outcome>> {
     timed_with(program, interrupts, user, |_| Ok(()))
 }
 
-/// The same; `begin` is called when it is about to execute its program.
+/// Like [`timed`]; `begin` is called when the child is about to execute its program.
 pub(super) fn timed_with(
     program: &Program,
     interrupts: &Interrupts,
@@ -171,15 +171,15 @@ pub(super) fn timed_with(
     })?;
     let interrupted = until_the_end(&child, interrupts)?;
     let exit = child.wait()?.exit;
-    let told = start.told(interrupted, exit)?;
-    match (told.outcome, told.cut_short) {
+    let reported = start.told(interrupted, exit)?;
+    match (reported.outcome, reported.cut_short) {
         _ if interrupted.is_some() => Ok(None),
         (Some(outcome), None) => Ok(Some(outcome)),
         (_, reason) => Err(Error::Workload(reason.unwrap_or_default())),
     }
 }
 
-/// Waits for a child's end; the first signal ends it.
+/// Waits until a child ends. The first signal kills the child.
 pub(super) fn until_the_end(child: &Child, interrupts: &Interrupts) -> Result<Option<Signal>> {
     loop {
         let mut fds = [
@@ -200,16 +200,16 @@ pub(super) fn until_the_end(child: &Child, interrupts: &Interrupts) -> Result<Op
     }
 }
 
-/// What the workload said before it ended; `None` if it said nothing that can be understood.
+/// The message that the workload sent before it ended; `None` if there is no valid one.
 fn last_message(report: &mut PipeReader) -> Option<Message> {
-    // Somebody who outlives the workload may hold the pipe open: take what is there, and wait for nothing.
+    // A process that outlives the workload may hold the pipe open, so read what is there without waiting.
     fcntl(&*report, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).ok()?;
     let mut text = Vec::new();
     let _ = report.read_to_end(&mut text);
     serde_json::from_slice(&text).ok()
 }
 
-/// Why the run is partial; `None` if it is not.
+/// Why the run is partial; `None` if it is complete.
 fn cut_short(signal: Option<Signal>, message: Option<&Message>, exit: Exit) -> Option<String> {
     if let Some(signal) = signal {
         return Some(format!("interrupted by {signal}"));

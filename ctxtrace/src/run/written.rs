@@ -1,4 +1,4 @@
-//! The last words of a command: which files it has written, and what opens each.
+//! The final summary of a command: the files it has written, and the tool that opens each.
 
 use std::fmt::Write as _;
 use std::io;
@@ -9,10 +9,11 @@ use crate::report::output::Output;
 use crate::report::printable;
 use crate::terminal::{Stream, Styles, write_text};
 
-/// A path that is longer has what opens it on the next line.
+/// Maximum number of characters of a path with the rest of the text on the same line. For a longer path the rest is on the next
+/// line.
 const LONGEST_PATH: usize = 28;
 
-/// What was written, in order.
+/// The files that were written, in order.
 #[derive(Debug, Default)]
 pub(super) struct Written(Vec<Made>);
 
@@ -23,22 +24,22 @@ struct Made {
     how: Opened,
 }
 
-/// What one does with a file.
+/// How a file is opened or used.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Opened {
-    /// Look at it in a browser.
+    /// View it in a web browser.
     Browser,
-    /// Read it with this command, which takes the path at its end.
+    /// Read it with this command, which takes the path as its last argument.
     With(&'static str),
-    /// Drop it onto this page, or give it to this command.
+    /// Drop it onto this web page, or pass it to this command.
     Either(&'static str, &'static str),
-    /// Open it with this.
+    /// Open it with this program.
     By(&'static str),
-    /// Drop it onto this page.
+    /// Drop it onto this web page.
     Page(&'static str),
-    /// Paste it where people read.
+    /// Paste it into an issue or a message.
     Pasted,
-    /// Ask a database.
+    /// Query it with `duckdb`.
     DuckDb,
 }
 
@@ -51,20 +52,20 @@ impl Written {
         });
     }
 
-    /// Writes an output, and remembers it if it is a file.
+    /// Writes an output, and records it if it is a file.
     ///
     /// # Errors
     ///
-    /// If it cannot be written.
+    /// If the output cannot be written.
     pub(super) fn commit(&mut self, output: Output, bytes: &[u8], what: &'static str, how: Opened) -> Result<()> {
         self.stream(output, what, how, |to| to.write_all(bytes))
     }
 
-    /// The same for what is too much to be held in memory.
+    /// Like [`Written::commit`], for outputs that are too large to be held in memory.
     ///
     /// # Errors
     ///
-    /// Those of `write`, or if it cannot be written.
+    /// If `write` fails, or if the output cannot be written.
     pub(super) fn stream(
         &mut self,
         output: Output,
@@ -80,7 +81,7 @@ impl Written {
         Ok(())
     }
 
-    /// Tells them. Nobody is there to be told if standard error is gone.
+    /// Prints the summary on standard error; write errors are ignored.
     pub(super) fn tell(&self) {
         let _ = write_text(Stream::Error, &self.in_words(), Styles::Escaped);
     }
@@ -116,7 +117,7 @@ impl Made {
             Opened::With(command) => format!("{what}: {command} {path}"),
             Opened::Either(page, command) => format!("{what}: {page}, or {command} {path}"),
             Opened::By(program) => format!("{what}: {program}"),
-            Opened::Page(page) => format!("{what}: drop it on {page}, it stays with you"),
+            Opened::Page(page) => format!("{what}: drop it on {page} (it is not uploaded)"),
             Opened::Pasted => format!("{what}, to be pasted into an issue"),
             Opened::DuckDb => {
                 let files = printable(&self.path.join("host/*.parquet").display().to_string());

@@ -1,8 +1,9 @@
-//! What a stack is in: the allocator, a channel, the scheduler, … told by the crate or library of its functions.
+//! What the code of a stack is for (the allocator, a channel, the scheduler and so on), determined from the crates or libraries
+//! of its functions.
 //!
-//! A sample belongs to the innermost of its functions that belongs anywhere. Code of the standard library that anybody may
-//! call for anything (`core::ptr`, `Option::map`, a `memcpy`) is its caller's. The rules name libraries and nothing of any
-//! one program: what is in none of them is a program's own code, and goes by its crate.
+//! A sample is attributed to its innermost function that has a category. Code of the standard library that any code may call for
+//! any purpose (`core::ptr`, `Option::map`, a `memcpy`) counts as part of its caller. The rules name only libraries, and nothing
+//! of any particular program: code that matches no rule is the program's own.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,15 +13,15 @@ use crate::trace::symbols::{Frame, FrameKind};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Category {
-    /// Getting and giving back memory
+    /// Allocating and freeing memory
     Allocator,
     /// Channels between tasks or threads
     Channel,
-    /// Waking tasks
+    /// Wakeups of tasks
     Wakers,
     /// The runtime that polls tasks
     Scheduler,
-    /// Futures, streams and sinks made of others
+    /// Futures, streams and sinks composed of others
     Combinators,
     /// Mutexes and other locks
     Locks,
@@ -30,16 +31,16 @@ pub enum Category {
     Io,
     /// The kernel
     Kernel,
-    /// The C library, and the language's own
+    /// The C library, and the language's standard library
     StandardLibrary,
     /// The program's own code
     Program,
-    /// No name was found
+    /// Code without a known name
     Unknown,
 }
 
 impl Category {
-    /// As it is called in sentences and tables.
+    /// The category's name in sentences and tables.
     #[must_use]
     pub fn in_words(self) -> &'static str {
         match self {
@@ -59,17 +60,17 @@ impl Category {
     }
 }
 
-/// What a stack is in, and the function that says so.
+/// What a stack is attributed to, and the function that decides it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Belongs {
-    /// What for.
+    /// The category.
     pub category: Category,
-    /// The function, without its generic arguments; of a system call, its name.
+    /// The function, without its generic arguments; for a system call, the call's name.
     pub function: String,
 }
 
-/// Where a thread was on its CPU, from its stack, outermost frame first: in the kernel, or in the innermost function of the
-/// program that belongs anywhere.
+/// What a thread did on its CPU, from its stack, outermost frame first. If it was in the kernel, the category is the kernel;
+/// otherwise it is that of the innermost function of the program that has a category.
 #[must_use]
 pub fn on_cpu(frames: &[Frame], in_kernel: bool) -> Belongs {
     if in_kernel {
@@ -81,7 +82,8 @@ pub fn on_cpu(frames: &[Frame], in_kernel: bool) -> Belongs {
     in_program(frames)
 }
 
-/// What a stack in the kernel was called from: the kernel itself, if that is code that has no dealings with it by its nature.
+/// The category to which time in the kernel is attributed: that of the calling code if such code calls the kernel by its nature
+/// (locks, I/O and so on), otherwise the kernel.
 #[must_use]
 pub fn calls_from(frames: &[Frame]) -> Category {
     match in_program(frames).category {
@@ -100,8 +102,8 @@ pub fn calls_from(frames: &[Frame]) -> Category {
     }
 }
 
-/// What a thread left its CPU for, from the stack it left with: the innermost function of the program that belongs anywhere,
-/// or the system call where no name says anything.
+/// Why a thread left its CPU, from its stack at the switch-out: the innermost function of the program that has a category, or the
+/// system call if no function has a name.
 #[must_use]
 pub fn off_cpu(frames: &[Frame]) -> Belongs {
     let belongs = in_program(frames);
@@ -123,7 +125,7 @@ fn in_program(frames: &[Frame]) -> Belongs {
     };
     let mut known = user().filter_map(|frame| Some((of_function(&frame.name)?, frame)));
     let innermost = known.next();
-    // A runtime, or a channel, that sleeps does so by a lock of its own.
+    // A runtime or channel that sleeps does so with a lock of its own.
     let known = match innermost {
         Some((Category::Locks, _)) => known
             .find(|(category, _)| *category != Category::Locks)
@@ -150,7 +152,7 @@ fn in_program(frames: &[Frame]) -> Belongs {
     }
 }
 
-/// The system call that was made, or else the outermost function of the kernel that is not its entry code.
+/// The name of the system call, or of the outermost kernel function that is not entry code.
 fn kernel_entry(frames: &[Frame]) -> String {
     const ENTRY_CODE: [&str; 9] = [
         "entry_SYSCALL_64_after_hwframe",
@@ -179,15 +181,15 @@ fn kernel_entry(frames: &[Frame]) -> String {
         .unwrap_or_else(|| "[no stack]".to_owned())
 }
 
-/// What a rule looks for.
+/// The names that a rule matches.
 enum Names {
-    /// Paths that begin so, the brackets of `<Type as Trait>::function` left out.
+    /// Paths with these prefixes. The leading bracket of `<Type as Trait>::function` is ignored.
     Begin(&'static [&'static str]),
-    /// Functions without a path that are called so, or begin so if there is a `*`.
+    /// Functions without a path that have one of these names; a `*` at the end stands for any suffix.
     Are(&'static [&'static str]),
 }
 
-/// The first rule that fits wins: the finer ones come first.
+/// The first rule that matches decides, so the more specific rules come first.
 const RULES: [(Category, Names); 14] = [
     (
         Category::Allocator,
@@ -443,7 +445,7 @@ const RULES: [(Category, Names); 14] = [
     ),
 ];
 
-/// Crates whose code is its caller's.
+/// Crates and types whose code counts as part of its caller.
 const ANYBODYS: [&str; 22] = [
     "core",
     "alloc",
@@ -451,7 +453,7 @@ const ANYBODYS: [&str; 22] = [
     "pin_project_lite",
     "hashbrown",
     "smallvec",
-    // Types of the language, whose methods have a path too.
+    // Types of the language, whose methods have a path, too.
     "bool",
     "char",
     "str",
@@ -470,7 +472,7 @@ const ANYBODYS: [&str; 22] = [
     "f64",
 ];
 
-/// What a function is for; `None` if it is anybody's, so that its caller says.
+/// The category of a function; `None` for general-purpose code, which gets the category of its caller.
 fn of_function(name: &str) -> Option<Category> {
     let path = bare(name);
     for (category, names) in &RULES {
@@ -485,13 +487,13 @@ fn of_function(name: &str) -> Option<Category> {
             return Some(*category);
         }
     }
-    // `u64 as core::cmp::PartialOrd>::lt`: the type comes before the trait.
+    // In `u64 as core::cmp::PartialOrd>::lt` the type comes before the trait.
     let krate = path.split([':', ' ', '>']).next().unwrap_or(path);
     if ANYBODYS.contains(&krate) && path.contains("::") {
         return None;
     }
     match path.split_once("::") {
-        // The probe is a part of the instrument; what it wraps is within it.
+        // The probe is part of the measurement; the code it wraps runs inside it.
         Some(("ctxtrace_probe", _)) => Some(Category::Program),
         Some(_) => Some(Category::Program),
         None if is_of_the_c_library(name) || name.starts_with('[') => None,
@@ -499,7 +501,7 @@ fn of_function(name: &str) -> Option<Category> {
     }
 }
 
-/// Names that the C library and the start of a program have, and no program should.
+/// Whether this is a name that the C library or the start of a program uses, and that a program itself should not use.
 fn is_of_the_c_library(name: &str) -> bool {
     const NAMES: [&str; 10] = [
         "_start",
@@ -516,8 +518,7 @@ fn is_of_the_c_library(name: &str) -> bool {
     NAMES.contains(&name) || name.starts_with("__")
 }
 
-/// The path without what brackets, references and pointers put before it: of `<&mut a::B<C> as d::E>::f` it is
-/// `a::B<C> as d::E>::f`.
+/// The path without leading brackets, references and pointers: for `<&mut a::B<C> as d::E>::f` it is `a::B<C> as d::E>::f`.
 fn bare(name: &str) -> &str {
     let mut path = name;
     loop {
@@ -531,18 +532,18 @@ fn bare(name: &str) -> &str {
     }
 }
 
-/// `<a::B<C> as d::E<F>>::f::<G>` is `a::B as d::E::f`: what a person calls the function.
+/// Shortens `<a::B<C> as d::E<F>>::f::<G>` to `a::B as d::E::f`, as people write the name.
 fn without_generics(name: &str) -> String {
     let implements = name.starts_with('<');
     let mut plain = String::with_capacity(name.len());
     let mut depth = 0_usize;
-    // While within the bracket that begins it.
+    // 1 while inside the leading `<…>` of a qualified path.
     let mut outer = usize::from(implements);
     let mut previous = ' ';
     for character in name.chars() {
         match character {
             '<' => depth += 1,
-            // An arrow closes nothing.
+            // The `>` of an arrow (`->`) does not close a bracket.
             '>' if previous != '-' => {
                 depth = depth.saturating_sub(1);
                 if depth == 0 {
@@ -554,7 +555,7 @@ fn without_generics(name: &str) -> String {
         }
         previous = character;
     }
-    // What is left of `::<G>`.
+    // Remove what remains of `::<G>`.
     plain.replace("::::", "::").trim_end_matches(':').to_owned()
 }
 

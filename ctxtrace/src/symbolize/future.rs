@@ -1,13 +1,13 @@
-//! What kind of task a stack belongs to, by the names of its functions.
+//! Determines the type of the task that a stack belongs to, from the names of its functions.
 //!
-//! A runtime polls a task through a few functions of its own; the first one further in that is neither the runtime's nor the
-//! language's is the `poll` of the task's future. For a combinator its name holds the type; for an `async fn` or block it is
-//! a closure in the function that wrote it.
+//! A runtime polls a task through several functions of its own. The first function further in that belongs neither to the runtime
+//! nor to the language is the `poll` of the task's future. The name of a combinator's `poll` contains the type; that of an `async
+//! fn` or block is a closure in the function that contains it.
 
-/// The functions through which tokio polls a task (`tokio/src/runtime/task/`), innermost first as they call each other.
+/// Prefixes of the functions through which tokio polls a task (`tokio/src/runtime/task/`) and of the probe's.
 const POLLERS: [&str; 2] = ["tokio::runtime::task::", "ctxtrace_probe::"];
 
-/// What lies between the runtime and the future, and says nothing about it.
+/// Prefixes of functions between the runtime and the future that say nothing about the future.
 const WRAPPERS: [&str; 7] = [
     "core::",
     "std::",
@@ -32,19 +32,19 @@ fn is_poller(function: &str) -> bool {
     POLLERS.iter().any(|prefix| bare(function).starts_with(prefix))
 }
 
-/// A future's `poll` has a path; what has none is of the C library, at the end of a stack that lacks a frame.
+/// The `poll` of a future has a path. A function without a path belongs to the C library, in a stack that lacks a frame.
 fn is_wrapper(function: &str) -> bool {
     WRAPPERS.iter().any(|prefix| bare(function).starts_with(prefix))
         || function.starts_with('[')
         || !function.contains("::")
 }
 
-/// The path, without the bracket that begins `<Type as Trait>::function`.
+/// The path, without the bracket with which `<Type as Trait>::function` begins.
 fn bare(function: &str) -> &str {
     function.trim_start_matches('<')
 }
 
-/// `<a::B<C> as core::future::future::Future>::poll` is `a::B<C>`; `a::f::{{closure}}` is `a::f`.
+/// Shortens `<a::B<C> as core::future::future::Future>::poll` to `a::B<C>`, and `a::f::{{closure}}` to `a::f`.
 fn normalized(function: &str) -> String {
     let implementor = function.strip_prefix('<').and_then(|rest| rest.split_once(" as "));
     let name = implementor.map_or(function, |(implementor, _)| implementor);

@@ -1,7 +1,7 @@
-//! What kind a goroutine is of: the function it was started with.
+//! The function that a goroutine was started with, which serves as its type.
 //!
-//! The kernel side notes `g.startpc`, the function's address, once for each goroutine; those that have no room in its table
-//! carry the address in the id they share.
+//! The BPF programs record `g.startpc`, the address of this function, once per goroutine. Goroutines for which the table has no
+//! room share an id that contains the address.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use ctxtrace_common::process::TaskKey;
 
 use crate::trace::Aggregates;
 
-/// Each goroutine of a capture with the address of the function it was started with.
+/// The address of the start function of each goroutine of a capture.
 pub(super) fn starts(aggregates: &Aggregates) -> BTreeMap<TaskKey, u64> {
     let known = aggregates.goroutines.iter().copied();
     let shared = aggregates.switch_sums.iter().filter_map(|(key, _)| {
@@ -23,7 +23,7 @@ pub(super) fn starts(aggregates: &Aggregates) -> BTreeMap<TaskKey, u64> {
     known.chain(shared).filter(|&(_, startpc)| startpc != 0).collect()
 }
 
-/// The function's name as Go writes it: without the suffix that tells its calling convention.
+/// The name of a function as in the Go source, without the suffix for its calling convention.
 pub(super) fn plain_name(symbol: &str) -> String {
     let suffixes = [".abi0", ".abiinternal"];
     let plain = suffixes.into_iter().find_map(|suffix| symbol.strip_suffix(suffix));

@@ -1,10 +1,10 @@
-//! Addresses to names, with the reason where there is none; and stacks of names, summed up.
+//! Resolves addresses to names, with a reason where there is no name, and sums up stacks of names.
 //!
-//! * [`symbols`]: looks every stack of a run up, on the machine it was recorded on, while its files are there.
-//! * [`stacks`]: pure: the stacks of a run by their names, under what the threads were doing.
+//! * [`symbols`]: looks up every stack of a run on the machine that recorded it, while the files are there.
+//! * [`stacks`]: the stacks of a run by their names, below frames that say what the threads were doing. Pure functions.
 //! * [`category`]: what the code of a stack is for.
-//! * `future`: what kind of task a stack belongs to.
-//! * `goroutine`: what function a goroutine was started with.
+//! * `future`: the type of the task that a stack belongs to.
+//! * `goroutine`: the function that a goroutine was started with.
 
 pub mod category;
 mod future;

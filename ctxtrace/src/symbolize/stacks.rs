@@ -1,4 +1,5 @@
-//! The stacks of a run by their names, under what the threads were doing. Pure: names come from [`Symbols`].
+//! The stacks of a run by their names, below frames that say what the threads were doing. Pure functions: the names come from
+//! [`Symbols`].
 
 use crate::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, HashMap};
@@ -23,26 +24,26 @@ use crate::trace::{Aggregates, name_of};
 /// Switch-outs, wakeups or samples with the same resolved stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedStack {
-    /// From what the thread was doing, and its name, to the innermost kernel function.
+    /// The frames, from what the thread was doing and its name to the innermost kernel function.
     pub frames: Vec<Frame>,
-    /// How many.
+    /// Number of switch-outs, wakeups or samples.
     pub count: u64,
-    /// Their time, nanoseconds: off the CPU; of samples, the time on a CPU that they stand for.
+    /// Their total time in nanoseconds: off-CPU time, or for samples the time on a CPU that they represent.
     pub ns: u64,
 }
 
 /// All stacks of a capture.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolved {
-    /// Distinct ones, in the order of their frames.
+    /// The distinct stacks, ordered by their frames.
     pub stacks: Vec<ResolvedStack>,
-    /// Of their number, those with a user stack.
+    /// Number of switch-outs, wakeups or samples that have a user stack.
     pub with_user_stack: u64,
-    /// Of those, the ones whose user stack does not reach a thread's or program's entry: code without frame pointers.
+    /// Number of these whose user stack does not reach the entry of a thread or program, because of code without frame pointers.
     pub broken: u64,
 }
 
-/// Stacks with the same frames, added up.
+/// Sums of stacks by their frames.
 #[derive(Default)]
 struct Merged(BTreeMap<Vec<Frame>, (u64, u64)>);
 
@@ -69,7 +70,7 @@ pub(super) fn image_of(key: &SumKey) -> Image {
     }
 }
 
-/// What a thread was doing at a switch-out, as the outermost frames of its stack: `task: sender` and then `blocked` or
+/// What a thread was doing at a switch-out, as the outermost frames of its stack: `task: sender` followed by `blocked` or
 /// `preempted`, or the class alone.
 fn doing(entry: &Entry, aggregates: &Aggregates) -> Vec<Frame> {
     let frame = |name: String| Frame {
@@ -89,8 +90,7 @@ fn doing(entry: &Entry, aggregates: &Aggregates) -> Vec<Frame> {
     }
 }
 
-/// A user stack: its names if it was resolved, else the files it goes through, for a capture that ended before its names
-/// were looked up.
+/// A user stack with its names. If the capture ended before names were looked up, the frames are files and offsets.
 fn user_stack(run: &Run, image: Image, key: u64) -> Option<Vec<Frame>> {
     let addresses = run.aggregates.stacks.get(&key)?;
     Some(run.symbols.user(image, key).unwrap_or_else(|| {
@@ -116,7 +116,7 @@ fn kernel_stack(run: &Run, key: u64) -> Vec<Frame> {
 }
 
 impl Resolved {
-    /// Counts a user stack, and whether it is whole.
+    /// Counts a user stack, and whether it is incomplete.
     fn with_user(&mut self, user: Vec<Frame>, count: u64) -> Vec<Frame> {
         add(&mut self.with_user_stack, count);
         if !is_complete(&user) {
@@ -149,8 +149,7 @@ pub fn switches(run: &Run) -> Resolved {
     resolved
 }
 
-/// The stacks of samples of what a run did on its CPUs: of each place, how many there are, which stand for `on_cpu_ns`
-/// together.
+/// The stacks of a run's samples. `places` has the number of samples of each place; all samples together represent `on_cpu_ns`.
 #[must_use]
 pub fn samples(run: &Run, places: &BTreeMap<Place, u64>, on_cpu_ns: u64) -> Resolved {
     let mut resolved = Resolved::default();
@@ -169,7 +168,7 @@ pub fn samples(run: &Run, places: &BTreeMap<Place, u64>, on_cpu_ns: u64) -> Reso
     resolved
 }
 
-/// The stack that a switch-out was made with, outermost frame first.
+/// The stack of a switch-out, outermost frame first.
 #[must_use]
 pub fn switched(run: &Run, key: &SumKey) -> Vec<Frame> {
     let mut frames = user_stack(run, image_of(key), key.user_stack)
@@ -189,7 +188,7 @@ pub fn sampled(run: &Run, place: &Place) -> Vec<Frame> {
     frames
 }
 
-/// The stacks of the makers of wakeups: under what the woken thread had been doing, who woke it, and from where.
+/// The stacks of wakers. The outermost frames say what the woken thread had been doing, what woke it and in which task.
 #[must_use]
 pub fn wakers(run: &Run) -> Resolved {
     let aggregates = &run.aggregates;
@@ -225,7 +224,7 @@ pub fn wakers(run: &Run) -> Resolved {
                 name: format!("task: {}", tasks::name(aggregates, task)).into(),
             });
         }
-        // A waker of another program is not followed, so where its functions lie is not known.
+        // A waker in another program is not followed, so its mappings, and therefore its functions, are not known.
         if from.is_of_target()
             && let Some(user) = user_stack(run, image, from.user_stack)
         {
@@ -238,11 +237,11 @@ pub fn wakers(run: &Run) -> Resolved {
     resolved
 }
 
-/// The type of each task's future, or the `async fn` it comes from, as far as stacks tell: of a task that was switched out
-/// while it was polled, the function that the runtime calls to poll it. Of a goroutine: the function it was started with.
+/// The type of each task's future, or the `async fn` it comes from, if stacks show it: for a task that was switched out while it
+/// was polled, the function that the runtime calls to poll it. For a goroutine: the function it was started with.
 #[must_use]
 pub fn task_types(aggregates: &Aggregates, symbols: &Symbols) -> HashMap<TaskKey, String> {
-    // Of a broken stack the function next to the runtime's may be any; the one met most often is the future's.
+    // In a broken stack any function may be next to the runtime's. The function found most often is taken for the future's.
     let mut met: BTreeMap<TaskKey, BTreeMap<String, u64>> = BTreeMap::new();
     for (key, sum) in &aggregates.switch_sums {
         if key.task == 0 || key.task == OTHER_TASKS {

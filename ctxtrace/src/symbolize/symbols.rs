@@ -1,11 +1,11 @@
-//! Looks addresses up.
+//! Looks up addresses.
 //!
-//! Kernel addresses are looked up in `/proc/kallsyms`; user addresses go through the mappings kept in the capture to a file
-//! and an offset in it, and from there through the file's symbols and DWARF, inlined functions included. [`crate::reader`] reads
-//! the files, in a process of its own, each once for all addresses in it. The process that ran may be long gone.
+//! Kernel addresses are looked up in `/proc/kallsyms`. User addresses are resolved through the mappings in the capture to a file
+//! and an offset in it, and then through the file's symbols and DWARF, inlined functions included. [`crate::reader`] reads the
+//! files in a separate process, each file once for all addresses in it. The traced process may have ended long before.
 //!
-//! Two things are cut off the inner end of kernel stacks: the frames of our own BPF program and of the tracepoint that
-//! called it, all of them further in than the function that raises it.
+//! The inner ends of kernel stacks are cut off: the frames of ctxtrace's own BPF program and of the tracepoint that called it.
+//! All of these are further in than the kernel function that raises the tracepoint.
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
@@ -24,10 +24,10 @@ use crate::trace::Aggregates;
 use crate::trace::samples::Samples;
 use crate::trace::symbols::{Frame, FrameKind, Symbols};
 
-/// The kernel's functions that raise the tracepoints: what lies further in is our own.
+/// The kernel functions that raise the tracepoints. Frames further in belong to ctxtrace.
 const TRACED_FUNCTIONS: [&str; 3] = ["__schedule", "try_to_wake_up", "wake_up_new_task"];
 
-/// Longest time for the names of all files together.
+/// Maximum time to look up the names of all files together.
 const NAMES_TIME: Duration = Duration::from_secs(60);
 
 /// Resolves every stack of a run, and the functions that goroutines were started with.
@@ -36,7 +36,8 @@ pub fn resolve(aggregates: &Aggregates, samples: &Samples) -> Symbols {
     resolve_until(aggregates, samples, None)
 }
 
-/// The same, but the names of files are no longer looked up once `interrupt` is readable: frames without a name say so.
+/// Like [`resolve`], but stops looking up names in files once `interrupt` is readable. Frames without a name then have the
+/// reason.
 #[must_use]
 pub fn resolve_until(aggregates: &Aggregates, samples: &Samples, interrupt: Option<BorrowedFd<'_>>) -> Symbols {
     let mut resolver = Resolver::new(&aggregates.mappings);
@@ -90,7 +91,7 @@ struct Resolver<'a> {
     kernel: HashMap<u64, Vec<Frame>>,
     /// The functions that were looked up, by file and offset.
     files: HashMap<FileIdentity, HashMap<u64, Vec<Frame>>>,
-    /// The same of the functions that goroutines were started with.
+    /// The functions that goroutines were started with, by file and offset.
     starts: HashMap<FileIdentity, HashMap<u64, Vec<Frame>>>,
 }
 
@@ -105,7 +106,7 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// Outermost first.
+    /// The frames of a user stack, outermost first.
     fn user_stack(&mut self, image: Image, addresses: &[u64]) -> Vec<Frame> {
         let mut frames = Vec::new();
         for address in call_addresses(addresses).rev() {
@@ -120,7 +121,7 @@ impl<'a> Resolver<'a> {
         frames
     }
 
-    /// Outermost first.
+    /// The frames of a kernel stack, outermost first.
     fn kernel_stack(&mut self, addresses: &[u64]) -> Vec<Frame> {
         let calls: Vec<u64> = call_addresses(addresses).collect();
         for &address in &calls {
@@ -141,8 +142,8 @@ impl<'a> Resolver<'a> {
             .collect()
     }
 
-    /// Names the functions at all these addresses, and those that goroutines were started with, file by file: the one with the most
-    /// addresses first.
+    /// Names the functions at all these addresses, and those that goroutines were started with. Files are read one by one, the
+    /// one with the most addresses first.
     fn look_up_files(
         &mut self,
         code: impl Iterator<Item = (Image, u64)>,
@@ -201,17 +202,17 @@ impl<'a> Resolver<'a> {
         frames.first().filter(|frame| frame.kind == FrameKind::User)
     }
 
-    /// The functions at an address of a file, outermost first; `None` if it lies in no file.
+    /// The functions at an address of a mapping, outermost first; `None` if the mapping is not backed by a file.
     fn looked_up(&self, mapping: &Mapping, address: u64) -> Option<&[Frame]> {
         let of_file = self.files.get(&mapping.file?)?;
         of_file.get(&mapping.offset_of(address)).map(Vec::as_slice)
     }
 }
 
-/// The frame of code in a mapping of no file.
+/// The frame for code in a mapping without a file.
 fn in_no_file(mapping: &Mapping) -> Frame {
     if mapping.path.as_os_str().as_encoded_bytes().starts_with(b"[") {
-        // [vdso] and the like: the kernel's own pages, which are in no file.
+        // `[vdso]` and similar mappings: pages of the kernel, which are not in any file.
         return Frame {
             kind: FrameKind::User,
             name: mapping.file_name().into(),
@@ -220,8 +221,8 @@ fn in_no_file(mapping: &Mapping) -> Frame {
     Frame::reason("unknown: code that is in no file (generated at run time)")
 }
 
-/// A stack's addresses as they are looked up, innermost first. All but the innermost are return addresses, which point
-/// behind the call and maybe into another line or function: the call itself lies before them.
+/// The addresses of a stack as they are looked up, innermost first. All but the innermost are return addresses. They point behind
+/// the call, possibly into another line or function, so the byte before them is looked up.
 fn call_addresses(addresses: &[u64]) -> impl DoubleEndedIterator<Item = u64> {
     let (innermost, callers) = addresses.split_at(addresses.len().min(1));
     let calls = callers.iter().map(|address| address.saturating_sub(1));
@@ -230,12 +231,12 @@ fn call_addresses(addresses: &[u64]) -> impl DoubleEndedIterator<Item = u64> {
 
 fn kernel_function(symbolizer: &Symbolizer, address: u64) -> Vec<Frame> {
     let source = Source::Kernel(Kernel {
-        // Only the running kernel's own table: no search for a debug image that may be another build's.
+        // Use only the running kernel's own table. A debug image found by a search may belong to another build.
         vmlinux: MaybeDefault::None,
         ..Kernel::default()
     });
     match symbolizer.symbolize_single(&source, Input::AbsAddr(address)) {
-        Ok(symbolized) => symbolized_frames(&symbolized, FrameKind::Kernel, "kernel.kptr_restrict hides it?"),
+        Ok(symbolized) => symbolized_frames(&symbolized, FrameKind::Kernel, "kernel.kptr_restrict may hide it"),
         Err(_) => vec![Frame::reason("unknown: the kernel's symbols cannot be read")],
     }
 }
@@ -251,13 +252,16 @@ mod tests {
         assert_eq!(call_addresses(&[]).count(), 0);
     }
 
-    /// This very function, found through its own executable as a report would find it.
+    /// Looks up this test function in its own executable, as a report would.
     #[test]
     fn a_function_of_this_program_is_named() {
         let address = a_function_of_this_program_is_named as *const () as u64;
         let (mappings, image) = this_process();
-        let mapping = mappings.find(image, address).expect("mapped");
-        assert_eq!(mapping.path, std::env::current_exe().expect("a path"));
+        let mapping = mappings.find(image, address).expect("the address is mapped");
+        assert_eq!(
+            mapping.path,
+            std::env::current_exe().expect("the executable has a path")
+        );
         let frames = frames_at(&mappings, image, address, None);
         assert!(
             frames[0].name.contains("a_function_of_this_program_is_named"),
@@ -269,8 +273,8 @@ mod tests {
     fn a_look_up_that_is_interrupted_says_so() {
         let (mappings, image) = this_process();
         let address = a_look_up_that_is_interrupted_says_so as *const () as u64;
-        let (interrupt, mut signal) = std::io::pipe().expect("a pipe");
-        std::io::Write::write_all(&mut signal, b"!").expect("written");
+        let (interrupt, mut signal) = std::io::pipe().expect("the pipe is created");
+        std::io::Write::write_all(&mut signal, b"!").expect("the pipe is written");
         let frames = frames_at(&mappings, image, address, Some(interrupt.as_fd()));
         assert_eq!(frames[0].kind, FrameKind::Reason);
         assert!(frames[0].name.contains("a signal ended the look-up"), "{frames:?}");

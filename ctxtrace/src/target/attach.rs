@@ -1,7 +1,7 @@
-//! A process that runs already: found, looked at, and not touched.
+//! Finds and examines a running process to attach to.
 //!
-//! Attaching is looking from the kernel's side: nothing is stopped, injected or written, so leaving changes nothing. All that
-//! is taken of the process is a descriptor that tells its end.
+//! The process is only observed from the kernel's side: ctxtrace does not stop it and does not inject or write anything, so
+//! detaching changes nothing. The only resource that ctxtrace holds is a pidfd, which reports the end of the process.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,26 +13,26 @@ use super::pidfd;
 use super::procfs::{self, Stat, Status, process_folder};
 use crate::error::{Error, Result};
 
-/// A process to attach to.
+/// A process that ctxtrace attaches to.
 #[derive(Debug)]
 pub struct Attached {
-    /// Its id.
+    /// The process id.
     pub pid: u32,
-    /// Its name.
+    /// The name of the process.
     pub name: String,
-    /// Its executable as the process sees it.
+    /// The path of the executable, as the process sees it.
     pub executable: PathBuf,
-    /// What the user should know about it, in sentences.
+    /// Notes about the process for the user, one sentence each.
     pub notes: Vec<String>,
     pidfd: OwnedFd,
 }
 
 impl Attached {
-    /// Finds a process.
+    /// Finds a process by its id.
     ///
     /// # Errors
     ///
-    /// If there is none of this id, or none that can be attached to; the sentence says what it is instead.
+    /// If there is no process with this id, or if it cannot be attached to. The error gives the reason.
     pub fn find(pid: u32) -> Result<Self> {
         let refuse = |reason: String| Error::Attach { pid, reason };
         let unreadable = |error: io::Error| refuse(in_words(&error));
@@ -50,14 +50,12 @@ impl Attached {
         let stat = procfs::stat(pid).map_err(unreadable)?.ok_or_else(none)?;
         let name = stat.name.clone();
         if stat.is_kernel_thread() {
-            return Err(refuse(format!(
-                "{name} is a thread of the kernel, which runs no program"
-            )));
+            return Err(refuse(format!("{name} is a kernel thread, which runs no program")));
         }
-        // The first thread may have ended, and the process goes on.
+        // The main thread may have ended while the process continues, so another thread is used then.
         let Some(tid) = procfs::living_thread(pid).map_err(unreadable)? else {
             return Err(refuse(format!(
-                "{name} has ended; its parent has not asked for its status yet"
+                "{name} has ended, but its parent has not waited for it yet"
             )));
         };
         let pidfd = pidfd::open(pid).map_err(unreadable)?;
@@ -66,7 +64,7 @@ impl Attached {
             io::ErrorKind::PermissionDenied => {
                 let user = user_name(status.effective_uid);
                 refuse(format!(
-                    "{name} runs as {user}, and may not be looked at by you: {}",
+                    "{name} runs as {user}, and you may not trace it: {}",
                     what_lacks()
                 ))
             }
@@ -81,20 +79,20 @@ impl Attached {
         })
     }
 
-    /// Becomes readable when the process has ended.
+    /// A descriptor of the process, which becomes readable when the process has ended.
     #[must_use]
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
-    /// Its executable as a file that can be opened, even if it was replaced since, or lies in another mount namespace.
+    /// A path that opens the executable even if it was replaced since, or is in another mount namespace.
     #[must_use]
     pub fn executable_file(&self) -> PathBuf {
         process_folder(self.pid).join("exe")
     }
 }
 
-/// Every descendant of a process that is alive, parents before their children.
+/// Returns all living descendants of a process, parents before their children.
 #[must_use]
 pub fn descendants(pid: u32) -> Vec<u32> {
     let parent_of = |pid: u32| Some((pid, procfs::stat(pid).ok()??.parent));
@@ -114,16 +112,16 @@ pub fn descendants(pid: u32) -> Vec<u32> {
     family
 }
 
-/// Whether the kernel lets the caller trace a process: without `CAP_SYS_PTRACE` it lets nobody trace another user's.
+/// Whether the kernel lets this process trace the given process. Tracing another user's process needs `CAP_SYS_PTRACE`.
 #[must_use]
 pub fn may_be_traced(pid: u32) -> bool {
-    // Reading this link takes the right to trace (kernel: `fs/proc/base.c`, `proc_pid_readlink()`).
+    // Reading this link needs the right to trace the process (kernel: `fs/proc/base.c`, `proc_pid_readlink()`).
     let link = std::fs::read_link(format!("/proc/{pid}/exe"));
     link.map_or_else(|error| error.kind() != io::ErrorKind::PermissionDenied, |_| true)
 }
 
-/// Whether a process sees other files under the same names than this one: it is in another mount namespace, or has another
-/// root.
+/// Whether a path can mean different files for the given process and for this one, because the process is in another mount
+/// namespace or has another root.
 #[must_use]
 pub fn has_own_root(pid: u32) -> bool {
     let identity = |folder: PathBuf| {
@@ -151,29 +149,29 @@ fn notes(pid: u32, name: &str, status: &Status) -> Vec<String> {
         let inside = status.innermost_pid;
         let inside = inside.map_or(String::new(), |id| format!(", where it is process {id}"));
         notes.push(format!(
-            "{name} is in another pid namespace{inside}; the report has the ids of this one"
+            "{name} is in another pid namespace{inside}; the report shows the ids of ctxtrace's own namespace"
         ));
     }
     notes
 }
 
-/// Why there is nothing to record of a process that does not run, and what lets it go on.
+/// A note for a process that is stopped: why there is nothing to record, and how it can be continued.
 fn what_stops(pid: u32, name: &str, state: char, tracer: Option<&str>) -> Option<String> {
     match (state, tracer) {
         ('T', _) => Some(format!(
-            "{name} is stopped: there is nothing to record until it goes on (kill -CONT {pid})"
+            "{name} is stopped: there is nothing to record until it is continued (kill -CONT {pid})"
         )),
         ('t', Some(tracer)) => Some(format!(
-            "{name} is stopped by a debugger: there is nothing to record until {tracer} lets it go on"
+            "{name} is stopped by a debugger: there is nothing to record until {tracer} continues it"
         )),
         ('t', None) => Some(format!(
-            "{name} is stopped by a debugger: there is nothing to record until that lets it go on"
+            "{name} is stopped by a debugger: there is nothing to record until the debugger continues it"
         )),
         _ => None,
     }
 }
 
-/// A debugger by its name and id.
+/// Formats the name and the process id of a debugger; `None` if the process is gone.
 fn tracer_in_words(pid: u32) -> Option<String> {
     let Stat { name, .. } = procfs::stat(pid).ok()??;
     Some(format!("{name} ({pid})"))
@@ -186,7 +184,7 @@ fn user_name(uid: u32) -> String {
 
 const NO_PROCESS: &str = "there is no such process";
 
-/// What has to change for a process to be looked at. To be root is no help to root.
+/// Advises what the user can do if a process may not be traced. A root user needs other advice than "run as root".
 fn what_lacks() -> &'static str {
     /// The bit of the capability mask (kernel: `include/uapi/linux/capability.h`).
     const CAP_SYS_PTRACE: u64 = 1 << 19;
@@ -196,11 +194,11 @@ fn what_lacks() -> &'static str {
     ) {
         (false, _) => "run ctxtrace as root",
         (true, false) => {
-            "this root lacks CAP_SYS_PTRACE, as in a container; run ctxtrace on the host or give the container that capability"
+            "root lacks CAP_SYS_PTRACE here, as in a container; run ctxtrace on the host or give the container this capability"
         }
         (true, true) => {
-            "a security module of the kernel forbids it even to root, or the process is in a user namespace above this one; run \
-             ctxtrace on the host"
+            "a security module of the kernel forbids it even for root, or the process is in a parent user namespace; run ctxtrace on \
+             the host"
         }
     }
 }
@@ -208,7 +206,7 @@ fn what_lacks() -> &'static str {
 fn in_words(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ESRCH) => NO_PROCESS.to_owned(),
-        Some(libc::EACCES | libc::EPERM) => format!("it may not be looked at by you: {}", what_lacks()),
+        Some(libc::EACCES | libc::EPERM) => format!("you may not trace it: {}", what_lacks()),
         _ => format!("{error}{}", crate::error::shortage(error).unwrap_or_default()),
     }
 }
@@ -220,10 +218,12 @@ mod tests {
     use std::process::{Command, Stdio};
 
     fn refusal(pid: u32) -> String {
-        Attached::find(pid).expect_err("not to be attached to").to_string()
+        Attached::find(pid)
+            .expect_err("a process that cannot be attached to")
+            .to_string()
     }
 
-    /// Ends with the test.
+    /// A child process that is killed at the end of the test.
     struct Sleeper(std::process::Child);
 
     impl Sleeper {
@@ -252,7 +252,7 @@ mod tests {
         ended.0.wait().expect("reaped");
         assert!(refusal(pid).contains("there is no such process"), "{}", refusal(pid));
         assert!(refusal(std::process::id()).contains("ctxtrace itself"));
-        // The test runs on a thread that is not its process's first.
+        // The test does not run on the main thread of its process.
         let tid = nix::unistd::gettid().as_raw() as u32;
         let process = format!("-p {}", std::process::id());
         assert!(refusal(tid).contains(&process), "{}", refusal(tid));
@@ -262,7 +262,7 @@ mod tests {
     fn a_process_is_found_with_its_program() {
         let sleeper = Sleeper::start();
         let found = loop {
-            // Until it has executed its program it is a copy of this one.
+            // Before its `execve` the child is a copy of this process.
             let found = Attached::find(sleeper.0.id()).expect("it sleeps");
             if found.name == "sleep" {
                 break found;

@@ -1,9 +1,10 @@
-//! The cgroups of the target while it is recorded: what their CPU quotas did, and whether they were frozen.
+//! Follows the cgroups of the target while it is recorded: how their CPU quotas throttled it, and whether they were frozen.
 //!
-//! A process may be moved at any time (`echo $$ > tasks; exec …`), so the living processes are looked at again and again, each once in
-//! `ROUND_TICKS` ticks, and at each `execve`. A quota of a parent counts for all below it, so the parents are read as well. The first reading of a cgroup
-//! is its state before, and the last one its state after: one that is removed meanwhile keeps what was read of it last. Looked at is the
-//! first thread of each process; one thread of a process may be in a cgroup of its own, and that cgroup is not found.
+//! A process may be moved to another cgroup at any time (`echo $$ > tasks; exec …`), so the cgroups of every living process are
+//! determined again once in `ROUND_TICKS` ticks, and at each `execve`. The quota of a parent applies to all cgroups below it, so
+//! the parents are read as well. The first reading of a cgroup is its state before the recording, and the last reading its state
+//! after it; a cgroup that is removed in between keeps its last reading. Only the main thread of each process is examined: if
+//! another thread is in a different cgroup, that cgroup is not found.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,14 +12,15 @@ use std::path::{Path, PathBuf};
 
 use crate::trace::cgroups::{Cgroups, Quota};
 
-/// Processes that are looked at in one tick; more of them where a round would take more than [`ROUND_TICKS`].
+/// The number of processes that are examined per tick. If a round would then take more than [`ROUND_TICKS`] ticks, more processes
+/// are examined per tick.
 const PROCESSES_A_TICK: usize = 8;
-/// Ticks after which every living process has been looked at again.
+/// The maximum number of ticks after which every living process has been examined again.
 const ROUND_TICKS: usize = 64;
-/// Cgroups that are read in one tick.
+/// The maximum number of cgroups that are read per tick. If there are more, they are read in turn.
 const CGROUPS_A_TICK: usize = 32;
 
-/// Follows the cgroups of the target.
+/// Follows the cgroups of the target. The module documentation describes how.
 #[derive(Debug)]
 pub struct CgroupWatch {
     mounts: Mounts,
@@ -28,16 +30,16 @@ pub struct CgroupWatch {
     round: Round,
 }
 
-/// The living processes in rounds: each is looked at once before they are listed again.
+/// A round over all living processes. Each process is examined once before the processes are listed again.
 #[derive(Debug, Default)]
 struct Round {
     left: Vec<u32>,
-    /// Processes that are looked at in one tick of this round.
+    /// The number of processes that are examined per tick of this round.
     a_tick: usize,
 }
 
 impl Round {
-    /// The processes that are to be looked at now. `list` is asked for all of them where a new round begins.
+    /// Returns the processes to examine in this tick. If a new round begins, `list` is called for all living processes.
     fn next(&mut self, list: impl FnOnce() -> Vec<u32>) -> Vec<u32> {
         if self.left.is_empty() {
             self.left = list();
@@ -47,21 +49,21 @@ impl Round {
     }
 }
 
-/// What a cgroup is read for.
+/// The hierarchy that a cgroup belongs to, and with it the files that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Controller {
-    /// The CPU quota, by cgroup v1.
+    /// The controller `cpu` of cgroup v1, for the CPU quota.
     CpuV1,
-    /// The freezer of cgroup v1.
+    /// The controller `freezer` of cgroup v1.
     FreezerV1,
-    /// The CPU quota and the freezer, by cgroup v2.
+    /// Cgroup v2, for the CPU quota and the freezer.
     V2,
 }
 
 #[derive(Debug, Default)]
 struct Group {
     dir: PathBuf,
-    /// A process of the target is in this very cgroup, and not only in one below.
+    /// Whether a process of the target is in this cgroup itself, not only in a cgroup below it.
     has_process: bool,
     before: Option<Bandwidth>,
     last: Bandwidth,
@@ -69,7 +71,7 @@ struct Group {
 }
 
 impl CgroupWatch {
-    /// Finds out where cgroups are mounted. `threads_known` says whether the kernel says of each thread that it is throttled.
+    /// Determines where cgroups are mounted. `threads_known` is whether the kernel shows for each thread that it is throttled.
     #[must_use]
     pub fn start(threads_known: bool) -> Self {
         let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -82,7 +84,7 @@ impl CgroupWatch {
         }
     }
 
-    /// Looks which cgroups a process is in, and reads those that are new.
+    /// Determines the cgroups of a process, and reads those that are new.
     pub fn look_at(&mut self, pid: u32) {
         let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
             return;
@@ -93,7 +95,7 @@ impl CgroupWatch {
             };
             let mut lineage = lineage(path);
             if controller == Controller::FreezerV1 {
-                // What the freezer of a parent does shows in each cgroup below.
+                // If a parent is frozen, the state of each cgroup below it shows that.
                 lineage.truncate(1);
             }
             for (index, path) in lineage.into_iter().enumerate() {
@@ -114,7 +116,8 @@ impl CgroupWatch {
         }
     }
 
-    /// To be called now and then. `list_processes` returns the living processes of the target; it is called once a round.
+    /// Examines the next processes and reads the next cgroups; to be called regularly. `list_processes` returns the living
+    /// processes of the target and is called once per round.
     pub fn tick(&mut self, list_processes: impl FnOnce() -> Vec<u32>) {
         for pid in self.round.next(list_processes) {
             self.look_at(pid);
@@ -129,7 +132,7 @@ impl CgroupWatch {
         self.ticks += 1;
     }
 
-    /// What there is by now.
+    /// Returns the result of all readings so far.
     #[must_use]
     pub fn so_far(&self) -> Cgroups {
         let quotas = self.groups.iter().filter_map(|((_, path), group)| {
@@ -158,7 +161,7 @@ impl CgroupWatch {
         }
     }
 
-    /// Reads everything once more.
+    /// Reads all known cgroups once more.
     pub fn read_all(&mut self) {
         for ((controller, _), group) in &mut self.groups {
             group.read(*controller);
@@ -167,7 +170,7 @@ impl CgroupWatch {
 }
 
 impl Group {
-    /// Reads what there is; of a cgroup that is gone the last reading stays.
+    /// Reads the files of the cgroup. If the cgroup was removed, the last reading is kept.
     fn read(&mut self, controller: Controller) {
         if controller != Controller::FreezerV1
             && let Ok(text) = fs::read_to_string(self.dir.join("cpu.stat"))
@@ -187,11 +190,12 @@ impl Group {
         }
     }
 
-    /// Takes a reading. Counters that are lower than before are those of another cgroup, made at the same place.
+    /// Adds a reading. If the counters are lower than before, the cgroup was removed and another one was created at its path.
     fn found(&mut self, now: Bandwidth) {
         let before = self.before.get_or_insert(now);
         if now.periods < self.last.periods || now.throttled_ns < self.last.throttled_ns {
-            // What the first one had comes on top of what the second one has from its beginning on.
+            // The counters of the new cgroup start at 0. Lowering `before` by the last reading adds the increase of the old
+            // cgroup.
             before.throttled_ns = before.throttled_ns.wrapping_sub(self.last.throttled_ns);
             before.periods = before.periods.wrapping_sub(self.last.periods);
             before.throttled_periods = before.throttled_periods.wrapping_sub(self.last.throttled_periods);
@@ -200,12 +204,12 @@ impl Group {
     }
 }
 
-/// A cgroup's path and those of its parents, the root included.
+/// Returns the path of a cgroup and the paths of all its parents, including the root.
 fn lineage(path: &str) -> Vec<&str> {
     Path::new(path).ancestors().filter_map(Path::to_str).collect()
 }
 
-/// What `cpu.stat` says of the quota; zeroes where there is none.
+/// The counters of the CPU quota in `cpu.stat`; zero if the cgroup has no quota.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Bandwidth {
     periods: u64,
@@ -213,7 +217,7 @@ struct Bandwidth {
     throttled_ns: u64,
 }
 
-/// Reads a `cpu.stat`: cgroup v1 has nanoseconds in `throttled_time`, v2 microseconds in `throttled_usec`.
+/// Parses a `cpu.stat` file. Cgroup v1 has nanoseconds in `throttled_time`, v2 has microseconds in `throttled_usec`.
 fn bandwidth(text: &str) -> Bandwidth {
     let mut bandwidth = Bandwidth::default();
     for (name, value) in text.lines().filter_map(|line| line.split_once(' ')) {
@@ -229,13 +233,13 @@ fn bandwidth(text: &str) -> Bandwidth {
     bandwidth
 }
 
-/// Reads `freezer.state` of cgroup v1 or `cgroup.events` of v2.
+/// Parses `freezer.state` of cgroup v1 or `cgroup.events` of v2.
 fn is_frozen(text: &str) -> bool {
     text.lines()
         .any(|line| matches!(line.trim(), "FROZEN" | "FREEZING" | "frozen 1"))
 }
 
-/// Reads `/proc/PID/cgroup`: which cgroups of interest a process is in.
+/// Parses `/proc/PID/cgroup`, and returns the cgroups of the process in the hierarchies of [`Controller`].
 fn memberships(text: &str) -> Vec<(Controller, &str)> {
     let lines = || {
         text.lines().filter_map(|line| {
@@ -259,7 +263,7 @@ fn memberships(text: &str) -> Vec<(Controller, &str)> {
     found
 }
 
-/// Where the hierarchies are mounted.
+/// The mounts of the cgroup hierarchies.
 #[derive(Debug, Default)]
 struct Mounts {
     cpu_v1: Option<Mount>,
@@ -267,16 +271,16 @@ struct Mounts {
     v2: Option<Mount>,
 }
 
-/// A mounted hierarchy, or a part of one.
+/// The mount of a hierarchy or of a part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mount {
-    /// The cgroup that is seen at the mount point.
+    /// The path of the cgroup that is mounted at the mount point.
     root: String,
     point: PathBuf,
 }
 
 impl Mounts {
-    /// Reads `/proc/self/mountinfo`.
+    /// Parses `/proc/self/mountinfo`.
     fn of(mountinfo: &str) -> Self {
         let mut mounts = Self::default();
         for line in mountinfo.lines() {
@@ -316,19 +320,20 @@ impl Mounts {
 
     fn why_no_quota(&self) -> Option<String> {
         (self.cpu_v1.is_none() && self.v2.is_none())
-            .then(|| "no cgroup hierarchy is mounted: mount /sys/fs/cgroup to have CPU quotas read".to_owned())
+            .then(|| "no cgroup hierarchy is mounted: mount /sys/fs/cgroup so that CPU quotas can be read".to_owned())
     }
 }
 
 impl Mount {
-    /// Where the files of a cgroup are; `None` if it lies outside of what is mounted.
+    /// Returns the directory of a cgroup; `None` if the cgroup is outside the mounted part of the hierarchy.
     fn directory(&self, cgroup: &str) -> Option<PathBuf> {
         let below = Path::new(cgroup).strip_prefix(&self.root).ok()?;
         Some(self.point.join(below))
     }
 }
 
-/// A path as it was before the kernel wrote `\040` for a space in it, and likewise for tabs, newlines and backslashes.
+/// Decodes a path of `mountinfo`, in which the kernel writes `\040` for a space, and octal escapes for tabs, newlines and
+/// backslashes.
 fn unescaped(text: &str) -> String {
     let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
     escapes
@@ -385,7 +390,7 @@ mod tests {
             memberships("0::/user.slice/a:b\n"),
             [(Controller::V2, "/user.slice/a:b")]
         );
-        assert_eq!(memberships("2:cpuacct:/x\n"), [], "cpuacct is not cpu");
+        assert_eq!(memberships("2:cpuacct:/x\n"), [], "cpuacct is not the controller cpu");
     }
 
     #[test]
@@ -447,7 +452,7 @@ mod tests {
             for _ in 0..ROUND_TICKS {
                 seen.extend(round.next(|| {
                     lists += 1;
-                    // In the first round all, later none.
+                    // All processes are returned in the first round, and none later.
                     if lists == 1 { all.clone() } else { vec![] }
                 }));
             }
@@ -461,7 +466,7 @@ mod tests {
     fn the_processes_are_listed_when_all_of_them_have_had_their_turn() {
         let mut round = Round::default();
         assert_eq!(round.next(|| (0..12).collect()).len(), PROCESSES_A_TICK);
-        assert_eq!(round.next(|| unreachable!("some are left")).len(), 4);
+        assert_eq!(round.next(|| unreachable!("processes of the round are left")).len(), 4);
         assert_eq!(round.next(|| vec![20]), [20]);
     }
 }

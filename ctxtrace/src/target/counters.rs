@@ -1,7 +1,7 @@
-//! Counters of the processor and of the kernel (`perf_event_open`), over the whole life of a command that is launched, its
-//! children included.
+//! Counters of the processor and of the kernel (`perf_event_open`) for the whole life of a launched command, including its
+//! children.
 //!
-//! Which there are is asked of the machine: virtual machines often have none of the processor's.
+//! The available counters are determined at run time, because virtual machines often have no counters of the processor.
 
 use nix::unistd::Pid;
 use perf_event::events::{Event, Hardware, Software};
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 
-/// What is counted.
+/// An event that is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Counted {
@@ -18,18 +18,18 @@ pub enum Counted {
     Cycles,
     /// Instructions
     Instructions,
-    /// Misses of the last cache
+    /// Misses of the last-level cache
     CacheMisses,
     /// Mispredicted branches
     BranchMisses,
     /// Page faults
     PageFaults,
-    /// Moves of a thread to another CPU
+    /// Migrations of a thread to another CPU
     CpuMigrations,
 }
 
 impl Counted {
-    /// All of them.
+    /// All events, in the order of their variants.
     pub const ALL: [Self; 6] = [
         Self::Cycles,
         Self::Instructions,
@@ -39,16 +39,16 @@ impl Counted {
         Self::CpuMigrations,
     ];
 
-    /// As it is called in tables.
+    /// The name of the event in tables.
     #[must_use]
     pub fn in_words(self) -> &'static str {
         match self {
             Self::Cycles => "cycles",
             Self::Instructions => "instructions",
-            Self::CacheMisses => "misses of the last cache",
+            Self::CacheMisses => "last-level cache misses",
             Self::BranchMisses => "mispredicted branches",
             Self::PageFaults => "page faults",
-            Self::CpuMigrations => "moves to another CPU",
+            Self::CpuMigrations => "CPU migrations",
         }
     }
 
@@ -67,7 +67,7 @@ impl Counted {
     }
 }
 
-/// Those that this machine has, and why not the others.
+/// Returns the events that this machine can count, and the others with the reason why it cannot count them.
 #[must_use]
 pub fn available() -> (Vec<Counted>, Vec<(Counted, String)>) {
     let mut there = Vec::new();
@@ -78,7 +78,7 @@ pub fn available() -> (Vec<Counted>, Vec<(Counted, String)>) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
                 missing.push((
                     counted,
-                    "this machine has no such counter, as virtual machines often".to_owned(),
+                    "this machine has no such counter, which is common for virtual machines".to_owned(),
                 ));
             }
             Err(error) => missing.push((counted, format!("perf_event_open: {error}"))),
@@ -87,15 +87,15 @@ pub fn available() -> (Vec<Counted>, Vec<(Counted, String)>) {
     (there, missing)
 }
 
-/// Counters of one process and its children.
+/// Running counters of one process and its children.
 pub struct Counters(Vec<(Counted, Counter)>);
 
 impl Counters {
-    /// Of a process that has not executed its program yet: they count from there.
+    /// Opens counters for a process that has not executed its program yet. They start at its `execve`.
     ///
     /// # Errors
     ///
-    /// If the kernel does not give them.
+    /// If `perf_event_open` fails.
     pub fn from_exec(pid: Pid, counted: &[Counted]) -> Result<Self> {
         let counter = |&counted: &Counted| {
             let mut builder = counted.builder();
@@ -113,19 +113,19 @@ impl Counters {
         Ok(Self(counters.map_err(Error::system("perf_event_open"))?))
     }
 
-    /// What they have come to, to be asked when all has ended. Where there are more than the processor can count at a time, a
-    /// count is scaled to the whole time by the time in which it was on.
+    /// Reads the final counts, after the process and its children have ended. If there are more counters than the processor can
+    /// run at the same time, each count is scaled up from the time in which its counter ran to the whole time.
     ///
     /// # Errors
     ///
-    /// If one cannot be read.
+    /// If a counter cannot be read.
     pub fn read(&mut self) -> Result<Vec<(Counted, f64)>> {
         let read = |(counted, counter): &mut (Counted, Counter)| {
             let read = counter
                 .read_count_and_time()
                 .map_err(Error::system("reading a counter"))?;
             let scale = if read.time_running == 0 {
-                // It was never on: there was nothing, or nothing is known.
+                // The counter never ran: nothing happened, or nothing is known.
                 0.0
             } else {
                 read.time_enabled as f64 / read.time_running as f64

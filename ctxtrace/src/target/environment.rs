@@ -1,7 +1,8 @@
-//! The environment a program is started with: the invoking user's, also under `sudo`.
+//! The environment that a program is started with, which is the invoking user's, also under `sudo`.
 //!
-//! `sudo` gives its command root's home, another `PATH` and little else of what the user has set. Yet the user's own
-//! variables are known: they are what `sudo` itself was started with, and it is an ancestor of this process.
+//! `sudo` gives its command root's home, another `PATH`, and removes most of the variables that the user has set. The user's
+//! own variables can still be read: they are the environment that `sudo` itself was started with, and `sudo` is an ancestor
+//! of this process.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
@@ -13,17 +14,17 @@ use super::procfs;
 use super::user::Invoker;
 use crate::error::{Error, Result};
 
-/// What `sudo` sets for its command in place of the user's own (sudoers(5), "Command environment").
+/// The variables that `sudo` sets for its command instead of the user's (sudoers(5), "Command environment").
 const SET_BY_SUDO: [&str; 7] = ["HOME", "LOGNAME", "MAIL", "PATH", "SHELL", "USER", "USERNAME"];
-/// How many ancestors are looked at in search of `sudo`.
+/// The number of ancestors that are searched for `sudo`; a `sudo` further up is not found.
 const ANCESTORS: usize = 32;
 
-/// Names and values.
+/// The names and values of environment variables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Environment(BTreeMap<OsString, OsString>);
 
 impl Environment {
-    /// What a program started for this user gets; the tracer's own environment if there is nobody to become.
+    /// Returns the environment for a program that is started as this user; the tracer's own environment if `user` is `None`.
     #[must_use]
     pub fn for_user(user: Option<&Invoker>) -> Self {
         let own = Self(std::env::vars_os().collect());
@@ -33,20 +34,20 @@ impl Environment {
         }
     }
 
-    /// With one more variable, or another value of it.
+    /// Returns this environment with a variable added or replaced.
     #[must_use]
     pub fn with(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.0.insert(name.into(), value.into());
         self
     }
 
-    /// One variable.
+    /// Returns the value of a variable.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&OsStr> {
         self.0.get(OsStr::new(name)).map(OsString::as_os_str)
     }
 
-    /// As `name=value`.
+    /// Returns the variables as C strings of the form `name=value`.
     pub(super) fn to_c(&self) -> Result<Vec<CString>> {
         let entry = |(name, value): (&OsString, &OsString)| {
             let mut entry = name.clone();
@@ -57,8 +58,8 @@ impl Environment {
         self.0.iter().map(entry).collect()
     }
 
-    /// Undoes what `sudo` has done: the user's variables come back, those it made go. What was set since, as by
-    /// `sudo env NAME=value`, stays.
+    /// Reverts the changes that `sudo` made: restores the user's variables and removes those that `sudo` added. Variables that
+    /// were set after that, for example by `sudo env NAME=value`, are kept.
     fn given_back(mut self, before: Option<&Self>, user: &Invoker) -> Self {
         self.0.retain(|name, _| !name.as_bytes().starts_with(b"SUDO_"));
         match before {
@@ -68,7 +69,7 @@ impl Environment {
                     self.0.entry(name.clone()).or_insert_with(|| value.clone());
                 }
             }
-            // Not from an ancestor; so from the user database.
+            // No ancestor is `sudo`, so the values come from the user database.
             None => {
                 let entry = User::from_uid(user.uid).ok().flatten();
                 for (name, value) in entry.into_iter().flat_map(login) {
@@ -93,7 +94,7 @@ fn login(user: User) -> [(&'static str, OsString); 4] {
     ]
 }
 
-/// The environment that the nearest `sudo` among the ancestors was started with.
+/// Returns the environment that the nearest `sudo` among the ancestors was started with.
 fn of_sudo() -> Option<Environment> {
     let mut process = std::process::id();
     for _ in 0..ANCESTORS {
@@ -106,7 +107,7 @@ fn of_sudo() -> Option<Environment> {
     None
 }
 
-/// `/proc/PID/environ`: entries ended by NUL.
+/// Parses the contents of `/proc/PID/environ`, whose entries end with a NUL byte.
 fn parse(bytes: &[u8]) -> Environment {
     let entries = bytes.split(|&byte| byte == 0).filter_map(|entry| {
         let equals = entry.iter().position(|&byte| byte == b'=')?;

@@ -1,12 +1,12 @@
-//! Files of the target that are held open, because a path says nothing about which file ran.
+//! Files of the target that are held open, because the file at a path may no longer be the file that ran.
 //!
 //! The kernel reports each mapping with the device, the inode and the generation of the file: a [`FileIdentity`]. A file is
-//! opened while a process has it mapped, and held until the names are looked up at the end of the run. Four places lead to
-//! it: `/proc/PID/map_files`, `/proc/PID/exe`, the path as the process sees it, and the path as this process sees it.
-//! Whatever is opened there is compared with the identity before it is used.
+//! opened while a process has it mapped, and held open until symbols are looked up at the end of the run. It is searched in four
+//! places: `/proc/PID/map_files`, `/proc/PID/exe`, the path as the process sees it, and the path as this process sees it.
+//! The identity of each opened file is compared with the reported identity before the file is used.
 //!
-//! The two are compared in the kernel's own terms: the opened file is mapped, and the kernel's report of that mapping is
-//! read. `fstat` is no help, because on btrfs and on overlayfs it returns another device than a mapping has.
+//! To compare them, the opened file is mapped, and the kernel's report of this mapping is read. `fstat` cannot be used, because
+//! on btrfs and overlayfs it returns another device than a mapping has.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
@@ -27,31 +27,31 @@ use serde::{Deserialize, Serialize};
 
 use super::proc_maps::{self, ProcMapping};
 
-/// Most files held, whatever the limit of descriptors is.
+/// The maximum number of files that are held, whatever the limit of descriptors is. Further files are not held.
 const MOST_FILES: usize = 4_096;
-/// How often a file is looked for, at most: a process that has ended meanwhile cannot lead to it.
+/// The maximum number of times that a file is searched for. A search fails if the process has ended in the meantime.
 const MOST_ATTEMPTS: u32 = 16;
-/// Bytes of the ring that receives the report of one mapping, whose path has up to 4 KiB.
+/// The size in bytes of the ring buffer that receives the report of one mapping, whose path has up to 4 KiB.
 const RING_BYTES: usize = 16 << 10;
-/// Bytes of a file that are mapped, and never read, to learn its identity.
+/// The number of bytes of a file that are mapped, but never read, to determine its identity.
 const MAPPED_BYTES: usize = 4_096;
 
 /// A file as the kernel names it in a mapping (`PERF_RECORD_MMAP2`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileIdentity {
-    /// Major number of the device.
+    /// The major number of the device.
     pub major: u32,
-    /// Minor number of the device.
+    /// The minor number of the device.
     pub minor: u32,
-    /// Number of the inode.
+    /// The inode number.
     pub inode: u64,
-    /// Generation of the inode, which tells apart two files that had the same number one after the other. `None` if it is
-    /// not known: `/proc/PID/maps` does not have it.
+    /// The generation of the inode, which distinguishes two files that had the same inode number one after the other. `None` if
+    /// it is unknown, because `/proc/PID/maps` does not show it.
     pub generation: Option<u64>,
 }
 
 impl FileIdentity {
-    /// Whether this is the same file, as far as both are known.
+    /// Whether both identities are of the same file. The generations are compared only if both are known.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         let place = |identity: &Self| (identity.major, identity.minor, identity.inode);
@@ -63,30 +63,30 @@ impl FileIdentity {
     }
 }
 
-/// Why a file that was mapped is not held.
+/// The reason why a mapped file is not held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MissingFile {
-    /// Another file lies at its path.
+    /// Another file is at its path.
     Replaced,
-    /// Nothing lies at its path.
+    /// No file is at its path.
     Deleted,
-    /// It was written to after it had been opened.
+    /// The file was written to after it had been opened.
     Changed,
-    /// There was no room for another descriptor.
+    /// The limit of open files was reached.
     TooMany,
-    /// No way led to it while it was mapped.
+    /// The file could not be opened while it was mapped.
     OutOfReach,
 }
 
 impl MissingFile {
-    /// What happened to a file, to follow its name: `was replaced while it ran`.
+    /// The reason as a predicate that follows the name of the file: `was replaced while it ran`.
     #[must_use]
     pub fn in_words(self) -> &'static str {
         match self {
             Self::Replaced => "was replaced while it ran",
             Self::Deleted => "was deleted while it ran",
             Self::Changed => "was changed while it ran",
-            Self::TooMany => "could not be held open, for want of descriptors (ulimit -n)",
+            Self::TooMany => "could not be kept open, because the limit of descriptors was reached (ulimit -n)",
             Self::OutOfReach => "could not be opened while it ran",
         }
     }
@@ -101,20 +101,20 @@ pub struct HeldFile {
     written: Written,
 }
 
-/// What changes when a file is written to.
+/// The time of the last write (seconds and nanoseconds) and the size of a file, to detect that it was written to.
 type Written = (i64, i64, u64);
 
 impl HeldFile {
-    /// Opens a file by a path of this process and learns its identity. Only a regular file is opened.
+    /// Opens a file by a path of this process and determines its identity. Only regular files are opened.
     ///
     /// # Errors
     ///
-    /// If it cannot be opened, or is no regular file.
+    /// If the file cannot be opened or is not a regular file.
     pub fn open(path: &Path) -> io::Result<Self> {
         Self::open_as(path, path)
     }
 
-    /// Likewise, for a file that the target has by another path.
+    /// Opens a file that has the path `shown` in the target and the path `path` in this process.
     ///
     /// # Errors
     ///
@@ -123,10 +123,10 @@ impl HeldFile {
         Self::of_handle(&handle_of(path)?, shown).map(|(held, _)| held)
     }
 
-    /// Opens what an `O_PATH` descriptor stands for. A device or a pipe is not opened, because opening it may do something.
+    /// Opens the file of an `O_PATH` descriptor. A device or a pipe is not opened, because opening it may have side effects.
     fn of_handle(handle: &File, path: &Path) -> io::Result<(Self, PlaceInMaps)> {
         if !handle.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
         }
         let file = OpenOptions::new()
             .read(true)
@@ -150,19 +150,19 @@ impl HeldFile {
         &self.file
     }
 
-    /// The file as the kernel names it in mappings.
+    /// The identity by which the kernel reports mappings of the file.
     #[must_use]
     pub fn identity(&self) -> FileIdentity {
         self.identity
     }
 
-    /// The path that the target had for it; another file may lie there now.
+    /// The path of the file in the target. Another file may be there now.
     #[must_use]
     pub fn shown_path(&self) -> &Path {
         &self.path
     }
 
-    /// A path that leads this process to the file for as long as it is held.
+    /// A path by which this process can open the file as long as it is held.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
@@ -181,7 +181,7 @@ fn written(metadata: &std::fs::Metadata) -> Written {
     (metadata.mtime(), metadata.mtime_nsec(), metadata.size())
 }
 
-/// A path without the ` (deleted)` that the kernel puts behind that of a deleted file.
+/// Returns the path of a file without the suffix ` (deleted)`, which the kernel appends if the file is deleted.
 pub(super) fn without_deleted(path: &Path, is_deleted: bool) -> PathBuf {
     let bytes = path.as_os_str().as_bytes();
     match bytes.strip_suffix(b" (deleted)") {
@@ -190,29 +190,30 @@ pub(super) fn without_deleted(path: &Path, is_deleted: bool) -> PathBuf {
     }
 }
 
-/// Device and inode as `/proc/PID/maps` has them. On overlayfs some kernels have others there than in their reports.
+/// The device (major, minor) and the inode as `/proc/PID/maps` shows them. On overlayfs some kernels show other values there than
+/// in their reports of mappings.
 pub(super) type PlaceInMaps = (u32, u32, u64);
 
-/// How a mapping that is to be held was named.
+/// The source that named the file of a mapping, with the file's identity or place.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum NamedBy {
-    /// By the kernel's report of the mapping.
+    /// The kernel's report of the mapping.
     Report(FileIdentity),
-    /// By `/proc/PID/maps`.
+    /// A line of `/proc/PID/maps`.
     Maps(PlaceInMaps),
 }
 
-/// A mapping whose file is looked for.
+/// A mapping whose file is to be opened and held.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SoughtFile<'a> {
     pub(super) named: NamedBy,
-    /// A thread of the process that is alive, if there is one.
+    /// A living thread of the process, if there is one.
     pub(super) tid: u32,
     pub(super) start: u64,
     pub(super) end: u64,
-    /// As the process sees it.
+    /// The path as the process sees it.
     pub(super) path: &'a Path,
-    /// Whether the process sees other files under the same paths than this one.
+    /// Whether a path can mean different files for the process and for ctxtrace (another mount namespace or root).
     pub(super) is_elsewhere: bool,
 }
 
@@ -222,7 +223,7 @@ enum Holding {
     Missing { why: MissingFile, attempts: u32 },
 }
 
-/// Every file that is held, by its identity.
+/// All held files, by their identities.
 #[derive(Clone, Debug, Default)]
 pub struct HeldFiles {
     files: HashMap<FileIdentity, Holding>,
@@ -231,11 +232,11 @@ pub struct HeldFiles {
 }
 
 impl HeldFiles {
-    /// A file that is held, or why it is not.
+    /// Returns the held file with this identity.
     ///
     /// # Errors
     ///
-    /// If it is not held, or was written to meanwhile.
+    /// If the file is not held, or was written to since it was opened; the error is the reason.
     pub fn get(&self, identity: &FileIdentity) -> Result<&Arc<HeldFile>, MissingFile> {
         match self.files.get(identity) {
             Some(Holding::Held(file)) if file.was_changed() => Err(MissingFile::Changed),
@@ -245,24 +246,24 @@ impl HeldFiles {
         }
     }
 
-    /// How many files are held.
+    /// The number of held files.
     #[must_use]
     pub fn count(&self) -> usize {
         self.held
     }
 
-    /// Whether there is no room for another one.
+    /// Whether no further file can be held.
     pub(super) fn is_full(&self) -> bool {
         self.held >= most_files()
     }
 
-    /// Opens a file by a path of this process, and holds it under the path that the target has for it.
+    /// Opens a file by a path of this process, and holds it with `shown`, its path in the target.
     pub(super) fn hold_path(&mut self, path: &Path, shown: &Path) -> io::Result<Arc<HeldFile>> {
         let (file, place) = HeldFile::of_handle(&handle_of(path)?, shown)?;
         Ok(self.keep(file, place))
     }
 
-    /// Looks for the file of a mapping and holds it, unless it is held; returns its identity.
+    /// Opens and holds the file of a mapping unless it is already held, and returns its identity.
     pub(super) fn hold(&mut self, sought: &SoughtFile<'_>) -> FileIdentity {
         let identity = match sought.named {
             NamedBy::Report(identity) => identity,
@@ -306,7 +307,7 @@ impl HeldFiles {
         file
     }
 
-    /// Lets go of every file that is not among these.
+    /// Closes all files that are not among `needed`.
     pub(super) fn keep_only(&mut self, needed: &HashSet<FileIdentity>) {
         self.files.retain(|identity, _| needed.contains(identity));
         self.by_place.retain(|_, identity| needed.contains(identity));
@@ -318,13 +319,13 @@ impl HeldFiles {
     }
 }
 
-/// Half of the descriptors that this process may have, and no more than [`MOST_FILES`].
+/// The maximum number of files to hold: half of this process's limit of descriptors, and at most [`MOST_FILES`].
 fn most_files() -> usize {
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1_024, 1_024));
     usize::try_from(soft / 2).unwrap_or(MOST_FILES).min(MOST_FILES)
 }
 
-/// Looks for a file in the places that may lead to it.
+/// Searches for a file in the four places that the module documentation lists.
 fn find(sought: &SoughtFile<'_>) -> Result<(HeldFile, PlaceInMaps), MissingFile> {
     let tid = sought.tid;
     let is_it = |file: &HeldFile, place: PlaceInMaps| match sought.named {
@@ -341,7 +342,8 @@ fn find(sought: &SoughtFile<'_>) -> Result<(HeldFile, PlaceInMaps), MissingFile>
             return Ok(found);
         }
     }
-    // The path as the process sees it says what happened to the file; as this process sees it, only if that is the same.
+    // The reason why the file is missing is taken from the path as the process sees it. If the process's root cannot be opened,
+    // it is taken from the path as this process sees it, but only if both see the same files.
     let mut why = None;
     match handle_of(Path::new(&format!("/proc/{tid}/root"))) {
         Ok(root) => match open(handle_below(&root, sought.path)) {
@@ -364,7 +366,7 @@ fn find(sought: &SoughtFile<'_>) -> Result<(HeldFile, PlaceInMaps), MissingFile>
     }
 }
 
-/// Whether a file that the kernel calls deleted has another one in its place.
+/// Whether the kernel marks the file as deleted and another file is at its path now.
 fn has_successor(sought: &SoughtFile<'_>, why: MissingFile) -> bool {
     let before = without_deleted(sought.path, true);
     why == MissingFile::Deleted
@@ -387,7 +389,7 @@ fn what_happened<T>(outcome: &io::Result<Option<T>>) -> MissingFile {
         Err(error) => match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENOTDIR) => MissingFile::Deleted,
             Some(libc::EMFILE | libc::ENFILE) => MissingFile::TooMany,
-            // What is no regular file lies in the place of one.
+            // An error without a number: the file at the path is not a regular file, so it replaced the original one.
             None => MissingFile::Replaced,
             Some(_) => MissingFile::OutOfReach,
         },
@@ -398,7 +400,7 @@ fn handle_of(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)
 }
 
-/// A handle of a path below a root, in which links are followed as the process with this root follows them.
+/// Opens an `O_PATH` handle of a path below `root`. Links are followed as a process with this root would follow them.
 fn handle_below(root: &File, path: &Path) -> io::Result<File> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
@@ -406,7 +408,7 @@ fn handle_below(root: &File, path: &Path) -> io::Result<File> {
     Ok(File::from(openat2(root, path, how)?))
 }
 
-/// Maps a file and reads how the kernel names it: in its report of the mapping, and in `/proc/self/maps`.
+/// Maps a file, and reads its identity from the kernel's report of the mapping and its place from `/proc/self/maps`.
 fn identity_of(file: &File) -> io::Result<(FileIdentity, PlaceInMaps)> {
     let mut reports = Builder::new(Software::DUMMY)
         .observe_self()
@@ -417,7 +419,7 @@ fn identity_of(file: &File) -> io::Result<(FileIdentity, PlaceInMaps)> {
         .mmap2(true)
         .build()?
         .sampled(RING_BYTES)?;
-    // SAFETY: nothing of the mapping is ever read, so it does not matter who changes the file.
+    // SAFETY: the mapping is never read, so changes of the file by other processes have no effect.
     let mapping = unsafe { MmapOptions::new().len(MAPPED_BYTES).map_copy_read_only(file) }?;
     let address = mapping.as_ptr() as u64;
     let place = proc_maps::read(Path::new("/proc/self/maps"))?
@@ -433,11 +435,11 @@ fn identity_of(file: &File) -> io::Result<(FileIdentity, PlaceInMaps)> {
             identity = identity_in(&mmap);
         }
     }
-    let unknown = || io::Error::other("the kernel does not say which file it is");
+    let unknown = || io::Error::other("the kernel did not report the identity of the file");
     Ok((identity.ok_or_else(unknown)?, place.ok_or_else(unknown)?))
 }
 
-/// The file that a report names; `None` if the mapping is of no file.
+/// Returns the identity of the file in a report of a mapping; `None` if the mapping is not backed by a file.
 pub(super) fn identity_in(mmap: &perf_event::data::Mmap2<'_>) -> Option<FileIdentity> {
     let inode = mmap.ino().filter(|&inode| inode != 0)?;
     Some(FileIdentity {
@@ -463,7 +465,7 @@ mod tests {
         }
     }
 
-    /// A folder with a file in it, and the file's identity.
+    /// Creates a folder with a file, and returns both and the file's identity.
     fn file() -> (tempfile::TempDir, PathBuf, FileIdentity) {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("server");
@@ -516,12 +518,12 @@ mod tests {
     #[test]
     fn what_came_too_late_is_replaced_or_deleted() {
         let (folder, path, identity) = file();
-        // Keeps the number of the inode from being used again.
+        // The open file keeps the inode number from being reused.
         let _open = File::open(&path).expect("opened");
         let missing = || {
             let mut held = HeldFiles::default();
             held.hold(&sought(NamedBy::Report(identity), &path));
-            held.get(&identity).map(|_| ()).expect_err("not there")
+            held.get(&identity).map(|_| ()).expect_err("a missing file")
         };
         std::fs::remove_file(&path).expect("removed");
         assert_eq!(missing(), MissingFile::Deleted);

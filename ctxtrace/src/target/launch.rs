@@ -1,15 +1,16 @@
-//! Starting a program suspended.
+//! Starts a program suspended.
 //!
-//! The child is forked, becomes the invoking user, and blocks in a `read` on the *go* pipe before it executes anything.
-//! While it sleeps there the tracer notes the kernel's count of its switches and attaches; then it is let go, and its first
-//! traced event is the wakeup out of that read. Should `execve` fail, the reason comes back over the *status* pipe, which
-//! an `execve` that works closes (`samply` starts its targets in the same way).
+//! The child is forked, switches to the invoking user, and blocks in a `read` on the *go* pipe before it executes the program.
+//! While it sleeps there, the tracer reads the kernel's count of its switches and attaches. Then the tracer resumes the child,
+//! and its first traced event is the wakeup from that read. If `execve` fails, the child sends the error over the *status* pipe;
+//! if `execve` succeeds, it closes this pipe (`samply` starts its targets in the same way).
 //!
-//! Where the tracer is not root and has capabilities, the child gives them all up, and can get none by executing a program that has
-//! some (`PR_SET_NO_NEW_PRIVS`): the tracer's own executable may be one, and is a workload too.
+//! If the tracer is not root but has capabilities, the child drops all of them. `PR_SET_NO_NEW_PRIVS` also prevents it from
+//! gaining capabilities from the file that it executes: the tracer's own executable may have file capabilities, and it also runs
+//! workloads.
 //!
-//! The child never outlives the tracer: `PR_SET_PDEATHSIG` kills it when the thread that forked it ends, so the tracer
-//! forks from its main thread. The request is made after the change of user, which would clear it.
+//! The child never outlives the tracer: `PR_SET_PDEATHSIG` kills it when the thread that forked it ends, so the tracer forks from
+//! its main thread. The signal is requested after the change of user, because that would clear the request.
 
 use std::ffi::{CString, OsStr};
 use std::io::{self, Read, Write};
@@ -29,43 +30,43 @@ use super::{descriptors, pidfd, procfs};
 use crate::error::{Error, Result};
 use crate::trace::run::Exit;
 
-/// How long a child may take to fall asleep at the go pipe; it needs microseconds.
+/// The time that a child may take until it sleeps at the go pipe; usually it needs microseconds. After this time the start fails.
 const SUSPEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What to start, and how.
+/// A program to start, and how to start it.
 pub struct Command<'a> {
-    /// The program's path.
+    /// The path of the program.
     pub program: &'a Path,
-    /// Its arguments, the first one being its own name.
+    /// The arguments; the first one is the name of the program.
     pub args: &'a [&'a OsStr],
-    /// Its environment.
+    /// The environment of the program.
     pub env: &'a Environment,
-    /// Descriptors it inherits, under the same numbers.
+    /// The descriptors that the program inherits, with the same numbers.
     pub inherit: &'a [BorrowedFd<'a>],
-    /// Whom it runs as; `None` for the tracer's own user.
+    /// The user that the program runs as; `None` for the tracer's own user.
     pub user: Option<&'a Invoker>,
-    /// Whether it gets a process group of its own. Then Ctrl-C reaches the tracer alone, which ends the whole group; without
-    /// it the program has the terminal, and Ctrl-C reaches both.
+    /// Whether the program gets its own process group. If so, Ctrl-C reaches only the tracer, which then ends the whole group.
+    /// Otherwise the program shares the terminal, and Ctrl-C reaches both.
     pub own_group: bool,
 }
 
-/// What `execve` and the change of user want, in C's form. All of it is there before the fork.
+/// The arguments of `execve` and of the change of user in C's form. They are prepared before the fork.
 struct Prepared<'a> {
     program: &'a CString,
     argv: &'a [*const libc::c_char],
-    /// In place of `argv` where a shell has to run the program.
+    /// The arguments that replace `argv` if a shell has to run the program.
     by_shell: &'a [*const libc::c_char],
     envp: &'a [*const libc::c_char],
     groups: &'a [libc::gid_t],
-    /// Whether the tracer may trace by capabilities, which are not for the child.
+    /// Whether the tracer traces with capabilities instead of as root. The child must drop them.
     by_capabilities: bool,
-    /// The limits of descriptors that the tracer was started with, if it has others now.
+    /// The limits of descriptors that the tracer was started with, if it has raised them.
     descriptors: Option<libc::rlimit>,
 }
 
 /// A child that sleeps before its first instruction.
 ///
-/// Dropping it kills the child.
+/// Dropping this value kills the child.
 #[derive(Debug)]
 pub struct Suspended {
     child: Child,
@@ -73,11 +74,11 @@ pub struct Suspended {
     user: Option<u32>,
     go: io::PipeWriter,
     status: io::PipeReader,
-    /// The kernel's count of its switches so far, all of them before tracing.
+    /// The kernel's count of the child's switches before tracing starts.
     pub switches_before: KernelCount,
 }
 
-/// A child that runs. Dropping it kills it, with its process group, and reaps it.
+/// A running child. Dropping this value kills the child and its process group, and reaps the child.
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
@@ -85,12 +86,12 @@ pub struct Child {
     reaped: bool,
 }
 
-/// How a child ended, and what `wait4` says it used.
+/// The exit of a child, and its resource usage from `wait4`.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
-    /// By itself or by a signal.
+    /// The exit status, or the signal that killed the child.
     pub exit: Exit,
-    /// Its switches, and those of the children it has waited for.
+    /// The switches of the child and of its own children that it has waited for.
     pub rusage: KernelCount,
 }
 
@@ -99,17 +100,17 @@ impl Command<'_> {
     ///
     /// # Errors
     ///
-    /// If there is no process, pipe or pidfd to be had, or if the child dies at once.
+    /// If no process, pipe or pidfd can be created, or if the child ends before it sleeps.
     pub fn launch_suspended(&self) -> Result<Suspended> {
         let (go_read, go_write) = pipe2(OFlag::O_CLOEXEC).map_err(Error::errno("pipe2"))?;
         let (status_read, status_write) = pipe2(OFlag::O_CLOEXEC).map_err(Error::errno("pipe2"))?;
-        // Everything that allocates is done before the fork: after it the child may call only what is async-signal-safe.
+        // All allocations are made before the fork, because after it the child may call only async-signal-safe functions.
         let program = c_string(self.program.as_os_str())?;
         let args: Vec<CString> = self.args.iter().map(|arg| c_string(arg)).collect::<Result<_>>()?;
         let mut argv: Vec<*const libc::c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
         argv.push(std::ptr::null());
         let environment = self.env.to_c()?;
-        // What a shell would do with a script that does not name its interpreter (POSIX, `execvp`).
+        // A script without an interpreter line is run by a shell, as POSIX specifies for `execvp`.
         let shell = [c_string(OsStr::new("/bin/sh"))?, program.clone()];
         let mut by_shell: Vec<*const libc::c_char> = shell.iter().map(|arg| arg.as_ptr()).collect();
         by_shell.extend(argv.iter().skip(1));
@@ -125,10 +126,10 @@ impl Command<'_> {
         let by_capabilities = !geteuid().is_root() && procfs::effective_capabilities() != 0;
         let tracer = getpid();
 
-        // SAFETY: the child calls nothing but async-signal-safe functions until it executes or exits.
+        // SAFETY: the child calls only async-signal-safe functions until it executes the program or exits.
         match unsafe { fork() }.map_err(Error::errno("fork"))? {
             ForkResult::Child => {
-                // If the tracer dies, its end of the pipe must be the last one.
+                // The tracer must hold the only writing end, so that the read in the child ends if the tracer dies.
                 drop(go_write);
                 let prepared = Prepared {
                     program: &program,
@@ -140,22 +141,22 @@ impl Command<'_> {
                     descriptors: descriptors::at_start(),
                 };
                 let errno = self.become_program(&prepared, tracer, &go_read);
-                // SAFETY: async-signal-safe; the descriptor is open, the buffer is four bytes. Should the write fail there
-                // is nobody left to tell.
+                // SAFETY: both calls are async-signal-safe; the descriptor is open and the buffer has four bytes. An error of the
+                // write is ignored, because it means that the tracer has ended.
                 unsafe {
                     libc::write(status_write.as_raw_fd(), (&raw const errno).cast(), 4);
                     libc::_exit(127)
                 }
             }
             ForkResult::Parent { child: pid } => {
-                // The tracer's copy goes first, so that the end of the child is the end of the pipe.
+                // The child must hold the only writing end, so that the pipe ends with the child.
                 drop(status_write);
-                // The child has not been reaped, so the id is its own.
+                // The child has not been reaped, so its id cannot belong to another process.
                 let pidfd = match pidfd::open(pid.as_raw() as u32) {
                     Ok(pidfd) => pidfd,
                     Err(source) => {
                         let status = &mut 0;
-                        // SAFETY: as above; the pointer is to a local of the right type.
+                        // SAFETY: the child has not been reaped, and the pointer is to a local of the right type.
                         unsafe {
                             libc::kill(pid.as_raw(), libc::SIGKILL);
                             libc::waitpid(pid.as_raw(), status, 0);
@@ -181,9 +182,9 @@ impl Command<'_> {
         }
     }
 
-    /// In the child: everything up to `execve`. Returns only if something failed, with its `errno`.
+    /// Runs in the child: does everything up to `execve`. Returns only if a step failed, with its `errno`.
     fn become_program(&self, prepared: &Prepared<'_>, tracer: Pid, go: &OwnedFd) -> i32 {
-        // SAFETY: all of these are async-signal-safe system calls, on memory and descriptors that the fork has copied.
+        // SAFETY: all calls are async-signal-safe, and they use only memory and descriptors that the fork has copied.
         unsafe {
             if self.own_group && libc::setpgid(0, 0) != 0 {
                 return *libc::__errno_location();
@@ -203,11 +204,11 @@ impl Command<'_> {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                 return *libc::__errno_location();
             }
-            // The tracer may have died before the request took effect.
+            // The tracer may have ended before `prctl` took effect.
             if libc::getppid() != tracer.as_raw() {
                 return libc::ESRCH;
             }
-            // What the tracer and Rust's runtime have set for themselves is not for the child.
+            // Undo the settings that the tracer and Rust's runtime have made for themselves: limits, signal mask, signal actions.
             if descriptors::restore(prepared.descriptors.as_ref()).is_err() {
                 return *libc::__errno_location();
             }
@@ -256,10 +257,10 @@ impl Suspended {
         while Instant::now() < deadline {
             let status = procfs::status(pid, pid).map_err(Error::system(SUSPENDING))?;
             match status {
-                // Twice the same: it sleeps, and did not merely pass through a short sleep on its way.
+                // Two equal readings show that the child sleeps at the pipe and is not in a short sleep on the way there.
                 Some(status) if status.is_sleeping() && before.as_ref() == Some(&status) => return Ok(status.switches),
                 Some(status) if status.has_ended() => {
-                    let killed = || Error::system(SUSPENDING)(io::Error::other("it has been killed"));
+                    let killed = || Error::system(SUSPENDING)(io::Error::other("it was killed"));
                     return Err(self.why_it_ended().unwrap_or_else(killed));
                 }
                 _ => before = status,
@@ -269,7 +270,7 @@ impl Suspended {
         Err(Error::system(SUSPENDING)(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Waits for what the child has to say of its start: nothing, if it executes its program, which closes the pipe.
+    /// Waits for the error of the child's start; `None` if the child executes its program, because `execve` closes the pipe.
     fn why_it_ended(&mut self) -> Option<Error> {
         let mut errno = [0; 4];
         self.status.read_exact(&mut errno).ok()?;
@@ -280,7 +281,7 @@ impl Suspended {
         })
     }
 
-    /// Lets the child go and waits until it executes its program.
+    /// Resumes the child and waits until it executes its program.
     ///
     /// # Errors
     ///
@@ -301,13 +302,13 @@ impl Child {
         self.pid
     }
 
-    /// Becomes readable when the child has ended.
+    /// A descriptor of the child, which becomes readable when the child has ended.
     #[must_use]
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
-    /// Leaves a child that cannot be ended to itself: it is not waited for.
+    /// Detaches from a child that cannot be killed: dropping this value does not wait for it.
     pub fn leave(mut self) {
         self.reaped = true;
     }
@@ -315,16 +316,16 @@ impl Child {
     /// Sends the child a signal.
     pub fn signal(&self, signal: Signal) {
         if !self.reaped {
-            // SAFETY: the child has not been reaped, so the pid is its own.
+            // SAFETY: the child has not been reaped, so its id cannot belong to another process.
             unsafe { libc::kill(self.pid.as_raw(), signal as i32) };
         }
     }
 
-    /// Kills the child and the process group it leads.
+    /// Kills the child and the process group that it leads.
     pub fn kill(&self) {
         if !self.reaped {
-            // SAFETY: the child has not been reaped, so the pid, and the group it leads, are its own. If it leads no group,
-            // or has ended, one of the two calls finds nothing.
+            // SAFETY: the child has not been reaped, so its id, and the id of its group, cannot belong to another process. If the
+            // child leads no group, or has ended, one of the two calls fails without an effect.
             unsafe {
                 libc::kill(-self.pid.as_raw(), libc::SIGKILL);
                 libc::kill(self.pid.as_raw(), libc::SIGKILL);
@@ -336,10 +337,10 @@ impl Child {
     ///
     /// # Errors
     ///
-    /// If it was reaped by somebody else.
+    /// If `wait4` fails, for example because the child was already reaped.
     pub fn wait(&mut self) -> Result<Ended> {
         let mut status = 0;
-        // SAFETY: all zeroes is a value of this plain structure.
+        // SAFETY: all-zero bytes are a valid value of this plain structure.
         let mut rusage: libc::rusage = unsafe { std::mem::zeroed() };
         loop {
             // SAFETY: both pointers are to locals of the right type.
@@ -457,14 +458,14 @@ mod tests {
 
     #[test]
     fn a_child_that_dies_before_it_sleeps_says_why() {
-        // No system call takes this id (kernel: `kernel/sys.c`, `__sys_setuid()`), and who is not root may not set groups.
-        let nobody = Invoker {
+        // The kernel rejects this user id (kernel: `kernel/sys.c`, `__sys_setuid()`), and without root `setgroups` fails.
+        let invalid_user = Invoker {
             uid: nix::unistd::Uid::from_raw(u32::MAX),
             gid: nix::unistd::getegid(),
             groups: Vec::new(),
         };
         let unable = Command {
-            user: Some(&nobody),
+            user: Some(&invalid_user),
             ..command(Path::new("/bin/true"), &[])
         };
         let error = unable.launch_suspended().expect_err("the child has ended").to_string();
@@ -482,9 +483,13 @@ mod tests {
         while !procfs::is_gone(pid) {
             std::thread::yield_now();
         }
-        let error = suspended.resume().expect_err("it is dead").to_string();
+        let error = suspended.resume().expect_err("a killed child").to_string();
         assert!(error.contains("resuming the program"), "{error}");
-        assert_eq!(procfs::status(pid, pid).expect("readable"), None, "it was waited for");
+        assert_eq!(
+            procfs::status(pid, pid).expect("readable"),
+            None,
+            "the child was reaped"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How busy the machine was with others, over a while: what they take, a measurement lacks.
+//! Measures how much CPU time other programs and the hypervisor take during a measurement, because that disturbs it.
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
@@ -6,34 +6,34 @@ use procfs::{CurrentSI, KernelStats};
 
 use crate::error::{Error, Result};
 
-/// What the CPUs had done up to a moment.
+/// The CPU times of the machine since its boot and of this process since its start, up to one moment, in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// Time of all CPUs, nanoseconds.
+    /// The time of all CPUs together.
     all_ns: u64,
-    /// Of it, with something to do.
+    /// The time in which the CPUs were busy, without stolen time.
     busy_ns: u64,
-    /// Of it, with something to do, while the hypervisor had the CPU do something else.
+    /// The time in which the CPUs had work but the hypervisor did not let them run (steal).
     stolen_ns: u64,
-    /// What this process and its children that have ended had of it.
+    /// The CPU time of this process and of its ended children.
     own_ns: u64,
 }
 
-/// Shares of the time of all CPUs, 0 to 1.
+/// Shares of the time of all CPUs, from 0 to 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Others {
-    /// What other programs had.
+    /// The share of other programs.
     pub share: f64,
-    /// What the hypervisor took.
+    /// The share that the hypervisor took (steal).
     pub stolen: f64,
 }
 
 impl Load {
-    /// Up to now: `/proc/stat`, in units of a tick (10 ms), and `getrusage`.
+    /// Reads the times up to now from `/proc/stat`, which counts in ticks of 10 ms, and with `getrusage`.
     ///
     /// # Errors
     ///
-    /// If the kernel does not tell.
+    /// If `/proc/stat` cannot be read.
     pub fn now() -> Result<Self> {
         let stat = KernelStats::current().map_err(|error| Error::Workload(format!("reading /proc/stat: {error}")))?;
         let ns_per_tick = 1_000_000_000 / procfs::ticks_per_second().max(1);
@@ -55,7 +55,7 @@ impl Load {
         })
     }
 
-    /// What others had from `before` to now. 0 where that is less than can be told.
+    /// Returns the shares of others from `before` to this reading. A share too small to be measured is 0.
     #[must_use]
     pub fn others_since(&self, before: &Self) -> Others {
         let rose = |of: fn(&Self) -> u64| of(self).saturating_sub(of(before)) as f64;
@@ -98,12 +98,12 @@ mod tests {
 
     #[test]
     fn this_process_is_not_somebody_else() {
-        let before = Load::now().expect("told");
+        let before = Load::now().expect("a reading");
         let mut sum = 0_u64;
         for number in 0..100_000_000_u64 {
             sum = std::hint::black_box(sum.wrapping_add(number));
         }
-        let now = Load::now().expect("told");
+        let now = Load::now().expect("a reading");
         assert!(now.own_ns > before.own_ns && now.all_ns >= before.all_ns);
     }
 }

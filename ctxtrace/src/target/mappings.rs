@@ -1,14 +1,15 @@
-//! Which file lies where in a process's memory, for as long as the report needs to know: longer than the process lives.
+//! Records which file is mapped where in the memory of each process, and keeps this until the report, after the processes have
+//! ended.
 //!
-//! `/proc/PID/maps` is gone with the process, and a short process ends before it can be read. So the kernel is asked to
-//! report: a `perf` event that counts nothing (`PERF_COUNT_SW_DUMMY`) on each CPU reports every executable mapping
-//! (`PERF_RECORD_MMAP2`), every `execve` (`PERF_RECORD_COMM`) and every fork while they happen. Opened for a CPU and not
-//! for a process, it costs nothing at a context switch.
+//! `/proc/PID/maps` disappears with the process, and a short process ends before it can be read. Therefore a `perf` event that
+//! counts nothing (`PERF_COUNT_SW_DUMMY`) is opened on each CPU. It reports every executable mapping (`PERF_RECORD_MMAP2`), every
+//! `execve` (`PERF_RECORD_COMM`) and every fork when they happen. Because it is opened for a CPU and not for a process, it costs
+//! nothing at a context switch.
 //!
-//! A mapping is known by its file, not by its path: see [`super::held`].
+//! A mapping is identified by its file, not by its path: see [`super::held`].
 //!
-//! The records of several CPUs are put in order by their `CLOCK_MONOTONIC` time stamps before they are applied, and what is
-//! younger than the moment reading began waits for the next reading: an older record may still be on its way.
+//! The records of all CPUs are sorted by their `CLOCK_MONOTONIC` time stamps before they are applied. Records that are newer than
+//! the beginning of a reading are kept for the next reading, because an older record of another CPU may not have been read yet.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -29,39 +30,43 @@ use super::attach::has_own_root;
 use super::held::{FileIdentity, HeldFile, HeldFiles, MissingFile, NamedBy, SoughtFile, identity_in, without_deleted};
 use super::proc_maps;
 
-/// Space on each CPU for reports of mappings, bytes: some 2,500 between two readings. Any program can fill it.
+/// The size in bytes of the ring buffer of each CPU for reports of mappings: about 2,500 reports between two readings. Any
+/// program on the machine can fill it. Lost reports are read back from `/proc/PID/maps`.
 const MAPPINGS_RING_BYTES: usize = 256 << 10;
-/// Space on each CPU for reports of forks and of `execve`, bytes: some 5,000 between two readings.
+/// The size in bytes of the ring buffer of each CPU for reports of forks and `execve`: about 5,000 reports between two readings.
+/// After a loss, the images are taken from the kernel side; see [`Tracker::renumber`].
 const PROCESSES_RING_BYTES: usize = 256 << 10;
-/// Most mappings kept of one image. One that makes more of them, none of which touch, has no names.
+/// The maximum number of mappings kept of one image. If an image has more mappings that do not touch each other, none is kept and
+/// its code has no names.
 const MOST_MAPPINGS: usize = 8_192;
-/// Images of ended processes whose mappings are kept when others are forgotten, those that began last; in between there are up to twice
-/// as many.
+/// The number of the newest images of ended processes whose mappings are kept when older ones are forgotten. Between two such
+/// times there are up to twice as many.
 pub const MOST_ENDED_IMAGES: usize = 16_384;
-/// Most processes whose maps are read again in one reading of the rings.
+/// The maximum number of processes whose maps are read again per reading of the rings; the rest is read later.
 const MOST_READ_AGAIN: usize = 64;
-/// `PERF_RECORD_MISC_COMM_EXEC` (kernel: `include/uapi/linux/perf_event.h`): the name changed by an `execve`.
+/// The flag `PERF_RECORD_MISC_COMM_EXEC` (kernel: `include/uapi/linux/perf_event.h`): the name was changed by an `execve`.
 const MISC_COMM_EXEC: u16 = 1 << 13;
 
-/// One executable mapping.
+/// An executable mapping.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mapping {
-    /// First address.
+    /// The first address.
     pub start: u64,
-    /// First address behind it.
+    /// The first address after the mapping.
     pub end: u64,
-    /// Where in the file it begins, bytes.
+    /// The offset in the file at which the mapping begins, in bytes.
     pub file_offset: u64,
-    /// The file as the process saw it, or what the kernel shows in its place, as `[vdso]` or `//anon`.
+    /// The path of the file as the process saw it, or the name that the kernel shows instead, such as `[vdso]` or `//anon`.
     #[serde(with = "super::stored_path")]
     pub path: PathBuf,
-    /// Which file it is. `None` if it is of no file, and in captures of releases that did not record it.
+    /// The identity of the file. `None` if the mapping is not backed by a file, and in captures of releases that did not record
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<FileIdentity>,
 }
 
 impl Mapping {
-    /// An address in it as a place in the file: `redis-server+0x1a2b`.
+    /// Formats an address in the mapping as a place in its file: `redis-server+0x1a2b`.
     #[must_use]
     pub fn place(&self, address: u64) -> String {
         format!("{}+{:#x}", self.file_name(), self.offset_of(address))
@@ -74,13 +79,13 @@ impl Mapping {
         name.to_string_lossy().into_owned()
     }
 
-    /// Where in the file an address of it lies.
+    /// The offset in the file of an address in the mapping, in bytes.
     #[must_use]
     pub fn offset_of(&self, address: u64) -> u64 {
         address.wrapping_sub(self.start).wrapping_add(self.file_offset)
     }
 
-    /// Whether both mappings have the same bytes of the same file at the same addresses, as far as they reach.
+    /// Whether both mappings map the same file such that each address has the same file offset in both.
     fn agrees(&self, other: &Self) -> bool {
         match (&self.file, &other.file) {
             (Some(ours), Some(theirs)) => ours.is_same(theirs) && self.offset_of(0) == other.offset_of(0),
@@ -96,7 +101,7 @@ impl Mapping {
         self.start <= other.end && other.start <= self.end
     }
 
-    /// Extends the mapping over another one that agrees with it and touches it.
+    /// Extends the mapping by another one that agrees with it and touches it.
     fn extend_over(&mut self, other: &Self) {
         if other.start < self.start {
             self.file_offset = other.file_offset;
@@ -106,47 +111,47 @@ impl Mapping {
     }
 }
 
-/// Why an address is in no mapping that is known.
+/// The reason why no mapping is known for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoMapping {
-    /// Nothing is known of the process.
+    /// The process was not followed, so nothing is known about it.
     NotFollowed,
-    /// No file was mapped there.
+    /// No file was mapped at the address.
     InNoFile,
-    /// Several files were mapped there one after the other, and which of them it was then is not known.
+    /// Several files were mapped at the address one after the other, and it is unknown which one the stack belongs to.
     SeveralFiles,
-    /// The program had more mappings than are kept.
+    /// The image had more mappings than are kept of one image (`MOST_MAPPINGS`).
     TooMany,
-    /// The process has ended, and so many began after it that its mappings were not kept.
+    /// The process has ended, and its mappings were dropped because too many images began after it.
     Forgotten,
-    /// The report of it may have been lost.
+    /// The report of the mapping may have been lost.
     Lost,
 }
 
 impl NoMapping {
-    /// The reason, as a frame shows it.
+    /// The text of the frame that is shown for the address.
     #[must_use]
     pub fn in_words(self) -> &'static str {
         match self {
             Self::NotFollowed => "unknown: the process was not followed",
             Self::InNoFile => "unknown: not in any file",
             Self::SeveralFiles => "unknown: several files were mapped there one after the other",
-            Self::TooMany => "unknown: the program mapped code at more places than are kept",
-            Self::Forgotten => "unknown: the process ended early, and the mappings of so many are not kept",
-            Self::Lost => "unknown: the report of the mapping was lost",
+            Self::TooMany => "unknown: the program has more code mappings than ctxtrace keeps",
+            Self::Forgotten => "unknown: the process has ended, and its mappings were dropped to limit memory",
+            Self::Lost => "unknown: the kernel's report of the mapping was lost",
         }
     }
 }
 
-/// The mappings of one image. Forked processes share their parent's until they map something themselves.
+/// The mappings of one image. A forked process shares the list of its parent until one of them adds a mapping.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct ImageMappings {
     mapped: Arc<Vec<Mapping>>,
-    /// The file that was executed, if it is known from elsewhere than the first mapping.
+    /// The executed file as read from `/proc/PID/exe`; `None` if it is only known from the first mapping.
     executable: Option<FileIdentity>,
-    /// There were more than [`MOST_MAPPINGS`], and none is kept.
+    /// Whether there were more than [`MOST_MAPPINGS`] mappings, so that none is kept.
     overflowed: bool,
-    /// Reports may have been lost while the image ran, and its maps have not been read since.
+    /// Whether reports may have been lost while the image ran and its maps have not been read since.
     is_stale: bool,
 }
 
@@ -166,13 +171,13 @@ impl<'de> Deserialize<'de> for ImageMappings {
 }
 
 impl ImageMappings {
-    /// Whether reports were lost and no file is known.
+    /// Whether reports were lost and no mapped file is known.
     fn knows_no_file(&self) -> bool {
         self.is_stale && self.mapped.iter().all(|mapping| mapping.file.is_none())
     }
 
-    /// Adds a mapping. What the image has there already needs no second record. Returns whether there were too many, so that
-    /// all were dropped.
+    /// Adds a mapping, unless the image already has the same mapping there. Returns whether there were too many mappings, so that
+    /// all of them were dropped.
     fn add(&mut self, mapping: &Mapping) -> bool {
         if self.overflowed {
             return false;
@@ -196,38 +201,38 @@ impl ImageMappings {
     }
 }
 
-/// Every mapping seen, by image.
+/// All recorded mappings, by image.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Mappings {
     by_image: HashMap<Image, ImageMappings>,
-    /// Number of the image each process is running.
+    /// The number of the image that each process is running, by process id.
     #[serde(skip)]
     current: HashMap<u32, u32>,
-    /// The images that are kept, in the order in which they began.
+    /// The kept images in the order in which they began.
     #[serde(skip)]
     begun: Vec<Image>,
-    /// How many images were forgotten, which are before those.
+    /// The number of forgotten images. In the order of all images they come before those in `begun`.
     #[serde(default)]
     forgotten: usize,
-    /// At so many images it is looked which of them have ended; 0 for twice [`MOST_ENDED_IMAGES`].
+    /// When `begun` reaches this length, ended images are forgotten. Values below twice [`MOST_ENDED_IMAGES`] mean that number.
     #[serde(skip)]
     look_at: usize,
-    /// The files, as far as they could be opened in time.
+    /// The mapped files that could be opened in time.
     #[serde(skip)]
     held: HeldFiles,
-    /// The image that another one was made from, by a fork or an `execve`.
+    /// The image from which each image was made by a fork or an `execve`.
     #[serde(skip)]
     made_from: HashMap<Image, Image>,
-    /// Images of programs that may not be traced: nothing is kept of them.
+    /// The images of programs that may not be traced. Nothing is kept of them.
     #[serde(skip)]
     refused: HashSet<Image>,
-    /// How often [`Mappings::refuse`] was called.
+    /// The number of calls of [`Mappings::refuse`].
     #[serde(skip)]
     refusals: u64,
-    /// Mappings were dropped, so files may be held that no image needs.
+    /// Whether mappings were dropped, so that files may be held that no image needs.
     #[serde(skip)]
     dropped: bool,
-    /// Images of the target whose mappings were lost.
+    /// The number of images of the target whose mappings were lost.
     pub lost: u64,
 }
 
@@ -244,26 +249,26 @@ impl Mappings {
         }
     }
 
-    /// Opens a file that is to be executed, and holds it.
+    /// Opens and holds a file that will be executed.
     ///
     /// # Errors
     ///
-    /// If it cannot be opened, or is no regular file.
+    /// If the file cannot be opened or is not a regular file.
     pub fn hold(&mut self, path: &Path) -> io::Result<Arc<HeldFile>> {
         self.hold_as(path, path)
     }
 
-    /// Opens a file that the target shows by another path.
+    /// Opens and holds a file that has the path `shown` in the target and the path `path` in this process.
     fn hold_as(&mut self, path: &Path, shown: &Path) -> io::Result<Arc<HeldFile>> {
         self.held.hold_path(path, shown)
     }
 
-    /// The mapping that an address of a process lies in.
+    /// Returns the mapping of an image that contains an address.
     ///
     /// # Errors
     ///
-    /// If none is known, or if there were several that contradict each other: stacks are added up over the whole run, so
-    /// which of them lay there when one was taken is not known.
+    /// If no such mapping is known, or if several mappings contradict each other: stacks are summed over the whole run, so it is
+    /// unknown which mapping was in effect when a stack was taken.
     pub fn find(&self, image: Image, address: u64) -> Result<&Mapping, NoMapping> {
         let unknown = || match self.forgotten {
             0 => NoMapping::NotFollowed,
@@ -289,24 +294,24 @@ impl Mappings {
         }
     }
 
-    /// The file of a mapping, if it is held.
+    /// Returns the held file of a mapping.
     ///
     /// # Errors
     ///
-    /// If it is not held, with the reason.
+    /// If the file is not held; the error is the reason.
     pub fn file(&self, mapping: &Mapping) -> Result<&Arc<HeldFile>, MissingFile> {
         let identity = mapping.file.as_ref().ok_or(MissingFile::OutOfReach)?;
         self.held.get(identity)
     }
 
-    /// Every image, with its mappings.
+    /// Returns all images with their mappings.
     pub fn images(&self) -> impl Iterator<Item = (Image, &[Mapping])> {
         self.by_image
             .iter()
             .map(|(&image, mappings)| (image, mappings.mapped.as_slice()))
     }
 
-    /// The mappings of files of an image, that of the executed file first.
+    /// Returns the mappings of an image that are backed by files. A mapping of the executed file comes first, if it is known.
     pub fn files_of(&self, image: Image) -> impl Iterator<Item = &Mapping> {
         let of_image = self.by_image.get(&image);
         let mapped = of_image.map_or(&[][..], |mappings| &mappings.mapped);
@@ -317,7 +322,8 @@ impl Mappings {
         files().find(is_executed).into_iter().chain(others)
     }
 
-    /// Images in the order in which they began, from the one of this number on, and the number of the next one.
+    /// Returns the images that began after the first `number` images, in the order in which they began, and the number of all
+    /// images that have begun so far, for the next call.
     #[must_use]
     pub fn begun_since(&self, number: usize) -> (&[Image], usize) {
         let begun = self.begun.get(number.saturating_sub(self.forgotten)..);
@@ -330,8 +336,8 @@ impl Mappings {
         self.by_image.contains_key(&image)
     }
 
-    /// Forgets the images that began first of those that no process runs any more, if there are twice [`MOST_ENDED_IMAGES`]. Returns the
-    /// processes of which nothing is kept.
+    /// Forgets the oldest images that no process runs any more, if there are at least twice [`MOST_ENDED_IMAGES`] images. Returns
+    /// the processes of which no current image is kept.
     fn forget_ended(&mut self, has_ended: impl Fn(u32) -> bool) -> Vec<u32> {
         if self.begun.len() < self.look_at.max(2 * MOST_ENDED_IMAGES) {
             return Vec::new();
@@ -363,11 +369,12 @@ impl Mappings {
         self.current.get(&image.tgid) == Some(&image.number)
     }
 
-    /// Forgets a program that may not be traced, and whatever it has started. It may not have been seen yet: then it is not taken up.
+    /// Forgets the image of a program that may not be traced, and all images made from it. If the image was not seen yet, it is
+    /// not recorded when it appears.
     pub fn refuse(&mut self, image: Image) {
         self.refusals += 1;
         self.refused.insert(image);
-        // What was made from another image began after it.
+        // One pass is enough, because an image always begins after the image that it was made from.
         for &begun in &self.begun {
             if self
                 .made_from
@@ -387,19 +394,19 @@ impl Mappings {
         current.retain(|&tgid, &mut number| !refused.contains(&Image { tgid, number }));
     }
 
-    /// How often [`Mappings::refuse`] was called: as long as it is the same number, no known image has been forgotten.
+    /// The number of calls of [`Mappings::refuse`]. As long as this number stays the same, no image was refused.
     #[must_use]
     pub fn refusals(&self) -> u64 {
         self.refusals
     }
 
-    /// Whether an image is one that [`Mappings::refuse`] has forgotten.
+    /// Whether [`Mappings::refuse`] has forgotten this image.
     #[must_use]
     pub fn is_refused(&self, image: Image) -> bool {
         self.refused.contains(&image)
     }
 
-    /// Begins an image that is made from another one, unless it may not be traced.
+    /// Begins an image that was made from another image, unless it may not be traced.
     fn begin_from(&mut self, from: Image, image: Image) {
         if self.refused.contains(&image) {
             self.current.remove(&image.tgid);
@@ -443,12 +450,12 @@ impl Mappings {
                         tgid: *child,
                         number: parent.number,
                     };
-                    // The id was another process's before, should that have been refused.
+                    // If an image with this id was refused, it belonged to an earlier process.
                     self.refused.remove(&image);
                     let inherited = self.by_image.get(&parent).cloned().unwrap_or_default();
                     match self.by_image.entry(image) {
                         Entry::Vacant(entry) => drop(entry.insert(inherited)),
-                        // It is that of another process, which had the same id before this one.
+                        // The entry belongs to an earlier process with the same id.
                         Entry::Occupied(mut entry) => {
                             for mapping in inherited.mapped.iter() {
                                 self.dropped |= entry.get_mut().add(mapping);
@@ -457,13 +464,13 @@ impl Mappings {
                     }
                     self.begin_from(parent, image);
                 }
-                // The id of a process that has ended belongs to another one now, which is not followed.
+                // The id now belongs to a process that is not followed.
                 None => drop(self.current.remove(child)),
             },
         }
     }
 
-    /// What is known of a process that runs now.
+    /// Reads the mappings of a running process.
     #[cfg(test)]
     pub(crate) fn of_process(tgid: u32) -> Self {
         let mut mappings = Self::default();
@@ -473,7 +480,8 @@ impl Mappings {
         mappings
     }
 
-    /// Looks for the file of a mapping and holds it.
+    /// Opens and holds the file of a mapping, and returns its identity. If no further file can be held, files that no image needs
+    /// are closed first.
     fn hold_mapped(&mut self, tid: u32, mapping: &Mapping, named: NamedBy, is_elsewhere: bool) -> FileIdentity {
         let sought = SoughtFile {
             named,
@@ -494,7 +502,7 @@ impl Mappings {
         self.held.hold(&sought)
     }
 
-    /// Shows a deleted file by the path that it had, without what the kernel puts behind it.
+    /// Replaces the path of a deleted file by its former path, without the suffix that the kernel appends.
     fn show_path_of(&self, mapping: &mut Mapping) {
         if !mapping.path.as_os_str().as_bytes().ends_with(b" (deleted)") {
             return;
@@ -506,7 +514,7 @@ impl Mappings {
         }
     }
 
-    /// Reads the executable mappings of a process, and holds their files; `None` if there are none.
+    /// Reads the executable mappings of a process from `/proc` and holds their files; `None` if the process has no maps any more.
     fn read_process(&mut self, tgid: u32, is_elsewhere: bool) -> Option<Reread> {
         let (tid, lines) = maps_of(tgid)?;
         let mut mapped = Vec::new();
@@ -537,7 +545,7 @@ impl Mappings {
         })
     }
 
-    /// Notes what was read of a process in `/proc`.
+    /// Adds the mappings that were read from `/proc` to the current image of a process.
     fn refresh(&mut self, tgid: u32, read: &Reread) {
         let Some(image) = self.current_image(tgid) else {
             return;
@@ -552,13 +560,14 @@ impl Mappings {
         of_image.is_stale = false;
     }
 
-    /// Counts what is lost for good: the images of which no file is known after reports were lost.
+    /// Counts the images whose mappings are lost permanently: reports were lost, and no mapped file is known.
     fn count_losses(&mut self) {
         self.lost += self.by_image.values().filter(|image| image.knows_no_file()).count() as u64;
     }
 
-    /// Counts the images that have code in `stacks` whose mapping is not known, because the report of it may have been lost, and that
-    /// are not counted yet. An image of which a file is known may lack another one, and only its stacks show that.
+    /// Counts further images whose mappings were lost: those with an address in `stacks` whose mapping is unknown because its
+    /// report may have been lost. An image with a known file may lack another file, and only its stacks show that. Images
+    /// without any known file are counted elsewhere.
     pub fn count_lost_code<'a>(&mut self, stacks: impl IntoIterator<Item = (Image, &'a [u64])>) {
         let mut lacking = HashSet::new();
         for (image, addresses) in stacks {
@@ -571,7 +580,7 @@ impl Mappings {
     }
 }
 
-/// What `/proc` shows of a process.
+/// The mappings and the executable of a process as read from `/proc`.
 #[derive(Debug, Default)]
 struct Reread {
     mapped: Vec<Mapping>,
@@ -586,7 +595,7 @@ enum Change {
 }
 
 impl Change {
-    /// The process that has other memory after it.
+    /// The process whose whole memory the change replaces, if it does.
     fn replaces_memory_of(&self) -> Option<u32> {
         match self {
             Self::Executed { tgid } => Some(*tgid),
@@ -598,32 +607,33 @@ impl Change {
 
 /// Follows the mappings of processes while they run.
 ///
-/// Any program can fill the rings of mappings, so what is lost there is read again from `/proc/PID/maps` of each process that
-/// is followed. Forks and `execve` have rings of their own, which mappings cannot fill.
+/// Any program on the machine can fill the ring buffers of mappings. If reports are lost there, `/proc/PID/maps` of each followed
+/// process is read again. Forks and `execve` have separate ring buffers, which mappings cannot fill.
 pub struct Tracker {
     mappings_rings: Vec<Sampler>,
     processes_rings: Vec<Sampler>,
-    /// Read but younger than the last horizon, with their times.
+    /// Changes, with their times, that were read but are newer than the last horizon.
     held_back: Vec<(u64, Change)>,
     mappings: Mappings,
-    /// Processes whose maps are to be read, because reports may have been lost.
+    /// Processes whose maps must be read, because reports may have been lost.
     to_read: VecDeque<u32>,
-    /// Reports were lost that were younger than the last horizon.
+    /// Whether the last reading lost reports. They may be newer than its horizon, so all maps are read again after the next
+    /// reading.
     lost_lately: bool,
-    /// A fork or an `execve` may have been lost: the numbers of images are to be asked for.
+    /// Whether a fork or an `execve` may have been lost, so that [`Tracker::renumber`] must be called.
     lost_processes: bool,
-    /// Processes that see other files under the same paths than this one.
+    /// Processes for which a path can mean another file than for this process.
     elsewhere: HashSet<u32>,
-    /// Processes that had ended when their maps were to be read.
+    /// Processes that had already ended when their maps should be read.
     ended: HashSet<u32>,
 }
 
 impl Tracker {
-    /// Begins to listen on every CPU.
+    /// Opens the ring buffers on every online CPU.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses `perf_event_open` (it needs `CAP_PERFMON` or `perf_event_paranoid` ≤ 0).
+    /// If `perf_event_open` fails (it needs `CAP_PERFMON` or `perf_event_paranoid` ≤ 0).
     pub fn start() -> io::Result<Self> {
         let cpus = online_cpus()?;
         let listen = |to: fn(&mut Builder<'_>), bytes| {
@@ -632,7 +642,7 @@ impl Tracker {
                 .collect::<io::Result<Vec<_>>>()
         };
         Ok(Self {
-            // First: no fork or `execve` is missed of a process whose mappings are seen.
+            // These are opened first, so that no fork or `execve` is missed of a process whose mappings are reported.
             processes_rings: listen(
                 |builder| {
                     builder.comm(true).comm_exec(true).task(true);
@@ -655,7 +665,7 @@ impl Tracker {
         })
     }
 
-    /// Follows a process, and from now on its children too.
+    /// Starts to follow a process and the children that it creates from now on.
     pub fn follow(&mut self, tgid: u32) {
         let image = Image { tgid, number: 0 };
         self.mappings.by_image.entry(image).or_default();
@@ -668,20 +678,20 @@ impl Tracker {
         }
     }
 
-    /// Opens a file that is to be executed, and holds it.
+    /// Opens and holds a file that will be executed.
     ///
     /// # Errors
     ///
-    /// If it cannot be opened, or is no regular file.
+    /// If the file cannot be opened or is not a regular file.
     pub fn hold(&mut self, path: &Path) -> io::Result<Arc<HeldFile>> {
         self.mappings.hold(path)
     }
 
-    /// Opens a file that the target shows by another path, and holds it.
+    /// Opens and holds a file that has the path `shown` in the target and the path `path` in this process.
     ///
     /// # Errors
     ///
-    /// If it cannot be opened, or is no regular file.
+    /// If the file cannot be opened or is not a regular file.
     pub fn hold_as(&mut self, path: &Path, shown: &Path) -> io::Result<Arc<HeldFile>> {
         self.mappings.hold_as(path, shown)
     }
@@ -692,7 +702,7 @@ impl Tracker {
         self.mappings.current.contains_key(&tgid)
     }
 
-    /// Reads what has come in.
+    /// Reads and applies the new reports, and reads the maps of some processes whose reports were lost. To be called regularly.
     pub fn tick(&mut self) {
         self.read_until(now_ns());
         self.read_again();
@@ -703,13 +713,14 @@ impl Tracker {
         }
     }
 
-    /// Whether a fork or an `execve` may have been lost: then [`Tracker::renumber`] is to be called.
+    /// Whether a fork or an `execve` may have been lost. If so, [`Tracker::renumber`] must be called.
     #[must_use]
     pub fn has_lost_processes(&self) -> bool {
         self.lost_processes
     }
 
-    /// Takes over the processes that the kernel side follows, each with the number of its image.
+    /// Synchronizes the current images with `numbers`: the processes that the kernel side follows, each with the number of its
+    /// image.
     pub fn renumber(&mut self, numbers: &HashMap<u32, u32>) {
         self.lost_processes = false;
         for (&tgid, &number) in numbers {
@@ -718,7 +729,7 @@ impl Tracker {
                 continue;
             }
             let missed = match self.mappings.current.get(&tgid) {
-                // Those before the one that runs now.
+                // The images between the last known one and the one that runs now.
                 Some(&known) => number.saturating_sub(known).saturating_sub(1),
                 None => 0,
             };
@@ -729,20 +740,20 @@ impl Tracker {
         }
     }
 
-    /// Forgets programs that may not be traced, and whatever they have started.
+    /// Forgets images of programs that may not be traced, and all images made from them.
     pub fn refuse(&mut self, images: impl IntoIterator<Item = Image>) {
         for image in images {
             self.mappings.refuse(image);
         }
     }
 
-    /// What is known by now.
+    /// The mappings recorded so far.
     #[must_use]
     pub fn mappings(&self) -> &Mappings {
         &self.mappings
     }
 
-    /// Reads what is left and ends.
+    /// Reads the remaining reports, stops, and returns all mappings.
     #[must_use]
     pub fn finish(mut self) -> Mappings {
         self.read_until(u64::MAX);
@@ -753,7 +764,7 @@ impl Tracker {
         self.mappings
     }
 
-    /// Reads the rings, and returns whether reports of mappings were lost.
+    /// Reads all ring buffers, and returns whether reports may have been lost.
     fn read_rings(&mut self, changes: &mut Vec<(u64, Change)>) -> bool {
         let lost_processes = read_rings(&mut self.processes_rings, PROCESSES_RING_BYTES, changes);
         self.lost_processes |= lost_processes;
@@ -801,14 +812,14 @@ impl Tracker {
         self.mappings.apply(&change);
     }
 
-    /// Notes whether a process sees the files of this one; of one that has ended, what was known before stays.
+    /// Records whether a path can mean another file for a process than for this one. If the process has ended, nothing changes.
     fn note_root(&mut self, tgid: u32) {
         if has_own_root(tgid) {
             self.elsewhere.insert(tgid);
         }
     }
 
-    /// Marks the maps of every living process as to be read.
+    /// Marks all current images as stale, and queues their processes for reading their maps.
     fn read_all_again(&mut self) {
         let waiting: HashSet<u32> = self.to_read.iter().copied().collect();
         for (&tgid, &number) in &self.mappings.current {
@@ -821,7 +832,7 @@ impl Tracker {
         }
     }
 
-    /// Reads the maps of some of the processes whose reports may have been lost.
+    /// Reads the maps of up to [`MOST_READ_AGAIN`] queued processes.
     fn read_again(&mut self) {
         let count = self.to_read.len().min(MOST_READ_AGAIN);
         if count == 0 {
@@ -832,8 +843,8 @@ impl Tracker {
             .into_iter()
             .map(|tgid| (tgid, self.mappings.read_process(tgid, self.elsewhere.contains(&tgid))))
             .collect();
-        // A process that has executed another program since the rings were read would have that one's mappings put down to
-        // the one before.
+        // If a process has executed another program since the rings were read, its maps belong to the new image and must not be
+        // added to the old one. So the rings are read again to find such processes.
         let mut changes = std::mem::take(&mut self.held_back);
         self.lost_lately |= self.read_rings(&mut changes);
         let replaced: HashSet<u32> = changes
@@ -844,7 +855,7 @@ impl Tracker {
         for (tgid, read) in read {
             match read {
                 Some(read) if !replaced.contains(&tgid) => self.mappings.refresh(tgid, &read),
-                // Its next image is read when it is known.
+                // The process is queued again; its maps are read after its new image is known.
                 Some(_) => self.to_read.push_back(tgid),
                 None => drop(self.ended.insert(tgid)),
             }
@@ -852,7 +863,8 @@ impl Tracker {
     }
 }
 
-/// The maps of a process, and a thread that has them: a first thread that has ended has none.
+/// Reads the maps of a process, and returns them with the id of the thread that they were read from. If the main thread has
+/// ended, its maps are empty, and those of another thread are read.
 fn maps_of(tgid: u32) -> Option<(u32, Vec<proc_maps::ProcMapping>)> {
     let read = |tid: u32| {
         let lines = proc_maps::read(Path::new(&format!("/proc/{tid}/maps"))).ok()?;
@@ -866,7 +878,7 @@ fn maps_of(tgid: u32) -> Option<(u32, Vec<proc_maps::ProcMapping>)> {
     })
 }
 
-/// Reads rings, one full ring of each CPU at most, and returns whether anything was lost.
+/// Reads the ring buffers, at most `most_bytes` of each, and returns whether reports may have been lost.
 fn read_rings(rings: &mut [Sampler], most_bytes: usize, changes: &mut Vec<(u64, Change)>) -> bool {
     let mut lost = false;
     for ring in rings {
@@ -874,7 +886,7 @@ fn read_rings(rings: &mut [Sampler], most_bytes: usize, changes: &mut Vec<(u64, 
         while bytes_left > 0
             && let Some(record) = ring.next_record()
         {
-            // With `sample_id_all` and nothing but TIME, each record but MMAP's ends in its time stamp.
+            // With `sample_id_all` and only `PERF_SAMPLE_TIME`, every record except `MMAP` ends with its time stamp.
             let bytes = record.to_contiguous();
             bytes_left = bytes_left.saturating_sub(bytes.len());
             let time_ns = bytes.last_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
@@ -883,7 +895,7 @@ fn read_rings(rings: &mut [Sampler], most_bytes: usize, changes: &mut Vec<(u64, 
                 Ok(parsed) => changes.extend(change_of(&parsed, record.misc()).map(|change| (time_ns, change))),
             }
         }
-        // What is left is in the next reading, as is whatever came before it on other CPUs: none of it is in order.
+        // The rest of the ring is read next time, after newer records of other CPUs were applied, so it counts as lost.
         lost |= bytes_left == 0;
     }
     lost
@@ -891,7 +903,7 @@ fn read_rings(rings: &mut [Sampler], most_bytes: usize, changes: &mut Vec<(u64, 
 
 fn online_cpus() -> io::Result<Vec<usize>> {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/online")?;
-    let bad = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's list of CPUs cannot be read");
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's list of CPUs is malformed");
     let mut cpus = Vec::new();
     for range in text.trim().split(',') {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -1011,9 +1023,9 @@ mod tests {
             assert!(mappings.by_image.len() <= 2 * MOST_ENDED_IMAGES + 2);
             assert!(mappings.current.len() <= 2 * MOST_ENDED_IMAGES + 2);
         }
-        assert_eq!(seen, 1 + 2 * count, "each image is shown once");
-        assert_eq!(path(&mappings, 7, 0, 0x1800), Ok("/parent"), "it lives");
-        assert_eq!(path(&mappings, 101, 1, 0x1800), Ok("/child"), "it lives");
+        assert_eq!(seen, 1 + 2 * count, "each image is returned once");
+        assert_eq!(path(&mappings, 7, 0, 0x1800), Ok("/parent"), "the process lives");
+        assert_eq!(path(&mappings, 101, 1, 0x1800), Ok("/child"), "the process lives");
         assert_eq!(path(&mappings, 101, 0, 0x1800), Err(NoMapping::Forgotten));
         assert_eq!(path(&mappings, 100, 1, 0x1800), Err(NoMapping::Forgotten));
         assert_eq!(path(&mappings, 99 + count, 1, 0x1800), Ok("/child"));
@@ -1126,10 +1138,10 @@ mod tests {
         ]);
         let other = Image { tgid: 8, number: 0 };
         let (known, unknown) = ([0x1800], [0x1800, 0x9000]);
-        // Nothing was lost: the code is in no file.
+        // No report was lost, so the code is in no file.
         mappings.count_lost_code([(IMAGE, &unknown[..])]);
         assert_eq!(mappings.lost, 0);
-        // A neighbour's noise, and the processes ended before their maps could be read again.
+        // Reports were lost because of another program, and the processes ended before their maps could be read again.
         for image in mappings.by_image.values_mut() {
             image.is_stale = true;
         }
@@ -1137,7 +1149,7 @@ mod tests {
         mappings.count_lost_code([(IMAGE, &unknown[..]), (IMAGE, &unknown[1..]), (other, &known[..])]);
         assert_eq!(mappings.lost, 1);
         assert_eq!(path(&mappings, 7, 0, 0x9000), Err(NoMapping::Lost));
-        // Where no file is known at all, that is counted already.
+        // An image without any known file was already counted.
         mappings.by_image.insert(
             other,
             ImageMappings {

@@ -1,22 +1,22 @@
-//! The program that is traced: how it is started, whom it runs as, and what its memory looks like.
+//! The target: the program that is traced, the user that it runs as, its files and its memory mappings.
 //!
-//! * [`cgroups`]: what CPU quotas and freezers do to it meanwhile.
-//! * [`counters`]: what the processor and the kernel count of it.
-//! * [`load`]: how busy the machine is with others.
-//! * [`launch`]: starts it suspended before its first instruction, so that nothing it does goes untraced.
-//! * [`attach`]: finds a process that runs already.
-//! * [`environment`]: what a program is started with, also under `sudo`.
-//! * [`search`]: from the name of a command to its file.
-//! * [`toolchain`]: builds what has to be compiled first, as that user, once.
-//! * [`user`]: the user who called `sudo`; the workload and the output files are theirs.
-//! * [`procfs`]: what `/proc` says of processes and threads.
-//! * [`pidfd`]: signals that reach the process that is meant, or none.
-//! * [`descriptors`]: the limit of open descriptors, raised for the tracer alone.
-//! * [`silent`]: threads that make no switch while they are recorded.
-//! * [`held`]: files of the target, known by what they are and not by their path.
-//! * [`mappings`]: which file lies where in which process, kept after the process has gone.
-//! * [`locate`]: how the tasks of an executable are found, out of its symbols and types.
-//! * [`programs`]: which executable each process runs.
+//! * [`cgroups`]: follows the CPU quotas and freezers of the target's cgroups during a recording.
+//! * [`counters`]: counts events of the processor and of the kernel for the target.
+//! * [`load`]: measures how busy other programs keep the machine.
+//! * [`launch`]: starts a program suspended before its first instruction, so that everything it does is traced.
+//! * [`attach`]: finds a running process to attach to.
+//! * [`environment`]: the environment that a program is started with, also under `sudo`.
+//! * [`search`]: finds the file of a command by its name.
+//! * [`toolchain`]: compiles the workloads in C and Go, once, as the user that runs them.
+//! * [`user`]: the user who invoked `sudo` and who owns the workload and the output files.
+//! * [`procfs`]: reads the states of processes and threads from `/proc`.
+//! * [`pidfd`]: sends signals that cannot reach another process with the same id.
+//! * [`descriptors`]: raises the limit of open descriptors for the tracer only.
+//! * [`silent`]: finds threads that make no switch during a recording.
+//! * [`held`]: holds the target's files open, identified by device and inode instead of by path.
+//! * [`mappings`]: records which file is mapped where in each process, and keeps this after the process has ended.
+//! * [`locate`]: determines from the symbols and types of an executable how its tasks are found.
+//! * [`programs`]: determines the executable that each process runs.
 
 pub mod attach;
 pub mod cgroups;
@@ -37,7 +37,7 @@ pub mod silent;
 pub mod toolchain;
 pub mod user;
 
-/// Paths as they are stored: text, whatever the bytes.
+/// Serializes paths as text. Bytes that are not UTF-8 are replaced.
 mod stored_path {
     use std::path::{Path, PathBuf};
 

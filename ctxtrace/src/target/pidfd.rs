@@ -1,4 +1,4 @@
-//! Descriptors of processes: one refers to the same process for as long as it is open, whatever becomes of the id.
+//! Pidfds: descriptors that refer to the same process as long as they are open, even if the process id is used again.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -7,27 +7,30 @@ use nix::sys::signal::Signal;
 
 use super::procfs;
 
-/// Opens a process that has this id now. The descriptor becomes readable when the process has ended.
+/// Opens a pidfd of the process that has this id now. The descriptor becomes readable when the process has ended.
 ///
 /// # Errors
 ///
-/// If there is no such process, or no descriptor to be had.
+/// If there is no such process, or if no descriptor is available.
 pub fn open(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: makes a descriptor; should the process have ended since, the kernel says so.
+    // SAFETY: the call only creates a descriptor; it fails if the process has ended.
     let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     if pidfd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made this descriptor.
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(pidfd as i32) })
 }
 
-/// Sends a signal to the process of this id and this start. A process that has got the id since is not signalled: the descriptor is
-/// opened first, so the start that is read afterwards is that of the process it refers to, or of a process that came later.
+/// Sends a signal to the process with this id and this start time. A later process with the same id is not signalled: the pidfd
+/// is opened first, so the start time that is read afterwards belongs either to the process of the pidfd or to an even later
+/// process.
+///
+/// Returns `Ok(false)` if the process has ended.
 ///
 /// # Errors
 ///
-/// If the process may not be signalled; `Ok(false)` if it has ended.
+/// If the process may not be signalled.
 pub fn signal_if_started_at(pid: u32, start_boottime_ns: u64, signal: Signal) -> io::Result<bool> {
     let pidfd = match open(pid) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(false),
@@ -37,7 +40,7 @@ pub fn signal_if_started_at(pid: u32, start_boottime_ns: u64, signal: Signal) ->
         return Ok(false);
     }
     let no_info = std::ptr::null::<libc::siginfo_t>();
-    // SAFETY: the descriptor is open, and the kernel makes the information of the signal where it is given none.
+    // SAFETY: the descriptor is open, and the kernel accepts a null pointer and fills in the signal information itself.
     let sent = unsafe {
         libc::syscall(
             libc::SYS_pidfd_send_signal,
@@ -66,12 +69,12 @@ mod tests {
         let pid = child.id();
         let stat = procfs::stat(pid).expect("readable").expect("it lives");
         let started_ns = (0..).map(|tick| tick * 10_000_000).find(|&ns| stat.started_at(ns));
-        let started_ns = started_ns.expect("some tick");
+        let started_ns = started_ns.expect("the tick of the start");
         let sent = signal_if_started_at(pid, started_ns + 10_000_000, Signal::SIGKILL);
-        assert!(!sent.expect("not tried"));
+        assert!(!sent.expect("no error"));
         assert!(child.try_wait().expect("a child").is_none());
         assert!(signal_if_started_at(pid, started_ns, Signal::SIGKILL).expect("a child"));
         assert_eq!(child.wait().expect("ended").signal(), Some(libc::SIGKILL));
-        assert!(!signal_if_started_at(pid, started_ns, Signal::SIGKILL).expect("it is gone"));
+        assert!(!signal_if_started_at(pid, started_ns, Signal::SIGKILL).expect("no error for an ended process"));
     }
 }

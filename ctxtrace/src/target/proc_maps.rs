@@ -1,4 +1,4 @@
-//! `/proc/PID/maps`, read as the bytes that it is: a name in it may be any bytes, and every process chooses its own.
+//! Parses `/proc/PID/maps`. The file is parsed as bytes, because the names in it may be arbitrary bytes that the process chooses.
 
 use std::ffi::OsStr;
 use std::io;
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use super::held::PlaceInMaps;
 
-/// Most bytes that are read of one process: the kernel allows 65,530 mappings unless it is asked for more.
+/// The maximum number of bytes that are read of one process; the rest is ignored. By default the kernel allows 65,530 mappings.
 const MOST_BYTES: u64 = 64 << 20;
 
-/// One line.
+/// A mapping as one line of the file describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ProcMapping {
     pub(super) start: u64,
@@ -19,18 +19,18 @@ pub(super) struct ProcMapping {
     pub(super) offset: u64,
     pub(super) device: (u32, u32),
     pub(super) inode: u64,
-    /// Empty for memory without a name.
+    /// The path or name; empty for memory without a name.
     pub(super) name: PathBuf,
 }
 
 impl ProcMapping {
-    /// The file's device and inode; `None` if there is no file.
+    /// The device and inode of the file; `None` if the mapping is not backed by a file.
     pub(super) fn place(&self) -> Option<PlaceInMaps> {
         (self.inode != 0).then_some((self.device.0, self.device.1, self.inode))
     }
 }
 
-/// Reads every line of a file of this kind.
+/// Reads all mappings of a `maps` file.
 pub(super) fn read(path: &Path) -> io::Result<Vec<ProcMapping>> {
     use std::io::Read as _;
 
@@ -39,7 +39,7 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<ProcMapping>> {
     Ok(bytes.split(|&byte| byte == b'\n').filter_map(parse).collect())
 }
 
-/// `7f1c2a000000-7f1c2a022000 r-xp 00028000 fe:00 1234    /usr/lib/libc.so.6`
+/// Parses a line such as `7f1c2a000000-7f1c2a022000 r-xp 00028000 fe:00 1234    /usr/lib/libc.so.6`.
 fn parse(line: &[u8]) -> Option<ProcMapping> {
     let mut fields = line.splitn(6, |&byte| byte == b' ');
     let mut text = || std::str::from_utf8(fields.next()?).ok();
@@ -61,7 +61,7 @@ fn parse(line: &[u8]) -> Option<ProcMapping> {
     })
 }
 
-/// The kernel writes a newline in a name as `\012`, and nothing else.
+/// Decodes a name, in which the kernel writes a newline as `\012`. It escapes no other character.
 fn unescaped(name: &[u8]) -> Vec<u8> {
     const ESCAPED: &[u8] = b"\\012";
     let mut rest = name;

@@ -1,7 +1,8 @@
-//! What `/proc` says of processes and threads: who they are, their states, and the kernel's own count of their switches.
+//! Reads processes and threads from `/proc`: their identities, their states, and the kernel's own counts of their switches.
 //!
-//! Files are read as bytes: the kernel cuts a name after 15 bytes, so in the middle of a letter, and a name may be no text at all. A
-//! file that is not there and a file that cannot be opened are different answers: only the first one says that a thread is gone.
+//! Files are parsed as bytes: the kernel cuts a name after 15 bytes, possibly inside a UTF-8 character, and a name need not be
+//! UTF-8. A file that does not exist is distinguished from a file that cannot be opened: only the first case means that a thread
+//! is gone.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,26 +15,26 @@ use procfs::process::Process;
 pub struct Status {
     /// The letter of the state, as in `ps`.
     pub state: char,
-    /// The process that the thread belongs to.
+    /// The id of the process that the thread belongs to.
     pub tgid: u32,
-    /// The process that traces it as a debugger does; 0 for none.
+    /// The id of the process that traces the thread with `ptrace`, as a debugger does; 0 for none.
     pub tracer_pid: u32,
-    /// The user in effect.
+    /// The effective user id.
     pub effective_uid: u32,
-    /// Its id in the innermost pid namespace.
+    /// The id of the thread in its innermost pid namespace.
     pub innermost_pid: Option<u32>,
     /// `voluntary_ctxt_switches` and `nonvoluntary_ctxt_switches`.
     pub switches: KernelCount,
 }
 
 impl Status {
-    /// Whether the thread is asleep in the kernel, waiting for an event.
+    /// Whether the thread sleeps in the kernel and waits for an event (interruptible sleep).
     #[must_use]
     pub fn is_sleeping(&self) -> bool {
         self.state == 'S'
     }
 
-    /// Whether the thread has ended, and is there only for its status to be asked for.
+    /// Whether the thread has ended but was not reaped yet (a zombie).
     #[must_use]
     pub fn has_ended(&self) -> bool {
         is_ended(self.state)
@@ -63,37 +64,37 @@ impl Status {
 /// One reading of `/proc/PID/stat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stat {
-    /// The name; what is no text in it is replaced.
+    /// The name. Bytes that are not UTF-8 are replaced.
     pub name: String,
     /// The letter of the state, as in `ps`.
     pub state: char,
-    /// The parent's id.
+    /// The process id of the parent.
     pub parent: u32,
-    /// `task_struct.flags`.
+    /// The flags of the thread (`task_struct.flags`).
     flags: u32,
-    /// When it was started, in ticks of the clock since the machine was.
+    /// The start time in clock ticks since the boot of the machine.
     start_ticks: u64,
 }
 
-/// Nanoseconds of one tick in [`Stat`]: `USER_HZ` is 100 on every machine that ctxtrace runs on.
+/// The length of a clock tick of [`Stat`] in nanoseconds: `USER_HZ` is 100 on every machine that ctxtrace runs on.
 const TICK_NS: u64 = 10_000_000;
-/// The flag of the kernel's own threads (kernel: `include/linux/sched.h`).
+/// The flag of kernel threads (kernel: `include/linux/sched.h`).
 const PF_KTHREAD: u32 = 0x0020_0000;
 
 impl Stat {
-    /// Whether it is a thread of the kernel.
+    /// Whether the thread is a kernel thread.
     #[must_use]
     pub fn is_kernel_thread(&self) -> bool {
         self.flags & PF_KTHREAD != 0
     }
 
-    /// Whether a `task_struct.start_boottime` is this start, as exactly as `/proc` gives it.
+    /// Whether a `task_struct.start_boottime` (nanoseconds) is this start time, in the resolution of `/proc`.
     #[must_use]
     pub fn started_at(&self, start_boottime_ns: u64) -> bool {
         self.start_ticks == start_boottime_ns / TICK_NS
     }
 
-    /// The name is the only field that may have spaces and parentheses in it.
+    /// Parses the file. Only the name may contain spaces and parentheses.
     fn parse(text: &[u8]) -> Option<Self> {
         let open = text.iter().position(|&byte| byte == b'(')?;
         let close = text.iter().rposition(|&byte| byte == b')')?;
@@ -115,7 +116,7 @@ fn is_ended(state: char) -> bool {
     matches!(state, 'Z' | 'X' | 'x')
 }
 
-/// What there is of something that may be gone.
+/// Turns the error of a file that does not exist, or whose thread is gone, into `None`.
 fn unless_gone<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     match read {
         Ok(value) => Ok(Some(value)),
@@ -128,33 +129,33 @@ fn parsed<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Option<T>) -> io::Result<
     let Some(text) = unless_gone(std::fs::read(path))? else {
         return Ok(None);
     };
-    let unknown = || io::Error::other(format!("{} is not as the kernel writes it", path.display()));
+    let unknown = || io::Error::other(format!("{} does not have the expected format", path.display()));
     parse(&text).map(Some).ok_or_else(unknown)
 }
 
-/// Reads a thread's status; `None` if the thread is gone.
+/// Reads the status of a thread; `None` if the thread is gone.
 ///
 /// # Errors
 ///
-/// If it cannot be read, which does not say that the thread is gone.
+/// If the status cannot be read. This does not mean that the thread is gone.
 pub fn status(pid: u32, tid: u32) -> io::Result<Option<Status>> {
     parsed(Path::new(&format!("/proc/{pid}/task/{tid}/status")), Status::parse)
 }
 
-/// Reads what there is to know of a process's first thread; `None` if there is no such process.
+/// Reads the `stat` file of the main thread of a process; `None` if there is no such process.
 ///
 /// # Errors
 ///
-/// If it cannot be read, which does not say that the process is gone.
+/// If the file cannot be read. This does not mean that the process is gone.
 pub fn stat(pid: u32) -> io::Result<Option<Stat>> {
     parsed(Path::new(&format!("/proc/{pid}/stat")), Stat::parse)
 }
 
-/// The same of any of its threads.
+/// Reads the `stat` file of any thread of a process; `None` if there is no such thread.
 ///
 /// # Errors
 ///
-/// If it cannot be read, which does not say that the thread is gone.
+/// If the file cannot be read. This does not mean that the thread is gone.
 pub fn thread_stat(pid: u32, tid: u32) -> io::Result<Option<Stat>> {
     parsed(Path::new(&format!("/proc/{pid}/task/{tid}/stat")), Stat::parse)
 }
@@ -167,25 +168,26 @@ fn ids(folder: &str) -> io::Result<Vec<u32>> {
     std::fs::read_dir(folder)?.filter_map(id).collect()
 }
 
-/// The ids of a process's threads, those included that have ended and are still there; none if there is no such process.
+/// Returns the ids of all threads of a process, including those that have ended but were not reaped yet. The list is empty if
+/// there is no such process.
 ///
 /// # Errors
 ///
-/// If they cannot be read.
+/// If the ids cannot be read.
 pub fn threads(pid: u32) -> io::Result<Vec<u32>> {
     Ok(unless_gone(ids(&format!("/proc/{pid}/task")))?.unwrap_or_default())
 }
 
-/// The ids of all processes.
+/// Returns the ids of all processes.
 ///
 /// # Errors
 ///
-/// If they cannot be read.
+/// If the ids cannot be read.
 pub fn processes() -> io::Result<Vec<u32>> {
     ids("/proc")
 }
 
-/// A thread of a process that has not ended: its first one if that lives; `None` if the process has ended.
+/// Returns a living thread of a process: the main thread if it lives, otherwise any other; `None` if the process has ended.
 ///
 /// # Errors
 ///
@@ -203,8 +205,8 @@ pub fn living_thread(pid: u32) -> io::Result<Option<u32>> {
     Ok(None)
 }
 
-/// The folder of `/proc` that says what a process executes, maps and sees. A process goes on when its first thread has ended, and then
-/// only the folders of its other threads say it.
+/// Returns the folder in `/proc` with the links of a process (`exe`, `root`, `ns`). If the main thread has ended while the
+/// process continues, this is the folder of another thread, because that of the main thread no longer has these links.
 #[must_use]
 pub fn process_folder(pid: u32) -> PathBuf {
     match living_thread(pid) {
@@ -213,13 +215,13 @@ pub fn process_folder(pid: u32) -> PathBuf {
     }
 }
 
-/// Whether a process has ended: nothing is left of it, or nothing but its status for its parent. What cannot be read has not.
+/// Whether a process has ended, that is, does not exist or is a zombie. If `/proc` cannot be read, the answer is `false`.
 #[must_use]
 pub fn is_gone(pid: u32) -> bool {
     matches!(living_thread(pid), Ok(None))
 }
 
-/// The capabilities in effect for this process, as the kernel's bit mask.
+/// Returns the effective capabilities of this process as the kernel's bit mask; 0 if they cannot be read.
 #[must_use]
 pub fn effective_capabilities() -> u64 {
     Process::myself()
@@ -247,13 +249,13 @@ mod tests {
     #[test]
     fn a_name_that_is_no_text_is_a_name() {
         let text = b"7 (a) b\xe3\x82) S 4 5 6 0 -1 2097152 8 9 10 11 12 13 14 15 16 17 18 19 4321 23 24";
-        let stat = Stat::parse(text).expect("as the kernel writes it");
+        let stat = Stat::parse(text).expect("the format of the kernel");
         assert_eq!((stat.name.as_str(), stat.state, stat.parent), ("a) b\u{fffd}", 'S', 4));
         assert!(stat.is_kernel_thread() && stat.started_at(43_219_999_999) && !stat.started_at(43_220_000_000));
         let text =
             b"Name:\tw\xe6\x97\nUmask:\t0022\nState:\tt (tracing stop)\nTgid:\t7\nPid:\t8\nPPid:\t1\nTracerPid:\t9\n\
             Uid:\t0\t5\t0\t0\nNSpid:\t8\t2\nvoluntary_ctxt_switches:\t3\nnonvoluntary_ctxt_switches:\t4\n";
-        let status = Status::parse(text).expect("as the kernel writes it");
+        let status = Status::parse(text).expect("the format of the kernel");
         let switches = KernelCount {
             voluntary: 3,
             involuntary: 4,

@@ -1,12 +1,11 @@
-//! Which program each process runs, and how its tasks are found.
+//! Determines which program each process runs, and how the program's tasks are found.
 //!
-//! A program is the file that was executed, not its path: two files that lay at one path one after the other are two
-//! programs. Of a program that was started through the dynamic loader (`ld.so ./program`), it is the file that the loader
-//! mapped.
+//! A program is identified by the executed file, not by its path: two files that were at one path one after the other are two
+//! programs. If a program is started through the dynamic loader (`ld.so ./program`), its file is the one that the loader mapped.
 //!
-//! A program is examined once, however many processes run it. Those that are known before the run are examined before it;
-//! others when they are executed, while they start. What ended before it could be examined is examined when the run is
-//! over: then its switches are put where they belong if it proves to have no tasks, and stay unattributed if it has.
+//! A program is examined once, however many processes run it. Programs that are known before the run are examined before it,
+//! others when they are executed, while they start. A program that ended before it could be examined is examined after the run.
+//! If it turns out to have no tasks, its switches are reclassified then; if it has tasks, its switches stay unattributed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -21,49 +20,53 @@ use super::held::{FileIdentity, HeldFile};
 use super::locate::{Found, LinkRole, is_of_go, is_of_tokio, link_role};
 use super::mappings::{MOST_ENDED_IMAGES, Mapping, Mappings};
 
-/// Longest time for all files that are read once the run is over.
+/// The maximum time for reading all files after the run. Files that are not read in this time are reported as not read.
 const COMPLETION_TIME: Duration = Duration::from_secs(10);
 
-/// At so many images those are forgotten whose mappings are: fewer than half as many are left, beside those of living processes.
+/// If this many images have a program, the images whose mappings were forgotten are removed. Fewer than half as many remain, not
+/// counting the images of living processes.
 const MOST_IMAGES: usize = 4 * MOST_ENDED_IMAGES;
 
-/// Longest time that the recording waits for an examination, so that tasks are found from a program's first switches on. Most
-/// examinations take less.
+/// The maximum time that the recording waits for an examination, so that tasks are found from a program's first switches on. Most
+/// examinations take less; the result of a longer one is used when it is available.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// What finds out what a file contains: the reading process of [`crate::reader`]. It knows this module, and not the other way round.
+/// Examines the contents of files. It is implemented by the reading process of [`crate::reader`], which depends on this module;
+/// this trait keeps this module independent of it.
 pub trait Examiner {
-    /// Finds out how the tasks of an executable are found, and waits for it.
+    /// Determines how the tasks of an executable are found, and waits for the result.
     fn examine(&mut self, held: &HeldFile) -> Found;
 
-    /// The same if this moment has not come; `limit` is the time for all files that ends there.
+    /// Like [`Examiner::examine`], but does not start after `until`; the file then counts as unreadable. `limit` is the total
+    /// time for all files, which ends at `until` and which the reason mentions.
     fn examine_until(&mut self, held: &HeldFile, until: Instant, limit: Duration) -> Found;
 
-    /// The same, waiting no longer than `patience`; `None` is to be asked again later.
+    /// Like [`Examiner::examine`], but waits for `patience` at most; `None` if the result is not available yet and must be
+    /// requested again later.
     fn examine_within(&mut self, held: &Arc<HeldFile>, patience: Duration) -> Option<Found>;
 
-    /// Finds out whether a shared object has one of these runtimes inside.
+    /// Determines whether a shared object contains one of these runtimes.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read until then: the reason in words, `shown` being the name of the file.
+    /// If the file cannot be read before `until`. The error is the reason as a clause, in which `shown` is the name of the file.
     fn mentions(&mut self, held: &HeldFile, runtimes: Runtimes, until: Instant, shown: &str) -> Result<bool, String>;
 }
 
-/// Runtimes that are looked for in shared objects.
+/// The runtimes that shared objects are searched for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Runtimes {
-    /// tokio.
+    /// Whether to search for tokio.
     pub tokio: bool,
-    /// Go's.
+    /// Whether to search for Go's runtime.
     pub go: bool,
 }
 
-/// Which locators to use.
+/// The locators to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum LocatorChoice {
-    /// Whatever the program has
+    /// Every locator that the program supports
     #[default]
     Auto,
     /// The slot of `ctxtrace-probe`
@@ -72,45 +75,45 @@ pub enum LocatorChoice {
     Tokio,
     /// The goroutines of an unmodified Go program
     Go,
-    /// None: threads only
+    /// No locator; only threads are traced
     None,
 }
 
-/// One executable.
+/// An executable that a process of the target has run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
-    /// Its path, as the kernel shows it.
+    /// The path of the executable, as the kernel shows it.
     #[serde(with = "super::stored_path")]
     pub path: PathBuf,
-    /// What was found in it.
+    /// The result of the examination.
     pub found: Found,
-    /// Which file it is; `None` in captures of releases that did not record it.
+    /// The identity of the file; `None` in captures of releases that did not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<FileIdentity>,
 }
 
-/// Every program that the target has run.
+/// All programs that the target has run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Programs {
     choice: LocatorChoice,
     programs: Vec<Program>,
-    /// `None` for an image that runs no program of its own.
+    /// The index of each image's program; `None` for an image that has not executed a program.
     by_image: HashMap<Image, Option<usize>>,
-    /// How many of the images that have begun were taken over into `waiting`.
+    /// The number of begun images that were already added to `waiting`; see [`Mappings::begun_since`].
     #[serde(skip)]
     begun: usize,
-    /// Images whose program is not known yet.
+    /// The images whose program is not known yet.
     #[serde(skip)]
     waiting: Vec<Image>,
     #[serde(skip)]
     roles: HashMap<FileIdentity, LinkRole>,
-    /// What [`Mappings::refusals`] was when refused images were last forgotten.
+    /// The value of [`Mappings::refusals`] when refused images were last removed.
     #[serde(skip)]
     refusals: u64,
 }
 
 impl Programs {
-    /// Nothing yet.
+    /// Creates an empty list of programs.
     #[must_use]
     pub fn new(choice: LocatorChoice) -> Self {
         Self {
@@ -119,8 +122,8 @@ impl Programs {
         }
     }
 
-    /// Notes that an image runs this file, and returns how its tasks are found. Returns `None` for the dynamic loader: which
-    /// program it will run is not known yet.
+    /// Records that an image runs this file, and returns how its tasks are found. Returns `None` for the dynamic loader, because
+    /// the program that it will run is not known yet.
     pub fn expect(&mut self, image: Image, held: &HeldFile, reader: &mut impl Examiner) -> Option<Locator> {
         if link_role(held.file()) == LinkRole::Loader {
             return None;
@@ -128,7 +131,7 @@ impl Programs {
         Some(self.assign(image, held.shown_path(), held.identity(), || reader.examine(held)))
     }
 
-    /// Assigns a file to an image, and what is `found` in it if the file has not been examined.
+    /// Assigns a file to an image. `found` examines the file and is called only if the file is new.
     fn assign(&mut self, image: Image, path: &Path, file: FileIdentity, found: impl FnOnce() -> Found) -> Locator {
         let index = self.index_of(file).unwrap_or_else(|| {
             let mut found = found();
@@ -148,14 +151,14 @@ impl Programs {
         self.programs.iter().position(|program| program.file == Some(file))
     }
 
-    /// Says that an image has no tasks and is not to be looked at: a child that has not executed its program yet.
+    /// Records that an image has no tasks and must not be examined, because it is a child that has not executed its program yet.
     pub fn assign_none(&mut self, image: Image) -> Locator {
         self.by_image.insert(image, None);
         Locator::default()
     }
 
-    /// Examines what was executed since the last call, and returns the images whose program is known now, each with how its
-    /// tasks are found. What takes long is known at a later call.
+    /// Examines the programs that were executed since the last call, and returns the images whose program is known now, each with
+    /// how its tasks are found. If an examination takes long, a later call returns its result.
     pub fn examine_new(&mut self, mappings: &Mappings, reader: &mut impl Examiner) -> Vec<(Image, Locator)> {
         self.forget_refused(mappings);
         let (begun, next) = mappings.begun_since(self.begun);
@@ -170,14 +173,14 @@ impl Programs {
             match self.next_step(image, mappings, reader) {
                 Step::Assigned(locator) => examined.push((image, locator)),
                 Step::Wait if mappings.is_current(image) => self.waiting.push(image),
-                // An image that ran for too short a time is examined when the run is over.
+                // A program that is still unknown when its image is replaced by another one is examined after the run.
                 Step::Known | Step::Wait => {}
             }
         }
         examined
     }
 
-    /// Forgets the programs that only images run which may not be traced.
+    /// Removes the images that may not be traced, and the programs that no other image runs.
     fn forget_refused(&mut self, mappings: &Mappings) {
         if std::mem::replace(&mut self.refusals, mappings.refusals()) == mappings.refusals() {
             return;
@@ -210,7 +213,7 @@ impl Programs {
         if self.index_of(file).is_some() {
             return Step::Assigned(self.assign(image, &mapping.path, file, Found::default));
         }
-        // Another process may yet lead to a file that is not held.
+        // If the file is not held, it may still be opened through another process later.
         let held = mappings.file(mapping).ok();
         match held.and_then(|held| reader.examine_within(held, PATIENCE)) {
             Some(found) => Step::Assigned(self.assign(image, &mapping.path, file, || found)),
@@ -218,7 +221,7 @@ impl Programs {
         }
     }
 
-    /// Whether this file is what the image was expected to run, or the image runs nothing of its own.
+    /// Whether this file is already assigned to the image, or the image is recorded as running no program.
     fn is_assigned(&self, image: Image, file: FileIdentity) -> bool {
         match self.by_image.get(&image) {
             Some(Some(index)) => self.programs[*index].file == Some(file),
@@ -227,8 +230,8 @@ impl Programs {
         }
     }
 
-    /// The mapping of the program that an image runs: that of the executed file, or of the program that the loader has mapped
-    /// if the executed file is the dynamic loader. `None` while it is not mapped.
+    /// Returns the mapping of the program that an image runs. This is the mapping of the executed file or, if that is the dynamic
+    /// loader, of the program that the loader has mapped. Returns `None` if the program is not mapped yet.
     fn executed<'m>(&mut self, image: Image, mappings: &'m Mappings) -> Option<&'m Mapping> {
         let mut files = mappings.files_of(image);
         let first = files.next()?;
@@ -245,14 +248,14 @@ impl Programs {
         }
     }
 
-    /// Which locators were to be used.
+    /// The locators that were requested.
     #[must_use]
     pub fn choice(&self) -> LocatorChoice {
         self.choice
     }
 
-    /// Assigns what is left once the run is over, and looks for tokio and Go in shared objects. All of it may take
-    /// 10 s; a program that has shared objects which were not searched in this time says so.
+    /// Assigns the remaining images after the run, and searches shared objects for tokio and Go. All of this may take 10 s at
+    /// most. If not all shared objects of a program were searched in this time, its detail gives the reason.
     pub fn complete(&mut self, mappings: &Mappings, reader: &mut impl Examiner) {
         self.forget_refused(mappings);
         let until = Instant::now() + COMPLETION_TIME;
@@ -262,7 +265,7 @@ impl Programs {
             .filter(|image| !self.by_image.contains_key(image))
             .collect();
         for image in unassigned {
-            // A loader that mapped no program is the program.
+            // If the loader has mapped no program, the loader itself is the program.
             let mapping = self
                 .executed(image, mappings)
                 .or_else(|| mappings.files_of(image).next());
@@ -323,14 +326,14 @@ impl Programs {
         }
     }
 
-    /// The program an image runs.
+    /// The program that an image runs, if it is known.
     #[must_use]
     pub fn get(&self, image: Image) -> Option<&Program> {
         let index = self.by_image.get(&image).copied().flatten()?;
         self.programs.get(index)
     }
 
-    /// The program a process ran last.
+    /// The known program that a process ran last.
     #[must_use]
     pub fn of_process(&self, tgid: u32) -> Option<&Program> {
         let images = self.by_image.iter().filter(|(image, _)| image.tgid == tgid);
@@ -339,14 +342,17 @@ impl Programs {
         self.programs.get(index)
     }
 
-    /// All of them, each once.
+    /// All programs, each once.
     #[must_use]
     pub fn all(&self) -> &[Program] {
         &self.programs
     }
 
-    /// What a reason noted at a switch is worth once the run is over: none if the program proves to have no tasks, its own
-    /// if nobody had looked at it in time.
+    /// Returns the reason that applies after the run to switches that were recorded with the reason `noted`.
+    ///
+    /// [`Reason::NotExamined`] is replaced by the program's own reason if the program has no locator; this is [`Reason::None`] if
+    /// it has no tasks. [`Reason::None`] is replaced by [`Reason::SharedObject`] if a runtime was found in a shared object. All
+    /// other reasons stay.
     #[must_use]
     pub fn settle(&self, image: Image, noted: Reason) -> Reason {
         let Some(program) = self.get(image) else {
@@ -355,7 +361,7 @@ impl Programs {
         let locator = &program.found.locator;
         let own = Reason::from_number(locator.reason);
         match noted {
-            // Only found out afterwards: the switches were taken for those of a program without tasks.
+            // This reason is found only after the run. During the run the program was treated as one without tasks.
             Reason::None if own == Reason::SharedObject => own,
             Reason::NotExamined if locator.flags == 0 => own,
             noted => noted,
@@ -363,21 +369,21 @@ impl Programs {
     }
 }
 
-/// What the search for a runtime in a shared object came to.
+/// The result of searching a shared object for a runtime.
 enum Searched {
     Runtime,
     Nothing,
-    /// It was not searched, for this reason.
+    /// The object was not searched, for this reason.
     Failed(String),
 }
 
-/// What became of an image that waited for its program.
+/// The result of the next attempt to determine the program of an image.
 enum Step {
     /// The program is known now.
     Assigned(Locator),
-    /// It was known before.
+    /// The program was known before.
     Known,
-    /// It is not known yet.
+    /// The program is not known yet.
     Wait,
 }
 
@@ -391,7 +397,7 @@ fn restrict(locator: &mut Locator, choice: LocatorChoice) {
     };
     locator.flags &= allowed;
     let reason = Reason::from_number(locator.reason);
-    // What nobody asked for is no failure if it cannot be found.
+    // A locator that was not requested cannot fail, so its reason is removed.
     let unasked = match choice {
         LocatorChoice::Auto => false,
         LocatorChoice::Probe | LocatorChoice::None => true,
@@ -412,7 +418,7 @@ mod tests {
 
     const IMAGE: Image = Image { tgid: 7, number: 1 };
 
-    /// Files of this machine, held and mapped in this order.
+    /// Returns mappings of one image, which has mapped these files of this machine in this order.
     fn mapped(paths: &[&Path]) -> Mappings {
         let mut mappings = Mappings::default();
         let files: Vec<Mapping> = paths
@@ -535,7 +541,7 @@ mod tests {
         assert_eq!(
             programs.settle(IMAGE, Reason::NotExamined),
             Reason::None,
-            "it has no tasks"
+            "a program without tasks"
         );
         assert_eq!(programs.settle(IMAGE, Reason::ReadFailed), Reason::ReadFailed);
         let with_tasks = Image { tgid: 8, number: 0 };
@@ -547,7 +553,7 @@ mod tests {
         assert_eq!(programs.settle(with_tasks, Reason::NotExamined), Reason::NotExamined);
     }
 
-    /// This test's own executable, taken for a library: it has tokio inside.
+    /// Uses this test's own executable as a library, because it contains tokio.
     #[test]
     fn tokio_in_a_shared_object_is_noticed_afterwards() {
         let library = own();
@@ -584,7 +590,7 @@ mod tests {
         programs.complete(&mappings, &mut FileReader::new());
         let found = &programs.get(IMAGE).expect("assigned").found;
         assert_eq!(found.reason(), Reason::None);
-        let detail = found.detail.as_deref().expect("said");
+        let detail = found.detail.as_deref().expect("a detail");
         assert!(
             detail.starts_with("not every shared object was searched for a runtime: libgone.so"),
             "{detail}"

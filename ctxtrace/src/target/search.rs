@@ -1,4 +1,4 @@
-//! From the first word of a command to the program's file.
+//! Finds the file of a program by the first word of a command.
 
 use std::ffi::OsStr;
 use std::io;
@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// Where programs are looked for if `PATH` is not set.
+/// The folders in which programs are searched if `PATH` is not set.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// The file of a command: as it is where its name has a slash in it, else the first executable of that name in `path`, a
-/// list as in the variable `PATH`.
+/// Returns the file of a command. A name that contains a slash is returned unchanged. Otherwise the result is the first
+/// executable file of that name in `path`, a list of folders as in the variable `PATH`.
 ///
 /// # Errors
 ///
-/// If there is none, or none that may be executed.
+/// If there is no such file, or if it may not be executed.
 pub fn find_program(name: &OsStr, path: Option<&OsStr>) -> Result<PathBuf> {
     if name.as_encoded_bytes().contains(&b'/') {
         return Ok(PathBuf::from(name));
@@ -23,7 +23,7 @@ pub fn find_program(name: &OsStr, path: Option<&OsStr>) -> Result<PathBuf> {
     let folders = path.unwrap_or(OsStr::new(DEFAULT_PATH));
     let mut error = io::ErrorKind::NotFound;
     for folder in std::env::split_paths(folders) {
-        // An empty entry is the current folder (POSIX, "Other Environment Variables").
+        // An empty entry means the current folder (POSIX, "Other Environment Variables").
         let folder = if folder.as_os_str().is_empty() {
             Path::new(".")
         } else {
@@ -75,14 +75,14 @@ mod tests {
         );
         let denied = find(&path(&[&plain])).expect_err("not executable");
         assert_eq!(denied.exit_status_beside_a_commands(), 126);
-        let missing = find(&path(&[&folder])).expect_err("a folder is no program");
+        let missing = find(&path(&[&folder])).expect_err("a folder is not a program");
         assert_eq!(missing.exit_status_beside_a_commands(), 127);
     }
 
     #[test]
     fn a_name_with_a_slash_is_a_path() {
         assert_eq!(
-            find_program(OsStr::new("./x"), None).expect("taken as it is"),
+            find_program(OsStr::new("./x"), None).expect("returned unchanged"),
             Path::new("./x")
         );
         assert!(find_program(OsStr::new("sh"), None).expect("found").ends_with("sh"));

@@ -1,5 +1,5 @@
-//! Threads of a running process that make no switch while it is recorded: no event shows them, so `/proc` is read when the recording
-//! begins and when it ends. A thread whose switches the kernel counts alike both times has made none.
+//! Finds threads of a running process that make no switch while it is recorded. No event shows them, so `/proc` is read at the
+//! beginning and at the end of the recording. A thread with the same kernel count of switches in both readings has made none.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -9,22 +9,22 @@ use serde::{Deserialize, Serialize};
 
 use super::procfs::{self, Status};
 
-/// A thread that has made no switch.
+/// A thread that has made no switch during the recording.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SilentThread {
-    /// Thread id.
+    /// The thread id.
     pub tid: u32,
-    /// Process id.
+    /// The process id.
     pub tgid: u32,
-    /// Name; not necessarily printable.
+    /// The name of the thread; not necessarily printable.
     pub name: String,
-    /// The letter of its state at the end, as in `ps`.
+    /// The letter of the thread's state at the end, as in `ps`.
     pub state: char,
-    /// The time between the two readings.
+    /// The time between the two readings, in nanoseconds.
     pub ns: u64,
 }
 
-/// What `/proc` said of threads when a recording began.
+/// The reading of `/proc` at the beginning of a recording.
 #[derive(Debug)]
 pub struct FirstReading {
     threads: HashMap<(u32, u32), KernelCount>,
@@ -45,7 +45,7 @@ impl FirstReading {
         Self { threads, at }
     }
 
-    /// Reads them again, and returns those that have not made a switch meanwhile.
+    /// Reads the same threads again, and returns those that have made no switch since the first reading.
     #[must_use]
     pub fn silent(&self) -> Vec<SilentThread> {
         let ns = self.at.elapsed().as_nanos() as u64;
@@ -105,7 +105,7 @@ mod tests {
         assert!(found.ns > 0);
         assert!(
             !silent.iter().any(|thread| thread.tid == tid),
-            "this one has slept and gone on"
+            "the thread of this test has switched in between"
         );
     }
 }

@@ -1,9 +1,9 @@
-//! Builds a small program with the machine's own compiler, and keeps it.
+//! Builds a small program with the machine's compiler, and caches it.
 //!
-//! Everything is done *as the user the program will run as*: under `sudo` root neither runs a compiler nor touches anything
-//! in a user's folders. The program is kept in that user's cache folder, in a folder whose name is made of the source and of what the
-//! compiler says of itself, so that another source or compiler is another program. It appears there whole or not at all. What
-//! is found there is run only if it, and the folder, are that user's, and nobody else can write them.
+//! All steps run *as the user that will run the program*: under `sudo`, root neither runs a compiler nor touches a user's
+//! folders. The program is stored in that user's cache folder, in a folder named by a hash of the source and of the compiler's
+//! version, so that each combination of source and compiler has its own program. It is moved there atomically after it was built.
+//! A cached program is run only if the program and its folders belong to that user and no other user can write to them.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -22,14 +22,14 @@ use crate::error::{Error, Result};
 /// A compiler of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compiler {
-    /// `cc`, whichever it is.
+    /// The C compiler `cc`, for example gcc or clang.
     C,
-    /// `go`: Go's own.
+    /// The Go command `go`.
     Go,
 }
 
 impl Compiler {
-    /// What it is called on the command line.
+    /// The name of the compiler's executable.
     fn program(self) -> &'static str {
         match self {
             Self::C => "cc",
@@ -37,7 +37,7 @@ impl Compiler {
         }
     }
 
-    /// Where it may be beside `PATH`: where Go's own archive puts it, and Debian.
+    /// The folders that are searched after `PATH`: those in which Go's own archive and Debian install it.
     fn folders(self) -> &'static [&'static str] {
         match self {
             Self::C => &[],
@@ -45,7 +45,7 @@ impl Compiler {
         }
     }
 
-    /// How it is asked what it is.
+    /// The argument that makes the compiler print its version.
     fn version_argument(self) -> &'static str {
         match self {
             Self::C => "--version",
@@ -53,7 +53,7 @@ impl Compiler {
         }
     }
 
-    /// What it expects a source to be called.
+    /// The file name that the compiler expects for a source.
     fn source_name(self) -> &'static str {
         match self {
             Self::C => "main.c",
@@ -61,8 +61,9 @@ impl Compiler {
         }
     }
 
-    /// How it is told to build; what it makes and what it makes it of come last. In C, frame pointers and debug information
-    /// are for the stacks: they change nothing of what is measured, which is spent in system calls. Go has both unasked.
+    /// The arguments for a build; the names of the output and of the source follow them. In C, frame pointers and debug
+    /// information are requested for the stacks. They do not change the measurement, because its time is spent in system calls.
+    /// Go has both by default.
     fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::C => &["-O2", "-g", "-fno-omit-frame-pointer", "-o"],
@@ -70,7 +71,7 @@ impl Compiler {
         }
     }
 
-    /// What it shall be told by its environment: to stay on this machine, and to heed nothing but its arguments.
+    /// The environment variables for the compiler: Go must not access the network or read settings other than its arguments.
     fn environment(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::C => &[],
@@ -88,16 +89,16 @@ impl Compiler {
         }
     }
 
-    /// What to do where there is none.
+    /// The advice for a user whose machine does not have the compiler.
     fn how_to_get_it(self) -> &'static str {
         match self {
             Self::C => {
                 "there is no C compiler (cc) here: install one (Debian, Ubuntu: apt install gcc libc6-dev; Fedora: dnf install gcc), \
-                 or leave --language out"
+                 or omit --language"
             }
             Self::Go => {
-                "there is no Go on PATH, nor where its archive puts it (/usr/local/go): install it (Debian, Ubuntu: apt install \
-                 golang-go; Fedora: dnf install golang)"
+                "there is no Go on PATH or in /usr/local/go: install it (Debian, Ubuntu: apt install golang-go; Fedora: dnf install \
+                 golang)"
             }
         }
     }
@@ -115,24 +116,24 @@ impl fmt::Display for Compiler {
 /// A program that has to be compiled before it can run.
 #[derive(Clone, Copy, Debug)]
 pub struct Source {
-    /// What the program is called.
+    /// The name of the program.
     pub name: &'static str,
-    /// By what.
+    /// The compiler that builds the program.
     pub compiler: Compiler,
-    /// The program.
+    /// The source text.
     pub text: &'static str,
 }
 
-/// The executable of a source: the one that was kept, or a new one. To be called while there is one thread.
+/// Returns the executable of a source: the cached one, or a new one. Must be called while this process has only one thread.
 ///
 /// # Errors
 ///
-/// If there is no compiler, if it refuses the source, or if there is no place to keep the executable in.
+/// If there is no compiler, if it rejects the source, or if no folder can be used to store the executable.
 pub fn build(source: &Source, user: Option<&Invoker>) -> Result<PathBuf> {
     let built = match user {
         None => build_as_self(source, &cache_folders(std::env::var_os("HOME").map(PathBuf::from))),
         Some(user) => {
-            // `HOME` may be root's.
+            // The variable `HOME` may be root's, so the home is taken from the user database.
             let home = User::from_uid(user.uid).ok().flatten().map(|user| user.dir);
             let folders = cache_folders(home);
             user.perform(|| build_as_self(source, &folders))
@@ -144,7 +145,7 @@ pub fn build(source: &Source, user: Option<&Invoker>) -> Result<PathBuf> {
     })
 }
 
-/// Where programs may be kept, the best place first. The last one is for users without a home.
+/// Returns the cache folders in the order in which they are tried: that in `XDG_CACHE_HOME`, then that in `home`.
 fn cache_folders(home: Option<PathBuf>) -> Vec<PathBuf> {
     let named = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let usual = home.map(|home| home.join(".cache"));
@@ -160,7 +161,7 @@ fn build_as_self(source: &Source, folders: &[PathBuf]) -> std::result::Result<Pa
     let last_resort = std::env::temp_dir().join(format!("ctxtrace-{}", geteuid()));
     let mut refusals = Vec::new();
     for folder in folders.iter().chain([&last_resort]) {
-        // A folder of its own, so that the program is called what it is called.
+        // Each program has its own folder, so that its file has the name of the program.
         let own = folder.join(key(source, &version));
         match usable(folder).and_then(|()| usable(&own)) {
             Ok(()) => {
@@ -174,10 +175,13 @@ fn build_as_self(source: &Source, folders: &[PathBuf]) -> std::result::Result<Pa
             Err(reason) => refusals.push(format!("{} ({reason})", folder.display())),
         }
     }
-    Err(format!("there is no folder to keep it in: {}", refusals.join(", ")))
+    Err(format!(
+        "none of the cache folders can be used to store the program: {}",
+        refusals.join(", ")
+    ))
 }
 
-/// The compiler's executable. What `PATH` names relative to the current folder is none.
+/// Finds the executable of the compiler. Relative entries of `PATH` are ignored.
 fn find(compiler: Compiler, path: Option<&OsStr>) -> Option<PathBuf> {
     let on_path = std::env::split_paths(path.unwrap_or_default());
     on_path
@@ -187,7 +191,7 @@ fn find(compiler: Compiler, path: Option<&OsStr>) -> Option<PathBuf> {
         .find(|program| program.is_file() && access(program, AccessFlags::X_OK).is_ok())
 }
 
-/// What the compiler says of itself.
+/// Returns the version that the compiler prints.
 fn version(compiler: Compiler, found: &Path) -> std::result::Result<Vec<u8>, String> {
     let argument = compiler.version_argument();
     let asked = Command::new(found)
@@ -206,7 +210,7 @@ fn version(compiler: Compiler, found: &Path) -> std::result::Result<Vec<u8>, Str
     }
 }
 
-/// A name for everything the executable depends on.
+/// Returns a hash, in hexadecimal, of everything that the executable depends on.
 fn key(source: &Source, version: &[u8]) -> String {
     let mut hash = Sha256::new();
     for part in [
@@ -214,7 +218,7 @@ fn key(source: &Source, version: &[u8]) -> String {
         version,
         source.compiler.arguments().join(" ").as_bytes(),
     ] {
-        // With its length, or the end of one part could be the beginning of the next.
+        // The length is hashed too, so that moving bytes from one part to the next changes the hash.
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
@@ -225,7 +229,7 @@ fn key(source: &Source, version: &[u8]) -> String {
         .collect()
 }
 
-/// Makes the folder if need be, and makes sure that nobody else can write it.
+/// Creates the folder if it does not exist, and checks that only its user can write to it.
 fn usable(folder: &Path) -> std::result::Result<(), String> {
     DirBuilder::new()
         .recursive(true)
@@ -234,15 +238,15 @@ fn usable(folder: &Path) -> std::result::Result<(), String> {
         .map_err(|error| error.to_string())?;
     let metadata = fs::symlink_metadata(folder).map_err(|error| error.to_string())?;
     if !metadata.is_dir() {
-        Err("it is no folder".to_owned())
+        Err("it is not a folder".to_owned())
     } else if !only_writable_by(&metadata, geteuid()) {
-        Err("others than its user can write it".to_owned())
+        Err("other users can write to it".to_owned())
     } else {
         Ok(())
     }
 }
 
-/// Whether this is an executable that nobody but us can have put there.
+/// Whether this is an executable that belongs to this user and that no other user can write to.
 fn is_ours(program: &Path) -> bool {
     fs::symlink_metadata(program).is_ok_and(|metadata| {
         metadata.is_file() && metadata.mode() & 0o100 != 0 && only_writable_by(&metadata, geteuid())
@@ -253,31 +257,31 @@ fn only_writable_by(metadata: &Metadata, user: Uid) -> bool {
     metadata.uid() == user.as_raw() && metadata.mode() & 0o022 == 0
 }
 
-/// Compiles beside the executable's place and renames it into it.
+/// Compiles the source in a temporary folder next to `program`, and renames the result to `program`.
 fn compile(source: &Source, compiler: &Path, folder: &Path, program: &Path) -> std::result::Result<(), String> {
     let unwritable = |path: &Path, error: io::Error| format!("{} cannot be written: {error}", path.display());
-    let beside = tempfile::Builder::new()
+    let build_folder = tempfile::Builder::new()
         .prefix(".build-")
         .tempdir_in(folder)
         .map_err(|error| unwritable(folder, error))?;
     let name = source.compiler.source_name();
-    let written = beside.path().join(name);
+    let written = build_folder.path().join(name);
     fs::write(&written, source.text).map_err(|error| unwritable(&written, error))?;
     let output = Command::new(compiler)
         .args(source.compiler.arguments())
         .args([source.name, name])
         .envs(source.compiler.environment().iter().copied())
-        // Go insists on a place for what it might need again. It will not: this source is built once.
-        .env("GOCACHE", beside.path().join("cache"))
-        .current_dir(beside.path())
+        // Go requires a build cache. It is temporary, because each source is built only once.
+        .env("GOCACHE", build_folder.path().join("cache"))
+        .current_dir(build_folder.path())
         .stdin(Stdio::null())
         .output()
         .map_err(|error| format!("{} cannot be run: {error}", compiler.display()))?;
     if !output.status.success() {
         let complaint = first_line(&output.stderr);
-        return Err(format!("{} refused it: {complaint}", source.compiler.program()));
+        return Err(format!("{} failed: {complaint}", source.compiler.program()));
     }
-    let built = beside.path().join(source.name);
+    let built = build_folder.path().join(source.name);
     fs::set_permissions(&built, Permissions::from_mode(0o700))
         .and_then(|()| fs::rename(&built, program))
         .map_err(|error| unwritable(program, error))
@@ -285,10 +289,10 @@ fn compile(source: &Source, compiler: &Path, folder: &Path, program: &Path) -> s
 
 fn first_line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
-    // Go begins with the name of the package.
+    // Go first prints a line with the name of the package, which starts with `#`.
     let mut lines = text.lines().filter(|line| !line.starts_with('#'));
     let line = lines.clone().find(|line| line.contains("error")).or(lines.next());
-    line.unwrap_or("it does not say why").to_owned()
+    line.unwrap_or("it printed no error message").to_owned()
 }
 
 #[cfg(test)]
@@ -319,8 +323,8 @@ mod tests {
         let built = fs::metadata(&program).expect("there").ino();
         assert_eq!(build_as_self(&EMPTY, &cache(&folder)).as_ref(), Ok(&program));
         assert_eq!(fs::metadata(&program).expect("there").ino(), built);
-        let beside = fs::read_dir(program.parent().expect("a folder")).expect("readable");
-        assert_eq!(beside.count(), 1, "nothing is left beside it");
+        let files = fs::read_dir(program.parent().expect("a folder")).expect("readable");
+        assert_eq!(files.count(), 1, "no other file is left in the folder");
     }
 
     #[test]
@@ -331,7 +335,7 @@ mod tests {
         fs::set_permissions(&program, Permissions::from_mode(0o777)).expect("allowed");
         build_as_self(&EMPTY, &cache(&folder)).expect("built");
         assert_eq!(Command::new(&program).status().expect("it runs").code(), Some(7));
-        // Nor is what a link leads to.
+        // A symbolic link is not used either.
         fs::remove_file(&program).expect("removed");
         std::os::unix::fs::symlink("/bin/true", &program).expect("linked");
         build_as_self(&EMPTY, &cache(&folder)).expect("built");
@@ -364,7 +368,7 @@ mod tests {
         assert_ne!(
             find(Compiler::Go, Some(path)).as_ref(),
             Some(&go),
-            "it cannot be executed"
+            "a file that cannot be executed"
         );
         fs::set_permissions(&go, Permissions::from_mode(0o755)).expect("our own");
         assert_eq!(find(Compiler::Go, Some(path)), Some(go));
@@ -381,7 +385,7 @@ mod tests {
             first_line(b"main.c: In function main:\nmain.c:1:2: error: x\n"),
             "main.c:1:2: error: x"
         );
-        assert_eq!(first_line(b""), "it does not say why");
+        assert_eq!(first_line(b""), "it printed no error message");
     }
 
     #[test]
@@ -393,7 +397,7 @@ mod tests {
         };
         let reason = build_as_self(&wrong, &cache(&folder)).expect_err("refused");
         assert!(
-            reason.starts_with("cc refused it: ") && reason.contains("nothing"),
+            reason.starts_with("cc failed: ") && reason.contains("nothing"),
             "{reason}"
         );
     }

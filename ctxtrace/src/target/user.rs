@@ -1,4 +1,4 @@
-//! Who called: under `sudo`, root is needed for tracing only, and everything else is the invoking user's.
+//! The invoking user: under `sudo`, root's rights are used for tracing only, and everything else is done as the invoking user.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io::{self, Read, Write};
@@ -19,29 +19,29 @@ use nix::unistd::{
 use super::procfs;
 use crate::error::{Error, Result};
 
-/// A user to become: ids, and the groups they are in.
+/// The user who invoked `sudo`, to whom this process can switch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invoker {
-    /// User id.
+    /// The user id.
     pub uid: Uid,
-    /// Primary group.
+    /// The primary group.
     pub gid: Gid,
-    /// All groups.
+    /// All groups of the user.
     pub groups: Vec<Gid>,
 }
 
-/// The user who called `sudo`, or `None` where there is no user to become: not root, no `sudo`, or root called it.
+/// Returns the user who invoked `sudo`; `None` if this process is not root, was not started by `sudo`, or if root invoked `sudo`.
 ///
 /// # Errors
 ///
-/// If `SUDO_UID` and `SUDO_GID` do not name a user whom this process can become. Root's rights are never used instead.
+/// If `SUDO_UID` and `SUDO_GID` do not name a user to whom this process can switch. Root's rights are never used instead.
 pub fn invoker() -> Result<Option<Invoker>> {
     if !geteuid().is_root() {
         return Ok(None);
     }
     let invoker = from_variables(std::env::var_os("SUDO_UID"), std::env::var_os("SUDO_GID"))?;
     if let Some(user) = &invoker {
-        let refused = |source| Error::Sudo(format!("user {} cannot be become: {source}", user.uid));
+        let refused = |source| Error::Sudo(format!("switching to user {} failed: {source}", user.uid));
         FileRights::of(Some(user)).apply(|| Ok(())).map_err(refused)?;
     }
     Ok(invoker)
@@ -51,14 +51,14 @@ fn from_variables(uid: Option<OsString>, gid: Option<OsString>) -> Result<Option
     let (uid, gid) = match (uid, gid) {
         (None, None) => return Ok(None),
         (Some(uid), Some(gid)) => (id("SUDO_UID", &uid)?, id("SUDO_GID", &gid)?),
-        (Some(_), None) => return Err(Error::Sudo("SUDO_UID is set and SUDO_GID is not".to_owned())),
-        (None, Some(_)) => return Err(Error::Sudo("SUDO_GID is set and SUDO_UID is not".to_owned())),
+        (Some(_), None) => return Err(Error::Sudo("SUDO_UID is set but SUDO_GID is not".to_owned())),
+        (None, Some(_)) => return Err(Error::Sudo("SUDO_GID is set but SUDO_UID is not".to_owned())),
     };
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     if uid.is_root() {
         return Ok(None);
     }
-    // A user without an entry in the user database is in no group but their own.
+    // A user without an entry in the user database is only in the given group.
     let groups = User::from_uid(uid)
         .ok()
         .flatten()
@@ -68,7 +68,8 @@ fn from_variables(uid: Option<OsString>, gid: Option<OsString>) -> Result<Option
     Ok(Some(Invoker { uid, gid, groups }))
 }
 
-/// The id in a variable: digits alone, and not the one number that means "no change" to the kernel.
+/// Parses the id in a variable. It must consist of digits only, and must not be `u32::MAX`, which means "no change" to the
+/// kernel.
 fn id(variable: &str, value: &OsStr) -> Result<u32> {
     let digits = value
         .to_str()
@@ -76,26 +77,27 @@ fn id(variable: &str, value: &OsStr) -> Result<u32> {
     digits
         .and_then(|text| text.parse().ok())
         .filter(|&id| id != u32::MAX)
-        .ok_or_else(|| Error::Sudo(format!("{variable} is {value:?}, which is no id")))
+        .ok_or_else(|| Error::Sudo(format!("{variable} is {value:?}, which is not a valid id")))
 }
 
-/// With whose rights files are looked at, opened, written, renamed and removed.
+/// The rights with which files are examined, opened, written, renamed and removed.
 #[derive(Clone, Debug, Default)]
 pub struct FileRights(Whose);
 
 #[derive(Clone, Debug, Default)]
 enum Whose {
-    /// This process's own.
+    /// The rights of this process.
     #[default]
     Process,
-    /// Those of this process's user, without the capabilities that it has for tracing.
+    /// The rights of this process's user, without the capabilities that the process has for tracing.
     WithoutCapabilities,
-    /// The invoking user's, without any of root's.
+    /// The rights of the invoking user, without any of root's.
     Invoker(Arc<Invoker>),
 }
 
 impl FileRights {
-    /// Those of the invoking user: the one who called `sudo`, or else this process's.
+    /// Returns the rights of `user`, who invoked `sudo`. If it is `None`, returns the rights of this process without the
+    /// capabilities that it has for tracing.
     #[must_use]
     pub fn of(user: Option<&Invoker>) -> Self {
         Self(match user {
@@ -105,7 +107,7 @@ impl FileRights {
         })
     }
 
-    /// Whose new files are.
+    /// The user who owns new files.
     #[must_use]
     pub fn user(&self) -> Uid {
         match &self.0 {
@@ -114,11 +116,11 @@ impl FileRights {
         }
     }
 
-    /// Does some work on files with these rights, in this thread. Other threads keep theirs.
+    /// Runs `work` with these rights in this thread. The rights of other threads do not change.
     ///
     /// # Errors
     ///
-    /// Those of the work, or if the rights cannot be had; then the work is not done.
+    /// If `work` fails, or if the rights cannot be set; then `work` is not run.
     pub fn apply<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let _rights = match &self.0 {
             Whose::Process => None,
@@ -129,7 +131,7 @@ impl FileRights {
     }
 }
 
-/// What this thread could do before its rights on files were reduced; they are its rights again when this is dropped.
+/// The rights of this thread before they were reduced. Dropping this value restores them.
 struct ThreadRights {
     capabilities: [CapabilityData; 2],
     groups: Option<Vec<Gid>>,
@@ -142,7 +144,7 @@ impl ThreadRights {
             capabilities,
             groups: None,
         };
-        // Where the thread works for this user already, there is nothing to change.
+        // If the thread already has the rights of this user, nothing is changed.
         if let Some(user) = user
             && file_user() != user.uid
         {
@@ -151,7 +153,7 @@ impl ThreadRights {
             before.groups = Some(groups);
             setfsgid(user.gid);
             setfsuid(user.uid);
-            // Both calls return what was before, and never an error.
+            // Both calls return the previous id and never an error, so the result is checked by further calls.
             if file_user() != user.uid || setfsgid(Gid::from_raw(u32::MAX)) != user.gid {
                 return Err(Errno::EPERM.into());
             }
@@ -164,7 +166,7 @@ impl ThreadRights {
 
 impl Drop for ThreadRights {
     fn drop(&mut self) {
-        // Each of these restores what the thread had. Should one be refused, the thread has fewer rights, never more.
+        // Each call restores rights that the thread had. If one fails, the thread has fewer rights, never more.
         let _ = set_capabilities(&self.capabilities);
         if let Some(groups) = &self.groups {
             setfsuid(geteuid());
@@ -174,16 +176,16 @@ impl Drop for ThreadRights {
     }
 }
 
-/// The user by whom this thread's access to files is judged.
+/// Returns the user id that the kernel uses for this thread's access to files.
 fn file_user() -> Uid {
-    // An id that no user has changes nothing, and the call returns the one in force.
+    // An invalid id changes nothing, and the call returns the current id.
     setfsuid(Uid::from_raw(u32::MAX))
 }
 
-/// Sets the groups of this thread alone; the function of the C library sets those of all threads.
+/// Sets the groups of this thread only; the function of the C library would set those of all threads.
 fn set_groups_of_thread(groups: &[Gid]) -> io::Result<()> {
     let groups: Vec<libc::gid_t> = groups.iter().map(|group| group.as_raw()).collect();
-    // SAFETY: the pointer is to as many ids as the length says.
+    // SAFETY: the pointer is to an array with `groups.len()` ids.
     match unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -191,71 +193,69 @@ fn set_groups_of_thread(groups: &[Gid]) -> io::Result<()> {
 }
 
 impl Invoker {
-    /// Does some work as this user, in a process of its own, so that nothing in the user's folders is ever touched by root.
-    /// The work ends in a path, or in a reason why it failed. To be called while there is one thread.
+    /// Runs `work` as this user in a separate process, so that root never touches the user's folders. The result of the work is a
+    /// path, or the reason why it failed. Must be called while this process has only one thread.
     ///
     /// # Errors
     ///
-    /// If the work fails, or the user cannot be become.
+    /// If the work fails, or if switching to the user fails.
     pub fn perform(
         &self,
         work: impl FnOnce() -> std::result::Result<PathBuf, String>,
     ) -> std::result::Result<PathBuf, String> {
         let (mut from_child, mut to_parent) = io::pipe().map_err(|error| format!("pipe failed: {error}"))?;
-        // SAFETY: this process has one thread, so the child may do anything.
+        // SAFETY: this process has only one thread, so the child may call any function after the fork.
         match unsafe { fork() }.map_err(|errno| format!("fork failed: {errno}"))? {
             ForkResult::Child => {
                 drop(from_child);
-                // A panic must not unwind into what the parent was doing.
+                // A panic must not unwind into the code of the parent.
                 let worked = catch_unwind(AssertUnwindSafe(|| self.become_it().and_then(|()| work())))
-                    .unwrap_or_else(|_| Err("it panicked".to_owned()));
+                    .unwrap_or_else(|_| Err("the child process panicked".to_owned()));
                 let (word, text) = match worked {
                     Ok(path) => (b'+', path.into_os_string()),
                     Err(reason) => (b'-', OsString::from(reason)),
                 };
                 let sent = to_parent.write_all(&[&[word], text.as_bytes()].concat());
-                // SAFETY: ends the child at once; nothing of the parent's (buffers, destructors) may run twice.
+                // SAFETY: `_exit` ends the child immediately, so that the parent's buffers are not flushed and its destructors
+                // are not run a second time.
                 unsafe { libc::_exit(i32::from(sent.is_err())) }
             }
             ForkResult::Parent { child } => {
                 drop(to_parent);
-                let mut said = Vec::new();
-                let read = from_child.read_to_end(&mut said);
+                let mut message = Vec::new();
+                let read = from_child.read_to_end(&mut message);
                 waitpid(child, None).map_err(|errno| format!("waitpid failed: {errno}"))?;
-                match (read, said.split_first()) {
+                match (read, message.split_first()) {
                     (Ok(_), Some((b'+', path))) => Ok(OsString::from_vec(path.to_vec()).into()),
                     (Ok(_), Some((b'-', reason))) => Err(String::from_utf8_lossy(reason).into_owned()),
-                    _ => Err(format!(
-                        "the process that did it as user {} ended and did not say why",
-                        self.uid
-                    )),
+                    _ => Err(format!("the child process of user {} ended without a result", self.uid)),
                 }
             }
         }
     }
 
-    /// Gives up everything of root's, for good.
+    /// Switches this process to the user permanently, so that it keeps no rights of root.
     fn become_it(&self) -> std::result::Result<(), String> {
         setgroups(&self.groups)
             .and_then(|()| setgid(self.gid))
             .and_then(|()| setuid(self.uid))
-            // The change of user clears it, so it comes after.
+            // The change of user clears this setting, so it is made afterwards.
             .and_then(|()| prctl::set_pdeathsig(Signal::SIGKILL))
-            .map_err(|errno| format!("becoming user {} failed: {errno}", self.uid))
+            .map_err(|errno| format!("switching to user {} failed: {errno}", self.uid))
     }
 }
 
-/// `_LINUX_CAPABILITY_VERSION_3` (kernel: `include/uapi/linux/capability.h`): 64 capabilities, in two halves.
+/// The constant `_LINUX_CAPABILITY_VERSION_3` (kernel: `include/uapi/linux/capability.h`): 64 capabilities in two halves.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
-/// `struct __user_cap_header_struct`.
+/// The kernel's `struct __user_cap_header_struct`.
 #[repr(C)]
 struct CapabilityHeader {
     version: u32,
     pid: i32,
 }
 
-/// `struct __user_cap_data_struct`.
+/// The kernel's `struct __user_cap_data_struct`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct CapabilityData {
@@ -264,7 +264,7 @@ struct CapabilityData {
     inheritable: u32,
 }
 
-/// The capabilities of this thread.
+/// Returns the capabilities of this thread.
 fn capabilities() -> io::Result<[CapabilityData; 2]> {
     let header = CapabilityHeader {
         version: CAPABILITY_VERSION,
@@ -288,15 +288,15 @@ fn set_capabilities(data: &[CapabilityData; 2]) -> io::Result<()> {
         version: CAPABILITY_VERSION,
         pid: 0,
     };
-    // SAFETY: as above.
+    // SAFETY: both pointers are to structures as the kernel defines them for this version.
     match unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// Gives up every capability of this thread, for good: those in effect, and those that a program executed later would have.
-/// Returns what the system call does. It is async-signal-safe, for a child that has just been forked.
+/// Drops all capabilities of this thread permanently: the effective, the permitted and the inheritable ones. Returns the result
+/// of the system call. This function is async-signal-safe, because a child calls it right after the fork.
 pub(crate) fn give_up_capabilities() -> i64 {
     let header = CapabilityHeader {
         version: CAPABILITY_VERSION,
@@ -311,14 +311,15 @@ pub(crate) fn give_up_capabilities() -> i64 {
     unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) }
 }
 
-/// Keeps ambient capabilities from the programs that this process executes: they are for tracing, and not for a compiler or
-/// for whatever is asked for the version of its Go. To be called while there is one thread.
+/// Clears the ambient capabilities, so that the programs that this process executes do not inherit them. They are needed for
+/// tracing only, not by a compiler or by the `go` command that prints its version. Must be called while this process has only one
+/// thread.
 ///
 /// # Errors
 ///
-/// If the kernel refuses, which no kernel since Linux 4.3 does.
+/// If `prctl` fails, which it does on no kernel since Linux 4.3.
 pub fn keep_capabilities_from_children() -> io::Result<()> {
-    // SAFETY: changes this thread's credentials only, and takes no pointer.
+    // SAFETY: the call changes only this thread's credentials and takes no pointer.
     match unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -371,13 +372,13 @@ mod tests {
         };
         let rights = FileRights::of(Some(&user));
         let work = || {
-            // A work within a work changes nothing more, and takes nothing back.
+            // A nested call changes nothing, and restores nothing when it ends.
             rights.apply(|| Ok(()))?;
             assert!(capabilities()?.iter().all(|half| half.effective == 0));
             assert_eq!((file_user(), getgroups()?), (user.uid, user.groups.clone()));
             std::fs::read_dir("/proc/self/fd").map(drop)
         };
-        // Without root there is another reason, and the work is not done.
+        // Without root the rights cannot be set, and the work is not run.
         assert_eq!(rights.apply(work).is_ok(), geteuid().is_root());
         let after = (capabilities().expect("read"), getgroups().expect("read"), file_user());
         assert_eq!(before, after);

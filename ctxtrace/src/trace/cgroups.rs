@@ -1,35 +1,35 @@
-//! What the kernel says of the cgroups that the target was in while it was recorded.
+//! The kernel's statistics of the cgroups that the target was in during the recording.
 
 use serde::{Deserialize, Serialize};
 
 /// The cgroups of one recording.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cgroups {
-    /// Those with a CPU quota, and what it did, by path.
+    /// The cgroups with a CPU quota whose counters rose during the recording.
     pub quotas: Vec<Quota>,
-    /// Why the quotas are not known; `None` if they are.
+    /// Why the quotas could not be read; `None` if they were read.
     pub unreadable: Option<String>,
-    /// Paths of those that were frozen when they were looked at.
+    /// Paths of the cgroups that were frozen when they were inspected.
     pub frozen: Vec<String>,
-    /// Whether the kernel says of each thread that a quota keeps it off the CPU.
+    /// Whether the kernel shows for each thread that a quota keeps it off the CPU.
     pub threads_known: bool,
 }
 
-/// What one cgroup's CPU quota did, as far as its `cpu.stat` rose while it was looked at.
+/// The effect of one cgroup's CPU quota: by how much the counters of its `cpu.stat` rose while the cgroup was observed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quota {
     /// The cgroup's path in its hierarchy.
     pub path: String,
-    /// How long it was throttled, all CPUs added up.
+    /// Time for which the cgroup was throttled, summed over all CPUs, nanoseconds.
     pub throttled_ns: u64,
-    /// Periods in which it had anything to run.
+    /// Number of enforcement periods in which the cgroup had a runnable thread.
     pub periods: u64,
-    /// Of them, those in which it was throttled.
+    /// Number of these periods in which the cgroup was throttled.
     pub throttled_periods: u64,
 }
 
 impl Cgroups {
-    /// Whether any quota kept anything off a CPU, be it the target or another program of the same cgroup.
+    /// Whether any quota kept a thread off a CPU: a thread of the target, or one of another program in the same cgroup.
     #[must_use]
     pub fn any_throttled(&self) -> bool {
         self.quotas.iter().any(|quota| quota.throttled_periods > 0)

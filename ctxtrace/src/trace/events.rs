@@ -1,4 +1,4 @@
-//! Where the events of a timeline go while it is recorded, and where they come from afterwards.
+//! The consumer of the events of a timeline while it is recorded, and their source afterwards.
 
 use std::io;
 
@@ -6,34 +6,34 @@ use ctxtrace_common::event::Event;
 
 use super::polls::PollBatch;
 
-/// Takes the events of a timeline, in the order of their times (`docs/SEMANTICS.md`, "The timeline", says how far that
-/// can be relied on).
+/// Takes the events of a timeline, ordered by time (`docs/SEMANTICS.md`, "The timeline", describes the exceptions).
 ///
-/// It is called from the thread that drains the rings, while the target runs: what takes long makes the rings overflow.
+/// During a recording the sink is called from the thread that drains the ring buffers, so a slow sink makes them overflow.
 pub trait EventSink {
-    /// The next events.
+    /// Takes the next events.
     fn events(&mut self, batch: &[Event]);
 
-    /// What was found in the rings of polls, where those are recorded. Events of the same time have come before.
+    /// Takes the next batch of polls and wakes, if those are recorded. The events of the same time have been passed to
+    /// [`EventSink::events`] before.
     fn polls(&mut self, _batch: &PollBatch) {}
 }
 
-/// Tells the events of runs that are over once more.
+/// Replays the events of finished runs.
 pub trait EventSource {
-    /// Those of one run, by its index.
+    /// Sends the events of the run with this index to the sink.
     ///
     /// # Errors
     ///
-    /// If they are not there any more.
+    /// If the events can no longer be read.
     fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()>;
 }
 
-/// Takes nothing: for the levels at which there are no events.
+/// Ignores all events: for the levels at which none are recorded.
 impl EventSink for () {
     fn events(&mut self, _batch: &[Event]) {}
 }
 
-/// Both get all of them.
+/// Sends every event to both sinks.
 impl<A: EventSink, B: EventSink> EventSink for (A, B) {
     fn events(&mut self, batch: &[Event]) {
         self.0.events(batch);

@@ -1,82 +1,85 @@
-//! A timeline small enough to be drawn, whatever its length: what each thread did, in two depths.
+//! A timeline that is small enough to be drawn, whatever its duration. It shows what each thread did at two levels of detail.
 //!
-//! * [`Cell`]s cover all of it: equal pieces of time, a power of two of nanoseconds long, each with the thread's time in every
-//!   state. Two neighbours added up are a cell of twice the length, so whoever draws has every coarser level too.
-//! * [`Span`]s and [`Wake`]s are the intervals and wakings themselves. They are all there in [`Lanes::exact`], which is the whole
-//!   timeline if that is short, else windows of it: some evenly spread, and one around each of [`Lanes::moments`].
+//! * [`Cell`]s cover the whole timeline. Each is a period of fixed length, a power of two in nanoseconds, with the thread's time
+//!   in every state. The sum of two neighbours is a cell of twice the length, so a viewer can compute every coarser level.
+//! * [`Span`]s and [`Wake`]s are the individual intervals and wakeups. They are complete only in the periods of [`Lanes::exact`]:
+//!   the whole timeline if that is short, otherwise a number of evenly spaced windows, and one window around each of
+//!   [`Lanes::moments`].
 //!
-//! `correlate::lanes` makes them from events as they come.
+//! `correlate::lanes` builds this data while the events arrive.
 
 use ctxtrace_common::process::TaskKey;
 
-/// Where a thread is, as it is drawn.
+/// The state of a thread, as it is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Shown {
     /// On a CPU.
     OnCpu = 0,
-    /// Ready to run, and waiting for a CPU.
+    /// Runnable, waiting for a CPU.
     RunQueue = 1,
-    /// Asleep because there is nothing to do: a runtime's worker, or a pool's thread.
+    /// Asleep because there is no work: a worker of a runtime, or a thread of a blocking pool.
     Parked = 2,
     /// Asleep for another reason.
     Blocked = 3,
-    /// Off the CPU; when somebody woke it is not known.
+    /// Off the CPU. The time of its wakeup is unknown, so this is blocked time and run-queue time together.
     Off = 4,
 }
 
 impl Shown {
-    /// How many there are.
+    /// Number of states.
     pub const COUNT: usize = 5;
 }
 
-/// A piece of time of one thread.
+/// What one thread did in one period of fixed length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cell {
-    /// Nanoseconds in each state, by [`Shown`]. What they lack of the cell's length is not told.
+    /// Nanoseconds in each state, indexed by [`Shown`]. If their sum is less than the cell's length, the state in the remaining
+    /// time is unknown.
     pub ns: [u64; Shown::COUNT],
-    /// Switch-outs in it.
+    /// Number of switch-outs in the cell.
     pub switches: u32,
-    /// If one task was polled at the ends of more than half of its time on a CPU, that one: its index in [`Lanes::tasks`] plus
-    /// one. Of others it may be any, and of none it is 0.
+    /// The task with the most on-CPU time: its index in [`Lanes::tasks`] plus one, or 0 if there is none. The time of an on-CPU
+    /// interval counts for the task that was polled at its end. The result is certain only if one task has more than half of the
+    /// time; otherwise it may be any of the tasks.
     pub task: u32,
-    /// How much more that task has of that time than all others.
+    /// The counter of the majority vote (Boyer and Moore) that chooses `task`, nanoseconds.
     pub lead_ns: u64,
 }
 
 /// One interval of one thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// From when, `CLOCK_MONOTONIC` nanoseconds.
+    /// Beginning of the interval, `CLOCK_MONOTONIC` nanoseconds.
     pub start_ns: u64,
-    /// To when.
+    /// End of the interval, `CLOCK_MONOTONIC` nanoseconds.
     pub end_ns: u64,
-    /// Where it was.
+    /// The state of the thread.
     pub shown: Shown,
-    /// The class of the ledger of the switch-out that ends it (on the CPU) or began it, as in `SumKey`.
+    /// The ledger class, as in `SumKey`, of the switch-out that ended an on-CPU interval or began an off-CPU interval.
     pub class: u8,
-    /// The CPU it was on; the one it waited for or slept after, if it was not.
+    /// The CPU that the thread was on; for an off-CPU interval, the CPU that it was on last.
     pub cpu: Option<u16>,
-    /// The task that was polled at that switch-out: its index in [`Lanes::tasks`] plus one, or 0.
+    /// The task that was polled at that switch-out: its index in [`Lanes::tasks`] plus one, or 0 if there was none.
     pub task: u32,
 }
 
-/// One waking that ended a sleep.
+/// One wakeup that may have ended a sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wake {
-    /// When it was made, `CLOCK_MONOTONIC` nanoseconds.
+    /// Time of the wakeup, `CLOCK_MONOTONIC` nanoseconds.
     pub at_ns: u64,
-    /// The lane of the thread that made it, if it has one.
+    /// The lane of the thread that made the wakeup, if it has a lane.
     pub from: Option<u32>,
-    /// The lane of the thread that was woken.
+    /// The lane of the woken thread.
     pub to: u32,
-    /// An `Origin`.
+    /// The origin of the wakeup, as the number of an `Origin`.
     pub origin: u8,
-    /// The task that made it: its index in [`Lanes::tasks`] plus one, or 0.
+    /// The task that made the wakeup: its index in [`Lanes::tasks`] plus one, or 0 if there was none.
     pub task: u32,
 }
 
-/// A thread's part of the picture.
+/// The timeline of one thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lane {
     /// Thread id.
@@ -85,59 +88,60 @@ pub struct Lane {
     pub tgid: u32,
     /// `task_struct.start_boottime`, nanoseconds.
     pub start_boottime_ns: u64,
-    /// Which cell of the whole timeline is the first of these.
+    /// Number of the first cell in `cells`, counted from cell 0 of the whole timeline.
     pub first_cell: u64,
-    /// From its first event to its last, without a gap.
+    /// The cells from the thread's first event to its last, without a gap.
     pub cells: Vec<Cell>,
-    /// Those that touch [`Lanes::exact`], in their order.
+    /// The intervals that overlap [`Lanes::exact`], in the order of their times.
     pub spans: Vec<Span>,
 }
 
-/// Why an instant is worth a look.
+/// The kind of a notable interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MomentKind {
-    /// A thread waited long for a CPU.
+    /// A thread waited for a CPU for a long time.
     LongWait,
-    /// A thread slept long while it polled a task.
+    /// A thread slept for a long time while it polled a task.
     LongBlock,
 }
 
 /// One of the longest intervals of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
-    /// Why.
+    /// The kind of the interval.
     pub kind: MomentKind,
     /// The thread's lane.
     pub lane: u32,
-    /// From when, `CLOCK_MONOTONIC` nanoseconds.
+    /// Beginning of the interval, `CLOCK_MONOTONIC` nanoseconds.
     pub start_ns: u64,
-    /// To when.
+    /// End of the interval, `CLOCK_MONOTONIC` nanoseconds.
     pub end_ns: u64,
-    /// The task that was polled when the thread left the CPU: its index in [`Lanes::tasks`] plus one, or 0.
+    /// The task that was polled at the thread's switch-out: its index in [`Lanes::tasks`] plus one, or 0 if there was none.
     pub task: u32,
 }
 
-/// See the text of this module.
+/// A timeline of a size that can be drawn; see the module's documentation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lanes {
-    /// Length of a cell, a power of two. Cell 0 begins at instant 0 of `CLOCK_MONOTONIC`.
+    /// Length of a cell in nanoseconds, a power of two. Cell 0 begins at time 0 of `CLOCK_MONOTONIC`.
     pub cell_ns: u64,
-    /// When the first thing in it begins, `CLOCK_MONOTONIC` nanoseconds.
+    /// Beginning of the first interval, `CLOCK_MONOTONIC` nanoseconds.
     pub start_ns: u64,
-    /// When the last one ends.
+    /// End of the last interval, `CLOCK_MONOTONIC` nanoseconds.
     pub end_ns: u64,
-    /// The threads, by process and id.
+    /// The threads, ordered by process id and thread id.
     pub lanes: Vec<Lane>,
-    /// Threads for which there was no room.
+    /// Number of threads that have no lane, because there was no room.
     pub left_out: u64,
-    /// Where spans and wakings are all there: from when to when, in order, apart from one another.
+    /// The periods in which spans and wakeups are complete, as beginning and end in `CLOCK_MONOTONIC` nanoseconds, in order and
+    /// without overlaps.
     pub exact: Vec<(u64, u64)>,
-    /// Whether that is all of it.
+    /// Whether spans and wakeups are complete in the whole timeline.
     pub is_exact: bool,
-    /// Wakings, in the order of their times.
+    /// The wakeups, in the order of their times.
     pub wakes: Vec<Wake>,
-    /// The longest intervals of their kinds, the longest first.
+    /// The longest intervals of each kind, the longest first.
     pub moments: Vec<Moment>,
-    /// The tasks.
+    /// The tasks that cells, spans, wakeups and moments refer to.
     pub tasks: Vec<TaskKey>,
 }

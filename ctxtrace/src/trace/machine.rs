@@ -1,49 +1,49 @@
-//! What a machine and an executable are like, as far as tracing needs to know: looked at, not judged. `analyze::doctor` judges.
+//! The properties of a machine that tracing depends on. This module only describes them; `analyze::doctor` evaluates them.
 
 use std::path::PathBuf;
 
-/// Whether something is there, and how that is known.
+/// Whether a kernel feature is available, and how that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It was tried, and works.
+    /// The feature was tried, and it works.
     Works,
-    /// The kernel's own description says that it is there. Whether it works for this user was not to be tried.
+    /// The kernel's BTF lists the feature, but it could not be tried as this user.
     Described,
-    /// It is not there, or does not work; why.
+    /// The feature is missing or does not work, for this reason.
     Missing(String),
 }
 
-/// One thing that is wanted of the kernel.
+/// One kernel feature that ctxtrace uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// Its name in the kernel's terms.
+    /// The kernel's name for the feature.
     pub name: String,
-    /// What is left out without it; `None` if nothing works then.
+    /// What is unavailable without the feature; `None` if ctxtrace cannot record at all without it.
     pub without: Option<&'static str>,
-    /// Whether it is there.
+    /// Whether the feature is available.
     pub answer: Answer,
 }
 
-/// This machine, for the user who asks.
+/// The properties of this machine, for the user who runs ctxtrace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
-    /// The kernel's release, as `6.1.0-50-cloud-amd64`.
+    /// The kernel release, for example `6.1.0-50-cloud-amd64`.
     pub kernel: String,
-    /// What it runs on, as `x86_64`.
+    /// The processor architecture, for example `x86_64`.
     pub architecture: String,
-    /// This executable.
+    /// Path of this executable.
     pub program: PathBuf,
-    /// The user's id.
+    /// The user id.
     pub user: u32,
-    /// The capabilities in effect, as the kernel's bit mask.
+    /// The effective capabilities, as the kernel's bit mask.
     pub capabilities: u64,
-    /// Whether processes have the ids here that the kernel's events give.
+    /// Whether ctxtrace runs in the initial PID namespace, where process ids are those of the kernel's events.
     pub first_pid_namespace: bool,
-    /// What is wrong with the kernel's description of its types, if anything.
+    /// The problem with the kernel's BTF, if there is one.
     pub btf_problem: Option<String>,
-    /// Whether makers of wakeups can be told from interrupts that happen to them; `None` without BTF.
+    /// Whether a wakeup made in an interrupt can be distinguished from one made by the interrupted thread; `None` without BTF.
     pub tells_interrupts: Option<bool>,
-    /// The kernel's lockdown, as `none`; `None` if it has no such thing.
+    /// The kernel's lockdown mode, for example `none`; `None` if the kernel has no lockdown.
     pub lockdown: Option<String>,
     /// `kernel.perf_event_paranoid`.
     pub perf_event_paranoid: Option<i64>,
@@ -57,20 +57,20 @@ pub struct Machine {
     pub kernel_symbols: bool,
     /// `RLIMIT_MEMLOCK` in bytes; `None` if there is no limit.
     pub memlock_bytes: Option<u64>,
-    /// Memory that is free, or can be made so, in bytes.
+    /// Memory that is free or can be reclaimed (`MemAvailable`), in bytes.
     pub available_bytes: Option<u64>,
-    /// What the tables and the rings of events take by default, in bytes.
+    /// Memory that the BPF maps and the ring buffers take by default, in bytes.
     pub needed_bytes: u64,
-    /// CPUs that are online.
+    /// Number of online CPUs.
     pub cpus_online: usize,
-    /// CPUs that this process may run on.
+    /// Number of CPUs that this process may run on.
     pub cpus_allowed: usize,
-    /// Whether the processor's own counters can be had.
+    /// Whether the processor's hardware counters are available.
     pub hardware_counters: Answer,
-    /// Types of maps.
+    /// The types of BPF maps.
     pub maps: Vec<Wanted>,
-    /// Helper functions.
+    /// The BPF helper functions.
     pub helpers: Vec<Wanted>,
-    /// The tracepoints, timers and functions that programs are attached to, each with its program.
+    /// The BPF programs, each with the tracepoint, timer or function that it is attached to.
     pub programs: Vec<Wanted>,
 }

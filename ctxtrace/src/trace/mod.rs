@@ -1,15 +1,16 @@
-//! What was seen, decoded and not interpreted: the boundary between capturing and understanding.
+//! Recorded data, decoded but not interpreted: the boundary between recording and analysis.
 //!
-//! * [`Aggregates`]: what the kernel had summed up when a run was over. It knows nothing of BPF maps, and everything behind
-//!   it is a pure function of it.
-//! * [`threads`]: the threads that have ended, of which so many are distinguished.
-//! * [`wakeups`]: the wakeups along one edge.
-//! * [`run`]: one recording: the aggregates, and what else is known of what was recorded.
-//! * [`samples`]: what it did on its CPUs, where that was asked.
-//! * [`lanes`]: its timeline, small enough to be drawn, where that was asked.
-//! * [`polls`]: when tasks were polled and woken, where that was asked.
-//! * [`symbols`]: the names of its stacks.
-//! * [`cgroups`]: what CPU quotas and freezers did meanwhile.
+//! * [`Aggregates`]: the sums that the kernel side had made when a run ended. It does not depend on BPF maps, and everything
+//!   that is computed from it is a pure function.
+//! * [`threads`]: the threads that have ended; a limited number of them is kept as individual threads.
+//! * [`wakeups`]: the wakeups along one edge, from a waker to a woken thread.
+//! * [`run`]: one recording: the aggregates, and the other data about the recorded program.
+//! * [`samples`]: samples of what the target did on its CPUs (`--sample`).
+//! * [`lanes`]: the timeline, reduced to a size that can be drawn.
+//! * [`polls`]: when tasks were polled and woken (`--polls`).
+//! * [`symbols`]: the function names of the stacks.
+//! * [`cgroups`]: what CPU quotas and freezers did during the recording.
+//! * [`machine`]: what `ctxtrace doctor` inspects.
 //! * [`mod@file`]: recordings in a file.
 
 pub mod cgroups;
@@ -45,16 +46,17 @@ use crate::target::mappings::Mappings;
 use crate::target::programs::Programs;
 use crate::target::silent::SilentThread;
 
-/// Bytes of a task's name. A program has room for so many, and a byte that is no text becomes three.
+/// Maximum length of a task's name in bytes; longer names in a file are cut. A program stores at most
+/// [`ctxtrace_abi::NAME_BYTES`] bytes, and each byte that is not valid UTF-8 becomes a replacement character of three bytes.
 const LONGEST_TASK_NAME: usize = 3 * ctxtrace_abi::NAME_BYTES;
 
-/// How much is recorded.
+/// The level of detail of a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
     /// Counts and latencies
     Counts,
-    /// Also the kernel and user stack of every switch-out
+    /// Counts, latencies, and the kernel and user stacks of every switch-out
     Stacks,
     /// Counts, latencies, and every switch and wakeup as an event
     Timeline,
@@ -72,7 +74,7 @@ impl Level {
     }
 }
 
-/// The five distributions, all CPUs added up.
+/// The five latency distributions, summed over all CPUs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Latencies(#[serde(deserialize_with = "latencies")] Vec<Histogram>);
 
@@ -82,14 +84,14 @@ impl Default for Latencies {
     }
 }
 
-/// What comes out of a file may have any number of them.
+/// Reads the distributions from a file. A file may have any number of them, so the list is cut or padded to the right length.
 fn latencies<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Histogram>, D::Error> {
     let mut histograms: Vec<Histogram> = rows(deserializer)?;
     histograms.resize(Latency::COUNT as usize, Histogram::EMPTY);
     Ok(histograms)
 }
 
-/// Names of tasks out of a file, none longer than a program can give it.
+/// Reads the names of tasks from a file, and cuts each to the maximum length that a program can give.
 fn task_names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HashMap<Image, Vec<String>>, D::Error> {
     let mut names: HashMap<Image, Vec<String>> = HashMap::deserialize(deserializer)?;
     for name in names.values_mut().flatten() {
@@ -99,18 +101,18 @@ fn task_names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HashMap<Imag
 }
 
 impl Latencies {
-    /// One of them.
+    /// The distribution of one latency.
     #[must_use]
     pub fn get(&self, latency: Latency) -> &Histogram {
         &self.0[latency as usize]
     }
 
-    /// One of them, to add to.
+    /// The distribution of one latency, for adding to it.
     pub fn get_mut(&mut self, latency: Latency) -> &mut Histogram {
         &mut self.0[latency as usize]
     }
 
-    /// Adds another capture's, or another CPU's.
+    /// Adds the distributions of another capture or another CPU.
     pub fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.0.iter_mut().zip(&other.0) {
             merge(mine, theirs);
@@ -129,40 +131,42 @@ pub fn merge(into: &mut Histogram, from: &Histogram) {
     };
     into.max_ns = into.max_ns.max(from.max_ns);
     into.count = into.count.saturating_add(from.count);
-    // Like the kernel side: what a program makes up may be too much.
+    // Wraps on overflow, as on the kernel side: forged values may exceed 64 bits.
     into.sum_ns = into.sum_ns.wrapping_add(from.sum_ns);
     for (mine, theirs) in into.buckets.iter_mut().zip(&from.buckets) {
         *mine = mine.saturating_add(*theirs);
     }
 }
 
-/// A name of a thread or a task, padded with zeroes, as text; not necessarily printable.
+/// Converts the zero-padded name of a thread or a task to text, which is not necessarily printable.
 #[must_use]
 pub fn name_of<const N: usize>(padded: &[u8; N]) -> String {
     let end = padded.iter().position(|&byte| byte == 0).unwrap_or(N);
     String::from_utf8_lossy(&padded[..end]).into_owned()
 }
 
-/// What had become of a thread when the capture ended.
+/// The state of a thread at the end of the capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fate {
-    /// Its last switch was seen.
+    /// The thread has ended, and its last switch was recorded.
     Ended,
-    /// It is gone, so it has made its last switch, and nobody saw it.
+    /// The thread no longer exists, so it has made its last switch, but that switch was not recorded.
     Vanished,
-    /// It lives on.
+    /// The thread still exists.
     Alive,
 }
 
-/// A thread's record and the thread's fate; or the sums of several threads that have ended (see [`threads`]).
+/// The record of one thread with its state at the end of the capture, or the sums of several threads that have ended (see
+/// [`threads`]).
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct ThreadRecord {
-    /// The record. Of several threads it holds sums, and the id 0; and the process 0, if they were not of one process.
+    /// The record. For several threads it contains their sums and the thread id 0, and the process id 0 if the threads belonged
+    /// to different processes.
     pub thread: ThreadSummary,
-    /// What had become of it.
+    /// The state of the thread at the end of the capture.
     pub fate: Fate,
-    /// How many threads it is of.
+    /// Number of threads in this record.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub threads: u64,
 }
@@ -173,14 +177,14 @@ fn one() -> u64 {
 
 #[expect(
     clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes what it may skip by reference"
+    reason = "serde passes the value of `skip_serializing_if` by reference"
 )]
 fn is_one(threads: &u64) -> bool {
     *threads == 1
 }
 
 impl ThreadRecord {
-    /// The record of one thread.
+    /// Creates the record of one thread.
     #[must_use]
     pub fn new(thread: ThreadSummary, fate: Fate) -> Self {
         Self {
@@ -191,114 +195,115 @@ impl ThreadRecord {
     }
 }
 
-/// What one program of ours cost, measured by the kernel while its statistics were switched on.
+/// The cost of one of our BPF programs, measured by the kernel while `kernel.bpf_stats_enabled` was on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProgramCost {
-    /// Name of the program: that of its tracepoint.
+    /// Name of the program, which is the name of its tracepoint.
     pub name: String,
-    /// Runs that were timed.
+    /// Number of timed runs.
     pub timed_runs: u64,
-    /// Time spent in them.
+    /// Time spent in these runs, nanoseconds.
     pub timed_ns: u64,
 }
 
-/// What tracing itself cost.
+/// The cost of tracing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TracerCost {
-    /// Per BPF program.
+    /// The cost of each BPF program.
     pub programs: Vec<ProgramCost>,
-    /// CPU time the tracer's own process used while the target ran.
+    /// CPU time that the tracer's own process used while the target ran, nanoseconds.
     pub tracer_cpu_ns: u64,
 }
 
-/// What one CPU has lost.
+/// The losses of one CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuLosses {
-    /// The CPU.
+    /// Number of the CPU.
     pub cpu: u32,
-    /// Kernel switches whose loss was found out there.
+    /// Lost kernel switches that were detected on this CPU.
     pub events: u64,
-    /// Events of the timeline that found its ring full.
+    /// Events of the timeline that were lost because the CPU's ring buffer was full.
     pub timeline_events: u64,
 }
 
-/// The time that a thread was off the CPU when the recording ended: it was not seen to come back, so it is in no sum.
+/// An off-CPU interval that was open when the recording ended. The thread's switch-in was not recorded, so the interval's time is
+/// not contained in any sum.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct OpenInterval {
     /// Thread id.
     pub tid: u32,
-    /// The switch-out that began it.
+    /// Key of the switch-out that began the interval.
     pub key: SumKey,
-    /// From that switch-out to the end of the recording.
+    /// Time from that switch-out to the end of the recording, nanoseconds.
     pub off_ns: u64,
 }
 
-/// Everything the kernel had summed up when a run was over.
+/// All sums that the kernel side had made when a run ended.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Aggregates {
-    /// How much was recorded.
+    /// The level of detail of the recording.
     pub level: Level,
-    /// One record a thread, in the order of their last switches; threads that have not ended come last. Stored by themselves: there may be very
-    /// many.
+    /// The records of the threads, in the order of the threads' last switches; threads that have not ended come last. They are
+    /// stored in blocks of their own in a capture file, because there may be very many.
     #[serde(skip)]
     pub threads: Vec<ThreadRecord>,
     /// Totals and losses.
     pub counters: Counters,
-    /// The CPUs that have lost events.
+    /// The losses of the CPUs that lost events.
     pub lost_by_cpu: Vec<CpuLosses>,
-    /// The distributions.
+    /// The latency distributions.
     pub latencies: Latencies,
     /// Distinct stacks by key, innermost frame first.
     pub stacks: HashMap<u64, Arc<[u64]>>,
-    /// Switch-outs by class, task and stack pair, those of intervals still open included.
+    /// Switch-outs by class, task and pair of stacks, including the switch-outs whose off-CPU intervals are still open.
     pub switch_sums: Vec<(SumKey, SwitchSum)>,
-    /// The intervals that were open when the recording ended, of threads that live on; `None` in captures of versions that did not record
-    /// them.
+    /// The off-CPU intervals of living threads that were open when the recording ended; `None` in captures of versions that did
+    /// not record them.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_rows")]
     pub open: Option<Vec<OpenInterval>>,
-    /// The threads of a process that was attached to which have made no switch.
+    /// Threads that made no switch during the recording. Only for a process that was attached to.
     #[serde(default, deserialize_with = "rows")]
     pub silent: Vec<SilentThread>,
-    /// What did not fit that table, by the number of the class.
+    /// Switch-outs for which the table of `switch_sums` had no room, indexed by the number of their class.
     pub overflow_sums: Vec<SwitchSum>,
-    /// What threads told at their end of their polls, added up by program.
+    /// The counts of polls that threads with a probe had when they ended, summed by program.
     #[serde(deserialize_with = "rows")]
     pub handovers: Vec<Handover>,
-    /// Names of tasks by id.
+    /// The names of tasks by program. The index in the list is the task's id.
     #[serde(deserialize_with = "task_names")]
     pub names: HashMap<Image, Vec<String>>,
-    /// Goroutines with the address of the function that each was started with.
+    /// Goroutines, each with the address of the function that it was started with.
     pub goroutines: Vec<(TaskKey, u64)>,
-    /// Task switches that hit the kernel, by the index of the task.
+    /// Task switches that hit the kernel, by the task's index in the probe's tables.
     pub hits: Vec<(TaskKey, u64)>,
-    /// Wakeups by who woke whom.
+    /// Wakeups by waker and woken thread.
     #[serde(deserialize_with = "rows")]
     pub edges: Vec<(EdgeKey, EdgeSums)>,
-    /// Names of threads outside the target that have woken one of it, in captures of versions that noted one name for each thread. In
-    /// those of today the name is in the key of the edge, and this is empty.
+    /// Names of threads outside the target that woke a thread of the target, by thread id. Only in captures of versions that
+    /// recorded one name for each thread; today's captures have the name in the key of the edge, and this map is empty.
     #[serde(default)]
     pub outsiders: HashMap<u32, [u8; 16]>,
-    /// Executables for which [the table of layouts](ctxtrace_common::locator::MAX_LOCATORS) had no room: how their tasks are found was
-    /// not known at their switches.
+    /// Number of executables for which [the table of layouts](ctxtrace_common::locator::MAX_LOCATORS) had no room, so their
+    /// current tasks could not be read at their switches.
     #[serde(default)]
     pub lost_programs: u64,
-    /// Wakeups by the stacks of their makers, where those were taken.
+    /// Wakeups by the stacks of their wakers, if those stacks were recorded.
     pub waker_sums: Vec<(WakerStackKey, SwitchSum)>,
-    /// What runs where, and how its tasks are found.
+    /// The program that each process ran, and how its tasks are located.
     pub programs: Programs,
-    /// Memory layouts, to resolve user addresses with.
+    /// Memory layouts of the processes, for the resolution of user addresses.
     pub mappings: Mappings,
-    /// Program runs the kernel skipped because one was already running on that CPU.
+    /// BPF program runs that the kernel skipped because a run was already active on that CPU.
     pub recursion_misses: u64,
-    /// What tracing cost.
+    /// The cost of tracing.
     pub cost: TracerCost,
-    /// The cgroups of the target; `None` in captures of versions that did not look at them.
+    /// The cgroups of the target; `None` in captures of versions that did not inspect them.
     #[serde(default)]
     pub cgroups: Option<Cgroups>,
 }
 
 impl Aggregates {
-    /// Counts the programs with code in a stack whose mapping was lost: see [`Mappings::count_lost_code`].
+    /// Counts the programs that have code in a recorded stack, but whose mapping was lost: see [`Mappings::count_lost_code`].
     pub fn count_lost_code(&mut self) {
         let switched = self.switch_sums.iter().map(|(key, _)| {
             let image = Image {
@@ -321,7 +326,7 @@ impl Aggregates {
 
 #[cfg(test)]
 pub(crate) mod build {
-    //! Makes captures for tests, so that everything behind this boundary is tested without root.
+    //! Builds captures for tests, so that everything that uses them can be tested without root.
 
     use super::*;
     use ctxtrace_common::ledger::Class;
@@ -331,7 +336,7 @@ pub(crate) mod build {
     use super::samples::Samples;
     use super::symbols::Symbols;
 
-    /// A thread that was switched `voluntary` + `involuntary` times, all of them seen, and has ended.
+    /// A thread that was switched out `voluntary` + `involuntary` times and has ended; all of its switches were recorded.
     pub(crate) fn thread(tid: u32, name: &str, voluntary: u64, involuntary: u64) -> ThreadRecord {
         let mut thread: ThreadSummary = bytemuck::Zeroable::zeroed();
         thread.tid = tid;
@@ -343,7 +348,7 @@ pub(crate) mod build {
         ThreadRecord::new(thread, Fate::Ended)
     }
 
-    /// The key of switch-outs of this class of process 100, while the task of this id was polled.
+    /// The key of switch-outs of process 100 in this class, while it polled the task with this id.
     pub(crate) fn sum_key(class: Class, task: u64) -> SumKey {
         let mut key = SumKey::EMPTY;
         key.class = class as u8;
@@ -352,7 +357,7 @@ pub(crate) mod build {
         key
     }
 
-    /// What is said of a capture with stacks.
+    /// The metadata of a capture with stacks.
     pub(crate) fn info() -> Info {
         Info {
             ctxtrace_version: "0.0.0".to_owned(),
@@ -374,7 +379,7 @@ pub(crate) mod build {
         }
     }
 
-    /// A recording of which nothing is known but this.
+    /// A recording with these aggregates and no other data.
     pub(crate) fn run(aggregates: Aggregates) -> Run {
         Run {
             aggregates,
@@ -392,7 +397,7 @@ pub(crate) mod build {
         }
     }
 
-    /// A capture of these threads, with nothing lost, and all their switches those of threads that went to sleep.
+    /// A capture of these threads without losses. All of their switches are in the class `thread-blocked`.
     pub(crate) fn aggregates(threads: Vec<ThreadRecord>) -> Aggregates {
         let counters = Counters {
             switches: threads.iter().map(|record| record.thread.traced()).sum(),

@@ -1,8 +1,9 @@
-//! Polls and wakes with their times, as the probe tells them in its rings (`--polls`), and what they came to.
+//! Polls and wakes with their times, as the probe records them in its rings (`--polls`), and their sums.
 //!
-//! A [`PollBatch`] is what was found in the rings at one draining: for each thread its [`Stamp`]s, in their order. A stamp is
-//! one word, as in the rings ([`ctxtrace_abi::rings`]), but its time is in nanoseconds of the clock of the events, since the
-//! batch's base. There may be twenty million a second, so they stay that small in captures, too.
+//! A [`PollBatch`] contains the stamps that were read from the rings in one pass: for each thread its [`Stamp`]s, in their order.
+//! A stamp is one 64-bit word, as in the rings ([`ctxtrace_abi::rings`]), but its time is in nanoseconds since the batch's base,
+//! on the clock of the events. There may be twenty million stamps a second, so they are stored in this compact form in captures
+//! too.
 
 use ctxtrace_abi::rings::{BEGIN, CLOCK_BITS, CLOCK_SHIFT, END, KIND_BITS, TASK_BITS, WAKE, long_task};
 use ctxtrace_common::histogram::Histogram;
@@ -11,46 +12,46 @@ use serde::{Deserialize, Serialize};
 
 use super::merge;
 
-/// The clock that the stamps were read from.
+/// The clock from which the probe reads the times of its stamps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PollClock {
-    /// The CPUs' time-stamp counter, which runs at one rate and in step on all of them here.
+    /// The CPUs' time-stamp counter, used if it runs at a constant rate and is synchronised between the CPUs.
     Tsc,
-    /// `CLOCK_MONOTONIC`, because the counter does not.
+    /// `CLOCK_MONOTONIC`, used if the time-stamp counter cannot be used.
     Monotonic,
 }
 
-/// How polls were recorded: said once of a capture.
+/// How the polls of a capture were recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PollInfo {
-    /// The clock.
+    /// The clock of the stamps.
     pub clock: PollClock,
-    /// What reading it takes, by a measurement before the run, in nanoseconds.
+    /// Time that one reading of the clock takes, measured before the run, in nanoseconds.
     pub reading_ns: f64,
 }
 
-/// What happened.
+/// What a stamp records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     /// The thread begins to poll this task.
     Begin(u64),
-    /// The poll is over.
+    /// The poll ends.
     End,
     /// The thread wakes this task.
     Wake(u64),
 }
 
-/// One thing that happened on a thread, and when.
+/// The beginning or end of a poll, or a wake, with its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp(u64);
 
-/// The longest time after a batch's base that a stamp can have: eighteen minutes.
+/// The greatest time since the batch's base that a stamp can store: 18 minutes, in nanoseconds. Later times are clamped to it.
 const LONGEST_NS: u64 = (1 << CLOCK_BITS) - 1;
 
 impl Stamp {
-    /// From a record of a ring, with its time; `None` if it is none of these three. What is later than eighteen minutes after
-    /// the base is put there.
+    /// Converts a record of a ring, with its time since the batch's base. Returns `None` if the record is neither a beginning, an
+    /// end nor a wake. Times of more than 18 minutes are clamped to 18 minutes.
     #[inline]
     #[must_use]
     pub fn of_record(record: u64, since_base_ns: u64) -> Option<Self> {
@@ -69,7 +70,7 @@ impl Stamp {
         self.0 >> CLOCK_SHIFT
     }
 
-    /// What happened; the task by the id that the probe knows it by, 0 for one whose number is too high.
+    /// What the stamp records. A task has the probe's id, or 0 if its number is too high for a stamp.
     #[inline]
     #[must_use]
     pub fn what(self) -> What {
@@ -77,55 +78,57 @@ impl Stamp {
         match self.0 & ((1 << KIND_BITS) - 1) {
             BEGIN => What::Begin(task()),
             END => What::End,
-            // There is no fourth: see `of_record`.
+            // `of_record` accepts only three kinds.
             _ => What::Wake(task()),
         }
     }
 }
 
-/// What one thread told.
+/// The stamps of one thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ThreadStamps {
     /// Process id.
     pub tgid: u32,
     /// Thread id.
     pub tid: u32,
-    /// Stamps that were lost before the first one here: the thread had gone around its ring before anybody looked.
+    /// Number of stamps lost before the first stamp in `stamps`, because the thread overwrote them in its ring before they were
+    /// read.
     pub lost: u64,
-    /// In the order of time.
+    /// The stamps, in the order of their times.
     pub stamps: Vec<Stamp>,
 }
 
-/// What was found in the rings at one time. A thread may be in it more than once, its stamps in their order.
+/// The stamps that were read from the rings in one pass. A thread may occur more than once; its parts are in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PollBatch {
-    /// What the stamps' times are since: `CLOCK_MONOTONIC`, nanoseconds.
+    /// The time that the stamps' times are relative to: `CLOCK_MONOTONIC`, nanoseconds.
     pub base_ns: u64,
-    /// Everything up to here has been told, unless it was lost or comes late.
+    /// All stamps up to this time are in this batch or an earlier one, except those that were lost or are late:
+    /// `CLOCK_MONOTONIC`, nanoseconds.
     pub until_ns: u64,
-    /// Stamps lost of threads that are not known, or had no ring.
+    /// Number of lost stamps that belong to no known thread, or to a thread without a ring.
     pub homeless: u64,
-    /// By thread.
+    /// The stamps by thread.
     pub threads: Vec<ThreadStamps>,
 }
 
-/// Bytes before the threads of a batch, and before the stamps of a thread, in a file.
+/// Size in a file of a batch's header and of each thread's header, in bytes.
 const HEADER: usize = 24;
 
 impl PollBatch {
-    /// Whether nothing is in it but that it was made.
+    /// Whether the batch has neither stamps nor losses.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.threads.is_empty() && self.homeless == 0
     }
 
-    /// How many stamps are in it.
+    /// Number of stamps in the batch.
     #[must_use]
     pub fn stamps(&self) -> u64 {
         self.threads.iter().map(|thread| thread.stamps.len() as u64).sum()
     }
 
-    /// What is left of it where there is no room: how many stamps there were.
+    /// Converts the batch to one without stamps that counts all of them as lost, for a file that has no room for them.
     #[must_use]
     pub fn as_lost(&self) -> Self {
         let lost = |thread: &ThreadStamps| thread.lost.saturating_add(thread.stamps.len() as u64);
@@ -137,7 +140,7 @@ impl PollBatch {
         }
     }
 
-    /// As it lies in a file.
+    /// Encodes the batch as it is stored in a file.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let stamps: usize = self.threads.iter().map(|thread| thread.stamps.len()).sum();
@@ -157,11 +160,11 @@ impl PollBatch {
         bytes
     }
 
-    /// Out of a file.
+    /// Decodes a batch from a file.
     ///
     /// # Errors
     ///
-    /// In a sentence, if it is not what [`PollBatch::to_bytes`] makes.
+    /// Returns a sentence if the bytes do not have the format of [`PollBatch::to_bytes`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
         let mut words = Words(bytes);
         let mut batch = Self {
@@ -191,14 +194,14 @@ impl PollBatch {
                     .chunks_exact(8)
                     .map(stamp)
                     .collect::<Option<_>>()
-                    .ok_or("a block of polls holds something else than it should")?,
+                    .ok_or("a block of polls contains an invalid record")?,
             });
         }
         Ok(batch)
     }
 }
 
-const CUT: &str = "a block of polls ends in the middle of something";
+const CUT: &str = "a block of polls is cut off";
 
 fn word(bytes: &[u8]) -> u64 {
     let mut word = [0; 8];
@@ -206,7 +209,7 @@ fn word(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(word)
 }
 
-/// Numbers out of bytes.
+/// Reads 64-bit numbers from bytes.
 struct Words<'a>(&'a [u8]);
 
 impl Words<'_> {
@@ -217,27 +220,27 @@ impl Words<'_> {
     }
 }
 
-/// How a woken task came to be polled.
+/// How a woken task reached its poll, by what the polling thread did in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[repr(usize)]
 pub enum Path {
-    /// The thread that polled it was on its CPU all the time from the wake on.
+    /// The thread was on its CPU for the whole time from the wake to the poll.
     UserSpace,
-    /// The thread slept, and was woken after the task was.
+    /// The thread slept, and was woken by the kernel after the wake of the task.
     Kernel,
-    /// The thread came onto its CPU between the wake and the poll, but not because of it: it had been woken before, or had been
-    /// made to give way.
+    /// The thread was switched in between the wake and the poll, but not because of the wake: it had been woken before, or it had
+    /// been preempted.
     AlreadyComing,
-    /// The timeline does not tell of the thread.
+    /// The timeline contains no switch of the thread.
     Unknown,
 }
 
 impl Path {
-    /// All of them.
+    /// All paths.
     pub const ALL: [Self; 4] = [Self::UserSpace, Self::Kernel, Self::AlreadyComing, Self::Unknown];
 
-    /// As in the JSON.
+    /// The name in the JSON.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -249,29 +252,29 @@ impl Path {
     }
 }
 
-/// A part of the way from a poll that wakes a task to the task's own poll.
+/// A part of the time from a poll that wakes a task to the end of that task's own poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[repr(usize)]
 pub enum Leg {
-    /// The waking task's poll, from its beginning to the wake. Not part of the delay.
+    /// The poll that makes the wake, from its beginning to the wake. Not part of the delay.
     WakersPoll,
-    /// From the wake to the waking of the thread in the kernel: `sched_waking`.
+    /// From the wake of the task to the kernel's wakeup of the polling thread (`sched_waking`).
     WakeToWaking,
-    /// From there until the thread is on its CPU.
+    /// From that wakeup to the thread's switch-in.
     WakingToSwitchIn,
-    /// From the wake until the thread is on its CPU, where it was coming already.
+    /// From the wake of the task to the switch-in of a thread that had been woken before or preempted (path `already-coming`).
     WakeToSwitchIn,
-    /// From there to the beginning of the poll.
+    /// From the thread's switch-in to the beginning of the poll.
     SwitchInToPoll,
-    /// From the wake to the beginning of the poll: the delay, where there is nothing in between.
+    /// From the wake to the beginning of the poll, if the thread was not switched in between (paths `user-space` and `unknown`).
     WakeToPoll,
-    /// The poll itself.
+    /// The woken task's poll, from its beginning to its end. Not part of the delay.
     Poll,
 }
 
 impl Leg {
-    /// All of them, in their order on the way.
+    /// All legs, in the order of time.
     pub const ALL: [Self; 7] = [
         Self::WakersPoll,
         Self::WakeToWaking,
@@ -283,7 +286,7 @@ impl Leg {
     ];
 }
 
-/// A distribution that takes no place as long as it is empty.
+/// A histogram that allocates no memory while it is empty.
 #[derive(Clone, Debug, Default)]
 pub struct Lazy(Option<Box<Histogram>>);
 
@@ -294,19 +297,19 @@ impl Lazy {
         self.0.get_or_insert_with(|| Box::new(Histogram::EMPTY)).record(ns);
     }
 
-    /// The distribution; `None` if nothing was recorded.
+    /// The histogram; `None` if nothing was recorded.
     #[must_use]
     pub fn get(&self) -> Option<&Histogram> {
         self.0.as_deref()
     }
 
-    /// How many values there are.
+    /// Number of recorded values.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.get().map_or(0, |histogram| histogram.count)
     }
 
-    /// Adds another one.
+    /// Adds the values of another histogram.
     pub fn merge(&mut self, other: &Self) {
         if let Some(other) = other.get() {
             let mine = self.0.get_or_insert_with(|| Box::new(Histogram::EMPTY));
@@ -315,21 +318,21 @@ impl Lazy {
     }
 }
 
-/// What the polls of one task came to.
+/// The sums of the polls of one task.
 #[derive(Clone, Debug, Default)]
 pub struct TaskPolls {
-    /// Polls begun.
+    /// Number of polls that were begun.
     pub polls: u64,
-    /// Wakes of it.
+    /// Number of wakes of the task.
     pub wakes: u64,
-    /// From the beginnings to the ends of those polls that have both.
+    /// Durations of the polls whose beginning and end are both known.
     pub poll: Lazy,
-    /// From the wake that led to a poll to the poll, by [`Path`].
+    /// Delays from a wake to the poll that it led to, by [`Path`].
     pub delays: [Lazy; Path::ALL.len()],
 }
 
 impl TaskPolls {
-    /// Adds another run's.
+    /// Adds the sums of another run.
     pub fn merge(&mut self, other: &Self) {
         self.polls += other.polls;
         self.wakes += other.wakes;
@@ -339,7 +342,7 @@ impl TaskPolls {
         }
     }
 
-    /// The delays by all paths together.
+    /// The delays of all paths together.
     #[must_use]
     pub fn delay(&self) -> Lazy {
         let mut sum = Lazy::default();
@@ -350,64 +353,64 @@ impl TaskPolls {
     }
 }
 
-/// Who woke a task.
+/// The waker of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PollWaker {
-    /// A task, in its poll.
+    /// A task, during its poll.
     Task(TaskKey),
-    /// A thread that polled nothing.
+    /// A thread that was not polling a task.
     Thread {
-        /// Its process.
+        /// Process id.
         tgid: u32,
-        /// Its id.
+        /// Thread id.
         tid: u32,
     },
 }
 
-/// Wakes of one task by one waker that have led to a poll.
+/// The wakes of one task by one waker that led to a poll.
 #[derive(Clone, Debug, Default)]
 pub struct WakeEdge {
-    /// By [`Path`].
+    /// Number of wakes by [`Path`].
     pub by_path: [u64; Path::ALL.len()],
-    /// From the wake to the poll.
+    /// Delays from the wakes to the polls.
     pub delay: Lazy,
 }
 
-/// The way of all wakes that went one [`Path`], leg by leg.
+/// The durations of all wakes with the same [`Path`], leg by leg.
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
-    /// By [`Leg`]. Of a poll that goes on at the end there is no [`Leg::Poll`], of a wake by a thread that polls nothing no
-    /// [`Leg::WakersPoll`].
+    /// Durations by [`Leg`]. There is no [`Leg::Poll`] for a poll that was still active at the end, and no [`Leg::WakersPoll`]
+    /// for a wake by a thread that was not polling a task.
     pub legs: [Lazy; Leg::ALL.len()],
-    /// From the wakes to the polls.
+    /// Delays from the wakes to the polls.
     pub delay: Lazy,
 }
 
-/// What the stamps of a run came to.
+/// The sums of the stamps of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Polls {
-    /// Stamps.
+    /// Number of stamps.
     pub stamps: u64,
-    /// Outermost polls begun.
+    /// Number of outermost polls that were begun.
     pub polls: u64,
-    /// Of them, those whose end is not known: it was lost, or had not come.
+    /// Number of these polls whose end is unknown, because its stamp was lost or the poll was still active at the end.
     pub open: u64,
-    /// Of them, those that no wake is known of: the first ones of tasks, those of tasks without a waker of the probe's, and
-    /// where stamps were lost.
+    /// Number of these polls for which no wake is known: the first poll of a task, polls of tasks without the probe's waker, and
+    /// polls after a loss of stamps.
     pub without_wake: u64,
-    /// Wakes.
+    /// Number of wakes.
     pub wakes: u64,
-    /// Stamps lost.
+    /// Number of lost stamps.
     pub lost: u64,
-    /// Stamps that the capture has not kept.
+    /// Number of stamps that the capture dropped because of its limits.
     pub dropped: u64,
-    /// Stamps that were earlier than one before them, of another thread.
+    /// Number of stamps whose time is before that of a stamp of another thread that was processed earlier.
     pub unordered: u64,
-    /// Tasks; those beyond the first 1,024 are one, [`ctxtrace_common::locator::OTHER_TASKS`].
+    /// The tasks. Tasks beyond the first 1,024 are summed as [`ctxtrace_common::locator::OTHER_TASKS`].
     pub tasks: Vec<(TaskKey, TaskPolls)>,
-    /// Who woke whom; pairs beyond the first 1,024 are not told apart, and missing here.
+    /// The pairs of waker and woken task. Only the first 1,024 pairs are recorded.
     pub edges: Vec<((PollWaker, TaskKey), WakeEdge)>,
-    /// By [`Path`].
+    /// The durations by [`Path`].
     pub chains: [Chain; Path::ALL.len()],
 }
 
@@ -471,7 +474,7 @@ mod tests {
     fn bytes_of_anybody_are_no_danger() {
         let bytes = batch().to_bytes();
         for end in 0..bytes.len() {
-            // Where a thread is over it is a batch, anywhere else a sentence.
+            // A cut between two threads leaves a valid batch; any other cut is an error.
             if let Ok(shorter) = PollBatch::from_bytes(&bytes[..end]) {
                 assert!(shorter.threads.len() < 3, "{end}");
             }

@@ -1,4 +1,4 @@
-//! One recording: what was recorded where, what was seen of it, and how it ended.
+//! One recording: what was recorded and where, the recorded data, and how the recording ended.
 
 use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
@@ -15,40 +15,41 @@ use super::symbols::Symbols;
 use super::{Aggregates, Level};
 use crate::workload::{Outcome, Spec};
 
-/// What is said once of a capture, whatever the number of its runs.
+/// The metadata of a capture, common to all of its runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Info {
-    /// Version of the program that recorded.
+    /// Version of the ctxtrace that made the recording.
     pub ctxtrace_version: String,
-    /// The machine it recorded on.
+    /// The machine on which the recording was made.
     pub host: Host,
-    /// What it recorded.
+    /// The program that was recorded.
     pub subject: Subject,
-    /// How much.
+    /// The level of detail of the recording.
     pub level: Level,
-    /// When it began.
+    /// The time at which the recording began.
     pub started: ClockAnchor,
-    /// How polls were recorded; `None` where they were not.
+    /// How polls were recorded; `None` if they were not recorded.
     #[serde(default)]
     pub polls: Option<PollInfo>,
 }
 
 impl Info {
-    /// A name for the capture that no other has: the second of its beginning, by which names sort, and a hash of the machine's name
-    /// and kernel and of that instant by both clocks, to the nanosecond.
+    /// A unique id of the capture: its start time in seconds, so that ids sort by time, and a hash of the host name, the kernel
+    /// release and the start time in nanoseconds by `CLOCK_REALTIME` and `CLOCK_MONOTONIC`.
     #[must_use]
     pub fn capture_id(&self) -> String {
         self.id(&[])
     }
 
-    /// A name for one of its runs that no other run has, on whatever machine: as above, the process and the index of the run being
-    /// hashed too. It is made of what is in the capture, so it is the same whenever the capture is reported.
+    /// A globally unique id of one run of the capture. It is made like [`Info::capture_id`], but the hash also includes the
+    /// process id and the index of the run. It depends only on data in the capture, so every report of the capture shows the same
+    /// id.
     #[must_use]
     pub fn run_id(&self, run: &Run, index: usize) -> String {
         self.id(&[u64::from(self.pid(run).unwrap_or(0)), index as u64])
     }
 
-    /// The process that was recorded first.
+    /// The id of the process that was recorded first, if it is known.
     #[must_use]
     pub fn pid(&self, run: &Run) -> Option<u32> {
         match &self.subject {
@@ -78,34 +79,34 @@ impl Info {
     }
 }
 
-/// A machine.
+/// The machine on which a recording was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Host {
-    /// Its name: `uname -n`.
+    /// Host name, as in `uname -n`.
     pub name: String,
-    /// `uname -r`.
+    /// Kernel release, as in `uname -r`.
     pub kernel: String,
-    /// CPUs the recording process could use.
+    /// Number of CPUs that the recording process could use.
     pub cpus: u64,
 }
 
-/// The same instant by the clock of the events and by other clocks: the one is turned into the others by it.
+/// The same instant on the clock of the events and on other clocks, for the conversion of event times to these clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockAnchor {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub monotonic_ns: u64,
     /// `CLOCK_REALTIME`, nanoseconds since 1970.
     pub realtime_ns: u64,
-    /// `CLOCK_BOOTTIME`, nanoseconds, which counts the time that the machine was suspended too; 0 if it was not noted.
+    /// `CLOCK_BOOTTIME`, nanoseconds, which includes the time that the machine was suspended; 0 if it was not recorded.
     #[serde(default)]
     pub boottime_ns: u64,
 }
 
-/// Clocks that are read one after the other, and differ by less than this, are the same.
+/// Two clocks that are read one after the other are taken as equal if they differ by less than this, nanoseconds.
 const READ_APART_NS: u64 = 1_000_000;
 
 impl ClockAnchor {
-    /// This instant.
+    /// Reads the clocks now.
     #[must_use]
     pub fn now() -> Self {
         let read =
@@ -117,11 +118,11 @@ impl ClockAnchor {
         }
     }
 
-    /// How much further `CLOCK_BOOTTIME` is than `CLOCK_MONOTONIC`; 0 where that was not noted, as on a machine that was never
-    /// suspended.
+    /// By how much `CLOCK_BOOTTIME` is ahead of `CLOCK_MONOTONIC`, which is the time that the machine was suspended since boot.
+    /// It is 0 if the machine was never suspended, or if `CLOCK_BOOTTIME` was not recorded.
     #[must_use]
     pub fn boot_minus_monotonic_ns(&self) -> u64 {
-        // They are read one after the other, so on such a machine they differ by what that takes.
+        // On a machine that was never suspended the two differ only by the time between the two readings.
         let ns = self.boottime_ns.saturating_sub(self.monotonic_ns);
         if ns < READ_APART_NS { 0 } else { ns }
     }
@@ -133,24 +134,24 @@ impl ClockAnchor {
 pub enum Subject {
     /// A built-in workload.
     Workload(Spec),
-    /// A command that was started for it.
+    /// A command that ctxtrace started.
     Command {
-        /// Its words, as they were given.
+        /// The command and its arguments, as they were given.
         words: Vec<String>,
     },
-    /// A process that was running already.
+    /// A process that was already running.
     Process {
-        /// Its id.
+        /// Process id.
         pid: u32,
-        /// Its name when it was attached to.
+        /// Name of the process when ctxtrace attached to it.
         name: String,
-        /// Whether its children were recorded too.
+        /// Whether the children of the process were also recorded.
         children: bool,
     },
 }
 
 impl Subject {
-    /// The built-in workload, where it is one.
+    /// The built-in workload, if one was recorded.
     #[must_use]
     pub fn workload(&self) -> Option<&Spec> {
         match self {
@@ -160,109 +161,111 @@ impl Subject {
     }
 }
 
-/// A process that was started for the recording: what is known of it from outside.
+/// A process that ctxtrace started, with the data that the kernel reports about it outside the trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launched {
-    /// Its process id, which is its first thread's id.
+    /// Process id, which is also the id of its first thread.
     pub pid: u32,
-    /// The kernel's count when it slept before its start.
+    /// The kernel's switch counts of the process while it slept, suspended, before its program was started.
     pub before: KernelCount,
-    /// What `wait4` said, if it was waited for.
+    /// The switch counts in the `rusage` of `wait4`, if the process was waited for.
     pub rusage: Option<KernelCount>,
 }
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
-    /// Exit status, if it was not killed.
+    /// Exit status; `None` if the process was killed by a signal.
     pub status: Option<i32>,
-    /// The signal that killed it.
+    /// The signal that killed the process; `None` if it exited.
     pub signal: Option<i32>,
 }
 
-/// Which events and stamps of a run a capture has not kept, because it was given a limit.
+/// The events and stamps of a run that were dropped from the capture because of its limits (`--max-size`, `--keep`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
-    /// How many, all of them older than those that are there.
+    /// Number of dropped events. All of them are older than the events in the capture.
     pub events: u64,
-    /// Events at the beginning of those that are there which tell again what the dropped ones had told: who the threads are.
+    /// Number of events at the beginning of the capture's events that were inserted to introduce the living threads again,
+    /// because their original introductions were dropped.
     pub told_again: u64,
-    /// Stamps of polls and wakes that are not there.
+    /// Number of dropped stamps of polls and wakes.
     #[serde(default)]
     pub stamps: u64,
 }
 
-/// What the events of a run came to when they were played again.
+/// The result of the replay of a run's events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeline {
-    /// Events; a switch from one thread of the target to another is one.
+    /// Number of events; a switch from one thread of the target to another one is one event.
     pub events: u64,
-    /// Bytes of all events.
+    /// Size of all events in bytes.
     pub bytes: u64,
-    /// Switch-outs of the target's threads.
+    /// Number of switch-outs of the target's threads.
     pub switches: u64,
-    /// Wakings of the target's threads.
+    /// Number of wakeups of the target's threads.
     pub wakeups: u64,
-    /// When the first event was, `CLOCK_MONOTONIC`; `None` if there is none.
+    /// Time of the first event, `CLOCK_MONOTONIC` nanoseconds; `None` if there are no events.
     pub first_ns: Option<u64>,
-    /// Older events, which the capture has not kept.
+    /// Number of older events that the capture dropped because of its limits.
     pub dropped: u64,
-    /// What they say otherwise than the run's counts; `None` if they cannot be compared, because not all of them are there.
+    /// The differences between the events and the run's counts; `None` if the two cannot be compared because events are missing.
     pub disagreements: Option<Vec<String>>,
 }
 
-/// What the recorder has made of a run's events while they came in. A capture keeps it, so that a report of what was added up
-/// need not play them again.
+/// The result of the recorder's replay of a run's events. It is stored in the capture, so that a report of sums alone does not
+/// have to replay the events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Played {
-    /// What they came to.
+    /// The result of the replay.
     pub timeline: Timeline,
-    /// How many of them are samples.
+    /// Number of samples among the events.
     pub samples: u64,
 }
 
 /// One recording.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Run {
-    /// What the kernel had summed up.
+    /// The sums that the kernel side made.
     pub aggregates: Aggregates,
-    /// The names of its stacks.
+    /// The function names of the stacks.
     #[serde(skip)]
     pub symbols: Symbols,
-    /// Its events, added up; `None` where none were recorded.
+    /// The result of the replay of the events; `None` if no events were recorded.
     #[serde(skip)]
     pub timeline: Option<Timeline>,
-    /// What its polls came to; `None` where none were recorded.
+    /// The sums of the polls; `None` if no polls were recorded.
     #[serde(skip)]
     pub polls: Option<Polls>,
-    /// What it did on its CPUs; none unless that was asked.
+    /// The samples of what the target did on its CPUs; empty without `--sample`.
     #[serde(skip)]
     pub samples: Samples,
-    /// Its timeline as it is drawn; `None` unless there is one and somebody wants to.
+    /// The timeline as it is drawn; `None` if there are no events, or if no output draws them.
     #[serde(skip)]
     pub lanes: Option<Lanes>,
-    /// The process, if it was started for the recording and not attached to.
+    /// The process, if ctxtrace started it; `None` if ctxtrace attached to it.
     pub launched: Option<Launched>,
-    /// From when the programs were attached to when they were detached.
+    /// Time from the attachment of the BPF programs to their detachment, nanoseconds.
     pub recorded_ns: u64,
-    /// How the process ended, if it did and was ours to wait for.
+    /// How the process ended; `None` if it still runs, or if ctxtrace did not start it.
     pub exit: Option<Exit>,
-    /// What the workload said at its end; `None` if it did not get there, or if it was none.
+    /// The result that the workload reported at its end; `None` if it did not reach its end, or if no built-in workload was
+    /// recorded.
     pub outcome: Option<Outcome>,
-    /// Messages the workload was last heard to have done.
+    /// Number of messages in the workload's last report of its progress.
     pub messages_seen: u64,
-    /// Why the run was cut short; `None` if it was not.
+    /// Why the run was cut short; `None` if it was complete.
     pub cut_short: Option<String>,
 }
 
 impl Run {
-    /// Elapsed time by messages, of a workload that got to its end.
+    /// Elapsed time per message in nanoseconds; `None` if the workload did not reach its end.
     #[must_use]
     pub fn ns_per_message(&self) -> Option<f64> {
         Some(self.outcome?.ns_per_message())
     }
 
-    /// Kernel switches traced.
+    /// Number of traced kernel switches.
     #[must_use]
     pub fn switches(&self) -> u64 {
         self.aggregates
@@ -324,7 +327,7 @@ mod tests {
         assert_eq!(distinct.len(), ids.len(), "{ids:?}");
         assert_eq!(
             ids[1], "20231114T221320Z-08e650ec6a3c6e17",
-            "it is the same in every release"
+            "the id must not change between releases"
         );
     }
 }

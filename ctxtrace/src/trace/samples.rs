@@ -1,23 +1,24 @@
-//! Samples of what the target did on its CPUs, as the timer took them: an instant and a pair of stacks each.
+//! Samples of what the target did on its CPUs, taken by a timer: each has a time and a pair of stacks.
 
 use std::collections::HashMap;
 
 use ctxtrace_common::process::Image;
 
-/// Where a thread was when the timer found it on its CPU.
+/// The code that a thread was executing when the timer took a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
-    /// The program it ran.
+    /// The program that the thread ran.
     pub image: Image,
-    /// Whether it was in the kernel.
+    /// Whether the thread was in the kernel.
     pub in_kernel: bool,
-    /// Key of its kernel stack in [`super::Aggregates::stacks`]; 0 for none.
+    /// Key of the kernel stack in [`super::Aggregates::stacks`]; 0 if there is none.
     pub kernel_stack: u64,
-    /// Key of its user stack; 0 for none.
+    /// Key of the user stack in the same map; 0 if there is none.
     pub user_stack: u64,
 }
 
-/// All samples of a run, in 16 bytes each: which part of the run counts is often known only when it is over.
+/// All samples of a run, each in 16 bytes. All of them are kept because the part of the run that is reported is often known only
+/// at its end.
 #[derive(Clone, Debug, Default)]
 pub struct Samples {
     places: Vec<Place>,
@@ -26,7 +27,7 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Adds one.
+    /// Adds one sample.
     pub fn add(&mut self, at_ns: u64, place: Place) {
         let index = *self.place_of.entry(place).or_insert_with(|| {
             self.places.push(place);
@@ -35,26 +36,26 @@ impl Samples {
         self.taken.push((at_ns, index));
     }
 
-    /// The distinct places, in the order in which they were first met.
+    /// The distinct places, in the order of their first samples.
     #[must_use]
     pub fn places(&self) -> &[Place] {
         &self.places
     }
 
-    /// Each sample: when (`CLOCK_MONOTONIC`, nanoseconds) and where.
+    /// Iterates over the samples: the time of each (`CLOCK_MONOTONIC`, nanoseconds) and its place.
     pub fn iter(&self) -> impl Iterator<Item = (u64, Place)> {
         self.taken
             .iter()
             .map(|&(at_ns, index)| (at_ns, self.places[index as usize]))
     }
 
-    /// How many there are.
+    /// Number of samples.
     #[must_use]
     pub fn len(&self) -> usize {
         self.taken.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no samples.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.taken.is_empty()

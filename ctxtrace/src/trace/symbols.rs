@@ -1,7 +1,7 @@
-//! The names of a run's stacks, as they were resolved where it was recorded.
+//! The function names of a run's stacks, resolved on the machine that recorded the run.
 //!
-//! A capture is reported again on other machines, where neither the program's files nor the kernel are those it was made
-//! with; so names are kept beside the addresses.
+//! A capture can be reported on another machine, which has other program files and another kernel. So the capture contains names
+//! as well as addresses.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,38 +11,39 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::printable::cut_name;
 
-/// Bytes of a function's name, as a capture is read. Names of nested futures have some thousands.
+/// Maximum length of a function name in bytes; a longer name in a capture is cut. Names of nested futures have a few thousand
+/// bytes.
 pub(in crate::trace) const LONGEST_NAME: usize = 16 << 10;
 
-/// What a frame is.
+/// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FrameKind {
-    /// What the thread was doing: the task, or the class of the ledger. The root of all stacks.
+    /// What the thread was doing: the task that it polled, or the class in the ledger. It is the outermost frame of every stack.
     Doing,
-    /// The thread, by name.
+    /// The name of the thread.
     Thread,
     /// A function of the program.
     User,
-    /// A function inlined into the one before it.
+    /// A function inlined into the function of the frame before it.
     Inlined,
     /// A function of the kernel.
     Kernel,
-    /// No function: the reason why there is none.
+    /// Not a function, but the reason why the function is unknown.
     Reason,
 }
 
 /// One frame of a resolved stack.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Frame {
-    /// What it is.
+    /// The kind of the frame.
     pub kind: FrameKind,
-    /// Its name: shared by all frames that have it.
+    /// The name, shared by all frames with the same name.
     pub name: Arc<str>,
 }
 
 impl Frame {
-    /// A frame that says why there is none.
+    /// Creates a frame that shows why the function is unknown.
     #[must_use]
     pub fn reason(text: &str) -> Self {
         Self {
@@ -55,7 +56,7 @@ impl Frame {
 /// Resolved stacks by the keys of [`super::Aggregates::stacks`], outermost frame first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Symbols {
-    /// Every name, once: a capture has few functions and many stacks.
+    /// Every distinct name once: a capture has few functions and many stacks.
     #[serde(serialize_with = "write_names", deserialize_with = "names")]
     names: Vec<Arc<str>>,
     #[serde(skip)]
@@ -67,53 +68,54 @@ pub struct Symbols {
 }
 
 impl Symbols {
-    /// Adds a stack of the kernel.
+    /// Adds a kernel stack.
     pub fn add_kernel(&mut self, key: u64, frames: &[Frame]) {
         let frames = self.intern(frames);
         self.kernel.insert(key, frames);
     }
 
-    /// Adds a stack of a process: one key in two processes is two stacks.
+    /// Adds a user stack of a program. The same key in two programs identifies two different stacks.
     pub fn add_user(&mut self, image: Image, key: u64, frames: &[Frame]) {
         let frames = self.intern(frames);
         self.user.insert((image, key), frames);
     }
 
-    /// Adds the function that a goroutine was started with.
+    /// Adds the name of the function that a goroutine was started with.
     pub fn add_start(&mut self, task: TaskKey, function: String) {
         self.starts.insert(task, function.into());
     }
 
-    /// Goroutines, with the function each was started with.
+    /// Iterates over the goroutines, each with the name of the function that it was started with.
     pub fn starts(&self) -> impl Iterator<Item = (TaskKey, &str)> {
         self.starts.iter().map(|(&task, function)| (task, &**function))
     }
 
-    /// Whether there is this stack of the kernel.
+    /// Whether the kernel stack with this key is known.
     #[must_use]
     pub fn has_kernel(&self, key: u64) -> bool {
         self.kernel.contains_key(&key)
     }
 
-    /// Whether there is this stack of a process.
+    /// Whether the user stack with this key is known for this program.
     #[must_use]
     pub fn has_user(&self, image: Image, key: u64) -> bool {
         self.user.contains_key(&(image, key))
     }
 
-    /// A stack of the kernel.
+    /// The frames of a kernel stack, outermost first; `None` if the stack is not known.
     #[must_use]
     pub fn kernel(&self, key: u64) -> Option<Vec<Frame>> {
         Some(self.frames(self.kernel.get(&key)?))
     }
 
-    /// A stack of a process.
+    /// The frames of a user stack, outermost first; `None` if the stack is not known.
     #[must_use]
     pub fn user(&self, image: Image, key: u64) -> Option<Vec<Frame>> {
         Some(self.frames(self.user.get(&(image, key))?))
     }
 
-    /// Bytes that a stack takes once its names are in it: for each frame one that is held, and its name as outputs write it.
+    /// Memory that a pair of stacks takes when its names are resolved, in bytes: for each frame a [`Frame`] and a copy of its
+    /// name, as an output writes it.
     #[must_use]
     pub fn resolved_bytes(&self, image: Image, user: u64, kernel: u64) -> u64 {
         let of_frame = |&(_, place): &(FrameKind, u32)| {
@@ -141,7 +143,7 @@ impl Symbols {
         interned
     }
 
-    /// What comes out of a file may point anywhere.
+    /// Resolves interned frames. An index from a file may be out of range; its frame then shows that the name is missing.
     fn frames(&self, interned: &[(FrameKind, u32)]) -> Vec<Frame> {
         interned
             .iter()
@@ -152,7 +154,7 @@ impl Symbols {
                 },
                 None => Frame {
                     kind: FrameKind::Reason,
-                    name: "[unknown: the capture lacks this name]".into(),
+                    name: "[unknown: this name is missing in the capture]".into(),
                 },
             })
             .collect()
@@ -167,7 +169,7 @@ fn write_starts<S: Serializer>(starts: &HashMap<TaskKey, Arc<str>>, serializer: 
     serializer.collect_map(starts.iter().map(|(task, function)| (task, &**function)))
 }
 
-/// What comes out of a file may be of any length.
+/// Reads the names from a file, and cuts each to at most [`LONGEST_NAME`] bytes.
 fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Arc<str>>, D::Error> {
     let names: Vec<String> = Vec::deserialize(deserializer)?;
     Ok(names
@@ -176,7 +178,7 @@ fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Arc<str>>, D:
         .collect())
 }
 
-/// The same of functions that goroutines were started with.
+/// Reads the functions that goroutines were started with, and cuts each name to at most [`LONGEST_NAME`] bytes.
 fn starts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HashMap<TaskKey, Arc<str>>, D::Error> {
     let starts: HashMap<TaskKey, String> = HashMap::deserialize(deserializer)?;
     let cut = |(task, name)| (task, cut_name(name, LONGEST_NAME).into());

@@ -1,7 +1,8 @@
-//! Threads that have ended: so many of them are distinguished, and the rest are sums.
+//! Threads that have ended: a limited number of individual records, and sums of the others.
 //!
-//! A server may start a thread for each request, and record for a day. Distinguished are [`MOST_ENDED`] threads, those that were
-//! switched most. The others are *folded*: added up by their name, so that every sum over all threads is what it would be.
+//! A server may start a thread for each request and be recorded for a day, so not every thread can be kept. The [`MOST_ENDED`]
+//! threads with the most switches are kept as individual records. The others are *folded*, which means summed by name. Every sum
+//! over all threads is the same as without folding.
 
 use std::collections::HashMap;
 
@@ -11,30 +12,33 @@ use ctxtrace_common::thread::{INHERITED, KERNEL_WORKER, KernelCount, REFUSED, Th
 
 use super::{Fate, ThreadRecord};
 
-/// Ended threads that are distinguished when a recording is over; while it goes on up to twice as many.
+/// Number of ended threads that are kept as individual records at the end of a recording. During the recording there are up to
+/// twice as many. Further threads are folded.
 pub const MOST_ENDED: usize = 16_384;
-/// Sums of folded threads that are distinguished by name; threads of further names are added to one sum, [`OTHER_NAMES`].
+/// Number of sums of folded threads. When there are this many, threads with other keys are added to sums with the name
+/// [`OTHER_NAMES`].
 pub const MOST_NAMES: usize = 1_000;
-/// The name of the sum of threads whose names have no sum of their own.
+/// Name of the sums of threads whose own names have no sum.
 pub const OTHER_NAMES: &[u8; 16] = b"(other threads)\0";
 
 /// The threads that have ended so far.
 #[derive(Clone, Debug, Default)]
 pub struct EndedThreads {
-    /// Those that are distinguished, in the order of their last switches.
+    /// The individual records, in the order of the threads' last switches.
     apart: Vec<ThreadRecord>,
     folded: HashMap<FoldKey, ThreadRecord>,
 }
 
-/// What threads must have in common to be added up: whatever a sum over some of the threads depends on.
+/// Key by which threads are folded: all properties by which an analysis selects threads for a sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct FoldKey {
     comm: [u8; 16],
-    /// The program, where the thread's polls were read.
+    /// The program, if the thread's polls were read.
     image: Option<Image>,
     flags: u32,
     unconfirmed: Option<Gap>,
-    /// Whether more switches were traced than the kernel has counted (1), or fewer (-1): so differences never cancel out.
+    /// Sign of the difference between the traced switches and the kernel's count: 1 if more were traced, -1 if fewer. It is part
+    /// of the key so that positive and negative differences never cancel out in a sum.
     difference: i64,
 }
 
@@ -64,7 +68,7 @@ impl FoldKey {
 }
 
 impl EndedThreads {
-    /// Adds a thread that has made its last switch. Threads for which `always_apart` holds are never folded.
+    /// Adds a thread that has made its last switch. Threads for which `always_apart` returns true are never folded.
     pub fn push(&mut self, thread: ThreadSummary, always_apart: impl Fn(&ThreadSummary) -> bool) {
         self.apart.push(ThreadRecord::new(thread, Fate::Ended));
         if self.apart.len() >= 2 * MOST_ENDED {
@@ -72,7 +76,7 @@ impl EndedThreads {
         }
     }
 
-    /// Every record: the threads distinguished in the order of their last switches, then the sums by name.
+    /// All records: first the individual threads in the order of their last switches, then the sums by name.
     #[must_use]
     pub fn records(&self, always_apart: impl Fn(&ThreadSummary) -> bool) -> Vec<ThreadRecord> {
         let mut all = self.clone();
@@ -89,7 +93,7 @@ impl EndedThreads {
         all.apart
     }
 
-    /// Folds all but `most` threads, and those that are not to be folded.
+    /// Folds all threads except the `most` with the most switches, and except those for which `always_apart` returns true.
     fn fold(&mut self, most: usize, always_apart: impl Fn(&ThreadSummary) -> bool) {
         let Self { apart, folded } = self;
         let switches = |record: &ThreadRecord| record.thread.traced();
@@ -103,7 +107,8 @@ impl EndedThreads {
     }
 }
 
-/// Leaves the `most` items of greatest weight, in their order. `fold` is called for each of the others, and says whether it goes.
+/// Keeps the `most` items of greatest weight, in their order. `fold` is called for each of the others and returns whether to
+/// remove that item.
 pub(crate) fn keep_most<T>(
     items: &mut Vec<T>,
     most: usize,
@@ -115,7 +120,7 @@ pub(crate) fn keep_most<T>(
     };
     let mut weights: Vec<u64> = items.iter().map(&weight).collect();
     let (less, &mut threshold, _) = weights.select_nth_unstable(surplus - 1);
-    // Of those that weigh as much as the threshold the first ones go.
+    // Number of items to remove whose weight equals the threshold. The first ones are removed.
     let mut of_threshold = surplus - less.iter().filter(|&&weight| weight < threshold).count();
     items.retain(|item| {
         let weight = weight(item);
@@ -145,7 +150,7 @@ fn add_folded(folded: &mut HashMap<FoldKey, ThreadRecord>, record: &ThreadRecord
     }
 }
 
-/// A thread as the sum of one thread: without what is one thread's alone.
+/// Converts a record to the sum of one thread, without the thread id and with the kernel's count relative to 0.
 fn as_sum(record: &ThreadRecord) -> ThreadRecord {
     let mut sum = *record;
     let ThreadSummary { base, kernel, tid, .. } = &mut sum.thread;
@@ -239,7 +244,7 @@ mod tests {
         assert_eq!(
             records.len(),
             MOST_ENDED + 2,
-            "the first one is never folded, and the others are one sum"
+            "the first thread is never folded, and the other folded threads are one sum"
         );
         assert_eq!(sums(&records), sums(&all));
         assert_eq!(
@@ -253,7 +258,7 @@ mod tests {
         assert_eq!(
             least,
             Some(count - MOST_ENDED as u64 + 2),
-            "those with most switches are told apart"
+            "the threads with the most switches are kept as individual records"
         );
     }
 

@@ -1,36 +1,36 @@
-//! The wakeups along one edge, in as much memory as they need: there may be very many edges.
+//! The wakeups along one edge, stored compactly, because there may be very many edges.
 
 use ctxtrace_common::wakeup::{EDGE_BUCKETS, Edge, EdgeKey};
 use serde::{Deserialize, Serialize};
 
-/// The sums of one [`Edge`], of whose buckets only those are kept that hold something.
+/// The sums of one [`Edge`], with only the non-empty buckets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EdgeSums {
-    /// How many.
+    /// Number of wakeups that ended a sleep.
     pub count: u64,
-    /// Of them, those after which a worker polled nothing and parked again.
+    /// Number of these wakeups after which the woken worker polled nothing and parked again.
     pub wasted: u64,
-    /// On-CPU time of the woken thread after those.
+    /// On-CPU time of the woken thread after these wasted wakeups, nanoseconds.
     pub wasted_on_cpu_ns: u64,
-    /// Wakeups along this edge whose making was timed, and the time it took the waker.
+    /// Number of wakeups for which the waker's time was measured.
     pub timed: u64,
-    /// Time spent making them, on the waker's CPU.
+    /// Time that the waker spent on these measured wakeups, on its CPU, nanoseconds.
     pub waking_ns: u64,
-    /// Sum of the wake-to-run times.
+    /// Sum of the wake-to-run times, nanoseconds.
     pub sum_ns: u64,
-    /// The longest.
+    /// The longest wake-to-run time, nanoseconds.
     pub max_ns: u64,
-    /// Wake-to-run times in log-linear buckets: the index of each that is not empty, in order, and what it holds.
+    /// Histogram of the wake-to-run times in log-linear buckets: index and count of each non-empty bucket, ordered by index.
     pub(crate) buckets: Vec<(u16, u64)>,
 }
 
 impl EdgeSums {
-    /// Every bucket, the empty ones too.
+    /// All buckets, including the empty ones.
     #[must_use]
     pub fn buckets(&self) -> [u64; EDGE_BUCKETS] {
         let mut all = [0; EDGE_BUCKETS];
         for &(index, count) in &self.buckets {
-            // A file may say anything.
+            // An index from a file may be out of range.
             if let Some(bucket) = all.get_mut(usize::from(index)) {
                 *bucket = count;
             }
@@ -98,7 +98,7 @@ fn filled(buckets: &[u64; EDGE_BUCKETS]) -> Vec<(u16, u64)> {
         .collect()
 }
 
-/// The key of the edges of this kind that are not distinguished: all threads of the woken process together.
+/// The key of the sum of those edges that are not kept individually: one for each origin and woken process.
 #[must_use]
 pub fn others(key: &EdgeKey) -> EdgeKey {
     EdgeKey {

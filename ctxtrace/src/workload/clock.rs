@@ -1,10 +1,11 @@
-//! The time of the measured section.
+//! Measures the time of the measured section.
 
 use nix::time::{ClockId, clock_gettime};
 
 use super::Outcome;
 
-/// Runs from the beginning of the measured section. Its clock is that of the tracer's events, so that both can be compared.
+/// A stopwatch that starts at the beginning of the measured section. It uses the same clock as the tracer's events, so that their
+/// times can be compared.
 #[derive(Debug)]
 pub(super) struct Stopwatch {
     started_ns: u64,
@@ -15,7 +16,7 @@ impl Stopwatch {
         Self { started_ns: now_ns() }
     }
 
-    /// The section ends here: how long it took for this many messages.
+    /// Stops at the end of the measured section and returns the outcome for this many messages.
     pub(super) fn outcome(self, messages: u64) -> Outcome {
         Outcome {
             elapsed_ns: now_ns().saturating_sub(self.started_ns),
@@ -26,7 +27,7 @@ impl Stopwatch {
     }
 }
 
-/// `CLOCK_MONOTONIC`, which every Linux has.
+/// The time of `CLOCK_MONOTONIC` in nanoseconds. Reading this clock cannot fail on Linux.
 fn now_ns() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
@@ -41,7 +42,7 @@ mod tests {
         let stopwatch = Stopwatch::start();
         std::thread::sleep(std::time::Duration::from_millis(2));
         let outcome = stopwatch.outcome(7);
-        let started = outcome.started_ns.expect("told");
+        let started = outcome.started_ns.expect("a start time");
         assert_eq!(outcome.messages, 7);
         assert!(outcome.elapsed_ns >= 2_000_000);
         assert!(before <= started && started + outcome.elapsed_ns <= now_ns());

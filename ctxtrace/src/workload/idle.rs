@@ -1,7 +1,7 @@
-//! Threads that do nothing.
+//! Threads that do nothing but sleep.
 //!
-//! A process with one thread is a special case: the C library and allocators leave out locks and atomic operations there. With
-//! an idle thread beside it, it is not, and everything else stays as it was.
+//! A process with one thread is a special case: the C library and allocators omit locks and atomic operations in it. An additional
+//! idle thread removes this special case and changes nothing else.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 
 use crate::error::{Error, Result};
 
-/// Threads that are asleep until this goes.
+/// Threads that sleep until this value is dropped.
 #[derive(Debug, Default)]
 pub(super) struct IdleThreads {
     is_over: Arc<AtomicBool>,
@@ -17,11 +17,11 @@ pub(super) struct IdleThreads {
 }
 
 impl IdleThreads {
-    /// Starts this many; they all are there when it returns.
+    /// Starts `count` threads and returns after all of them run.
     ///
     /// # Errors
     ///
-    /// If the machine has no more threads to give.
+    /// If a thread cannot be started.
     pub(super) fn start(count: usize) -> Result<Self> {
         let mut all = Self::default();
         for _ in 0..count {
@@ -47,7 +47,7 @@ impl Drop for IdleThreads {
         self.is_over.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
             thread.thread().unpark();
-            // All it can do is sleep, so it cannot have panicked.
+            // The thread only sleeps, so it cannot have panicked.
             let _ = thread.join();
         }
     }
@@ -62,8 +62,8 @@ mod tests {
         let idle = IdleThreads::start(3).expect("threads");
         assert_eq!(idle.threads.len(), 3);
         assert!(idle.threads.iter().all(|thread| !thread.is_finished()));
-        // Were they not to end, this would not either.
+        // Dropping joins the threads: if they did not end, the test would hang here.
         drop(idle);
-        assert!(IdleThreads::start(0).expect("none").threads.is_empty());
+        assert!(IdleThreads::start(0).expect("no threads").threads.is_empty());
     }
 }

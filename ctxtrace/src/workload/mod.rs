@@ -1,20 +1,20 @@
-//! The programs under test: the article's five ping-pongs.
+//! The built-in workloads: the five ping-pong programs of the article *Lightweight Tasks Switch in Go vs Rust*.
 //!
-//! A workload runs in a process of its own: the same executable, started again with a hidden subcommand, so that what is
-//! traced contains nothing of the tracer. It gets a [`Spec`], does its work, and reports an [`Outcome`] over a pipe. The
-//! programs in other languages ([`Language`]) are programs of their own, and speak the same protocol.
+//! A workload runs in a separate process: the same executable, started again with a hidden subcommand, so that the traced
+//! process does not contain the tracer. It receives a [`Spec`], runs, and reports an [`Outcome`] over a pipe. The workloads in
+//! other languages ([`Language`]) are separate programs that use the same protocol.
 //!
-//! Each is as faithful to the article as today's libraries allow, and nothing is added on the path of a message except one
-//! branch, and one store every 1,024 messages, that tell the tracer how far it has got ([`progress`]).
+//! Each workload follows the article as closely as today's libraries allow. The only addition on the path of a message is one
+//! branch, and one store every 1,024 messages, which report the progress to the tracer ([`progress`]).
 //!
-//! | mode | who plays | a message is |
+//! | mode | participants | one message |
 //! |---|---|---|
 //! | `process` | two processes, two pipes | one round trip of four bytes |
-//! | `process`, in C | the same, by the C library alone (`process.c`) | one round trip of one byte |
+//! | `process`, in C | the same, with only the C library (`process.c`) | one round trip of four bytes |
 //! | `thread` | two threads, two pipes | one round trip of four bytes |
-//! | `task` | three tokio tasks on one thread, two channels | one `"joe0"` from sender over repeater to receiver |
+//! | `task` | three tokio tasks on one thread, two channels | one `"joe0"` from the sender through the repeater to the receiver |
 //! | `task-pool` | the same three tasks on a pool of worker threads | the same |
-//! | `go` | two goroutines, two channels | one `"joe0"` there and back |
+//! | `go` | two goroutines, two channels | one `"joe0"` to the other goroutine and back |
 
 mod clock;
 mod idle;
@@ -30,10 +30,10 @@ use idle::IdleThreads;
 use pin::Pin;
 use progress::Progress;
 
-/// What is sent, and what every receiver checks for, in every workload.
+/// The text of every message in every workload. Every receiver checks that it receives this text.
 pub const MESSAGE: &str = "joe0";
 
-/// Which of the article's cases.
+/// The kind of workload: one of the article's five cases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
@@ -62,38 +62,38 @@ impl Mode {
         }
     }
 
-    /// Whether the players are tasks, tokio's or Go's (and not threads that the kernel switches).
+    /// Whether the participants are tasks (of tokio or Go) and not threads that the kernel switches.
     #[must_use]
     pub fn is_tasks(self) -> bool {
         matches!(self, Self::Task | Self::TaskPool | Self::Go)
     }
 
-    /// Whether the players share a pool of threads.
+    /// Whether the participants share a pool of threads.
     #[must_use]
     pub fn has_workers(self) -> bool {
         matches!(self, Self::TaskPool | Self::Go)
     }
 
-    /// Whether there is a future given to `block_on`.
+    /// Whether the workload has a root future, which is passed to `block_on`.
     #[must_use]
     pub fn has_root(self) -> bool {
         matches!(self, Self::Task | Self::TaskPool)
     }
 
-    /// Messages sent unless `--iterations` says otherwise: what the article used for tasks, a tenth for the rest.
+    /// The default of `--iterations`: the article's number for tasks, a tenth of it for processes and threads.
     #[must_use]
     pub fn default_iterations(self) -> u64 {
         if self.is_tasks() { 2_000_000 } else { 200_000 }
     }
 
-    /// The channel unless `--channel` says otherwise: the article's. Only tokio's tasks have a choice.
+    /// The default of `--channel`: the article's channel. `None` for modes without tokio tasks, which have no choice.
     #[must_use]
     pub fn default_channel(self) -> Option<Channel> {
         self.has_root().then_some(Channel::Futures)
     }
 
-    /// When the next message is sent unless `--protocol` says otherwise: as in the article, whose goroutines wait for an
-    /// answer and whose tasks do not.
+    /// The default of `--protocol`, as in the article: its goroutines wait for an answer and its tasks do not. `None` for processes
+    /// and threads.
     #[must_use]
     pub fn default_protocol(self) -> Option<Protocol> {
         match self {
@@ -103,37 +103,37 @@ impl Mode {
         }
     }
 
-    /// What it is written in unless `--language` says otherwise.
+    /// The default of `--language`.
     #[must_use]
     pub fn default_language(self) -> Language {
         if self == Self::Go { Language::Go } else { Language::Rust }
     }
 
-    /// Processes and threads share one CPU unless told otherwise, as the textbook's exercise asks for.
+    /// The default of `--pin`: processes and threads share one CPU, as in the textbook exercise (OSTEP); tasks are not pinned.
     #[must_use]
     pub fn default_pin(self) -> Pin {
         if self.is_tasks() { Pin::None } else { Pin::SameCpu }
     }
 }
 
-/// What a workload is written in.
+/// The language that a workload is written in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Language {
     /// Rust, as part of this executable
     #[default]
     Rust,
-    /// C, built by this machine's `cc`
+    /// C, compiled with this machine's `cc`
     C,
-    /// Go, built by this machine's `go`: what [`Mode::Go`] is in
+    /// Go, built with this machine's `go`; used by [`Mode::Go`] only
     #[value(skip)]
     Go,
 }
 
-/// `process` in C, the textbook's way.
+/// The source of the workload `process` in C.
 pub const PROCESS_IN_C: &str = include_str!("process.c");
 
-/// The article's Go program: two goroutines in lockstep.
+/// The source of the article's Go program: two goroutines in lock-step.
 pub const PING_PONG_IN_GO: &str = include_str!("ping_pong.go");
 
 /// Where the receiver runs.
@@ -157,14 +157,14 @@ impl Root {
     }
 }
 
-/// Which channel joins the tasks.
+/// The type of channel between the tasks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Channel {
-    /// `futures::channel::mpsc`, the article's: `--buffer` messages, and one more of each sender
+    /// `futures::channel::mpsc`, as in the article; holds `--buffer` messages plus one per sender
     #[default]
     Futures,
-    /// `tokio::sync::mpsc`: `--buffer` messages
+    /// `tokio::sync::mpsc`; holds `--buffer` messages
     Tokio,
 }
 
@@ -179,13 +179,13 @@ impl Channel {
     }
 }
 
-/// When the next message is sent.
+/// When the sender sends the next message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
-    /// As soon as there is room
+    /// As soon as the channel has room
     Pipelined,
-    /// When the one before has arrived
+    /// After the previous message has arrived
     LockStep,
 }
 
@@ -200,7 +200,7 @@ impl Protocol {
     }
 }
 
-/// What a workload in Rust gets its memory from.
+/// The allocator of a workload in Rust.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Allocator {
@@ -222,60 +222,61 @@ impl Allocator {
     }
 }
 
-/// A cause of slowness that a test plants and then looks for.
+/// A deliberate cause of slowness, which a test adds to a workload and then expects to find in the explanation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Plant {
-    /// Every task takes the same lock for each message, and works about a microsecond while it has it
+    /// Every task locks the same mutex for each message and works for about a microsecond while it holds the lock
     Mutex,
-    /// The same with a lock for each task: as much work, and nobody waits for a lock
+    /// The same work as `Mutex`, but each task has its own mutex, so that no task waits for a lock
     OwnMutexes,
-    /// The repeater blocks its thread for 50 µs at one message in a thousand
+    /// The repeater blocks its thread for 50 µs at every thousandth message
     Sleep,
-    /// Every message brings 32 boxes along, which the sender makes and the receiver frees
+    /// Every message contains 32 boxes, which the sender allocates and the receiver frees
     Allocations,
 }
 
-/// One workload, every option resolved. What has no meaning for the mode is `None`.
+/// A workload with every option resolved. Options that the mode does not have are `None`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
-    /// The case.
+    /// The kind of workload.
     pub mode: Mode,
-    /// What it is written in; a choice for `process` only.
+    /// The language of the workload. Only `process` has a choice.
     #[serde(default)]
     pub language: Language,
-    /// Messages to send, at least 1.
+    /// The number of messages to send, at least 1.
     pub iterations: u64,
-    /// On which CPUs.
+    /// The CPUs that the participants are pinned to.
     pub pin: Pin,
-    /// Messages a channel holds beyond one per sender (Go's: in all); tasks only.
+    /// The number of messages that a channel holds: for `futures` beyond one per sender, for tokio and Go in total; tasks only.
     pub buffer: Option<usize>,
-    /// Worker threads; `task-pool` only. For `go` it is `GOMAXPROCS`.
+    /// The number of worker threads of `task-pool`. For `go` it is `GOMAXPROCS`.
     pub workers: Option<usize>,
-    /// Where the receiver runs; tokio's tasks only.
+    /// Where the receiver runs; tokio tasks only.
     pub root: Option<Root>,
-    /// Which channel joins the tasks; tokio's tasks only. See [`Spec::channel`].
+    /// The type of channel between the tasks; tokio tasks only. See [`Spec::channel`].
     #[serde(default)]
     pub channel: Option<Channel>,
-    /// When the next message is sent; tasks only. See [`Spec::protocol`].
+    /// When the sender sends the next message; tasks only. See [`Spec::protocol`].
     #[serde(default)]
     pub protocol: Option<Protocol>,
-    /// Whether the messages in flight are counted, which costs something at each; tasks only.
+    /// Whether the messages in flight are counted, which makes every message slower; tasks only.
     #[serde(default)]
     pub count_in_flight: bool,
-    /// Threads in each process that do nothing but sleep; not in C and Go.
+    /// The number of threads in each process that only sleep; not for C and Go.
     #[serde(default)]
     pub idle_threads: usize,
-    /// What it gets its memory from: an executable's affair, so it decides which one is started; not in C and Go.
+    /// The allocator. It is linked into the executable, so this option selects the executable to start; not for C and Go.
     #[serde(default)]
     pub allocator: Allocator,
-    /// What makes it slow on purpose; tokio's tasks only, and in no report. Nothing is counted in flight then.
+    /// The deliberate cause of slowness, for tests; tokio tasks only, and not shown in any report. If set, messages in flight are
+    /// not counted.
     #[serde(default)]
     pub plant: Option<Plant>,
 }
 
 impl Spec {
-    /// The case with every option at its default, which is the article's.
+    /// Returns the workload of this mode with every option at its default.
     #[must_use]
     pub fn of(mode: Mode) -> Self {
         Self {
@@ -295,13 +296,13 @@ impl Spec {
         }
     }
 
-    /// The case in a few words: its mode, its buffer, and what is not at its default.
+    /// Describes the workload in a few words: its mode, its buffer, and every option that is not at its default.
     #[must_use]
     pub fn in_words(&self) -> String {
         let default = Self::of(self.mode);
         let mut words = vec![self.mode.name().to_owned()];
-        let mut add = |is_told: bool, what: String| {
-            if is_told {
+        let mut add = |is_shown: bool, what: String| {
+            if is_shown {
                 words.push(what);
             }
         };
@@ -330,53 +331,55 @@ impl Spec {
         words.join(", ")
     }
 
-    /// Which channel joins the tasks. Captures from before there was a choice do not tell it: then it is the default.
+    /// The type of channel between the tasks. Captures from before this option existed lack it; they used the default.
     #[must_use]
     pub fn channel(&self) -> Option<Channel> {
         self.channel.or(self.mode.default_channel())
     }
 
-    /// When the next message is sent. Captures from before there was a choice do not tell it: then it is the default.
+    /// When the sender sends the next message. Captures from before this option existed lack it; they used the default.
     #[must_use]
     pub fn protocol(&self) -> Option<Protocol> {
         self.protocol.or(self.mode.default_protocol())
     }
 }
 
-/// What a workload says when it has ended well.
+/// The result that a workload reports after it has completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// From before the first message to after the last, by the workload's own monotonic clock.
+    /// The time from before the first message to after the last one, in nanoseconds of the workload's own monotonic clock.
     pub elapsed_ns: u64,
-    /// Messages sent, received and checked.
+    /// The number of messages that were sent, received and checked.
     pub messages: u64,
-    /// When the first message was about to be sent: `CLOCK_MONOTONIC`, nanoseconds. Captures from before do not tell it.
+    /// The time just before the first message was sent, in nanoseconds of `CLOCK_MONOTONIC`. Captures of older versions lack it.
     #[serde(default)]
     pub started_ns: Option<u64>,
-    /// The most messages that were in flight at a time, if they were counted.
+    /// The maximum number of messages that were in flight at the same time, if they were counted.
     #[serde(default)]
     pub max_in_flight: Option<u64>,
 }
 
 impl Outcome {
-    /// Elapsed time by messages, nanoseconds.
+    /// The elapsed time per message, in nanoseconds.
     #[must_use]
     pub fn ns_per_message(&self) -> f64 {
         self.elapsed_ns as f64 / self.messages as f64
     }
 }
 
-/// Runs a workload in this process, to its end.
+/// Runs a workload in this process until it completes.
 ///
 /// # Errors
 ///
-/// If the machine lacks what the spec asks for (CPUs, threads, pipes), if a message arrives altered or not at all, or if the
-/// spec is for a program in another language.
+/// If the machine lacks CPUs, threads or pipes that the spec needs, if a message is altered or lost, or if the workload is
+/// written in another language.
 pub fn run(spec: &Spec, progress: &Progress) -> Result<Outcome> {
     if spec.language != Language::Rust {
-        return Err(Error::Workload("this executable is the workload in Rust".to_owned()));
+        return Err(Error::Workload(
+            "this executable runs only the workloads in Rust".to_owned(),
+        ));
     }
-    // A process that is to fork has no other threads: there each of the two starts its own.
+    // The process workload must be single-threaded when it forks, so both of its processes start their idle threads later.
     let here = if spec.mode == Mode::Process {
         0
     } else {
@@ -388,11 +391,13 @@ pub fn run(spec: &Spec, progress: &Progress) -> Result<Outcome> {
         Mode::Thread => pipe::between_threads(spec, progress),
         Mode::Task => task::on_one_thread(spec, progress),
         Mode::TaskPool => task::on_a_pool(spec, progress),
-        Mode::Go => Err(Error::Workload("the goroutines are in Go".to_owned())),
+        Mode::Go => Err(Error::Workload("the mode `go` is a separate program in Go".to_owned())),
     }
 }
 
-/// The error of a message that is not what was sent.
+/// The error for a received message that differs from the sent one.
 fn altered(index: u64) -> Error {
-    Error::Workload(format!("message {index} did not arrive as it was sent (\"{MESSAGE}\")"))
+    Error::Workload(format!(
+        "message {index} differs from the one that was sent (\"{MESSAGE}\")"
+    ))
 }

@@ -1,4 +1,4 @@
-//! Which CPUs a workload's players may use.
+//! Pins the participants of a workload to CPUs.
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -6,15 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// A choice of CPUs.
+/// How the participants of a workload are distributed to CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pin {
-    /// Wherever the scheduler puts them
+    /// Not pinned; the scheduler decides
     None,
-    /// All on one CPU
+    /// All on the same CPU
     SameCpu,
-    /// Each on a CPU of its own
+    /// Each on a different CPU
     SplitCpus,
 }
 
@@ -30,11 +30,11 @@ impl Pin {
     }
 }
 
-/// The CPUs this process may use, lowest first.
+/// Returns the CPUs that this process may use, in ascending order.
 ///
 /// # Errors
 ///
-/// If the kernel does not tell.
+/// If `sched_getaffinity` fails.
 pub fn allowed_cpus() -> Result<Vec<usize>> {
     let set = sched_getaffinity(Pid::from_raw(0)).map_err(Error::errno("sched_getaffinity"))?;
     Ok((0..CpuSet::count())
@@ -42,7 +42,7 @@ pub fn allowed_cpus() -> Result<Vec<usize>> {
         .collect())
 }
 
-/// Pins players to CPUs. Worked out once, before anybody is pinned, because pinning changes what is allowed.
+/// Pins the participants to CPUs. The allowed CPUs are read once, before the first thread is pinned, because pinning changes them.
 #[derive(Clone, Debug)]
 pub struct Pinning {
     pin: Pin,
@@ -54,12 +54,12 @@ impl Pinning {
     ///
     /// # Errors
     ///
-    /// If each wants a CPU of its own and there are fewer.
+    /// If each thread needs a different CPU and the process may use fewer CPUs than that.
     pub fn new(pin: Pin, players: usize) -> Result<Self> {
         let allowed = allowed_cpus()?;
         if pin == Pin::SplitCpus && allowed.len() < players {
             return Err(Error::Workload(format!(
-                "--pin split-cpus wants {players} CPUs, and this process may use {}: use --pin same-cpu or none{}",
+                "--pin split-cpus needs {players} CPUs, but this process may use only {}: use --pin same-cpu or none{}",
                 allowed.len(),
                 if players > 2 { ", or fewer --workers" } else { "" }
             )));
@@ -67,22 +67,22 @@ impl Pinning {
         Ok(Self { pin, allowed })
     }
 
-    /// The CPU of the player with this index; `None` for any.
+    /// The CPU of the participant with this index; `None` if it is not pinned.
     #[must_use]
     pub fn cpu(&self, player: usize) -> Option<usize> {
         match self.pin {
             Pin::None => None,
-            // The last CPU: the first one usually serves more interrupts.
+            // Use the last CPU, because the first one usually handles more interrupts.
             Pin::SameCpu => self.allowed.last().copied(),
             Pin::SplitCpus => self.allowed.get(player).copied(),
         }
     }
 
-    /// Pins the calling thread as the player with this index.
+    /// Pins the calling thread to the CPU of the participant with this index.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses.
+    /// If `sched_setaffinity` fails.
     pub fn apply(&self, player: usize) -> Result<()> {
         let Some(cpu) = self.cpu(player) else { return Ok(()) };
         let mut set = CpuSet::new();

@@ -1,8 +1,8 @@
 // The article's Go program: two goroutines in lock-step over two channels of strings.
-// A variant has a third one, which sends without waiting for answers.
+// A variant has a third goroutine, which sends without waiting for answers.
 //
-// It is built and started by `ctxtrace run --mode go`, and says on a descriptor how it went and in a shared page how far it
-// has got, as ctxtrace's other workloads do.
+// `ctxtrace run --mode go` builds and starts it. Like ctxtrace's other workloads, it reports the outcome on a descriptor and
+// the progress in a shared page.
 package main
 
 import (
@@ -19,7 +19,7 @@ import (
 
 const text = "joe0"
 
-// Messages between two stores into the shared page.
+// The number of messages between two stores into the shared page.
 const step = 1024
 
 var (
@@ -29,11 +29,11 @@ var (
 	pipelined  = flag.Bool("pipelined", false, "send without waiting for answers")
 	count      = flag.Bool("count-in-flight", false, "count the messages in flight")
 	reportFD   = flag.Int("report-fd", 1, "descriptor to report to")
-	progressFD = flag.Int("progress-fd", -1, "descriptor of the page to show progress in")
+	progressFD = flag.Int("progress-fd", -1, "descriptor of the page to report progress in")
 )
 
-// Not arguments: of `go child(there, back)` the compiler would make a function of its own, and that would be the one the
-// goroutine is known to have been started with.
+// The channels are not arguments: for `go child(there, back)` the compiler would generate a wrapper function, and the runtime would
+// record the wrapper as the start function of the goroutine.
 var there, back chan string
 
 func main() {
@@ -55,13 +55,13 @@ func main() {
 	}
 }
 
-// How it went.
+// The times of a run: how long it took, and when it started (CLOCK_MONOTONIC, nanoseconds).
 type outcome struct {
 	elapsed time.Duration
 	started int64
 }
 
-// Sends all messages, and sees that each comes back.
+// Sends all messages, and checks that each comes back.
 func play() (result outcome, err error) {
 	progress, err := mapProgress()
 	if err != nil {
@@ -97,7 +97,7 @@ func play() (result outcome, err error) {
 	return result, nil
 }
 
-// Sends one by one, and waits for each to come back.
+// Sends the messages one by one, and waits for each to come back.
 func lockStep(progress *uint64) error {
 	for i := uint64(0); i < *iterations; i++ {
 		there <- text
@@ -112,7 +112,7 @@ func lockStep(progress *uint64) error {
 	return nil
 }
 
-// The same, counted. It is a loop of its own so that the other one stays as it is.
+// Does the same as lockStep and counts the messages in flight. It is a separate loop so that counting does not slow down lockStep.
 func lockStepCounted(progress *uint64) error {
 	for i := uint64(0); i < *iterations; i++ {
 		isSent()
@@ -130,7 +130,7 @@ func lockStepCounted(progress *uint64) error {
 	return nil
 }
 
-// Sends without waiting for anything but room.
+// Sends all messages, and waits only for room in the channel.
 func sender() {
 	for i := uint64(0); i < *iterations; i++ {
 		if *count {
@@ -141,7 +141,7 @@ func sender() {
 	close(there)
 }
 
-// Receives what sender has sent.
+// Receives and checks all messages of sender, after child has sent them back.
 func receiveAll(progress *uint64) error {
 	for i := uint64(0); i < *iterations; i++ {
 		message := <-back
@@ -159,13 +159,13 @@ func receiveAll(progress *uint64) error {
 }
 
 func altered(index uint64) error {
-	return fmt.Errorf("message %d did not arrive as it was sent (\"%s\")", index, text)
+	return fmt.Errorf("message %d differs from the one that was sent (\"%s\")", index, text)
 }
 
-// Messages on their way, and the most there ever were. One goroutine raises them.
+// The messages in flight, and their maximum so far. Only one goroutine increases them.
 var inFlight, maxInFlight int64
 
-// Another one is on its way.
+// Counts a message that is about to be sent.
 func isSent() {
 	now := atomic.AddInt64(&inFlight, 1)
 	if now > atomic.LoadInt64(&maxInFlight) {
@@ -173,7 +173,7 @@ func isSent() {
 	}
 }
 
-// The clock of the tracer's events, nanoseconds; package time tells durations only.
+// Returns the time of CLOCK_MONOTONIC in nanoseconds, which the tracer's events use. Package time gives only durations of it.
 func monotonic() (int64, error) {
 	const clockMonotonic = 1
 	var now syscall.Timespec
@@ -184,7 +184,7 @@ func monotonic() (int64, error) {
 	return now.Nano(), nil
 }
 
-// Sends back what it gets.
+// Sends every message back.
 func child() {
 	for message := range there {
 		back <- message
@@ -202,8 +202,8 @@ func mapProgress() (*uint64, error) {
 	return (*uint64)(unsafe.Pointer(&page[0])), nil
 }
 
-// Pins all threads to the last CPU that the process may use. Those that the runtime has made by now are pinned one by one,
-// until there is no new one; those that it makes later inherit it from their makers.
+// Pins all threads to the last CPU that the process may use. The existing threads are pinned one by one, until no new one is
+// found; threads that are created later inherit the CPU from the threads that create them.
 func pin() error {
 	var allowed, one [1024]uint64
 	if err := affinity(syscall.SYS_SCHED_GETAFFINITY, 0, &allowed); err != nil {
@@ -216,7 +216,7 @@ func pin() error {
 		}
 	}
 	if last < 0 {
-		return errors.New("sched_getaffinity names no CPU")
+		return errors.New("sched_getaffinity returned no CPU")
 	}
 	one[last/64] = 1 << uint(last%64)
 	pinned := map[int]bool{}

@@ -1,7 +1,7 @@
-//! `process` and `thread`: four bytes to and fro over two pipes.
+//! The workloads `process` and `thread`: four bytes go back and forth over two pipes.
 //!
-//! The textbook's way to measure a context switch (lmbench's `lat_ctx`, OSTEP's homework): whoever has written must wait
-//! for the answer, so on one CPU the kernel has to switch for every byte to go on.
+//! This is the textbook method to measure a context switch (lmbench's `lat_ctx`, OSTEP's homework): the side that has written waits
+//! for the answer, so on one CPU every message needs a kernel switch.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -18,14 +18,14 @@ use super::progress::Progress;
 use super::{MESSAGE, Outcome, Spec, altered};
 use crate::error::{Error, Result};
 
-/// One side's two pipe ends.
+/// The two pipe ends of one side.
 struct Line {
     from_peer: OwnedFd,
     to_peer: OwnedFd,
 }
 
 impl Line {
-    /// Two ends connected by two pipes.
+    /// Creates two sides that are connected by two pipes.
     fn pair() -> Result<(Self, Self)> {
         let (ping_read, ping_write) = pipe().map_err(Error::errno("pipe"))?;
         let (pong_read, pong_write) = pipe().map_err(Error::errno("pipe"))?;
@@ -43,14 +43,14 @@ impl Line {
     #[inline(always)]
     fn send(&self, message: &[u8]) -> Result<()> {
         match write(self.to_peer.as_fd(), message) {
-            // Four bytes go into a pipe whole or not at all (POSIX: up to PIPE_BUF are atomic).
+            // A write of four bytes to a pipe is never partial (POSIX: writes of up to PIPE_BUF bytes are atomic).
             Ok(_) => Ok(()),
             Err(Errno::EPIPE) => Err(peer_gone()),
             Err(errno) => Err(Error::errno("write")(errno)),
         }
     }
 
-    /// Receives one message, or tells what came instead.
+    /// Receives one message. Fails if the message was altered or the peer has closed its end.
     #[inline(always)]
     fn receive(&self, index: u64) -> Result<()> {
         let mut buffer = [0; MESSAGE.len()];
@@ -62,7 +62,7 @@ impl Line {
         }
     }
 
-    /// The side that begins: sends and waits for each answer.
+    /// Runs the side that starts: sends each message and waits for its answer.
     fn ping(&self, iterations: u64, progress: &Progress) -> Result<Outcome> {
         let stopwatch = Stopwatch::start();
         for index in 0..iterations {
@@ -75,7 +75,7 @@ impl Line {
         Ok(outcome)
     }
 
-    /// The side that answers.
+    /// Runs the side that answers each message.
     fn pong(&self, iterations: u64) -> Result<()> {
         for index in 0..iterations {
             self.receive(index)?;
@@ -86,10 +86,10 @@ impl Line {
 }
 
 fn peer_gone() -> Error {
-    Error::Workload("the other side of the pipe went away in mid-run".to_owned())
+    Error::Workload("the other side of the pipe ended during the run".to_owned())
 }
 
-/// Two threads of this process.
+/// Runs the workload `thread`, between two threads of this process.
 pub(super) fn between_threads(spec: &Spec, progress: &Progress) -> Result<Outcome> {
     let pinning = Pinning::new(spec.pin, 2)?;
     let (near, far) = Line::pair()?;
@@ -100,13 +100,13 @@ pub(super) fn between_threads(spec: &Spec, progress: &Progress) -> Result<Outcom
         let echo = echo
             .spawn_scoped(scope, move || {
                 echo_pinning.apply(1)?;
-                // `far` moves in: were this side to fail, its ends close and the other one learns of it.
+                // `far` is moved into the thread, so that its ends close if this side fails and the other side notices.
                 let far = far;
                 far.pong(iterations)
             })
             .map_err(Error::system("starting a thread"))?;
         let played = pinning.apply(0).and_then(|()| near.ping(iterations, progress));
-        // Close this side's ends before waiting, so that a peer that still reads sees the end.
+        // Close this side's ends before joining, so that a peer that is still reading gets end of file.
         drop(near);
         let echoed = echo
             .join()
@@ -116,19 +116,19 @@ pub(super) fn between_threads(spec: &Spec, progress: &Progress) -> Result<Outcom
     })
 }
 
-/// This process and a child of it.
+/// Runs the workload `process`, between this process and a child.
 pub(super) fn between_processes(spec: &Spec, progress: &Progress) -> Result<Outcome> {
     let pinning = Pinning::new(spec.pin, 2)?;
     let (near, far) = Line::pair()?;
     let parent = nix::unistd::getpid();
-    // SAFETY: this process has one thread, so the child may do anything.
+    // SAFETY: this process has only one thread, so the child may call any function after the fork.
     match unsafe { fork() }.map_err(Error::errno("fork"))? {
         ForkResult::Child => {
             drop(near);
             let echoed = prctl::set_pdeathsig(Signal::SIGKILL)
                 .map_err(Error::errno("prctl"))
                 .and_then(|()| {
-                    // The parent may have died before the request took effect.
+                    // The parent may have ended before `prctl` took effect.
                     if getppid() == parent { Ok(()) } else { Err(peer_gone()) }
                 })
                 .and_then(|()| pinning.apply(1))
@@ -139,7 +139,8 @@ pub(super) fn between_processes(spec: &Spec, progress: &Progress) -> Result<Outc
                     }
                     far.pong(spec.iterations)
                 });
-            // SAFETY: ends the child at once; nothing of the parent's (buffers, destructors) may run twice.
+            // SAFETY: `_exit` ends the child immediately, so that the parent's buffers are not flushed and its destructors are not
+            // run a second time.
             unsafe { libc::_exit(i32::from(echoed.is_err())) }
         }
         ForkResult::Parent { child } => {
@@ -149,7 +150,7 @@ pub(super) fn between_processes(spec: &Spec, progress: &Progress) -> Result<Outc
                 .and_then(|()| IdleThreads::start(spec.idle_threads))
                 .and_then(|_idle| {
                     if spec.idle_threads > 0 {
-                        // The other side's threads are there.
+                        // Wait for the message that the child sends after its idle threads have started.
                         near.receive(0)?;
                     }
                     near.ping(spec.iterations, progress)
@@ -159,7 +160,7 @@ pub(super) fn between_processes(spec: &Spec, progress: &Progress) -> Result<Outc
             let outcome = played?;
             match ended {
                 WaitStatus::Exited(_, 0) => Ok(outcome),
-                other => Err(Error::Workload(format!("the echo process ended badly: {other:?}"))),
+                other => Err(Error::Workload(format!("the echo process failed: {other:?}"))),
             }
         }
     }
@@ -202,7 +203,7 @@ mod tests {
             near.receive(0)
                 .expect_err("end of file")
                 .to_string()
-                .contains("went away")
+                .contains("ended during the run")
         );
     }
 }

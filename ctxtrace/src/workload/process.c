@@ -1,11 +1,11 @@
 /*
- * `process` in C: four bytes to and fro between two processes over two pipes, the textbook's way to measure a context switch
- * (lmbench's lat_ctx, OSTEP's homework). The same as pipe.rs does, by the C library alone.
+ * The workload `process` in C: four bytes go back and forth between two processes over two pipes, the textbook method to measure
+ * a context switch (lmbench's lat_ctx, OSTEP's homework). It does the same as pipe.rs, with only the C library.
  *
  * process ROUND_TRIPS NEAR_CPU FAR_CPU REPORT_FD PROGRESS_FD
  *
- * A CPU of -1 stands for any. The outcome goes to REPORT_FD as one line of JSON, a message of run/child.rs; how far it has
- * got, to the page behind PROGRESS_FD (workload/progress.rs).
+ * A CPU of -1 means that the process is not pinned. The outcome is written to REPORT_FD as one line of JSON (a message of
+ * run/child.rs), the progress to the page behind PROGRESS_FD (workload/progress.rs).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -21,21 +21,21 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Messages between two stores of the progress, and the size of its page: as in progress.rs. */
+/* The messages between two stores of the progress, and the size of its page in bytes, as in progress.rs. */
 #define STEP 1024
 #define PAGE 4096
 
 static int report_fd;
 
-/* Says why it ends, and ends. */
+/* Reports the failure on report_fd, and exits with status 1. */
 static void fail(const char *what, int error) {
     dprintf(report_fd, "{\"failed\":\"%s%s%s\"}\n", what, error ? " failed: " : "", error ? strerror(error) : "");
     exit(1);
 }
 
-static const char *const GONE = "the other side of the pipe went away in mid-run";
+static const char *const GONE = "the other side of the pipe ended during the run";
 
-/* What is sent, and what every receiver checks for: MESSAGE in mod.rs. */
+/* The text of every message, which every receiver checks; the same as MESSAGE in mod.rs. */
 static const char MESSAGE[4] = {'j', 'o', 'e', '0'};
 
 static void send(int fd) {
@@ -45,13 +45,13 @@ static void send(int fd) {
 
 static void receive(int fd, uint64_t index) {
     char message[sizeof MESSAGE];
-    /* The kernel writes so few bytes to a pipe, and reads them, in one piece. */
+    /* The kernel writes and reads four bytes of a pipe in one piece. */
     ssize_t length = read(fd, message, sizeof message);
     if (length <= 0)
         fail(length == 0 ? GONE : "read", length == 0 ? 0 : errno);
     if (length != sizeof message || memcmp(message, MESSAGE, sizeof message) != 0) {
         char text[80];
-        snprintf(text, sizeof text, "message %llu did not arrive as it was sent", (unsigned long long)index);
+        snprintf(text, sizeof text, "message %llu differs from the one that was sent", (unsigned long long)index);
         fail(text, 0);
     }
 }
@@ -76,7 +76,7 @@ static void pin(int cpu) {
     CPU_FREE(set);
 }
 
-/* The side that begins: sends and waits for each answer. Says when it began, and returns how long that took. */
+/* The side that starts: sends each message and waits for its answer. Stores the start time and returns the elapsed time. */
 static uint64_t ping(int from, int to, uint64_t round_trips, uint64_t *progress, uint64_t *started) {
     uint64_t start = *started = now_ns();
     for (uint64_t index = 0; index < round_trips; index++) {
@@ -90,7 +90,7 @@ static uint64_t ping(int from, int to, uint64_t round_trips, uint64_t *progress,
     return elapsed;
 }
 
-/* The side that answers. */
+/* The side that answers each message. */
 static void pong(int from, int to, uint64_t round_trips) {
     for (uint64_t index = 0; index < round_trips; index++) {
         receive(from, index);
@@ -104,7 +104,7 @@ int main(int argc, char **argv) {
     uint64_t round_trips = strtoull(argv[1], NULL, 10);
     int near_cpu = atoi(argv[2]), far_cpu = atoi(argv[3]), progress_fd = atoi(argv[5]);
     report_fd = atoi(argv[4]);
-    /* A peer that goes away is an error of write, not the end. */
+    /* If the peer has ended, write fails with EPIPE instead of killing this process. */
     signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_NAME, "process");
 
@@ -121,10 +121,10 @@ int main(int argc, char **argv) {
     if (child == 0) {
         close(there[1]);
         close(back[0]);
-        /* There is one message home, and it is the parent's; this side is missed when it ends. */
+        /* Only the parent writes the one report; it notices from the status of this child that the child failed. */
         report_fd = -1;
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        /* The parent may have died before the request took effect. */
+        /* The parent may have ended before prctl took effect. */
         if (getppid() != parent)
             _exit(1);
         pin(far_cpu);
@@ -139,7 +139,7 @@ int main(int argc, char **argv) {
     if (waitpid(child, &status, 0) != child)
         fail("waitpid", errno);
     if (status != 0)
-        fail("the echo process ended badly", 0);
+        fail("the echo process failed", 0);
     dprintf(report_fd, "{\"done\":{\"elapsed_ns\":%llu,\"messages\":%llu,\"started_ns\":%llu}}\n",
             (unsigned long long)elapsed, (unsigned long long)round_trips, (unsigned long long)started);
     return 0;

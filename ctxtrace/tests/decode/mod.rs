@@ -1,8 +1,10 @@
-//! Decodes what is written as protobuf by another implementation than the one that wrote it, and by the formats' own
-//! descriptions. For the tests of the library and for those on the real kernel.
+//! Decodes protobuf outputs with another implementation than the one that writes them, and with the formats' own `.proto` files.
+//! The unit tests of the library and the privileged tests both include this module.
 
-// Each includes this, and neither uses all of it.
-#![allow(dead_code, reason = "the two that include this use different parts")]
+#![allow(
+    dead_code,
+    reason = "the two test executables that include this module use different parts of it"
+)]
 
 pub(crate) mod perfetto;
 pub(crate) mod pprof;
@@ -14,9 +16,9 @@ use std::sync::{Mutex, PoisonError};
 use protobuf::MessageDyn;
 use protobuf::reflect::{FileDescriptor, MessageRef, ReflectValueRef};
 
-/// A message of this name, out of one of the files beside this one, with these bytes in it.
+/// Decodes bytes as the message with this name in one of the `.proto` files in this folder.
 ///
-/// All of it must be known to that file: a field with a wrong number or of a wrong type is an unknown one.
+/// Panics if the bytes contain a field that the file does not define; a field with a wrong number or type counts as such.
 fn decode(file: &str, message: &str, bytes: &[u8]) -> Box<dyn MessageDyn> {
     static PARSED: Mutex<BTreeMap<String, FileDescriptor>> = Mutex::new(BTreeMap::new());
     let mut parsed = PARSED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -27,9 +29,9 @@ fn decode(file: &str, message: &str, bytes: &[u8]) -> Box<dyn MessageDyn> {
     drop(parsed);
     let message = descriptor
         .message_by_package_relative_name(message)
-        .expect("the file describes it");
+        .expect("the file defines the message");
     let mut decoded = message.new_instance();
-    decoded.merge_from_bytes_dyn(bytes).expect("well-formed");
+    decoded.merge_from_bytes_dyn(bytes).expect("well-formed protobuf");
     assert_known(&*decoded);
     decoded
 }
@@ -41,15 +43,15 @@ fn descriptor(file: &str) -> FileDescriptor {
         .include(&folder)
         .input(folder.join(file))
         .file_descriptor_set()
-        .expect("a description");
-    FileDescriptor::new_dynamic(parsed.file.remove(0), &[]).expect("complete")
+        .expect("a valid .proto file");
+    FileDescriptor::new_dynamic(parsed.file.remove(0), &[]).expect("a .proto file without imports")
 }
 
 fn assert_known(message: &dyn MessageDyn) {
     let unknown = message.special_fields_dyn().unknown_fields();
     assert!(
         unknown.iter().next().is_none(),
-        "{unknown:?} in {}",
+        "unknown fields {unknown:?} in {}",
         message.descriptor_dyn().full_name()
     );
     for field in message.descriptor_dyn().fields() {
@@ -73,47 +75,47 @@ fn integer(value: &ReflectValueRef<'_>) -> i64 {
         ReflectValueRef::I64(number) => number,
         ReflectValueRef::Bool(yes) => i64::from(yes),
         ReflectValueRef::Enum(_, number) => i64::from(number),
-        ref other => panic!("{other:?} is no number"),
+        ref other => panic!("{other:?} is not a number"),
     }
 }
 
-/// A number in a message, if it is there.
+/// Returns the number in a field, if the field is set.
 fn number(message: &dyn MessageDyn, name: &str) -> Option<i64> {
     let field = field(message, name);
     field.get_singular(message).map(|value| integer(&value))
 }
 
-/// Numbers in a message.
+/// Returns the numbers in a repeated field.
 fn numbers(message: &dyn MessageDyn, name: &str) -> Vec<i64> {
     let values = field(message, name).get_repeated(message);
     values.into_iter().map(|value| integer(&value)).collect()
 }
 
-/// A text in a message, if it is there.
+/// Returns the text in a field, if the field is set.
 fn text(message: &dyn MessageDyn, name: &str) -> Option<String> {
     match field(message, name).get_singular(message)? {
         ReflectValueRef::String(text) => Some(text.to_owned()),
-        ReflectValueRef::Bytes(bytes) => Some(String::from_utf8(bytes.to_vec()).expect("text")),
-        other => panic!("{other:?} is no text"),
+        ReflectValueRef::Bytes(bytes) => Some(String::from_utf8(bytes.to_vec()).expect("valid UTF-8")),
+        other => panic!("{other:?} is not a text"),
     }
 }
 
-/// A message in a message, if it is there.
+/// Returns the message in a field, if the field is set.
 fn child<'a>(message: &'a dyn MessageDyn, name: &str) -> Option<MessageRef<'a>> {
     match field(message, name).get_singular(message)? {
         ReflectValueRef::Message(inner) => Some(inner),
-        other => panic!("{other:?} is no message"),
+        other => panic!("{other:?} is not a message"),
     }
 }
 
-/// Messages in a message.
+/// Returns the messages in a repeated field.
 fn children<'a>(message: &'a dyn MessageDyn, name: &str) -> Vec<MessageRef<'a>> {
     let values = field(message, name).get_repeated(message);
     values
         .into_iter()
         .map(|value| match value {
             ReflectValueRef::Message(inner) => inner,
-            other => panic!("{other:?} is no message"),
+            other => panic!("{other:?} is not a message"),
         })
         .collect()
 }
@@ -122,5 +124,5 @@ fn field(message: &dyn MessageDyn, name: &str) -> protobuf::reflect::FieldDescri
     let descriptor = message.descriptor_dyn();
     descriptor
         .field_by_name(name)
-        .unwrap_or_else(|| panic!("{} has no {name}", descriptor.full_name()))
+        .unwrap_or_else(|| panic!("{} has no field {name}", descriptor.full_name()))
 }

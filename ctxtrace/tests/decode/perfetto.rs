@@ -1,4 +1,4 @@
-//! A Perfetto trace, decoded, and what must be true of any.
+//! A decoder for Perfetto traces, which checks what must hold in every trace.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read;
@@ -32,7 +32,7 @@ pub(crate) struct Waking {
     pub(crate) is_new: bool,
 }
 
-/// What an event on a track is.
+/// The type of an event on a track, with the value if it is a counter's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Begin,
@@ -57,12 +57,12 @@ pub(crate) struct TrackEvent {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Track {
     pub(crate) name: String,
-    /// Process and thread, of a thread's.
+    /// The process id and the thread id, if the track is that of a thread.
     pub(crate) thread: Option<(i64, i64)>,
     pub(crate) is_counter: bool,
 }
 
-/// A slice, from when to when.
+/// A slice of a track.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Slice {
     pub(crate) track: i64,
@@ -72,14 +72,14 @@ pub(crate) struct Slice {
     pub(crate) depth: usize,
 }
 
-/// A trace, decoded: everything in the order of the file.
+/// A decoded trace. The lists are in the order of the file.
 #[derive(Debug, Default)]
 pub(crate) struct Trace {
     pub(crate) switches: Vec<Switch>,
     pub(crate) wakings: Vec<Waking>,
     pub(crate) track_events: Vec<TrackEvent>,
     pub(crate) tracks: BTreeMap<i64, Track>,
-    /// Process of each thread in process trees and of those that were created, by thread.
+    /// The process id of each thread in the process trees, by thread id.
     pub(crate) tree: BTreeMap<i64, i64>,
     pub(crate) created: Vec<i64>,
     pub(crate) names: BTreeMap<i64, String>,
@@ -93,28 +93,30 @@ pub(crate) struct Trace {
     is_cleared: bool,
 }
 
-/// The packets of a trace, unpacked.
+/// Returns the packets of a trace, decompressed.
 fn packets(bytes: &[u8]) -> Vec<u8> {
     let mut unpacked = Vec::new();
     for packet in children(&*decode("perfetto_trace.proto", "Trace", bytes), "packet") {
         let packed = super::field(&*packet, "compressed_packets").get_singular(&*packet);
         let Some(protobuf::reflect::ReflectValueRef::Bytes(packed)) = packed else {
-            panic!("every packet of the file is packed");
+            panic!("the file has a packet that is not compressed");
         };
         let before = unpacked.len();
-        ZlibDecoder::new(packed).read_to_end(&mut unpacked).expect("zlib's");
+        ZlibDecoder::new(packed)
+            .read_to_end(&mut unpacked)
+            .expect("a valid zlib stream");
         assert!(unpacked.len() > before);
     }
     unpacked
 }
 
-/// A trace as text.
+/// Returns a trace in protobuf's text format.
 pub(crate) fn as_text(bytes: &[u8]) -> String {
     print_to_string_pretty(&*decode("perfetto_trace.proto", "Trace", &packets(bytes)))
 }
 
 impl Trace {
-    /// Decodes a file. What every trace must be is checked.
+    /// Decodes a file. Panics if the trace violates a rule that every trace must follow.
     pub(crate) fn read(bytes: &[u8]) -> Self {
         let mut trace = Self::default();
         for packet in children(&*decode("perfetto_trace.proto", "Trace", &packets(bytes)), "packet") {
@@ -138,13 +140,13 @@ impl Trace {
         }
         if let Some(snapshot) = child(packet, "clock_snapshot") {
             for clock in children(&*snapshot, "clocks") {
-                let field = |name| number(&*clock, name).expect("there");
+                let field = |name| number(&*clock, name).expect("the field is set");
                 self.clocks.insert(field("clock_id"), field("timestamp"));
             }
         }
         if let Some(system) = child(packet, "system_info") {
-            let utsname = child(&*system, "utsname").expect("there");
-            self.release = text(&*utsname, "release").expect("there");
+            let utsname = child(&*system, "utsname").expect("the field is set");
+            self.release = text(&*utsname, "release").expect("the field is set");
         }
         if let Some(track) = child(packet, "track_descriptor") {
             let thread = child(&*track, "thread");
@@ -155,14 +157,14 @@ impl Trace {
                 is_counter: child(&*track, "counter").is_some(),
             };
             let uuid = number(&*track, "uuid").expect("a number");
-            assert_eq!(self.tracks.insert(uuid, described), None, "described twice");
+            assert_eq!(self.tracks.insert(uuid, described), None, "a track is described twice");
         }
         if let Some(event) = child(packet, "track_event") {
             self.track_event(at.expect("a time"), &*event);
         }
     }
 
-    /// Takes in what a packet interns.
+    /// Stores the strings that a packet interns.
     fn intern(&mut self, packet: &dyn MessageDyn) {
         if number(packet, "sequence_flags").unwrap_or(0) & SEQ_INCREMENTAL_STATE_CLEARED != 0 {
             self.interned.clear();
@@ -180,16 +182,19 @@ impl Trace {
                 let iid = number(&*entry, "iid").expect("a number");
                 let name = text(&*entry, text_field).expect("a text");
                 assert_ne!(iid, 0);
-                assert_eq!(self.interned.insert((kind, iid), name), None, "interned twice");
+                assert_eq!(self.interned.insert((kind, iid), name), None, "an id is interned twice");
             }
         }
     }
 
     fn interned(&self, kind: &'static str, iid: i64) -> String {
-        assert!(self.is_cleared, "nothing says from where on names hold");
+        assert!(
+            self.is_cleared,
+            "an interned id is used before the incremental state was cleared"
+        );
         self.interned
             .get(&(kind, iid))
-            .expect("interned before it is used")
+            .expect("an id is interned before it is used")
             .clone()
     }
 
@@ -201,8 +206,8 @@ impl Trace {
         for event in children(bundle, "event") {
             let at = number(&*event, "timestamp").expect("a time");
             let before = self.last_of_cpu.insert(cpu, at).unwrap_or(0);
-            assert!(at >= before, "CPU {cpu}: {before} and then {at}");
-            let by = number(&*event, "pid").expect("who was on the CPU");
+            assert!(at >= before, "CPU {cpu}: an event at {at} follows one at {before}");
+            let by = number(&*event, "pid").expect("the thread on the CPU");
             self.kernel_event(cpu, at, by, &*event);
         }
     }
@@ -241,7 +246,8 @@ impl Trace {
         }
     }
 
-    /// A thread's name is its latest one: events of several CPUs are in the file as they were found.
+    /// Sets the name of a thread unless a later name is known: the events of different CPUs are not in the order of time in the
+    /// file.
     fn name(&mut self, at: i64, thread: i64, name: String) {
         let before = self.named_at.entry(thread).or_insert(at);
         if *before <= at {
@@ -256,7 +262,7 @@ impl Trace {
             2 => Kind::End,
             3 => Kind::Instant,
             4 => Kind::Counter(number(event, "counter_value").expect("a value")),
-            other => panic!("type {other}"),
+            other => panic!("unknown event type {other}"),
         };
         let name = match number(event, "name_iid") {
             Some(iid) => self.interned("event_names", iid),
@@ -281,14 +287,14 @@ impl Trace {
         });
     }
 
-    /// The events on tracks as a reader sees them: by time, in the order of the file where that is the same.
+    /// Returns the events on tracks in the order of time; events with the same time are in the order of the file.
     pub(crate) fn by_time(&self) -> Vec<&TrackEvent> {
         let mut events: Vec<&TrackEvent> = self.track_events.iter().collect();
         events.sort_by_key(|event| event.at);
         events
     }
 
-    /// The slices, in the order of their ends. They nest.
+    /// Returns the slices of all tracks in the order of their ends. Panics if a slice has no beginning or no end.
     pub(crate) fn slices(&self) -> Vec<Slice> {
         let mut open: HashMap<i64, Vec<&TrackEvent>> = HashMap::new();
         let mut slices = Vec::new();
@@ -297,7 +303,7 @@ impl Trace {
             match event.kind {
                 Kind::Begin => stack.push(event),
                 Kind::End => {
-                    let begin = stack.pop().expect("an end has its beginning");
+                    let begin = stack.pop().expect("every end has a beginning");
                     slices.push(Slice {
                         track: event.track,
                         name: begin.name.clone(),
@@ -313,14 +319,14 @@ impl Trace {
         slices
     }
 
-    /// The slices on tracks of threads.
+    /// Returns the slices on the tracks of threads.
     pub(crate) fn task_slices(&self) -> Vec<Slice> {
         let mut slices = self.slices();
         slices.retain(|slice| self.tracks[&slice.track].thread.is_some());
         slices
     }
 
-    /// The events of each flow, in the order of time.
+    /// Returns the events of each flow in the order of time, by the id of the flow.
     pub(crate) fn flows(&self) -> BTreeMap<i64, Vec<&TrackEvent>> {
         let mut flows: BTreeMap<i64, Vec<&TrackEvent>> = BTreeMap::new();
         for event in self.by_time() {
@@ -333,7 +339,7 @@ impl Trace {
 
     fn check(&self) {
         for event in &self.track_events {
-            let track = self.tracks.get(&event.track).expect("a track that is described");
+            let track = self.tracks.get(&event.track).expect("every track is described");
             assert_eq!(track.is_counter, matches!(event.kind, Kind::Counter(_)), "{event:?}");
         }
         self.slices();
@@ -342,7 +348,7 @@ impl Trace {
             let ends = events.iter().filter(|event| event.ending_flows.contains(&flow));
             assert_eq!(ends.count(), 1, "flow {flow}: {events:?}");
             assert!(events.len() >= 2, "flow {flow} has one end: {events:?}");
-            let last = events.last().expect("two at least");
+            let last = events.last().expect("there are at least two events");
             assert!(
                 last.ending_flows.contains(&flow),
                 "flow {flow} goes on after its end: {events:?}"
@@ -357,13 +363,13 @@ impl Trace {
         for &thread in &self.freed {
             assert!(
                 self.tree.contains_key(&thread) || self.created.contains(&thread),
-                "{thread} ends and never was"
+                "thread {thread} ends, but is neither in a process tree nor created"
             );
             freed.insert(thread);
         }
     }
 
-    /// Counters, and the slices of each thread, are in the order of time in the file already.
+    /// Checks that the events of each counter and the slices of each thread are in the order of time in the file.
     fn check_order(&self) {
         let mut last: HashMap<i64, i64> = HashMap::new();
         for event in &self.track_events {
@@ -375,7 +381,7 @@ impl Trace {
             };
             if in_order {
                 let before = last.insert(event.track, event.at).unwrap_or(i64::MIN);
-                assert!(event.at >= before, "{track:?}: {before}, and then {event:?}");
+                assert!(event.at >= before, "{track:?}: {event:?} follows an event at {before}");
             }
         }
     }

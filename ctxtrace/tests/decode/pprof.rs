@@ -1,4 +1,4 @@
-//! A pprof profile, decoded.
+//! A decoder for pprof profiles.
 
 use std::io::Read;
 
@@ -8,21 +8,21 @@ use super::{children, decode, field, number, numbers};
 use protobuf::MessageDyn;
 use protobuf::reflect::ReflectValueRef;
 
-/// Switch-outs with one stack.
+/// A sample: the switch-outs with the same stack and labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sample {
-    /// By their names, innermost first; what is inlined into the next one ends in ` (inlined)`.
+    /// The names of the functions, innermost first. The name of a function that is inlined into the next one ends in ` (inlined)`.
     pub(crate) stack: Vec<String>,
-    /// By the types of the profile.
+    /// One value for each of the types of the profile.
     pub(crate) values: Vec<i64>,
-    /// Key and value.
+    /// The labels, as pairs of key and value.
     pub(crate) labels: Vec<(String, String)>,
 }
 
-/// A profile.
+/// A decoded profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Profile {
-    /// Type and unit.
+    /// The types of values, as pairs of type and unit.
     pub(crate) types: Vec<(String, String)>,
     pub(crate) default_type: String,
     pub(crate) samples: Vec<Sample>,
@@ -36,11 +36,13 @@ impl Profile {
     /// Decodes a file.
     pub(crate) fn read(bytes: &[u8]) -> Self {
         let mut unpacked = Vec::new();
-        GzDecoder::new(bytes).read_to_end(&mut unpacked).expect("gzip's");
+        GzDecoder::new(bytes)
+            .read_to_end(&mut unpacked)
+            .expect("a valid gzip stream");
         let profile = decode("profile.proto", "Profile", &unpacked);
         let profile = &*profile;
         let strings = strings(profile);
-        assert_eq!(strings[0], "", "the format's first rule");
+        assert_eq!(strings[0], "", "the format requires that the first string is empty");
         let text = |of: &dyn MessageDyn, name: &str| strings[number(of, name).unwrap_or(0) as usize].clone();
         let functions: Vec<String> = numbered(profile, "function")
             .iter()
@@ -90,7 +92,7 @@ impl Profile {
         }
     }
 
-    /// The sums of the samples, type by type, of those with these labels.
+    /// Returns the sum of each value over the samples with all of these labels.
     pub(crate) fn sums(&self, labels: &[(&str, &str)]) -> Vec<i64> {
         let has = |sample: &Sample, (key, value): (&str, &str)| {
             sample
@@ -114,12 +116,12 @@ fn strings(profile: &dyn MessageDyn) -> Vec<String> {
     let values = field(profile, "string_table").get_repeated(profile);
     let text = |value: ReflectValueRef<'_>| match value {
         ReflectValueRef::String(text) => text.to_owned(),
-        other => panic!("{other:?} is no text"),
+        other => panic!("{other:?} is not a text"),
     };
     values.into_iter().map(text).collect()
 }
 
-/// Messages whose ids are their places, from 1 on.
+/// Returns the messages in a repeated field. Panics unless their ids are 1, 2, 3 and so on.
 fn numbered<'a>(profile: &'a dyn MessageDyn, name: &str) -> Vec<protobuf::reflect::MessageRef<'a>> {
     let all = children(profile, name);
     for (index, one) in all.iter().enumerate() {

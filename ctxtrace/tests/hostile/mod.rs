@@ -1,21 +1,24 @@
-//! Captures that somebody made up: real ones, taken apart into their blocks and values, altered, and put together again with the
-//! checksums that they should have. Shared by the tests and the fuzz targets.
+//! Forged captures: real captures, taken apart into their blocks and values, altered, and put together again with valid checksums.
+//! The tests and the fuzz targets share this module.
 
 use ciborium::Value;
 
-/// The kinds of blocks that are used by name.
+/// The kind of blocks with the state of a run, as `docs/CAPTURES.md` numbers them.
 pub(crate) const STATE: u32 = 3;
-/// See [`STATE`].
+/// The kind of blocks with the names of functions.
 pub(crate) const NAMES: u32 = 4;
-/// See [`STATE`].
+/// The kind of blocks with events.
 pub(crate) const EVENTS: u32 = 5;
+/// The kind of blocks with polls.
 const POLLS: u32 = 9;
+/// The size of the magic number and the version at the beginning of a capture, in bytes.
 const MAGIC_AND_VERSION: usize = 16;
+/// The size of the header of a block, in bytes.
 const HEADER: usize = 24;
-/// Bytes of an event.
+/// The size of an event, in bytes.
 pub(crate) const EVENT: usize = 40;
 
-/// What a block holds.
+/// The contents of a block.
 #[derive(Clone, Debug)]
 pub(crate) enum Contents {
     /// CBOR.
@@ -27,29 +30,31 @@ pub(crate) enum Contents {
 /// One block of a capture.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
-    /// Its kind, as `docs/CAPTURES.md` numbers them.
+    /// The kind of the block, as `docs/CAPTURES.md` numbers them.
     pub(crate) kind: u32,
-    /// What it holds.
+    /// The contents of the block.
     pub(crate) contents: Contents,
 }
 
-/// A capture in its parts.
+/// A capture, taken apart into its blocks.
 #[derive(Clone, Debug)]
 pub(crate) struct Parts {
+    /// The magic number and the version.
     begin: Vec<u8>,
-    /// Its blocks.
+    /// The blocks in the order of the file.
     pub(crate) blocks: Vec<Block>,
 }
 
 impl Parts {
-    /// Takes a sound capture apart.
+    /// Takes a valid capture apart. Panics if the capture is damaged.
     pub(crate) fn read(capture: &[u8]) -> Self {
         let (begin, mut rest) = capture.split_at(MAGIC_AND_VERSION);
         let mut blocks = Vec::new();
         while let Some((header, after)) = rest.split_at_checked(HEADER) {
-            let number = |index: usize| u32::from_le_bytes(header[4 * index..4 * index + 4].try_into().expect("four"));
+            let number =
+                |index: usize| u32::from_le_bytes(header[4 * index..4 * index + 4].try_into().expect("four bytes"));
             let (kind, stored, unpacked) = (number(1), number(2) as usize, number(3) as usize);
-            let bytes = zstd::bulk::decompress(&after[..stored], unpacked).expect("sound");
+            let bytes = zstd::bulk::decompress(&after[..stored], unpacked).expect("a valid zstd frame");
             let contents = match ciborium::from_reader(bytes.as_slice()) {
                 Ok(value) if kind != EVENTS && kind != POLLS && !bytes.is_empty() => Contents::Value(value),
                 _ => Contents::Bytes(bytes),
@@ -63,7 +68,7 @@ impl Parts {
         }
     }
 
-    /// Puts it together, with right checksums.
+    /// Returns the capture, put together again with valid checksums.
     pub(crate) fn written(&self) -> Vec<u8> {
         let mut capture = self.begin.clone();
         for block in &self.blocks {
@@ -71,11 +76,11 @@ impl Parts {
                 Contents::Bytes(bytes) => bytes.clone(),
                 Contents::Value(value) => {
                     let mut bytes = Vec::new();
-                    ciborium::into_writer(value, &mut bytes).expect("memory");
+                    ciborium::into_writer(value, &mut bytes).expect("the value is written to memory");
                     bytes
                 }
             };
-            let packed = zstd::bulk::compress(&bytes, 1).expect("memory");
+            let packed = zstd::bulk::compress(&bytes, 1).expect("the data is compressed");
             let mut header = b"BLCK".to_vec();
             for number in [
                 block.kind,
@@ -92,16 +97,16 @@ impl Parts {
         capture
     }
 
-    /// The value of the last block of a kind.
+    /// Returns the value of the last block of a kind. Panics if there is no such block or it has no value.
     pub(crate) fn value(&mut self, kind: u32) -> &mut Value {
         let block = self.blocks.iter_mut().rev().find(|block| block.kind == kind);
         match block.map(|block| &mut block.contents) {
             Some(Contents::Value(value)) => value,
-            _ => panic!("a block of kind {kind} has no value"),
+            _ => panic!("the capture has no block of kind {kind} with a value"),
         }
     }
 
-    /// Alters it in up to eight places.
+    /// Alters the capture in up to eight places.
     pub(crate) fn mutate(&mut self, choices: &mut Choices<'_>) {
         for _ in 0..=choices.below(8) {
             let at = choices.below(self.blocks.len());
@@ -128,21 +133,21 @@ impl Parts {
     }
 }
 
-/// The value of a field.
+/// Returns the value of a field of a map. Panics if there is none.
 pub(crate) fn field<'a>(of: &'a mut Value, name: &str) -> &'a mut Value {
     let Value::Map(entries) = of else {
-        panic!("{name} of no map")
+        panic!("the value that should have the field {name} is not a map")
     };
     let entry = entries.iter_mut().find(|(key, _)| key.as_text() == Some(name));
-    &mut entry.unwrap_or_else(|| panic!("no {name}")).1
+    &mut entry.unwrap_or_else(|| panic!("there is no field {name}")).1
 }
 
-/// The elements of a list.
+/// Returns the elements of an array. Panics if the value is not an array.
 pub(crate) fn list(of: &mut Value) -> &mut Vec<Value> {
-    of.as_array_mut().expect("a list")
+    of.as_array_mut().expect("an array")
 }
 
-/// Choices, made by bytes that somebody else has chosen; the first one where there are no more bytes.
+/// A source of choices, which are read from bytes of a fuzzer or a random number generator. After the last byte all choices are 0.
 pub(crate) struct Choices<'a>(pub(crate) &'a [u8]);
 
 impl Choices<'_> {
@@ -158,7 +163,7 @@ impl Choices<'_> {
         (0..8).fold(0, |word, _| word << 8 | u64::from(self.byte()))
     }
 
-    /// A number below this one, or 0.
+    /// Returns a number below `most`, or 0 if `most` is 0.
     pub(crate) fn below(&mut self, most: usize) -> usize {
         let number = usize::from(self.byte()) << 8 | usize::from(self.byte());
         number % most.max(1)
@@ -223,7 +228,7 @@ fn size(value: &Value) -> usize {
     }
 }
 
-/// Names of fields stay as they are.
+/// Returns the number of values in a key that may be altered. Names of fields are not altered.
 fn size_of_key(key: &Value) -> usize {
     if key.is_text() { 0 } else { size(key) }
 }
@@ -284,7 +289,8 @@ fn mutate_value(value: &mut Value, choices: &mut Choices<'_>) {
     }
 }
 
-/// The fields of an event: where each begins, and how long it is.
+/// The offset and the size of each field of an event, in bytes. The first field, the time, is listed twice so that it is chosen
+/// more often.
 const FIELDS: [(usize, usize); 12] = [
     (0, 8),
     (0, 8),
@@ -313,10 +319,10 @@ fn mutate_events(bytes: &mut Vec<u8>, choices: &mut Choices<'_>) {
             bytes.splice(at..at, again);
         }
         2 => {
-            // All that come are at other times.
+            // Shift the time of this event and of all later ones.
             let shift = choices.word() >> choices.below(64);
             for event in bytes[at..].chunks_exact_mut(EVENT) {
-                let time = u64::from_le_bytes(event[..8].try_into().expect("eight"));
+                let time = u64::from_le_bytes(event[..8].try_into().expect("eight bytes"));
                 event[..8].copy_from_slice(&time.wrapping_add(shift).to_le_bytes());
             }
         }
@@ -340,7 +346,7 @@ fn mutate_events(bytes: &mut Vec<u8>, choices: &mut Choices<'_>) {
 fn mutate_words(bytes: &mut [u8], choices: &mut Choices<'_>) {
     let at = 8 * choices.below(bytes.len() / 8);
     if let Some(word) = bytes.get_mut(at..at + 8) {
-        let number = choices.number(u64::from_le_bytes(word.try_into().expect("eight")));
+        let number = choices.number(u64::from_le_bytes(word.try_into().expect("eight bytes")));
         word.copy_from_slice(&number.to_le_bytes());
     }
 }

@@ -1,4 +1,4 @@
-//! CPU quotas and freezers of cgroups: what keeps a thread off the CPU goes by its name.
+//! CPU quotas and freezers of cgroups: the report names them when they keep a thread off the CPU.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,28 +20,29 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("the_freezer_of_cgroup_v1_stops", the_freezer_of_cgroup_v1_stops),
     ("the_freezer_of_cgroup_v2_stops", the_freezer_of_cgroup_v2_stops),
     (
-        "a_waker_goes_by_the_name_it_has_when_it_wakes",
-        a_waker_goes_by_the_name_it_has_when_it_wakes,
+        "a_waker_has_the_name_that_it_had_at_the_wakeup",
+        a_waker_has_the_name_that_it_had_at_the_wakeup,
     ),
 ];
 
-/// A cgroup that goes with the test.
+/// A cgroup that is removed when the value is dropped.
 pub(crate) struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// A cgroup right below the root of a hierarchy. The test that runs is skipped where it cannot be made.
+    /// Creates a cgroup directly below the root of a hierarchy and writes these values to its files. Skips the running test if the
+    /// cgroup cannot be created.
     pub(crate) fn new(hierarchy: &Path, files: &[(&str, &str)]) -> Self {
         Self::at(hierarchy.join(format!("ctxtrace-test-{}", std::process::id())), files)
     }
 
-    /// A cgroup below this one.
+    /// Creates a cgroup below this one.
     fn below(&self, name: &str) -> Self {
         Self::at(self.0.join(name), &[])
     }
 
     fn at(place: PathBuf, files: &[(&str, &str)]) -> Self {
         if let Err(error) = fs::create_dir(&place) {
-            skip(format!("{} cannot be made: {error}", place.display()));
+            skip(format!("cannot create the cgroup {}: {error}", place.display()));
         }
         let cgroup = Self(place);
         for (file, value) in files {
@@ -50,13 +51,13 @@ impl Cgroup {
         cgroup
     }
 
-    /// Its path in the hierarchy, as a report has it.
+    /// Returns the path of the cgroup in its hierarchy, as reports print it.
     fn path(&self) -> String {
-        let name = self.0.file_name().expect("it has one").to_string_lossy();
+        let name = self.0.file_name().expect("the cgroup has a name").to_string_lossy();
         format!("/{name}")
     }
 
-    /// The file that a process's id is written to, to move the process here.
+    /// Returns the path of `cgroup.procs`. Writing the id of a process to this file moves the process to the cgroup.
     pub(crate) fn procs(&self) -> PathBuf {
         self.0.join("cgroup.procs")
     }
@@ -72,7 +73,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Its last process may still be on its way out.
+        // The removal fails until the last process of the cgroup has exited.
         for _ in 0..100 {
             if fs::remove_dir(&self.0).is_ok() {
                 return;
@@ -82,9 +83,10 @@ impl Drop for Cgroup {
     }
 }
 
-/// Where a hierarchy is mounted: of cgroup v1 with this controller, or of v2. The test that runs is skipped if it is not.
+/// Returns the mount point of a cgroup hierarchy: that of v1 with this controller if `kind` is `cgroup`, that of v2 if it is
+/// `cgroup2`. Skips the running test if none is mounted.
 fn mounted(kind: &str, controller: Option<&str>) -> PathBuf {
-    let mounts = fs::read_to_string("/proc/mounts").expect("/proc");
+    let mounts = fs::read_to_string("/proc/mounts").expect("/proc is readable");
     let place = mounts.lines().find_map(|line| {
         let mut words = line.split(' ').skip(1);
         let (place, of, options) = (words.next()?, words.next()?, words.next()?);
@@ -93,26 +95,26 @@ fn mounted(kind: &str, controller: Option<&str>) -> PathBuf {
     });
     place.unwrap_or_else(|| {
         let which = controller.map_or_else(String::new, |controller| format!(" with the controller {controller}"));
-        skip(format!("no {kind}{which} is mounted"))
+        skip(format!("no file system of type {kind}{which} is mounted"))
     })
 }
 
-/// The hierarchy of CPU quotas of cgroup v1.
+/// Returns the mount point of the cgroup v1 hierarchy with the controller `cpu`. Skips the running test if it is not mounted.
 pub(crate) fn cpu_v1() -> PathBuf {
     mounted("cgroup", Some("cpu"))
 }
 
-/// A process that computes until it is dropped.
+/// A process that computes without sleeping and is killed when the value is dropped.
 struct Loop(Child);
 
 impl Loop {
-    /// Starts it in a cgroup.
+    /// Starts the process in a cgroup.
     fn start(cgroup: &Cgroup) -> Self {
         let script = format!("echo $$ >{}/cgroup.procs; while :; do :; done", cgroup.0.display());
         let mut bash = Command::new("bash");
-        let running = Self(bash.args(["-c", &script]).spawn().expect("bash"));
+        let running = Self(bash.args(["-c", &script]).spawn().expect("bash starts"));
         let pid = running.0.id().to_string();
-        wait_until("it is in the cgroup", || {
+        wait_until("the process is in the cgroup", || {
             cgroup.read("cgroup.procs").lines().any(|line| line == pid)
         });
         running
@@ -126,20 +128,23 @@ impl Drop for Loop {
     }
 }
 
-/// Freezes a process that computes while it is recorded, until the recording has ended. `freezes` and `thaws` are what is written
-/// to the file `switch`; the cgroup is frozen when the file `state` has the line `frozen`.
+/// Records a process that computes, freezes its cgroup until the recording has ended, and checks that the report has the freeze as
+/// a stop. Writing `freezes` or `thaws` to the file `switch` freezes or thaws the cgroup; the cgroup is frozen when the file
+/// `state` contains the line `frozen`.
 fn a_freeze_is_a_stop(cgroup: &Cgroup, [switch, freezes, thaws]: [&str; 3], [state, frozen]: [&str; 2]) {
     let running = Loop::start(cgroup);
     let report = tempfile::NamedTempFile::new().expect("a file");
     let line = format!("record -p {} --json {}", running.0.id(), report.path().display());
     let recorder = recorder_at_work(&line);
     cgroup.write(switch, freezes);
-    wait_until("it is frozen", || cgroup.read(state).lines().any(|line| line == frozen));
-    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("sent");
-    let output = recorder.wait_with_output().expect("ended");
+    wait_until("the cgroup is frozen", || {
+        cgroup.read(state).lines().any(|line| line == frozen)
+    });
+    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("the signal is sent");
+    let output = recorder.wait_with_output().expect("the program ends");
     cgroup.write(switch, thaws);
     drop(running);
-    let json: Value = serde_json::from_slice(&fs::read(report.path()).expect("the report")).expect("JSON");
+    let json: Value = serde_json::from_slice(&fs::read(report.path()).expect("the file exists")).expect("valid JSON");
     assert_eq!(number(&json, "/reconciliation/difference"), 0, "{}", stderr(&output));
     let of_class = |class: &str| -> i64 {
         let rows = json["ledger"].as_array().expect("rows").iter();
@@ -147,12 +152,16 @@ fn a_freeze_is_a_stop(cgroup: &Cgroup, [switch, freezes, thaws]: [&str; 3], [sta
             .map(|row| number(row, "/count"))
             .sum()
     };
-    // It computes: nothing but the freezer makes it wait for anything but a CPU.
+    // The process never sleeps, so only the freezer can take it off the CPU in another state than runnable.
     assert!(of_class("stopped") >= 1, "{:#}", json["ledger"]);
     assert_eq!(of_class("thread-blocked"), 0, "{:#}", json["ledger"]);
-    let frozen = json["frozen_cgroups"].as_array().expect("a list");
+    let frozen = json["frozen_cgroups"].as_array().expect("an array");
     assert!(frozen.iter().any(|path| *path == cgroup.path()), "{frozen:?}");
-    assert!(stderr(&output).contains("was frozen meanwhile"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("was frozen during the recording"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 fn the_freezer_of_cgroup_v1_stops() {
@@ -172,7 +181,8 @@ fn the_freezer_of_cgroup_v2_stops() {
     a_freeze_is_a_stop(&cgroup, ["cgroup.freeze", "1", "0"], ["cgroup.events", "frozen 1"]);
 }
 
-/// What a shell does in a cgroup until the quota of `limited` has throttled it in so many periods.
+/// Returns a shell script that moves its shell to `cgroup` and computes until the quota of `limited` has throttled it in at least
+/// `periods` periods.
 fn busy_until_throttled(cgroup: &Cgroup, limited: &Cgroup, periods: u64) -> String {
     format!(
         "echo $$ >{}/cgroup.procs; n=0; while [ $n -lt {periods} ]; do \
@@ -183,7 +193,7 @@ fn busy_until_throttled(cgroup: &Cgroup, limited: &Cgroup, periods: u64) -> Stri
     )
 }
 
-/// A cgroup whose programs may use 5 ms of CPU time in 100 ms.
+/// Creates a cgroup whose processes may use 5 ms of CPU time per 100 ms.
 fn limited_to_a_twentieth() -> Cgroup {
     Cgroup::new(
         &cpu_v1(),
@@ -196,13 +206,14 @@ fn the_quota_of_a_parent_counts_for_a_child_without_one() {
     let child = parent.below("inner");
     let (json, text) = recorded(&busy_until_throttled(&child, &parent, 4));
     let throttled = |path: &str| {
-        let quotas = json["throttling"]["cgroups"].as_array().expect("a list").iter();
+        let quotas = json["throttling"]["cgroups"].as_array().expect("an array").iter();
         let of = quotas.clone().filter(|quota| quota["path"] == path);
         of.map(|quota| (number(quota, "/throttled_periods"), number(quota, "/throttled_ns")))
             .next()
     };
     let (periods, ns) = throttled(&parent.path()).expect("the parent has a quota");
-    // The first reading may be made after the process was throttled for the first time.
+    // ctxtrace may read the initial value of the counter after the process has been throttled for the first time, so fewer than the
+    // four periods may be counted.
     assert!(periods >= 1 && ns > 0, "{:#}", json["throttling"]);
     let of_child = throttled(&format!("{}/inner", parent.path()));
     assert!(of_child.is_none_or(|of| of == (0, 0)), "{:#}", json["throttling"]);
@@ -224,11 +235,11 @@ fn recorded(script: &str) -> (Value, String) {
         .arg(file.path())
         .args(["--", "bash", "-c", script])
         .output()
-        .expect("ctxtrace");
+        .expect("the program starts");
     assert!(output.status.success(), "{}", stderr(&output));
-    let json = fs::read(file.path()).expect("the report");
+    let json = fs::read(file.path()).expect("the file exists");
     let text = stderr(&output) + &stdout(&output);
-    (serde_json::from_slice(&json).expect("JSON"), text)
+    (serde_json::from_slice(&json).expect("valid JSON"), text)
 }
 
 fn a_quota_is_named() {
@@ -252,17 +263,17 @@ fn a_quota_is_named() {
     }
 }
 
-fn a_waker_goes_by_the_name_it_has_when_it_wakes() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn a_waker_has_the_name_that_it_had_at_the_wakeup() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let fifo = folder.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("the FIFO is created");
     let script = "sleep 1; echo 1; sleep 0.05; for i in 1 2 3 4 5; do echo $i; sleep 0.02; done; exec dd if=/dev/zero bs=1 count=200 status=none";
     let mut writer = Command::new("bash")
         .args(["-c", &format!("exec >{}; {script}", fifo.display())])
         .spawn()
-        .expect("bash");
+        .expect("bash starts");
     let (json, _) = recorded(&format!("exec cat {} >/dev/null", fifo.display()));
-    writer.wait().expect("it ends");
+    writer.wait().expect("the program ends");
     let names: Vec<&str> = json["wakeups"]
         .as_array()
         .expect("wakeups")

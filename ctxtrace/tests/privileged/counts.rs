@@ -1,4 +1,5 @@
-//! Do the figures tell the truth?
+//! The figures of a report: counts reconcile with the kernel's, parts add up to totals, and known programs have the expected
+//! figures.
 
 use ctxtrace::trace::name_of;
 use ctxtrace::trace::run::Run;
@@ -26,8 +27,8 @@ pub(crate) const KERNEL_TESTS: &[(&str, fn())] = &[
     ("the_parts_of_a_run_add_up", the_parts_of_a_run_add_up),
     ("a_sleeper_shows_its_sleeps", a_sleeper_shows_its_sleeps),
     (
-        "processes_that_live_for_an_instant_are_all_there",
-        processes_that_live_for_an_instant_are_all_there,
+        "short_lived_processes_are_all_recorded",
+        short_lived_processes_are_all_recorded,
     ),
 ];
 
@@ -42,12 +43,12 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         a_yielder_shows_involuntary_switches,
     ),
     (
-        "threads_that_live_for_an_instant_are_all_there",
-        threads_that_live_for_an_instant_are_all_there,
+        "short_lived_threads_are_all_recorded",
+        short_lived_threads_are_all_recorded,
     ),
     (
-        "stacks_that_are_as_they_were_are_not_walked_again",
-        stacks_that_are_as_they_were_are_not_walked_again,
+        "unchanged_stacks_are_not_walked_again",
+        unchanged_stacks_are_not_walked_again,
     ),
     (
         "two_tracers_at_once_see_their_own_target_only",
@@ -55,7 +56,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ),
 ];
 
-/// A thread of a traced program by its name.
+/// Returns the only thread with this name. Panics if there is none or more than one.
 fn thread_named<'a>(threads: impl Iterator<Item = &'a ThreadSummary>, name: &str) -> &'a ThreadSummary {
     let mut found: Vec<_> = threads.filter(|thread| name_of(&thread.comm) == name).collect();
     assert_eq!(found.len(), 1, "threads named {name}");
@@ -77,7 +78,7 @@ fn every_mode_reconciles_every_time() {
         "--mode task-pool --iterations 50000 --workers 8 --root block-on",
         "--mode process --iterations 1",
     ] {
-        // The repeats are runs of their own: one difference among them would be exit status 4.
+        // `run_json` checks for exit status 0; a difference in any of the repeats would make the status 4.
         let json = run_json(&format!("{line} --repeat 2"));
         assert_eq!(number(&json, "/reconciliation/difference"), 0, "{line}");
         assert_eq!(number(&json, "/lost/events"), 0, "{line}");
@@ -93,20 +94,20 @@ fn pinned_round_trips_make_two_switches_each() {
     for mode in ["process", "thread"] {
         let json = run_json(&format!("--mode {mode} --iterations 10000"));
         let total = number(&json, "/kernel_switches/total");
-        // Each side must be switched out once a round trip: there is one CPU, and it waits for the other. How many of
-        // them are voluntary is the scheduler's affair (a wakeup may preempt the waker before it goes to sleep).
+        // Both sides share one CPU and wait for each other, so each side is switched out at least once per round trip. The
+        // scheduler determines how many of these switches are voluntary: a wakeup may preempt the waker before it sleeps.
         assert!(total >= 20_000, "{mode}: {total}");
         let parts = number(&json, "/kernel_switches/voluntary") + number(&json, "/kernel_switches/involuntary");
         assert_eq!(parts, total);
-        // Other programs interrupt as often as they like; of its own accord each side goes to sleep once a round trip, and a few dozen
-        // times at the start and the end.
+        // Other programs can preempt both sides any number of times. Voluntarily, each side sleeps once per round trip and a few
+        // dozen times at the start and the end.
         let voluntary = number(&json, "/kernel_switches/voluntary");
         assert!(voluntary < 22_000, "{mode}: {voluntary}");
     }
 }
 
 fn round_trips_in_c_make_two_switches_each() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let stacks = folder.path().join("x.folded");
     let line = format!(
         "--mode process --language c --iterations 10000 --repeat 3 --folded {}",
@@ -119,24 +120,24 @@ fn round_trips_in_c_make_two_switches_each() {
     rusage_agrees(&json);
     for run in json["workload"]["runs"].as_array().expect("runs") {
         assert_eq!(number(run, "/difference"), 0);
-        // The round trips; start and end add a few, and other programs any number.
+        // The round trips make 20,000 switches. The start and the end add a few, and other programs any number.
         let total = number(run, "/kernel_switches");
         assert!(total >= 20_000, "{total}");
     }
     let voluntary = number(&json, "/kernel_switches/voluntary");
     assert!(voluntary < 22_000, "{voluntary}");
-    let stacks = std::fs::read_to_string(stacks).expect("there");
+    let stacks = std::fs::read_to_string(stacks).expect("the file exists");
     let with_names = stacks
         .lines()
         .filter(|line| line.contains(";main;") && line.contains("pipe_read"));
     let switches: i64 = with_names
         .filter_map(|line| line.rsplit(' ').next()?.parse::<i64>().ok())
         .sum();
-    assert!(switches > 0, "no stack leads from main to the pipe:\n{stacks}");
+    assert!(switches > 0, "no stack contains both main and pipe_read:\n{stacks}");
     for function in ["ping", "pong"] {
-        assert!(stacks.contains(function), "{function} is nowhere in\n{stacks}");
+        assert!(stacks.contains(function), "{function} is missing in\n{stacks}");
     }
-    // On any CPUs, and the fewest messages.
+    // Other pinnings, and the smallest number of messages.
     for line in [
         "--pin none --iterations 5000",
         "--pin split-cpus --iterations 5000",
@@ -157,7 +158,7 @@ fn the_parts_of_a_run_add_up() {
     assert_eq!(sum("/on_cpu_ns"), number(&json, "/latency/on_cpu/sum_ns"));
     assert_eq!(sum("/run_queue_ns"), number(&json, "/latency/run_queue/sum_ns"));
     assert_eq!(sum("/migrations"), number(&json, "/migrations"));
-    // Every switch-out begins an off-CPU interval that ends, stays open, or was dropped and said to be.
+    // Every switch-out begins an off-CPU interval, which ends, stays open, or is counted in `lost.intervals`.
     let intervals = number(&json, "/latency/off_cpu/count")
         + number(&json, "/latency/off_cpu/open_intervals")
         + number(&json, "/lost/intervals");
@@ -173,8 +174,8 @@ fn a_sleeper_shows_its_sleeps() {
     let traced = trace_program("sleeper");
     reconciled(&traced);
     let sleeper = thread_named(traced.aggregates.threads.iter().map(|record| &record.thread), "sleeper");
-    // It may also be switched out for a page fault, or preempted; the sleeps are those of 4.9 ms and more. The timer is
-    // started before the switch-out, so a blocked interval is a little shorter than the sleep.
+    // The thread may also be switched out for a page fault or be preempted; its sleeps are the blocked intervals of about 5 ms. The
+    // limit is 4.7 ms because the timer is started before the switch-out, so a blocked interval is slightly shorter than the sleep.
     let blocked = traced.aggregates.latencies.get(Latency::Blocked);
     let long: u64 = blocked
         .buckets
@@ -183,9 +184,9 @@ fn a_sleeper_shows_its_sleeps() {
         .filter(|&(bucket, _)| lower_bound(bucket) >= 4_700_000 && lower_bound(bucket) < 100_000_000)
         .map(|(_, &count)| count)
         .sum();
-    // A thread that is kept from the CPU between the start of its timer and its switch-out sleeps for less, and the end of a sleep is an
-    // event of another thread, which a virtual machine may hide from tracing (docs/SEMANTICS.md, "Lost"). How often either happens
-    // depends on what else the machine does; half of the sleeps are as long as they were meant.
+    // A sleep can be shorter if the thread loses the CPU between the start of its timer and its switch-out. The event that ends a
+    // sleep can also be missing in a virtual machine (docs/SEMANTICS.md, "Lost"). How often either happens depends on the load of
+    // the machine, so the test requires only half of the sleeps to have their full length.
     let counters = &traced.aggregates.counters;
     let least = programs::SLEEPS / 2;
     assert!(
@@ -195,13 +196,13 @@ fn a_sleeper_shows_its_sleeps() {
         counters.lost_wakeups
     );
     assert!(sleeper.traced_voluntary >= least);
-    // However it is kept from the CPU, its sleeps take as long as they were meant, less what is missing of them.
+    // On-CPU and off-CPU time together cover the full length of every sleep, except for intervals and wakeups that were lost.
     let seen = programs::SLEEPS - (counters.lost_intervals + counters.lost_wakeups).min(5);
     assert!(sleeper.on_cpu_ns + sleeper.off_cpu_ns >= seen * 4_900_000);
     assert!(sleeper.off_cpu_ns >= least * 4_900_000, "{} ns", sleeper.off_cpu_ns);
     assert!(
         sleeper.off_cpu_ns - sleeper.run_queue_ns >= least * 4_700_000,
-        "not blocked, but waiting for a CPU"
+        "the sleeps are mostly run-queue time instead of blocked time"
     );
     assert_eq!(traced.aggregates.counters.lost_events, 0);
 }
@@ -210,7 +211,8 @@ fn a_yielder_shows_involuntary_switches() {
     let traced = trace_program("yielder");
     reconciled(&traced);
     let yielder = thread_named(traced.aggregates.threads.iter().map(|record| &record.thread), "yielder");
-    // How many yields become switches is the scheduler's choice: it may let the thread go on if its peer has had more.
+    // The scheduler determines how many yields become switches: it may keep the thread on the CPU if its peer has had more CPU
+    // time.
     let yielded = switches_of_comm(&traced, "yielder", Some(Class::Yielded));
     assert!(
         (1..=yielder.traced_involuntary).contains(&yielded),
@@ -219,14 +221,14 @@ fn a_yielder_shows_involuntary_switches() {
     );
     assert!(
         yielder.traced_voluntary < 100,
-        "a yield is no sleep: {}",
+        "yields were counted as voluntary switches: {}",
         yielder.traced_voluntary
     );
-    // Still runnable: the time off the CPU is time in the run queue.
+    // A thread that yields stays runnable, so its off-CPU time is run-queue time.
     assert!(yielder.run_queue_ns >= yielder.off_cpu_ns / 2);
 }
 
-fn threads_that_live_for_an_instant_are_all_there() {
+fn short_lived_threads_are_all_recorded() {
     let traced = trace_program("thread-storm");
     let reconciliation = reconciled(&traced);
     assert_eq!(reconciliation.threads.len() as u64, programs::THREADS + 1);
@@ -234,7 +236,7 @@ fn threads_that_live_for_an_instant_are_all_there() {
     assert_eq!(traced.aggregates.counters.lost_records, 0);
 }
 
-fn processes_that_live_for_an_instant_are_all_there() {
+fn short_lived_processes_are_all_recorded() {
     let traced = trace_program("fork-storm");
     let reconciliation = reconciled(&traced);
     assert_eq!(reconciliation.threads.len() as u64, programs::FORKS + 1);
@@ -243,20 +245,24 @@ fn processes_that_live_for_an_instant_are_all_there() {
         .iter()
         .filter(|thread| thread.name == "true")
         .count();
-    assert_eq!(children as u64, programs::FORKS, "named after what they executed");
+    assert_eq!(
+        children as u64,
+        programs::FORKS,
+        "the children are not named after the program that they executed"
+    );
 }
 
 fn a_thread_that_executes_a_program_keeps_its_count() {
     let traced = trace_program("exec-by-thread");
     reconciled(&traced);
     let threads = &traced.aggregates.threads;
-    // Reconciliation holds thread by thread; the launched id has gone from the first thread to the second.
+    // Reconciliation holds for each thread, although the thread that executed the program took over the id of the first thread.
     assert_eq!(threads.len(), 2);
     let sleep = thread_named(threads.iter().map(|record| &record.thread), "sleep");
     assert_eq!(
         sleep.tid,
-        traced.launched.expect("started").pid,
-        "it has its leader's id now"
+        traced.launched.expect("the program was launched").pid,
+        "the thread did not get the id of its thread group leader"
     );
     assert_eq!(sleep.traced(), sleep.counted_by_kernel());
     let total: u64 = threads.iter().map(|record| record.thread.traced()).sum();
@@ -290,8 +296,8 @@ fn stack_sums_hold_every_switch_once() {
         })
         .map(|stack| stack.count)
         .sum();
-    // From the thread's beginning through the C library and the system call to the scheduler, all by name: each of its yields that
-    // became a switch, and no other switch.
+    // The stacks with all of these names (the start of the thread, the system call, the scheduler) are those of the yields that
+    // became switches, and of no other switch.
     let yielded = switches_of_comm(&traced, "yielder", Some(Class::Yielded));
     let stacks = || resolved.stacks.iter().map(names).collect::<Vec<_>>();
     assert!(
@@ -299,7 +305,7 @@ fn stack_sums_hold_every_switch_once() {
         "{yielding} of {yielded} in {:#?}",
         stacks()
     );
-    // What the thread did before it had its name is under that of the thread that made it.
+    // Switches before the thread set its name are counted under the name that it inherited from its creator.
     let yielder = thread_named(traced.aggregates.threads.iter().map(|record| &record.thread), "yielder");
     let named = switches_of_comm(&traced, "yielder", None);
     assert!(
@@ -309,7 +315,7 @@ fn stack_sums_hold_every_switch_once() {
     );
 }
 
-/// Switches of the threads of this name, of one class or of all.
+/// Returns the number of switches of all threads with this name, of one class or, for `None`, of all classes.
 fn switches_of_comm(traced: &Run, comm: &str, class: Option<Class>) -> u64 {
     let sums = traced.aggregates.switch_sums.iter();
     sums.filter(|(key, _)| name_of(&key.comm) == comm && class.is_none_or(|class| key.class == class as u8))
@@ -317,9 +323,10 @@ fn switches_of_comm(traced: &Run, comm: &str, class: Option<Class>) -> u64 {
         .sum()
 }
 
-/// Both paths of a ping-pong, into the read that blocks and out of the write that wakes, are known after a few switches. One stack in
-/// 64 is walked all the same, and is what it was taken for.
-fn stacks_that_are_as_they_were_are_not_walked_again() {
+/// A ping-pong has two recurring stacks: that of the read that blocks, and that of the write that wakes the other side. The tracer
+/// memoises both after a few switches. It still walks one stack in 64 to check the memo; `lost.mistaken_stacks` counts the
+/// differences and must be 0.
+fn unchanged_stacks_are_not_walked_again() {
     for mode in ["process", "thread", "task-pool --buffer 0"] {
         let json = run_json(&format!("--mode {mode} --iterations 50000 --level stacks"));
         let switches = number(&json, "/kernel_switches/total");
@@ -342,13 +349,13 @@ fn two_tracers_at_once_see_their_own_target_only() {
             .stdout(std::process::Stdio::piped())
             .stderr(std::process::Stdio::piped())
             .spawn()
-            .expect("started")
+            .expect("the program starts")
     };
     let (process, thread) = (start("process"), start("thread"));
     for (child, names) in [(process, ["process"].as_slice()), (thread, &["thread", "pong"])] {
-        let output = child.wait_with_output().expect("ended");
+        let output = child.wait_with_output().expect("the program ends");
         assert_eq!(output.status.code(), Some(0), "{}", crate::support::stderr(&output));
-        let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let json: Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
         let threads = json["threads"].as_array().expect("threads");
         assert_eq!(threads.len(), 2);
         for thread in threads {

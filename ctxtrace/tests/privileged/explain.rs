@@ -1,7 +1,7 @@
-//! `ctxtrace explain`: causes that are planted are found, ranked first, and nothing else in their place. A verdict rests on times, so
-//! the tests of verdicts are long ones; that a planted cause is there is counted in [`crate::variants`].
+//! `ctxtrace explain`: planted causes are found and ranked first. A verdict depends on measured times, so the tests of verdicts
+//! are long tests; [`crate::variants`] checks by counts that the planted causes take effect.
 //!
-//! The same causes twice: in variants of the built-in workloads, and in plain programs that know nothing of ctxtrace
+//! Each cause is planted twice: in variants of the built-in workloads, and in plain programs that know nothing of ctxtrace
 //! (`examples/planted.rs`).
 
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use crate::harness::skip;
 use crate::support::{command, ctxtrace, number, stderr};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
-    ("a_command_that_fails_is_no_case", a_command_that_fails_is_no_case),
+    ("a_command_that_fails_is_an_error", a_command_that_fails_is_an_error),
     (
         "a_command_does_not_hold_the_standard_output",
         a_command_does_not_hold_the_standard_output,
@@ -25,7 +25,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("captures_are_compared", captures_are_compared),
 ];
 
-/// Tests of verdicts, which rest on times: `cargo xtask test --long --repeat 20` measures how often a verdict is wrong.
+/// Tests of verdicts, which depend on measured times. `cargo xtask test --long --repeat 20` measures how often a verdict is wrong.
 pub(crate) const LONG_TESTS: &[(&str, fn())] = &[
     (
         "a_contended_mutex_is_found_in_a_workload",
@@ -55,8 +55,8 @@ pub(crate) const LONG_TESTS: &[(&str, fn())] = &[
         a_quota_is_not_taken_for_other_programs,
     ),
     (
-        "of_what_is_the_same_nothing_is_claimed",
-        of_what_is_the_same_nothing_is_claimed,
+        "no_difference_is_claimed_between_equal_cases",
+        no_difference_is_claimed_between_equal_cases,
     ),
     (
         "the_articles_first_question_is_answered",
@@ -69,10 +69,10 @@ pub(crate) const LONG_TESTS: &[(&str, fn())] = &[
     ("an_answer_holds_what_was_measured", an_answer_holds_what_was_measured),
 ];
 
-/// The answer to `explain` with these words.
+/// Runs `ctxtrace explain` with these arguments, checks the answer with its schema and [`adds_up`], and returns it.
 fn explain(words: &[&str]) -> Value {
     let line: Vec<&str> = ["explain", "--json", "-"].iter().chain(words).copied().collect();
-    let output = command("").args(&line).output().expect("started");
+    let output = command("").args(&line).output().expect("the program starts");
     assert_eq!(output.status.code(), Some(0), "{line:?}: {}", stderr(&output));
     let answer: Value = serde_json::from_slice(&output.stdout).expect("nothing but JSON on standard output");
     validate(
@@ -84,13 +84,13 @@ fn explain(words: &[&str]) -> Value {
 }
 
 fn validate(json: &Value, schema: &str) {
-    let schema = serde_json::from_str(schema).expect("JSON");
+    let schema = serde_json::from_str(schema).expect("valid JSON");
     let validator = jsonschema::validator_for(&schema).expect("a schema");
     let errors: Vec<String> = validator.iter_errors(json).map(|error| error.to_string()).collect();
     assert!(errors.is_empty(), "{errors:?}");
 }
 
-/// The parts of each side's budget are the time that its threads were there.
+/// Checks that the parts of the budget of each side add up to the time that its threads were alive.
 fn adds_up(answer: &Value) {
     let Some(budget) = answer["budget"].as_object() else {
         return;
@@ -99,7 +99,7 @@ fn adds_up(answer: &Value) {
     for (side, sums) in [("base_ns", &budget["base"]), ("subject_ns", &budget["subject"])] {
         let parts: f64 = budget["parts"]
             .as_array()
-            .expect("a list")
+            .expect("an array")
             .iter()
             .map(|part| number(&part[side]))
             .sum();
@@ -108,9 +108,9 @@ fn adds_up(answer: &Value) {
     }
 }
 
-/// What is said to be the cause, strongest first.
+/// Returns the causes that an answer claims, the strongest first.
 fn causes(answer: &Value) -> Vec<String> {
-    let claims = answer["verdict"].as_array().expect("a list");
+    let claims = answer["verdict"].as_array().expect("an array");
     claims
         .iter()
         .filter(|claim| claim["says"] == "cause")
@@ -118,48 +118,49 @@ fn causes(answer: &Value) -> Vec<String> {
         .collect()
 }
 
-/// Measures once, and checks that the first cause is one of these. Each interval of an answer holds with a confidence of 99 %, so on a
-/// quiet machine a wrong verdict comes by chance in one of a hundred measurements at most. What other programs do on a busy machine may
-/// well be the cause: the answer says that the machine was busy, and the test is skipped.
+/// Measures once, and checks that the first cause is one of `expected`. Each interval of an answer has a confidence of 99 %, so on
+/// a quiet machine a verdict is wrong by chance in at most one of a hundred measurements. On a busy machine other programs may be
+/// the cause of the difference; then the test is skipped instead of failing.
 fn finds(words: &[&str], expected: &[&str]) {
     let answer = explain(words);
     let causes = causes(&answer);
     if !causes.first().is_some_and(|first| expected.contains(&first.as_str())) {
         skip_on_a_busy_machine(&answer);
-        panic!("{words:?}: {causes:?}, and not {expected:?}: {answer:#}");
+        panic!("{words:?}: found {causes:?}, expected {expected:?}: {answer:#}");
     }
 }
 
-/// Skips the test that runs if other programs took more than a twentieth of the CPUs' time, as the answer says.
+/// Skips the running test if, according to the answer, other programs used more than 5 % of the CPUs' time.
 fn skip_on_a_busy_machine(answer: &Value) {
-    let share = |name: &str| answer["others"][name].as_f64().expect("a share");
+    let share = |name: &str| answer["others"][name].as_f64().expect("a number");
     let others = share("share") + share("stolen");
     if others > 0.05 {
-        skip(format!("other programs took {:.0} % of the CPUs' time", others * 100.0));
+        skip(format!("other programs used {:.0} % of the CPUs' time", others * 100.0));
     }
 }
 
-/// The two of a workload.
+/// Compares two variants of a workload and checks the first cause with [`finds`].
 fn finds_in_workload(subject: &str, base: &str, expected: &[&str]) {
     let line = format!("--quick {subject} --against {base}");
     finds(&line.split_whitespace().collect::<Vec<_>>(), expected);
 }
 
-/// The plain program, which `cargo test` has built beside this one.
+/// Returns the path of `examples/planted.rs`, which `cargo test` builds together with this executable.
 pub(crate) fn planted() -> PathBuf {
-    let this = std::env::current_exe().expect("a path");
+    let this = std::env::current_exe().expect("the path of this executable");
     let folder = this
         .parent()
         .and_then(|deps| deps.parent())
-        .expect("in target/PROFILE/deps");
+        .expect("this executable is in target/PROFILE/deps");
     let path = folder.join("examples").join("planted");
-    assert!(path.exists(), "{} is built by `cargo test`", path.display());
+    assert!(path.exists(), "{} is missing; `cargo test` builds it", path.display());
     path
 }
 
+/// Compares two commands, in which the word `planted` stands for the program, and checks the first cause with [`finds`].
 fn finds_in_command(subject: &str, base: &str, expected: &[&str]) {
     let planted = planted();
-    let line = |words: &str| words.replace("planted", planted.to_str().expect("plain"));
+    let line = |words: &str| words.replace("planted", planted.to_str().expect("a path in UTF-8"));
     finds(
         &["--quick", "--base", &line(base), "--subject", &line(subject)],
         expected,
@@ -194,7 +195,7 @@ fn a_sleep_is_found_in_a_command() {
     finds_in_command("planted sleep", "planted none", &["sleep"]);
 }
 
-/// Either says it: where the time goes, or what it goes away with.
+/// Either is a correct verdict: the part of the budget that grows, or the intervention that removes the difference.
 const ALLOCATOR: &[&str] = &["allocator", "jemalloc", "mimalloc", "tcmalloc"];
 
 fn an_allocation_storm_is_found_in_a_workload() {
@@ -213,19 +214,20 @@ fn an_allocation_storm_is_found_in_a_command() {
     );
 }
 
-/// Somebody who keeps a CPU busy for as long as this is there.
+/// A process that keeps a CPU busy until the value is dropped.
 struct Competitor(Child);
 
 impl Competitor {
+    /// Starts the process on a CPU.
     fn on(cpu: usize) -> Self {
         let child = Command::new("sh")
             .args(["-c", "while :; do :; done"])
             .spawn()
-            .expect("started");
+            .expect("the program starts");
         let competitor = Self(child);
         let mut only = CpuSet::new();
-        only.set(cpu).expect("a CPU");
-        sched_setaffinity(Pid::from_raw(competitor.0.id() as i32), &only).expect("pinned");
+        only.set(cpu).expect("the number of a CPU");
+        sched_setaffinity(Pid::from_raw(competitor.0.id() as i32), &only).expect("the process is pinned");
         competitor
     }
 }
@@ -239,13 +241,13 @@ impl Drop for Competitor {
 
 fn last_cpu() -> usize {
     *ctxtrace::workload::pin::allowed_cpus()
-        .expect("told")
+        .expect("the allowed CPUs are known")
         .last()
-        .expect("one")
+        .expect("at least one CPU is allowed")
 }
 
 fn a_competitor_is_found_in_a_workload() {
-    // The last CPU is the one that the workload is pinned to.
+    // `--pin same-cpu` pins the workload to the last CPU.
     let _competitor = Competitor::on(last_cpu());
     finds_in_workload(
         "--mode task --buffer 64 --pin same-cpu",
@@ -264,22 +266,23 @@ fn a_competitor_is_found_in_a_command() {
     );
 }
 
-/// A program that computes, under a quota and without one.
+/// Compares a program that computes under a CPU quota with the same program without a quota.
 fn a_quota_is_not_taken_for_other_programs() {
-    // A run takes many periods of a hundredth of a second, so the one in which it begins makes little difference.
+    // A run takes many periods of 10 ms, so the fraction of the period in which it begins makes little difference.
     let limits = [("cpu.cfs_period_us", "10000"), ("cpu.cfs_quota_us", "1000")];
     let cgroup = Cgroup::new(&cpu_v1(), &limits);
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let script = |name: &str, first: String| {
         let path = folder.path().join(name);
         let text = format!("{first}\nfor i in {{1..10000}}; do :; done\n");
-        std::fs::write(&path, text).expect("written");
+        std::fs::write(&path, text).expect("the file is written");
         format!("bash {}", path.display())
     };
     let base = script("base.sh", String::new());
     let subject = script("subject.sh", format!("echo $$ >{}", cgroup.procs().display()));
     let answer = explain(&["--quick", "--base", &base, "--subject", &subject]);
-    // What the quota took is known of each thread on newer kernels. On older ones it may be either, and the answer says so.
+    // Newer kernels count the throttled time of each thread. On older ones the time may be due to the quota or to other programs,
+    // and the answer names both.
     let causes = causes(&answer);
     let quota = [
         "its cgroup's CPU quota kept it off the CPU",
@@ -293,9 +296,9 @@ fn a_quota_is_not_taken_for_other_programs() {
     }
 }
 
-/// Pairs between which there is no difference. An interval has a confidence of 99 %: by chance one comparison in a hundred claims a
-/// difference, and two of three do in one of 3,300 rounds.
-fn of_what_is_the_same_nothing_is_claimed() {
+/// Compares pairs of equal cases. An interval has a confidence of 99 %, so one comparison in a hundred claims a difference by
+/// chance, and two of three comparisons do so in one of 3,300 rounds.
+fn no_difference_is_claimed_between_equal_cases() {
     let mut claims = Vec::new();
     for line in [
         "--quick --mode task-pool --buffer 4096 --against task-pool --buffer 4096",
@@ -303,7 +306,7 @@ fn of_what_is_the_same_nothing_is_claimed() {
         "--quick --mode task-pool --buffer 64 --against task-pool --buffer 64",
     ] {
         let answer = explain(&line.split_whitespace().collect::<Vec<_>>());
-        let verdict = answer["verdict"].as_array().expect("a list");
+        let verdict = answer["verdict"].as_array().expect("an array");
         if answer["gap"]["is_clear"] == true || !verdict.is_empty() {
             claims.push((line, answer["gap"].clone(), answer["verdict"].clone()));
         }
@@ -311,11 +314,11 @@ fn of_what_is_the_same_nothing_is_claimed() {
     assert!(claims.len() <= 1, "{claims:#?}");
 }
 
-/// What a verdict is depends on the machine. What was measured has to be there, and to add up, whatever it is.
+/// The verdict depends on the machine. Whatever it is, the answer must contain the measurements, and they must add up.
 fn an_answer_holds_what_was_measured() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let markdown = folder.path().join("a.md");
-    let markdown_path = markdown.to_str().expect("plain");
+    let markdown_path = markdown.to_str().expect("a path in UTF-8");
     let line = format!(
         "--quick --only one-worker --markdown {markdown_path} --mode task-pool --buffer 64 --against task --buffer 64"
     );
@@ -324,18 +327,19 @@ fn an_answer_holds_what_was_measured() {
     assert_eq!(answer["subject"]["name"], "task-pool, buffer 64");
     assert_eq!(answer["interventions"][0]["name"], "one-worker");
     assert!(number(&answer, "/gap/blocks") >= 6, "{:#}", answer["gap"]);
-    let claims = answer["verdict"].as_array().expect("a list");
+    let claims = answer["verdict"].as_array().expect("an array");
     let of_kernel = claims.iter().filter(|claim| claim["says"] == "kernel").count();
     assert_eq!(of_kernel, usize::from(answer["gap"]["is_clear"] == true), "{answer:#}");
-    assert!(!answer["not_explained"].as_array().expect("a list").is_empty());
-    let text = std::fs::read_to_string(&markdown).expect("written");
+    assert!(!answer["not_explained"].as_array().expect("an array").is_empty());
+    let text = std::fs::read_to_string(&markdown).expect("the file exists");
     assert!(text.contains("task-pool, buffer 64"), "{text}");
 }
 
-/// The default, in its quick form: what it finds is the machine's affair, but it finds a gap and says something about it.
+/// Runs the default comparison in its quick form. The verdict depends on the machine, but the answer must have a gap and its
+/// claims.
 fn the_articles_first_question_is_answered() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = |name: &str| folder.path().join(name).to_str().expect("plain").to_owned();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("a path in UTF-8").to_owned();
     let (on_cpu, off_cpu, markdown) = (path("on.svg"), path("off.svg"), path("a.md"));
     let answer = explain(&[
         "--quick",
@@ -348,11 +352,11 @@ fn the_articles_first_question_is_answered() {
     ]);
     assert_eq!(answer["base"]["name"], "task, buffer 4096");
     assert_eq!(answer["subject"]["name"], "task-pool, buffer 4096");
-    let claims = answer["verdict"].as_array().expect("a list");
+    let claims = answer["verdict"].as_array().expect("an array");
     let of_kernel = claims.iter().filter(|claim| claim["says"] == "kernel").count();
     assert_eq!(of_kernel, usize::from(answer["gap"]["is_clear"] == true), "{answer:#}");
-    assert!(!answer["not_explained"].as_array().expect("a list").is_empty());
-    let text = std::fs::read_to_string(&markdown).expect("written");
+    assert!(!answer["not_explained"].as_array().expect("an array").is_empty());
+    let text = std::fs::read_to_string(&markdown).expect("the file exists");
     assert!(text.starts_with("## task-pool, buffer 4096 is "), "{text}");
     let is_clear = answer["gap"]["is_clear"] == true;
     for picture in [on_cpu, off_cpu] {
@@ -361,7 +365,7 @@ fn the_articles_first_question_is_answered() {
     }
     let tried: Vec<&str> = answer["interventions"]
         .as_array()
-        .expect("a list")
+        .expect("an array")
         .iter()
         .map(|tried| tried["name"].as_str().expect("a name"))
         .collect();
@@ -385,7 +389,7 @@ fn the_articles_second_question_is_answered() {
     for side in ["base", "subject"] {
         assert_eq!(number(&answer, &format!("/{side}/max_in_flight")), 1);
     }
-    // A buffer is of use as soon as more than one message may be in flight.
+    // A buffer makes a difference only if more than one message may be in flight.
     let pipelined = &answer["interventions"][0];
     let gap = pipelined["gap_ns"]["value"].as_f64().expect("a number");
     let gap_before = answer["gap"]["ns"]["value"].as_f64().expect("a number");
@@ -395,30 +399,34 @@ fn the_articles_second_question_is_answered() {
     }
 }
 
-/// Whoever reads the standard output would wait for what a command leaves running.
+/// If a command inherited the standard output, a program that reads it would wait for all processes that the command leaves
+/// running.
 fn a_command_does_not_hold_the_standard_output() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let (output, said) = (folder.path().join("the-output"), folder.path().join("said"));
-    // It fails, so that it is run once only.
+    // The command fails, so that it runs only once.
     let words = format!("sh -c 'readlink /proc/$$/fd/* > {}; exit 1'", said.display());
     let status = command("explain --quick --base")
         .arg(&words)
         .arg("--subject")
         .arg(&words)
-        .stdout(std::fs::File::create(&output).expect("made"))
+        .stdout(std::fs::File::create(&output).expect("the file is created"))
         .stderr(std::process::Stdio::null())
         .status();
-    assert_eq!(status.expect("started").code(), Some(1));
+    assert_eq!(status.expect("the program starts").code(), Some(1));
     let held = std::fs::read_to_string(&said).expect("the command has run");
-    assert!(held.contains("/dev/null"), "its own output goes nowhere: {held}");
+    assert!(
+        held.contains("/dev/null"),
+        "the standard output of the command is not /dev/null: {held}"
+    );
     assert!(!held.contains("the-output"), "{held}");
 }
 
-fn a_command_that_fails_is_no_case() {
+fn a_command_that_fails_is_an_error() {
     let output = command("")
         .args(["explain", "--base", "true", "--subject", "false"])
         .output()
-        .expect("started");
+        .expect("the program starts");
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(
         stderr(&output).contains("`false` does not end with status 0"),
@@ -428,7 +436,7 @@ fn a_command_that_fails_is_no_case() {
     let output = command("")
         .args(["explain", "--base", "true", "--subject", "there-is-no-such-program"])
         .output()
-        .expect("started");
+        .expect("the program starts");
     assert_ne!(output.status.code(), Some(0));
     assert!(
         stderr(&output).contains("there-is-no-such-program"),
@@ -441,8 +449,8 @@ fn a_command_that_fails_is_no_case() {
 }
 
 fn captures_are_compared() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = |name: &str| folder.path().join(name).to_str().expect("plain").to_owned();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("a path in UTF-8").to_owned();
     for level in ["timeline --sample 1999", "stacks", "counts"] {
         let (base, subject) = (path("base.ctx"), path("subject.ctx"));
         for (mode, capture) in [("task", &base), ("task-pool", &subject)] {
@@ -454,23 +462,23 @@ fn captures_are_compared() {
         let line = format!("compare {base} {subject} --json - --markdown {}", path("c.md"));
         let output = ctxtrace(&line);
         assert_eq!(output.status.code(), Some(0), "{line}: {}", stderr(&output));
-        let compared: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let compared: Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
         validate(
             &compared,
             include_str!("../../../docs/schema/ctxtrace.compare-1.schema.json"),
         );
         adds_up(&compared);
         assert_eq!(compared["unit"], "message");
-        // What is compared is what is reported of each.
+        // The compared figures are those of the reports of the two captures.
         for (side, capture) in [("base", &base), ("subject", &subject)] {
             let report = ctxtrace(&format!("report {capture} --json -"));
-            let report: Value = serde_json::from_slice(&report.stdout).expect("JSON");
+            let report: Value = serde_json::from_slice(&report.stdout).expect("valid JSON");
             let elapsed = compared["figures"][0][side].as_f64().expect("a number");
             let reported = report["workload"]["ns_per_message"].as_f64().expect("a number");
             assert!((elapsed - reported).abs() < 1e-6 * reported, "{elapsed} {reported}");
             let switches: f64 = compared["ledger"]
                 .as_array()
-                .expect("a list")
+                .expect("an array")
                 .iter()
                 .map(|row| row[side].as_f64().expect("a number"))
                 .sum();
@@ -485,8 +493,8 @@ fn captures_are_compared() {
         };
         let output = ctxtrace(&format!("compare {base} {subject} {option} {picture}"));
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        let svg = std::fs::read_to_string(&picture).expect("written");
-        assert!(svg.contains("a message, subject against base"));
+        let svg = std::fs::read_to_string(&picture).expect("the file exists");
+        assert!(svg.contains("per message, subject against base"));
     }
     let missing = ctxtrace(&format!("compare {} {}", path("base.ctx"), path("none.ctx")));
     assert_eq!(missing.status.code(), Some(1));

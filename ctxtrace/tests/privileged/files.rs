@@ -1,6 +1,6 @@
-//! Names come from the file that ran, whatever lies at its path.
+//! Function names come from the file that was executed or mapped, even if another file is at its path by then.
 //!
-//! The programs are in C, so that every nap is in one function whose name is that of the build.
+//! The programs are written in C, so that every nap is in one function, whose name identifies the build.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -70,10 +70,11 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ),
 ];
 
-/// Naps of each program.
+/// The number of naps of each program.
 const NAPS: usize = 60;
 
-/// Waits for a line if it is called with `wait`, does what its second argument says, and naps in the function `NAME`.
+/// A program that naps in the function `NAME`. Before, it waits for a line if its first argument is `wait`, replaces its own file
+/// by that of the second argument if the first is `replace`, and replaces its own file by a FIFO if the first is `pipe`.
 const NAPPER: &str = r#"
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -93,7 +94,7 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// A library with `play`, which naps in `NAME`.
+/// A library with the function `play`, which naps in the function `NAME`.
 const LIBRARY: &str = r#"
 #include <time.h>
 __attribute__((noinline)) void nap(void) { struct timespec t = {0, 1000000}; nanosleep(&t, 0); __asm__ volatile(""); }
@@ -101,7 +102,7 @@ __attribute__((noinline)) void NAME(void) { nap(); __asm__ volatile(""); }
 void play(int n) { for (int i = 0; i < n; i++) NAME(); }
 "#;
 
-/// Loads each library, naps in it, and unloads it.
+/// A program that loads each library of its arguments, naps in it, and unloads it.
 const LOADS: &str = r#"
 #include <dlfcn.h>
 #include <unistd.h>
@@ -117,7 +118,7 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// Maps and unmaps code until it is killed, or for the number of rounds that it is called with.
+/// A program that maps and unmaps code, as often as its argument says, or until it is killed if it has no argument.
 const MAPS: &str = r#"
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -128,7 +129,7 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// Executes the file that it is called with from memory.
+/// A program that copies the file of its argument to memory and executes the copy.
 const FROM_MEMORY: &str = r#"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -152,7 +153,7 @@ struct Builds {
 impl Builds {
     fn new() -> Self {
         Self {
-            folder: tempfile::tempdir().expect("a folder"),
+            folder: tempfile::tempdir().expect("a temporary folder"),
         }
     }
 
@@ -162,7 +163,7 @@ impl Builds {
 
     fn build(&self, name: &str, source: &str, options: &[&str]) -> PathBuf {
         let (file, built) = (self.path(&format!("{name}.c")), self.path(name));
-        std::fs::write(&file, source).expect("written");
+        std::fs::write(&file, source).expect("the file is written");
         let flags = [
             "-O1",
             "-g",
@@ -177,7 +178,7 @@ impl Builds {
             .arg(&file)
             .args(options)
             .status();
-        assert!(status.expect("there is a C compiler").success());
+        assert!(status.expect("a C compiler is installed").success());
         built
     }
 
@@ -190,14 +191,14 @@ impl Builds {
     }
 }
 
-/// What a recording said and the stacks it wrote.
+/// What a recording printed and the stacks that it wrote.
 struct Recorded {
     table: String,
     stacks: String,
 }
 
 impl Recorded {
-    /// Of a command.
+    /// Records a command.
     fn of<S: AsRef<std::ffi::OsStr>>(words: &[S]) -> Self {
         let folded = tempfile::NamedTempFile::new().expect("a file");
         let output = command("record --weight count --folded")
@@ -205,27 +206,27 @@ impl Recorded {
             .arg("--")
             .args(words)
             .output()
-            .expect("started");
+            .expect("the program starts");
         assert_eq!(output.status.code(), Some(0), "{}", said(&output));
         Self {
             table: said(&output),
-            stacks: std::fs::read_to_string(folded.path()).expect("text"),
+            stacks: std::fs::read_to_string(folded.path()).expect("valid UTF-8"),
         }
     }
 
-    /// Of a process that waits for a line until it is being recorded.
+    /// Attaches to a process that waits for a line, sends the line, and records the process to its end.
     fn attached(waiting: &mut Child, options: &str) -> Self {
         Self::attached_by(command(""), waiting, options)
     }
 
-    /// The same by this command, which is ctxtrace.
+    /// Does the same as [`Recorded::attached`] with this command, which starts ctxtrace.
     fn attached_by(mut recorder: Command, waiting: &mut Child, options: &str) -> Self {
         use std::io::Write as _;
 
-        let folder = tempfile::tempdir().expect("a folder");
-        // The recorder may be another user's.
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        // The recorder may run as another user.
         let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-        std::fs::set_permissions(folder.path(), everybody).expect("allowed");
+        std::fs::set_permissions(folder.path(), everybody).expect("the permissions are set");
         let folded = folder.path().join("folded");
         let line = format!("record -p {} {options} --weight count --folded", waiting.id());
         recorder.args(line.split_whitespace()).arg(&folded);
@@ -233,19 +234,19 @@ impl Recorded {
         waiting
             .stdin
             .take()
-            .expect("piped")
+            .expect("the stream is piped")
             .write_all(b"go\n")
-            .expect("it reads");
-        waiting.wait().expect("it ends");
-        let output = recorder.wait_with_output().expect("it ends");
+            .expect("the line is sent");
+        waiting.wait().expect("the program ends");
+        let output = recorder.wait_with_output().expect("the program ends");
         assert_eq!(output.status.code(), Some(0), "{}", said(&output));
         Self {
             table: said(&output),
-            stacks: std::fs::read_to_string(folded).expect("text"),
+            stacks: std::fs::read_to_string(folded).expect("valid UTF-8"),
         }
     }
 
-    /// Naps in stacks with this function.
+    /// Returns the number of naps in stacks that contain this function.
     fn naps_in(&self, function: &str) -> usize {
         self.stacks
             .lines()
@@ -265,7 +266,7 @@ impl Recorded {
 }
 
 fn waiting(program: &mut Command) -> Child {
-    program.stdin(Stdio::piped()).spawn().expect("started")
+    program.stdin(Stdio::piped()).spawn().expect("the program starts")
 }
 
 fn a_program_that_is_replaced_while_it_runs_keeps_its_names() {
@@ -278,7 +279,7 @@ fn a_program_that_was_deleted_before_the_attach_has_names() {
     let builds = Builds::new();
     let (alpha, omega) = (builds.napper("alpha"), builds.napper("omega"));
     let mut process = waiting(Command::new(&alpha).arg("wait"));
-    std::fs::rename(&omega, &alpha).expect("replaced");
+    std::fs::rename(&omega, &alpha).expect("the file is replaced");
     Recorded::attached(&mut process, "").assert_naps("alpha", "omega");
 }
 
@@ -308,9 +309,11 @@ fn a_program_in_another_mount_namespace_has_its_own_names() {
     let mut process = waiting(Command::new("unshare").args(["-m", "sh", "-c", &line]));
     let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/mnt")).expect("readable");
     let pid = process.id().to_string();
-    wait_until("it has a namespace", || namespace(&pid) != namespace("self"));
+    wait_until("the process has its own namespace", || {
+        namespace(&pid) != namespace("self")
+    });
     Recorded::attached(&mut process, "").assert_naps("alpha", "omega");
-    // The namespace is made while the process is recorded, by a child.
+    // A child creates the namespace while the process is recorded.
     let line = format!("read line; unshare -m sh -c '{bind} && {outside}'; true");
     let mut process = waiting(Command::new("sh").args(["-c", &line]));
     Recorded::attached(&mut process, "--children").assert_naps("alpha", "omega");
@@ -320,9 +323,9 @@ fn a_program_on_overlayfs_has_names_after_it_was_replaced() {
     let builds = Builds::new();
     let (alpha, omega) = (builds.napper("alpha"), builds.napper("omega"));
     for folder in ["lower", "layers", "merged"] {
-        std::fs::create_dir(builds.path(folder)).expect("made");
+        std::fs::create_dir(builds.path(folder)).expect("the folder is created");
     }
-    std::fs::copy(&alpha, builds.path("lower/server")).expect("copied");
+    std::fs::copy(&alpha, builds.path("lower/server")).expect("the file is copied");
     let layers = builds.path("layers").display().to_string();
     let line = format!(
         "mount --make-rprivate / && mount -t tmpfs none {layers} && mkdir {layers}/upper {layers}/work && \
@@ -335,23 +338,23 @@ fn a_program_on_overlayfs_has_names_after_it_was_replaced() {
     Recorded::of(&["unshare", "-m", "sh", "-c", &line]).assert_naps("alpha", "omega");
 }
 
-/// A bind mount in the namespace that everybody is in: the tracer has the same file at the path while the program runs, and another one
-/// when it has ended.
+/// The bind mount is in the mount namespace of the tracer. So the tracer finds the executed file at the path while the program
+/// runs, and another file after the program has ended.
 fn a_program_that_is_bound_over_another_one_has_its_own_names() {
     let builds = Builds::new();
     let (alpha, omega) = (builds.napper("alpha"), builds.napper("omega"));
     let (inside, outside) = (alpha.display(), omega.display());
     let line = format!("mount --bind {inside} {outside} && {outside}; umount -l {outside}");
     Recorded::of(&["sh", "-c", &line]).assert_naps("alpha", "omega");
-    // Through a folder that is bound elsewhere the same file has another path.
-    std::fs::create_dir(builds.path("elsewhere")).expect("made");
+    // The same file has another path in a folder that is bound to another mount point.
+    std::fs::create_dir(builds.path("elsewhere")).expect("the folder is created");
     let (folder, elsewhere) = (builds.folder.path().display(), builds.path("elsewhere"));
     let elsewhere = elsewhere.display();
     let line = format!("mount --bind {folder} {elsewhere} && {elsewhere}/alpha; umount -l {elsewhere}");
     Recorded::of(&["sh", "-c", &line]).assert_naps("alpha", "omega");
 }
 
-/// Loads a library, waits for a line, and naps in the library.
+/// A program that loads the library of its argument, waits for a line, and naps in the library.
 const WAITS_LOADED: &str = r#"
 #include <dlfcn.h>
 #include <stdio.h>
@@ -364,23 +367,24 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// The kernel lets a tracer with `CAP_BPF` and `CAP_PERFMON` alone not open what is in `/proc/PID/map_files`.
+/// A tracer that has only `CAP_BPF`, `CAP_PERFMON` and `CAP_SYSLOG` may not open the files in `/proc/PID/map_files`.
 fn without_map_files_a_library_is_found_by_its_path_or_not_named() {
     use std::os::unix::fs::PermissionsExt as _;
 
     let (_folder, ctxtrace) = for_nobody();
     let builds = Builds::new();
-    std::fs::set_permissions(builds.folder.path(), std::fs::Permissions::from_mode(0o755)).expect("allowed");
+    std::fs::set_permissions(builds.folder.path(), std::fs::Permissions::from_mode(0o755))
+        .expect("the permissions are set");
     let program = builds.build("program", WAITS_LOADED, &["-ldl"]);
     let recorded = |is_replaced: bool, recorder: Command| {
         let (red, blue) = (builds.library("red"), builds.library("blue"));
         let mut process = waiting(as_nobody(&program, None).arg(&red));
         let maps = format!("/proc/{}/maps", process.id());
-        wait_until("it has loaded the library", || {
+        wait_until("the program has loaded the library", || {
             std::fs::read_to_string(&maps).is_ok_and(|maps| maps.contains("red"))
         });
         if is_replaced {
-            std::fs::rename(&blue, &red).expect("replaced");
+            std::fs::rename(&blue, &red).expect("the file is replaced");
         }
         Recorded::attached_by(recorder, &mut process, "")
     };
@@ -390,7 +394,7 @@ fn without_map_files_a_library_is_found_by_its_path_or_not_named() {
     let unknown = replaced.naps_in("red was replaced while it ran");
     assert_eq!(unknown, NAPS, "{}", replaced.stacks);
     assert_eq!(replaced.naps_in("_nap"), 0, "{}", replaced.stacks);
-    // Whoever may open it has the library itself.
+    // Root may open the file in `map_files`, which is the library that was mapped.
     recorded(true, command("")).assert_naps("red", "blue");
 }
 
@@ -398,8 +402,8 @@ fn a_program_in_a_changed_root_has_names() {
     let builds = Builds::new();
     let alpha = builds.build("alpha", NAPPER, &["-DNAME=alpha_nap", "-static"]);
     let root = builds.path("root");
-    std::fs::create_dir(&root).expect("made");
-    std::fs::copy(&alpha, root.join("server")).expect("copied");
+    std::fs::create_dir(&root).expect("the folder is created");
+    std::fs::copy(&alpha, root.join("server")).expect("the file is copied");
     Recorded::of(&["chroot".as_ref(), root.as_os_str(), "/server".as_ref()]).assert_naps("alpha", "omega");
 }
 
@@ -423,17 +427,19 @@ fn libraries_at_one_address_do_not_get_each_others_names() {
     let reason = "unknown: several files were mapped there one after the other";
     let known = recorded.naps_in("red_nap") + recorded.naps_in("blue_nap");
     assert_eq!(known + recorded.naps_in(reason), 2 * NAPS, "{}", recorded.stacks);
-    // The same library again is the same file at the same place.
+    // A library that is loaded twice is the same file at the same addresses.
     let recorded = Recorded::of(&[&loads, &red, &red]);
     assert_eq!(recorded.naps_in("red_nap"), 2 * NAPS, "{}", recorded.stacks);
 }
 
 fn mappings_of_other_programs_cost_no_name_and_are_no_loss() {
     let builds = Builds::new();
-    let mut noise = Command::new(builds.build("noise", MAPS, &[])).spawn().expect("started");
+    let mut noise = Command::new(builds.build("noise", MAPS, &[]))
+        .spawn()
+        .expect("the program starts");
     let recorded = Recorded::of(&[builds.build("loads", LOADS, &["-ldl"]), builds.library("late")]);
-    noise.kill().expect("killed");
-    noise.wait().expect("reaped");
+    noise.kill().expect("the signal is sent");
+    noise.wait().expect("the program ends");
     assert_eq!(recorded.naps_in("late_nap"), NAPS, "{}", recorded.stacks);
     assert!(!recorded.table.contains("mapping"), "{}", recorded.table);
 }
@@ -448,12 +454,12 @@ fn a_flood_of_mappings_does_not_fill_the_capture() {
         .arg(maps)
         .arg("200000")
         .output()
-        .expect("started");
+        .expect("the program starts");
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
-    let bytes = std::fs::metadata(&capture).expect("written").len();
+    let bytes = std::fs::metadata(&capture).expect("the file exists").len();
     assert!(
         bytes < 200_000,
-        "{bytes} bytes of capture for 200,000 mappings that are all alike"
+        "the capture has {bytes} bytes for 200,000 identical mappings"
     );
 }
 
@@ -464,15 +470,16 @@ fn a_process_with_odd_names_in_its_maps_is_attached_to() {
     let alpha = builds.build("alpha", NAPPER, &["-DNAME=alpha_nap", "-static"]);
     for name in [&b"\xff\xfe bytes"[..], b"new\nline", b"server (deleted)"] {
         let folder = builds.folder.path().join(std::ffi::OsStr::from_bytes(name));
-        std::fs::create_dir(&folder).expect("made");
+        std::fs::create_dir(&folder).expect("the folder is created");
         let path = folder.join("napper");
-        std::fs::copy(&alpha, &path).expect("copied");
+        std::fs::copy(&alpha, &path).expect("the file is copied");
         let mut process = waiting(Command::new(&path).arg("wait"));
         Recorded::attached(&mut process, "").assert_naps("alpha", "omega");
     }
-    // A root of its own, in which the executable's path is `/SYSV`, which in maps is how shared memory begins.
+    // The process has its own root, in which the path of the executable is `/SYSV`. In `maps`, names of System V shared memory
+    // begin with this text.
     let root = builds.path("root");
-    std::fs::create_dir_all(root.join("old")).expect("made");
+    std::fs::create_dir_all(root.join("old")).expect("the folder is created");
     let line = format!(
         "mount --make-rprivate / && mount -t tmpfs none {root} && cp {alpha} {root}/SYSV && cd {root} && mkdir old && \
          pivot_root . old && exec /SYSV wait",
@@ -481,7 +488,7 @@ fn a_process_with_odd_names_in_its_maps_is_attached_to() {
     );
     let mut process = waiting(Command::new("unshare").args(["-m", "sh", "-c", &line]));
     let executable = format!("/proc/{}/exe", process.id());
-    wait_until("it runs /SYSV", || {
+    wait_until("the process runs /SYSV", || {
         std::fs::read_link(&executable).is_ok_and(|path| path.ends_with("SYSV"))
     });
     Recorded::attached(&mut process, "").assert_naps("alpha", "omega");
@@ -494,19 +501,19 @@ fn a_pipe_in_place_of_the_program_is_not_opened() {
 }
 
 fn the_program_is_examined_and_not_its_loader() {
-    let tests = std::env::current_exe().expect("a path");
+    let tests = std::env::current_exe().expect("the path of this executable");
     let output = command("record --json -")
         .arg("--")
         .args([Path::new("/lib64/ld-linux-x86-64.so.2"), &tests])
         .env(crate::programs::VARIABLE, "sleeper")
         .output()
-        .expect("started");
-    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let locators = json["locators"].as_array().expect("a list");
+        .expect("the program starts");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
+    let locators = json["locators"].as_array().expect("an array");
     let program = tests.display().to_string();
     let examined = locators.iter().find(|locator| locator["program"] == program.as_str());
     let locator = examined.unwrap_or_else(|| panic!("{program} is not among {locators:?}"));
-    let found = locator["locator"].as_str().expect("text");
+    let found = locator["locator"].as_str().expect("a string");
     assert!(found.contains("tokio"), "{locator}");
     assert!(!said(&output).contains("shared object"), "{}", said(&output));
 }

@@ -1,6 +1,8 @@
-//! Which file ran, on file systems whose devices and inodes are not those that `stat` gives: overlayfs and btrfs.
+//! Identifying executed files on overlayfs and btrfs, where the device and inode numbers that the kernel has of a mapped file
+//! differ from those of `stat`.
 //!
-//! What is traced is a copy of this executable, with a copy of the C library, so that it needs no compiler and runs on other kernels too.
+//! The traced program is a copy of this executable, with a copy of the C library, so that the tests need no compiler and also run
+//! on the other kernels.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,77 +26,82 @@ pub(crate) const TESTS: &[(&str, fn())] = &[(
     files_on_btrfs_are_known_in_each_subvolume,
 )];
 
-/// A file system that is mounted for as long as this lives.
+/// A mounted file system, which is unmounted when the value is dropped.
 struct Mounted(PathBuf);
 
 impl Mounted {
-    /// Mounts `source` at a folder, with options in the words of `mount`.
+    /// Mounts `source` at a folder. `options` is the text for `mount -o`.
     fn new(folder: &Path, kind: &str, options: &str, source: &Path) -> Self {
-        std::fs::create_dir_all(folder).expect("made");
+        std::fs::create_dir_all(folder).expect("the folder is created");
         let mount = Command::new("mount")
             .args(["-t", kind, "-o", options])
             .arg(source)
             .arg(folder)
             .status();
-        assert!(mount.expect("started").success(), "{kind} at {}", folder.display());
+        assert!(
+            mount.expect("mount starts").success(),
+            "cannot mount {kind} at {}",
+            folder.display()
+        );
         Self(folder.to_owned())
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // What is left of a test that failed is taken off with the folder in use, too.
+        // A lazy unmount (`-l`) succeeds even if a failed test has left processes that use the folder.
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
-/// Skips the test unless the kernel has a file system.
+/// Skips the running test unless the kernel supports a file system.
 fn require_file_system(name: &str) {
-    let known = std::fs::read_to_string("/proc/filesystems").expect("readable");
+    let known = std::fs::read_to_string("/proc/filesystems").expect("/proc is readable");
     if !known.lines().any(|line| line.split_whitespace().last() == Some(name)) {
-        skip(format!("this kernel has no {name}"));
+        skip(format!("this kernel does not support {name}"));
     }
 }
 
-/// The C library of this executable.
+/// Returns the path of the C library that this executable has loaded.
 fn c_library() -> PathBuf {
-    let maps = std::fs::read_to_string("/proc/self/maps").expect("readable");
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("/proc is readable");
     let mut paths = maps.lines().filter_map(|line| line.split_whitespace().nth(5));
     let path = paths.find(|path| path.ends_with("/libc.so.6"));
-    PathBuf::from(path.expect("linked with glibc"))
+    PathBuf::from(path.expect("this executable is linked with glibc"))
 }
 
 const PROGRAM: &str = "sleeping-program";
 const LIBRARY: &str = "libc.so.6";
 
-/// Copies what is to be traced into a folder.
+/// Creates a folder and copies the program to be traced and its C library into it.
 fn put_files(folder: &Path) {
-    std::fs::create_dir_all(folder).expect("made");
-    let this = std::env::current_exe().expect("a path");
-    std::fs::copy(this, folder.join(PROGRAM)).expect("copied");
-    std::fs::copy(c_library(), folder.join(LIBRARY)).expect("copied");
+    std::fs::create_dir_all(folder).expect("the folder is created");
+    let this = std::env::current_exe().expect("the path of this executable");
+    std::fs::copy(this, folder.join(PROGRAM)).expect("the file is copied");
+    std::fs::copy(c_library(), folder.join(LIBRARY)).expect("the file is copied");
 }
 
-/// Traces the program of a folder, and checks that it and its library are known as the files that they are.
+/// Traces the program of a folder. Checks that the program and its library are identified as these files, and that the functions
+/// of the program have names.
 fn assert_files_are_known(folder: &Path) {
     let (program, library) = (folder.join(PROGRAM), folder.join(LIBRARY));
-    let libraries = folder.to_str().expect("text");
+    let libraries = folder.to_str().expect("a path in UTF-8");
     let environment = [(programs::VARIABLE, "sleeper"), ("LD_LIBRARY_PATH", libraries)];
     let run = trace(&program, &environment, LocatorChoice::Auto);
-    assert_eq!(run.exit.expect("waited for").status, Some(0));
+    assert_eq!(run.exit.expect("the exit status is known").status, Some(0));
     let aggregates = &run.aggregates;
     let image = Image {
-        tgid: run.launched.expect("launched").pid,
+        tgid: run.launched.expect("the program was launched").pid,
         number: 1,
     };
-    let known = aggregates.programs.get(image).expect("known");
+    let known = aggregates.programs.get(image).expect("the program was examined");
     assert_eq!(known.path, program);
     assert_ne!(known.found.locator.flags & HAS_TOKIO, 0, "{:?}", known.found);
     for path in [&program, &library] {
         let mut mappings = aggregates.mappings.files_of(image);
         let mapping = mappings
             .find(|mapping| mapping.path == *path)
-            .unwrap_or_else(|| panic!("{} was mapped", path.display()));
+            .unwrap_or_else(|| panic!("no mapping of {}", path.display()));
         let held = aggregates.mappings.file(mapping);
         assert!(held.is_ok(), "{}: {:?}", path.display(), held.map(|_| ()));
     }
@@ -111,12 +118,12 @@ fn assert_files_are_known(folder: &Path) {
 
 fn files_of_both_layers_of_an_overlay_are_known() {
     require_file_system("overlay");
-    let folder = TempDir::new().expect("a folder");
+    let folder = TempDir::new().expect("a temporary folder");
     let path = |name: &str| folder.path().join(name);
-    // The folder may be on an overlay itself, and one cannot be the upper layer of another.
+    // The temporary folder may itself be on an overlay, which cannot be the upper layer of another overlay.
     let _layers = Mounted::new(&path("layers"), "tmpfs", "size=1g", Path::new("none"));
     for name in ["layers/upper", "layers/work"] {
-        std::fs::create_dir(path(name)).expect("made");
+        std::fs::create_dir(path(name)).expect("the folder is created");
     }
     put_files(&path("layers/lower/below"));
     let options = format!(
@@ -137,26 +144,26 @@ fn files_of_both_layers_of_an_overlay_are_known() {
 fn files_on_btrfs_are_known_in_each_subvolume() {
     require_file_system("btrfs");
     require_program("mkfs.btrfs", "btrfs-progs");
-    let folder = TempDir::new().expect("a folder");
+    let folder = TempDir::new().expect("a temporary folder");
     let image = folder.path().join("image");
-    let file = std::fs::File::create(&image).expect("made");
-    file.set_len(1 << 30).expect("sparse");
+    let file = std::fs::File::create(&image).expect("the file is created");
+    file.set_len(1 << 30).expect("the size of the file is set");
     let made = Command::new("mkfs.btrfs")
         .arg("--quiet")
         .arg(&image)
         .output()
-        .expect("started");
+        .expect("the program starts");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let mounted = folder.path().join("mounted");
     let _btrfs = Mounted::new(&mounted, "btrfs", "loop", &image);
-    // Each subvolume has a device number of its own, and numbers its inodes from the beginning.
+    // Each subvolume has its own device number and its own inode numbers, so inode numbers repeat.
     for subvolume in ["one", "two"] {
         let made = Command::new("btrfs")
             .args(["subvolume", "create"])
             .arg(mounted.join(subvolume))
             .stdout(std::process::Stdio::null())
             .status();
-        assert!(made.expect("started").success());
+        assert!(made.expect("btrfs starts").success());
         put_files(&mounted.join(subvolume));
     }
     for subvolume in ["one", "two"] {

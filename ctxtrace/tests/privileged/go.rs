@@ -1,4 +1,4 @@
-//! Is every kernel switch of a Go program under the right goroutine? And is the article's Go program one of them?
+//! Attribution of kernel switches to goroutines, and `--mode go`, which runs the article's Go program.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,10 +23,13 @@ use crate::support::{command, ctxtrace, ledger_of, number, reconciled, run_json,
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("go_mode_counts_and_names", go_mode_counts_and_names),
     ("go_mode_on_one_cpu_stays_there", go_mode_on_one_cpu_stays_there),
-    ("go_mode_interrupted_says_how_far", go_mode_interrupted_says_how_far),
     (
-        "goroutines_in_system_calls_are_told_however_built",
-        goroutines_in_system_calls_are_told_however_built,
+        "an_interrupted_go_mode_reports_its_messages",
+        an_interrupted_go_mode_reports_its_messages,
+    ),
+    (
+        "goroutines_in_system_calls_are_known_however_built",
+        goroutines_in_system_calls_are_known_however_built,
     ),
     (
         "a_goroutine_has_the_type_of_the_function_that_go_names",
@@ -38,10 +41,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         "programs_that_a_goroutine_starts_run_no_goroutine",
         programs_that_a_goroutine_starts_run_no_goroutine,
     ),
-    ("goroutines_in_c_are_told", goroutines_in_c_are_told),
+    ("goroutines_in_c_are_known", goroutines_in_c_are_known),
     (
-        "very_many_goroutines_go_by_their_function",
-        very_many_goroutines_go_by_their_function,
+        "goroutines_beyond_the_table_are_summed_by_function",
+        goroutines_beyond_the_table_are_summed_by_function,
     ),
     ("goroutines_make_wakeups", goroutines_make_wakeups),
     (
@@ -59,25 +62,26 @@ pub(crate) const LONG_TESTS: &[(&str, fn())] = &[(
     go_mode_under_sudo_is_the_invoking_users,
 )];
 
-/// Sleeps of `main.napper`.
+/// The number of sleeps of `main.napper`.
 const NAPS: u64 = 40;
-/// Reads of `main.reader`.
+/// The number of reads of `main.reader`.
 const READS: u64 = 25;
-/// Sleeps of the thread that C makes.
+/// The number of sleeps of the thread that the C code of `cgo.go` creates.
 const NAPS_OF_STRANGER: u64 = 20;
-/// Goroutines of `crowd.go`.
+/// The number of goroutines of `crowd.go`.
 const CROWD: u64 = 3_000;
-/// How many more switches there may be than those that are known: a page that had to be fetched, a lock.
+/// The maximum number of switches beyond the expected ones, for example for page faults and contended locks.
 const FEW: u64 = 6;
 
-/// Skips the test that runs unless Go is there.
+/// Skips the running test unless Go is installed.
 pub(crate) fn require_go() {
     require_program("go", "golang-go");
 }
 
-/// One of `programs/go`, built in this way.
+/// Builds one of the programs in `programs/go`, with or without cgo, with these options of `go build`. Returns the folder of the
+/// executable, which must outlive its use, and the executable.
 fn build(name: &str, cgo: bool, options: &[&str]) -> (TempDir, PathBuf) {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let program = folder.path().join(name);
     let source = Path::new("tests/privileged/programs/go")
         .join(name)
@@ -92,12 +96,12 @@ fn build(name: &str, cgo: bool, options: &[&str]) -> (TempDir, PathBuf) {
     if std::env::var_os("HOME").is_none() {
         go.env("GOCACHE", folder.path().join("cache"));
     }
-    let output = go.output().expect("Go is there");
+    let output = go.output().expect("Go is installed");
     assert!(output.status.success(), "{name} {options:?}: {}", stderr(&output));
     (folder, program)
 }
 
-/// Traces a Go program, all of whose switches must be accounted for.
+/// Traces a Go program. Panics if the program fails or its switches do not reconcile.
 fn trace_go(program: &Path, locator: LocatorChoice) -> Run {
     let traced = trace(program, &[], locator);
     assert_eq!(traced.exit.and_then(|exit| exit.status), Some(0));
@@ -107,10 +111,17 @@ fn trace_go(program: &Path, locator: LocatorChoice) -> Run {
 }
 
 fn found(traced: &Run) -> &Found {
-    &traced.aggregates.programs.all().last().expect("examined").found
+    &traced
+        .aggregates
+        .programs
+        .all()
+        .last()
+        .expect("the program was examined")
+        .found
 }
 
-/// Switches of goroutines that slept, by the function they were started with; by number where that has no name.
+/// Returns the number of `task-blocked` switches of goroutines by the function that they were started with, or by the goroutine's
+/// number if that function has no name.
 fn blocked(traced: &Run) -> BTreeMap<String, u64> {
     let types = task_types(&traced.aggregates, &traced.symbols);
     let ledger = ledger_of(traced);
@@ -126,8 +137,9 @@ fn blocked(traced: &Run) -> BTreeMap<String, u64> {
     counts
 }
 
-/// How many of so many naps are found at least. The kernel may preempt a thread on its way to sleep, and the nap may be over when the
-/// thread runs again; how often that happens depends on what else the machine does.
+/// Returns the number of switches that must be found for this many naps: half of them. A nap makes no switch of its own if the
+/// kernel preempts the thread on its way to sleep and the nap is over when the thread runs again. How often that happens depends
+/// on the load of the machine.
 fn least_of(naps: u64) -> u64 {
     naps / 2
 }
@@ -142,12 +154,12 @@ fn between(count: u64, naps: u64, what: &str) {
 fn go_mode_counts_and_names() {
     require_go();
     let schema = include_str!("../../../docs/schema/ctxtrace.report-1.schema.json");
-    let validator = jsonschema::validator_for(&serde_json::from_str(schema).expect("JSON")).expect("a schema");
+    let validator = jsonschema::validator_for(&serde_json::from_str(schema).expect("valid JSON")).expect("a schema");
     for (buffer, workers) in [(0, 2), (4_096, 2), (0, 1)] {
-        // On one CPU the runtime's own monitor has to take it from the goroutines, thousands of times a second at
-        // first and a hundred at the least: with two CPUs free, neither of them may be switched out at all.
+        // On one CPU the runtime's monitor thread (sysmon) preempts the goroutines' threads, thousands of times a second at first
+        // and at least a hundred times a second later. With two CPUs free, they might not be switched out at all.
         let line = format!("--mode go --buffer {buffer} --workers {workers} --pin same-cpu --iterations 2000000");
-        // Exit status 0: the counts reconcile, and the ledger adds up.
+        // `run_json` checks for exit status 0, which means that the counts reconcile and the ledger adds up.
         let json = run_json(&line);
         let errors: Vec<String> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
         assert!(errors.is_empty(), "{line}: {errors:?}");
@@ -176,7 +188,7 @@ fn go_mode_counts_and_names() {
         let main = tasks
             .iter()
             .find(|task| task["name"] == "goroutine 1")
-            .expect("one of them is the first");
+            .expect("goroutine 1 is in the report");
         assert_eq!(main["type"], "runtime.main");
         let reasons = json["unavailable"].as_array().expect("reasons");
         for path in ["task_switches", "workload.root", "tasks[0].hit_kernel"] {
@@ -193,11 +205,11 @@ fn go_mode_counts_and_names() {
     }
 }
 
-/// The Go program that a `ctxtrace run --mode go` has started.
+/// Waits until a `ctxtrace run --mode go` has started its Go program, and returns the process.
 fn wait_for_go(tracer: &mut Child) -> Process {
     let mut workload = None;
     wait_until("the Go program runs", || {
-        let all = procfs::process::all_processes().expect("/proc").flatten();
+        let all = procfs::process::all_processes().expect("/proc is readable").flatten();
         workload = all.into_iter().find(|process| {
             let of_ours = process.stat().is_ok_and(|stat| stat.ppid == tracer.id() as i32);
             let file = process
@@ -206,14 +218,14 @@ fn wait_for_go(tracer: &mut Child) -> Process {
                 .and_then(|exe| exe.file_name().map(ToOwned::to_owned));
             of_ours && file.is_some_and(|file| file.to_string_lossy().starts_with("go-ping-pong"))
         });
-        workload.is_some() || tracer.try_wait().expect("ours").is_some()
+        workload.is_some() || tracer.try_wait().expect("the tracer is a child").is_some()
     });
-    workload.expect("it did not end before")
+    workload.expect("the tracer did not end before its workload ran")
 }
 
 fn interrupt(tracer: &Child) {
     let pid = nix::unistd::Pid::from_raw(tracer.id() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("alive");
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("the process is alive");
 }
 
 fn go_mode_on_one_cpu_stays_there() {
@@ -222,11 +234,11 @@ fn go_mode_on_one_cpu_stays_there() {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .expect("started");
+        .expect("the program starts");
     let workload = wait_for_go(&mut child);
-    // It pins itself before its first message.
-    wait_until("all its threads are on one CPU", || {
-        let threads: Vec<_> = workload.tasks().expect("alive").flatten().collect();
+    // The program pins itself before its first message.
+    wait_until("all threads of the program are on one CPU", || {
+        let threads: Vec<_> = workload.tasks().expect("the process is alive").flatten().collect();
         threads.len() >= 3
             && threads.iter().all(|thread| {
                 let cpus = thread.status().ok().and_then(|status| status.cpus_allowed_list);
@@ -234,25 +246,25 @@ fn go_mode_on_one_cpu_stays_there() {
             })
     });
     interrupt(&child);
-    assert_eq!(child.wait().expect("ended").code(), Some(130));
+    assert_eq!(child.wait().expect("the program ends").code(), Some(130));
 }
 
-fn go_mode_interrupted_says_how_far() {
+fn an_interrupted_go_mode_reports_its_messages() {
     require_go();
     let mut child = command("run --mode go --iterations 1000000000 --json -")
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
-        .expect("started");
+        .expect("the program starts");
     let workload = wait_for_go(&mut child);
-    // Half a second of CPU time, in which it passes on millions of messages.
-    wait_until("it has played for a while", || {
+    // In half a second of CPU time the program passes on millions of messages.
+    wait_until("the program has used half a second of CPU time", || {
         workload.stat().is_ok_and(|stat| stat.utime + stat.stime > 50)
     });
     interrupt(&child);
-    let output = child.wait_with_output().expect("ended");
+    let output = child.wait_with_output().expect("the program ends");
     assert_eq!(output.status.code(), Some(130));
-    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
     let messages = number(&json, "/workload/messages");
     assert!(messages > 0 && messages % 1_024 == 0, "{messages}");
     assert_eq!(number(&json, "/reconciliation/difference"), 0);
@@ -260,34 +272,37 @@ fn go_mode_interrupted_says_how_far() {
 
 fn go_mode_under_sudo_is_the_invoking_users() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    const NOBODY: u32 = 65_534;
+    const INVOKING_USER: u32 = 65_534;
     require_go();
-    let folder = tempfile::tempdir_in("/tmp").expect("a folder");
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("allowed");
+    let folder = tempfile::tempdir_in("/tmp").expect("a temporary folder");
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("the permissions are set");
     let program = folder.path().join("ctxtrace");
-    std::fs::copy(crate::support::CTXTRACE, &program).expect("copied");
+    std::fs::copy(crate::support::CTXTRACE, &program).expect("the file is copied");
     let cache = folder.path().join("cache");
-    std::fs::create_dir(&cache).expect("made");
-    std::os::unix::fs::chown(&cache, Some(NOBODY), Some(NOBODY)).expect("root may");
+    std::fs::create_dir(&cache).expect("the folder is created");
+    std::os::unix::fs::chown(&cache, Some(INVOKING_USER), Some(INVOKING_USER)).expect("the owner is set");
     let mut child = Command::new(&program)
         .args(["run", "--mode", "go", "--iterations", "20000000"])
-        .envs([("SUDO_UID", NOBODY.to_string()), ("SUDO_GID", NOBODY.to_string())])
+        .envs([
+            ("SUDO_UID", INVOKING_USER.to_string()),
+            ("SUDO_GID", INVOKING_USER.to_string()),
+        ])
         .env("XDG_CACHE_HOME", &cache)
         .env_remove("GOCACHE")
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("started");
+        .expect("the program starts");
     let workload = wait_for_go(&mut child);
-    assert_eq!(workload.uid().expect("alive"), NOBODY);
-    let built = workload.exe().expect("alive");
+    assert_eq!(workload.uid().expect("the process is alive"), INVOKING_USER);
+    let built = workload.exe().expect("the process is alive");
     assert!(built.starts_with(&cache), "{built:?}");
-    let built = std::fs::metadata(built).expect("there");
-    assert_eq!((built.uid(), built.mode() & 0o022), (NOBODY, 0));
-    assert!(child.wait().expect("ended").success());
+    let built = std::fs::metadata(built).expect("the file exists");
+    assert_eq!((built.uid(), built.mode() & 0o022), (INVOKING_USER, 0));
+    assert!(child.wait().expect("the program ends").success());
 }
 
-fn goroutines_in_system_calls_are_told_however_built() {
+fn goroutines_in_system_calls_are_known_however_built() {
     require_go();
     // Without symbols the names come from the table of functions that every Go program has.
     for (options, cgo) in [
@@ -309,7 +324,7 @@ fn goroutines_in_system_calls_are_told_however_built() {
         assert_eq!(found.locator.flags, HAS_GO, "{options:?}");
         let blocked = blocked(&traced);
         between(blocked["main.napper"], NAPS, "naps");
-        // A byte may be there already, if the reader was held up, as it often is on a busy machine.
+        // A read does not block if its byte has already arrived, which is often the case on a busy machine.
         let reads = blocked["main.reader"];
         assert!((1..=READS + FEW).contains(&reads), "{options:?}: {reads} reads");
         let ledger = ledger_of(&traced);
@@ -319,11 +334,15 @@ fn goroutines_in_system_calls_are_told_however_built() {
             traced.aggregates.counters.lost_task_reads,
             "{options:?}"
         );
-        assert_eq!(tasks::task_switches(&traced.aggregates), None, "nothing counts them");
+        assert_eq!(
+            tasks::task_switches(&traced.aggregates),
+            None,
+            "task switches of goroutines are not counted"
+        );
     }
 }
 
-/// The naps of `starts.go` by the function that the source names after `go`.
+/// The number of naps in `starts.go`, by the function in the `go` statement.
 const NAPS_BY_START: [(&str, u64); 6] = [
     ("main.plain", 20),
     ("main.courier", 70),
@@ -333,10 +352,11 @@ const NAPS_BY_START: [(&str, u64); 6] = [
     ("main.carry", 40),
 ];
 
-/// The naps of the function without a name in `starts.go`.
+/// The number of naps of the anonymous function in `starts.go`.
 const NAPS_OF_CLOSURE: u64 = 20;
 
-/// Checks the goroutines of `starts.go`: how often those of a type were switched out.
+/// Checks the goroutines of `starts.go`. `count` returns the number of switches of the goroutines of a type, `types` are all
+/// types, and `how` describes the build in messages.
 fn starts_are_named(count: impl Fn(&str) -> Option<u64>, types: &[&str], how: &str) {
     for (name, naps) in NAPS_BY_START {
         let found = count(name).unwrap_or_else(|| panic!("{how}: {name} is not among {types:?}"));
@@ -344,7 +364,7 @@ fn starts_are_named(count: impl Fn(&str) -> Option<u64>, types: &[&str], how: &s
     }
     let without_a_name: Vec<&&str> = types.iter().filter(|name| name.starts_with("main.main.")).collect();
     assert_eq!(without_a_name.len(), 1, "{how}: {types:?}");
-    let found = count(without_a_name[0]).expect("it is a type");
+    let found = count(without_a_name[0]).expect("the type has a count");
     assert!(found >= least_of(NAPS_OF_CLOSURE), "{how}: {found}");
     let are_wrappers = |name: &&str| name.contains("gowrap") || name.ends_with("-fm");
     assert!(!types.iter().any(are_wrappers), "{how}: {types:?}");
@@ -368,10 +388,10 @@ fn a_goroutine_has_the_type_of_the_function_that_go_names() {
     }
 }
 
-/// Records `go` in a folder, and returns the switches of its processes' goroutines by their type.
+/// Records the command `go` in a folder, and returns the numbers of switches of all goroutines by their type.
 fn types_under_go(folder: &Path, arguments: &[&str]) -> BTreeMap<String, u64> {
     let report = tempfile::NamedTempFile::new().expect("a file");
-    let cache = tempfile::tempdir().expect("a folder");
+    let cache = tempfile::tempdir().expect("a temporary folder");
     let mut record = command("record --json");
     record
         .arg(report.path())
@@ -382,10 +402,10 @@ fn types_under_go(folder: &Path, arguments: &[&str]) -> BTreeMap<String, u64> {
     if std::env::var_os("HOME").is_none() {
         record.env("GOCACHE", cache.path());
     }
-    let output = record.output().expect("started");
+    let output = record.output().expect("the program starts");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let json = std::fs::read(report.path()).expect("the report");
-    let json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
+    let json = std::fs::read(report.path()).expect("the file exists");
+    let json: serde_json::Value = serde_json::from_slice(&json).expect("valid JSON");
     assert_eq!(number(&json, "/reconciliation/difference"), 0);
     let mut counts = BTreeMap::new();
     for row in json["task_types"].as_array().expect("types") {
@@ -409,7 +429,7 @@ fn go_run_is_traced_as_what_it_runs() {
 fn go_test_is_traced_as_what_it_tests() {
     require_go();
     let folder = Path::new("tests/privileged/programs/go/post");
-    // Without -count a result that Go has kept would be shown, and nothing run.
+    // Without -count Go would print a cached result and run nothing.
     let counts = types_under_go(folder, &["test", "-count=1", "./..."]);
     for (name, naps) in [("ctxtrace.test/post.courier", 60), ("testing.tRunner", 20)] {
         let found = counts.get(name).copied().unwrap_or_default();
@@ -421,19 +441,19 @@ fn programs_that_a_goroutine_starts_run_no_goroutine() {
     require_go();
     let (_folder, program) = build("exec", false, &[]);
     let traced = trace_go(&program, LocatorChoice::Auto);
-    let parent = traced.launched.as_ref().expect("started").pid;
+    let parent = traced.launched.as_ref().expect("the program was launched").pid;
     let sums = traced.aggregates.switch_sums.iter();
     let of_children: Vec<_> = sums.filter(|(key, _)| key.tgid != parent && key.task != 0).collect();
     assert!(of_children.is_empty(), "{of_children:#?}");
     let threads = traced.aggregates.threads.iter();
     let programs = threads.filter(|record| name_of(&record.thread.comm) == "true").count();
     assert_eq!(programs, 20);
-    // It is switched out in each `clone` until the child has executed its program.
+    // The goroutine's thread is switched out in each `clone` (CLONE_VFORK) until the child has executed its program.
     let blocked = blocked(&traced);
     assert!(blocked["main.launcher"] >= 20, "{blocked:?}");
 }
 
-fn goroutines_in_c_are_told() {
+fn goroutines_in_c_are_known() {
     require_go();
     for options in [&[][..], &["-buildmode=pie"], &["-ldflags=-w"]] {
         let (_folder, program) = build("cgo", true, options);
@@ -448,11 +468,11 @@ fn goroutines_in_c_are_told() {
         between(
             of_stranger(Class::ThreadBlocked),
             NAPS_OF_STRANGER,
-            "naps of C's thread",
+            "naps of the thread that C creates",
         );
         assert_eq!(of_stranger(Class::TaskBlocked), 0);
     }
-    // C's thread-locals are in the segment, and there is no symbol to tell which is Go's.
+    // The TLS segment also holds the thread-locals of C, and without symbols ctxtrace cannot find the offset of Go's.
     let (_folder, program) = build("cgo", true, &["-ldflags=-s -w"]);
     let traced = trace_go(&program, LocatorChoice::Auto);
     assert_eq!(found(&traced).reason(), Reason::GoStripped);
@@ -462,20 +482,20 @@ fn goroutines_in_c_are_told() {
     assert!(reasons.into_iter().all(|entry| entry.reason == Reason::GoStripped));
 }
 
-fn very_many_goroutines_go_by_their_function() {
+fn goroutines_beyond_the_table_are_summed_by_function() {
     require_go();
     let (_folder, program) = build("crowd", false, &[]);
     let traced = trace_go(&program, LocatorChoice::Auto);
-    let told_apart = traced.aggregates.goroutines.len() as u64;
-    assert!((500..=1_024).contains(&told_apart), "{told_apart}");
+    let tracked = traced.aggregates.goroutines.len() as u64;
+    assert!((500..=1_024).contains(&tracked), "{tracked}");
     assert!(traced.aggregates.counters.lost_tasks > 0);
-    // Each sleeps once. Some may find their time over before they are asleep.
+    // Each goroutine sleeps once. Some sleeps may be over before the thread is switched out.
     let blocked = blocked(&traced);
     let short = blocked["main.short"];
     assert!((CROWD * 9 / 10..=CROWD * 11 / 10).contains(&short), "{short}");
     assert!(
         !blocked.contains_key("other"),
-        "all of them are known by their function: {blocked:?}"
+        "the function of some goroutines is unknown: {blocked:?}"
     );
     let ledger = ledger_of(&traced);
     let rows = tasks::tasks(&traced.aggregates, &ledger);
@@ -492,12 +512,12 @@ fn goroutines_make_wakeups() {
     let by_main = edges
         .iter()
         .filter(|edge| edge.origin == Origin::Task && edge.from_task.as_deref() == Some("goroutine 1"));
-    // It writes to the pipe, and starts threads.
+    // The main goroutine writes to the pipe and starts threads.
     let count: u64 = by_main.map(|edge| edge.edge.count).sum();
     assert!(count > 0, "{edges:#?}");
     assert!(
         edges.iter().any(|edge| edge.origin == Origin::Interrupt),
-        "timers end the naps: {edges:#?}"
+        "no wakeup by the timers that end the naps: {edges:#?}"
     );
 }
 
@@ -511,16 +531,16 @@ fn a_capture_keeps_the_functions_of_goroutines() {
         program.display()
     ));
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    // The report is made where the program is no more.
-    std::fs::remove_file(&program).expect("removed");
+    // The report must not need the program.
+    std::fs::remove_file(&program).expect("the file is removed");
     let output = ctxtrace(&format!("report {} --json -", capture.display()));
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
     assert_eq!(json["locators"][0]["locator"], "go");
     let types = json["task_types"].as_array().expect("types").iter();
     let napper = types.clone().find(|row| row["type"] == "main.napper");
     between(
-        number(napper.expect("it sleeps"), "/kernel_switches") as u64,
+        number(napper.expect("main.napper is in the report"), "/kernel_switches") as u64,
         NAPS,
         "naps",
     );
@@ -545,7 +565,7 @@ fn only_the_go_locator_finds_goroutines() {
         );
         assert_eq!(found(&traced).reason(), Reason::None, "{choice:?}");
     }
-    // And of our own programs it finds nothing.
+    // The Go locator finds nothing in the built-in workloads, which are not Go programs.
     let json = run_json("--mode task-pool --iterations 20000 --locator go");
     assert_eq!(json["locators"][0]["locator"], "none");
     let output = ctxtrace("run --mode go --iterations 1000 --locator tokio --json -");

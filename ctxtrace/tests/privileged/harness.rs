@@ -10,26 +10,26 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 /// A test has passed when its function returns. It calls [`skip`] or [`require_program`] if it cannot run.
 pub(crate) type TestFunction = fn();
 
-/// A list of tests by name, as each module has one or more.
+/// A list of tests with their names. Each module has one or more such lists.
 pub(crate) type TestTable = &'static [(&'static str, TestFunction)];
 
-/// `TestKind` says which commands run a test.
+/// `TestKind` determines which commands run a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TestKind {
     /// The test runs on this machine's kernel.
     Ordinary,
     /// The test runs on this machine's kernel, and on each of `cargo xtask test --kernel`.
     Kernel,
-    /// The test is a [`TestKind::Kernel`] that holds where the kernel preempts itself anywhere, too: there a sleep may end before it
-    /// has begun, so the test counts no sleeps.
+    /// The test is a [`TestKind::Kernel`] test that also passes on a fully preemptible kernel. On such a kernel a thread can be
+    /// woken before it has been switched out for its sleep, so the test does not count sleeps.
     PreemptibleKernel,
     /// The test takes long, or repeats a measurement: `cargo xtask test --long` runs it and no other command does.
     Long,
 }
 
 impl TestKind {
-    /// The kind as it stands in front of a test's name, in brackets. A filter may be the beginning of it: `[kernel` selects both kinds
-    /// of kernel tests.
+    /// The name of the kind, which is printed in brackets before a test's name. A filter may be a prefix of it: `[kernel` selects
+    /// both kinds of kernel tests.
     fn name(self) -> &'static str {
         match self {
             Self::Ordinary => "",
@@ -40,31 +40,31 @@ impl TestKind {
     }
 }
 
-/// While this variable is set, a test fails if a program is missing that `cargo xtask setup` installs, or if the user is not root. It
-/// is skipped otherwise.
+/// The name of an environment variable. If it is set, a test fails if the user is not root or if a program is missing that
+/// `cargo xtask setup` installs. If it is not set, such a test is skipped.
 const REQUIRE_VARIABLE: &str = "CTXTRACE_REQUIRE_PRIVILEGED";
 
 fn is_required() -> bool {
     std::env::var_os(REQUIRE_VARIABLE).is_some()
 }
 
-/// `SkippedTest` is what a skipped test panics with.
+/// The panic payload of a skipped test: a description of what is missing.
 struct SkippedTest(String);
 
-/// Ends the test that runs: it is reported as skipped, with what is missing.
+/// Ends the running test and reports it as skipped, with `missing` as the reason.
 pub(crate) fn skip(missing: impl Into<String>) -> ! {
-    // Unlike a panic this prints nothing.
+    // Unlike `panic!`, `resume_unwind` prints nothing.
     resume_unwind(Box::new(SkippedTest(missing.into())))
 }
 
-/// Skips the test that runs, or fails it where nothing that can be installed may be missing.
+/// Skips the running test, or fails it if [`REQUIRE_VARIABLE`] is set.
 pub(crate) fn skip_unless_required(missing: impl Into<String>) -> ! {
     let missing = missing.into();
     assert!(!is_required(), "{missing}, and {REQUIRE_VARIABLE} is set");
     skip(missing)
 }
 
-/// Whether a program is on `PATH`.
+/// Returns whether a program is on `PATH`.
 pub(crate) fn has_program(program: &str) -> bool {
     Command::new(program)
         .arg("--version")
@@ -75,14 +75,14 @@ pub(crate) fn has_program(program: &str) -> bool {
         .is_ok()
 }
 
-/// Skips the test that runs unless a program is on `PATH`.
+/// Skips the running test unless a program is on `PATH`. `package` is the Debian package that contains the program.
 pub(crate) fn require_program(program: &str, package: &str) {
     if !has_program(program) {
         skip_unless_required(format!("{program} is not on PATH (Debian: apt install {package})"));
     }
 }
 
-/// The value of a variable that `cargo xtask test` sets. The test that runs is skipped without it.
+/// Returns the value of a variable that `cargo xtask test` sets. Skips the running test if the variable is not set.
 pub(crate) fn require_variable(name: &str) -> OsString {
     std::env::var_os(name).unwrap_or_else(|| skip_unless_required(format!("{name} is not set: run `cargo xtask test`")))
 }
@@ -91,7 +91,7 @@ pub(crate) fn require_variable(name: &str) -> OsString {
 pub(crate) fn run(tables: &[(TestKind, TestTable)]) -> ExitCode {
     stop_ignoring_signals();
     let mut arguments = Arguments::from_args();
-    // Two tests at once would take CPU time from each other.
+    // Tests that run at the same time would take CPU time from each other.
     arguments.test_threads = Some(1);
     let is_root = nix::unistd::geteuid().is_root();
     let tests = tables
@@ -105,22 +105,23 @@ pub(crate) fn run(tables: &[(TestKind, TestTable)]) -> ExitCode {
         })
         .collect();
     if let Some(filter) = filter_without_match(&arguments, &trials) {
-        eprintln!("no privileged test is called `{filter}`: --list prints their names");
+        eprintln!("no privileged test matches `{filter}`; --list prints the names of all tests");
         return ExitCode::FAILURE;
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Gives signals that end a program their default action, which the programs under test inherit. A shell starts a command that ends with
-/// `&` with some of them ignored, and `nohup` with another one.
+/// Restores the default action of the signals that terminate a program; the programs under test inherit it. A shell ignores some
+/// of these signals in a command that ends with `&`, and `nohup` ignores `SIGHUP`.
 fn stop_ignoring_signals() {
     for ending in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
         // SAFETY: the default action runs no code of this program.
-        unsafe { signal(ending, SigHandler::SigDfl) }.expect("a signal that can be caught");
+        unsafe { signal(ending, SigHandler::SigDfl) }.expect("the action of the signal can be set");
     }
 }
 
-/// The filter, if it names one test or a kind of tests and there is none such. Any other filter may match tests of another executable.
+/// Returns the filter if it is an exact test name or a kind of tests and no test matches it. Any other filter without a match is
+/// accepted, because it may match tests of another executable.
 fn filter_without_match<'a>(arguments: &'a Arguments, trials: &[Trial]) -> Option<&'a str> {
     let filter = arguments.filter.as_deref()?;
     let names_something = arguments.exact || filter.starts_with('[');
@@ -131,7 +132,7 @@ fn filter_without_match<'a>(arguments: &'a Arguments, trials: &[Trial]) -> Optio
 fn run_test(function: TestFunction, is_root: bool) -> Result<Completion, Failed> {
     let guarded = move || {
         if !is_root {
-            skip_unless_required("it needs root: `cargo xtask test` runs it");
+            skip_unless_required("the test needs root; `cargo xtask test` runs it as root");
         }
         function();
     };
@@ -179,13 +180,13 @@ fn an_exact_name_must_match_a_test() {
     ] {
         assert!(!rejected(accepted), "{accepted}");
     }
-    let this = std::env::current_exe().expect("a path");
+    let this = std::env::current_exe().expect("the path of this executable");
     let status = Command::new(this).args(["--exact", "there_is_no_such_test"]).status();
-    assert!(!status.expect("started").success());
+    assert!(!status.expect("the test executable starts").success());
 }
 
 fn a_skipped_test_is_reported_as_skipped() {
-    let skipped = run_test(|| skip("a reason"), true).expect("no failure");
+    let skipped = run_test(|| skip("a reason"), true).expect("a skipped test does not fail");
     assert!(matches!(skipped, Completion::Ignored { reason: Some(reason) } if reason == "a reason"));
     assert!(run_test(|| panic!("on purpose"), true).is_err());
     assert!(matches!(run_test(|| (), true), Ok(Completion::Completed)));

@@ -1,4 +1,4 @@
-//! Executables that do harm to who reads them, and what is left of a recording that met them.
+//! Executables that harm the process that reads them. A recording must survive them and lose only the names of these files.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -62,7 +62,7 @@ pub(crate) const LONG_TESTS: &[(&str, fn())] = &[
     ),
 ];
 
-/// A folder with an executable in it, which is this one, so that it can be any of [`crate::programs`].
+/// A folder with a copy of this executable, which runs one of [`crate::programs`].
 struct Target {
     folder: tempfile::TempDir,
     program: &'static str,
@@ -70,10 +70,10 @@ struct Target {
 
 impl Target {
     fn new(program: &'static str) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("set");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("the permissions are set");
         let target = Self { folder, program };
-        fs::copy("/proc/self/exe", target.path()).expect("copied");
+        fs::copy("/proc/self/exe", target.path()).expect("the file is copied");
         target
     }
 
@@ -86,10 +86,10 @@ impl Target {
     }
 
     fn bytes(&self) -> Vec<u8> {
-        fs::read(self.path()).expect("readable")
+        fs::read(self.path()).expect("the file exists")
     }
 
-    /// `ctxtrace record` of it, which is killed after two minutes.
+    /// Returns a command that records the executable with `ctxtrace record` and is killed after two minutes.
     fn record(&self) -> Command {
         let mut command = Command::new("timeout");
         command
@@ -104,18 +104,18 @@ impl Target {
         command
     }
 
-    /// The stacks of a recording that went well.
+    /// Records the executable and returns the folded stacks. Panics if the recording fails.
     fn stacks(&self) -> String {
-        let output = self.record().output().expect("started");
+        let output = self.record().output().expect("the program starts");
         self.stacks_of(&output)
     }
 
     fn stacks_of(&self, output: &Output) -> String {
         assert_eq!(output.status.code(), Some(0), "{:?}: {}", output.status, stderr(output));
-        fs::read_to_string(self.folded()).expect("written")
+        fs::read_to_string(self.folded()).expect("the file exists")
     }
 
-    /// Makes `.debug_info` a section that is compressed, of these bytes, and said to unpack to this size.
+    /// Replaces `.debug_info` by a compressed section of these bytes, whose header declares this size of the unpacked data.
     fn compress_debug_info(&self, data: &[u8], size: u64) {
         let bytes = self.bytes();
         let header = [1, size, 1].map(u64::to_le_bytes).concat();
@@ -127,42 +127,48 @@ impl Target {
         );
     }
 
-    /// Puts a section's data at the end of the file, and sets these flags.
+    /// Appends new data of a section to the file, whose bytes are `bytes`, and sets these flags of the section.
     fn replace_section(&self, name: &[u8], data: &[u8], flags: u64, bytes: &[u8]) {
         let elf = ElfFile64::<LittleEndian>::parse(bytes).expect("an executable");
         let sections = elf.elf_section_table();
         let (index, section) = sections
             .section_by_name(LittleEndian, name)
-            .expect("it has this section");
+            .expect("the executable has this section");
         let header = elf.elf_header().e_shoff(LittleEndian) + 64 * index.0 as u64;
         let flags = section.sh_flags(LittleEndian) & !u64::from(object::elf::SHF_COMPRESSED) | flags;
-        let file = fs::OpenOptions::new().write(true).open(self.path()).expect("writable");
-        file.write_all_at(data, bytes.len() as u64).expect("written");
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(self.path())
+            .expect("a writable file");
+        file.write_all_at(data, bytes.len() as u64)
+            .expect("the file is written");
         // sh_flags, sh_offset and sh_size (System V ABI, "Section Header").
         for (field, value) in [(8, flags), (24, bytes.len() as u64), (32, data.len() as u64)] {
             file.write_all_at(&value.to_le_bytes(), header + field)
-                .expect("written");
+                .expect("the file is written");
         }
     }
 }
 
-/// Replaces its own executable by what `REPLACEMENT` says beside it, then sleeps in code of its own.
+/// The program `replaced`: replaces its own executable by the file `replacement` in the same folder, if there is one, and then
+/// sleeps in [`sleep_in_own_code`].
 pub(crate) fn replaced() {
-    let executable = std::env::current_exe().expect("a path");
+    let executable = std::env::current_exe().expect("the path of this executable");
     let replacement = executable.with_file_name("replacement");
     if replacement.symlink_metadata().is_ok() {
-        fs::rename(&replacement, &executable).expect("replaced");
+        fs::rename(&replacement, &executable).expect("the file is replaced");
     }
     for _ in 0..20 {
         sleep_in_own_code();
     }
 }
 
-/// The innermost function of its stacks is this one, which no other library has.
+/// Sleeps by its own system call instruction, so that this function is the innermost user function of the stack and its name comes
+/// from this executable.
 #[inline(never)]
 fn sleep_in_own_code() {
     let time = [0_u64, 2_000_000];
-    // SAFETY: `nanosleep(2)` reads the time, and is given no place to write to.
+    // SAFETY: `nanosleep(2)` reads the time, and the second argument is null, so it writes nothing.
     unsafe {
         std::arch::asm!(
             "syscall",
@@ -175,18 +181,18 @@ fn sleep_in_own_code() {
     }
 }
 
-/// Maps the files beside it as code, and ends.
+/// The program `maps-large-files`: maps the large files in its folder as code, and then does the same as [`replaced`].
 pub(crate) fn maps_large_files() {
-    let executable = std::env::current_exe().expect("a path");
+    let executable = std::env::current_exe().expect("the path of this executable");
     for number in 0..LARGE_FILES {
-        let file = File::open(large_file(&executable, number)).expect("there");
-        let length = std::num::NonZeroUsize::new(4_096).expect("not 0");
+        let file = File::open(large_file(&executable, number)).expect("the file exists");
+        let length = std::num::NonZeroUsize::new(4_096).expect("4,096 is not 0");
         let (protection, flags) = (
             nix::sys::mman::ProtFlags::PROT_READ | nix::sys::mman::ProtFlags::PROT_EXEC,
             nix::sys::mman::MapFlags::MAP_PRIVATE,
         );
-        // SAFETY: a new mapping, which nothing reads.
-        unsafe { nix::sys::mman::mmap(None, length, protection, flags, &file, 0) }.expect("mapped");
+        // SAFETY: the kernel chooses the address of the new mapping, and nothing reads the mapping.
+        unsafe { nix::sys::mman::mmap(None, length, protection, flags, &file, 0) }.expect("the file is mapped");
     }
     replaced();
 }
@@ -200,7 +206,7 @@ fn large_file(executable: &Path, number: usize) -> PathBuf {
 fn an_executable_replaced_by_a_fifo_is_not_waited_for() {
     let target = Target::new("replaced");
     let fifo = target.path().with_file_name("replacement");
-    nix::unistd::mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).expect("made");
+    nix::unistd::mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).expect("the FIFO is created");
     let stacks = target.stacks();
     assert!(stacks.contains("target"), "{stacks}");
 }
@@ -208,20 +214,20 @@ fn an_executable_replaced_by_a_fifo_is_not_waited_for() {
 fn an_executable_replaced_by_a_device_is_not_opened() {
     let target = Target::new("replaced");
     let device = target.path().with_file_name("replacement");
-    mknod(&device, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 3)).expect("made");
+    mknod(&device, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 3)).expect("the device is created");
     let opened = opened_events(&device);
     let stacks = target.stacks();
     assert!(stacks.contains("target"), "{stacks}");
     let event = nix::unistd::read(&opened, &mut [0; 64]);
-    assert_eq!(event, Err(nix::errno::Errno::EAGAIN), "it was opened");
+    assert_eq!(event, Err(nix::errno::Errno::EAGAIN), "ctxtrace has opened the device");
 }
 
-/// Readable once this file has been opened.
+/// Returns an inotify descriptor that becomes readable when this file is opened.
 fn opened_events(path: &Path) -> OwnedFd {
-    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("a path has no zero");
-    // SAFETY: makes a descriptor, which nothing else owns.
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("a path without a zero byte");
+    // SAFETY: `inotify_init1` returns a new descriptor, which nothing else owns.
     let events = unsafe { OwnedFd::from_raw_fd(libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC)) };
-    // SAFETY: the descriptor is open, and the path ends with a zero.
+    // SAFETY: the descriptor is open, and the path ends with a zero byte.
     let watch = unsafe { libc::inotify_add_watch(events.as_raw_fd(), path.as_ptr(), libc::IN_OPEN) };
     assert!(watch > 0, "{}", std::io::Error::last_os_error());
     events
@@ -233,18 +239,22 @@ fn debug_information_of_an_impossible_size_costs_its_own_names() {
         target.compress_debug_info(b"", size);
         let stacks = target.stacks();
         assert!(stacks.contains("[unknown: target "), "{stacks}");
-        assert!(stacks.contains("nanosleep"), "the kernel's names are there: {stacks}");
+        assert!(
+            stacks.contains("nanosleep"),
+            "the names of kernel functions are missing: {stacks}"
+        );
     }
 }
 
-/// A zlib stream of more zeros than the reading process may have memory, in some 5 MB: one block, over and over.
+/// Returns a zlib stream of about 5 MB that unpacks to 5 GiB of zeros, which is more than the memory limit of the reading process.
+/// It repeats one block.
 fn bomb() -> Vec<u8> {
     let zeros = vec![0; 16 << 20];
     let mut block = Vec::with_capacity(1 << 20);
     let mut compress = Compress::new(Compression::best(), false);
     compress
         .compress_vec(&zeros, &mut block, FlushCompress::Full)
-        .expect("packed");
+        .expect("the data is compressed");
     [&[0x78, 0x01], block.repeat(320).as_slice()].concat()
 }
 
@@ -252,23 +262,26 @@ fn debug_information_beyond_the_memory_costs_its_own_names() {
     let target = Target::new("replaced");
     target.compress_debug_info(&bomb(), 1 << 20);
     let stacks = target.stacks();
-    // A machine that is slow meets the limit of time first.
+    // A slow machine reaches the time limit first.
     let reasons = [
         "[unknown: target needs more memory to be read than ctxtrace allows (4 GiB)]",
         "[unknown: reading target took longer than 20 s]",
     ];
     assert!(reasons.iter().any(|reason| stacks.contains(reason)), "{stacks}");
-    assert!(stacks.contains("nanosleep"), "the kernel's names are there: {stacks}");
+    assert!(
+        stacks.contains("nanosleep"),
+        "the names of kernel functions are missing: {stacks}"
+    );
 }
 
 fn a_debug_link_to_a_fifo_is_not_followed() {
     let target = Target::new("replaced");
     let fifo = target.folder.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).expect("made");
+    nix::unistd::mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).expect("the FIFO is created");
     let data = [fifo.as_os_str().as_encoded_bytes(), &[0; 8]].concat();
     let data = &data[..data.len() / 4 * 4];
     let link = target.folder.path().join("link");
-    fs::write(&link, data).expect("written");
+    fs::write(&link, data).expect("the file is written");
     let status = Command::new("objcopy")
         .arg("--add-section")
         .arg(format!(".gnu_debuglink={}", link.display()))
@@ -279,25 +292,25 @@ fn a_debug_link_to_a_fifo_is_not_followed() {
     let stacks = target.stacks();
     assert!(
         stacks.contains("sleep_in_own_code"),
-        "its own names are there: {stacks}"
+        "the names of the executable are missing: {stacks}"
     );
 }
 
-/// Units of eleven bytes each, in a section that unpacks to 512 MiB.
+/// The section `.debug_info` unpacks to 512 MiB of compilation units of eleven bytes each.
 fn millions_of_units_end_an_examination() {
-    // Length, version 4, offset of the abbreviations, bytes of an address (DWARF 4, 7.5.1.1).
+    // The header of a unit: its length, version 4, the offset of the abbreviations, and the size of an address (DWARF 4, 7.5.1.1).
     let unit = [7_u8, 0, 0, 0, 4, 0, 0, 0, 0, 0, 8];
     let units = unit.repeat((16 << 20) / unit.len());
     let mut block = Vec::with_capacity(4 << 20);
     let mut compress = Compress::new(Compression::best(), false);
     compress
         .compress_vec(&units, &mut block, FlushCompress::Full)
-        .expect("packed");
+        .expect("the data is compressed");
     let packed = [&[0x78, 0x01], block.repeat(32).as_slice()].concat();
     let target = Target::new("replaced");
     target.compress_debug_info(&packed, 32 * units.len() as u64);
     let mut doctor = command("doctor --");
-    let output = doctor.arg(target.path()).output().expect("started");
+    let output = doctor.arg(target.path()).output().expect("the program starts");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stdout(&output).contains("tokio"), "{}", stdout(&output));
     target.stacks();
@@ -306,10 +319,10 @@ fn millions_of_units_end_an_examination() {
 fn files_that_are_truncated_at_the_end_are_survived() {
     let target = Target::new("maps-large-files");
     for number in 0..LARGE_FILES {
-        let file = File::create(large_file(&target.path(), number)).expect("made");
+        let file = File::create(large_file(&target.path(), number)).expect("the file is created");
         let mut header = [0_u8; 120];
         header[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-        // A library for x86-64 with one segment, which is all of the file (System V ABI, "ELF Header", "Program Header").
+        // A library for x86-64 with one segment that spans the whole file (System V ABI, "ELF Header", "Program Header").
         for (at, value) in [
             (16, 3_u64),
             (18, 62),
@@ -326,16 +339,16 @@ fn files_that_are_truncated_at_the_end_are_survived() {
         for at in [96, 104] {
             header[at..at + 8].copy_from_slice(&(1_u64 << 30).to_le_bytes());
         }
-        (&file).write_all(&header).expect("written");
-        file.set_len(1 << 30).expect("sparse");
+        (&file).write_all(&header).expect("the file is written");
+        file.set_len(1 << 30).expect("the size of the file is set");
     }
     let recording = target
         .record()
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("started");
-    // The files are truncated again and again, from the middle of the recording to its end.
+        .expect("the program starts");
+    // The files are truncated and extended repeatedly until the recording ends.
     let pid = Pid::from_raw(recording.id() as i32);
     let mut length = 1 << 30;
     while kill(pid, None).is_ok() && !is_zombie(pid) {
@@ -344,11 +357,12 @@ fn files_that_are_truncated_at_the_end_are_survived() {
             let file = fs::OpenOptions::new()
                 .write(true)
                 .open(large_file(&target.path(), number));
-            file.and_then(|file| file.set_len(length)).expect("truncated");
+            file.and_then(|file| file.set_len(length))
+                .expect("the size of the file is set");
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    let output = recording.wait_with_output().expect("ended");
+    let output = recording.wait_with_output().expect("the program ends");
     target.stacks_of(&output);
 }
 
@@ -357,7 +371,8 @@ fn is_zombie(pid: Pid) -> bool {
     state.is_ok_and(|stat| stat.state == 'Z')
 }
 
-/// A recording that reads a file which takes seconds, and its reading process.
+/// Starts a recording and waits until its reading process looks up names in a file, which takes seconds. Returns the child, the
+/// tracer and the reading process.
 fn slow_look_up(target: &Target) -> (Child, Pid, Pid) {
     target.compress_debug_info(&bomb(), 1 << 20);
     let recording = target
@@ -365,17 +380,17 @@ fn slow_look_up(target: &Target) -> (Child, Pid, Pid) {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("started");
+        .expect("the program starts");
     let mut tracer = None;
     wait_until("ctxtrace runs", || {
         tracer = children(recording.id() as i32).into_iter().next();
         tracer.is_some()
     });
-    let tracer = tracer.expect("just seen");
-    // The first one examines programs, and is there before the target; the second one names functions.
+    let tracer = tracer.expect("the tracer was found above");
+    // The first reading process examines programs and starts before the target. The second one looks up the names of functions.
     let mut first = None;
     let mut second = None;
-    wait_until("functions are named", || {
+    wait_until("the names of functions are looked up", || {
         let reader = children(tracer).into_iter().find(|&pid| is_reader(pid));
         match (first, reader) {
             (None, Some(_)) => first = reader,
@@ -387,12 +402,12 @@ fn slow_look_up(target: &Target) -> (Child, Pid, Pid) {
     (
         recording,
         Pid::from_raw(tracer),
-        Pid::from_raw(second.expect("just seen")),
+        Pid::from_raw(second.expect("the reading process was found above")),
     )
 }
 
 fn children(parent: i32) -> Vec<i32> {
-    let all = procfs::process::all_processes().expect("/proc");
+    let all = procfs::process::all_processes().expect("/proc is readable");
     all.filter_map(|process| process.ok()?.stat().ok())
         .filter(|stat| stat.ppid == parent && stat.state != 'Z')
         .map(|stat| stat.pid)
@@ -407,8 +422,8 @@ fn is_reader(pid: i32) -> bool {
 fn a_signal_ends_the_look_up_of_names() {
     let target = Target::new("replaced");
     let (recording, tracer, _) = slow_look_up(&target);
-    kill(tracer, Signal::SIGTERM).expect("it runs");
-    let output = recording.wait_with_output().expect("ended");
+    kill(tracer, Signal::SIGTERM).expect("the process is alive");
+    let output = recording.wait_with_output().expect("the program ends");
     let stacks = target.stacks_of(&output);
     assert!(stacks.contains("a signal ended the look-up"), "{stacks}");
     assert!(
@@ -421,8 +436,8 @@ fn a_signal_ends_the_look_up_of_names() {
 fn a_reading_process_that_is_killed_costs_no_recording() {
     let target = Target::new("replaced");
     let (recording, _, reader) = slow_look_up(&target);
-    kill(reader, Signal::SIGKILL).expect("it runs");
-    let output = recording.wait_with_output().expect("ended");
+    kill(reader, Signal::SIGKILL).expect("the process is alive");
+    let output = recording.wait_with_output().expect("the program ends");
     let stacks = target.stacks_of(&output);
     assert!(
         stacks.contains("[unknown: the process that read target was killed by SIGKILL]"),
@@ -433,14 +448,14 @@ fn a_reading_process_that_is_killed_costs_no_recording() {
 fn the_reading_process_has_no_privileges() {
     let target = Target::new("replaced");
     let (recording, tracer, reader) = slow_look_up(&target);
-    // The filter comes last of what it gives up.
+    // The seccomp filter is the last restriction that the reading process applies to itself.
     let mut status = String::new();
     wait_until("the reading process has its filter", || {
-        status = fs::read_to_string(format!("/proc/{reader}/status")).expect("it runs");
+        status = fs::read_to_string(format!("/proc/{reader}/status")).expect("the process is alive");
         status.contains("Seccomp:\t2")
     });
-    let limits = fs::read_to_string(format!("/proc/{reader}/limits")).expect("it runs");
-    kill(tracer, Signal::SIGKILL).expect("it runs");
+    let limits = fs::read_to_string(format!("/proc/{reader}/limits")).expect("the process is alive");
+    kill(tracer, Signal::SIGKILL).expect("the process is alive");
     for line in [
         "Uid:\t65534\t65534\t65534\t65534",
         "Gid:\t65534\t65534\t65534\t65534",
@@ -454,10 +469,10 @@ fn the_reading_process_has_no_privileges() {
     let memory = limits
         .lines()
         .find(|line| line.starts_with("Max address space"))
-        .expect("a limit");
+        .expect("the process has an address space limit");
     assert!(memory.contains(&(4_u64 << 30).to_string()), "{memory}");
-    // It ends with the tracer.
-    let output = recording.wait_with_output().expect("ended");
+    // The reading process ends when the tracer is killed.
+    let output = recording.wait_with_output().expect("the program ends");
     assert_ne!(output.status.signal().or(output.status.code()), Some(0));
     wait_until("the reading process has ended", || !is_reader(reader.as_raw()));
 }

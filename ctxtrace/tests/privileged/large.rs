@@ -1,4 +1,4 @@
-//! Long and large recordings: threads that end together or in very great number, and tables that fill while the target runs.
+//! Long and large recordings: many threads that exit, at the same time or one after the other, and tables that fill up.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,24 +14,24 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         threads_that_end_together_lose_no_record,
     ),
     (
-        "threads_beyond_those_told_apart_are_in_the_sums",
-        threads_beyond_those_told_apart_are_in_the_sums,
+        "threads_beyond_the_tracked_ones_are_in_the_sums",
+        threads_beyond_the_tracked_ones_are_in_the_sums,
     ),
     (
-        "more_edges_than_the_table_holds_are_all_there",
-        more_edges_than_the_table_holds_are_all_there,
+        "more_edges_than_the_table_holds_are_all_recorded",
+        more_edges_than_the_table_holds_are_all_recorded,
     ),
     (
-        "more_stacks_than_the_table_holds_are_all_there",
-        more_stacks_than_the_table_holds_are_all_there,
+        "more_stacks_than_the_table_holds_are_all_recorded",
+        more_stacks_than_the_table_holds_are_all_recorded,
     ),
     (
         "forked_children_have_the_names_of_their_parents_mappings_and_of_their_own",
         forked_children_have_the_names_of_their_parents_mappings_and_of_their_own,
     ),
     (
-        "pairs_made_by_a_crowd_of_runnable_threads_are_all_there",
-        pairs_made_by_a_crowd_of_runnable_threads_are_all_there,
+        "wakeup_pairs_of_many_runnable_threads_are_all_recorded",
+        wakeup_pairs_of_many_runnable_threads_are_all_recorded,
     ),
     (
         "a_flood_of_mappings_stays_in_bounds",
@@ -59,10 +59,10 @@ pub(crate) const LONG_TESTS: &[(&str, fn())] = &[
     ),
 ];
 
-/// Threads of [`END_TOGETHER`], beside the first one.
+/// The number of threads that [`END_TOGETHER`] creates.
 const TOGETHER: i64 = 5_000;
 
-/// Threads that all sleep until the same moment, and end.
+/// A program whose threads all sleep until the same moment and then exit.
 const END_TOGETHER: &str = r"
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -83,10 +83,10 @@ int main(void) {
     return 0;
 }";
 
-/// Threads of [`ONE_BY_ONE`] in one of the tests, beside the first one.
+/// The number of threads that [`ONE_BY_ONE`] creates in one of the tests.
 const IN_TURN: i64 = 40_000;
 
-/// `COUNT` threads, of which each ends before the next one begins.
+/// A program that creates `COUNT` threads, each after the previous one has exited.
 const ONE_BY_ONE: &str = r"
 #include <pthread.h>
 static void *nothing(void *none) { return 0; }
@@ -99,11 +99,11 @@ int main(void) {
     return 0;
 }";
 
-/// Pairs of threads of [`PAIRS`], of which one wakes the other.
+/// The number of ordered pairs of threads of [`PAIRS`], each of a waker and a thread that it wakes.
 const WAKEUPS: usize = 127 * 126;
 
-/// 127 threads, each with a pipe, pass a number on, so that each thread wakes each other one once: from thread `i` the number
-/// `step` goes to thread `i + step`, and comes to all of them before `step` grows. 127 is a prime number.
+/// A program in which each of 127 threads wakes each other one once. The threads pass on a number `step` by pipes: thread `i`
+/// sends it to thread `i + step`. As 127 is a prime number, it reaches all threads before `step` is incremented.
 const PAIRS: &str = r"
 #include <pthread.h>
 #include <unistd.h>
@@ -135,10 +135,10 @@ int main(void) {
     return 0;
 }";
 
-/// Distinct stacks that [`STACKS`] sleeps with.
+/// The number of distinct stacks that [`STACKS`] sleeps with.
 const DISTINCT: usize = 4_096;
 
-/// Sleeps with each of 4,096 stacks: of twelve frames, each of which is one of two functions.
+/// A program that sleeps with 4,096 stacks of twelve frames. Each frame is one of two functions.
 const STACKS: &str = r"
 #define _GNU_SOURCE
 #include <sys/resource.h>
@@ -149,7 +149,7 @@ static long sleeps(void) {
     getrusage(RUSAGE_THREAD, &usage);
     return usage.ru_nvcsw;
 }
-/* A timer that ends before the thread has gone to sleep leaves no switch: it is set again. */
+/* A timer that expires before the thread is switched out causes no switch, so the sleep is repeated until there is one. */
 static void zero(int path, int depth);
 static void one(int path, int depth);
 static __attribute__((noinline)) void further(int path, int depth) {
@@ -165,7 +165,8 @@ int main(void) {
     return 0;
 }";
 
-/// Two threads wake each other; one of them waits with each of `COUNT` stacks: of seven frames, each of which is one of eight functions.
+/// A program of two threads that wake each other. One of them waits with `COUNT` stacks of seven frames, each of which is one of
+/// eight functions.
 const EIGHT_WAYS: &str = r"
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -208,7 +209,8 @@ int main(void) {
     _exit(0);
 }";
 
-/// `COUNT` processes, of which each ends before the next one begins, and executes a program if `EXECUTES`: itself, which then ends.
+/// A program that starts `COUNT` processes, each after the previous one has ended. If `EXECUTES` is 1, each process executes this
+/// program again, which then ends at once.
 const PROCESSES: &str = r#"
 #include <sys/wait.h>
 #include <unistd.h>
@@ -225,7 +227,7 @@ int main(int count, char **arguments) {
     return 0;
 }"#;
 
-/// Maps code `COUNT` times as fast as it can.
+/// A program that maps and unmaps code `COUNT` times without a pause.
 const MAPPINGS: &str = r#"
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -238,7 +240,8 @@ int main(void) {
     return 0;
 }"#;
 
-/// Groups of 20 senders and 20 receivers of which each sender writes to each receiver, all of them runnable at once.
+/// A program with 10 groups of 20 senders and 20 receivers. Each sender writes to each receiver of its group; many threads are
+/// runnable at the same time.
 const CROWD: &str = r"
 #include <pthread.h>
 #include <sys/socket.h>
@@ -272,10 +275,10 @@ int main(void) {
     return 0;
 }";
 
-/// Children of [`CHILDREN`].
+/// The number of children of [`CHILDREN`].
 const FORKED: u64 = 200;
 
-/// 200 children, each of which maps code of its own and sleeps in a function of its parent's.
+/// A program that forks 200 children. Each of them maps additional code, and sleeps in a function of the mapping that it inherited.
 const CHILDREN: &str = r#"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -289,7 +292,7 @@ static long sleeps(void) {
     getrusage(RUSAGE_SELF, &usage);
     return usage.ru_nvcsw;
 }
-/* The C library's functions have no frame pointer, so the function that calls them is not in the stack; the one before it is. */
+/* The functions of the C library set up no frame pointer, so a stack lacks the function that calls them, but has its caller. */
 static __attribute__((noinline)) void call_usleep(void) {
     for (long before = sleeps(); sleeps() == before;) usleep(500);
     slept++;
@@ -314,16 +317,17 @@ int main(void) {
     return 0;
 }"#;
 
-/// A source in which `COUNT` is a number.
+/// Defines `COUNT` in a C source.
 fn counted(count: i64, source: &str) -> String {
     format!("#define COUNT {count}\n{source}")
 }
 
-/// What a tracer may take at most, in kilobytes.
+/// The maximum resident set size of a tracer, in units of 1,024 bytes: 300 MB. A test fails beyond it.
 const MOST_RESIDENT_KB: i64 = 300 * 1_000_000 / 1_024;
 
-/// Runs a command and prints the most kilobytes that the command had resident. A command that the tests start themselves begins with
-/// what the tests have: the kernel counts what a process had before its `execve` (kernel: `fs/exec.c`, `exec_mmap()`).
+/// A program that runs a command and prints its maximum resident set size in units of 1,024 bytes. The tests do not start the
+/// command themselves, because the kernel includes what a process had before its `execve` (kernel: `fs/exec.c`, `exec_mmap()`),
+/// which would be the memory of the tests.
 const MEASURE: &str = r#"#include <fcntl.h>
 #include <stdio.h>
 #include <sys/resource.h>
@@ -346,9 +350,10 @@ int main(int count, char **words) {
     return 0;
 }"#;
 
-/// Records one of these programs, of which nothing may be lost, and the tracer stays within its memory. What it took is printed.
+/// Records one of these programs. Checks that nothing is lost and that the tracer stays within [`MOST_RESIDENT_KB`], and prints the
+/// memory and CPU time that it used.
 fn record_in_bounds(name: &str, source: &str, options: &str) -> Value {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let (program, json) = (build(name, source, folder.path()), folder.path().join("report.json"));
     let line = format!("record {options} --json {} -- {}", json.display(), program.display());
     let measure = build("measure", MEASURE, folder.path());
@@ -357,15 +362,18 @@ fn record_in_bounds(name: &str, source: &str, options: &str) -> Value {
         .args(line.split_whitespace())
         .stderr(Stdio::null())
         .output()
-        .expect("started");
-    assert!(output.status.success(), "the tracer: {}", output.status);
-    // Of the tracer and of the programs that it waited for, whichever has most.
+        .expect("the program starts");
+    assert!(output.status.success(), "the tracer failed: {}", output.status);
+    // The value is the maximum over the tracer and the programs that it waited for.
     let resident_kb: i64 = stdout(&output).trim().parse().expect("a number of kilobytes");
-    let text = std::fs::read(json).expect("written");
+    let text = std::fs::read(json).expect("the file exists");
     let report: Value = serde_json::from_slice(&text).expect("a report");
     let own_ns = number(&report, "/overhead/tracer_cpu_ns");
-    eprintln!("{name}: {resident_kb} KB resident, {own_ns} ns of CPU time while it recorded");
-    assert!(resident_kb < MOST_RESIDENT_KB, "{resident_kb} KB are resident");
+    eprintln!("{name}: the tracer had {resident_kb} KB resident and used {own_ns} ns of CPU time while it recorded");
+    assert!(
+        resident_kb < MOST_RESIDENT_KB,
+        "the tracer had {resident_kb} KB resident"
+    );
     for lost in [
         "events",
         "stacks",
@@ -383,13 +391,13 @@ fn record_in_bounds(name: &str, source: &str, options: &str) -> Value {
     report
 }
 
-/// Records one of these programs. The status is 0, so the kernel's counts are the same, and the ledger adds up.
+/// Records one of these programs and returns the report. Panics unless the counts equal the kernel's and the ledger adds up.
 fn record(name: &str, source: &str, options: &str, folder: &Path) -> Value {
     let (program, json) = (build(name, source, folder), folder.join("report.json"));
     let line = format!("record {options} --json {} -- {}", json.display(), program.display());
     let output = ctxtrace(&line);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let text = std::fs::read(json).expect("written");
+    let text = std::fs::read(json).expect("the file exists");
     let report: Value = serde_json::from_slice(&text).expect("a report");
     assert_eq!(number(&report, "/reconciliation/difference"), 0);
     assert_eq!(report["ledger_adds_up"], true);
@@ -398,7 +406,7 @@ fn record(name: &str, source: &str, options: &str, folder: &Path) -> Value {
 
 fn build(name: &str, source: &str, folder: &Path) -> PathBuf {
     let (file, built) = (folder.join(format!("{name}.c")), folder.join(name));
-    std::fs::write(&file, source).expect("written");
+    std::fs::write(&file, source).expect("the file is written");
     let flags = [
         "-O1",
         "-fno-omit-frame-pointer",
@@ -407,11 +415,11 @@ fn build(name: &str, source: &str, folder: &Path) -> PathBuf {
         "-w",
     ];
     let status = Command::new("cc").args(flags).arg("-o").arg(&built).arg(&file).status();
-    assert!(status.expect("there is a C compiler").success());
+    assert!(status.expect("a C compiler is installed").success());
     built
 }
 
-/// How many threads a report is of.
+/// Returns the number of threads in a report, including those that are folded into one record.
 fn threads_in(report: &Value) -> i64 {
     let threads = report["threads"].as_array().expect("threads");
     threads
@@ -421,15 +429,15 @@ fn threads_in(report: &Value) -> i64 {
 }
 
 fn threads_that_end_together_lose_no_record() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let report = record("together", END_TOGETHER, "--level counts", folder.path());
     assert_eq!(number(&report, "/lost/thread_records"), 0);
     assert_eq!(threads_in(&report), TOGETHER + 1);
 }
 
-/// The events are played again, so the sums of the folded threads are compared with those that the events come to.
-fn threads_beyond_those_told_apart_are_in_the_sums() {
-    let folder = tempfile::tempdir().expect("a folder");
+/// At level `timeline` ctxtrace replays the events and compares the sums, which include those of the folded threads.
+fn threads_beyond_the_tracked_ones_are_in_the_sums() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let report = record(
         "one_by_one",
         &counted(IN_TURN, ONE_BY_ONE),
@@ -439,14 +447,14 @@ fn threads_beyond_those_told_apart_are_in_the_sums() {
     assert_eq!(number(&report, "/lost/thread_records"), 0);
     assert_eq!(threads_in(&report), IN_TURN + 1);
     let records = report["threads"].as_array().expect("threads").len() as i64;
-    assert!(records < IN_TURN / 2, "{records} threads are told apart");
+    assert!(records < IN_TURN / 2, "{records} threads are tracked individually");
     assert_eq!(number(&report, "/lost/timeline_events"), 0);
     assert_eq!(report["timeline"]["agrees"], true);
     assert!(report["reconciliation"]["rusage"].is_null());
 }
 
-fn more_edges_than_the_table_holds_are_all_there() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn more_edges_than_the_table_holds_are_all_recorded() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let report = record("pairs", PAIRS, "--level counts", folder.path());
     assert_eq!(number(&report, "/lost/wakeup_edges"), 0);
     let edges = report["wakeups"].as_array().expect("wakeups");
@@ -455,18 +463,18 @@ fn more_edges_than_the_table_holds_are_all_there() {
         .filter(|edge| edge["origin"] == "thread")
         .map(|edge| (edge["from_tid"].as_i64(), edge["to_tid"].as_i64()))
         .collect();
-    // A thread that has not gone to sleep yet is not woken.
+    // A thread that is not asleep when its number arrives is not woken, so a few pairs may be missing.
     assert!(pairs.len() > WAKEUPS * 9 / 10, "{} edges", pairs.len());
 }
 
-fn more_stacks_than_the_table_holds_are_all_there() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn more_stacks_than_the_table_holds_are_all_recorded() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let folded = folder.path().join("folded");
     let options = format!("--level stacks --max-stacks 1024 --folded {}", folded.display());
     let report = record("stacks", STACKS, &options, folder.path());
     assert_eq!(number(&report, "/lost/stacks"), 0);
     assert_eq!(number(&report, "/lost/stack_sums"), 0);
-    let text = std::fs::read_to_string(folded).expect("written");
+    let text = std::fs::read_to_string(folded).expect("the file exists");
     let stacks: BTreeSet<Vec<&str>> = text
         .lines()
         .map(|line| {
@@ -480,12 +488,12 @@ fn more_stacks_than_the_table_holds_are_all_there() {
 }
 
 fn forked_children_have_the_names_of_their_parents_mappings_and_of_their_own() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let folded = folder.path().join("folded");
     let options = format!("--level stacks --weight count --folded {}", folded.display());
     let report = record("children", CHILDREN, &options, folder.path());
     assert_eq!(number(&report, "/lost/mappings"), 0);
-    let text = std::fs::read_to_string(folded).expect("written");
+    let text = std::fs::read_to_string(folded).expect("the file exists");
     let asleep = text
         .lines()
         .filter(|line| line.split(';').any(|frame| frame == "sleep_as_a_child"));
@@ -494,7 +502,7 @@ fn forked_children_have_the_names_of_their_parents_mappings_and_of_their_own() {
     assert!(count >= FORKED, "{count} sleeps of {FORKED} children");
 }
 
-fn pairs_made_by_a_crowd_of_runnable_threads_are_all_there() {
+fn wakeup_pairs_of_many_runnable_threads_are_all_recorded() {
     record_in_bounds("crowd", &counted(100, CROWD), "--level counts");
 }
 

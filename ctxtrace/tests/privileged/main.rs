@@ -1,10 +1,10 @@
-//! Tests on the real kernel, with truths known in advance. They need root.
+//! Tests on the real kernel that compare reports with results known in advance. They need root.
 //!
-//! Without root each is reported as skipped; with `CTXTRACE_REQUIRE_PRIVILEGED` set it fails instead. They measure the scheduler, so
-//! they run one at a time. [`harness`] runs them; each module has a table of its tests for every kind of them.
+//! Without root each test is reported as skipped; with `CTXTRACE_REQUIRE_PRIVILEGED` set it fails instead. The tests measure the
+//! scheduler, so they run one at a time. [`harness`] runs them; each module has one table of tests per [`TestKind`] that it uses.
 //!
-//! Some trace a program written for the purpose ([`programs`]): this very executable, started again with
-//! `CTXTRACE_TEST_PROGRAM` set, in which case it is that program and nothing else.
+//! Some tests trace a program written for the purpose ([`programs`]). That program is this executable, started again with
+//! `CTXTRACE_TEST_PROGRAM` set to the program's name; it then runs that program instead of the tests.
 
 mod captures;
 mod cgroups;
@@ -89,7 +89,7 @@ fn main() -> ExitCode {
     if let Some(program) = std::env::var_os(programs::VARIABLE) {
         return programs::run(&program);
     }
-    // What is traced here is read by this executable, started again.
+    // ctxtrace reads the ELF files of traced programs in a child process, which is this executable when the tests trace in-process.
     if std::env::args().nth(1).as_deref() == Some(ctxtrace::reader::SUBCOMMAND) {
         return ExitCode::from(ctxtrace::reader::serve());
     }

@@ -1,4 +1,4 @@
-//! Outputs: as whom they are made, what they may replace, and what is left when something goes wrong.
+//! Output files: their owner, which files they may replace, and what remains after a failure.
 
 use std::fs;
 use std::io::Read;
@@ -21,10 +21,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         standard_output_by_name_is_written_and_not_replaced,
     ),
     ("descriptors_by_name_are_written", descriptors_by_name_are_written),
-    ("a_pipe_of_ones_own_is_written", a_pipe_of_ones_own_is_written),
+    ("a_pipe_of_the_user_is_written", a_pipe_of_the_user_is_written),
     (
-        "a_pipe_that_is_exchanged_for_a_device_gains_nothing",
-        a_pipe_that_is_exchanged_for_a_device_gains_nothing,
+        "a_pipe_that_is_swapped_with_a_device_is_refused",
+        a_pipe_that_is_swapped_with_a_device_is_refused,
     ),
     (
         "tables_do_not_go_through_a_planted_link",
@@ -36,8 +36,8 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ),
     ("outputs_are_the_users", outputs_are_the_users),
     (
-        "somebody_elses_pipe_is_refused_at_once",
-        somebody_elses_pipe_is_refused_at_once,
+        "a_pipe_of_another_user_is_refused_at_once",
+        a_pipe_of_another_user_is_refused_at_once,
     ),
     (
         "a_capture_stays_in_the_folder_that_was_opened",
@@ -61,8 +61,8 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         ids_of_sudo_that_name_no_user_are_refused,
     ),
     (
-        "a_limit_of_file_sizes_is_an_error_and_no_death",
-        a_limit_of_file_sizes_is_an_error_and_no_death,
+        "a_file_size_limit_is_an_error_and_does_not_kill_ctxtrace",
+        a_file_size_limit_is_an_error_and_does_not_kill_ctxtrace,
     ),
     ("every_output_that_fails_is_named", every_output_that_fails_is_named),
     (
@@ -71,25 +71,25 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ),
 ];
 
-/// The user for whom root is asked.
+/// The id of the user who runs ctxtrace with sudo.
 const USER: u32 = 65_534;
-/// A third one.
+/// The id of another user, who is neither root nor [`USER`].
 const SOMEBODY: u32 = 12_345;
 
-/// A capture of which anything can be reported.
+/// Returns the path of a capture that has the data for all outputs of these tests.
 fn capture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/captures/v1-stacks.ctx")
 }
 
-/// A folder that anybody can reach, of this owner and with these rights.
+/// Creates a folder in `/tmp` with this owner and mode.
 fn folder(owner: u32, mode: u32) -> TempDir {
-    let folder = tempfile::tempdir_in("/tmp").expect("a folder");
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).expect("allowed");
-    chown(folder.path(), Some(owner), Some(owner)).expect("given away");
+    let folder = tempfile::tempdir_in("/tmp").expect("a temporary folder");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).expect("the permissions are set");
+    chown(folder.path(), Some(owner), Some(owner)).expect("the owner is set");
     folder
 }
 
-/// `ctxtrace` as root for the user, as sudo starts it.
+/// Returns `ctxtrace` with the variables that sudo sets when [`USER`] runs it as root.
 fn under_sudo(line: &str) -> Command {
     let mut command = command(line);
     command
@@ -98,14 +98,14 @@ fn under_sudo(line: &str) -> Command {
     command
 }
 
-/// `ctxtrace report` of a capture with one more option.
+/// Runs `ctxtrace report` on the capture with an option and its path.
 fn report(command: impl FnOnce(&str) -> Command, option: &str, path: &Path) -> Output {
     let mut command = command("report --quiet");
     command.arg(capture()).arg(option).arg(path);
-    command.output().expect("started")
+    command.output().expect("the program starts")
 }
 
-/// Runs a script with `$CTXTRACE` and `$CAPTURE`, in a folder.
+/// Runs a script in a folder, with the paths of ctxtrace and of the capture in `$CTXTRACE` and `$CAPTURE`.
 fn script(folder: &Path, text: &str) -> Output {
     Command::new("bash")
         .args(["-c", text])
@@ -120,7 +120,7 @@ fn script(folder: &Path, text: &str) -> Output {
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).expect("a folder").flatten();
+    let entries = fs::read_dir(folder).expect("a readable folder").flatten();
     let mut names: Vec<String> = entries
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
@@ -137,7 +137,7 @@ fn succeeded(output: &Output) {
 }
 
 fn standard_output_by_name_is_written_and_not_replaced() {
-    // The machine's own /dev is not at stake: this one is in a mount namespace.
+    // The script mounts its own /dev in a mount namespace, so the /dev of the machine stays unchanged.
     let text = "set -e
         mkdir dev; mount -t tmpfs none dev
         mknod -m 666 dev/null c 1 3; mknod -m 666 dev/urandom c 1 9
@@ -150,9 +150,9 @@ fn standard_output_by_name_is_written_and_not_replaced() {
             [ -L /dev/stdout ] && [ -L /dev/stderr ] && [ -L /dev/fd ]
             grep -q '<html' err; cat out
             ! $CTXTRACE record --force -o /dev/stdout -- true > out 2> said
-            grep -q 'a capture needs a regular file' said; [ -L /dev/stdout ]
+            grep -q 'a capture must be a regular file' said; [ -L /dev/stdout ]
         done";
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let output = Command::new("unshare")
         .args(["--mount", "bash", "-c", text])
         .env("CTXTRACE", CTXTRACE)
@@ -165,12 +165,12 @@ fn standard_output_by_name_is_written_and_not_replaced() {
     let reports: Vec<_> = reports.collect();
     assert!(
         reports.len() == 2 && reports.iter().all(Result::is_ok),
-        "nothing but JSON, twice"
+        "standard output must be two JSON reports and nothing else"
     );
 }
 
 fn descriptors_by_name_are_written() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let output = script(
         folder.path(),
         "set -e
@@ -180,31 +180,40 @@ fn descriptors_by_name_are_written() {
         ! $CTXTRACE report $CAPTURE --quiet --json /dev/fd/9",
     );
     succeeded(&output);
-    let read = |name: &str| fs::read(folder.path().join(name)).expect("written");
+    let read = |name: &str| fs::read(folder.path().join(name)).expect("the file exists");
     assert!(is_json(&read("five")) && is_json(&read("piped")));
     let four = read("four");
-    assert!(is_json(four.strip_prefix(b"before\n").expect("what was there stays")));
+    assert!(is_json(
+        four.strip_prefix(b"before\n")
+            .expect("the earlier content of the file stays")
+    ));
     assert!(said(&output).contains("is not open for writing"), "{}", stderr(&output));
 }
 
-fn a_pipe_of_ones_own_is_written() {
+fn a_pipe_of_the_user_is_written() {
     for (owner, sudo) in [(0, false), (USER, true)] {
         let folder = folder(owner, 0o755);
         let pipe = folder.path().join("pipe");
-        mkfifo(&pipe, Mode::from_bits_truncate(0o600)).expect("made");
-        chown(&pipe, Some(owner), Some(owner)).expect("given away");
+        mkfifo(&pipe, Mode::from_bits_truncate(0o600)).expect("the FIFO is created");
+        chown(&pipe, Some(owner), Some(owner)).expect("the owner is set");
         let reader = std::thread::spawn({
             let pipe = pipe.clone();
             move || fs::read(pipe)
         });
         let output = report(if sudo { under_sudo } else { command }, "--json", &pipe);
         succeeded(&output);
-        assert!(is_json(&reader.join().expect("no panic").expect("read")));
-        assert!(fs::symlink_metadata(&pipe).expect("there").file_type().is_fifo());
+        let written = reader.join().expect("the thread ends without a panic");
+        assert!(is_json(&written.expect("the pipe is readable")));
+        assert!(
+            fs::symlink_metadata(&pipe)
+                .expect("the file exists")
+                .file_type()
+                .is_fifo()
+        );
     }
 }
 
-/// Exchanges a pipe of the user's who runs it for a link to `/dev/full`, and back, until it is killed, or for 20 seconds.
+/// A program that repeatedly swaps a FIFO of its user and a symbolic link to `/dev/full`, until it is killed or for 20 seconds.
 const EXCHANGER: &str = r#"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -228,12 +237,12 @@ int main(int argc, char **argv) {
 }
 "#;
 
-fn a_pipe_that_is_exchanged_for_a_device_gains_nothing() {
+fn a_pipe_that_is_swapped_with_a_device_is_refused() {
     const ATTEMPTS: usize = 60;
     let folder = folder(SOMEBODY, 0o755);
     let source = folder.path().join("exchanger.c");
     let program = folder.path().join("exchanger");
-    fs::write(&source, EXCHANGER).expect("written");
+    fs::write(&source, EXCHANGER).expect("the file is written");
     let built = Command::new("cc")
         .arg("-O2")
         .arg("-o")
@@ -249,19 +258,19 @@ fn a_pipe_that_is_exchanged_for_a_device_gains_nothing() {
         .spawn()
         .expect("setpriv is installed (Debian package util-linux)");
     let mut ready = [0; 6];
-    let pipe = exchanger.stdout.as_mut().expect("piped");
-    pipe.read_exact(&mut ready).expect("it begins");
+    let pipe = exchanger.stdout.as_mut().expect("the stream is piped");
+    pipe.read_exact(&mut ready).expect("the program is ready");
     for _ in 0..ATTEMPTS {
         let output = report(under_sudo, "--json", &folder.path().join("pipe"));
-        assert_eq!(output.status.code(), Some(1), "neither of the two is the user's");
+        assert_eq!(output.status.code(), Some(1), "a file of another user was accepted");
         let said = said(&output);
         assert!(
             said.contains("user 12345"),
-            "refused for what it is, and not opened: {said}"
+            "the output must be refused because of its owner, without opening it: {said}"
         );
     }
-    exchanger.kill().expect("alive, or ended by itself");
-    exchanger.wait().expect("ended");
+    exchanger.kill().expect("the program is alive or has ended");
+    exchanger.wait().expect("the program ends");
 }
 
 fn tables_do_not_go_through_a_planted_link() {
@@ -269,20 +278,20 @@ fn tables_do_not_go_through_a_planted_link() {
         return;
     }
     let secret = folder(0, 0o700);
-    // The folder itself, and a folder in it, in a place where anybody makes links.
+    // The link replaces the output folder itself, or a folder in it; it lies in a folder where all users may create links.
     for inner in [false, true] {
         let place = folder(SOMEBODY, 0o1777);
         let fleet = place.path().join("fleet");
         let link = if inner {
-            fs::create_dir(&fleet).expect("made");
-            chown(&fleet, Some(SOMEBODY), Some(SOMEBODY)).expect("given away");
-            fs::set_permissions(&fleet, fs::Permissions::from_mode(0o777)).expect("allowed");
+            fs::create_dir(&fleet).expect("the folder is created");
+            chown(&fleet, Some(SOMEBODY), Some(SOMEBODY)).expect("the owner is set");
+            fs::set_permissions(&fleet, fs::Permissions::from_mode(0o777)).expect("the permissions are set");
             fleet.join("host")
         } else {
             fleet.clone()
         };
-        symlink(secret.path(), &link).expect("planted");
-        lchown(&link, Some(SOMEBODY), Some(SOMEBODY)).expect("given away");
+        symlink(secret.path(), &link).expect("the link is created");
+        lchown(&link, Some(SOMEBODY), Some(SOMEBODY)).expect("the owner is set");
         for command in [command as fn(&str) -> Command, under_sudo] {
             let output = report(command, "--parquet", &fleet);
             assert_eq!(output.status.code(), Some(1));
@@ -290,66 +299,66 @@ fn tables_do_not_go_through_a_planted_link() {
             assert_eq!(names(secret.path()), Vec::<String>::new());
         }
     }
-    // Without a link, it is the user's.
+    // Without a link the output is written and belongs to the user.
     let place = folder(USER, 0o755);
     succeeded(&report(under_sudo, "--parquet", &place.path().join("new/fleet")));
-    let host = fs::metadata(place.path().join("new/fleet/host")).expect("made");
+    let host = fs::metadata(place.path().join("new/fleet/host")).expect("the folder exists");
     assert_eq!((host.uid(), host.gid()), (USER, USER));
 }
 
 fn under_sudo_only_the_users_files_are_replaced() {
-    // Where the user may write nothing, nothing is written.
+    // In a folder that the user may not write to, ctxtrace writes nothing, although it runs as root.
     let roots = folder(0, 0o755);
     let precious = roots.path().join("settings.conf");
-    fs::write(&precious, "root's").expect("written");
-    fs::set_permissions(&precious, fs::Permissions::from_mode(0o600)).expect("allowed");
+    fs::write(&precious, "root's").expect("the file is written");
+    fs::set_permissions(&precious, fs::Permissions::from_mode(0o600)).expect("the permissions are set");
     for name in ["settings.conf", "new.conf"] {
         let path = roots.path().join(name);
         let output = report(under_sudo, "--json", &path);
         assert_eq!(output.status.code(), Some(1));
         assert!(said(&output).contains("Permission denied"), "{}", stderr(&output));
         let mut run = under_sudo("run --mode thread --iterations 100 --force -o");
-        let output = run.arg(&path).output().expect("started");
+        let output = run.arg(&path).output().expect("the program starts");
         assert_eq!(output.status.code(), Some(1));
         assert!(said(&output).contains("Permission denied"), "{}", stderr(&output));
     }
-    let unchanged = fs::metadata(&precious).expect("there");
+    let unchanged = fs::metadata(&precious).expect("the file exists");
     assert_eq!((unchanged.uid(), unchanged.mode() & 0o777), (0, 0o600));
-    assert_eq!(fs::read(&precious).expect("there"), b"root's");
+    assert_eq!(fs::read(&precious).expect("the file exists"), b"root's");
     assert_eq!(names(roots.path()), ["settings.conf"]);
-    // Nor a third user's file in a folder like /tmp.
+    // A file of another user in a folder like /tmp is not replaced.
     let shared = folder(0, 0o1777);
     let theirs = shared.path().join("theirs.json");
-    fs::write(&theirs, "theirs").expect("written");
-    chown(&theirs, Some(SOMEBODY), Some(SOMEBODY)).expect("given away");
+    fs::write(&theirs, "theirs").expect("the file is written");
+    chown(&theirs, Some(SOMEBODY), Some(SOMEBODY)).expect("the owner is set");
     let output = report(under_sudo, "--json", &theirs);
     assert!(said(&output).contains("a file of user 12345"), "{}", stderr(&output));
-    assert_eq!(fs::read(&theirs).expect("there"), b"theirs");
+    assert_eq!(fs::read(&theirs).expect("the file exists"), b"theirs");
 }
 
 fn outputs_are_the_users() {
     let folder = folder(USER, 0o700);
     let path = folder.path().join("x.json");
-    fs::write(&path, "old").expect("written");
+    fs::write(&path, "old").expect("the file is written");
     let mask = umask(Mode::from_bits_truncate(0o027));
     let output = report(under_sudo, "--json", &path);
     umask(mask);
     succeeded(&output);
-    let new = fs::metadata(&path).expect("there");
+    let new = fs::metadata(&path).expect("the file exists");
     assert_eq!((new.uid(), new.gid(), new.mode() & 0o777), (USER, USER, 0o640));
-    assert!(is_json(&fs::read(&path).expect("there")));
-    // A folder that is the user's because of a group that root is not in: `nogroup` has no other member.
+    assert!(is_json(&fs::read(&path).expect("the file exists")));
+    // The user may write to this folder only because of its group, `nogroup`, of which root is not a member.
     let groups = self::folder(SOMEBODY, 0o770);
-    chown(groups.path(), None, Some(USER)).expect("given away");
+    chown(groups.path(), None, Some(USER)).expect("the owner is set");
     succeeded(&report(under_sudo, "--json", &groups.path().join("x.json")));
 }
 
-fn somebody_elses_pipe_is_refused_at_once() {
+fn a_pipe_of_another_user_is_refused_at_once() {
     let place = folder(0, 0o1777);
     let pipe = place.path().join("x.json");
-    mkfifo(&pipe, Mode::from_bits_truncate(0o666)).expect("made");
-    fs::set_permissions(&pipe, fs::Permissions::from_mode(0o666)).expect("allowed");
-    chown(&pipe, Some(SOMEBODY), Some(SOMEBODY)).expect("given away");
+    mkfifo(&pipe, Mode::from_bits_truncate(0o666)).expect("the FIFO is created");
+    fs::set_permissions(&pipe, fs::Permissions::from_mode(0o666)).expect("the permissions are set");
+    chown(&pipe, Some(SOMEBODY), Some(SOMEBODY)).expect("the owner is set");
     for command in [command as fn(&str) -> Command, under_sudo] {
         let mut child = command("report --quiet")
             .arg(capture())
@@ -357,10 +366,10 @@ fn somebody_elses_pipe_is_refused_at_once() {
             .arg(&pipe)
             .stderr(Stdio::piped())
             .spawn()
-            .expect("started");
-        // Nobody reads from it: one that opens it waits.
-        wait_until("it is refused", || child.try_wait().expect("a child").is_some());
-        let output = child.wait_with_output().expect("ended");
+            .expect("the program starts");
+        // The pipe has no reader, so ctxtrace would wait forever if it opened it.
+        wait_until("the pipe is refused", || child.try_wait().expect("a child").is_some());
+        let output = child.wait_with_output().expect("the program ends");
         assert!(said(&output).contains("a FIFO of user 12345"), "{}", stderr(&output));
     }
 }
@@ -369,46 +378,46 @@ fn a_capture_stays_in_the_folder_that_was_opened() {
     let secret = folder(0, 0o700);
     let place = folder(USER, 0o755);
     let (sub, old) = (place.path().join("sub"), place.path().join("old"));
-    fs::create_dir(&sub).expect("made");
-    chown(&sub, Some(USER), Some(USER)).expect("given away");
+    fs::create_dir(&sub).expect("the folder is created");
+    chown(&sub, Some(USER), Some(USER)).expect("the owner is set");
     let mut run = under_sudo("run --mode process --iterations 300000 --level timeline --max-size 1MiB --quiet -o");
-    let child = run.arg(sub.join("x.ctx")).spawn().expect("started");
+    let child = run.arg(sub.join("x.ctx")).spawn().expect("the program starts");
     wait_for_workload(&child);
-    fs::rename(&sub, &old).expect("moved");
-    symlink(secret.path(), &sub).expect("planted");
-    let output = child.wait_with_output().expect("ended");
+    fs::rename(&sub, &old).expect("the file is moved");
+    symlink(secret.path(), &sub).expect("the link is created");
+    let output = child.wait_with_output().expect("the program ends");
     succeeded(&output);
     assert_eq!(names(secret.path()), Vec::<String>::new());
     assert_eq!(names(&old), ["x.ctx"]);
-    let metadata = fs::metadata(old.join("x.ctx")).expect("there");
+    let metadata = fs::metadata(old.join("x.ctx")).expect("the file exists");
     assert_eq!(metadata.uid(), USER);
     assert!(metadata.len() <= 1 << 20);
 }
 
 fn a_run_that_does_not_begin_changes_nothing() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("monday.ctx");
     let not_executable = folder.path().join("not-executable");
     let fails = folder.path().join("no-interpreter");
-    fs::write(&not_executable, "text").expect("written");
-    fs::write(&fails, "#!/nonexistent/interpreter\n").expect("written");
-    fs::set_permissions(&fails, fs::Permissions::from_mode(0o755)).expect("allowed");
+    fs::write(&not_executable, "text").expect("the file is written");
+    fs::write(&fails, "#!/nonexistent/interpreter\n").expect("the file is written");
+    fs::set_permissions(&fails, fs::Permissions::from_mode(0o755)).expect("the permissions are set");
     let before = names(folder.path());
     for program in [Path::new("there-is-no-such-program"), &not_executable, &fails] {
-        fs::write(&path, "the old one").expect("written");
+        fs::write(&path, "the old one").expect("the file is written");
         let output = command("record --force --json new.json --html new.html -o monday.ctx --")
             .arg(program)
             .current_dir(folder.path())
             .output()
-            .expect("started");
+            .expect("the program starts");
         assert!(matches!(output.status.code(), Some(126 | 127)), "{}", stderr(&output));
-        assert_eq!(fs::read(&path).expect("there"), b"the old one");
-        fs::remove_file(&path).expect("removed");
+        assert_eq!(fs::read(&path).expect("the file exists"), b"the old one");
+        fs::remove_file(&path).expect("the file is removed");
         assert_eq!(names(folder.path()), before);
     }
 }
 
-/// A run of minutes with every output, into an empty folder.
+/// Starts a run of several minutes that writes all outputs to a folder.
 fn long_run(folder: &Path, line: &str) -> Child {
     let mut options = "--json x.json --html x.html --flamegraph x.svg --folded x.folded --pprof x.pb.gz".to_owned();
     if cfg!(feature = "parquet") {
@@ -417,36 +426,40 @@ fn long_run(folder: &Path, line: &str) -> Child {
     let line = format!("run --mode process --iterations 100000000 {options} {line}");
     let mut command = command(&line);
     command.current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
-    command.spawn().expect("started")
+    command.spawn().expect("the program starts")
 }
 
 fn a_killed_tracer_leaves_no_output_behind() {
-    let folder = tempfile::tempdir().expect("a folder");
-    fs::write(folder.path().join("x.json"), "old").expect("written");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::write(folder.path().join("x.json"), "old").expect("the file is written");
     let mut child = long_run(folder.path(), "-o x.ctx");
     wait_for_workload(&child);
     wait_until("the first state is saved", || folder.path().join("x.ctx").exists());
-    child.kill().expect("alive");
-    child.wait().expect("ended");
+    child.kill().expect("the process is alive");
+    child.wait().expect("the program ends");
     assert_eq!(names(folder.path()), ["x.ctx", "x.json"]);
-    assert_eq!(fs::read(folder.path().join("x.json")).expect("there"), b"old");
+    assert_eq!(fs::read(folder.path().join("x.json")).expect("the file exists"), b"old");
     let report = command("report --quiet --json -")
         .arg(folder.path().join("x.ctx"))
         .output();
-    assert!(is_json(&report.expect("started").stdout), "the capture can be read");
+    assert!(
+        is_json(&report.expect("the program starts").stdout),
+        "the capture is not readable"
+    );
 }
 
 fn an_early_signal_leaves_nothing_behind() {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
         for after_ms in [0, 5, 20, 60, 120] {
-            let folder = tempfile::tempdir().expect("a folder");
+            let folder = tempfile::tempdir().expect("a temporary folder");
             let mut child = long_run(folder.path(), "-o x.ctx");
             std::thread::sleep(Duration::from_millis(after_ms));
-            kill(Pid::from_raw(child.id() as i32), signal).expect("sent");
-            let status = child.wait().expect("ended");
+            kill(Pid::from_raw(child.id() as i32), signal).expect("the signal is sent");
+            let status = child.wait().expect("the program ends");
             let left = names(folder.path());
             let whole = left.iter().all(|name| !name.starts_with('.'));
-            // Either it died of the signal, or it noticed and reported what there was.
+            // Either the signal killed ctxtrace before it had written anything, or ctxtrace handled the signal and wrote its
+            // outputs.
             let nothing = left.is_empty() || status.signal().is_none();
             assert!(whole && nothing, "{signal} after {after_ms} ms: {status}, {left:?}");
         }
@@ -454,12 +467,12 @@ fn an_early_signal_leaves_nothing_behind() {
 }
 
 fn the_input_is_never_an_output() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let original = fs::read(capture()).expect("there");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let original = fs::read(capture()).expect("the file exists");
     let path = folder.path().join("x.ctx");
-    fs::write(&path, &original).expect("written");
-    symlink("x.ctx", folder.path().join("link")).expect("made");
-    fs::hard_link(&path, folder.path().join("second")).expect("made");
+    fs::write(&path, &original).expect("the file is written");
+    symlink("x.ctx", folder.path().join("link")).expect("the link is created");
+    fs::hard_link(&path, folder.path().join("second")).expect("the link is created");
     let mut lines: Vec<String> = [
         "x.ctx",
         "./x.ctx",
@@ -486,20 +499,20 @@ fn the_input_is_never_an_output() {
         let output = script(folder.path(), &line);
         assert_eq!(output.status.code(), Some(1), "{line}: {}", stdout(&output));
         assert!(
-            said(&output).contains("it is the file that is read"),
+            said(&output).contains("it is an input file of this command"),
             "{line}: {}",
             stderr(&output)
         );
-        assert!(fs::read(&path).expect("there") == original, "{line}");
+        assert!(fs::read(&path).expect("the file exists") == original, "{line}");
     }
-    // Nor is the program that is recorded.
+    // The recorded program is not overwritten either.
     let program = folder.path().join("program");
-    fs::copy("/bin/true", &program).expect("copied");
+    fs::copy("/bin/true", &program).expect("the file is copied");
     let output = script(folder.path(), "$CTXTRACE record --force -o program -- ./program");
     assert_eq!(output.status.code(), Some(125), "{}", stderr(&output));
     assert_eq!(
-        fs::read(&program).expect("there"),
-        fs::read("/bin/true").expect("there")
+        fs::read(&program).expect("the file exists"),
+        fs::read("/bin/true").expect("the file exists")
     );
 }
 
@@ -524,7 +537,7 @@ fn ids_of_sudo_that_name_no_user_are_refused() {
                     command.env(name, value);
                 }
             }
-            let output = command.current_dir(folder.path()).output().expect("started");
+            let output = command.current_dir(folder.path()).output().expect("the program starts");
             let status = if line.starts_with("record") { 125 } else { 1 };
             assert_eq!(output.status.code(), Some(status), "{line} {uid:?} {gid:?}");
             let said = said(&output);
@@ -534,9 +547,9 @@ fn ids_of_sudo_that_name_no_user_are_refused() {
     }
 }
 
-fn a_limit_of_file_sizes_is_an_error_and_no_death() {
-    let folder = tempfile::tempdir().expect("a folder");
-    fs::write(folder.path().join("x.json"), "old").expect("written");
+fn a_file_size_limit_is_an_error_and_does_not_kill_ctxtrace() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::write(folder.path().join("x.json"), "old").expect("the file is written");
     for line in [
         "record -o x.ctx -- sh -c 'exit 7'",
         "record --json x.json -- sh -c 'exit 7'",
@@ -545,9 +558,9 @@ fn a_limit_of_file_sizes_is_an_error_and_no_death() {
         assert_eq!(output.status.code(), Some(125), "{line}: {}", stderr(&output));
         assert!(said(&output).contains("File too large"), "{line}: {}", stderr(&output));
         assert_eq!(names(folder.path()), ["x.json"], "{line}");
-        assert_eq!(fs::read(folder.path().join("x.json")).expect("there"), b"old");
+        assert_eq!(fs::read(folder.path().join("x.json")).expect("the file exists"), b"old");
     }
-    // The command has the limit as its user set it.
+    // The recorded command has the default action of SIGXFSZ, so the limit kills it as it would without ctxtrace.
     let output = script(
         folder.path(),
         "ulimit -f 1; $CTXTRACE record --quiet -- dd if=/dev/zero of=big bs=1M count=1",
@@ -561,7 +574,7 @@ fn a_limit_of_file_sizes_is_an_error_and_no_death() {
 }
 
 fn every_output_that_fails_is_named() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let output = script(
         folder.path(),
         "ulimit -f 5; $CTXTRACE run --mode task-pool --iterations 2000 -o x.ctx --json x.json --html x.html --folded small",
@@ -571,7 +584,7 @@ fn every_output_that_fails_is_named() {
         let sentence = format!("ctxtrace: cannot write {name}: File too large");
         assert!(stderr(&output).contains(&sentence), "{}", stderr(&output));
     }
-    assert!(stdout(&output).contains("difference 0"), "the table is there");
+    assert!(stdout(&output).contains("difference 0"), "the table is missing");
     let output = script(
         folder.path(),
         "ulimit -f 1; $CTXTRACE compare $CAPTURE $CAPTURE --json x.json --markdown x.md --flamegraph x.svg",
@@ -581,7 +594,7 @@ fn every_output_that_fails_is_named() {
 }
 
 fn a_closed_standard_error_does_not_change_the_status() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     for (command, status) in [("true", "0"), ("sh -c 'exit 7'", "7")] {
         let output = script(
             folder.path(),
@@ -590,5 +603,9 @@ fn a_closed_standard_error_does_not_change_the_status() {
         assert_eq!(stdout(&output).trim(), status, "{command}");
     }
     let output = script(folder.path(), "$CTXTRACE record -- true 2> /dev/full; echo $?");
-    assert_eq!(stdout(&output).trim(), "125", "it could not be written");
+    assert_eq!(
+        stdout(&output).trim(),
+        "125",
+        "a table that cannot be written must be an error"
+    );
 }

@@ -1,4 +1,4 @@
-//! Who may trace, and as whom everything else is done.
+//! Privileges: which users may trace which programs, and with which rights workloads run and files are written.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
@@ -68,20 +68,20 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 
 const NOBODY: u32 = 65_534;
 
-/// What loading and attaching take.
+/// The capabilities for loading and attaching BPF programs, in the notation of `setpriv`.
 const TRACING: &str = "+bpf,+perfmon";
 
-/// A copy of the program where any user can execute it, in a folder that is that user's.
+/// Copies ctxtrace to a new folder of the unprivileged user 65534, where all users can execute it. Returns the folder and the copy.
 pub(crate) fn for_nobody() -> (TempDir, PathBuf) {
-    let folder = tempfile::tempdir_in("/tmp").expect("a folder");
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("allowed");
+    let folder = tempfile::tempdir_in("/tmp").expect("a temporary folder");
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("the permissions are set");
     let program = folder.path().join("ctxtrace");
-    std::fs::copy(CTXTRACE, &program).expect("copied");
-    chown(folder.path(), Some(NOBODY), Some(NOBODY)).expect("given away");
+    std::fs::copy(CTXTRACE, &program).expect("the file is copied");
+    chown(folder.path(), Some(NOBODY), Some(NOBODY)).expect("the owner is set");
     (folder, program)
 }
 
-/// A command as that user, with these capabilities handed down to it.
+/// Returns a command that runs a program as user 65534, with these inheritable and ambient capabilities.
 pub(crate) fn as_nobody(program: &Path, capabilities: Option<&str>) -> Command {
     require_program("setpriv", "util-linux");
     let mut command = Command::new("setpriv");
@@ -98,7 +98,7 @@ pub(crate) fn as_nobody(program: &Path, capabilities: Option<&str>) -> Command {
     command
 }
 
-/// Runs a workload long enough to be looked at, and checks what it is and what comes of it.
+/// Traces a workload that runs long enough to be examined. Checks the rights of the workload and the report.
 fn traces_without_root(folder: &TempDir, mut command: Command) {
     let json = folder.path().join("x.json");
     let child = command
@@ -116,27 +116,31 @@ fn traces_without_root(folder: &TempDir, mut command: Command) {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("started");
+        .expect("the program starts");
     let workload = wait_for_workload(&child);
     assert_holds_nothing(&workload);
-    let output = child.wait_with_output().expect("ended");
+    let output = child.wait_with_output().expect("the program ends");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let metadata = std::fs::metadata(&json).expect("there");
+    let metadata = std::fs::metadata(&json).expect("the file exists");
     assert_eq!((metadata.uid(), metadata.gid()), (NOBODY, NOBODY));
-    let json: Value = serde_json::from_slice(&std::fs::read(&json).expect("there")).expect("JSON");
+    let json: Value = serde_json::from_slice(&std::fs::read(&json).expect("the file exists")).expect("valid JSON");
     assert_eq!(number(&json, "/reconciliation/difference"), 0);
     assert!(number(&json, "/kernel_switches/total") >= 200_000);
 }
 
-/// The workload is the user's, and has no right that the user has not.
+/// Checks that the workload runs as user 65534, without capabilities.
 fn assert_holds_nothing(workload: &Process) {
-    let status = workload.status().expect("alive");
+    let status = workload.status().expect("the process is alive");
     assert_eq!((status.ruid, status.euid, status.suid), (NOBODY, NOBODY, NOBODY));
     assert_eq!(
         (status.capeff, status.capprm, status.capinh, status.capamb),
         (0, 0, 0, Some(0))
     );
-    assert_eq!(status.nonewprivs, Some(1), "nor can it get one by executing something");
+    assert_eq!(
+        status.nonewprivs,
+        Some(1),
+        "the workload can gain privileges by executing a program"
+    );
 }
 
 fn with_ambient_capabilities_a_user_traces_and_the_workload_has_none() {
@@ -153,8 +157,8 @@ fn with_file_capabilities_a_user_traces_and_the_workload_has_none() {
 fn with_capabilities_a_child_of_another_user_is_not_recorded() {
     let (folder, program) = for_nobody();
     let others = folder.path().join("others-program");
-    std::fs::copy("/bin/sleep", &others).expect("copied");
-    std::fs::set_permissions(&others, std::fs::Permissions::from_mode(0o4755)).expect("set-user-ID");
+    std::fs::copy("/bin/sleep", &others).expect("the file is copied");
+    std::fs::set_permissions(&others, std::fs::Permissions::from_mode(0o4755)).expect("the permissions are set");
     let mut shell = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups", "bash", "-c"])
         .arg(format!("{} 30 & while :; do sleep 0.05; done", others.display()))
@@ -166,7 +170,7 @@ fn with_capabilities_a_child_of_another_user_is_not_recorded() {
     };
     let mut child = None;
     wait_until("the other user's program runs", || {
-        let all = procfs::process::all_processes().expect("/proc").flatten();
+        let all = procfs::process::all_processes().expect("/proc is readable").flatten();
         child = all.map(|process| process.pid).find(|&pid| is_set(pid));
         child.is_some()
     });
@@ -183,23 +187,23 @@ fn with_capabilities_a_child_of_another_user_is_not_recorded() {
         ])
         .arg(&json)
         .output()
-        .expect("started");
-    shell.kill().expect("alive");
-    shell.wait().expect("ended");
-    let child = nix::unistd::Pid::from_raw(child.expect("just seen"));
-    nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).expect("alive");
+        .expect("the program starts");
+    shell.kill().expect("the process is alive");
+    shell.wait().expect("the program ends");
+    let child = nix::unistd::Pid::from_raw(child.expect("the program was found above"));
+    nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).expect("the process is alive");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(
-        stderr(&output).contains("1 of its children belong to other users"),
+        stderr(&output).contains("belong to other users are not recorded: 1 ("),
         "{}",
         stderr(&output)
     );
-    let json = std::fs::read_to_string(&json).expect("there");
+    let json = std::fs::read_to_string(&json).expect("the file exists");
     assert!(json.contains("sleep") && !json.contains("others-program"));
 }
 
-/// A program that says how often it had been switched when it began, and the id of a child that it starts: `PID SWITCHES CHILD`. Both of
-/// them are switched a hundred times.
+/// A program that writes `PID SWITCHES CHILD` to a file: its process id, the number of its switches when it started, and the id of
+/// a child that it starts. Both processes are switched out a hundred times.
 const STRANGER: &str = r#"
 #include <stdio.h>
 #include <stdlib.h>
@@ -227,7 +231,7 @@ struct Stranger {
     program: PathBuf,
 }
 
-/// What a stranger has said of itself.
+/// The numbers that a [`Stranger`] has written.
 #[derive(Debug)]
 struct SaidOfItself {
     pid: i64,
@@ -238,18 +242,20 @@ struct SaidOfItself {
 impl Stranger {
     fn build() -> Self {
         require_program("cc", "gcc");
-        let folder = tempfile::tempdir_in("/tmp").expect("a folder");
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).expect("allowed");
+        let folder = tempfile::tempdir_in("/tmp").expect("a temporary folder");
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777))
+            .expect("the permissions are set");
         let program = folder.path().join("others-program");
         let source = folder.path().join("stranger.c");
-        std::fs::write(&source, STRANGER).expect("written");
+        std::fs::write(&source, STRANGER).expect("the file is written");
         let built = Command::new("cc").arg("-o").arg(&program).arg(&source).status();
-        assert!(built.expect("started").success());
+        assert!(built.expect("the compiler starts").success());
         Self { folder, program }
     }
 
     fn with_mode(self, mode: u32) -> Self {
-        std::fs::set_permissions(&self.program, std::fs::Permissions::from_mode(mode)).expect("allowed");
+        std::fs::set_permissions(&self.program, std::fs::Permissions::from_mode(mode))
+            .expect("the permissions are set");
         self
     }
 
@@ -262,7 +268,7 @@ impl Stranger {
         self.folder.path().join("said")
     }
 
-    /// What a shell executes to run it once there is a file `go`.
+    /// Returns a shell script that waits for the file `go` and then runs the program.
     fn script(&self) -> String {
         let (folder, program, said) = (self.folder.path(), &self.program, self.output());
         format!(
@@ -274,17 +280,17 @@ impl Stranger {
     }
 
     fn go(&self) {
-        std::fs::write(self.folder.path().join("go"), "").expect("written");
+        std::fs::write(self.folder.path().join("go"), "").expect("the file is written");
     }
 
     fn said(&self) -> SaidOfItself {
-        let said = std::fs::read_to_string(self.output()).expect("it has run");
+        let said = std::fs::read_to_string(self.output()).expect("the program has run");
         let numbers: Vec<i64> = said
             .split_whitespace()
             .map(|word| word.parse().expect("a number"))
             .collect();
         let &[pid, switches_before, child] = numbers.as_slice() else {
-            panic!("three numbers in {said:?}");
+            panic!("the program did not write three numbers: {said:?}");
         };
         SaidOfItself {
             pid,
@@ -300,18 +306,18 @@ fn set_capabilities(program: &Path, capabilities: &str) {
         .arg(capabilities)
         .arg(program)
         .status()
-        .expect("started");
-    assert!(set.success(), "the file system of /tmp keeps no capabilities");
+        .expect("the program starts");
+    assert!(set.success(), "the file system of /tmp does not store capabilities");
 }
 
-/// The switches that a report has of a thread.
+/// Returns the number of switches of a thread in a report, or `None` if the report has no such thread.
 fn switches_of_thread(json: &Value, tid: i64) -> Option<i64> {
     let mut threads = json["threads"].as_array().expect("threads").iter();
     let thread = threads.find(|thread| thread["tid"] == tid)?;
     Some(number(thread, "/voluntary") + number(thread, "/involuntary"))
 }
 
-/// Records a shell that runs a stranger, with `recorder`, and returns the report and what was said.
+/// Attaches `recorder`, which starts ctxtrace, to a shell that runs `stranger`. Returns the report and what ctxtrace printed.
 fn record_shell_with(stranger: &Stranger, mut recorder: Command, level: &str) -> (Value, Output) {
     let mut shell = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups", "bash", "-c"])
@@ -324,7 +330,7 @@ fn record_shell_with(stranger: &Stranger, mut recorder: Command, level: &str) ->
     };
     wait_until("the shell runs", is_bash);
     let json = tempfile::NamedTempFile::new_in(stranger.folder.path()).expect("a file");
-    chown(json.path(), Some(NOBODY), Some(NOBODY)).expect("given away");
+    chown(json.path(), Some(NOBODY), Some(NOBODY)).expect("the owner is set");
     recorder
         .args([
             "record",
@@ -338,17 +344,17 @@ fn record_shell_with(stranger: &Stranger, mut recorder: Command, level: &str) ->
         .arg(json.path());
     let recorder = at_work(recorder);
     stranger.go();
-    shell.wait().expect("ended");
-    let output = recorder.wait_with_output().expect("ended");
+    shell.wait().expect("the program ends");
+    let output = recorder.wait_with_output().expect("the program ends");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let json = serde_json::from_slice(&std::fs::read(json.path()).expect("there")).expect("JSON");
+    let json = serde_json::from_slice(&std::fs::read(json.path()).expect("the file exists")).expect("valid JSON");
     (json, output)
 }
 
-/// Checks that nothing of a stranger is in a report but what its process was before.
+/// Checks that a report contains the process of a [`Stranger`] only up to the execution of the program.
 fn has_nothing_of(stranger: &Stranger, json: &Value, output: &Output) {
     let said_of_itself = stranger.said();
-    let recorded = switches_of_thread(json, said_of_itself.pid).expect("it was followed before");
+    let recorded = switches_of_thread(json, said_of_itself.pid).expect("the process is in the report");
     assert!(
         recorded <= said_of_itself.switches_before,
         "{recorded} of {said_of_itself:?}"
@@ -356,17 +362,17 @@ fn has_nothing_of(stranger: &Stranger, json: &Value, output: &Output) {
     assert_eq!(switches_of_thread(json, said_of_itself.child), None);
     assert_eq!(number(json, "/lost/refused_processes"), 1);
     assert_eq!(number(json, "/reconciliation/difference"), 0);
-    // The path is in the words of the command that was recorded, and the name is that of a waker outside of what is recorded: its end
-    // wakes its parent.
+    // The name may only be in `target`, which has the recorded command line, and in `wakeups`, where the program is a waker
+    // outside the recording: its exit wakes its parent.
     let mut others = json.clone();
     for known in ["target", "wakeups"] {
         others[known] = Value::Null;
     }
     assert!(!others.to_string().contains("others-program"), "{others:#}");
-    let told = said(output);
+    let printed = said(output);
     assert!(
-        told.contains("1 process that you may not trace") && told.contains("CAP_SYS_PTRACE"),
-        "{told}"
+        printed.contains("1 process that you may not trace") && printed.contains("CAP_SYS_PTRACE"),
+        "{printed}"
     );
 }
 
@@ -379,8 +385,8 @@ fn a_stranger_is_recorded_up_to_its_start(stranger: &Stranger) {
         if level == "timeline" {
             assert_eq!(json["timeline"]["agrees"], Value::Bool(true), "{:#}", json["timeline"]);
         }
-        std::fs::remove_file(stranger.folder.path().join("go")).expect("there");
-        std::fs::remove_file(stranger.output()).expect("there");
+        std::fs::remove_file(stranger.folder.path().join("go")).expect("the file exists");
+        std::fs::remove_file(stranger.output()).expect("the file exists");
     }
 }
 
@@ -408,9 +414,9 @@ fn with_capabilities_an_unreadable_command_is_recorded_up_to_its_start() {
         .arg(&stranger.program)
         .arg(stranger.output())
         .output()
-        .expect("started");
+        .expect("the program starts");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let json: Value = serde_json::from_slice(&std::fs::read(&json).expect("there")).expect("JSON");
+    let json: Value = serde_json::from_slice(&std::fs::read(&json).expect("the file exists")).expect("valid JSON");
     has_nothing_of(&stranger, &json, &output);
     assert_eq!(json["reconciliation"]["rusage"], Value::Null);
     assert!(!said(&output).contains("never taken off its CPU"), "{}", said(&output));
@@ -426,7 +432,7 @@ fn root_records_what_a_user_may_not_trace() {
     let (json, _) = record_shell_with(&stranger, recorder, "stacks");
     let said_of_itself = stranger.said();
     for tid in [said_of_itself.pid, said_of_itself.child] {
-        let recorded = switches_of_thread(&json, tid).expect("it was followed");
+        let recorded = switches_of_thread(&json, tid).expect("the process is in the report");
         assert!(recorded >= 100, "{recorded} of {said_of_itself:?}");
     }
     assert_eq!(number(&json, "/lost/refused_processes"), 0);
@@ -438,25 +444,28 @@ fn with_one_of_the_capabilities_nothing_is_traced() {
         let output = as_nobody(&program, Some(capability))
             .args(["run", "--mode", "process", "--iterations", "100"])
             .output()
-            .expect("started");
+            .expect("the program starts");
         assert_eq!(output.status.code(), Some(1), "{capability}");
         let said = stderr(&output);
         assert!(said.contains(missing) && said.contains("doctor"), "{said}");
     }
 }
 
-/// What `doctor --json -` says, and its status.
+/// Runs `doctor --json -` and returns the JSON and the exit status.
 fn diagnosis(mut command: Command) -> (Value, Option<i32>) {
-    let output = command.args(["doctor", "--json", "-"]).output().expect("started");
+    let output = command
+        .args(["doctor", "--json", "-"])
+        .output()
+        .expect("the program starts");
     let json = serde_json::from_slice(&output.stdout).expect("nothing but JSON on standard output");
     (json, output.status.code())
 }
 
-/// How it stands with one thing.
+/// Returns the standing (`ok`, `missing`, `unknown`, …) of the line about `about`.
 fn standing<'a>(json: &'a Value, about: &str) -> &'a str {
     let mut lines = json["machine"].as_array().expect("lines").iter();
     let line = lines.find(|line| line["about"] == about).expect(about);
-    line["standing"].as_str().expect("a word")
+    line["standing"].as_str().expect("a string")
 }
 
 fn the_doctor_finds_nothing_in_the_way() {
@@ -481,13 +490,17 @@ fn the_doctor_names_the_command_that_works_and_it_does() {
         "{json:#}"
     );
     assert_eq!(standing(&json, "rights"), "missing");
-    assert_eq!(standing(&json, "BPF programs"), "unknown", "it was not tried");
+    assert_eq!(
+        standing(&json, "BPF programs"),
+        "unknown",
+        "without rights the doctor must not try to load programs"
+    );
     let lines = json["machine"].as_array().expect("lines");
     let rights = lines.iter().find(|line| line["about"] == "rights").expect("a line");
     let fix = rights["fix"].as_str().expect("a command");
-    let setcap = fix.split_once("sudo setcap ").expect("the other way").1;
+    let setcap = fix.split_once("sudo setcap ").expect("a setcap command").1;
     let set = Command::new("setcap").args(setcap.split_whitespace()).status();
-    assert!(set.expect("started").success());
+    assert!(set.expect("setcap starts").success());
     let (json, status) = diagnosis(as_nobody(&program, None));
     assert_eq!(
         (&json["tracing_works"], status),
@@ -499,7 +512,7 @@ fn the_doctor_names_the_command_that_works_and_it_does() {
     }
 }
 
-/// Runs as root for that user, as sudo does, with its JSON at `path`.
+/// Runs ctxtrace as root with the variables that sudo sets for user 65534, with its JSON report at `path`.
 fn under_sudo(path: &Path) -> Output {
     let (_folder, program) = for_nobody();
     Command::new(program)
@@ -518,24 +531,24 @@ fn under_sudo(path: &Path) -> Output {
         .env("SUDO_UID", NOBODY.to_string())
         .env("SUDO_GID", NOBODY.to_string())
         .output()
-        .expect("started")
+        .expect("the program starts")
 }
 
-/// A folder like `/tmp`, in which another user has planted a link.
+/// Creates a folder like `/tmp` in which another user has planted a symbolic link to `target`. Returns the folder and the link.
 fn planted(target: &Path) -> (TempDir, PathBuf) {
-    const SOMEBODY: u32 = 12_345;
-    let folder = tempfile::tempdir_in("/tmp").expect("a folder");
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o1777)).expect("allowed");
+    const OTHER_USER: u32 = 12_345;
+    let folder = tempfile::tempdir_in("/tmp").expect("a temporary folder");
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o1777)).expect("the permissions are set");
     let link = folder.path().join("x.json");
-    symlink(target, &link).expect("planted");
-    lchown(&link, Some(SOMEBODY), Some(SOMEBODY)).expect("given away");
+    symlink(target, &link).expect("the link is created");
+    lchown(&link, Some(OTHER_USER), Some(OTHER_USER)).expect("the owner is set");
     (folder, link)
 }
 
 fn a_planted_link_is_refused_and_not_followed() {
-    let elsewhere = tempfile::tempdir().expect("a folder");
+    let elsewhere = tempfile::tempdir().expect("a temporary folder");
     let precious = elsewhere.path().join("precious");
-    std::fs::write(&precious, "precious").expect("written");
+    std::fs::write(&precious, "precious").expect("the file is written");
     let missing = elsewhere.path().join("missing");
     for target in [&precious, &missing] {
         let (_folder, path) = planted(target);
@@ -543,16 +556,16 @@ fn a_planted_link_is_refused_and_not_followed() {
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
         let said = stderr(&output);
         assert!(said.contains("a symbolic link of user 12345"), "{said}");
-        // One's own is replaced.
-        lchown(&path, Some(NOBODY), Some(NOBODY)).expect("given away");
+        // A link of the user's own is replaced.
+        lchown(&path, Some(NOBODY), Some(NOBODY)).expect("the owner is set");
         let output = under_sudo(&path);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        let metadata = std::fs::symlink_metadata(&path).expect("there");
-        assert!(metadata.is_file(), "the link is gone");
+        let metadata = std::fs::symlink_metadata(&path).expect("the file exists");
+        assert!(metadata.is_file(), "the link was not replaced by a file");
         assert_eq!((metadata.uid(), metadata.gid()), (NOBODY, NOBODY));
     }
-    assert_eq!(std::fs::read_to_string(&precious).expect("there"), "precious");
-    assert!(!missing.exists(), "nothing was made where the link led");
+    assert_eq!(std::fs::read_to_string(&precious).expect("the file exists"), "precious");
+    assert!(!missing.exists(), "a file was created at the target of the link");
 }
 
 fn a_planted_link_to_a_device_is_refused() {

@@ -1,4 +1,4 @@
-//! Programs whose switches are known in advance.
+//! Programs under test whose switches are known in advance.
 
 #[path = "programs/tasks.rs"]
 pub(crate) mod tasks;
@@ -12,26 +12,27 @@ use std::time::{Duration, Instant};
 
 use ctxtrace::workload::pin::{Pin, Pinning};
 
-/// Set to the name of a program, this executable is that program.
+/// The name of an environment variable. If it is set to the name of a program, this executable runs that program instead of the
+/// tests.
 pub(crate) const VARIABLE: &str = "CTXTRACE_TEST_PROGRAM";
 
-/// Sleeps of `sleeper`.
+/// The number of sleeps of `sleeper`.
 pub(crate) const SLEEPS: u64 = 100;
-/// How long each is at least.
+/// The minimum length of each sleep.
 pub(crate) const SLEEP: Duration = Duration::from_millis(5);
-/// Yields of `yielder`.
+/// The number of yields of `yielder`.
 pub(crate) const YIELDS: u64 = 5_000;
-/// Threads of `thread-storm`.
+/// The number of threads of `thread-storm`.
 pub(crate) const THREADS: u64 = 10_000;
-/// Processes of `fork-storm`.
+/// The number of processes of `fork-storm`.
 pub(crate) const FORKS: u64 = 1_000;
-/// Processes of `reused-id`, one after the other under the same id.
+/// The number of processes of `reused-id` that get the id of the process before them.
 const REUSES: u64 = 20;
-/// Threads of `thread-crowd` at a time.
+/// The number of threads of `thread-crowd`, which all live at the same time.
 pub(crate) const CROWD: usize = 200;
-/// Threads of `many-threads`.
+/// The number of threads of `many-threads`.
 const MANY_THREADS: usize = 300;
-/// Round trips of `storm`, on each CPU.
+/// The number of round trips of `storm` on each CPU.
 pub(crate) const STORM: u64 = 20_000;
 
 pub(crate) fn run(name: &OsStr) -> ExitCode {
@@ -56,27 +57,30 @@ pub(crate) fn run(name: &OsStr) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// A thread that sleeps a hundred times and does nothing else, beside a main thread that waits for it.
+/// Starts a thread that only sleeps, a hundred times, and waits for it.
 fn sleeper() {
     let sleeper = std::thread::Builder::new().name("sleeper".to_owned()).spawn(|| {
         for _ in 0..SLEEPS {
             std::thread::sleep(SLEEP);
         }
     });
-    sleeper.expect("started").join().expect("ended");
+    sleeper
+        .expect("the thread starts")
+        .join()
+        .expect("the thread ends without a panic");
 }
 
-/// CPU time of each half of `half-and-half`.
+/// The CPU time of each half of `half-and-half`.
 const SPIN: Duration = Duration::from_millis(400);
 
-/// Computes for a while, and then reads for as long.
+/// Computes in user space for [`SPIN`] of CPU time, and then reads from `/dev/zero` for as long.
 fn half_and_half() {
     spin_in_user();
     let mut zeroes = std::fs::File::open("/dev/zero").expect("a device");
     let mut buffer = vec![0_u8; 1 << 20];
     let end = cpu_time() + SPIN;
     while cpu_time() < end {
-        std::io::Read::read_exact(&mut zeroes, &mut buffer).expect("read");
+        std::io::Read::read_exact(&mut zeroes, &mut buffer).expect("the device is readable");
     }
 }
 
@@ -85,28 +89,28 @@ fn spin_in_user() {
     let end = cpu_time() + SPIN;
     let mut sum = 0_u64;
     while cpu_time() < end {
-        // Long enough for the reading of the clock, a system call, to be nothing beside it.
+        // This loop takes so long that the system call that reads the clock is negligible.
         for number in 0..1_000_000_u64 {
             sum = std::hint::black_box(sum.wrapping_mul(31).wrapping_add(number));
         }
     }
 }
 
-/// What this thread has used.
+/// Returns the CPU time that the calling thread has used.
 pub(crate) fn cpu_time() -> Duration {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a clock");
     now.into()
 }
 
-/// A thread that yields in a loop, beside one that is always busy on the same CPU.
+/// Starts a thread that yields in a loop, and a thread on the same CPU that is always runnable.
 fn yielder() {
     static DONE: AtomicBool = AtomicBool::new(false);
     Pinning::new(Pin::SameCpu, 2)
         .and_then(|pinning| pinning.apply(0))
-        .expect("pinned");
+        .expect("the thread is pinned");
     let busy = std::thread::Builder::new().name("busy".to_owned()).spawn(|| {
         while !DONE.load(Ordering::Relaxed) {
-            // Gives way as well, or the yielder would wait for whole time slices.
+            // This thread yields too; otherwise the yielder would wait for whole time slices.
             std::thread::yield_now();
         }
     });
@@ -115,58 +119,67 @@ fn yielder() {
             std::thread::yield_now();
         }
     });
-    yielder.expect("started").join().expect("ended");
+    yielder
+        .expect("the thread starts")
+        .join()
+        .expect("the thread ends without a panic");
     DONE.store(true, Ordering::Relaxed);
-    busy.expect("started").join().expect("ended");
+    busy.expect("the thread starts")
+        .join()
+        .expect("the thread ends without a panic");
 }
 
-/// Many threads that live for an instant.
+/// Starts [`THREADS`] threads that exit at once.
 fn thread_storm() {
     for _ in 0..THREADS / 4 {
         let batch: Vec<_> = (0..4)
             .map(|_| std::thread::spawn(|| std::hint::black_box(Instant::now())))
             .collect();
         for thread in batch {
-            thread.join().expect("ended");
+            thread.join().expect("the thread ends without a panic");
         }
     }
 }
 
-/// Many processes that live for an instant; each executes a program.
+/// Starts [`FORKS`] processes, each of which executes `true`, one after the other.
 fn fork_storm() {
     for _ in 0..FORKS {
-        let status = std::process::Command::new("/bin/true").status().expect("started");
+        let status = std::process::Command::new("/bin/true")
+            .status()
+            .expect("the program starts");
         assert!(status.success());
     }
 }
 
-/// A thread that is not the first one executes a program: it takes over the process, and the process's id.
+/// Executes a program in a thread that is not the main thread. That thread takes over the process and its id.
 fn exec_by_thread() {
     use std::os::unix::process::CommandExt;
     let thread = std::thread::spawn(|| {
         let error = std::process::Command::new("/bin/sleep").arg("0.01").exec();
-        panic!("could not execute: {error}");
+        panic!("cannot execute /bin/sleep: {error}");
     });
-    // Never returns: the process is sleep(1) now.
-    thread.join().expect("ended");
+    // `join` never returns, because the process becomes sleep(1).
+    thread.join().expect("the thread ends without a panic");
 }
 
-/// Processes one after the other, of which [`REUSES`] get the id of the one before; others get another one, if another program starts
-/// processes at the same time. Prints how many processes there were.
+/// Starts processes one after the other until [`REUSES`] of them have had the id of the process before. A process gets another id
+/// if another program starts a process at that moment. Prints the number of processes.
 fn reused_id() {
     let mut last = 0;
     let mut reused = 0;
     let mut children = 0;
     while reused < REUSES {
-        assert!(children < 50 * REUSES, "ids are not given again here");
+        assert!(children < 50 * REUSES, "the kernel does not reuse process ids");
         if last != 0 {
-            // The next id given is the one behind this (kernel: kernel/pid_namespace.c, pid_ns_ctl_handler()).
+            // The next process gets the id after this one (kernel: kernel/pid_namespace.c, pid_ns_ctl_handler()).
             std::fs::write("/proc/sys/kernel/ns_last_pid", (last - 1).to_string())
-                .expect("root, and CHECKPOINT_RESTORE");
+                .expect("root may write ns_last_pid, and the kernel has CONFIG_CHECKPOINT_RESTORE");
         }
-        let mut child = std::process::Command::new("/bin/true").spawn().expect("started");
+        let mut child = std::process::Command::new("/bin/true")
+            .spawn()
+            .expect("the program starts");
         let id = child.id();
-        child.wait().expect("ended");
+        child.wait().expect("the program ends");
         reused += u64::from(id == last);
         children += 1;
         last = id;
@@ -177,7 +190,7 @@ fn reused_id() {
     }
 }
 
-/// Many threads alive at the same time.
+/// Starts [`CROWD`] threads that are alive at the same time.
 fn thread_crowd() {
     static OVER: AtomicBool = AtomicBool::new(false);
     let threads: Vec<_> = (0..CROWD)
@@ -192,11 +205,11 @@ fn thread_crowd() {
     std::thread::sleep(Duration::from_millis(200));
     OVER.store(true, Ordering::Relaxed);
     for thread in threads {
-        thread.join().expect("ended");
+        thread.join().expect("the thread ends without a panic");
     }
 }
 
-/// Runs until its standard input ends: three threads that sleep, a child of its own that sleeps too, and another child every
+/// Runs until its standard input ends. It has three threads that sleep repeatedly, and a child that starts a `sleep` process every
 /// twenty milliseconds.
 fn server() {
     for number in 0..3 {
@@ -206,27 +219,30 @@ fn server() {
                 std::thread::sleep(Duration::from_millis(1));
             }
         };
-        std::thread::Builder::new().name(name).spawn(sleep).expect("started");
+        std::thread::Builder::new()
+            .name(name)
+            .spawn(sleep)
+            .expect("the thread starts");
     }
     let mut script = std::process::Command::new("sh");
     script.args(["-c", "while sleep 0.02; do :; done"]);
-    let mut child = script.spawn().expect("started");
+    let mut child = script.spawn().expect("the program starts");
     let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-    child.kill().expect("killed");
-    child.wait().expect("ended");
+    child.kill().expect("the signal is sent");
+    child.wait().expect("the program ends");
 }
 
-/// Many threads at once, which yield, wait for a lock, sleep, and take another name.
+/// Starts [`MANY_THREADS`] threads, which change their names, wait for a lock, yield, and sleep.
 fn many_threads() {
     let lock = std::sync::Arc::new(std::sync::Mutex::new(0_u64));
     let threads: Vec<_> = (0..MANY_THREADS)
         .map(|number| {
             let lock = lock.clone();
             std::thread::spawn(move || {
-                let name = std::ffi::CString::new(format!("thread-{number}")).expect("no zero in it");
-                nix::sys::prctl::set_name(&name).expect("named");
+                let name = std::ffi::CString::new(format!("thread-{number}")).expect("no zero byte");
+                nix::sys::prctl::set_name(&name).expect("the name of the thread is set");
                 for _ in 0..20 {
-                    *lock.lock().expect("not poisoned") += 1;
+                    *lock.lock().expect("the lock is not poisoned") += 1;
                     std::thread::yield_now();
                     std::thread::sleep(Duration::from_micros(50));
                 }
@@ -234,21 +250,21 @@ fn many_threads() {
         })
         .collect();
     for thread in threads {
-        thread.join().expect("ended");
+        thread.join().expect("the thread ends without a panic");
     }
 }
 
-/// On each CPU two threads that do nothing but wake each other and go to sleep.
+/// Starts two threads on each of two CPUs. The two threads of a CPU wake each other by turns, [`STORM`] times.
 fn storm() {
     use std::io::{Read, Write};
     let pinning = Pinning::new(Pin::SplitCpus, 2).expect("two CPUs");
     let bounce = |mut from: std::io::PipeReader, mut to: std::io::PipeWriter, pinning: Pinning, cpu| {
         std::thread::spawn(move || {
-            pinning.apply(cpu).expect("pinned");
+            pinning.apply(cpu).expect("the thread is pinned");
             let mut byte = [0];
             for _ in 0..STORM {
-                to.write_all(&byte).expect("written");
-                from.read_exact(&mut byte).expect("read");
+                to.write_all(&byte).expect("the byte is sent");
+                from.read_exact(&mut byte).expect("the byte is received");
             }
         })
     };
@@ -259,11 +275,11 @@ fn storm() {
         threads.push(bounce(there.0, back.1, pinning.clone(), cpu));
     }
     for thread in threads {
-        thread.join().expect("ended");
+        thread.join().expect("the thread ends without a panic");
     }
 }
 
-/// Two pairs of threads that do nothing but wake each other and go to sleep, until somebody ends the process.
+/// Starts two pairs of threads. The threads of a pair wake each other by turns until the process is killed.
 fn endless_storm() {
     use std::io::{Read, Write};
     let bounce = |mut from: std::io::PipeReader, mut to: std::io::PipeWriter| {
@@ -279,6 +295,6 @@ fn endless_storm() {
         threads.push(bounce(there.0, back.1));
     }
     for thread in threads {
-        thread.join().expect("ended");
+        thread.join().expect("the thread ends without a panic");
     }
 }

@@ -1,4 +1,4 @@
-//! Programs that were not written for this.
+//! Recordings of programs that were not written for these tests.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -23,7 +23,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ),
 ];
 
-/// Records a command with the default settings and checks what must hold of every program.
+/// Records a command with the default settings, checks the report with [`all_accounted_for`], and returns it.
 fn recorded(words: &[&str]) -> Value {
     let file = tempfile::NamedTempFile::new().expect("a file");
     let output = command("record --json")
@@ -31,9 +31,10 @@ fn recorded(words: &[&str]) -> Value {
         .arg("--")
         .args(words)
         .output()
-        .expect("started");
+        .expect("the program starts");
     assert_eq!(output.status.code(), Some(0), "{words:?}: {}", stderr(&output));
-    let json: Value = serde_json::from_slice(&std::fs::read(file.path()).expect("written")).expect("JSON");
+    let json: Value =
+        serde_json::from_slice(&std::fs::read(file.path()).expect("the file exists")).expect("valid JSON");
     all_accounted_for(&json);
     json
 }
@@ -48,7 +49,8 @@ fn all_accounted_for(json: &Value) {
     assert_eq!(json["ledger_adds_up"], true);
     let lost = json["lost"].as_object().expect("an object");
     for (what, count) in lost {
-        // Wakeups by threads that the machine's own agent hides from tracing.
+        // Intervals and wakeups may be lost, because some virtual machines hide events of their agent's threads from tracing
+        // (docs/SEMANTICS.md, "Lost").
         if what != "intervals" && what != "wakeups" {
             assert!(*count == 0 || *count == Value::Array(Vec::new()), "{what}: {lost:?}");
         }
@@ -58,19 +60,19 @@ fn all_accounted_for(json: &Value) {
 fn perf_bench_sched_pipe() {
     require_program("perf", "linux-perf");
     let json = recorded(&["perf", "bench", "sched", "pipe", "-l", "20000"]);
-    // Two processes; each operation takes a switch there and a switch back, on two CPUs or on one.
+    // There are two processes. Each operation takes two switches, on two CPUs or on one.
     let switches = number(&json, "/kernel_switches/total");
     assert!(switches >= 20_000, "{switches}");
-    assert_eq!(json["threads"].as_array().expect("a list").len(), 2);
+    assert_eq!(json["threads"].as_array().expect("an array").len(), 2);
 }
 
 fn perf_bench_sched_messaging() {
     require_program("perf", "linux-perf");
-    // 2 groups of 20 senders and 20 receivers.
+    // The processes are the main one and 2 groups of 20 senders and 20 receivers.
     let json = recorded(&["perf", "bench", "sched", "messaging", "-g", "2", "-l", "100"]);
-    assert_eq!(json["threads"].as_array().expect("a list").len(), 81);
+    assert_eq!(json["threads"].as_array().expect("an array").len(), 81);
     let threads = recorded(&["perf", "bench", "sched", "messaging", "-t", "-g", "2", "-l", "100"]);
-    assert_eq!(threads["threads"].as_array().expect("a list").len(), 81);
+    assert_eq!(threads["threads"].as_array().expect("an array").len(), 81);
 }
 
 fn stress_ng_switch() {
@@ -79,7 +81,7 @@ fn stress_ng_switch() {
     assert!(number(&json, "/kernel_switches/total") >= 20_000);
 }
 
-/// A server that ends with the test.
+/// A server that is killed when the value is dropped.
 struct Server(Child);
 
 impl Drop for Server {
@@ -92,7 +94,7 @@ impl Drop for Server {
 fn redis_server_under_load() {
     require_program("redis-server", "redis-server");
     require_program("redis-benchmark", "redis-tools");
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = folder.path().join("redis.sock");
     let mut command = Command::new("redis-server");
     command
@@ -101,18 +103,21 @@ fn redis_server_under_load() {
         .current_dir(folder.path())
         .stdin(Stdio::null())
         .stdout(Stdio::null());
-    let server = Server(command.spawn().expect("started"));
+    let server = Server(command.spawn().expect("the program starts"));
     wait_until("the server listens", || socket.exists());
     let id = server.0.id();
     let recorder = recorder_at_work(&format!("record -p {id} --json -"));
     load(&socket);
-    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("sent");
-    let output = recorder.wait_with_output().expect("ended");
+    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("the signal is sent");
+    let output = recorder.wait_with_output().expect("the program ends");
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-    let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let json: Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
     all_accounted_for(&json);
-    let threads = json["threads"].as_array().expect("a list");
-    let main = threads.iter().find(|thread| thread["tid"] == id).expect("it serves");
+    let threads = json["threads"].as_array().expect("an array");
+    let main = threads
+        .iter()
+        .find(|thread| thread["tid"] == id)
+        .expect("the main thread is in the report");
     assert!(number(main, "/voluntary") > 100, "{main}");
     assert_eq!(json["locators"][0]["locator"], "none", "{}", json["locators"]);
     assert!(number(&json, "/wakeups/0/count") > 0);
@@ -124,28 +129,28 @@ fn load(socket: &Path) {
         .arg(socket)
         .stdout(Stdio::null())
         .status()
-        .expect("started");
+        .expect("the program starts");
     assert!(status.success());
 }
 
-/// Connections to the echo server, one of them busier than the others.
+/// The number of echoes on each connection to the echo server. One connection is busier than the others.
 const ECHOES: [u32; 4] = [400, 400, 400, 2_000];
 
-/// An example of tokio-tungstenite's, as it is: attached to by its id, while four connections are open.
+/// The server is an unmodified example of tokio-tungstenite. ctxtrace attaches to it before four clients connect.
 fn a_tokio_server_of_tokio_releases_under_load() {
     let folder = require_variable("CTXTRACE_TOKIO_PROGRAMS");
     let program = Path::new(&folder).with_file_name("server").join("bin/echo-server");
     let port = TcpListener::bind("127.0.0.1:0")
         .expect("a free port")
         .local_addr()
-        .expect("bound")
+        .expect("the socket has an address")
         .port();
     let address = format!("127.0.0.1:{port}");
     let mut command = Command::new(&program);
     command.arg(&address).stdin(Stdio::null()).stdout(Stdio::null());
-    // It complains of clients that leave without a word.
+    // The server prints an error when a client disconnects without a closing handshake.
     command.stderr(Stdio::null());
-    let server = Server(command.spawn().expect("built by `cargo xtask test`"));
+    let server = Server(command.spawn().expect("`cargo xtask test` has built the server"));
     wait_until("the server listens", || TcpStream::connect(&address).is_ok());
     let recorder = recorder_at_work(&format!("record -p {} --json -", server.0.id()));
     let mut connections = ECHOES.map(|_| greeted(&address));
@@ -154,35 +159,36 @@ fn a_tokio_server_of_tokio_releases_under_load() {
             scope.spawn(move || echo(stream, echoes));
         }
     });
-    // While others talk, a worker may always find another task before it parks. Each in turn, it cannot.
+    // While several connections are busy, a worker may always find another task and never park. With one busy connection at a time,
+    // workers park.
     for stream in &mut connections {
         echo(stream, 200);
     }
-    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("sent");
-    let output = recorder.wait_with_output().expect("ended");
+    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("the signal is sent");
+    let output = recorder.wait_with_output().expect("the program ends");
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-    let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let json: Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
     all_accounted_for(&json);
     assert_eq!(json["locators"][0]["locator"], "tokio", "{}", json["locators"]);
-    // Each connection is a task of its own, told apart by tokio's number for it, and so is the one that accepts them.
-    let tasks = json["tasks"].as_array().expect("a list");
+    // Each connection is a separate task, which is identified by tokio's number for it.
+    let tasks = json["tasks"].as_array().expect("an array");
     let names: Vec<&str> = tasks.iter().filter_map(|task| task["name"].as_str()).collect();
     let numbered = names.iter().filter(|name| name.starts_with('#')).count();
     assert!(numbered >= ECHOES.len(), "{names:?}");
-    let ledger = json["ledger"].as_array().expect("a list");
+    let ledger = json["ledger"].as_array().expect("an array");
     assert!(ledger.iter().any(|row| row["class"] == "worker-parked"), "{ledger:#?}");
     let unattributed = ledger.iter().filter(|row| row["class"] == "unattributed").count();
     assert_eq!(unattributed, 0, "{ledger:#?}");
 }
 
-/// A connection of a WebSocket client (RFC 6455), after the handshake.
+/// Connects as a WebSocket client (RFC 6455) and returns the connection after the handshake.
 fn greeted(address: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(address).expect("it listens");
+    let mut stream = TcpStream::connect(address).expect("the server listens");
     let request = format!(
         "GET / HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     );
-    stream.write_all(request.as_bytes()).expect("sent");
+    stream.write_all(request.as_bytes()).expect("the data is sent");
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -197,11 +203,11 @@ fn greeted(address: &str) -> TcpStream {
     stream
 }
 
-/// Sends a text and waits for it to come back, so many times.
+/// Sends a text and waits until it comes back, `times` times.
 fn echo(stream: &mut TcpStream, times: u32) {
     for _ in 0..times {
-        // A whole text of five bytes, masked with zeroes; it comes back unmasked.
-        stream.write_all(b"\x81\x85\0\0\0\0hello").expect("sent");
+        // A frame with a text of five bytes, masked with zeros. The server's frame is not masked.
+        stream.write_all(b"\x81\x85\0\0\0\0hello").expect("the data is sent");
         let mut frame = [0; 7];
         stream.read_exact(&mut frame).expect("an echo");
         assert_eq!(&frame, b"\x81\x05hello");

@@ -1,6 +1,7 @@
-//! What the timer finds on the CPUs, against programs of which that is known in advance.
+//! Timer samples of the CPUs (`--sample`), compared with programs whose CPU use is known in advance.
 
 use std::path::Path;
+use std::process::Stdio;
 
 use ctxtrace::analyze::profile::{Profile, places};
 use ctxtrace::correlate::timeline::Replay;
@@ -8,9 +9,13 @@ use ctxtrace::symbolize::category::Category;
 use ctxtrace::symbolize::symbols;
 use ctxtrace::trace::run::Run;
 use ctxtrace::trace::samples::Samples;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{ctxtrace, number, reconciled, run_json, stderr, stdout, trace_samples};
+use crate::support::{
+    command, ctxtrace, number, reconciled, stderr, stdout, trace_samples, wait_for_workload, wait_until,
+};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
@@ -22,10 +27,13 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         a_thread_that_sleeps_is_not_sampled,
     ),
     ("a_capture_keeps_its_samples", a_capture_keeps_its_samples),
-    ("lost_samples_are_counted_and_told", lost_samples_are_counted_and_told),
+    (
+        "lost_samples_are_counted_and_reported",
+        lost_samples_are_counted_and_reported,
+    ),
 ];
 
-/// Samples a second; not a divisor of the timer tick.
+/// The number of samples per second. It is a prime number, so that samples do not coincide with the timer tick.
 const HZ: u32 = 997;
 
 fn sampled(program: &str) -> Run {
@@ -42,8 +50,8 @@ fn on_cpu_seconds(run: &Run) -> f64 {
     threads.map(|record| record.thread.on_cpu_ns).sum::<u64>() as f64 / 1e9
 }
 
-/// `half-and-half` uses as much CPU time in one function of its own as in reading from the kernel, by its own CPU clock: however
-/// busy the machine is, half of the samples are here and half are there.
+/// `half-and-half` spends equal CPU time, measured by its own CPU clock, in one of its functions and in reads from the kernel. So
+/// half of the samples are in each of them, however busy the machine is.
 fn samples_find_a_thread_where_it_spends_its_time() {
     let run = sampled("half-and-half");
     assert_eq!(
@@ -74,7 +82,7 @@ fn samples_find_a_thread_where_it_spends_its_time() {
 fn a_thread_that_sleeps_is_not_sampled() {
     let run = sampled("sleeper");
     let expected = on_cpu_seconds(&run) * f64::from(HZ);
-    // It sleeps for half a second: 500 samples, if it were taken for busy.
+    // The program sleeps for half a second, which would be about 500 samples if the sleeps were sampled.
     assert!(
         (run.samples.len() as f64) < expected + 50.0,
         "{} samples",
@@ -83,19 +91,19 @@ fn a_thread_that_sleeps_is_not_sampled() {
 }
 
 fn a_capture_keeps_its_samples() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = |name: &str| folder.path().join(name).to_str().expect("plain").to_owned();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("a path in UTF-8").to_owned();
     let (capture, picture) = (path("c.ctx"), path("c.svg"));
     let line = format!(
         "run --mode task --iterations 1000000 --level timeline --sample {HZ} --json - -o {capture} --on-cpu-flamegraph {picture}"
     );
-    let recorded: Value = serde_json::from_str(&stdout(&ctxtrace(&line))).expect("JSON");
+    let recorded: Value = serde_json::from_str(&stdout(&ctxtrace(&line))).expect("valid JSON");
     assert!(number(&recorded, "/on_cpu/samples") > 50, "{:#}", recorded["on_cpu"]);
     let again = path("again.svg");
     let reported = ctxtrace(&format!("report {capture} --json - --on-cpu-flamegraph {again}"));
-    let reported: Value = serde_json::from_str(&stdout(&reported)).expect("JSON");
+    let reported: Value = serde_json::from_str(&stdout(&reported)).expect("valid JSON");
     assert_eq!(reported["on_cpu"], recorded["on_cpu"]);
-    let read = |path: &str| std::fs::read_to_string(Path::new(path)).expect("written");
+    let read = |path: &str| std::fs::read_to_string(Path::new(path)).expect("the file exists");
     assert_eq!(read(&picture), read(&again));
     assert!(
         read(&picture).contains("futures_channel::mpsc"),
@@ -110,14 +118,32 @@ fn a_capture_keeps_its_samples() {
     assert!(stderr(&refused).contains("it has no samples"), "{}", stderr(&refused));
 }
 
-fn lost_samples_are_counted_and_told() {
-    let line = format!("--mode task --iterations 1000000 --level timeline --sample {HZ}");
-    let small_table = run_json(&format!("{line} --max-stacks 1"));
-    assert!(
-        number(&small_table, "/lost/sample_stacks") > 0,
-        "{:#}",
-        small_table["lost"]
-    );
-    let small_ring = run_json(&format!("{line} --ring-size 160"));
-    assert!(number(&small_ring, "/lost/samples") > 0, "{:#}", small_ring["lost"]);
+/// While the tracer is stopped it empties neither the table of stacks, which has room for two, nor the rings, which hold four
+/// events each.
+fn lost_samples_are_counted_and_reported() {
+    let run = command(&format!(
+        "run --mode task --iterations 4000000 --level timeline --sample {HZ} --max-stacks 1 --ring-size 160 --json -"
+    ))
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
+    .spawn()
+    .expect("the program starts");
+    let tracer = Pid::from_raw(run.id() as i32);
+    let workload = wait_for_workload(&run);
+    let ticks = || {
+        workload
+            .stat()
+            .map(|stat| stat.utime + stat.stime)
+            .expect("the workload still runs")
+    };
+    kill(tracer, Signal::SIGSTOP).expect("the signal is sent");
+    // A tick is a hundredth of a second.
+    let before = ticks();
+    wait_until("the workload has used CPU time", || ticks() >= before + 20);
+    kill(tracer, Signal::SIGCONT).expect("the signal is sent");
+    let output = run.wait_with_output().expect("the program ends");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(number(&json, "/lost/sample_stacks") > 0, "{:#}", json["lost"]);
+    assert!(number(&json, "/lost/samples") > 0, "{:#}", json["lost"]);
 }

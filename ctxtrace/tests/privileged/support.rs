@@ -1,4 +1,4 @@
-//! What the tests share: running the command, tracing a program of ours, looking at what is left.
+//! Functions that several test modules use: they run `ctxtrace`, trace a test program, and find BPF objects and processes.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -37,12 +37,12 @@ pub(crate) fn command(line: &str) -> Command {
     command
 }
 
-/// Runs `ctxtrace` to its end.
+/// Runs `ctxtrace` with these arguments, waits until it ends, and returns its output.
 pub(crate) fn ctxtrace(line: &str) -> Output {
-    command(line).output().expect("the command starts")
+    command(line).output().expect("ctxtrace starts")
 }
 
-/// Runs `ctxtrace run … --json -` and returns the JSON, having checked that all is well.
+/// Runs `ctxtrace run … --json -`, checks that its exit status is 0, and returns the JSON.
 pub(crate) fn run_json(line: &str) -> Value {
     let output = ctxtrace(&format!("run {line} --json -"));
     assert_eq!(output.status.code(), Some(0), "{line}: {}", stderr(&output));
@@ -53,7 +53,7 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The same with one space between words, wherever lines were broken.
+/// Returns standard error with every run of white space replaced by one space, so that line breaks do not matter.
 pub(crate) fn said(output: &Output) -> String {
     let words: Vec<String> = stderr(output).split_whitespace().map(str::to_owned).collect();
     words.join(" ")
@@ -63,31 +63,31 @@ pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A number out of a JSON value: `number(&json, "/kernel_switches/total")`.
+/// Returns the integer at a JSON pointer, as in `number(&json, "/kernel_switches/total")`. Panics if it is not an integer.
 pub(crate) fn number(json: &Value, pointer: &str) -> i64 {
     json.pointer(pointer)
         .and_then(Value::as_i64)
-        .unwrap_or_else(|| panic!("{pointer} is no number in {json:#}"))
+        .unwrap_or_else(|| panic!("{pointer} is not an integer in {json:#}"))
 }
 
-/// Traces one of [`crate::programs`].
+/// Traces one of [`crate::programs`] with the default settings. Panics if the program fails.
 pub(crate) fn trace_program(name: &str) -> Run {
     trace_program_by(name, LocatorChoice::Auto)
 }
 
-/// The same, with tasks found in this way.
+/// Traces one of [`crate::programs`] with this choice of locators.
 pub(crate) fn trace_program_by(name: &str, locator: LocatorChoice) -> Run {
-    let executable = std::env::current_exe().expect("a path");
+    let executable = std::env::current_exe().expect("the path of this executable");
     let traced = trace(&executable, &[(crate::programs::VARIABLE, name)], locator);
     assert_eq!(
-        traced.exit.expect("waited for").status,
+        traced.exit.expect("the exit status is known").status,
         Some(0),
         "the program {name} failed"
     );
     traced
 }
 
-/// Traces one of [`crate::programs`] with all its events, which go to `observer`.
+/// Traces one of [`crate::programs`] at level `timeline` and passes all events to `observer`.
 pub(crate) fn trace_events(name: &str, observer: &mut dyn Observer) -> Run {
     let settings = Settings {
         level: Level::Timeline,
@@ -96,7 +96,7 @@ pub(crate) fn trace_events(name: &str, observer: &mut dyn Observer) -> Run {
     trace_program_at(settings, name, observer)
 }
 
-/// The same, with so many samples a second besides.
+/// Traces one of [`crate::programs`] at level `timeline` with `hz` CPU samples per second and passes all events to `observer`.
 pub(crate) fn trace_samples(name: &str, hz: u32, observer: &mut dyn Observer) -> Run {
     let settings = Settings {
         level: Level::Timeline,
@@ -107,17 +107,17 @@ pub(crate) fn trace_samples(name: &str, hz: u32, observer: &mut dyn Observer) ->
 }
 
 fn trace_program_at(settings: Settings, name: &str, observer: &mut dyn Observer) -> Run {
-    let executable = std::env::current_exe().expect("a path");
+    let executable = std::env::current_exe().expect("the path of this executable");
     let traced = trace_at(settings, &executable, &[(crate::programs::VARIABLE, name)], observer);
     assert_eq!(
-        traced.exit.expect("waited for").status,
+        traced.exit.expect("the exit status is known").status,
         Some(0),
         "the program {name} failed"
     );
     traced
 }
 
-/// Traces an executable.
+/// Traces an executable with these environment variables and this choice of locators.
 pub(crate) fn trace(executable: &Path, env: &[(&str, &str)], locator: LocatorChoice) -> Run {
     let settings = Settings {
         locator,
@@ -146,19 +146,19 @@ fn trace_at(settings: Settings, executable: &Path, env: &[(&str, &str)], observe
         on_interrupt: OnInterrupt::Kill,
         duration: None,
     };
-    let mut run = recorder.command(&command, observer).expect("traced").run;
+    let mut run = recorder.command(&command, observer).expect("the program is traced").run;
     run.symbols = symbols::resolve(&run.aggregates, &run.samples);
     run
 }
 
-/// The ledger of a traced program, which must add up.
+/// Returns the ledger of a traced program. Panics if its counts do not add up to the number of kernel switches.
 pub(crate) fn ledger_of(traced: &Run) -> Ledger {
     let ledger = ledger(&traced.aggregates);
     assert_eq!(ledger.count(), traced.aggregates.counters.switches, "{ledger:#?}");
     ledger
 }
 
-/// Kernel switches of one class while the task of this name was polled.
+/// Returns the number of kernel switches of one class while a task of this name was polled.
 pub(crate) fn switches_of(traced: &Run, task: &str, class: Class) -> u64 {
     let ledger = ledger_of(traced);
     let rows = ledger.rows.iter().filter(|(entry, _)| entry.class == class);
@@ -171,13 +171,14 @@ pub(crate) fn switches_of(traced: &Run, task: &str, class: Class) -> u64 {
     .sum()
 }
 
-/// The reconciliation of a traced program, which must hold.
+/// Returns the reconciliation of a traced program. Panics if traced counts differ from the kernel's, or if the total does not match
+/// rusage.
 pub(crate) fn reconciled(traced: &Run) -> Reconciliation {
     let reconciliation = reconcile(&traced.aggregates.threads, traced.launched.as_ref());
     assert!(reconciliation.holds(), "{reconciliation:#?}");
-    let rusage = reconciliation.rusage.expect("waited for");
-    // A thread that ends is switched out at least once after its switches were added to its process's, and each time that it is
-    // preempted in between.
+    let rusage = reconciliation.rusage.expect("the program was waited for");
+    // After the kernel has added the switches of an exiting thread to those of its process, the thread is switched out once more,
+    // and additionally each time that it is preempted before that. Rusage lacks these switches.
     let preempted: u64 = traced
         .aggregates
         .threads
@@ -189,7 +190,7 @@ pub(crate) fn reconciled(traced: &Run) -> Reconciliation {
     reconciliation
 }
 
-/// Checks the sums of a run of which the JSON is this, as [`reconciled`] does.
+/// Checks the total of a JSON report against rusage, as [`reconciled`] does for a [`Run`].
 pub(crate) fn rusage_agrees(json: &Value) {
     let rusage = |field: &str| number(json, &format!("/reconciliation/rusage/{field}"));
     let least = rusage("lower") - number(json, "/kernel_switches/involuntary");
@@ -200,19 +201,20 @@ pub(crate) fn rusage_agrees(json: &Value) {
     );
 }
 
-/// Ids of all BPF objects of a kind (`prog`, `map` or `link`) that the kernel has.
+/// Returns the ids of all BPF objects of a kind (`prog`, `map` or `link`) in the kernel.
 pub(crate) fn bpf_objects(kind: &str) -> BTreeSet<u64> {
     require_program("bpftool", "bpftool");
     let output = Command::new("bpftool")
         .args(["--json", kind, "show"])
         .output()
-        .expect("started");
-    let objects: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        .expect("the program starts");
+    let objects: Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
     let objects = objects.as_array().map(Vec::as_slice).unwrap_or_default();
     objects.iter().filter_map(|object| object["id"].as_u64()).collect()
 }
 
-/// Ids of the BPF objects of a kind that a process has descriptors of; a descriptor of a link holds the link's program, too.
+/// Returns the ids of the BPF objects of a kind that a process holds by its file descriptors. A descriptor of a link also holds the
+/// link's program.
 pub(crate) fn held_by(kind: &str, process: &str) -> BTreeSet<u64> {
     let descriptors = std::fs::read_dir(format!("/proc/{process}/fdinfo"));
     let descriptors = descriptors.into_iter().flatten().flatten();
@@ -226,11 +228,11 @@ pub(crate) fn held_by(kind: &str, process: &str) -> BTreeSet<u64> {
         .collect()
 }
 
-/// Ids of the BPF objects of a kind that no process has a descriptor of. What a tracer has left behind is among them; what other tracers
-/// on this machine use is not.
+/// Returns the ids of the BPF objects of a kind that no process has a descriptor of. They include the objects that a tracer failed
+/// to release, and exclude those that other running tracers on this machine use.
 pub(crate) fn held_by_no_process(kind: &str) -> BTreeSet<u64> {
     let mut objects = bpf_objects(kind);
-    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let processes = std::fs::read_dir("/proc").expect("/proc is readable").flatten();
     for process in processes {
         let name = process.file_name().to_string_lossy().into_owned();
         if name.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -242,36 +244,36 @@ pub(crate) fn held_by_no_process(kind: &str) -> BTreeSet<u64> {
     objects
 }
 
-/// Waits until a process has made so many context switches.
+/// Waits until the first thread of a process has made at least `switches` context switches, or the process has ended.
 pub(crate) fn wait_for_switches(pid: i32, switches: u64) {
-    wait_until("the process has made its switches", || {
+    wait_until("the process has made the context switches", || {
         switches_of_process(pid).is_none_or(|made| made >= switches)
     });
 }
 
-/// The context switches of a process's first thread. `None` if the process has ended.
+/// Returns the number of context switches of a process's first thread, or `None` if the process has ended.
 pub(crate) fn switches_of_process(pid: i32) -> Option<u64> {
     let status = Process::new(pid).ok()?.status().ok()?;
     Some(status.voluntary_ctxt_switches? + status.nonvoluntary_ctxt_switches?)
 }
 
-/// Processes whose command line contains `text`, but for this one.
+/// Returns the `/proc` folders of all processes other than this one whose command line contains `text`.
 pub(crate) fn processes_with(text: &str) -> Vec<PathBuf> {
     let this = PathBuf::from(format!("/proc/{}", std::process::id()));
     std::fs::read_dir("/proc")
-        .expect("/proc")
+        .expect("/proc is readable")
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| *path != this)
         .filter(|path| {
-            // Arguments end with a zero byte each.
+            // Each argument ends with a zero byte.
             std::fs::read(path.join("cmdline"))
                 .is_ok_and(|line| String::from_utf8_lossy(&line).replace('\0', " ").contains(text))
         })
         .collect()
 }
 
-/// Waits until `condition` holds. The limit of two minutes ends a test that would hang; on a machine that is busy with other programs a
-/// condition may well take ten seconds.
+/// Waits until `condition` holds, and panics after two minutes. The limit is generous because a condition may take ten seconds on a
+/// machine that is busy with other programs.
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     for _ in 0..12_000 {
         if condition() {
@@ -279,22 +281,22 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    panic!("waited two minutes in vain until {what}");
+    panic!("this did not become true within two minutes: {what}");
 }
 
-/// Waits until a `ctxtrace run` has started its workload, and returns the workload's process.
+/// Waits until a `ctxtrace run` has started its workload, and returns the process of the workload.
 pub(crate) fn wait_for_workload(tracer: &Child) -> Process {
     let mut workload = None;
     wait_until("the workload runs", || {
         workload = workload_of(tracer.id());
         workload.is_some()
     });
-    workload.expect("just seen")
+    workload.expect("the workload was found above")
 }
 
 fn workload_of(tracer: u32) -> Option<Process> {
     let is_child = |process: &Process| process.stat().is_ok_and(|stat| stat.ppid == tracer as i32);
-    // Before its `execve` the child has the tracer's command line.
+    // Before its `execve` the child still has the tracer's command line.
     let is_workload = |process: &Process| {
         let line = process.cmdline().unwrap_or_default();
         line.get(1).is_some_and(|word| word == "workload")
@@ -305,24 +307,26 @@ fn workload_of(tracer: u32) -> Option<Process> {
         .find(|process| is_child(process) && is_workload(process))
 }
 
-/// A recorder of a running process that is at work; what it writes is piped.
+/// Starts `ctxtrace` with these arguments, which attach it to a running process, and returns when it records. Its standard output
+/// and standard error are piped.
 pub(crate) fn recorder_at_work(line: &str) -> Child {
     at_work(command(line))
 }
 
-/// Starts a recorder of a running process, and returns when it is at work.
+/// Starts a command that attaches `ctxtrace` to a running process, and returns when it records. Its standard output and standard
+/// error are piped.
 pub(crate) fn at_work(mut recorder: Command) -> Child {
     let mut recorder = recorder
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("started");
+        .expect("the program starts");
     let mut said = Vec::new();
     let mut byte = [0];
     while !String::from_utf8_lossy(&said).contains("; Ctrl-C ends it") {
-        let stderr = recorder.stderr.as_mut().expect("piped");
+        let stderr = recorder.stderr.as_mut().expect("the stream is piped");
         let read = stderr.read(&mut byte).expect("readable");
-        assert_eq!(read, 1, "it ended early: {}", String::from_utf8_lossy(&said));
+        assert_eq!(read, 1, "ctxtrace ended early: {}", String::from_utf8_lossy(&said));
         said.extend(byte);
     }
     recorder

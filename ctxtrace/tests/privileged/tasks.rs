@@ -1,4 +1,4 @@
-//! Is every kernel switch in its class, and under the right task?
+//! Attribution of kernel switches to ledger classes and to tokio tasks.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::programs::tasks::{CROWD, READS, SLEEPS, TASKS};
 use crate::support::{ledger_of, number, reconciled, run_json, switches_of, trace, trace_program, trace_program_by};
 
 pub(crate) const KERNEL_TESTS: &[(&str, fn())] = &[
-    ("sixty_four_tasks_are_told_apart", sixty_four_tasks_are_told_apart),
+    ("sixty_four_tasks_are_distinguished", sixty_four_tasks_are_distinguished),
     ("every_mode_has_its_ledger", every_mode_has_its_ledger),
 ];
 
@@ -30,8 +30,8 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         a_child_before_its_execve_runs_no_task,
     ),
     (
-        "a_task_that_blocks_in_its_polls_is_told_by_name",
-        a_task_that_blocks_in_its_polls_is_told_by_name,
+        "a_task_that_blocks_in_its_polls_is_reported_by_name",
+        a_task_that_blocks_in_its_polls_is_reported_by_name,
     ),
     (
         "a_task_beside_a_competitor_is_preempted",
@@ -55,12 +55,12 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         each_state_of_a_tokio_thread_is_known,
     ),
     (
-        "a_wakeup_by_a_timer_is_nobodys_but_the_interrupts",
-        a_wakeup_by_a_timer_is_nobodys_but_the_interrupts,
+        "a_wakeup_by_a_timer_has_the_waker_interrupt",
+        a_wakeup_by_a_timer_has_the_waker_interrupt,
     ),
     (
-        "a_program_that_scribbles_is_unattributed",
-        a_program_that_scribbles_is_unattributed,
+        "a_program_that_overwrites_its_slot_is_unattributed",
+        a_program_that_overwrites_its_slot_is_unattributed,
     ),
     ("a_stripped_program_is_unattributed", a_stripped_program_is_unattributed),
     (
@@ -69,10 +69,11 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ),
 ];
 
-/// How many more switches of a class there may be than those that are known: a page that had to be fetched, a lock.
+/// The maximum number of switches of a class beyond the expected ones, for example for page faults and contended locks.
 const FEW: u64 = 6;
 
-/// One sleep in twenty may be none: its time is over before the thread is off the CPU, if a hypervisor takes the CPU away meanwhile.
+/// Checks that `count` is `least`, or more by at most [`FEW`]. It may also be 5 % less, because a sleep makes no switch if its
+/// timer expires before the thread is switched out, which happens when the hypervisor takes the CPU away.
 fn between(count: u64, least: u64, what: &str) {
     assert!(
         (least - least / 20..=least + FEW).contains(&count),
@@ -80,10 +81,10 @@ fn between(count: u64, least: u64, what: &str) {
     );
 }
 
-fn a_task_that_blocks_in_its_polls_is_told_by_name() {
+fn a_task_that_blocks_in_its_polls_is_reported_by_name() {
     let traced = trace_program("blocker");
     reconciled(&traced);
-    // A task that could not be read, because its page was not in memory, is counted as lost.
+    // A switch whose task could not be read, because the page was not in memory, is counted in `lost.task_reads`.
     let lost = traced.aggregates.counters.lost_task_reads;
     assert!(lost <= FEW, "{lost}");
     for (task, times) in [("blocker", SLEEPS), ("reader", READS)] {
@@ -96,13 +97,13 @@ fn a_task_that_blocks_in_its_polls_is_told_by_name() {
 fn a_task_beside_a_competitor_is_preempted() {
     let traced = trace_program("spinner");
     reconciled(&traced);
-    // 400 ms of CPU time in turns: the longest slice the scheduler gives is some ten milliseconds.
+    // The task and its competitor take turns for 400 ms of CPU time. The longest slice of the scheduler is about 10 ms.
     let preempted = switches_of(&traced, "spinner", Class::TaskPreempted);
     assert!(preempted >= 5, "{preempted}");
     assert!(switches_of(&traced, "spinner", Class::TaskBlocked) <= FEW);
     assert!(
         ledger_of(&traced).of(Class::ThreadPreempted).count >= 5,
-        "the competitor is no runtime's"
+        "the competitor is not a runtime thread, and must be preempted as a plain thread"
     );
 }
 
@@ -118,10 +119,10 @@ fn a_pool_at_rest_only_parks() {
         }
     }
     let parked = classes[&Class::WorkerParked];
-    // How often depends on how soon a worker has found its task; each of the two parks at least once.
+    // The number of parks depends on how soon a worker finds its task; each of the two workers parks at least once.
     assert!(parked >= 2, "{classes:?}");
     assert_eq!(classes[&Class::Exited], 2);
-    // Other programs on its CPU may preempt a worker now and then. The beginning of a thread may block it.
+    // Other programs may preempt a worker, and a thread may block while it starts.
     let preempted = classes.get(&Class::RuntimePreempted).copied().unwrap_or(0);
     let others: u64 = classes.values().sum::<u64>() - parked - preempted - 2;
     assert!(others <= FEW, "{classes:?}");
@@ -131,7 +132,7 @@ fn a_pool_at_rest_only_parks() {
 fn on_one_thread_task_switches_stay_in_user_space() {
     let json = run_json("--mode task --iterations 1000000");
     let total = number(&json, "/task_switches/total");
-    // Three tasks pass each message on, and each gives way after it.
+    // Three tasks handle each message, and each task ends its poll after it.
     assert!((2_900_000..3_200_000).contains(&total), "{total}");
     let hits = number(&json, "/task_switches/hit_kernel");
     assert!(hits < total / 1_000, "{hits} of {total}");
@@ -152,7 +153,7 @@ fn on_one_thread_task_switches_stay_in_user_space() {
     assert_eq!(json["locators"][0]["locator"], "probe+tokio");
 }
 
-fn sixty_four_tasks_are_told_apart() {
+fn sixty_four_tasks_are_distinguished() {
     let traced = trace_program("many");
     reconciled(&traced);
     for task in 0..TASKS {
@@ -164,12 +165,13 @@ fn sixty_four_tasks_are_told_apart() {
 fn tasks_beyond_the_tables_are_summed_and_counted() {
     let traced = trace_program("crowd");
     reconciled(&traced);
-    const WITH_A_PLACE: u64 = NAMED_TASKS as u64 - 1;
-    assert_eq!(tasks::beyond_the_tables(&traced.aggregates), CROWD - WITH_A_PLACE);
+    const TRACKED: u64 = NAMED_TASKS as u64 - 1;
+    assert_eq!(tasks::beyond_the_tables(&traced.aggregates), CROWD - TRACKED);
     let tasks = tasks::tasks(&traced.aggregates, &ledger_of(&traced));
     let (mut named, mut other) = (0, 0);
     for (key, task) in &tasks {
-        // tokio alone speaks in the instants around a poll, and has numbers for all of them.
+        // Just before and after a poll only tokio's own state identifies the task, by tokio's number for it. The rows of these
+        // switches have no poll counts.
         match (key.task, task.task_switches) {
             (OTHER_TASKS, Some(polls)) => other += polls,
             (_, Some(polls)) => named += polls,
@@ -178,19 +180,19 @@ fn tasks_beyond_the_tables_are_summed_and_counted() {
     }
     assert_eq!(
         (named, other),
-        (WITH_A_PLACE, CROWD - WITH_A_PLACE),
-        "each was polled once"
+        (TRACKED, CROWD - TRACKED),
+        "each task must be polled once"
     );
     between(
         switches_of(&traced, "other", Class::TaskBlocked),
-        CROWD - WITH_A_PLACE,
-        "sleeps of the rest",
+        CROWD - TRACKED,
+        "sleeps of the tasks beyond the table",
     );
-    let counted = tasks::task_switches(&traced.aggregates).expect("there is a probe");
+    let counted = tasks::task_switches(&traced.aggregates).expect("the probe counts polls");
     assert_eq!(counted.polls.polls, CROWD);
 }
 
-/// Kernel switches of tasks that slept, by how many each made, most first.
+/// Returns the names of the tasks with `task-blocked` switches and their numbers of these switches, in descending order.
 fn blocked(traced: &Run) -> Vec<(String, u64)> {
     let ledger = ledger_of(traced);
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
@@ -219,13 +221,13 @@ fn an_unmodified_program_is_attributed_the_same() {
         between(counts[1], READS, "reads");
         assert!(counts[2..].iter().sum::<u64>() <= FEW, "{counts:?}");
         let parked = ledger_of(traced).of(Class::WorkerParked).count;
-        assert!(parked > 0, "a worker without a task parks");
+        assert!(parked > 0, "no worker parked");
     }
     assert!(tasks::task_switches(&with.aggregates).is_some());
     assert_eq!(
         tasks::task_switches(&by_tokio_alone.aggregates),
         None,
-        "nothing counts polls"
+        "polls were counted without the probe"
     );
 }
 
@@ -245,7 +247,7 @@ fn each_state_of_a_tokio_thread_is_known() {
         between(blocked[0].1, SLEEPS, program);
         match task {
             Some(name) => assert_eq!(blocked[0].0, name, "{program}"),
-            // tokio's tasks have numbers.
+            // tokio identifies its tasks by number.
             None => assert!(blocked[0].0.starts_with('#'), "{program}: {blocked:?}"),
         }
         assert!(
@@ -262,15 +264,18 @@ fn each_state_of_a_tokio_thread_is_known() {
         assert_eq!(
             ledger.of(Class::WorkerParked).count > 0,
             pool,
-            "{program}: workers park, their launch task does not block"
+            "{program}: only the workers of a pool are counted as parked"
         );
         if program == "spawn-blocking" {
-            assert!(ledger.of(Class::PoolIdle).count > 0, "its thread waits for more work");
+            assert!(
+                ledger.of(Class::PoolIdle).count > 0,
+                "the blocking thread does not wait for more work"
+            );
         }
     }
 }
 
-fn a_wakeup_by_a_timer_is_nobodys_but_the_interrupts() {
+fn a_wakeup_by_a_timer_has_the_waker_interrupt() {
     let traced = trace_program("sleeper-beside-spinner");
     let edges = wakeups(&traced.aggregates);
     let to_sleeper: Vec<_> = edges.iter().filter(|edge| edge.to_thread == "sleeper").collect();
@@ -282,11 +287,11 @@ fn a_wakeup_by_a_timer_is_nobodys_but_the_interrupts() {
     assert!(count(Origin::Interrupt) + lost >= SLEEPS, "{to_sleeper:?}");
     assert!(
         !to_sleeper.iter().any(|edge| edge.from_thread == "spinner"),
-        "the spinner wakes nobody: {to_sleeper:?}"
+        "a timer's wakeup was attributed to the interrupted spinner: {to_sleeper:?}"
     );
 }
 
-fn a_program_that_scribbles_is_unattributed() {
+fn a_program_that_overwrites_its_slot_is_unattributed() {
     let traced = trace_program_by("scribbler", LocatorChoice::Probe);
     reconciled(&traced);
     let ledger = ledger_of(&traced);
@@ -296,24 +301,24 @@ fn a_program_that_scribbles_is_unattributed() {
         .filter(|(entry, _)| entry.reason == Reason::Overwritten)
         .map(|(_, sum)| sum.count)
         .sum();
-    between(overwritten, SLEEPS, "sleeps with a slot that is none");
+    between(overwritten, SLEEPS, "sleeps while the probe's slot is overwritten");
 }
 
 fn a_stripped_program_is_unattributed() {
     require_program("strip", "binutils");
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let stripped = folder.path().join("stripped");
     let strip = Command::new("strip")
         .arg("-o")
         .arg(&stripped)
-        .arg(std::env::current_exe().expect("a path"))
+        .arg(std::env::current_exe().expect("the path of this executable"))
         .status();
-    assert!(strip.expect("started").success());
+    assert!(strip.expect("strip starts").success());
     let traced = trace(&stripped, &[(programs::VARIABLE, "blocker")], LocatorChoice::Auto);
-    assert_eq!(traced.exit.expect("waited for").status, Some(0));
+    assert_eq!(traced.exit.expect("the exit status is known").status, Some(0));
     reconciled(&traced);
     let ledger = ledger_of(&traced);
-    // Those in the middle of the `execve`, and the last ones, need no task.
+    // Switches during the `execve` and the switches of exiting threads have classes that need no task.
     let others = ledger.count() - ledger.of(Class::Unattributed).count - ledger.of(Class::Exited).count;
     assert!(others <= FEW, "{ledger:#?}");
     assert!(ledger.of(Class::Unattributed).count >= SLEEPS, "{ledger:#?}");
@@ -323,7 +328,7 @@ fn a_stripped_program_is_unattributed() {
             .keys()
             .all(|entry| entry.class != Class::Unattributed || entry.reason == Reason::Stripped)
     );
-    // A program that has no tasks at all is not unattributed, stripped or not.
+    // The switches of a program without tasks are never unattributed, even if it is stripped.
     let traced = trace(Path::new("/bin/true"), &[], LocatorChoice::Auto);
     let ledger = ledger_of(&traced);
     assert_eq!(ledger.of(Class::Unattributed).count, 0, "{ledger:#?}");
@@ -352,24 +357,25 @@ fn every_mode_has_its_ledger() {
         assert_eq!(
             woken,
             number(&json, "/latency/wake_to_run/count"),
-            "{mode}: every wakeup has its maker"
+            "{mode}: wakeups by waker do not add up"
         );
     }
 }
 
-/// The programs are built by `cargo xtask test`, which says where they are; a plain `cargo test` has none of them.
+/// `cargo xtask test` builds the programs and passes their folder in a variable. Without the variable, as in a plain `cargo test`,
+/// the test is skipped.
 fn unmodified_programs_of_many_tokio_releases_are_attributed() {
     let folder = require_variable("CTXTRACE_TOKIO_PROGRAMS");
     let mut programs: Vec<_> = std::fs::read_dir(folder)
-        .expect("a folder")
-        .map(|entry| entry.expect("readable").path())
+        .expect("a readable folder")
+        .map(|entry| entry.expect("a readable entry").path())
         .collect();
     programs.sort();
     assert!(programs.len() >= 8, "{programs:?}");
     for program in programs {
         let name = program.file_name().expect("a name").to_string_lossy().into_owned();
         let traced = trace(&program, &[], LocatorChoice::Auto);
-        assert_eq!(traced.exit.expect("waited for").status, Some(0), "{name}");
+        assert_eq!(traced.exit.expect("the exit status is known").status, Some(0), "{name}");
         reconciled(&traced);
         let ledger = ledger_of(&traced);
         if name.starts_with("no-types") {
@@ -381,7 +387,13 @@ fn unmodified_programs_of_many_tokio_releases_are_attributed() {
             );
             continue;
         }
-        let found = &traced.aggregates.programs.all().last().expect("examined").found;
+        let found = &traced
+            .aggregates
+            .programs
+            .all()
+            .last()
+            .expect("the program was examined")
+            .found;
         let version = name.rsplit('-').next().expect("a version");
         assert_eq!(found.tokio_version.as_deref(), Some(version), "{name}");
         let blocked = blocked(&traced);
@@ -395,7 +407,7 @@ fn unmodified_programs_of_many_tokio_releases_are_attributed() {
             traced.aggregates.counters.lost_task_reads,
             "{name}"
         );
-        // `async fn blocking` is what both tasks are made from.
+        // Both tasks are futures of `async fn blocking`.
         let types = ctxtrace::symbolize::stacks::task_types(&traced.aggregates, &traced.symbols);
         let of_blocking = types.values().filter(|name| *name == "unmodified::blocking").count();
         assert!(of_blocking >= 2, "{name}: {types:?}");
@@ -406,14 +418,14 @@ fn a_child_before_its_execve_runs_no_task() {
     for locator in [LocatorChoice::Auto, LocatorChoice::Probe, LocatorChoice::Tokio] {
         let traced = trace_program_by("launcher", locator);
         reconciled(&traced);
-        let parent = traced.launched.as_ref().expect("started").pid;
+        let parent = traced.launched.as_ref().expect("the program was launched").pid;
         let of_children = || {
             let sums = traced.aggregates.switch_sums.iter();
             sums.filter(|(key, _)| key.tgid != parent)
         };
         let with_a_task: Vec<_> = of_children().filter(|(key, _)| key.task != 0).collect();
         assert!(with_a_task.is_empty(), "{locator:?}: {with_a_task:#?}");
-        // Each child slept before its `execve`, when it still had the name of the thread that made it.
+        // Each child sleeps before its `execve`, while it still has the name that it inherited from its creator.
         let slept: u64 = of_children()
             .filter(|(key, _)| key.class == Class::ThreadBlocked as u8 && name_of(&key.comm) != "true")
             .map(|(_, sum)| sum.count)

@@ -1,4 +1,4 @@
-//! Every switch and waking as an event: are they all there, and do they say the same as the counts?
+//! Timelines: every switch and wakeup is an event, and the events agree with the sums.
 
 use std::collections::HashMap;
 
@@ -26,22 +26,22 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         "twenty_thousand_round_trips_are_all_events",
         twenty_thousand_round_trips_are_all_events,
     ),
-    ("threads_go_by_their_names", threads_go_by_their_names),
+    ("events_give_the_names_of_threads", events_give_the_names_of_threads),
     (
         "a_storm_on_all_cpus_overflows_no_ring",
         a_storm_on_all_cpus_overflows_no_ring,
     ),
     (
-        "what_does_not_fit_a_ring_is_counted_and_told",
-        what_does_not_fit_a_ring_is_counted_and_told,
+        "events_beyond_a_full_ring_are_counted_and_reported",
+        events_beyond_a_full_ring_are_counted_and_reported,
     ),
     (
-        "a_timeline_takes_no_stacks_and_says_so",
-        a_timeline_takes_no_stacks_and_says_so,
+        "outputs_that_need_stacks_are_refused_with_a_timeline",
+        outputs_that_need_stacks_are_refused_with_a_timeline,
     ),
 ];
 
-/// What a timeline of which nothing is missing must be.
+/// Checks the timeline of a report in which no event was lost.
 fn check_timeline(json: &Value, line: &str) {
     assert_eq!(json["timeline"]["agrees"], Value::Bool(true), "{line}: {json:#}");
     assert_eq!(number(json, "/reconciliation/difference"), 0, "{line}");
@@ -79,10 +79,11 @@ fn twenty_thousand_round_trips_are_all_events() {
         let json = run_json(&format!("--mode {mode} --iterations 20000 --level timeline"));
         check_timeline(&json, mode);
         assert!(number(&json, "/timeline/switches") >= 40_000);
-        // Who goes to sleep (and is not preempted before it can) has to be woken.
+        // A thread that goes to sleep, and is not preempted before it does, has to be woken.
         let asleep = number(&json, "/kernel_switches/voluntary");
         assert!(number(&json, "/timeline/wakeups") >= asleep - 100, "{json:#}");
-        // A switch from one side to the other is one event; with another program in between it is two. Threads and names add a few.
+        // A switch from one side directly to the other is one event; with another program in between there are two. Events of
+        // threads and names add a few.
         let most = 2 * number(&json, "/timeline/switches") + number(&json, "/timeline/wakeups") + 100;
         assert!(number(&json, "/timeline/events") <= most, "{json:#}");
     }
@@ -112,13 +113,16 @@ fn events_agree_whatever_threads_and_processes_do() {
     }
 }
 
-/// The names that the events give the threads.
+/// An observer that collects the names of threads from the events.
 #[derive(Default)]
 struct NameTags {
+    /// The current name of each thread, by thread id.
     names: HashMap<u32, String>,
-    /// The name a thread had when it was last switched out.
+    /// The name of each thread at its last switch-out, by thread id.
     at_switch: HashMap<u32, String>,
+    /// The number of switch-outs of threads without a name.
     unnamed: u64,
+    /// The number of executed programs.
     executed: u64,
 }
 
@@ -147,11 +151,11 @@ impl EventSink for NameTags {
 
 impl Observer for NameTags {}
 
-fn threads_go_by_their_names() {
+fn events_give_the_names_of_threads() {
     let mut tags = NameTags::default();
     let traced = trace_events("sleeper", &mut tags);
     assert_eq!(tags.unnamed, 0);
-    // The launched process, which executes one program.
+    // The launched process executes one program.
     assert_eq!(tags.executed, 1);
     for record in &traced.aggregates.threads {
         let thread = &record.thread;
@@ -164,7 +168,11 @@ fn threads_go_by_their_names() {
     assert_eq!(tags.unnamed, 0);
     assert_eq!(tags.executed, 1 + programs::FORKS);
     let named = tags.at_switch.values().filter(|name| *name == "true").count();
-    assert_eq!(named as u64, programs::FORKS, "each is `true` at its last switch");
+    assert_eq!(
+        named as u64,
+        programs::FORKS,
+        "each child must have the name `true` at its last switch"
+    );
 }
 
 fn a_storm_on_all_cpus_overflows_no_ring() {
@@ -177,15 +185,15 @@ fn a_storm_on_all_cpus_overflows_no_ring() {
     assert!(replay.switches >= 2 * programs::STORM, "{}", replay.switches);
 }
 
-fn what_does_not_fit_a_ring_is_counted_and_told() {
-    // Room for 32 events a CPU on two CPUs, and nobody looks more often than every millisecond or so.
+fn events_beyond_a_full_ring_are_counted_and_reported() {
+    // The rings hold 32 events per CPU on two CPUs, and the tracer reads them about once per millisecond at most.
     let line = "run --mode process --iterations 20000 --level timeline --ring-size 2560 --json -";
     let output = ctxtrace(line);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let json: Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
     let lost = number(&json, "/lost/timeline_events");
     assert!(lost > 1_000, "{lost}");
-    let by_cpu = json["lost"]["by_cpu"].as_array().expect("a list");
+    let by_cpu = json["lost"]["by_cpu"].as_array().expect("an array");
     assert!(!by_cpu.is_empty());
     let sum: i64 = by_cpu.iter().map(|cpu| number(cpu, "/timeline_events")).sum();
     assert_eq!(sum, lost);
@@ -193,25 +201,25 @@ fn what_does_not_fit_a_ring_is_counted_and_told() {
         by_cpu.iter().all(|cpu| number(cpu, "/timeline_events") > 0),
         "{by_cpu:?}"
     );
-    // The counts are none the worse.
+    // The counts are complete nevertheless.
     assert_eq!(number(&json, "/reconciliation/difference"), 0);
     assert_eq!(number(&json, "/lost/events"), 0);
     assert_eq!(json["ledger_adds_up"], Value::Bool(true));
     assert!(number(&json, "/timeline/switches") < number(&json, "/kernel_switches/total"));
     assert_eq!(json["timeline"]["agrees"], Value::Null);
-    let reasons = json["unavailable"].as_array().expect("a list");
+    let reasons = json["unavailable"].as_array().expect("an array");
     assert!(reasons.iter().any(|entry| entry["path"] == "timeline.agrees"));
     let table = stderr(&output);
     assert!(table.contains("events of the timeline"), "{table}");
-    assert!(table.contains("not all of them"), "{table}");
+    assert!(table.contains("incomplete"), "{table}");
 }
 
-fn a_timeline_takes_no_stacks_and_says_so() {
+fn outputs_that_need_stacks_are_refused_with_a_timeline() {
     for option in ["--flamegraph", "--wakeups-flamegraph", "--folded"] {
         let output = ctxtrace(&format!("run --mode task --level timeline {option} /nowhere/x"));
         assert_eq!(output.status.code(), Some(2));
         assert!(
-            stderr(&output).contains("--level timeline takes none"),
+            stderr(&output).contains("--level timeline records none"),
             "{}",
             stderr(&output)
         );
@@ -219,5 +227,5 @@ fn a_timeline_takes_no_stacks_and_says_so() {
     let output = ctxtrace("run --mode thread --iterations 2000 --level timeline");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let table = stdout(&output);
-    assert!(table.contains("played again, the same counts"), "{table}");
+    assert!(table.contains("replayed, with the same counts"), "{table}");
 }

@@ -1,5 +1,5 @@
-//! What is not seen to begin or to end: names that are no text, processes without their first thread, few descriptors, what goes on
-//! when a command is to end, threads that sleep throughout.
+//! Unusual targets: thread names that are not UTF-8, processes whose first thread has ended, low limits of descriptors, processes
+//! that outlive their command, threads that sleep during the whole recording, and processes held by a debugger.
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -13,14 +13,17 @@ use crate::programs::unseen::HEADLESS_STATUS;
 use crate::support::{command, ctxtrace, number, processes_with, said, stderr, stdout, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
-    ("names_that_are_no_text_are_names", names_that_are_no_text_are_names),
+    (
+        "thread_names_that_are_not_utf8_are_accepted",
+        thread_names_that_are_not_utf8_are_accepted,
+    ),
     (
         "a_process_whose_first_thread_has_ended_is_attached_to",
         a_process_whose_first_thread_has_ended_is_attached_to,
     ),
     (
-        "few_descriptors_are_enough_or_are_said_to_be_too_few",
-        few_descriptors_are_enough_or_are_said_to_be_too_few,
+        "few_descriptors_suffice_or_are_reported_as_too_few",
+        few_descriptors_suffice_or_are_reported_as_too_few,
     ),
     (
         "the_soft_limit_of_descriptors_is_raised_for_the_tracer_alone",
@@ -34,7 +37,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         "a_command_that_ignores_sigterm_is_killed_when_the_time_is_up",
         a_command_that_ignores_sigterm_is_killed_when_the_time_is_up,
     ),
-    ("what_outlives_its_command_is_named", what_outlives_its_command_is_named),
+    (
+        "processes_that_outlive_the_command_are_named",
+        processes_that_outlive_the_command_are_named,
+    ),
     (
         "a_second_interrupt_kills_everything",
         a_second_interrupt_kills_everything,
@@ -48,29 +54,29 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         an_interval_that_is_open_at_the_end_is_shown_and_in_no_sum,
     ),
     (
-        "what_a_debugger_holds_is_not_to_be_continued_by_a_signal",
-        what_a_debugger_holds_is_not_to_be_continued_by_a_signal,
+        "no_signal_is_suggested_for_a_process_held_by_a_debugger",
+        no_signal_is_suggested_for_a_process_held_by_a_debugger,
     ),
 ];
 
-/// One of [`crate::programs::unseen`], at work. Ends with the test.
+/// A running program of [`crate::programs::unseen`], which is killed when the value is dropped.
 struct AtWork(Child);
 
 impl AtWork {
     fn start(program: &str) -> Self {
-        let mut command = Command::new(std::env::current_exe().expect("a path"));
+        let mut command = Command::new(std::env::current_exe().expect("the path of this executable"));
         command
             .env(VARIABLE, program)
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
-        let mut child = command.spawn().expect("started");
+        let mut child = command.spawn().expect("the program starts");
         let mut line = [0; 6];
         child
             .stdout
             .as_mut()
-            .expect("piped")
+            .expect("the stream is piped")
             .read_exact(&mut line)
-            .expect("it is at work");
+            .expect("the program is ready");
         Self(child)
     }
 
@@ -86,15 +92,15 @@ impl Drop for AtWork {
     }
 }
 
-/// Attaches with these options; the JSON and everything that was said.
+/// Records with these options, and returns the JSON report and what was printed on standard error.
 fn attached(line: &str) -> (Value, String) {
     let file = tempfile::NamedTempFile::new().expect("a file");
     let output = command(&format!("record {line} --json"))
         .arg(file.path())
         .output()
-        .expect("started");
+        .expect("the program starts");
     assert_eq!(output.status.code(), Some(0), "{line}: {}", stderr(&output));
-    let json = serde_json::from_slice(&std::fs::read(file.path()).expect("written")).expect("JSON");
+    let json = serde_json::from_slice(&std::fs::read(file.path()).expect("the file exists")).expect("valid JSON");
     assert_eq!(
         number(&json, "/reconciliation/difference"),
         0,
@@ -106,14 +112,14 @@ fn attached(line: &str) -> (Value, String) {
 }
 
 fn thread<'a>(json: &'a Value, name: &str) -> &'a Value {
-    let threads = json["threads"].as_array().expect("a list");
+    let threads = json["threads"].as_array().expect("an array");
     threads
         .iter()
         .find(|thread| thread["name"] == name)
         .unwrap_or_else(|| panic!("no {name} in {threads:#?}"))
 }
 
-fn names_that_are_no_text_are_names() {
+fn thread_names_that_are_not_utf8_are_accepted() {
     let program = AtWork::start("torn-name");
     let (json, text) = attached(&format!("--level counts --duration 400ms -p {}", program.id()));
     assert!(number(&json, "/kernel_switches/total") > 20, "{text}");
@@ -133,9 +139,9 @@ fn a_process_whose_first_thread_has_ended_is_attached_to() {
     let (json, _) = attached(&format!("--duration 500ms -p {id}"));
     let worker = thread(&json, "worker");
     assert!(number(worker, "/voluntary") > 10, "{worker}");
-    let locators = json["locators"].as_array().expect("a list");
-    assert!(!locators.is_empty(), "its executable was found");
-    // The advice for the thread's id is one that works.
+    let locators = json["locators"].as_array().expect("an array");
+    assert!(!locators.is_empty(), "the executable of the process was not found");
+    // The error for the id of a thread names the id of the process, which works.
     let tid = number(worker, "/tid");
     let output = ctxtrace(&format!("record -p {tid}"));
     assert!(
@@ -143,10 +149,13 @@ fn a_process_whose_first_thread_has_ended_is_attached_to() {
         "{}",
         stderr(&output)
     );
-    assert_eq!(program.0.wait().expect("ended").code(), Some(HEADLESS_STATUS));
+    assert_eq!(
+        program.0.wait().expect("the program ends").code(),
+        Some(HEADLESS_STATUS)
+    );
 }
 
-/// Runs it with this limit of descriptors, soft and hard.
+/// Runs ctxtrace with these arguments and this soft and hard limit of open file descriptors. `script` is the last argument.
 fn limited(soft: u64, hard: u64, line: &str, script: &str) -> Output {
     let mut command = command(line);
     command.arg(script);
@@ -154,17 +163,17 @@ fn limited(soft: u64, hard: u64, line: &str, script: &str) -> Output {
         rlim_cur: soft,
         rlim_max: hard,
     };
-    // SAFETY: async-signal-safe, on a value that the closure owns.
+    // SAFETY: the closure only calls `setrlimit`, which is async-signal-safe, with a value that the closure owns.
     unsafe {
         command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
             0 => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
         });
     }
-    command.output().expect("started")
+    command.output().expect("the program starts")
 }
 
-fn few_descriptors_are_enough_or_are_said_to_be_too_few() {
+fn few_descriptors_suffice_or_are_reported_as_too_few() {
     let mut worked = 0;
     for limit in [8, 12, 16, 24, 32, 48, 256] {
         let begin = Instant::now();
@@ -181,7 +190,7 @@ fn few_descriptors_are_enough_or_are_said_to_be_too_few() {
             text.contains("ulimit -Hn") && !text.contains("lockdown"),
             "{limit}: {text}"
         );
-        assert!(begin.elapsed().as_secs() < 9, "it waited in vain");
+        assert!(begin.elapsed().as_secs() < 9, "{limit}: the error took too long");
     }
     assert!(worked > 0);
 }
@@ -192,7 +201,7 @@ fn the_soft_limit_of_descriptors_is_raised_for_the_tracer_alone() {
     assert_eq!(stdout(&output), "12\n1024\n");
 }
 
-/// A shell script under `record`; the JSON and the output.
+/// Records a shell script, and returns the JSON report and the output.
 fn recorded(options: &str, script: &str) -> (Value, Output) {
     let file = tempfile::NamedTempFile::new().expect("a file");
     let mut command = command(&format!("record --level counts {options} --json"));
@@ -201,8 +210,8 @@ fn recorded(options: &str, script: &str) -> (Value, Output) {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .output()
-        .expect("started");
-    let json = serde_json::from_slice(&std::fs::read(file.path()).expect("written")).expect("JSON");
+        .expect("the program starts");
+    let json = serde_json::from_slice(&std::fs::read(file.path()).expect("the file exists")).expect("valid JSON");
     (json, output)
 }
 
@@ -210,9 +219,9 @@ fn a_duration_ends_everything_that_was_started() {
     for script in [
         "sleep 4711.25; true",
         "yes | sleep 4711.25",
-        // An orphan with a session of its own.
+        // An orphan in its own session.
         "(setsid sleep 4711.25 &); sleep 1000",
-        // One that is deaf, under a parent that ends.
+        // A child that ignores SIGTERM, under a parent that ends.
         "(trap '' TERM; sleep 4711.25; true) & sleep 1000",
     ] {
         let (json, output) = recorded("--duration 400ms", script);
@@ -227,21 +236,21 @@ fn a_command_that_ignores_sigterm_is_killed_when_the_time_is_up() {
     let script = "trap '' TERM; while :; do sleep 0.05; done";
     let (json, output) = recorded("--duration 300ms", script);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(said(&output).contains("was killed (SIGKILL)"), "{}", stderr(&output));
+    assert!(said(&output).contains("were killed (SIGKILL)"), "{}", stderr(&output));
     assert_eq!(number(&json, "/target/signal"), 9);
     assert_eq!(number(&json, "/reconciliation/difference"), 0);
 }
 
-fn what_outlives_its_command_is_named() {
+fn processes_that_outlive_the_command_are_named() {
     let (json, output) = recorded("", "(setsid sleep 4712.25 </dev/null >/dev/null 2>&1 &); sleep 0.3");
     let left = processes_with("sleep 4712.25");
     for process in &left {
         let pid = process.file_name().and_then(|name| name.to_str()?.parse().ok());
-        let pid = nix::unistd::Pid::from_raw(pid.expect("a process"));
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("killed");
+        let pid = nix::unistd::Pid::from_raw(pid.expect("the id of a process"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("the signal is sent");
     }
-    assert_eq!(left.len(), 1, "what was not asked to end goes on");
-    let running = json["target"]["still_running"].as_array().expect("a list");
+    assert_eq!(left.len(), 1, "exactly one process must outlive the command");
+    let running = json["target"]["still_running"].as_array().expect("an array");
     assert_eq!(running.len(), 1, "{running:?}");
     assert_eq!(running[0]["name"], "sleep");
     let sentence = format!("still running: sleep ({})", running[0]["pid"]);
@@ -255,20 +264,20 @@ fn a_second_interrupt_kills_everything() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("started");
+        .expect("the program starts");
     let mut line = [0; 6];
     child
         .stdout
         .as_mut()
-        .expect("piped")
+        .expect("the stream is piped")
         .read_exact(&mut line)
-        .expect("at work");
+        .expect("the command is ready");
     wait_until("the orphan sleeps", || !processes_with("sleep 4713.25").is_empty());
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("sent");
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("the signal is sent");
     std::thread::sleep(std::time::Duration::from_millis(200));
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("sent");
-    let output = child.wait_with_output().expect("ended");
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("the signal is sent");
+    let output = child.wait_with_output().expect("the program ends");
     assert_eq!(output.status.code(), Some(128 + 9), "{}", stderr(&output));
     assert!(processes_with("sleep 4713.25").is_empty());
 }
@@ -282,15 +291,15 @@ fn threads_that_sleep_throughout_are_in_the_table() {
     assert!(number(sleeper, "/open_off_cpu_ns") > 300_000_000, "{sleeper}");
     assert!(text.contains(" – – asleep"), "{text}");
     assert!(text.contains("2 threads (1 of them without a switch)"), "{text}");
-    // They are not in the reconciliation, which compares what was counted.
-    assert_eq!(json["reconciliation"]["threads"].as_array().expect("a list").len(), 1);
+    // The reconciliation lacks them, because it compares counts, and they have none.
+    assert_eq!(json["reconciliation"]["threads"].as_array().expect("an array").len(), 1);
     drop(program);
 
     let program = AtWork::start("idle");
     std::thread::sleep(std::time::Duration::from_millis(50));
     let (json, text) = attached(&format!("--level counts --duration 300ms -p {}", program.id()));
     assert_eq!(number(&json, "/kernel_switches/total"), 0);
-    assert_eq!(json["threads"].as_array().expect("a list").len(), 2);
+    assert_eq!(json["threads"].as_array().expect("an array").len(), 2);
     assert!(text.contains("its 2 threads slept all the time"), "{text}");
     assert!(!text.contains("()"), "{text}");
 }
@@ -298,17 +307,17 @@ fn threads_that_sleep_throughout_are_in_the_table() {
 fn an_interval_that_is_open_at_the_end_is_shown_and_in_no_sum() {
     let program = AtWork::start("long-sleeper");
     let (json, text) = attached(&format!("--duration 2500ms -p {}", program.id()));
-    let open = json["open_intervals"].as_array().expect("a list");
+    let open = json["open_intervals"].as_array().expect("an array");
     assert_eq!(open.len(), 1, "{open:#?}");
     let ns = number(&open[0], "/off_ns");
     assert!(ns > 100_000_000, "{open:#?}");
-    let stack = open[0]["stack"].as_array().expect("a list");
+    let stack = open[0]["stack"].as_array().expect("an array");
     let is_it = |frame: &Value| frame.as_str().is_some_and(|name| name.contains("sleep_for_a_minute"));
     assert!(stack.iter().any(is_it), "{stack:?}");
     assert_eq!(number(&json, "/latency/off_cpu/open_intervals"), 1);
     assert_eq!(number(&json, "/latency/off_cpu/open_ns"), ns);
     assert!(number(&json, "/latency/off_cpu/sum_ns") < 1_600_000_000);
-    let rows = json["ledger"].as_array().expect("a list");
+    let rows = json["ledger"].as_array().expect("an array");
     let (open, so_far): (i64, i64) = rows.iter().fold((0, 0), |(open, so_far), row| {
         (open + number(row, "/open"), so_far + number(row, "/open_ns"))
     });
@@ -316,18 +325,18 @@ fn an_interval_that_is_open_at_the_end_is_shown_and_in_no_sum() {
     assert!(text.contains("Still off the CPU"), "{text}");
 }
 
-fn what_a_debugger_holds_is_not_to_be_continued_by_a_signal() {
+fn no_signal_is_suggested_for_a_process_held_by_a_debugger() {
     let program = AtWork::start("idle");
     let pid = nix::unistd::Pid::from_raw(program.id() as i32);
-    // SAFETY: of a child, by the thread that lets it go below.
+    // SAFETY: the target is a child of this process, and this thread detaches from it below.
     let hold = |request, data: usize| unsafe { libc::ptrace(request, pid.as_raw(), 0_usize, data) };
     assert_eq!(hold(libc::PTRACE_ATTACH, 0), 0);
-    wait_until("it is held", || {
+    wait_until("the process is stopped by ptrace", || {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
         stat.is_ok_and(|stat| stat.contains(") t "))
     });
     let output = ctxtrace(&format!("record --level counts --duration 200ms -p {pid}"));
-    nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::__WALL)).expect("it is held");
+    nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::__WALL)).expect("the process is stopped");
     assert_eq!(hold(libc::PTRACE_DETACH, 0), 0);
     let text = said(&output);
     assert!(

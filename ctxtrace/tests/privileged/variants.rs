@@ -1,4 +1,4 @@
-//! The variants of the built-in workloads: is each what it says, and does it reconcile like the rest?
+//! The variants of the built-in workloads: each does what its options say, and its counts reconcile.
 
 use std::fs::File;
 use std::process::Command;
@@ -16,17 +16,26 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         "the_measured_section_lies_within_the_recording",
         the_measured_section_lies_within_the_recording,
     ),
-    ("every_variant_says_what_it_is", every_variant_says_what_it_is),
-    ("idle_threads_are_there_and_sleep", idle_threads_are_there_and_sleep),
-    ("jemalloc_is_what_is_used", jemalloc_is_what_is_used),
     (
-        "jemalloc_that_is_not_there_is_asked_for",
-        jemalloc_that_is_not_there_is_asked_for,
+        "every_variant_is_named_in_the_report",
+        every_variant_is_named_in_the_report,
     ),
-    ("a_buffer_fills_where_nobody_waits", a_buffer_fills_where_nobody_waits),
+    ("idle_threads_are_there_and_sleep", idle_threads_are_there_and_sleep),
     (
-        "a_buffer_of_go_fills_where_nobody_waits",
-        a_buffer_of_go_fills_where_nobody_waits,
+        "the_allocator_option_selects_jemalloc",
+        the_allocator_option_selects_jemalloc,
+    ),
+    (
+        "a_missing_jemalloc_executable_is_reported",
+        a_missing_jemalloc_executable_is_reported,
+    ),
+    (
+        "a_buffer_fills_unless_the_protocol_is_lock_step",
+        a_buffer_fills_unless_the_protocol_is_lock_step,
+    ),
+    (
+        "a_go_buffer_fills_only_with_the_pipelined_protocol",
+        a_go_buffer_fills_only_with_the_pipelined_protocol,
     ),
     (
         "the_measured_section_of_go_lies_within_the_recording",
@@ -36,16 +45,16 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 
 pub(crate) const LONG_TESTS: &[(&str, fn())] = &[
     (
-        "what_is_planted_in_a_workload_is_there",
-        what_is_planted_in_a_workload_is_there,
+        "a_cause_planted_in_a_workload_takes_effect",
+        a_cause_planted_in_a_workload_takes_effect,
     ),
     (
-        "what_is_planted_in_a_command_is_there",
-        what_is_planted_in_a_command_is_there,
+        "a_cause_planted_in_a_command_takes_effect",
+        a_cause_planted_in_a_command_takes_effect,
     ),
 ];
 
-/// `ctxtrace run` of a variant, which must reconcile: the JSON's `workload`.
+/// Runs a variant with `ctxtrace run`, checks that its counts reconcile, and returns `workload` of the JSON report.
 fn workload(line: &str) -> Value {
     let mut json = run_json(&format!("{line} --level counts"));
     assert_eq!(number(&json, "/reconciliation/difference"), 0, "{line}");
@@ -53,7 +62,7 @@ fn workload(line: &str) -> Value {
     json["workload"].take()
 }
 
-fn every_variant_says_what_it_is() {
+fn every_variant_is_named_in_the_report() {
     for (line, field, value) in [
         ("--mode task", "channel", json!("futures")),
         ("--mode task --buffer 1 --channel tokio", "channel", json!("tokio")),
@@ -93,79 +102,81 @@ fn idle_threads_are_there_and_sleep() {
         let sleepers: Vec<_> = threads.filter(|thread| thread["name"] == "idle").collect();
         assert_eq!(sleepers.len(), idle, "{mode}");
         for thread in sleepers {
-            // One at the barrier, one asleep, one at the end; and what happens on the way.
+            // An idle thread is switched out at the barrier, in its sleep, and at its end, and a few more times in between.
             assert!(number(thread, "/voluntary") <= 25, "{mode}: {thread:#}");
         }
     }
 }
 
-fn jemalloc_is_what_is_used() {
+fn the_allocator_option_selects_jemalloc() {
     if !cfg!(feature = "jemalloc") {
-        skip("this build is without the feature jemalloc");
+        skip("the tests were built without the feature jemalloc");
     }
-    // It speaks at the end, if it has ever been asked for memory.
-    let speaks = |line: &str| {
+    // With this option jemalloc prints statistics when the process exits, if it has allocated memory. Returns the reported
+    // allocator and whether there were statistics.
+    let allocator_of = |line: &str| {
         let output = command(&format!("run {line} --iterations 20000 --level counts --json -"))
             .env("_RJEM_MALLOC_CONF", "stats_print:true")
             .output()
-            .expect("started");
+            .expect("the program starts");
         assert_eq!(output.status.code(), Some(0), "{line}: {}", stderr(&output));
-        let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let json: Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
         assert_eq!(number(&json, "/reconciliation/difference"), 0, "{line}");
-        let allocator = json["workload"]["allocator"].as_str().expect("told").to_owned();
+        let allocator = json["workload"]["allocator"].as_str().expect("a string").to_owned();
         (allocator, stderr(&output).contains("Begin jemalloc statistics"))
     };
     for mode in ["process", "thread", "task", "task-pool"] {
-        let jemalloc = speaks(&format!("--mode {mode} --allocator jemalloc"));
+        let jemalloc = allocator_of(&format!("--mode {mode} --allocator jemalloc"));
         assert_eq!(jemalloc, ("jemalloc".to_owned(), true), "{mode}");
         assert_eq!(
-            speaks(&format!("--mode {mode}")),
+            allocator_of(&format!("--mode {mode}")),
             ("system".to_owned(), false),
             "{mode}"
         );
     }
-    // And its tasks are found like those of the other executable.
+    // Tasks are found in the executable with jemalloc as in the other one.
     let json = run_json("--mode task-pool --iterations 20000 --allocator jemalloc");
     assert!(number(&json, "/task_switches/total") > 20_000);
 }
 
-fn jemalloc_that_is_not_there_is_asked_for() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn a_missing_jemalloc_executable_is_reported() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let alone = folder.path().join("ctxtrace");
-    std::fs::copy(CTXTRACE, &alone).expect("copied");
+    std::fs::copy(CTXTRACE, &alone).expect("the file is copied");
     let output = Command::new(&alone)
         .args(["run", "--mode", "task", "--allocator", "jemalloc"])
         .output()
-        .expect("started");
+        .expect("the program starts");
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("cargo install"), "{}", stderr(&output));
 }
 
-/// What can be counted of a run: how often its tasks went to sleep by the clock, and which part of its samples was in the allocator. A
-/// contended lock cannot be counted so: the channel has locks of its own, for which tasks sleep as often.
+/// Figures of a run that are independent of the speed of the machine: how often its tasks called a clock sleep, and the share of
+/// its CPU samples in the allocator. There is no such figure for a contended lock, because tasks also sleep on the locks of the
+/// channel.
 #[derive(Debug)]
 struct Counted {
     clock_sleeps: i64,
     allocator_share: f64,
 }
 
-/// Runs `ctxtrace` twice with these words, once for its stacks and once for its samples.
+/// Runs `ctxtrace` twice with these arguments, once for the stacks and once for the samples.
 fn counted(words: &[&str]) -> Counted {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = |name: &str| folder.path().join(name).to_str().expect("plain").to_owned();
-    let (verb, rest) = words.split_first().expect("words");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("a path in UTF-8").to_owned();
+    let (verb, rest) = words.split_first().expect("at least one argument");
     let run = |options: &str| {
         let output = command(verb)
             .args(options.split_whitespace())
             .args(rest)
             .output()
-            .expect("started");
+            .expect("the program starts");
         assert_eq!(output.status.code(), Some(0), "{words:?}: {}", stderr(&output));
     };
     let (stacks, json) = (path("x.folded"), path("x.json"));
     run(&format!("--quiet --weight count --folded {stacks}"));
     run(&format!("--quiet --level timeline --sample 997 --json {json}"));
-    let stacks = std::fs::read_to_string(stacks).expect("written");
+    let stacks = std::fs::read_to_string(stacks).expect("the file exists");
     let sleeps = |function: &str| -> i64 {
         let lines = stacks
             .lines()
@@ -174,8 +185,8 @@ fn counted(words: &[&str]) -> Counted {
             .filter_map(|line| line.rsplit(' ').next()?.parse::<i64>().ok())
             .sum()
     };
-    let json: Value = serde_json::from_slice(&std::fs::read(json).expect("written")).expect("JSON");
-    let categories = json["on_cpu"]["categories"].as_array().expect("categories").iter();
+    let json: Value = serde_json::from_slice(&std::fs::read(json).expect("the file exists")).expect("valid JSON");
+    let categories = json["on_cpu"]["categories"].as_array().expect("an array").iter();
     let allocator = categories.filter(|row| row["category"] == "allocator");
     Counted {
         clock_sleeps: sleeps("nanosleep"),
@@ -183,12 +194,12 @@ fn counted(words: &[&str]) -> Counted {
     }
 }
 
-/// Each cause shows in what is counted, and the others do not. How long anything takes is not asserted. `sleeps`: how often the
-/// program with the planted sleep calls `sleep`.
+/// Checks that each planted cause is visible in the figures of its run and in no other. Nothing depends on how long a run takes.
+/// `sleeps` is the number of sleeps of the program with the planted sleep.
 fn check_planted(sleeps: i64, counted: impl Fn(&str) -> Counted) {
     let [none, sleep, allocations] = ["none", "sleep", "allocations"].map(counted);
     assert_eq!(none.clock_sleeps, 0, "{none:?}");
-    // A sleep of 50 us may be over before the thread is off the CPU.
+    // A sleep of 50 µs may be over before the thread is switched out.
     assert!((sleeps / 2..=sleeps).contains(&sleep.clock_sleeps), "{sleep:?}");
     assert!(
         allocations.allocator_share > none.allocator_share + 0.1,
@@ -196,8 +207,8 @@ fn check_planted(sleeps: i64, counted: impl Fn(&str) -> Counted) {
     );
 }
 
-fn what_is_planted_in_a_workload_is_there() {
-    // One for each thousand messages.
+fn a_cause_planted_in_a_workload_takes_effect() {
+    // The workload sleeps once per thousand messages.
     check_planted(100, |plant| {
         let plant = if plant == "none" {
             String::new()
@@ -207,27 +218,27 @@ fn what_is_planted_in_a_workload_is_there() {
         let line = format!("run --mode task-pool --buffer 64 --iterations 100000 {plant}");
         counted(&line.split_whitespace().collect::<Vec<_>>())
     });
-    // It is the test's secret.
+    // The report must not mention the planted cause.
     let json = run_json("--mode task-pool --buffer 64 --iterations 1000 --level counts --plant mutex");
     assert!(!json.to_string().contains("plant"));
 }
 
-fn what_is_planted_in_a_command_is_there() {
+fn a_cause_planted_in_a_command_takes_effect() {
     let planted = planted();
-    let planted = planted.to_str().expect("plain");
-    // One for each 250 messages: see `examples/planted.rs`.
+    let planted = planted.to_str().expect("a path in UTF-8");
+    // The program sleeps once per 250 messages; see `examples/planted.rs`.
     check_planted(400, |plant| {
         counted(&["record", "--", planted, plant, "--messages", "100000"])
     });
 }
 
-/// The most messages that were on their way at once.
+/// Runs a workload and returns the maximum number of messages that were in flight at the same time.
 fn most_in_flight(line: &str) -> i64 {
     let workload = workload(&format!("{line} --buffer 4096 --iterations 200000 --count-in-flight"));
     number(&workload, "/max_in_flight")
 }
 
-fn a_buffer_fills_where_nobody_waits() {
+fn a_buffer_fills_unless_the_protocol_is_lock_step() {
     let most = most_in_flight;
     assert!(most("--mode task") > 1_000);
     for line in [
@@ -237,12 +248,12 @@ fn a_buffer_fills_where_nobody_waits() {
     ] {
         assert_eq!(most(line), 1, "{line}");
     }
-    // How far the pool's tasks run ahead of each other is the scheduler's affair, but there is no more than fits.
+    // The scheduler determines how far the tasks of the pool run ahead of each other. The buffers limit it.
     assert!((1..=2 * 4_097 + 3).contains(&most("--mode task-pool")));
     assert!((1..=2 * 4_096 + 3).contains(&most("--mode task-pool --channel tokio")));
 }
 
-fn a_buffer_of_go_fills_where_nobody_waits() {
+fn a_go_buffer_fills_only_with_the_pipelined_protocol() {
     require_go();
     assert_eq!(most_in_flight("--mode go"), 1);
     assert!(most_in_flight("--mode go --protocol pipelined") > 1_000);
@@ -264,24 +275,24 @@ fn the_measured_section_of_go_lies_within_the_recording() {
 }
 
 fn measured_sections_lie_within(lines: &[&str]) {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     for (index, line) in lines.iter().enumerate() {
         let capture = folder.path().join(format!("{index}.ctx"));
         let output = ctxtrace(&format!("run {line} --level timeline -o {}", capture.display()));
         assert_eq!(output.status.code(), Some(0), "{line}: {}", stderr(&output));
         let mut times = Vec::new();
-        let saved = file::read(File::open(&capture).expect("a capture"), |_, events| {
+        let saved = file::read(File::open(&capture).expect("the file exists"), |_, events| {
             times.extend(events.iter().map(|event| event.at_ns));
         })
-        .expect("readable");
-        let outcome = saved.runs[0].outcome.expect("it ended");
-        let started_ns = outcome.started_ns.expect("told");
+        .expect("a readable capture");
+        let outcome = saved.runs[0].outcome.expect("the run has an outcome");
+        let started_ns = outcome.started_ns.expect("the run has a start time");
         let ended_ns = started_ns + outcome.elapsed_ns;
-        // The program is started before and ends after, and both are switches.
+        // The program starts before the measured section and ends after it, with at least one event each.
         assert!(times[0] < started_ns, "{line}: {} {started_ns}", times[0]);
         let last = times[times.len() - 1];
         assert!(ended_ns < last, "{line}: {ended_ns} {last}");
-        // And most of its switches are made in between.
+        // Most switches happen within the measured section.
         let within = times
             .iter()
             .filter(|time| (started_ns..=ended_ns).contains(time))

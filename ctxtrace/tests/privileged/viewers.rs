@@ -1,4 +1,4 @@
-//! Files for Perfetto and pprof, of real runs: do they say what the JSON says?
+//! Files for Perfetto and pprof from real runs: they agree with the JSON report.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,8 +14,8 @@ use crate::support::{ctxtrace, number, stderr};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
-        "a_perfetto_trace_has_every_switch_and_waking",
-        a_perfetto_trace_has_every_switch_and_waking,
+        "a_perfetto_trace_has_every_switch_and_wakeup",
+        a_perfetto_trace_has_every_switch_and_wakeup,
     ),
     (
         "threads_and_processes_come_and_go_in_a_perfetto_trace",
@@ -23,8 +23,8 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ),
     ("a_perfetto_trace_has_every_poll", a_perfetto_trace_has_every_poll),
     (
-        "of_several_runs_perfetto_gets_the_median",
-        of_several_runs_perfetto_gets_the_median,
+        "perfetto_gets_the_median_of_several_runs",
+        perfetto_gets_the_median_of_several_runs,
     ),
     (
         "a_pprof_profile_adds_up_to_the_ledger",
@@ -33,29 +33,31 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("pprof_reads_a_profile", pprof_reads_a_profile),
 ];
 
-/// Runs `ctxtrace`, with its JSON beside the other files in the folder, which are named in the line by `@`.
+/// Runs `ctxtrace` with these arguments, in which `@` stands for the folder, and additionally writes the JSON report to `run.json`
+/// there. Returns the JSON and standard error.
 fn run_in(folder: &TempDir, line: &str) -> (Value, String) {
     let place = format!("{}/", folder.path().display());
     let line = format!("{line} --json @run.json").replace('@', &place);
-    // What is behind `--` is the command's.
+    // Move the option in front of `--`, because what follows belongs to the command.
     let line = match line.split_once(" -- ") {
         Some((options, rest)) => {
-            let (command, json) = rest.split_once(" --json").expect("just appended");
+            let (command, json) = rest.split_once(" --json").expect("the option was appended above");
             format!("{options} --json{json} -- {command}")
         }
         None => line,
     };
     let output = ctxtrace(&line);
     assert_eq!(output.status.code(), Some(0), "{line}: {}", stderr(&output));
-    let json = std::fs::read(folder.path().join("run.json")).expect("written");
-    (serde_json::from_slice(&json).expect("JSON"), stderr(&output))
+    let json = std::fs::read(folder.path().join("run.json")).expect("the file exists");
+    (serde_json::from_slice(&json).expect("valid JSON"), stderr(&output))
 }
 
 fn read(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// What must be equal in both. Returns how many intervals were lost, which is how many of other things may lack.
+/// Checks that the counts of a trace and of the JSON report are equal. Returns the number of lost intervals, which is the number
+/// of slices that may be missing.
 fn check(trace: &Trace, json: &Value) -> usize {
     let of_target = trace.switches.iter().filter(|switch| switch.prev != 0).count();
     assert_eq!(of_target as i64, number(json, "/kernel_switches/total"));
@@ -64,10 +66,10 @@ fn check(trace: &Trace, json: &Value) -> usize {
     assert_eq!(
         flows,
         number(json, "/latency/wake_to_run/count"),
-        "one for each wakeup that had an effect"
+        "there must be one flow for each wakeup that ended a sleep"
     );
     let lost = number(json, "/lost/intervals") as usize;
-    // Every CPU goes on with the thread it had.
+    // The thread that a CPU switches from is the one that it switched to before.
     let mut on: BTreeMap<i64, i64> = BTreeMap::new();
     let mut breaks = 0;
     for switch in &trace.switches {
@@ -78,8 +80,8 @@ fn check(trace: &Trace, json: &Value) -> usize {
     lost
 }
 
-fn a_perfetto_trace_has_every_switch_and_waking() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn a_perfetto_trace_has_every_switch_and_wakeup() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let (json, said) = run_in(
         &folder,
         "run --mode task-pool --iterations 50000 --level timeline --perfetto @run.pftrace -o @run.ctx",
@@ -92,8 +94,8 @@ fn a_perfetto_trace_has_every_switch_and_waking() {
     let trace = Trace::read(&bytes);
     let lost = check(&trace, &json);
 
-    // Each switch-out from within a poll ends what is known of one.
-    let ledger = json["ledger"].as_array().expect("a list");
+    // Each switch-out during a poll ends a slice of its task.
+    let ledger = json["ledger"].as_array().expect("an array");
     let with_task = ledger.iter().filter(|row| !row["task"].is_null());
     let known: i64 = with_task.map(|row| number(row, "/count")).sum();
     let slices = trace.task_slices();
@@ -107,7 +109,7 @@ fn a_perfetto_trace_has_every_switch_and_waking() {
         "{} slices, {known} switches",
         slices.len()
     );
-    // A task that is preempted before the probe has named it goes by tokio's number, here as there.
+    // A task that is preempted before the probe has named it has tokio's number as its name, in the trace and in the ledger.
     for slice in &slices {
         assert!(ledger.iter().any(|row| row["task"] == slice.name), "{slice:?}");
     }
@@ -116,7 +118,7 @@ fn a_perfetto_trace_has_every_switch_and_waking() {
     let elapsed = counted[0].end - counted[0].start;
     assert_eq!(elapsed, number(&json, "/workload/elapsed_ns"));
 
-    let threads = json["reconciliation"]["threads"].as_array().expect("a list");
+    let threads = json["reconciliation"]["threads"].as_array().expect("an array");
     for thread in threads {
         let (tid, name) = (number(thread, "/tid"), thread["name"].as_str().expect("a name"));
         let mut of_it = trace.switches.iter().rev().filter(|switch| switch.prev == tid);
@@ -124,21 +126,21 @@ fn a_perfetto_trace_has_every_switch_and_waking() {
         assert!(trace.tree.contains_key(&tid) || trace.created.contains(&tid), "{tid}");
     }
 
-    // The capture has it all.
+    // A report from the capture makes the same trace.
     let again = folder.path().join("again.pftrace");
     let capture = folder.path().join("run.ctx");
     let output = ctxtrace(&format!("report {} --perfetto {}", capture.display(), again.display()));
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(read(&again) == bytes, "a report from the capture is the same");
+    assert!(read(&again) == bytes, "the trace from the capture differs");
     assert_eq!(
-        std::fs::read_dir(folder.path()).expect("a folder").count(),
+        std::fs::read_dir(folder.path()).expect("a readable folder").count(),
         4,
-        "nothing else is left"
+        "the folder must contain the four outputs and nothing else"
     );
 }
 
 fn a_perfetto_trace_has_every_poll() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let (json, _) = run_in(
         &folder,
         "run --mode task-pool --iterations 20000 --level timeline --polls --perfetto @run.pftrace -o @run.ctx",
@@ -152,17 +154,17 @@ fn a_perfetto_trace_has_every_poll() {
     let capture = folder.path().join("run.ctx");
     let output = ctxtrace(&format!("report {} --perfetto {}", capture.display(), again.display()));
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(read(&again) == bytes, "a report from the capture is the same");
+    assert!(read(&again) == bytes, "the trace from the capture differs");
 }
 
 fn threads_and_processes_come_and_go_in_a_perfetto_trace() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let script = folder.path().join("script.sh");
     std::fs::write(
         &script,
         "#!/bin/sh\nfor i in 1 2 3 4 5 6 7 8; do /bin/true & done\nwait\n",
     )
-    .expect("written");
+    .expect("the file is written");
     let line = format!(
         "record --level timeline --perfetto @run.pftrace -- sh {}",
         script.display()
@@ -170,7 +172,7 @@ fn threads_and_processes_come_and_go_in_a_perfetto_trace() {
     let (json, _) = run_in(&folder, &line);
     let trace = Trace::read(&read(&folder.path().join("run.pftrace")));
     check(&trace, &json);
-    // One whose first waking comes late, from another CPU, is in the tree of processes instead.
+    // A process whose first wakeup event arrives late, from another CPU, is in the process tree instead of `created`.
     let named = trace.names.values().filter(|name| *name == "true").count();
     assert_eq!(named, 8, "{:?}", trace.names);
     assert!(
@@ -180,13 +182,13 @@ fn threads_and_processes_come_and_go_in_a_perfetto_trace() {
     );
     for process in &trace.created {
         assert_eq!(trace.names[process], "true");
-        assert!(trace.freed.contains(process), "{process} ends");
+        assert!(trace.freed.contains(process), "the end of {process} is missing");
     }
-    assert_eq!(trace.freed.len(), 9, "and so does the shell");
+    assert_eq!(trace.freed.len(), 9, "the eight processes and the shell must end");
 }
 
-fn of_several_runs_perfetto_gets_the_median() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn perfetto_gets_the_median_of_several_runs() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let (json, _) = run_in(
         &folder,
         "run --mode thread --iterations 2000 --repeat 3 --level timeline --perfetto @run.pftrace",
@@ -196,9 +198,9 @@ fn of_several_runs_perfetto_gets_the_median() {
     assert_eq!(of_target as i64, number(&json, "/kernel_switches/total"));
 }
 
-/// A profile of a run, its JSON, and the folder with both.
+/// Records a run with `--pprof`. Returns the folder with the profile, and the JSON report.
 fn profiled() -> (TempDir, Value) {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let (json, said) = run_in(&folder, "run --mode task-pool --iterations 50000 --pprof @run.pb.gz");
     assert!(
         said.contains("run.pb.gz  profile: ") && said.contains("go tool pprof"),
@@ -207,9 +209,9 @@ fn profiled() -> (TempDir, Value) {
     (folder, json)
 }
 
-/// Switches and off-CPU time by class and task.
+/// Returns the rows of the ledger: class, task, and the number of switches and the off-CPU time.
 fn ledger_of(json: &Value) -> Vec<(String, Option<String>, [i64; 2])> {
-    let rows = json["ledger"].as_array().expect("a list").iter();
+    let rows = json["ledger"].as_array().expect("an array").iter();
     rows.map(|row| {
         (
             row["class"].as_str().expect("a name").replace('-', " "),
@@ -238,7 +240,7 @@ fn a_pprof_profile_adds_up_to_the_ledger() {
     assert!(profile.time_ns > of_year_2020, "{}", profile.time_ns);
 }
 
-/// What `go tool pprof` says of a file.
+/// Runs `go tool pprof` on a file and returns its standard output.
 fn pprof(options: &[&str], file: &Path) -> String {
     let output = Command::new("go")
         .args(["tool", "pprof"])
@@ -247,9 +249,9 @@ fn pprof(options: &[&str], file: &Path) -> String {
         .stdin(Stdio::null())
         .env("GOTOOLCHAIN", "local")
         .output()
-        .expect("Go is there");
+        .expect("Go is installed");
     assert!(output.status.success(), "{options:?}: {}", stderr(&output));
-    String::from_utf8(output.stdout).expect("text")
+    String::from_utf8(output.stdout).expect("valid UTF-8")
 }
 
 fn pprof_reads_a_profile() {
@@ -258,7 +260,8 @@ fn pprof_reads_a_profile() {
     let file = folder.path().join("run.pb.gz");
     let raw = pprof(&["-raw"], &file);
     assert!(raw.contains("switches/count off_cpu/nanoseconds[dflt]"), "{raw}");
-    // Between two headings, a line a sample, `     40      73000: 1 2 3`, and one for its labels.
+    // Between two headings there is a line per sample, such as `     40      73000: 1 2 3`, and a line with the labels of the
+    // sample.
     let samples = raw
         .lines()
         .skip_while(|line| !line.contains("[dflt]"))

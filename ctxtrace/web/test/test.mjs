@@ -1,5 +1,6 @@
-// Opens HTML reports in a headless Chromium and uses them as people do: `node test.mjs FOLDER`. Fails on anything on the console,
-// on anything that axe calls serious or critical, and on anything that does not do what it should. Screenshots go beside the reports.
+// Opens the HTML reports of a folder in a headless Chromium and uses them as a user would: `node test.mjs FOLDER`. Fails on any message on
+// the console, on any violation that axe rates serious or critical, and on anything that does not work as expected. Screenshots are saved
+// in the same folder.
 import assert from "node:assert/strict";
 import { readdirSync, statSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -17,16 +18,16 @@ const browser = await chromium.launch({
 });
 
 async function open(file, width, height, colorScheme) {
-  // axe is put in by the test, which the page's own policy rightly refuses.
+  // The page's content security policy stays active. It forbids further script elements, so axe is evaluated in the page instead.
   const context = await browser.newContext({ viewport: { width, height }, colorScheme, bypassCSP: false, offline: true });
   const page = await context.newPage();
   page.complaints = [];
   page.on("console", (message) => page.complaints.push(`${message.type()}: ${message.text()}`));
   page.on("pageerror", (error) => page.complaints.push(error.stack));
   page.on("request", (request) => {
-    if (!/^(file|data):/.test(request.url())) page.complaints.push(`it asked for ${request.url()}`);
+    if (!/^(file|data):/.test(request.url())) page.complaints.push(`the page requested ${request.url()}`);
   });
-  page.on("dialog", (dialog) => page.complaints.push(`a dialog: ${dialog.message()}`));
+  page.on("dialog", (dialog) => page.complaints.push(`the page opened a dialog: ${dialog.message()}`));
   await page.goto(pathToFileURL(join(folder, file)).href);
   return page;
 }
@@ -99,7 +100,7 @@ async function useTimeline(page) {
   const view = () => page.evaluate(() => ctxtraceTimeline.view);
   const picture = () => box.locator("canvas").evaluate((canvas) => canvas.toDataURL());
   const [whole, first] = [await view(), await picture()];
-  // Zoomed by buttons, keys, the mouse and the wheel.
+  // Zoom by buttons, keys, dragging and the wheel.
   await page.getByRole("button", { name: "Zoom in" }).click();
   await quiet(page);
   const nearer = await view();
@@ -133,7 +134,7 @@ async function useTimeline(page) {
   await page.keyboard.up("Control");
   await quiet(page);
   assert.ok((await view())[1] - (await view())[0] < dragged[1] - dragged[0]);
-  // Far in, where single intervals are kept, each is drawn, and each wakeup has its arrow.
+  // Where single intervals are kept, zooming in far enough draws each interval, and an arrow for each wakeup.
   const arrows = await page.evaluate(async () => {
     const timeline = ctxtraceTimeline;
     const [from, to] = timeline.timeline.exact[Math.floor(timeline.timeline.exact.length / 2)];
@@ -159,13 +160,13 @@ async function useFlames(page, ids) {
     await search.fill("main");
     assert.match(await page.locator("#flames [role=status]").textContent(), /%.*frames/);
     const marked = () => box.locator('rect[fill="#e83fd0"]').count();
-    assert.ok(await marked() > 0, "what was found is marked");
-    // What would be a broken pattern is text.
+    assert.ok(await marked() > 0, "the frames that were found are marked");
+    // A text that would be an invalid regular expression is searched for as plain text.
     await search.fill("(((");
     assert.equal(await page.locator("#flames [role=status]").textContent(), "not found");
     await search.fill("");
     assert.equal(await marked(), 0);
-    // By keys to a frame that has a sibling, and in.
+    // Moves to a frame with a sibling and zooms in, by keys.
     await box.focus();
     for (const key of ["ArrowDown", "ArrowDown", "Enter"]) await page.keyboard.press(key);
     await quiet(page);
@@ -180,7 +181,7 @@ async function useFlames(page, ids) {
 
 try {
   const files = readdirSync(folder).filter((name) => name.endsWith(".html"));
-  assert.ok(files.length >= 5, "reports to open");
+  assert.ok(files.length >= 5, "the folder has at least five reports");
   for (const file of files) {
     const name = file.replace(".html", "");
     for (const [width, height] of WIDTHS) {
@@ -188,7 +189,7 @@ try {
         const page = await open(file, width, height, scheme);
         assert.equal(await page.evaluate(() => document.documentElement.dataset.theme), scheme);
         await seeAll(page);
-        assert.equal(await page.evaluate(() => document.documentElement.scrollWidth - innerWidth), 0, `${name}: it is wider than ${width} px`);
+        assert.equal(await page.evaluate(() => document.documentElement.scrollWidth - innerWidth), 0, `${name}: the page is wider than ${width} px`);
         await page.screenshot({ path: join(folder, `${name}-${width}-${scheme}.png`), fullPage: true });
         await checkWithAxe(page, `${name}, ${width} px, ${scheme}`);
         assert.deepEqual(page.complaints, [], `${name}, ${width} px, ${scheme}`);
@@ -206,10 +207,11 @@ try {
     await checkWithAxe(page, `${name}, after use`);
     assert.deepEqual(page.complaints, [], `${name}, used`);
     await page.context().close();
-    console.log(`${file}: all is well`);
+    console.log(`${file}: all tests passed`);
   }
 
-  // How quick a long one is. Only the first is a promise, with room for a slow machine.
+  // The speed of a long report. The size and the time to open have limits, with a margin for slow machines; the times of panning are only
+  // printed.
   const before = performance.now();
   const page = await open("five-million.html", 1280, 900, "light");
   await page.evaluate(() => document.getElementById("timeline").scrollIntoView());
@@ -231,7 +233,7 @@ try {
     return times.sort((a, b) => a - b);
   });
   const size = statSync(join(folder, "five-million.html")).size;
-  console.log(`five million events: ${(size / 1e6).toFixed(2)} MB, on the screen after ${Math.round(opened)} ms; a step of panning takes `
+  console.log(`five million events: ${(size / 1e6).toFixed(2)} MB, visible after ${Math.round(opened)} ms; a step of panning takes `
     + `${pans[pans.length >> 1].toFixed(1)} ms (median), ${pans[pans.length - 1].toFixed(1)} ms (longest)`);
   assert.ok(size < 8e6, `${size} bytes`);
   assert.ok(opened < 3000, `${opened} ms`);

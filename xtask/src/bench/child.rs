@@ -1,4 +1,4 @@
-//! Running a program to its end, and what it took.
+//! Runs a program to its end and measures its time and memory.
 
 use std::io::{self, Read};
 use std::process::{Command, Stdio};
@@ -7,29 +7,29 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-/// How often a running program is asked for its memory.
+/// The interval at which the memory of a running program is read.
 const ASKED: Duration = Duration::from_millis(20);
 
-/// A program that is over.
+/// A program that has ended.
 pub(super) struct Finished {
     pub(super) stdout: String,
     pub(super) stderr: String,
     pub(super) wall: Duration,
-    /// The most memory it had at a time.
+    /// The maximum resident memory of the program, in bytes.
     pub(super) peak_bytes: u64,
 }
 
-/// Runs a program that has no children (or one whose children are as good as itself: their memory counts if it is more).
+/// Runs a program. The memory is that of the program or of one of its children, whichever is larger.
 pub(super) fn run(command: &mut Command) -> Result<Finished> {
     finish(command, |_| 0)
 }
 
-/// Runs a program of which only its own memory is to be told, not that of its children. It is asked while it runs, so what it takes
-/// in its last moments may be missed.
+/// Runs a program and measures its own memory only, not that of its children. The memory is read while the program runs, so an
+/// increase in its last milliseconds may be missed.
 pub(super) fn run_and_watch(command: &mut Command) -> Result<Finished> {
     finish(command, |pid| {
         let mut peak_bytes = 0;
-        // Between its end and its burial the program has no memory, so nothing to say.
+        // A program that has ended but was not waited for has no memory, so `VmHWM` is missing and the loop ends.
         while let Some(bytes) = std::fs::read_to_string(format!("/proc/{pid}/status"))
             .ok()
             .and_then(|status| high_water_bytes(&status))
@@ -41,7 +41,8 @@ pub(super) fn run_and_watch(command: &mut Command) -> Result<Finished> {
     })
 }
 
-/// Runs, with somebody who watches; if that one saw nothing, the kernel's last word counts.
+/// Runs a program and calls `watch` with its process id; `watch` returns the maximum memory in bytes. If it returns 0, the kernel's
+/// `ru_maxrss` is used.
 fn finish(command: &mut Command, watch: impl FnOnce(u32) -> u64) -> Result<Finished> {
     let program = command.get_program().to_string_lossy().into_owned();
     let began = Instant::now();
@@ -61,7 +62,7 @@ fn finish(command: &mut Command, watch: impl FnOnce(u32) -> u64) -> Result<Finis
         bail!("{program} failed (wait status {status:#x}): {}", last_line(&stderr));
     }
     let peak_bytes = match seen_bytes {
-        // In kilobytes.
+        // `ru_maxrss` is in units of 1,024 bytes.
         0 => usage.ru_maxrss as u64 * 1_024,
         seen => seen,
     };
@@ -73,7 +74,7 @@ fn finish(command: &mut Command, watch: impl FnOnce(u32) -> u64) -> Result<Finis
     })
 }
 
-/// Reads a stream to its end, so that the program never waits for somebody to read what it says.
+/// Reads a stream to its end in a thread, so that the program never blocks on a full pipe.
 pub(super) fn read_all(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -84,13 +85,13 @@ pub(super) fn read_all(stream: Option<impl Read + Send + 'static>) -> thread::Jo
     })
 }
 
-/// Waits for a child of ours: how it ended, and what it used.
+/// Waits for a child of this process, and returns its wait status and its resource usage.
 fn wait(pid: u32) -> io::Result<(libc::c_int, libc::rusage)> {
     let mut status = 0;
-    // SAFETY: a plain structure of numbers.
+    // SAFETY: `rusage` consists of numbers, for which zero is a valid value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     loop {
-        // SAFETY: both point to what the kernel is to fill.
+        // SAFETY: both pointers are valid for writes of the kernel.
         let waited = unsafe { libc::wait4(pid as libc::pid_t, &raw mut status, 0, &raw mut usage) };
         if waited >= 0 {
             return Ok((status, usage));
@@ -102,18 +103,18 @@ fn wait(pid: u32) -> io::Result<(libc::c_int, libc::rusage)> {
     }
 }
 
-/// `VmHWM` of a `/proc/PID/status`.
+/// Returns `VmHWM`, the maximum resident memory, from the text of `/proc/PID/status`, in bytes.
 fn high_water_bytes(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes * 1_024)
 }
 
-/// What a program said last.
+/// Returns the last line of a text that is not blank.
 fn last_line(text: &str) -> &str {
     text.lines()
         .rfind(|line| !line.trim().is_empty())
-        .unwrap_or("it said nothing")
+        .unwrap_or("the program printed no error message")
 }
 
 #[cfg(test)]
@@ -122,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_program_is_run_to_its_end() {
-        let finished = run(Command::new("sh").args(["-c", "echo out; echo err >&2"])).expect("a shell");
+        let finished = run(Command::new("sh").args(["-c", "echo out; echo err >&2"])).expect("sh runs");
         assert_eq!(finished.stdout, "out\n");
         assert_eq!(finished.stderr, "err\n");
         assert!(finished.peak_bytes > 100_000, "{}", finished.peak_bytes);
@@ -131,13 +132,13 @@ mod tests {
     #[test]
     fn a_program_that_fails_has_its_last_word() {
         let error = run(Command::new("sh").args(["-c", "echo no such luck >&2; echo; exit 3"])).err();
-        let said = error.expect("a failure").to_string();
+        let said = error.expect("the program fails").to_string();
         assert_eq!(said, "sh failed (wait status 0x300): no such luck");
     }
 
     #[test]
     fn memory_is_that_of_the_program_itself() {
-        let finished = run_and_watch(Command::new("sleep").arg("0.2")).expect("sleep");
+        let finished = run_and_watch(Command::new("sleep").arg("0.2")).expect("sleep runs");
         assert!(
             (100_000..50_000_000).contains(&finished.peak_bytes),
             "{}",
@@ -147,7 +148,7 @@ mod tests {
         assert_eq!(
             high_water_bytes("Name:\tx\n"),
             None,
-            "a program that has ended has none"
+            "the status of a program that has ended lacks VmHWM"
         );
     }
 }

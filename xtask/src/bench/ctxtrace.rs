@@ -1,4 +1,4 @@
-//! The program that is measured, as it was built for it.
+//! Builds and runs ctxtrace, the program that is measured.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,7 @@ use super::child;
 use super::child::Finished;
 use crate::process;
 
-/// Builds ctxtrace, and the plainest programs that do what its workloads do.
+/// Builds ctxtrace and its examples, among them the minimal programs that do the same as the built-in workloads.
 pub(super) fn build() -> Result<()> {
     process::run(process::cargo().current_dir(process::root()).args([
         "build",
@@ -23,26 +23,26 @@ pub(super) fn build() -> Result<()> {
     ]))
 }
 
-/// ctxtrace's executable.
+/// Returns the path of the ctxtrace executable.
 pub(super) fn program() -> PathBuf {
     process::root().join("target/release/ctxtrace")
 }
 
-/// The executable of `ctxtrace/examples/plain.rs`.
+/// Returns the path of the executable of `ctxtrace/examples/plain.rs`.
 pub(super) fn plain() -> PathBuf {
     process::root().join("target/release/examples/plain")
 }
 
-/// What `ctxtrace record` of a command gave.
+/// The result of `ctxtrace record` of a command.
 pub(super) struct Recorded {
     pub(super) finished: Finished,
-    /// Its `--json`.
+    /// The JSON report.
     pub(super) report: Value,
 }
 
-/// Records a command; `run` is one of those of [`child`].
+/// Records a command. `run` is [`child::run`] or [`child::run_and_watch`].
 pub(super) fn record(options: &[&str], words: &[&str], run: fn(&mut Command) -> Result<Finished>) -> Result<Recorded> {
-    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
     let json = folder.path().join("report.json");
     let mut command = Command::new(program());
     command
@@ -61,12 +61,12 @@ pub(super) fn record(options: &[&str], words: &[&str], run: fn(&mut Command) -> 
 
 /// Reads a report.
 pub(super) fn read(json: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(json).context("ctxtrace wrote no report")?;
-    serde_json::from_str(&text).context("ctxtrace wrote no JSON")
+    let text = std::fs::read_to_string(json).context("cannot read the report of ctxtrace")?;
+    serde_json::from_str(&text).context("the report of ctxtrace is not valid JSON")
 }
 
-/// A number in a report.
+/// Returns the number at a JSON pointer in a report.
 pub(super) fn number(report: &Value, pointer: &str) -> Result<f64> {
     let number = report.pointer(pointer).and_then(Value::as_f64);
-    number.with_context(|| format!("the report has no {pointer}"))
+    number.with_context(|| format!("the report has no number at {pointer}"))
 }

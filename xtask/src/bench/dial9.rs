@@ -1,4 +1,4 @@
-//! The same workload under dial9: a program outside the workspace (`bench/dial9`), which nothing else builds.
+//! Runs the same workload under dial9, with a program outside the workspace (`bench/dial9`) that nothing else builds.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,17 +10,18 @@ use super::rounds::Sample;
 use super::workloads::Case;
 use crate::process;
 
-/// Builds it, where that can be done; it is its own workspace, with its own lock file and flags.
+/// Builds the program, which is a separate workspace with its own lock file and flags. Fails if it does not build on this machine,
+/// for example without network access.
 pub(super) fn build() -> Result<()> {
     let mut command = process::cargo();
     command
         .current_dir(process::root().join("bench/dial9"))
         .args(["build", "--release", "--locked", "--target-dir"])
         .arg(folder());
-    process::run(&mut command).context("bench/dial9 does not build here")
+    process::run(&mut command).context("bench/dial9 does not build on this machine")
 }
 
-/// One run of a case; `sees` is what dial9 is to see: `off`, `polls` or `wakes`.
+/// Runs a case once. `sees` selects what dial9 records: `off`, `polls` or `wakes`.
 pub(super) fn run(sees: &str, case: &Case) -> Result<Sample> {
     let (mode, buffer) = case.plain.split_at(1);
     let mut command = Command::new(folder().join("release/ping-pong-under-dial9"));
@@ -42,7 +43,7 @@ fn folder() -> PathBuf {
     process::root().join("target/dial9")
 }
 
-/// Time, events recorded, batches dropped.
+/// Parses the output of the program: the elapsed nanoseconds, the number of recorded events, and the number of dropped batches.
 fn read(text: &str) -> Option<(f64, Losses)> {
     let mut numbers = text.split_whitespace();
     let ns = numbers.next()?.parse().ok()?;

@@ -1,10 +1,10 @@
-//! What a handful of measurements say: quartiles, and how two rows compare round by round.
+//! Statistics of a few measurements: quartiles, and comparisons of two rows round by round.
 
 use std::fmt;
 
 use serde_json::{Value, json};
 
-/// The value below which a share `q` of the values lies: one of them. No number if there are none.
+/// Returns the quantile `q` (0 to 1) of some values, which is one of the values. Returns NaN if there are none.
 pub(super) fn quantile(values: &[f64], q: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -15,7 +15,7 @@ pub(super) fn quantile(values: &[f64], q: f64) -> f64 {
         .unwrap_or(f64::NAN)
 }
 
-/// The middle of some measurements, and where the middle half of them lies.
+/// The median and the quartiles of some measurements.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Spread {
     pub(super) median: f64,
@@ -24,7 +24,7 @@ pub(super) struct Spread {
 }
 
 impl Spread {
-    /// Of nothing there is none.
+    /// Computes the spread of some values, or `None` if there are none.
     pub(super) fn of(values: &[f64]) -> Option<Self> {
         (!values.is_empty()).then(|| Self {
             median: quantile(values, 0.5),
@@ -33,13 +33,13 @@ impl Spread {
         })
     }
 
-    /// What is not finite is null.
+    /// Returns the JSON object. A value that is not finite is null.
     pub(super) fn to_json(self) -> Value {
         json!({"median": self.median, "lower_quartile": self.lower, "upper_quartile": self.upper})
     }
 }
 
-/// As `1.02 (1.01 to 1.05)`, with as many decimals as are asked for.
+/// Formats the spread as `1.02 (1.01 to 1.05)`. The precision of the format is the number of decimals, by default 2.
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let decimals = f.precision().unwrap_or(2);
@@ -48,19 +48,19 @@ impl fmt::Display for Spread {
     }
 }
 
-/// What each round has more in the first row than in the second.
+/// Returns the differences of two rows, `subject` minus `base`, round by round.
 pub(super) fn differences(subject: &[f64], base: &[f64]) -> Vec<f64> {
     subject.iter().zip(base).map(|(subject, base)| subject - base).collect()
 }
 
-/// The first row by the second, round by round. Where the noise was greater than what the second had to show (it is not above zero),
-/// the ratio is taken for infinite, so that such a round counts against the first.
+/// Returns the ratios of two rows, `subject` divided by `base`, round by round. If the base of a round is not above zero, because
+/// its noise exceeds its cost, the ratio is infinite, so that the round counts against the subject.
 pub(super) fn ratios(subject: &[f64], base: &[f64]) -> Vec<f64> {
     let ratio = |(subject, base): (&f64, &f64)| if *base > 0.0 { subject / base } else { f64::INFINITY };
     subject.iter().zip(base).map(ratio).collect()
 }
 
-/// As `12,345`.
+/// Formats a number as `12,345`.
 pub(super) fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -73,7 +73,7 @@ pub(super) fn thousands(number: u64) -> String {
     text
 }
 
-/// As `9.6 MB`.
+/// Formats a size as `9.6 MB`.
 pub(super) fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_spread_is_the_middle_half() {
-        let spread = Spread::of(&[5.0, 1.0, 4.0, 2.0, 3.0]).expect("measurements");
+        let spread = Spread::of(&[5.0, 1.0, 4.0, 2.0, 3.0]).expect("at least one value");
         assert_eq!(spread.to_string(), "3.00 (2.00 to 4.00)");
         assert_eq!(format!("{spread:.0}"), "3 (2 to 4)");
         assert_eq!(Spread::of(&[]), None);
@@ -104,7 +104,7 @@ mod tests {
     fn a_round_in_which_the_base_shows_nothing_counts_against_the_subject() {
         let ratios = ratios(&[10.0, 20.0, 30.0], &[5.0, -1.0, 60.0]);
         assert_eq!(ratios, [2.0, f64::INFINITY, 0.5]);
-        let spread = Spread::of(&ratios).expect("ratios");
+        let spread = Spread::of(&ratios).expect("at least one value");
         assert_eq!(spread.to_string(), "2.00 (2.00 to inf)");
         assert_eq!(spread.to_json()["upper_quartile"], Value::Null);
     }

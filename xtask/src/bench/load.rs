@@ -1,5 +1,5 @@
-//! `cargo xtask bench load`: as many kernel switches as the machine can do, at each level: what is lost with the default buffers, and
-//! what ctxtrace itself takes.
+//! `cargo xtask bench load`: as many kernel switches as the machine can make, at each level. Measures what is lost with the
+//! default buffers, and the CPU time and memory that ctxtrace itself uses.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,24 +15,25 @@ use super::losses::Losses;
 use super::{ctxtrace, tools};
 use crate::process;
 
-/// The levels, after a run without any.
+/// The levels that are measured, after an untraced run.
 const LEVELS: [&str; 3] = ["counts", "stacks", "timeline"];
 
-/// How its advice ends.
+/// The end of ctxtrace's advice on how to lose less.
 const ROOM: &str = " makes room";
 
-/// How much of its work a load does in the run that tells how long it takes.
+/// The number of loops of [`Load::Messaging`] in the trial run that measures how long a loop takes.
 const TRIAL_LOOPS: u64 = 200;
+/// The number of round trips of [`Load::PingPongs`] in the trial run that measures how long a round trip takes.
 const TRIAL_ROUND_TRIPS: u64 = 100_000;
 
-/// What makes the machine switch.
+/// A program that makes the machine switch context at a high rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Load {
-    /// Eight processes over pipes.
+    /// `stress-ng` with eight processes that exchange messages over pipes.
     StressNg,
-    /// What `hackbench` does: many senders and receivers over sockets.
+    /// The same as `hackbench`: many senders and receivers over sockets.
     Messaging,
-    /// The plainest ping-pong, one on each CPU: nothing but switches.
+    /// A minimal ping-pong on each CPU, which does little but switch context.
     PingPongs,
 }
 
@@ -47,7 +48,8 @@ impl Load {
         }
     }
 
-    /// The words that make it last about so long. What takes no time as an option is tried first.
+    /// Returns the command line of a load that lasts about this many seconds. A load without an option for its duration is run
+    /// once as a trial to find out how much work that is.
     fn words(self, seconds: u64) -> Result<Vec<String>> {
         match self {
             Self::StressNg => {
@@ -77,12 +79,12 @@ impl Load {
     }
 }
 
-/// How much of the work lasts so long, if so much lasted as long as the trial.
+/// Returns the amount of work that lasts this many seconds, if `of_trial` lasted for the duration of `trial`.
 fn repetitions(of_trial: u64, trial: Duration, seconds: u64) -> u64 {
     (of_trial as f64 * seconds as f64 / trial.as_secs_f64()).ceil() as u64
 }
 
-/// A ping-pong on each CPU, by a shell.
+/// Returns the command line of a shell that runs a ping-pong on each CPU.
 fn ping_pongs(round_trips: u64) -> Vec<String> {
     let plain = ctxtrace::plain().display().to_string();
     let script =
@@ -104,30 +106,31 @@ fn cpus() -> usize {
     available_parallelism().map_or(1, usize::from)
 }
 
-/// A load at a level.
+/// The measurements of a load at a level.
 struct Row {
     load: Load,
     level: &'static str,
-    /// Of the machine, by its own count, each second.
+    /// The kernel switches of the whole machine per second, as the kernel counts them.
     switches_per_second: f64,
-    /// What ctxtrace saw.
+    /// The figures of ctxtrace, unless the run was untraced.
     traced: Option<Traced>,
 }
 
+/// The figures of ctxtrace for a run.
 struct Traced {
     switches: u64,
     switches_per_second: f64,
     lost: Losses,
-    /// Of the time of all CPUs.
+    /// The CPU time of ctxtrace, as a share of the time of all CPUs.
     own_cpu_share: f64,
-    /// The same, in the kernel's programs; of the time that the target was on a CPU.
+    /// The CPU time of the BPF programs, as a share of the target's on-CPU time.
     programs_share: Option<f64>,
     peak_bytes: u64,
-    /// What ctxtrace says to do about what was lost.
+    /// ctxtrace's advice on how to lose less, if anything was lost.
     advice: Option<String>,
 }
 
-/// Measures and prints.
+/// Measures all loads, prints the table, and writes the JSON file, if there is one.
 pub(super) fn main(seconds: u64, json: Option<&Path>) -> Result<()> {
     if !process::is_root() {
         bail!("recording needs root: sudo cargo xtask bench load");
@@ -143,7 +146,7 @@ pub(super) fn main(seconds: u64, json: Option<&Path>) -> Result<()> {
     super::write(json, &to_json(&rows, &failures, seconds))
 }
 
-/// A load untraced, and at each level.
+/// Measures a load untraced and at each level, and appends the rows.
 fn measure(load: Load, seconds: u64, rows: &mut Vec<Row>) -> Result<()> {
     let words = load.words(seconds)?;
     eprintln!("{}: untraced", load.name());
@@ -197,7 +200,7 @@ impl Traced {
     }
 }
 
-/// What ctxtrace's table says would make room; the table may have broken its line.
+/// Returns the advice in ctxtrace's table on what makes room. The table may have broken its line.
 fn advice(table: &str) -> Option<String> {
     let words = table.split_whitespace().collect::<Vec<_>>().join(" ");
     let (before, _) = words.split_once(ROOM)?;
@@ -209,10 +212,10 @@ fn run(words: &[String]) -> Result<Finished> {
     child::run(Command::new(&words[0]).args(&words[1..]))
 }
 
-/// Does something: the result, and the switches that the whole machine made each second of it.
-fn counted<T>(something: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+/// Calls a function, and returns its result and the kernel switches of the whole machine per second meanwhile.
+fn counted<T>(function: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     let (before, since) = (switches_of_the_machine()?, Instant::now());
-    let result = something()?;
+    let result = function()?;
     let switches = switches_of_the_machine()? - before;
     Ok((result, switches as f64 / since.elapsed().as_secs_f64()))
 }
@@ -227,11 +230,11 @@ fn switches_in(stat: &str) -> Option<u64> {
     line.trim().parse().ok()
 }
 
-#[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+#[expect(clippy::print_stdout, reason = "the table is the output of the command")]
 fn print(rows: &[Row], failures: &[(Load, String)], seconds: u64) {
     println!(
         "{:42} {:>10} {:>10} {:>12} {:>9} {:>9}  lost",
-        format!("switches a second, {seconds} s a run"),
+        format!("switches/s, runs of {seconds} s"),
         "machine",
         "traced",
         "own CPU time",
@@ -256,14 +259,17 @@ fn print(rows: &[Row], failures: &[(Load, String)], seconds: u64) {
             traced.lost
         );
         if let Some(advice) = &traced.advice {
-            println!("{:42} ctxtrace says: {advice}", "");
+            println!("{:42} advice of ctxtrace: {advice}", "");
         }
     }
     for (load, why) in failures {
         println!("{}: not measured: {why}", load.name());
     }
     println!();
-    println!("own CPU time: ctxtrace's, of that of all CPUs; programs: in the kernel, of the target's time on a CPU");
+    println!(
+        "own CPU time: CPU time of ctxtrace, as a share of that of all CPUs; programs: CPU time of its BPF programs, as a share of the \
+         target's on-CPU time"
+    );
 }
 
 fn to_json(rows: &[Row], failures: &[(Load, String)], seconds: u64) -> Value {
@@ -314,7 +320,7 @@ mod tests {
             wall: Duration::from_secs(2),
             peak_bytes: 1_000_000,
         };
-        let traced = Traced::new(&report, &finished).expect("a report");
+        let traced = Traced::new(&report, &finished).expect("a complete report");
         assert_eq!(traced.switches_per_second, 500_000.0);
         assert!((traced.own_cpu_share * cpus() as f64 - 0.1).abs() < 1e-9);
         assert_eq!(traced.programs_share, None);

@@ -1,4 +1,4 @@
-//! What a tracer has lost: a fast tracer that loses events is not fast.
+//! Counts what a tracer has lost, so that a tracer does not look fast because it loses events.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::figures::thousands;
 
-/// What was lost, by what it is, as far as the tracer tells.
+/// The numbers of lost items by name, as far as the tracer reports them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Losses {
     counts: BTreeMap<String, u64>,
@@ -16,7 +16,7 @@ pub(super) struct Losses {
 }
 
 impl Losses {
-    /// Of a tracer that does not say.
+    /// Returns the losses of a tracer that does not report them.
     pub(super) fn not_told() -> Self {
         Self {
             is_not_told: true,
@@ -24,12 +24,12 @@ impl Losses {
         }
     }
 
-    /// Of one kind.
+    /// Returns losses of one name.
     pub(super) fn of(name: &str, count: u64) -> Self {
         Self::from_iter([(name.to_owned(), count)])
     }
 
-    /// All that a report of ctxtrace says it lacks.
+    /// Returns the losses in `lost` of a JSON report of ctxtrace.
     pub(super) fn in_report(report: &Value) -> Self {
         let Some(lost) = report["lost"].as_object() else {
             return Self::not_told();
@@ -40,7 +40,7 @@ impl Losses {
         counts.collect()
     }
 
-    /// Null where it is not told.
+    /// Returns the JSON object, or null if the tracer does not report its losses.
     pub(super) fn to_json(&self) -> Value {
         if self.is_not_told {
             Value::Null
@@ -76,7 +76,7 @@ impl fmt::Display for Losses {
             .map(|(name, count)| format!("{} {}", thousands(*count), name.replace('_', " ")))
             .collect();
         f.pad(&match (counts.is_empty(), self.is_not_told) {
-            (true, true) => "it does not say".to_owned(),
+            (true, true) => "not reported".to_owned(),
             (true, false) => "nothing".to_owned(),
             (false, _) => counts.join(", "),
         })
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(Losses::of("events", 0).to_string(), "nothing");
         assert_eq!(Losses::default().to_json(), json!({}));
         assert_eq!(Losses::in_report(&json!({})), Losses::not_told());
-        assert_eq!(Losses::not_told().to_string(), "it does not say");
+        assert_eq!(Losses::not_told().to_string(), "not reported");
         assert_eq!(Losses::not_told().to_json(), Value::Null);
     }
 }

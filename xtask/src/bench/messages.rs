@@ -1,7 +1,7 @@
-//! What a message of each workload that has tasks costs more under each level of ctxtrace, and the same workload under dial9.
+//! Measures how much slower a message of each workload with tasks is at each level of ctxtrace, and under dial9.
 //!
-//! The workload is ctxtrace's own, with the probe in it whether it is traced or not. dial9's is the plainest program that does the
-//! same, and is compared with itself without dial9.
+//! ctxtrace traces its built-in workload, which contains the probe whether it is traced or not. dial9 traces a minimal program
+//! that does the same, which is compared with itself without dial9.
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -13,21 +13,23 @@ use super::rounds::{self, Measured, Row, Sample};
 use super::switches::verdict;
 use super::workloads::{Case, of_tasks};
 
-/// Who looks on.
+/// The tracer of a row.
 enum Onlooker {
-    /// Nobody.
+    /// No tracer.
     Nobody,
-    /// ctxtrace, at a level, perhaps with more options.
+    /// ctxtrace at a level, possibly with more options.
     Ctxtrace(&'static [&'static str]),
-    /// dial9, which sees this much; `off` is the same program without it.
+    /// dial9, which records this (`polls` or `wakes`); `off` is the same program without dial9.
     Dial9(&'static str),
 }
 
-/// A row: what it is called, who looks on, the row it is compared with, and how much slower a message may be.
+/// The definition of a row.
 struct Spec {
     name: &'static str,
     onlooker: Onlooker,
+    /// The index of the row that this one is compared with.
     base: usize,
+    /// The goal: the maximum of the median ratio to the base.
     goal: Option<f64>,
 }
 
@@ -88,14 +90,14 @@ struct OfCase {
     rows: Vec<Measured>,
 }
 
-/// All tables.
+/// The tables of all cases.
 pub(super) struct Messages {
     rounds: usize,
     cases: Vec<OfCase>,
 }
 
 impl Messages {
-    /// Measures.
+    /// Measures all rows of all cases. If the program under dial9 does not build, its rows have the error instead of figures.
     pub(super) fn measure(rounds: usize) -> Result<Self> {
         let without_dial9 = dial9::build().err().map(|error| format!("{error:#}"));
         let measure = |case: &'static Case| {
@@ -113,13 +115,13 @@ impl Messages {
         Ok(Self { rounds, cases })
     }
 
-    /// Prints them.
-    #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+    /// Prints the tables.
+    #[expect(clippy::print_stdout, reason = "the table is the output of the command")]
     pub(super) fn print(&self) {
         for case in &self.cases {
             println!(
                 "{:32} {:>8}  ratio (quartiles of {} rounds)  goal                lost",
-                format!("ns a message, {}", case.name),
+                format!("ns/message, {}", case.name),
                 "median",
                 self.rounds
             );
@@ -139,7 +141,9 @@ impl Messages {
                     (failure, ..) => println!(
                         "{:32} not measured: {}",
                         row.name,
-                        failure.as_deref().unwrap_or("what it is compared with was not")
+                        failure
+                            .as_deref()
+                            .unwrap_or("the row that it is compared with was not measured")
                     ),
                 }
             }
@@ -147,7 +151,7 @@ impl Messages {
         }
     }
 
-    /// Every figure.
+    /// Returns all figures as JSON.
     pub(super) fn to_json(&self) -> Value {
         let cases: Vec<Value> = self.cases.iter().map(OfCase::to_json).collect();
         json!({"unit": "ns a message", "cases": cases})
@@ -155,7 +159,7 @@ impl Messages {
 }
 
 impl OfCase {
-    /// A row by the one that it is compared with.
+    /// Returns the ratio of a row to the row that it is compared with, or `None` if either was not measured.
     fn ratio(&self, index: usize) -> Option<Spread> {
         Spread::of(&ratios(&self.rows[index].ns, &self.rows[ROWS[index].base].ns))
     }
@@ -173,7 +177,7 @@ impl OfCase {
     }
 }
 
-/// One run.
+/// Runs a case once.
 fn run(onlooker: &Onlooker, case: &Case, without_dial9: Option<&str>) -> Result<Sample> {
     match onlooker {
         Onlooker::Nobody => Ok(Sample::untraced(case.untraced()?)),
@@ -228,7 +232,7 @@ mod tests {
             row(6, vec![300.0, 300.0]),
         ];
         let case = OfCase { name: "task", rows };
-        assert_eq!(case.ratio(1).expect("both").lower, 1.01);
+        assert_eq!(case.ratio(1).expect("both rows have figures").lower, 1.01);
         assert_eq!(case.ratio(6), None);
         let json = case.to_json();
         assert_eq!(json["rows"][1]["base"], "untraced");

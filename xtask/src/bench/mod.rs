@@ -1,12 +1,12 @@
-//! `cargo xtask bench`: what does it cost? Runs that are compared are made in turn, so that the machine's drift touches all of them;
-//! a ratio is the median of those of the pairs or rounds, and comes with its quartiles.
+//! `cargo xtask bench`: measures the cost of ctxtrace. Runs that are compared are made by turns, so that a drift of the machine
+//! affects all of them. A ratio is the median over the pairs or rounds and is printed with its quartiles.
 //!
-//! * `workloads`: each built-in workload, untraced, against the plainest program that does the same
+//! * `workloads`: each built-in workload, untraced, compared with a minimal program that does the same
 //!   (`ctxtrace/examples/plain.rs`): the cost of the harness and, for tasks, of the probe.
-//! * `tracing`: each workload traced against untraced.
-//! * `overhead`: a kernel switch under ctxtrace and under its peers; a message under ctxtrace and under dial9.
-//! * `report`: `ctxtrace report` over captures of several sizes, against `perf sched timehist -s`.
-//! * `load`: as many switches as the machine can do, at each level: what is lost, and what ctxtrace itself takes.
+//! * `tracing`: each built-in workload, traced compared with untraced.
+//! * `overhead`: a kernel switch under ctxtrace and under other tracers; a message under ctxtrace and under dial9.
+//! * `report`: `ctxtrace report` over captures of several sizes, compared with `perf sched timehist -s`.
+//! * `load`: as many switches as the machine can make, at each level: what is lost, and the CPU time and memory of ctxtrace itself.
 
 use std::path::{Path, PathBuf};
 
@@ -39,63 +39,63 @@ pub(crate) struct Args {
 /// The benchmarks.
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// The built-in workloads against the plainest programs that do the same: harness and probe
+    /// Compare the built-in workloads with minimal programs that do the same: the cost of harness and probe
     Workloads {
         /// Pairs of runs for each case
         #[arg(long, default_value_t = 15)]
         pairs: usize,
     },
-    /// The built-in workloads traced against untraced; as root
+    /// Compare the built-in workloads traced and untraced; needs root
     Tracing {
         /// Pairs of runs for each case
         #[arg(long, default_value_t = 15)]
         pairs: usize,
-        /// How much is recorded: counts, stacks or timeline
+        /// Recording level: counts, stacks or timeline
         #[arg(long, default_value = "counts", conflicts_with = "polls")]
         level: String,
-        /// Record a timeline, and stamp every poll and wake; of the cases that have tasks
+        /// Record a timeline with every poll and wake, in the cases that have tasks
         #[arg(long)]
         polls: bool,
     },
-    /// A kernel switch and a message under each level, and under the tools that people use for the same; as root
+    /// Measure the cost of a kernel switch and of a message at each level, and with other tools; needs root
     Overhead {
-        /// Only this part; may be given several times
+        /// Measure only this part; may be given several times
         #[arg(long, value_enum)]
         only: Vec<overhead::Part>,
-        /// Rounds of one run of everything
+        /// Number of rounds; a round runs every row once
         #[arg(long, default_value_t = 7)]
         rounds: usize,
         /// Round trips of a run of the ping-pong, two switches each
         #[arg(long, default_value_t = 150_000)]
         iterations: u64,
-        /// Write every figure as JSON
+        /// Write all figures to this file as JSON
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Time and memory of `ctxtrace report`, against `perf sched timehist -s`; as root
+    /// Measure the time and memory of `ctxtrace report`, and of `perf sched timehist -s`; needs root
     Report {
-        /// Rounds of one report of everything
+        /// Number of rounds; a round makes every report once
         #[arg(long, default_value_t = 5)]
         rounds: usize,
-        /// Sizes of the captures, in millions of events; perf is asked about 1 and 5
+        /// Sizes of the captures, in millions of events; perf is measured at 1 and 5
         #[arg(long, value_delimiter = ',', default_values_t = [1, 5, 10, 50])]
         millions: Vec<u64>,
-        /// Write every figure as JSON
+        /// Write all figures to this file as JSON
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// As many kernel switches as the machine can do, at each level; as root
+    /// Make as many kernel switches as the machine can, at each level; needs root
     Load {
-        /// How long a run lasts
+        /// Duration of a run in seconds
         #[arg(long, default_value_t = 60)]
         seconds: u64,
-        /// Write every figure as JSON
+        /// Write all figures to this file as JSON
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
 }
 
-/// Runs the benchmark asked for.
+/// Builds ctxtrace and runs the selected benchmark.
 pub(crate) fn main(args: &Args) -> Result<()> {
     ctxtrace::build()?;
     match &args.what {
@@ -115,7 +115,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     }
 }
 
-/// Writes the figures, where that is asked for.
+/// Writes the figures to a JSON file, if there is one.
 fn write(json: Option<&Path>, figures: &Value) -> Result<()> {
     let Some(path) = json else { return Ok(()) };
     let text = format!("{figures:#}\n");

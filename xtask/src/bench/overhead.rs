@@ -1,4 +1,4 @@
-//! `cargo xtask bench overhead`: what tracing costs, side by side: a kernel switch ([`super::switches`]) and a message
+//! `cargo xtask bench overhead`: the cost of tracing for a kernel switch ([`super::switches`]) and for a message
 //! ([`super::messages`]).
 
 use std::path::Path;
@@ -15,16 +15,17 @@ use crate::process;
 pub(super) enum Part {
     /// A switch of the ping-pong, pinned to one CPU
     Pinned,
-    /// The same, as the scheduler likes
+    /// A switch of the ping-pong, not pinned
     Unpinned,
     /// A message of each workload that has tasks
     Messages,
 }
 
-/// All of it.
+/// All parts, in the order in which they are measured.
 const PARTS: [Part; 3] = [Part::Pinned, Part::Unpinned, Part::Messages];
 
-/// Measures and prints, a part at a time. `iterations` are round trips of a run.
+/// Measures and prints one part after the other. `only` selects parts, all if it is empty. `iterations` is the number of round
+/// trips of a run.
 pub(super) fn main(only: &[Part], rounds: usize, iterations: u64, json: Option<&Path>) -> Result<()> {
     if !process::is_root() {
         bail!("the tools trace the whole system, which needs root: sudo cargo xtask bench overhead");
@@ -41,7 +42,7 @@ pub(super) fn main(only: &[Part], rounds: usize, iterations: u64, json: Option<&
             }
         };
         figures.insert(name.to_owned(), of_part);
-        // After each part, so that what was measured is there if the next one fails.
+        // Write the file after each part, so that no figures are lost if the next part fails.
         super::write(json, &Value::Object(figures.clone()))?;
     }
     Ok(())

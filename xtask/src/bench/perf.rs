@@ -1,4 +1,4 @@
-//! `perf sched`: its recordings, and what is lost in them.
+//! Makes recordings with `perf sched` and reads what was lost in them.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,27 +9,27 @@ use super::child;
 use super::losses::Losses;
 use super::tools;
 
-/// perf, with the words of one of its commands.
+/// Returns perf with the arguments of one of its commands.
 pub(super) fn command(words: &[&str]) -> Result<Command> {
     let mut command = Command::new(tools::find("perf", tools::OF_PERF)?);
     command.args(words);
     Ok(command)
 }
 
-/// What its recording says was lost.
+/// Reads from a recording of perf what was lost.
 pub(super) fn losses(data: &Path) -> Result<Losses> {
     let mut command = command(&["report", "--stats", "-i"])?;
     Ok(losses_in(&child::run(command.arg(data))?.stdout))
 }
 
-/// Records a command: the number of events.
+/// Records a command with perf, and returns the number of events.
 pub(super) fn record(data: &Path, words: &[String]) -> Result<u64> {
     let mut command = command(&["sched", "record", "-o"])?;
     let finished = child::run(command.arg(data).arg("--").args(words))?;
-    samples_in(&finished.stderr).context("perf does not say how many events it recorded")
+    samples_in(&finished.stderr).context("perf did not print the number of recorded events")
 }
 
-/// As in `LOST_SAMPLES events: 12`.
+/// Parses lines such as `LOST_SAMPLES events: 12`.
 fn losses_in(stats: &str) -> Losses {
     let of_line = |line: &str| {
         let (name, rest) = line.trim().split_once(" events:")?;
@@ -40,7 +40,7 @@ fn losses_in(stats: &str) -> Losses {
     stats.lines().filter_map(of_line).collect()
 }
 
-/// As in `[ perf record: Captured and wrote 104.135 MB p.data (1003742 samples) ]`.
+/// Parses a line such as `[ perf record: Captured and wrote 104.135 MB p.data (1003742 samples) ]`.
 fn samples_in(said: &str) -> Option<u64> {
     let (before, _) = said.rsplit_once(" samples)")?;
     before.rsplit_once('(')?.1.parse().ok()

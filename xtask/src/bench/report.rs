@@ -1,12 +1,12 @@
-//! `cargo xtask bench report`: how long `ctxtrace report` takes over captures of several sizes, and with how much memory, against
-//! `perf sched timehist -s` over recordings of the same ping-pong.
+//! `cargo xtask bench report`: the time and memory of `ctxtrace report` for captures of several sizes, compared with
+//! `perf sched timehist -s` for recordings of the same ping-pong.
 //!
-//! The captures are real ones: the built-in ping-pong of two processes, pinned to one CPU, recorded for as long as it takes. What is
-//! an event differs: ctxtrace has one for a switch and one for a waking, perf further ones of its own. So the two are compared by
-//! the event and by the switch.
+//! The captures are recordings of the built-in ping-pong of two processes, pinned to one CPU, with the number of round trips that
+//! gives the wanted size. The two tools have different events: ctxtrace records one for a switch and one for a wakeup, perf
+//! records more. So the times are compared both per event and per switch.
 //!
-//! perf adds up at the report what ctxtrace has added up while it recorded. `--check` plays the events again, as perf has to, so
-//! that is measured as well.
+//! perf computes the sums when it reports; ctxtrace has computed them while it recorded. `ctxtrace report --check` replays the
+//! events, as perf has to, so it is measured as well.
 
 use std::fs::File;
 use std::io;
@@ -22,33 +22,34 @@ use super::losses::Losses;
 use super::{child, ctxtrace, perf, switches};
 use crate::process;
 
-/// How many times faster than perf it should be.
+/// The goal: how many times as fast as perf `ctxtrace report` should be, per event.
 const GOAL: f64 = 20.0;
-/// Millions of events that perf is asked about.
+/// The sizes of the recordings of perf, in millions of events.
 const FOR_PERF: [u64; 2] = [1, 5];
-/// Round trips of the recording that first tells how many events a round trip makes.
+/// The number of round trips of the first recording, which shows how many events a round trip makes.
 const TRIAL: u64 = 50_000;
-/// How far a recording may be from the size that was wanted, and how often one is made.
+/// The maximum deviation of a recording from the wanted size, as a share of it. A recording beyond it is made again.
 const TOLERANCE: f64 = 0.1;
+/// The maximum number of recordings that are made for one size. After that the benchmark fails.
 const ATTEMPTS: usize = 6;
 
-/// Something that was recorded, and what a report of it took.
+/// A recording and the measurements of its reports.
 struct Recording {
     by: Tool,
     path: PathBuf,
-    /// Millions of events that were wanted.
+    /// The wanted size, in millions of events.
     millions: u64,
     events: u64,
     lost: Losses,
-    /// Kernel switches of the ping-pong.
+    /// The number of kernel switches of the ping-pong.
     switches: u64,
     bytes: u64,
-    /// Nanoseconds, round by round.
+    /// The time of the report in nanoseconds, round by round.
     ns: Vec<f64>,
     peak_bytes: u64,
 }
 
-/// Who recorded it, and reports it.
+/// The tool that makes the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tool {
     Ctxtrace,
@@ -66,12 +67,13 @@ impl Tool {
     }
 }
 
-/// Records, reports, prints. `millions` are the sizes.
+/// Makes the recordings, measures the reports, prints the table, and writes the JSON file, if there is one. `millions` are the
+/// sizes of the captures.
 pub(super) fn main(rounds: usize, millions: &[u64], json: Option<&Path>) -> Result<()> {
     if !process::is_root() {
         bail!("recording needs root: sudo cargo xtask bench report");
     }
-    let folder = tempfile::tempdir_in(process::root().join("target")).context("cannot make a temporary folder")?;
+    let folder = tempfile::tempdir_in(process::root().join("target")).context("cannot create a temporary folder")?;
     let mut recordings = Vec::new();
     let mut per_trip = None;
     for &size in millions {
@@ -101,8 +103,9 @@ pub(super) fn main(rounds: usize, millions: &[u64], json: Option<&Path>) -> Resu
     super::write(json, &to_json(&recordings, &ratios, without_perf.as_deref()))
 }
 
-/// Records until there are about so many events. How many a round trip makes differs from run to run: whether a waking ends a sleep
-/// depends on who is preempted. `per_trip` is what is known of it, and becomes what the latest recording has shown.
+/// Makes recordings until one has about this many million events. The number of events per round trip differs from run to run,
+/// because a wakeup ends a sleep only if the other process was not preempted before it slept. `per_trip` is the number of the
+/// latest recording.
 fn of_size(millions: u64, per_trip: &mut Option<f64>, record: impl Fn(u64) -> Result<Recording>) -> Result<Recording> {
     let wanted = (millions * 1_000_000) as f64;
     for _ in 0..ATTEMPTS {
@@ -113,13 +116,13 @@ fn of_size(millions: u64, per_trip: &mut Option<f64>, record: impl Fn(u64) -> Re
             recording.millions = millions;
             return Ok(recording);
         }
-        // It may be large, and its name is that of its round trips.
+        // The file may be large, and the next recording has another name.
         let _ = std::fs::remove_file(&recording.path);
     }
-    bail!("{ATTEMPTS} recordings in a row were not of about {millions} million events: the machine is too busy")
+    bail!("none of {ATTEMPTS} recordings had about {millions} million events: the machine is too busy")
 }
 
-/// A capture of ctxtrace's.
+/// Records the ping-pong with ctxtrace.
 fn by_ctxtrace(folder: &Path, round_trips: u64) -> Result<Recording> {
     let path = folder.join(format!("{round_trips}.ctx"));
     let report = folder.join("report.json");
@@ -127,7 +130,7 @@ fn by_ctxtrace(folder: &Path, round_trips: u64) -> Result<Recording> {
     command.args(["run", "--mode", "process", "--level", "timeline", "--quiet", "--force"]);
     command.args(["--iterations", &round_trips.to_string(), "--json"]);
     command.arg(&report).arg("-o").arg(&path);
-    eprintln!("recording {} round trips by ctxtrace", thousands(round_trips));
+    eprintln!("recording {} round trips with ctxtrace", thousands(round_trips));
     child::run(&mut command)?;
     let report = ctxtrace::read(&report)?;
     let number = |pointer| Ok::<_, anyhow::Error>(ctxtrace::number(&report, pointer)? as u64);
@@ -135,10 +138,10 @@ fn by_ctxtrace(folder: &Path, round_trips: u64) -> Result<Recording> {
     Recording::new(Tool::Ctxtrace, path, events, switches, Losses::in_report(&report))
 }
 
-/// A recording of perf's.
+/// Records the ping-pong with perf.
 fn by_perf(folder: &Path, round_trips: u64) -> Result<Recording> {
     let path = folder.join(format!("{round_trips}.data"));
-    eprintln!("recording {} round trips by perf", thousands(round_trips));
+    eprintln!("recording {} round trips with perf", thousands(round_trips));
     let events = perf::record(&path, &switches::Placing::Pinned.target(round_trips))?;
     let lost = perf::losses(&path)?;
     Recording::new(Tool::Perf, path, events, 2 * round_trips, lost)
@@ -159,7 +162,7 @@ impl Recording {
         })
     }
 
-    /// The same file, reported otherwise.
+    /// Returns the same recording, without measurements, to be reported by another tool.
     fn reported_by(&self, by: Tool) -> Self {
         Self {
             by,
@@ -170,9 +173,9 @@ impl Recording {
         }
     }
 
-    /// One report.
+    /// Makes one report and stores its measurements.
     fn report(&mut self) -> Result<()> {
-        // From memory, whoever's file it is: how fast the disk is, and what the machine still has in mind, is not the question.
+        // Read the file into the page cache first, so that the speed of the disk and the state of the cache do not matter.
         let mut file = File::open(&self.path).context("cannot read the recording")?;
         io::copy(&mut file, &mut io::sink()).context("cannot read the recording")?;
         let finished = match self.by {
@@ -198,10 +201,10 @@ impl Recording {
     }
 }
 
-/// perf against ctxtrace at one size: how many times faster the latter is.
+/// The comparison of a report of ctxtrace with perf at one size: the time of perf divided by that of ctxtrace.
 struct Ratio {
     by: Tool,
-    /// Millions of events.
+    /// The size, in millions of events.
     millions: u64,
     by_event: Spread,
     by_switch: Spread,
@@ -228,7 +231,7 @@ fn compare(recordings: &[Recording]) -> Vec<Ratio> {
         .collect()
 }
 
-#[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+#[expect(clippy::print_stdout, reason = "the table is the output of the command")]
 fn print(recordings: &[Recording], ratios: &[Ratio], rounds: usize, without_perf: Option<&str>) {
     println!(
         "{:24} {:>11} {:>9} {:>9}  {:24} {:>7} {:>9} {:>9}",
@@ -273,7 +276,7 @@ fn print(recordings: &[Recording], ratios: &[Ratio], rounds: usize, without_perf
             _ => String::new(),
         };
         println!(
-            "{} million events, {}: {:.1} times as fast as perf by the event{goal}, {:.1} by the switch",
+            "{} million events, {}: {:.1} times as fast as perf per event{goal}, {:.1} per switch",
             ratio.millions,
             ratio.by.name(),
             ratio.by_event,
@@ -283,14 +286,14 @@ fn print(recordings: &[Recording], ratios: &[Ratio], rounds: usize, without_perf
     for by in [Tool::Ctxtrace, Tool::Check] {
         if let Some(growth) = growth(recordings, by) {
             println!(
-                "{}: an event of the largest capture takes {growth:.2} times the time of one of the smallest.",
+                "{}: the time per event of the largest capture is {growth:.2} times that of the smallest.",
                 by.name()
             );
         }
     }
 }
 
-/// Time an event of the largest capture by that of the smallest: 1 if it is linear.
+/// Returns the time per event of the largest capture divided by that of the smallest, which is 1 if the time is linear in the size.
 fn growth(recordings: &[Recording], by: Tool) -> Option<f64> {
     let ours = || recordings.iter().filter(|recording| recording.by == by);
     let per_event = |recording: &Recording| Some(Spread::of(&recording.per_event())?.median);
@@ -361,13 +364,13 @@ mod tests {
     fn a_recording_of_another_size_is_made_again_with_what_it_has_shown() {
         let asked = RefCell::new(Vec::new());
         let mut per_trip = None;
-        // Three events a round trip, but four in the trial.
+        // A round trip has three events, but four in the trial.
         let record = |round_trips: u64| {
             asked.borrow_mut().push(round_trips);
             let of_each = if round_trips == TRIAL { 4 } else { 3 };
             Ok(recording(Tool::Ctxtrace, of_each * round_trips, 2 * round_trips, &[]))
         };
-        let made = of_size(1, &mut per_trip, record).expect("a recording");
+        let made = of_size(1, &mut per_trip, record).expect("a recording of this size");
         assert_eq!(*asked.borrow(), [TRIAL, 250_000, 333_334]);
         assert_eq!((made.millions, made.events, per_trip), (1, 1_000_002, Some(3.0)));
     }
@@ -375,7 +378,7 @@ mod tests {
     #[test]
     fn a_machine_that_never_gives_that_size_is_too_busy() {
         let record = |_| Ok(recording(Tool::Perf, 10, 2, &[]));
-        let error = of_size(5, &mut None, record).err().expect("no recording");
+        let error = of_size(5, &mut None, record).err().expect("an error");
         assert!(error.to_string().contains("5 million events"), "{error}");
     }
 
@@ -397,12 +400,12 @@ mod tests {
         );
         assert_eq!(format!("{:.1}", ratios[0].by_event), "10.0 (5.0 to 10.0)");
         assert_eq!(format!("{:.1}", ratios[0].by_switch), "15.0 (7.5 to 15.0)");
-        let growth = growth(&recordings, Tool::Ctxtrace).expect("two sizes");
+        let growth = growth(&recordings, Tool::Ctxtrace).expect("recordings of two sizes");
         assert!((growth - 1.0).abs() < 1e-9, "{growth}");
         assert_eq!(
             super::growth(&recordings[..1], Tool::Ctxtrace),
             None,
-            "of one size nothing grows"
+            "one size has no growth"
         );
     }
 }

@@ -1,19 +1,20 @@
-//! Everything once a round, each round beginning with another, so that the machine's drift touches all of it.
+//! Measures rows in rounds. A round runs every row once and begins with another row than the round before, so that a drift of the
+//! machine affects all rows.
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use super::losses::Losses;
 
-/// What one run gave.
+/// The result of one run.
 pub(super) struct Sample {
-    /// Nanoseconds: a switch, a message.
+    /// Nanoseconds per switch or per message.
     pub(super) ns: f64,
     pub(super) lost: Losses,
 }
 
 impl Sample {
-    /// Of a run that nobody traced.
+    /// Returns the result of an untraced run, which loses nothing.
     pub(super) fn untraced(ns: f64) -> Self {
         Self {
             ns,
@@ -22,21 +23,21 @@ impl Sample {
     }
 }
 
-/// A row of the table that is to be.
+/// A row of the table before it is measured.
 pub(super) struct Row<'a> {
     pub(super) name: &'a str,
-    /// One run.
+    /// Runs the row once.
     pub(super) run: Box<dyn Fn() -> Result<Sample> + 'a>,
 }
 
-/// A row that was measured.
+/// A row of the table after it was measured.
 pub(super) struct Measured {
     pub(super) name: String,
-    /// Round by round; nothing if one of them failed.
+    /// Nanoseconds per switch or per message, round by round. Empty if one of the runs failed.
     pub(super) ns: Vec<f64>,
-    /// In all rounds.
+    /// The losses in all rounds.
     pub(super) lost: Losses,
-    /// Why it could not be measured.
+    /// The error of the run that failed.
     pub(super) failure: Option<String>,
 }
 
@@ -50,7 +51,7 @@ impl Measured {
         }
     }
 
-    /// One run, unless one has failed.
+    /// Runs the row once and adds the result, unless an earlier run has failed.
     fn add(&mut self, row: &Row<'_>) {
         if self.failure.is_some() {
             return;
@@ -67,13 +68,13 @@ impl Measured {
         }
     }
 
-    /// What all rows say of themselves.
+    /// Returns the figures of the row as JSON.
     pub(super) fn to_json(&self) -> Value {
         json!({"name": self.name, "ns": self.ns, "lost": self.lost.to_json(), "failure": self.failure})
     }
 }
 
-/// Measures. The first row is what the others are compared with, so it must not fail.
+/// Measures all rows. Fails if the first row fails, because the others are compared with it.
 pub(super) fn measure(what: &str, rounds: usize, rows: &[Row<'_>]) -> Result<Vec<Measured>> {
     let mut measured: Vec<Measured> = rows.iter().map(|row| Measured::new(row.name)).collect();
     for round in 0..rounds {
@@ -114,14 +115,15 @@ mod tests {
                 }
             }),
         };
-        let measured = measure("a test", 3, &[row("a", false), row("b", true), row("c", false)]).expect("measured");
+        let rows = [row("a", false), row("b", true), row("c", false)];
+        let measured = measure("a test", 3, &rows).expect("the first row does not fail");
         assert_eq!(*order.borrow(), "abcbcaca");
         assert_eq!(measured[0].ns, [1.0; 3]);
         assert_eq!(measured[0].lost, Losses::of("events", 6));
         assert_eq!(measured[1].failure.as_deref(), Some("it broke"));
         assert!(
             measured[1].ns.is_empty(),
-            "a row without all rounds could not be compared"
+            "a row that lacks rounds must have no figures"
         );
     }
 
@@ -131,7 +133,7 @@ mod tests {
             name: "untraced",
             run: Box::new(|| bail!("it broke")),
         };
-        let error = measure("a test", 1, &[row]).err().expect("no base");
+        let error = measure("a test", 1, &[row]).err().expect("an error");
         assert_eq!(error.to_string(), "a test, untraced: it broke");
     }
 }

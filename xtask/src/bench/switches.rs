@@ -1,8 +1,8 @@
-//! What a kernel switch costs more under ctxtrace, and under the tools that people use for the same, side by side.
+//! Measures the additional cost of a kernel switch under ctxtrace and under other tools for the same purpose.
 //!
-//! The target is the plainest ping-pong of two processes over two pipes (`ctxtrace/examples/plain.rs`): two switches a message, pinned
-//! to one CPU or as the scheduler likes. Tools that trace the whole system are started before the target and ended after it; the
-//! target says itself how long it took, so nothing of their start and end is in the figure.
+//! The target is a minimal ping-pong of two processes over two pipes (`ctxtrace/examples/plain.rs`) with two switches per message,
+//! either pinned to one CPU or not pinned. Tools that trace the whole system start before the target and end after it. The target
+//! measures its own time, so their start and end do not affect the figures.
 
 use std::process::Command;
 
@@ -16,15 +16,15 @@ use super::tools::{self, Running, Tool};
 use super::{child, ctxtrace};
 use crate::process;
 
-/// Who traces.
+/// The tracer of a row.
 enum Tracer {
-    /// Nobody.
+    /// No tracer.
     Nobody,
-    /// `ctxtrace record` of the target, at this level.
+    /// `ctxtrace record` of the target at this level.
     Ctxtrace(&'static str),
-    /// ctxtrace, of somebody else: what an uninvolved program pays.
+    /// ctxtrace records another process, which shows the cost for programs that are not traced.
     CtxtraceOfAnother,
-    /// A tool that traces everything.
+    /// A tool that traces the whole system.
     System(Tool),
 }
 
@@ -122,7 +122,7 @@ const TRACERS: [(&str, Tracer); 12] = [
     ),
 ];
 
-/// What the ratios are held against: subject, peer, and what is wanted.
+/// The goals: the row of ctxtrace, the row of the other tool, and the maximum of the ratio of their costs.
 const GOALS: [(&str, &str, f64); 4] = [
     (COUNTS, RUNQLAT, 0.6),
     (COUNTS, EMPTY, 4.0),
@@ -130,12 +130,12 @@ const GOALS: [(&str, &str, f64); 4] = [
     (TIMELINE, PERF, 0.4),
 ];
 
-/// How the target is told to place its processes.
+/// The placement of the target's processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Placing {
-    /// Both on the last CPU.
+    /// Both processes are pinned to the last CPU.
     Pinned,
-    /// As the scheduler likes.
+    /// The scheduler places the processes.
     Free,
 }
 
@@ -147,7 +147,7 @@ impl Placing {
         }
     }
 
-    /// The target and its words.
+    /// Returns the command line of the target.
     pub(super) fn target(self, iterations: u64) -> Vec<String> {
         let placing = (self == Self::Free).then(|| "free".to_owned());
         let words = [
@@ -164,12 +164,12 @@ pub(super) struct Switches {
     placing: Placing,
     rounds: usize,
     rows: Vec<Measured>,
-    /// Each row's nanoseconds a switch, less the untraced ones of the same round.
+    /// The added cost of each row: its nanoseconds per switch minus those of the untraced row in the same round.
     added: Vec<Vec<f64>>,
 }
 
 impl Switches {
-    /// Measures. `iterations` are round trips of a run.
+    /// Measures all rows. `iterations` is the number of round trips of a run.
     pub(super) fn measure(placing: Placing, rounds: usize, iterations: u64) -> Result<Self> {
         let rows: Vec<Row<'_>> = TRACERS
             .iter()
@@ -191,7 +191,7 @@ impl Switches {
         })
     }
 
-    /// The ratios that there are goals for: subject, peer, goal, and what came out.
+    /// Returns the ratios that have a goal: the row of ctxtrace, the row of the other tool, the goal, and the ratio.
     fn ratios(&self) -> impl Iterator<Item = (&str, &str, f64, Spread)> {
         let added = |name| Some(&self.added[self.rows.iter().position(|row| row.name == name)?]);
         GOALS.iter().filter_map(move |&(subject, peer, goal)| {
@@ -200,13 +200,13 @@ impl Switches {
         })
     }
 
-    /// Prints it.
-    #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+    /// Prints the table and the ratios.
+    #[expect(clippy::print_stdout, reason = "the table is the output of the command")]
     pub(super) fn print(&self) {
         println!(
             "{:34} {:>8} {:>8}  (quartiles of {} rounds)  lost",
-            format!("ns a switch, {}", self.placing.name()),
-            "in all",
+            format!("ns/switch, {}", self.placing.name()),
+            "total",
             "added",
             self.rounds
         );
@@ -230,14 +230,14 @@ impl Switches {
         println!();
         for (subject, peer, goal, ratio) in self.ratios() {
             println!(
-                "{subject} by {peer}: {ratio} (goal: at most {goal}, {})",
+                "added by {subject} / added by {peer}: {ratio} (goal: at most {goal}, {})",
                 verdict(ratio.median, goal)
             );
         }
         println!();
     }
 
-    /// Every figure.
+    /// Returns all figures as JSON.
     pub(super) fn to_json(&self) -> Value {
         let rows: Vec<Value> = self
             .rows
@@ -259,12 +259,12 @@ impl Switches {
     }
 }
 
-/// Whether a goal is reached.
+/// Returns whether a goal is reached, as text for the table.
 pub(super) fn verdict(ratio: f64, at_most: f64) -> &'static str {
     if ratio <= at_most { "reached" } else { "not reached" }
 }
 
-/// One run of the target under a tracer.
+/// Runs the target once under a tracer.
 fn run(tracer: &Tracer, placing: Placing, iterations: u64) -> Result<Sample> {
     let target = || target(placing, iterations);
     match tracer {
@@ -304,7 +304,7 @@ fn run(tracer: &Tracer, placing: Placing, iterations: u64) -> Result<Sample> {
     }
 }
 
-/// Runs the target, which prints the nanoseconds it took.
+/// Runs the target and returns the nanoseconds per switch that it has measured.
 fn target(placing: Placing, iterations: u64) -> Result<f64> {
     let words = placing.target(iterations);
     let mut command = Command::new(&words[0]);
@@ -313,13 +313,14 @@ fn target(placing: Placing, iterations: u64) -> Result<f64> {
 
 fn per_switch(text: &str, iterations: u64) -> Result<f64> {
     let ns: f64 = text.trim().parse().context("the target printed no number")?;
-    // A round trip is two switches.
+    // A round trip has two switches.
     Ok(ns / iterations as f64 / 2.0)
 }
 
-/// What `perf sched record` loses, of one more run: only a file can be asked.
+/// Measures what `perf sched record` loses in one more run. The recording must go to a file for that; in the other runs it goes to
+/// `/dev/null`.
 fn lost_by_perf(placing: Placing, iterations: u64) -> Result<Losses> {
-    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
     let data = folder.path().join("perf.data");
     let mut command = Command::new(tools::find("perf", tools::OF_PERF)?);
     command.args(["sched", "record", "-o"]).arg(&data);
@@ -368,7 +369,7 @@ mod tests {
             added,
         };
         let ratios: Vec<_> = switches.ratios().collect();
-        assert_eq!(ratios.len(), 1, "the other peers were not measured");
+        assert_eq!(ratios.len(), 1, "a goal without both rows must have no ratio");
         let (subject, peer, goal, ratio) = ratios[0];
         assert_eq!((subject, peer, goal), (COUNTS, RUNQLAT, 0.6));
         assert_eq!(ratio.to_string(), "0.50 (0.50 to 0.75)");
@@ -378,6 +379,6 @@ mod tests {
     #[test]
     fn a_round_trip_is_two_switches() {
         assert_eq!(per_switch("4000\n", 2).expect("a number"), 1_000.0);
-        per_switch("nothing", 2).expect_err("no number");
+        per_switch("nothing", 2).expect_err("the text has no number");
     }
 }

@@ -1,5 +1,5 @@
-//! The tools that people use for the same: whether they are there, and running them beside a target. Nothing is installed: what is
-//! missing is named with its Debian package.
+//! Finds other tracing tools and runs them at the same time as a target. Nothing is installed; the error for a missing tool names
+//! its Debian package.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -15,17 +15,18 @@ use nix::unistd::Pid;
 use super::losses::Losses;
 use crate::process;
 
-/// How long a tool may take until it traces: some compile their program first.
+/// The maximum time until a tool prints that it traces. Some tools compile their program first. After this time the run fails.
 const READY: Duration = Duration::from_secs(10);
-/// What it is given to begin, where it does not say that it has.
+/// The time that a tool gets to begin if it does not print that it traces.
 const BEGINNING: Duration = Duration::from_millis(1_500);
-/// How long it may take to say what it has found: some look up every symbol.
+/// The maximum time until a tool has printed its results after SIGINT. Some tools look up every symbol. After this time it is
+/// killed.
 const ENDING: Duration = Duration::from_secs(30);
 
-/// The Debian package that `perf` is in.
+/// The Debian package that contains `perf`.
 pub(super) const OF_PERF: &str = "linux-perf";
 
-/// Where a program is.
+/// Returns the path of a program. The error names the Debian package that contains it.
 pub(super) fn find(program: &str, package: &str) -> Result<PathBuf> {
     let in_sbin = PathBuf::from("/usr/sbin").join(program);
     let found = process::programs(program).into_iter().next();
@@ -34,24 +35,24 @@ pub(super) fn find(program: &str, package: &str) -> Result<PathBuf> {
         .with_context(|| format!("there is no {program} (Debian: apt install {package})"))
 }
 
-/// A tool that traces the whole system until it is told to end.
+/// A tool that traces the whole system until it is interrupted.
 pub(super) struct Tool {
     pub(super) words: &'static [&'static str],
-    /// The Debian package it is in.
+    /// The Debian package that contains the tool.
     pub(super) package: &'static str,
-    /// What it says when it traces.
+    /// A text that the tool prints when it traces, if there is one.
     pub(super) says: Option<&'static str>,
-    /// What its words for something lost contain, and what that is; a tool without such words does not say.
+    /// A text that is in each line about lost data, and the name of what is lost. `None` if the tool does not report losses.
     pub(super) loses: Option<(&'static str, &'static str)>,
 }
 
 impl Tool {
-    /// Does something while it traces: the result, and what it says it lost.
-    pub(super) fn beside<T>(&self, something: impl FnOnce() -> Result<T>) -> Result<(T, Losses)> {
+    /// Calls a function while the tool traces, and returns its result and the losses that the tool reports.
+    pub(super) fn beside<T>(&self, function: impl FnOnce() -> Result<T>) -> Result<(T, Losses)> {
         let mut command = Command::new(find(self.words[0], self.package)?);
         let mut running = Running::start(command.args(&self.words[1..]))?;
         running.wait_for(self.says)?;
-        let result = something();
+        let result = function();
         let said = running.end();
         Ok((result?, self.losses(&said)))
     }
@@ -63,7 +64,7 @@ impl Tool {
     }
 }
 
-/// A program that runs beside; it is ended as Ctrl-C would end it, and then reaped.
+/// A program that runs in the background. When the value is dropped, the program is interrupted (SIGINT) and waited for.
 pub(super) struct Running {
     child: Child,
     said: Arc<Mutex<String>>,
@@ -71,14 +72,14 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Starts it.
+    /// Starts a program.
     pub(super) fn start(command: &mut Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .context("it cannot be started")?;
+            .context("cannot start the program")?;
         let said = Arc::new(Mutex::new(String::new()));
         let streams: [Option<Box<dyn Read + Send>>; 2] = [
             child.stdout.take().map(|stream| Box::new(stream) as _),
@@ -95,7 +96,8 @@ impl Running {
         })
     }
 
-    /// Waits until it says that it traces, or gives it the time to begin. It must not have ended then.
+    /// Waits until the program has printed `says`, or for [`BEGINNING`] if there is no such text. Fails if the program has ended
+    /// by then.
     pub(super) fn wait_for(&mut self, says: Option<&str>) -> Result<()> {
         let since = Instant::now();
         match says {
@@ -103,7 +105,7 @@ impl Running {
             Some(says) => {
                 while !self.said().contains(says) {
                     if since.elapsed() > READY {
-                        bail!("it did not say within {} s that it traces", READY.as_secs());
+                        bail!("the program did not print `{says}` within {} s", READY.as_secs());
                     }
                     self.must_run()?;
                     thread::sleep(Duration::from_millis(20));
@@ -114,12 +116,12 @@ impl Running {
         self.must_run()
     }
 
-    /// Its process.
+    /// Returns the process id of the program.
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Ends it: everything that it said.
+    /// Interrupts the program, waits until it has ended, and returns everything that it has printed.
     pub(super) fn end(mut self) -> String {
         self.interrupt();
         self.said()
@@ -133,7 +135,7 @@ impl Running {
         if let Some(status) = self.child.try_wait()? {
             self.listen_to_the_end();
             bail!(
-                "it ended by itself: {status} {}",
+                "the program ended early: {status} {}",
                 self.said().lines().next().unwrap_or_default()
             );
         }
@@ -168,7 +170,7 @@ impl Drop for Running {
     }
 }
 
-/// Reads a stream to its end, so that the tool never waits for somebody to read what it says.
+/// Appends a stream to `said` until its end, so that the program never blocks on a full pipe.
 fn listen(mut stream: Box<dyn Read + Send>, said: &Mutex<String>) {
     let mut buffer = [0; 16_384];
     while let Ok(count @ 1..) = stream.read(&mut buffer) {
@@ -183,7 +185,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named_with_its_package() {
-        let error = find("no-such-tool", "some-package").expect_err("there is none");
+        let error = find("no-such-tool", "some-package").expect_err("the tool does not exist");
         assert_eq!(
             error.to_string(),
             "there is no no-such-tool (Debian: apt install some-package)"
@@ -202,7 +204,7 @@ mod tests {
             says: Some("ready"),
             loses: Some(("lost", "events")),
         };
-        let (result, lost) = tool.beside(|| Ok(7)).expect("a shell");
+        let (result, lost) = tool.beside(|| Ok(7)).expect("sh runs");
         assert_eq!(result, 7);
         assert_eq!(lost, Losses::of("events", 2));
     }
@@ -215,7 +217,7 @@ mod tests {
             says: Some("ready"),
             loses: None,
         };
-        let error = tool.beside(|| Ok(())).expect_err("it ended");
-        assert_eq!(error.to_string(), "it ended by itself: exit status: 3 no rights");
+        let error = tool.beside(|| Ok(())).expect_err("the tool ends early");
+        assert_eq!(error.to_string(), "the program ended early: exit status: 3 no rights");
     }
 }

@@ -1,5 +1,5 @@
-//! The built-in workloads against the plainest programs that do the same, and traced against untraced: pairs of runs, one after the
-//! other, so that the machine's drift touches both; the figure is the median of the pairs' ratios.
+//! Compares the built-in workloads with minimal programs that do the same, and traced workloads with untraced ones. The two runs
+//! of a pair follow each other, so that a drift of the machine affects both. The figure is the median of the ratios of the pairs.
 
 use std::process::{Command, Stdio};
 
@@ -10,17 +10,17 @@ use super::ctxtrace;
 use super::figures::{Spread, quantile, ratios};
 use crate::process;
 
-/// One case: how the workload and the plain program are told to do the same.
+/// A case: the specification of a workload, and the arguments of the plain program that does the same.
 pub(super) struct Case {
     pub(super) name: &'static str,
     pub(super) iterations: u64,
-    /// The workload's specification.
+    /// The specification of the workload, in which `ITERATIONS` stands for the number.
     spec: &'static str,
-    /// Mode and buffer of the plain program.
+    /// The mode and, for tasks, the buffer of the plain program.
     pub(super) plain: &'static [&'static str],
 }
 
-/// `ITERATIONS` in a specification stands for the number.
+/// All cases. Those without tasks come first.
 const CASES: [Case; 6] = [
     Case {
         name: "process",
@@ -60,20 +60,20 @@ const CASES: [Case; 6] = [
     },
 ];
 
-/// Where in [`CASES`] those begin that have tasks.
+/// The index of the first case with tasks in [`CASES`].
 const FIRST_OF_TASKS: usize = 2;
 
-/// The cases that have tasks.
+/// Returns the cases with tasks.
 pub(super) fn of_tasks() -> &'static [Case] {
     &CASES[FIRST_OF_TASKS..]
 }
 
-/// The workloads against the plain programs.
+/// Compares the workloads with the plain programs and prints the table.
 pub(super) fn against_plain(pairs: usize) -> Result<()> {
     compare(pairs, &CASES, ["workload", "plain"], Case::untraced, Case::plain)
 }
 
-/// Traced against untraced.
+/// Compares traced workloads with untraced ones and prints the table.
 pub(super) fn against_untraced(pairs: usize, level: &str, polls: bool) -> Result<()> {
     let traced = |options: &'static [&'static str]| move |case: &Case| Ok(case.traced(options)?.0);
     if polls {
@@ -90,8 +90,8 @@ pub(super) fn against_untraced(pairs: usize, level: &str, polls: bool) -> Result
     compare(pairs, &CASES, ["traced", "untraced"], of_level, Case::untraced)
 }
 
-/// Measures both sides of each case in turn, and prints the medians and the ratio.
-#[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+/// Measures pairs of runs of each case, and prints the medians and the ratio.
+#[expect(clippy::print_stdout, reason = "the table is the output of the command")]
 fn compare(
     pairs: usize,
     cases: &[Case],
@@ -106,7 +106,7 @@ fn compare(
     for case in cases {
         let (mut subjects, mut bases) = (Vec::new(), Vec::new());
         for pair in 0..pairs {
-            // Who goes first changes, so that neither always meets the other's leftovers.
+            // The order alternates, because a run may be affected by the run before it.
             if pair % 2 == 0 {
                 subjects.push(subject(case)?);
                 bases.push(base(case)?);
@@ -127,7 +127,8 @@ fn compare(
 }
 
 impl Case {
-    /// Nanoseconds a message of the workload under tracing, and the report. `level` may be followed by more options.
+    /// Runs the traced workload, and returns the nanoseconds per message and the report. `level` is a level, which may be followed
+    /// by more options.
     pub(super) fn traced(&self, level: &[&str]) -> Result<(f64, Value)> {
         let mut command = process::as_root(ctxtrace::program());
         let iterations = self.iterations.to_string();
@@ -140,19 +141,19 @@ impl Case {
             .args(mode)
             .args(buffer.iter().flat_map(|buffer| ["--buffer", *buffer]));
         let text = process::output(command.stderr(Stdio::null()))?;
-        let report = serde_json::from_str(&text).context("ctxtrace wrote no JSON")?;
+        let report = serde_json::from_str(&text).context("the report of ctxtrace is not valid JSON")?;
         Ok((ctxtrace::number(&report, "/workload/ns_per_message")?, report))
     }
 
-    /// Nanoseconds a message of the workload.
+    /// Runs the untraced workload, and returns the nanoseconds per message.
     pub(super) fn untraced(&self) -> Result<f64> {
         let spec = self.spec.replace("ITERATIONS", &self.iterations.to_string());
         let text = process::output(Command::new(ctxtrace::program()).args(["workload", "--spec", &spec]))?;
-        let outcome: Value = serde_json::from_str(&text).context("the workload wrote no JSON")?;
+        let outcome: Value = serde_json::from_str(&text).context("the output of the workload is not valid JSON")?;
         Ok(ctxtrace::number(&outcome, "/done/elapsed_ns")? / self.iterations as f64)
     }
 
-    /// Nanoseconds a message of the plain program.
+    /// Runs the plain program, and returns the nanoseconds per message.
     fn plain(&self) -> Result<f64> {
         let (mode, buffer) = self.plain.split_at(1);
         let mut command = Command::new(ctxtrace::plain());

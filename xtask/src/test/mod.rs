@@ -1,11 +1,12 @@
-//! `cargo xtask test`: every test of the workspace.
+//! `cargo xtask test`: runs the tests of the workspace.
 //!
-//! `cargo test` runs all tests as one user and each file's tests in parallel. The target `privileged` loads BPF programs,
-//! so it needs root, and it measures the scheduler, so it wants the machine to itself. Hence: cargo builds all of them
-//! once, in the release profile (the workloads should be the real thing), and we run each executable, that one last. It also
-//! traces a program that is built with several releases of tokio ([`tokio_releases`]).
+//! `cargo test` runs all tests as one user, and the tests of a file in parallel. But the tests of the target `privileged` load BPF
+//! programs, so they need root, and measure the scheduler, so no other test may run at the same time. Therefore this command
+//! builds all tests once, in the release profile (so that the workloads are realistic), and then runs one executable after the
+//! other, `privileged` last. The privileged tests also trace a program that is built with several releases of tokio
+//! ([`tokio_releases`]).
 //!
-//! [`outcome`] sums what the test programs print; [`repeat`] runs privileged tests many times.
+//! [`outcome`] sums the results that test programs print; [`repeat`] runs privileged tests many times.
 
 mod outcome;
 mod repeat;
@@ -26,29 +27,29 @@ use crate::{process, setup, tokio_releases};
 /// The integration test of the crate `ctxtrace` that needs root.
 const PRIVILEGED: &str = "privileged";
 
-/// Variables of a privileged test that are passed on to it, because sudo drops what it does not know. With the first one a test fails
-/// that cannot run, where it would otherwise be skipped.
+/// Variables that are passed on to privileged tests explicitly, because sudo removes unknown variables. With the first one, a test
+/// that cannot run fails instead of being skipped.
 const PASSED_ON: [&str; 2] = ["CTXTRACE_REQUIRE_PRIVILEGED", "RUST_BACKTRACE"];
 
-/// The kind of the tests that only `--long` runs, as the harness of the privileged tests prints it.
+/// The kind of the tests that only `--long` runs, in the notation of the harness of the privileged tests.
 const LONG: &str = "[long]";
 
 /// The options of `test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Leave out the tests that need root
+    /// Skip the tests that need root
     #[arg(long, conflicts_with_all = ["long", "repeat", "kernel"])]
     without_privileged: bool,
 
-    /// Install nothing: a test for which a program is missing is skipped
+    /// Install nothing; tests that need a missing program are skipped
     #[arg(long)]
     no_setup: bool,
 
-    /// Run the tests that take long, and no others
+    /// Run only the tests that take long
     #[arg(long, conflicts_with = "kernel")]
     long: bool,
 
-    /// Run each privileged test so many times, and no others; an interrupted command goes on where it was
+    /// Run only the privileged tests, each this many times; an interrupted command continues where it stopped
     #[arg(long, value_name = "TIMES", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "kernel")]
     repeat: Option<u32>,
 
@@ -56,38 +57,38 @@ pub(crate) struct Args {
     #[arg(long, requires = "repeat")]
     beside_load: bool,
 
-    /// Repeat only the tests with this in their name; may be given several times
+    /// Repeat only the tests with this text in their names; may be given several times
     #[arg(long, value_name = "TEXT", requires = "repeat")]
     filter: Vec<String>,
 
-    /// Run privileged tests on another kernel, in QEMU, and no others; may be given several times
+    /// Run only privileged tests, on this kernel in QEMU; may be given several times
     #[arg(long, value_enum, value_name = "VERSION")]
     kernel: Vec<Kernel>,
 
-    /// What to add to that kernel's command line; with preempt=full the tests that count sleeps are left out
+    /// Add these words to the kernel's command line; with preempt=full the tests that count sleeps do not run
     #[arg(long, value_name = "WORDS", requires = "kernel")]
     append: Option<String>,
 
-    /// Run only this one of the tests there; may be given several times
+    /// Run only this test on the kernel; may be given several times
     #[arg(long, value_name = "TEST", requires = "kernel")]
     only: Vec<String>,
 }
 
-/// One executable with tests in it.
+/// An executable with tests.
 #[derive(Debug)]
 struct TestProgram {
-    /// The name of its target.
+    /// The name of the cargo target.
     name: String,
-    /// Whether it needs root.
+    /// Whether the tests need root.
     privileged: bool,
-    /// The executable.
+    /// The path of the executable.
     path: PathBuf,
-    /// Its package's folder.
+    /// The folder of the package.
     folder: PathBuf,
 }
 
 impl TestProgram {
-    /// What cargo says it built, if that is an executable with tests.
+    /// Converts an artifact that cargo has built. Returns `None` if it is not an executable with tests.
     fn new(artifact: &Artifact) -> Option<Self> {
         let target = &artifact.target;
         let path = artifact.executable.as_ref().filter(|_| artifact.profile.test)?;
@@ -99,17 +100,17 @@ impl TestProgram {
         })
     }
 
-    /// Runs its tests, but for the long ones, as the user.
+    /// Runs the tests as the current user, except for the long ones.
     fn run(&self) -> Result<Outcome> {
         self.run_command(self.in_its_folder(&mut Command::new(&self.path)))
     }
 
-    /// Runs its tests as root. `options` are the harness's.
+    /// Runs the tests as root. `programs` is the folder of [`tokio_releases`], and `options` are options of the harness.
     fn run_as_root(&self, programs: &Path, options: &[&str]) -> Result<Outcome> {
         self.run_command(self.as_root(programs).args(options))
     }
 
-    /// A command that runs it as root. `env` sets the variables, because sudo drops what it does not know.
+    /// Returns a command that runs the executable as root. `env` sets the variables, because sudo removes unknown ones.
     fn as_root(&self, programs: &Path) -> Command {
         let variable = |name: &str, value: &std::ffi::OsStr| {
             let mut word = OsString::from(format!("{name}="));
@@ -130,7 +131,7 @@ impl TestProgram {
         command
     }
 
-    /// Lets a command run as `cargo test` would run this: in the package's folder, which is also in the environment.
+    /// Sets the working folder and the variables of a command as `cargo test` does.
     fn in_its_folder<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command
             .current_dir(&self.folder)
@@ -142,7 +143,7 @@ impl TestProgram {
         run_tests(&self.name, command)
     }
 
-    /// Its tests, each with its kind in front: `[kernel] NAME`.
+    /// Returns the names of the tests, each with its kind in front if it has one: `[kernel] NAME`.
     fn list(&self) -> Result<Vec<String>> {
         let list = process::output(self.in_its_folder(Command::new(&self.path).arg("--list")))?;
         let tests = list.lines().filter_map(|line| line.strip_suffix(": test"));
@@ -150,14 +151,17 @@ impl TestProgram {
     }
 }
 
-/// Runs a command that runs tests, shows what it prints, and sums that.
+/// Runs a command that runs tests, prints its output, and returns the sum of its results.
 fn run_tests(name: &str, command: &mut Command) -> Result<Outcome> {
     process::announce(command);
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {name}"))?;
-    let stdout = child.stdout.take().context("the tests have no output")?;
+    let stdout = child
+        .stdout
+        .take()
+        .context("the standard output of the tests is not piped")?;
     let output = outcome::copy(stdout, io::stdout())?;
     let status = child.wait()?;
     let mut outcome = Outcome::read(name, &output);
@@ -167,12 +171,12 @@ fn run_tests(name: &str, command: &mut Command) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Runs everything, whatever fails on the way. The last line is the sum of all test programs.
+/// Runs all selected tests, even if some fail. The last line is the sum of all test programs.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     if !args.no_setup {
-        // What cannot be installed is reported by the tests that are skipped for it.
+        // Go on after a failure: the tests that need a missing program are reported as skipped.
         if let Err(error) = setup::for_tests(!args.kernel.is_empty()) {
-            eprintln!("not everything that the tests need is installed: {error:#}");
+            eprintln!("cannot install everything that the tests need: {error:#}");
         }
     }
     let (privileged, others): (Vec<_>, Vec<_>) = build()?.into_iter().partition(|program| program.privileged);
@@ -194,12 +198,12 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     Ok(conclude(&sum))
 }
 
-/// The examples in the documentation. Cargo prints a result for each crate.
+/// Runs the examples in the documentation. Cargo prints a result for each crate.
 fn documentation() -> Result<Outcome> {
     run_tests("documentation", &mut cargo_test(&["--doc"]))
 }
 
-/// The privileged tests that the options select.
+/// Runs the privileged tests that the options select.
 fn run_privileged(args: &Args, program: &TestProgram) -> Result<Outcome> {
     let (long, ordinary): (Vec<String>, Vec<String>) =
         program.list()?.into_iter().partition(|test| test.starts_with(LONG));
@@ -207,7 +211,7 @@ fn run_privileged(args: &Args, program: &TestProgram) -> Result<Outcome> {
     let missing = if args.without_privileged {
         Some("--without-privileged")
     } else if !process::is_root() && !sudo_works() {
-        Some("this is not root, and sudo does not work here")
+        Some("the tests need root, and sudo does not work")
     } else {
         None
     };
@@ -217,7 +221,7 @@ fn run_privileged(args: &Args, program: &TestProgram) -> Result<Outcome> {
         outcome.skipped.extend(skipped);
         if !args.without_privileged {
             outcome.fail(format!(
-                "{PRIVILEGED}: {missing} (--without-privileged leaves these tests out)"
+                "{PRIVILEGED}: {missing} (--without-privileged skips these tests)"
             ));
         }
         return Ok(outcome);
@@ -243,21 +247,21 @@ fn run_privileged(args: &Args, program: &TestProgram) -> Result<Outcome> {
     })
 }
 
-/// A test's name, of a line `[KIND] NAME`.
+/// Returns the name of a test from a line `[KIND] NAME` or `NAME`.
 fn name_of_test(listed: &str) -> &str {
     listed.rsplit(' ').next().unwrap_or(listed)
 }
 
-/// The executables that privileged tests start, which are two folders up from the tests.
+/// Returns the executables that privileged tests start, which are in the parent of the folder of the tests.
 fn executables_beside(privileged: &TestProgram) -> Result<Vec<PathBuf>> {
     let folder = privileged.path.parent().and_then(Path::parent);
-    let folder = folder.context("the tests are in no folder")?;
+    let folder = folder.context("the folder of the tests has no parent")?;
     Ok(["ctxtrace", "ctxtrace-workload-jemalloc"]
         .map(|name| folder.join(name))
         .into())
 }
 
-/// Privileged tests on other kernels.
+/// Runs privileged tests on other kernels.
 fn on_kernels(args: &Args, privileged: &TestProgram) -> Result<()> {
     let tests: Vec<KernelTest> = privileged
         .list()?
@@ -276,10 +280,10 @@ fn on_kernels(args: &Args, privileged: &TestProgram) -> Result<()> {
     Ok(())
 }
 
-/// Prints what was skipped and what failed, and then the sum, alone on the last line.
+/// Prints the skipped and the failed tests, and the sum alone on the last line. Returns the exit status.
 #[expect(
     clippy::print_stdout,
-    reason = "the sum belongs with the results of the test programs"
+    reason = "the test programs print their results to standard output too"
 )]
 fn conclude(sum: &Outcome) -> ExitCode {
     for skipped in &sum.skipped {
@@ -297,7 +301,10 @@ fn build() -> Result<Vec<TestProgram>> {
     let mut build = cargo_test(&["--no-run", "--message-format=json-render-diagnostics"]);
     process::announce(&build);
     let mut child = build.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
-    let stdout = child.stdout.take().context("cargo has no output")?;
+    let stdout = child
+        .stdout
+        .take()
+        .context("the standard output of cargo is not piped")?;
     let mut programs = Vec::new();
     for message in Message::parse_stream(BufReader::new(stdout)) {
         if let Message::CompilerArtifact(artifact) = message? {
@@ -311,7 +318,7 @@ fn build() -> Result<Vec<TestProgram>> {
     Ok(programs)
 }
 
-/// `cargo test` of everything, with further options.
+/// Returns a `cargo test` command for the workspace, with further options.
 fn cargo_test(options: &[&str]) -> Command {
     let mut command = process::cargo();
     command
@@ -321,7 +328,7 @@ fn cargo_test(options: &[&str]) -> Command {
     command
 }
 
-/// Whether sudo lets us; it may ask for the password, if there is somebody to ask.
+/// Returns whether the user may use sudo. On a terminal sudo may ask for the password.
 fn sudo_works() -> bool {
     let mut sudo = Command::new("sudo");
     if !io::stdin().is_terminal() {

@@ -1,20 +1,20 @@
-//! What test programs print, and the sum of it.
+//! Parses the output of test programs and sums the results.
 
 use std::io::{self, Read, Write};
 
-/// How many tests passed, failed, and could not run.
+/// The number of tests that passed and failed, and the tests that were skipped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Outcome {
     pub(super) passed: u64,
     pub(super) failed: u64,
-    /// The skipped tests, each with what is missing.
+    /// The skipped tests, each with the reason.
     pub(super) skipped: Vec<String>,
-    /// What failed, in words.
+    /// Descriptions of the failures.
     pub(super) failures: Vec<String>,
 }
 
 impl Outcome {
-    /// Adds what another program came to.
+    /// Adds the results of another program.
     pub(super) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
@@ -22,13 +22,13 @@ impl Outcome {
         self.failures.extend(other.failures);
     }
 
-    /// Notes something that failed and is no test.
+    /// Adds a failure that is not a test.
     pub(super) fn fail(&mut self, what: String) {
         self.failed += 1;
         self.failures.push(what);
     }
 
-    /// The line that `cargo xtask test` ends with.
+    /// Returns the last line of `cargo xtask test`.
     pub(super) fn last_line(&self) -> String {
         format!(
             "{} passed, {} failed, {} skipped",
@@ -38,8 +38,8 @@ impl Outcome {
         )
     }
 
-    /// Reads the output of a program that runs tests. Both libtest and libtest-mimic print `test NAME ... ok`, `FAILED` or
-    /// `ignored, REASON`, and what a test itself prints may stand between the dots and the word. The last line has the sums.
+    /// Parses the output of a program that runs tests. Both libtest and libtest-mimic print `test NAME ... ok`, `FAILED` or
+    /// `ignored, REASON`. The output of the test itself may be between the dots and the result. The last line has the sums.
     pub(super) fn read(program: &str, output: &str) -> Self {
         let mut outcome = Self::default();
         let mut name = "";
@@ -51,7 +51,7 @@ impl Outcome {
             if let Some((_, reason)) = line.split_once("... ignored") {
                 let reason = reason.trim_start_matches([',', ' ']);
                 let reason = if reason.is_empty() {
-                    "it is marked as ignored"
+                    "the test is marked as ignored"
                 } else {
                     reason
                 };
@@ -70,13 +70,13 @@ impl Outcome {
             }
         }
         if !has_result {
-            outcome.fail(format!("{program}: it ended without a result"));
+            outcome.fail(format!("{program}: the program ended without a result"));
         }
         outcome
     }
 }
 
-/// A test's name without the kind in brackets that may stand in front of it.
+/// Returns the name of a test without the kind in brackets that may precede it.
 fn without_kind(test: &str) -> &str {
     let test = test.trim();
     test.strip_prefix('[')
@@ -84,7 +84,7 @@ fn without_kind(test: &str) -> &str {
         .map_or(test, |(_, name)| name.trim())
 }
 
-/// Copies a program's output while it comes, and returns all of it.
+/// Copies the output of a program while it runs, and returns all of it.
 pub(super) fn copy(mut from: impl Read, mut to: impl Write) -> io::Result<String> {
     let mut all = Vec::new();
     let mut part = [0; 4_096];
@@ -120,7 +120,7 @@ test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 5 filtered out; 
             outcome.skipped,
             [
                 "privileged: three: go is not on PATH",
-                "privileged: web: it is marked as ignored"
+                "privileged: web: the test is marked as ignored"
             ]
         );
         assert_eq!(outcome.failures, ["privileged: two"]);
@@ -131,7 +131,7 @@ test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 5 filtered out; 
     fn a_program_that_dies_is_a_failure() {
         let outcome = Outcome::read("privileged", "running 4 tests\ntest one ... ok\ntest two ... ");
         assert_eq!(outcome.failed, 1);
-        assert_eq!(outcome.failures, ["privileged: it ended without a result"]);
+        assert_eq!(outcome.failures, ["privileged: the program ended without a result"]);
     }
 
     #[test]
@@ -146,7 +146,7 @@ test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 5 filtered out; 
     #[test]
     fn what_is_copied_is_returned() {
         let mut copied = Vec::new();
-        assert_eq!(copy(&b"text"[..], &mut copied).expect("memory"), "text");
+        assert_eq!(copy(&b"text"[..], &mut copied).expect("the text is copied"), "text");
         assert_eq!(copied, b"text");
     }
 }

@@ -1,7 +1,7 @@
-//! `cargo xtask test --repeat N`: every privileged test N times, each time in a process of its own.
+//! `cargo xtask test --repeat N`: runs every privileged test N times, each time in a new process.
 //!
-//! One line a result goes to `target/test-repeats.jsonl`, so an interrupted command goes on where it was. A result counts for the build
-//! and the load it was got with, and for nothing else.
+//! Each result is a line in `target/test-repeats.jsonl`, so an interrupted command continues where it stopped. A result is used
+//! only by commands with the same executables and the same setting of `--beside-load`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -16,33 +16,34 @@ use sha2::{Digest as _, Sha256};
 use super::outcome::Outcome;
 use crate::process;
 
-/// A test takes at most this long.
+/// The maximum run time of a test. After this time it is ended and its result is `timed out`.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// How often each test runs, and beside what.
+/// How often each test runs, and under which conditions.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Repetition<'a> {
     pub(super) rounds: u32,
-    /// Whether a program keeps every CPU busy meanwhile.
+    /// Whether a program keeps every CPU busy while a test runs.
     pub(super) beside_load: bool,
-    /// What identifies the executables.
+    /// The [`build_id`] of the executables.
     pub(super) build: &'a str,
 }
 
-/// One result, as it is in the file.
+/// A result in the file.
 struct TestResult {
     test: String,
+    /// `passed`, `failed`, `skipped` or `timed out`.
     word: String,
     seconds: f64,
 }
 
-/// Runs what is still missing, a round at a time, and prints the results of every test.
+/// Runs the tests whose results are missing, round by round, and prints the results of all tests.
 pub(super) fn run(tests: &[String], repetition: Repetition<'_>, command: impl Fn(&str) -> Command) -> Result<Outcome> {
     let path = process::root().join("target/test-repeats.jsonl");
     let mut results = read(&fs::read_to_string(&path).unwrap_or_default(), repetition);
     results.retain(|result| tests.contains(&result.test));
     if !results.is_empty() {
-        eprintln!("{} results are in {} already", results.len(), path.display());
+        eprintln!("{} already has {} results", path.display(), results.len());
     }
     let mut file = OpenOptions::new()
         .create(true)
@@ -74,7 +75,7 @@ pub(super) fn run(tests: &[String], repetition: Repetition<'_>, command: impl Fn
     Ok(summary(tests, &results))
 }
 
-/// The results in a file that were got in this way.
+/// Returns the results in the text of the file that belong to the same executables and the same load.
 fn read(text: &str, repetition: Repetition<'_>) -> Vec<TestResult> {
     let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     lines
@@ -89,9 +90,9 @@ fn read(text: &str, repetition: Repetition<'_>) -> Vec<TestResult> {
         .collect()
 }
 
-/// Runs a test once, with what it prints.
+/// Runs a test once, and returns the result and everything that the test printed.
 fn run_once(test: &str, command: &mut Command) -> Result<(TestResult, String)> {
-    let printed = tempfile::NamedTempFile::new().context("cannot make a file for what the test prints")?;
+    let printed = tempfile::NamedTempFile::new().context("cannot create a file for the output of the test")?;
     let start = Instant::now();
     let mut child = command
         .stdin(Stdio::null())
@@ -129,16 +130,16 @@ fn append(path: &Path) -> Result<File> {
     OpenOptions::new()
         .append(true)
         .open(path)
-        .context("cannot write what the test prints")
+        .context("cannot open the file for the output of the test")
 }
 
-/// Ends a command that may be sudo, which passes signals on.
+/// Ends a command with SIGTERM. The command may be sudo, which passes the signal on.
 fn end(child: &mut Child) {
     let _ = process::run(process::as_root("kill").arg(child.id().to_string()));
     let _ = child.wait();
 }
 
-/// Prints a line for each test, the slowest first.
+/// Prints a line for each test, the slowest first, and returns the sum of the results.
 fn summary(tests: &[String], results: &[TestResult]) -> Outcome {
     let mut outcome = Outcome::default();
     let mut lines: Vec<(f64, String)> = Vec::new();
@@ -174,11 +175,11 @@ fn summary(tests: &[String], results: &[TestResult]) -> Outcome {
         eprintln!("{line}");
     }
     let sum: f64 = lines.iter().map(|(median, _)| median).sum();
-    eprintln!("{sum:7.1} s  all of them once");
+    eprintln!("{sum:7.1} s  sum of the medians");
     outcome
 }
 
-/// What identifies the executables: a change of one begins anew.
+/// Returns a hash of the executables. Results of other executables are not used.
 pub(super) fn build_id(executables: &[PathBuf]) -> Result<String> {
     let mut hash = Sha256::new();
     for path in executables {
@@ -188,7 +189,7 @@ pub(super) fn build_id(executables: &[PathBuf]) -> Result<String> {
     Ok(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// A program on each CPU that keeps it busy. It ends with this command, and by itself after a test's longest time.
+/// Programs that keep all CPUs busy. They are killed when the value is dropped, and end by themselves after [`LIMIT`] of CPU time.
 struct Load(Vec<Child>);
 
 impl Load {
@@ -196,7 +197,7 @@ impl Load {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let mut load = Self(Vec::new());
         for _ in 0..cpus {
-            // The shell's own limit of CPU time ends it, whatever happens to this command.
+            // The CPU time limit ends the shell even if this command is killed.
             let script = format!("ulimit -t {}; while :; do :; done", LIMIT.as_secs());
             let busy = Command::new("sh").args(["-c", &script]).spawn();
             load.0.push(busy.context("cannot start a busy program")?);
@@ -214,7 +215,8 @@ impl Drop for Load {
     }
 }
 
-/// The tests of a list that a filter selects, or all of them.
+/// Returns the tests that contain one of the filters in their names, or all tests if there is no filter. Fails if a filter matches
+/// no test.
 pub(super) fn select(tests: Vec<String>, filters: &[String]) -> Result<Vec<String>> {
     if let Some(unknown) = filters
         .iter()
@@ -249,8 +251,8 @@ mod tests {
     fn a_filter_selects_and_must_match() {
         let all = || vec!["one".to_owned(), "two".to_owned()];
         let select = |filters: &[&str]| select(all(), &filters.iter().map(|&f| f.to_owned()).collect::<Vec<_>>());
-        assert_eq!(select(&[]).expect("all").len(), 2);
-        assert_eq!(select(&["tw"]).expect("one"), ["two"]);
+        assert_eq!(select(&[]).expect("no filter").len(), 2);
+        assert_eq!(select(&["tw"]).expect("the filter matches"), ["two"]);
         assert!(select(&["three"]).is_err());
     }
 

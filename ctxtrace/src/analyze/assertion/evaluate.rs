@@ -1,21 +1,22 @@
-//! Whether an assertion holds in a report.
+//! Evaluates an assertion on a report.
 
 use serde_json::Value;
 
 use super::{Assertion, Bound, Condition, Number, Step, Steps, parse, schema};
 
-/// The most values told where the one that was wanted is missing.
+/// Maximum number of existing values that a message lists if the selected value does not exist. The message gives the number of
+/// the remaining values.
 const OTHERS_TOLD: usize = 8;
 
 /// Why an assertion does not hold.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{path} is {}", value_in_words(.value, *.summed))]
 pub struct NotMet {
-    /// The place that was compared, or the null on the way to it.
+    /// Path of the value that was compared, or of a null before the end of the path.
     path: String,
-    /// What is there; a reason where nothing is.
+    /// The value at the path. If there is no value, the reason.
     value: Result<Bound, String>,
-    /// How many elements were added up, where they were selected.
+    /// Number of elements that were added up, if the path selects elements.
     summed: Option<usize>,
 }
 
@@ -28,19 +29,19 @@ fn value_in_words(value: &Result<Bound, String>, summed: Option<usize>) -> Strin
     }
 }
 
-/// A place of the report.
+/// A value in the report and its path.
 struct Place<'a> {
-    /// As `unavailable` writes it.
+    /// The path in the form that `unavailable` uses.
     path: String,
     value: &'a Value,
 }
 
 impl Assertion {
-    /// Says by which value it fails to hold in `report`, the JSON of a result.
+    /// Checks whether the assertion holds in `report`, the JSON of a result.
     ///
     /// # Errors
     ///
-    /// If it does not hold; so for a null, whatever the bound.
+    /// If the assertion does not hold. An assertion on a null never holds. The error has the value that was found.
     pub fn evaluate(&self, report: &Value) -> Result<(), NotMet> {
         let places = self.places(report)?;
         let selects = self.path.iter().any(|step| matches!(step, Step::Select(_)));
@@ -62,12 +63,12 @@ impl Assertion {
         match (found, self.bound) {
             (Bound::Number(found), Bound::Number(bound)) => self.operator.admits(found.compare(bound)),
             (Bound::Flag(found), Bound::Flag(bound)) => self.operator.admits(found.cmp(&bound)),
-            // The schema keeps these apart.
+            // The check against the schema rejects such assertions.
             (Bound::Number(_), Bound::Flag(_)) | (Bound::Flag(_), Bound::Number(_)) => false,
         }
     }
 
-    /// Everything the path leads to.
+    /// Returns every value that the path leads to.
     fn places<'a>(&self, report: &'a Value) -> Result<Vec<Place<'a>>, NotMet> {
         let mut places = vec![Place {
             path: String::new(),
@@ -97,7 +98,7 @@ fn field<'a>(place: &Place<'a>, name: &str) -> Place<'a> {
     let dot = if place.path.is_empty() { "" } else { "." };
     Place {
         path: format!("{}{dot}{name}", place.path),
-        // What is absent is null.
+        // Indexing with an absent field gives null.
         value: &place.value[name],
     }
 }
@@ -109,7 +110,10 @@ fn element<'a>(place: &Place<'a>, index: usize) -> Result<Place<'a>, NotMet> {
         None => {
             let length = place.value.as_array().map_or(0, Vec::len);
             Err(NotMet {
-                value: Err(format!("there is no such element, {} has {length}", place.path)),
+                value: Err(format!(
+                    "there is no such element, because {} has {length} elements",
+                    place.path
+                )),
                 path,
                 summed: None,
             })
@@ -117,7 +121,8 @@ fn element<'a>(place: &Place<'a>, index: usize) -> Result<Place<'a>, NotMet> {
     }
 }
 
-/// The elements that meet all conditions, each of which must be known to be spelt well. `steps` lead to their list.
+/// Returns the elements that meet all conditions. Fails if the value of a condition may be misspelt. `steps` is the path of the
+/// list.
 fn selected<'a>(place: &Place<'a>, conditions: &[Condition], steps: &[Step]) -> Result<Vec<Place<'a>>, NotMet> {
     let elements = place.value.as_array().map_or(&[][..], Vec::as_slice);
     for condition in conditions {
@@ -159,7 +164,7 @@ fn meets(element: &Value, condition: &Condition) -> bool {
     }
 }
 
-/// What the elements have instead.
+/// Returns the end of a message that lists the values that the elements have instead.
 fn others(elements: &[Value], key: &str) -> String {
     let mut values: Vec<String> = Vec::new();
     for element in elements {
@@ -176,8 +181,8 @@ fn others(elements: &[Value], key: &str) -> String {
     values.truncate(OTHERS_TOLD);
     match (values.is_empty(), rest) {
         (true, _) => String::new(),
-        (false, 0) => format!("; there is {}", values.join(", ")),
-        (false, rest) => format!("; there is {} and {rest} more", values.join(", ")),
+        (false, 0) => format!("; existing values: {}", values.join(", ")),
+        (false, rest) => format!("; existing values: {} and {rest} more", values.join(", ")),
     }
 }
 
@@ -194,7 +199,7 @@ fn sum(places: &[Place<'_>], report: &Value) -> Result<Number, NotMet> {
     for place in places {
         match compared(place, report)? {
             Bound::Number(number) => sum = sum.plus(number),
-            // The schema lets no path with a selection lead to these.
+            // The check against the schema rejects a path that selects elements and leads to a flag.
             Bound::Flag(_) => return Err(null(place, report)),
         }
     }
@@ -208,7 +213,7 @@ fn of_json(number: &serde_json::Number) -> Option<Number> {
         .or_else(|| number.as_f64().map(Number::Decimal))
 }
 
-/// There is nothing here; why, `unavailable` knows.
+/// Makes the error for a null. The reason comes from the report's `unavailable`.
 fn null(place: &Place<'_>, report: &Value) -> NotMet {
     let entries = report["unavailable"].as_array().into_iter().flatten();
     let reason = entries
@@ -216,14 +221,12 @@ fn null(place: &Place<'_>, report: &Value) -> NotMet {
         .find_map(|entry| entry["reason"].as_str());
     NotMet {
         path: place.path.clone(),
-        value: Err(reason
-            .unwrap_or("the report has no such figure in this place")
-            .to_owned()),
+        value: Err(reason.unwrap_or("the report has no value for this figure").to_owned()),
         summed: None,
     }
 }
 
-/// Whether an entry of `unavailable` speaks of a place; `*` stands for all fields of a group.
+/// Whether an entry of `unavailable` applies to a path. A `*` stands for all fields of a group.
 fn covers(entry: &str, path: &str) -> bool {
     match entry.strip_suffix('*') {
         Some(group) => path.starts_with(group),

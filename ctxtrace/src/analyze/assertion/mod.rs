@@ -1,4 +1,4 @@
-//! `--assert`: a sentence about one figure of the report, which a project can put into its CI.
+//! `--assert`: a condition on one figure of the report, for use in the CI of a project.
 //!
 //! ```text
 //! kernel_switches.per_message < 0.01
@@ -7,14 +7,16 @@
 //! └────────────── path ──────────────┘ └┘ └─ bound
 //! ```
 //!
-//! It goes through three steps. `parse` knows the form; `schema` knows every name of the report and its type, so that
-//! what can never be true is found before anything runs; `evaluate` knows the report. A path may meet:
+//! An assertion is processed in three steps. `parse` checks the syntax. `schema` checks every name and its type against the
+//! schema of the report, so that an assertion that could never hold is rejected before anything runs. `evaluate` compares the
+//! assertion with the report. The path of an assertion can lead to:
 //!
-//! * *one value*: that is compared. A null does not satisfy anything, and the failure says why it is null.
-//! * *several*, by `[key=value]`: their numbers are added up, which has a meaning for counts and sums of times.
-//! * *none*: 0, if what was selected by is known to be spelt well (the schema lists its values, as it does classes, or some
-//!   other element of the list has it). Otherwise null: a name that appears nowhere is more probably misspelt than rare, and
-//!   a guard must not hold because of a slip.
+//! * *one value*: the value is compared with the bound. An assertion on a null fails, and the message says why the value is null.
+//! * *several values*, if the path has a selection `[key=value]`: the numbers are added up, which is meaningful for counts and
+//!   for sums of times.
+//! * *no value*: it counts as 0 if the selected name is known to be spelt correctly, because the schema lists the possible values
+//!   (as for classes) or another element of the list has the name. Otherwise it counts as null: a name that occurs nowhere is
+//!   more likely misspelt than rare, and an assertion must not hold because of a spelling mistake.
 
 mod evaluate;
 mod parse;
@@ -26,39 +28,40 @@ use std::str::FromStr;
 
 pub use evaluate::NotMet;
 
-/// One sentence about one figure of the report.
+/// A condition on one figure of the report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assertion {
-    /// Where in the report; never empty.
+    /// The path of the figure in the report. Never empty.
     path: Vec<Step>,
     operator: Operator,
     bound: Bound,
 }
 
-/// Decimals in an assertion are finite, so every assertion equals itself.
+/// The decimal numbers in an assertion are finite, never NaN, so every assertion equals itself.
 impl Eq for Assertion {}
 
-/// One step into the report.
+/// One step of a path into the report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
-    /// `.name`.
+    /// `.name`: a field.
     Field(String),
-    /// `[3]`.
+    /// `[3]`: an element of a list by its index.
     Index(usize),
-    /// `[class=task-blocked]`, and further conditions in brackets of their own: the elements that meet all of them.
+    /// `[class=task-blocked]`, possibly followed by further conditions in brackets of their own: the elements that meet all
+    /// conditions.
     Select(Vec<Condition>),
 }
 
-/// What a selected element has.
+/// A condition that a selected element must meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Condition {
-    /// A field of the element.
+    /// Name of a field of the element.
     key: String,
-    /// That field's value, as text.
+    /// The value that the field must have, as text.
     value: String,
 }
 
-/// How the figure must stand to the bound.
+/// How the figure is compared with the bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operator {
     Less,
@@ -69,7 +72,7 @@ enum Operator {
 }
 
 impl Operator {
-    /// All of them; a symbol stands before those it begins with.
+    /// All operators. A symbol that begins with another symbol comes before it, so that the parser finds the longer one.
     const ALL: [Self; 5] = [Self::AtMost, Self::Less, Self::AtLeast, Self::Greater, Self::Equal];
 
     fn symbol(self) -> &'static str {
@@ -82,7 +85,7 @@ impl Operator {
         }
     }
 
-    /// Whether it admits a figure that stands so to the bound.
+    /// Whether a figure that compares with the bound as `ordering` says meets the condition.
     fn admits(self, ordering: Ordering) -> bool {
         match self {
             Self::Less => ordering.is_lt(),
@@ -94,14 +97,15 @@ impl Operator {
     }
 }
 
-/// What a figure is compared with.
+/// The value that a figure is compared with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bound {
     Number(Number),
     Flag(bool),
 }
 
-/// A number, exact as long as it is whole: counts and nanoseconds go beyond what a floating-point number tells apart.
+/// A number. Whole numbers are kept exactly, because counts and nanoseconds may exceed the range in which a floating-point number
+/// distinguishes whole numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Number {
     Whole(i128),
@@ -116,11 +120,11 @@ impl Number {
         }
     }
 
-    /// How it stands to another one: whole numbers exactly, others as floating-point numbers.
+    /// Compares two numbers: whole numbers exactly, others as floating-point numbers.
     fn compare(self, other: Self) -> Ordering {
         match (self, other) {
             (Self::Whole(a), Self::Whole(b)) => a.cmp(&b),
-            // JSON has no number that is none, and the parser lets none through.
+            // Neither JSON nor the parser can produce NaN, so the comparison never fails.
             (a, b) => a.as_decimal().partial_cmp(&b.as_decimal()).unwrap_or(Ordering::Equal),
         }
     }
@@ -133,7 +137,7 @@ impl Number {
     }
 }
 
-/// An expression that makes no sense; its text says why, and what was perhaps meant.
+/// An expression that is not a valid assertion. The text says why, and which names may have been meant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(String);
@@ -155,7 +159,7 @@ impl fmt::Display for Assertion {
     }
 }
 
-/// A path, or its beginning, as text.
+/// A path, or the beginning of a path, that is displayed as text.
 struct Steps<'a>(&'a [Step]);
 
 impl fmt::Display for Steps<'_> {
@@ -198,7 +202,7 @@ impl fmt::Display for Number {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Whole(whole) => whole.fmt(f),
-            // The shortest text that is read as the same number, and never as a whole one.
+            // The shortest text that is parsed as the same number and never as a whole number.
             Self::Decimal(decimal) => write!(f, "{decimal:?}"),
         }
     }

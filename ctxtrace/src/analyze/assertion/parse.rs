@@ -1,19 +1,19 @@
-//! The form of an assertion:
+//! Parses an assertion. The syntax is:
 //!
 //! ```text
 //! assertion = path operator bound
 //! path      = name { "." name | "[" index "]" | "[" name "=" value "]" }
-//! name      = letters, digits, "_" and "-", of which the first is no digit
+//! name      = letters, digits, "_" and "-", beginning with a letter or "_"
 //! value     = text without "]", or "text" with \" and \\
 //! operator  = "<" | "<=" | ">" | ">=" | "=="
 //! bound     = "true" | "false" | a number: 12, 2_000_000, 0.01, 1.5e-3, -4
 //! ```
 //!
-//! Spaces may stand between any two of these.
+//! Spaces are allowed between any two of these elements.
 
 use super::{Assertion, Bound, Condition, Invalid, Number, Operator, Step};
 
-/// Reads an expression.
+/// Parses an expression.
 pub(super) fn parse(text: &str) -> Result<Assertion, Invalid> {
     let mut cursor = Cursor { text, at: 0 };
     let path = path(&mut cursor)?;
@@ -51,7 +51,7 @@ fn name(cursor: &mut Cursor<'_>) -> Result<String, Invalid> {
     Ok(name.to_owned())
 }
 
-/// What follows a `[`, up to and with its `]`.
+/// Parses the rest of a step after `[`, up to and including `]`.
 fn bracket(cursor: &mut Cursor<'_>) -> Result<Step, Invalid> {
     cursor.skip_spaces();
     let digits = cursor.take_while(|c| c.is_ascii_digit());
@@ -63,7 +63,7 @@ fn bracket(cursor: &mut Cursor<'_>) -> Result<Step, Invalid> {
         let value = value(cursor)?;
         Step::Select(vec![Condition { key, value }])
     } else {
-        let too_large = |_| Invalid(format!("`[{digits}]` is no index: it is too large"));
+        let too_large = |_| Invalid(format!("`[{digits}]` is not an index: the number is too large"));
         Step::Index(digits.parse().map_err(too_large)?)
     };
     if cursor.take("]") {
@@ -85,7 +85,7 @@ fn value(cursor: &mut Cursor<'_>) -> Result<String, Invalid> {
     Ok(value.to_owned())
 }
 
-/// What follows a `"`, up to and with the next one that has no `\` before it.
+/// Parses the rest of a quoted text after the first `"`, up to and including the next `"` that has no `\` before it.
 fn quoted(cursor: &mut Cursor<'_>) -> Result<String, Invalid> {
     let mut value = String::new();
     loop {
@@ -96,7 +96,7 @@ fn quoted(cursor: &mut Cursor<'_>) -> Result<String, Invalid> {
                 Some(c @ ('"' | '\\')) => value.push(c),
                 _ => return Err(cursor.expected("`\"` or `\\` after a `\\`")),
             },
-            _ => return Err(cursor.expected("`\"` at the end of the text")),
+            _ => return Err(cursor.expected("a closing `\"`")),
         }
     }
 }
@@ -116,13 +116,13 @@ fn bound(text: &str) -> Option<Bound> {
     }
 }
 
-/// A number with `_` between its digits; `None` for what is none, and for what is too large to be one.
+/// Parses a number, which may have `_` between its digits. Returns `None` if the text is not a number or the number is too large.
 pub(super) fn number(text: &str) -> Option<Number> {
     let is_digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit());
     let mut before = None;
     let mut rest = text.chars();
     while let Some(c) = rest.next() {
-        // Rust also reads "inf" and "nan" as numbers.
+        // Rust also parses "inf" and "nan" as numbers, so only these characters are allowed.
         let allowed = match c {
             '_' => is_digit(before) && is_digit(rest.clone().next()),
             '0'..='9' | '.' | 'e' | 'E' | '+' | '-' => true,
@@ -141,10 +141,10 @@ pub(super) fn number(text: &str) -> Option<Number> {
     decimal.is_finite().then_some(Number::Decimal(decimal))
 }
 
-/// How far an expression has been read.
+/// A position in an expression that is being parsed.
 struct Cursor<'a> {
     text: &'a str,
-    /// In bytes, always between two characters.
+    /// Offset in bytes. Always at a character boundary.
     at: usize,
 }
 
@@ -157,7 +157,7 @@ impl<'a> Cursor<'a> {
         self.take_while(char::is_whitespace);
     }
 
-    /// Takes `token`, which spaces may precede, if it is next.
+    /// Skips `token`, and spaces before it, if it comes next. Returns whether it did.
     fn take(&mut self, token: &str) -> bool {
         let rest = self.rest().trim_start();
         if rest.starts_with(token) {
@@ -184,9 +184,9 @@ impl<'a> Cursor<'a> {
     fn expected(&self, what: &str) -> Invalid {
         let rest = self.rest().trim();
         if rest.is_empty() {
-            Invalid(format!("{what} is expected at its end"))
+            Invalid(format!("{what} is expected at the end"))
         } else {
-            Invalid(format!("{what} is expected where it says `{rest}`"))
+            Invalid(format!("{what} is expected at `{rest}`"))
         }
     }
 }

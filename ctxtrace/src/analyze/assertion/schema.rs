@@ -1,6 +1,6 @@
-//! Whether there is such a figure: the path of an assertion against the JSON schema of the report.
+//! Checks the path of an assertion against the JSON schema of the report.
 //!
-//! The schema is made from the result's own types, so a name that is added there is known here at once.
+//! The schema is generated from the types of the report, so names added there are known here without further changes.
 
 use serde_json::{Map, Value};
 
@@ -8,12 +8,12 @@ use super::parse::number;
 use super::{Assertion, Bound, Condition, Invalid, Operator, Step, Steps};
 use crate::analyze::result::Report;
 
-/// From this similarity on (Jaro-Winkler, 0 to 1) a name may be the one that was meant.
+/// Names with at least this similarity (Jaro-Winkler, 0 to 1) are suggested.
 const NEAR: f64 = 0.8;
-/// The most names to suggest.
+/// Maximum number of names to suggest.
 const SUGGESTED: usize = 3;
 
-/// Says what is wrong with an assertion that no report could satisfy or fail in earnest.
+/// Rejects an assertion that makes no sense for any report, with a message that says why.
 pub(super) fn check(assertion: &Assertion) -> Result<(), Invalid> {
     let schema = schemars::schema_for!(Report);
     let schema = Schema {
@@ -25,30 +25,32 @@ pub(super) fn check(assertion: &Assertion) -> Result<(), Invalid> {
     let selects = steps.iter().any(|step| matches!(step, Step::Select(_)));
     match (shape, assertion.bound) {
         (Shape::Number, Bound::Number(_)) => Ok(()),
-        (Shape::Number, Bound::Flag(_)) => Err(Invalid(format!("`{path}` is a number, and true and false are none"))),
+        (Shape::Number, Bound::Flag(_)) => Err(Invalid(format!(
+            "`{path}` is a number and cannot be compared with true or false"
+        ))),
         (Shape::Flag, _) if selects => Err(Invalid(format!(
-            "`{path}` is true or false, and [key=value] adds up numbers: pick one element by its index, as [0]"
+            "`{path}` is true or false, and [key=value] adds up numbers: select one element by its index, as in [0]"
         ))),
         (Shape::Flag, Bound::Flag(_)) if assertion.operator == Operator::Equal => Ok(()),
         (Shape::Flag, _) => Err(Invalid(format!(
-            "`{path}` is true or false: compare it by `== true` or `== false`"
+            "`{path}` is true or false: use `== true` or `== false`"
         ))),
         (Shape::Text(_), _) => Err(Invalid(format!(
-            "`{path}` is text, and only {COMPARABLE} can be compared"
+            "`{path}` is text, but only {COMPARABLE} can be compared"
         ))),
         (Shape::Group(fields), _) => Err(Invalid(format!(
-            "`{path}` is a group, and only {COMPARABLE} can be compared: {}",
+            "`{path}` is a group, but only {COMPARABLE} can be compared: {}",
             schema.comparable(&path, fields)
         ))),
         (Shape::List(_), _) => Err(Invalid(format!(
-            "`{path}` is a list, and only {COMPARABLE} can be compared: \
-             pick elements, as {path}[0] or {path}[key=value], and a field of them"
+            "`{path}` is a list, but only {COMPARABLE} can be compared: \
+             select elements, as in {path}[0] or {path}[key=value], and one of their fields"
         ))),
-        (Shape::Other, _) => Err(Invalid(format!("`{path}` is nothing that can be compared"))),
+        (Shape::Other, _) => Err(Invalid(format!("`{path}` cannot be compared"))),
     }
 }
 
-/// Whether the schema lists the values of `key` in the elements of the list that `steps` lead to.
+/// Whether the schema lists the possible values of the field `key` in the elements of the list at `steps`.
 pub(super) fn lists_values(steps: &[Step], key: &str) -> bool {
     let schema = schemars::schema_for!(Report);
     let schema = Schema {
@@ -64,16 +66,18 @@ pub(super) fn lists_values(steps: &[Step], key: &str) -> bool {
     matches!(field, Some(Shape::Text(choice)) if !choice.is_empty())
 }
 
+/// The kinds of values that can be compared, for messages.
 const COMPARABLE: &str = "numbers, true and false";
 
-/// What a place of the report holds, where it is not null.
+/// The kind of a value in the report, if the value is not null.
 enum Shape<'a> {
+    /// An object, with the schemas of its fields.
     Group(&'a Map<String, Value>),
-    /// Of which the schema of an element.
+    /// A list, with the schema of its elements.
     List(&'a Value),
     Number,
     Flag,
-    /// Its values, where they are fixed.
+    /// Text, with the possible values if they are fixed.
     Text(Vec<&'a str>),
     Other,
 }
@@ -83,17 +87,18 @@ struct Schema<'a> {
 }
 
 impl<'a> Schema<'a> {
+    /// Returns the shape that a schema describes.
     fn shape(&self, schema: &'a Value) -> Shape<'a> {
         if let Some(pointer) = schema["$ref"].as_str() {
             let target = pointer.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer));
             return target.map_or(Shape::Other, |target| self.shape(target));
         }
-        // Either this or null.
+        // The schema of an optional value: a type or null.
         if let Some(either) = schema["anyOf"].as_array() {
             let something = either.iter().find(|schema| schema["type"] != "null");
             return something.map_or(Shape::Other, |schema| self.shape(schema));
         }
-        // A choice: names with a description each, or without.
+        // The schema of an enum: names with or without a description for each.
         if let Some(choice) = schema["oneOf"].as_array() {
             let of_one = |schema: &'a Value| {
                 let names = schema["const"].as_str().into_iter();
@@ -111,7 +116,7 @@ impl<'a> Schema<'a> {
         }
     }
 
-    /// The shape at the end of a path.
+    /// Returns the shape at the end of a path.
     fn walk(&self, steps: &[Step]) -> Result<Shape<'a>, Invalid> {
         let mut shape = self.shape(self.root);
         for (index, step) in steps.iter().enumerate() {
@@ -120,7 +125,7 @@ impl<'a> Schema<'a> {
         Ok(shape)
     }
 
-    /// The shape one step further. `before` are the steps that have led to `shape`.
+    /// Returns the shape after one more step. `before` is the path that leads to `shape`.
     fn step(&self, shape: &Shape<'a>, before: &[Step], step: &Step) -> Result<Shape<'a>, Invalid> {
         let whole = Steps(before);
         match (shape, step) {
@@ -129,7 +134,7 @@ impl<'a> Schema<'a> {
                 None => Err(self.unknown(before, fields, name)),
             },
             (Shape::List(element), Step::Field(name)) => Err(Invalid(format!(
-                "`{whole}` is a list: pick elements, as {whole}[0].{name} or {whole}[key=value].{name}{}",
+                "`{whole}` is a list: select elements, as in {whole}[0].{name} or {whole}[key=value].{name}{}",
                 self.keys(element)
             ))),
             (Shape::List(element), Step::Index(_)) => Ok(self.shape(element)),
@@ -140,12 +145,12 @@ impl<'a> Schema<'a> {
                 }
                 Ok(of_element)
             }
-            (_, Step::Field(name)) => Err(Invalid(format!("`{whole}` is no group, and has no `{name}`"))),
-            (_, Step::Index(_) | Step::Select(_)) => Err(Invalid(format!("`{whole}` is no list"))),
+            (_, Step::Field(name)) => Err(Invalid(format!("`{whole}` is not a group and has no `{name}`"))),
+            (_, Step::Index(_) | Step::Select(_)) => Err(Invalid(format!("`{whole}` is not a list"))),
         }
     }
 
-    /// Whether an element can meet a condition.
+    /// Checks whether an element of `list` could meet a condition.
     fn condition(&self, list: &Steps<'_>, element: &Shape<'a>, condition: &Condition) -> Result<(), Invalid> {
         let Condition { key, value } = condition;
         let Shape::Group(fields) = element else {
@@ -167,18 +172,19 @@ impl<'a> Schema<'a> {
                 )))
             }
             Shape::Number if number(value).is_none() => Err(Invalid(format!(
-                "`{key}` is a number in `{list}`, and `{value}` is none"
+                "`{key}` is a number in `{list}`, but `{value}` is not"
             ))),
             Shape::Flag if !matches!(value.as_str(), "true" | "false") => Err(Invalid(format!(
-                "`{key}` is true or false in `{list}`, and `{value}` is neither"
+                "`{key}` is true or false in `{list}`, but `{value}` is neither"
             ))),
             Shape::Text(_) | Shape::Number | Shape::Flag => Ok(()),
             Shape::Group(_) | Shape::List(_) | Shape::Other => Err(Invalid(format!(
-                "elements of `{list}` can be picked by text and numbers, and `{key}` is neither"
+                "elements of `{list}` can be selected by text, numbers, true and false, but `{key}` is none of these"
             ))),
         }
     }
 
+    /// Makes the error for a name that does not exist, with suggestions.
     fn unknown(&self, before: &[Step], fields: &Map<String, Value>, name: &str) -> Invalid {
         let whole = if before.is_empty() {
             "the report".to_owned()
@@ -187,7 +193,7 @@ impl<'a> Schema<'a> {
         };
         let mut near = near(name, fields.keys());
         if before.is_empty() && near.is_empty() {
-            // The name of a figure without the group it is in?
+            // The name may be that of a figure without the group that contains it.
             let mut paths = Vec::new();
             self.collect(self.root, String::new(), &mut paths);
             paths.retain(|path| path.rsplit('.').next() == Some(name));
@@ -197,7 +203,8 @@ impl<'a> Schema<'a> {
         Invalid(format!("{whole} has no `{name}`{}", did_you_mean(&near, fields.keys())))
     }
 
-    /// Every figure below a place: `lost.events`, `ledger[…].count`. The report's types nest, but do not recur.
+    /// Adds the paths of all figures below a value to `paths`, for example `lost.events` and `ledger[…].count`. It terminates
+    /// because the types of the report are not recursive.
     fn collect(&self, schema: &'a Value, path: String, paths: &mut Vec<String>) {
         match self.shape(schema) {
             Shape::Group(fields) => {
@@ -212,20 +219,20 @@ impl<'a> Schema<'a> {
         }
     }
 
-    /// Some fields of a group that could be compared.
+    /// Returns the end of a message that lists the fields of a group that can be compared.
     fn comparable(&self, path: &Steps<'_>, fields: &'a Map<String, Value>) -> String {
         let figures = fields
             .iter()
             .filter(|(_, schema)| matches!(self.shape(schema), Shape::Number | Shape::Flag));
         let figures: Vec<String> = figures.map(|(name, _)| format!("{path}.{name}")).collect();
         if figures.is_empty() {
-            "name one of its parts' figures".to_owned()
+            "use a figure of one of its parts".to_owned()
         } else {
-            format!("take one of {}", figures.join(", "))
+            format!("use one of {}", figures.join(", "))
         }
     }
 
-    /// By what elements can be picked.
+    /// Returns the end of a message that lists the keys by which elements of a list can be selected.
     fn keys(&self, element: &'a Value) -> String {
         let Shape::Group(fields) = self.shape(element) else {
             return String::new();
@@ -242,12 +249,13 @@ fn strings(list: &Value) -> impl Iterator<Item = &str> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// The type of a schema that may also be null.
+/// Returns the type in a schema. If the schema allows null and one other type, returns the other type.
 fn not_null(of: &Value) -> Option<&str> {
     of.as_str().or_else(|| strings(of).find(|&name| name != "null"))
 }
 
-/// The names most like `name`, those that begin as it does first.
+/// Returns the names that are most similar to `name`, the most similar first. Names with the same beginning count as more
+/// similar.
 fn near<N: AsRef<str>>(name: &str, known: impl Iterator<Item = N>) -> Vec<String> {
     let mut near: Vec<(f64, String)> = known
         .map(|known| (strsim::jaro_winkler(name, known.as_ref()), known.as_ref().to_owned()))
@@ -257,7 +265,7 @@ fn near<N: AsRef<str>>(name: &str, known: impl Iterator<Item = N>) -> Vec<String
     near.into_iter().map(|(_, name)| name).take(SUGGESTED).collect()
 }
 
-/// How a sentence about an unknown name ends.
+/// Returns the end of a message about an unknown name: suggestions, or all known names if none is similar.
 fn did_you_mean<N: AsRef<str>>(near: &[String], known: impl Iterator<Item = N>) -> String {
     if near.is_empty() {
         let known: Vec<String> = known.map(|name| name.as_ref().to_owned()).collect();

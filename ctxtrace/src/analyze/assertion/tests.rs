@@ -1,4 +1,4 @@
-//! What may be asserted, what may not, and what comes of it.
+//! Tests of which assertions are accepted, which are rejected, and what they evaluate to.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -10,12 +10,12 @@ use crate::workload::Mode;
 
 fn refused(expression: &str) -> String {
     match expression.parse::<Assertion>() {
-        Ok(assertion) => panic!("{assertion} is accepted"),
+        Ok(assertion) => panic!("{assertion} was accepted, but should be rejected"),
         Err(error) => error.to_string(),
     }
 }
 
-/// `None` if it holds.
+/// Returns `None` if the assertion holds, or why it does not.
 fn judged(expression: &str, report: &Value) -> Option<String> {
     let assertion: Assertion = expression
         .parse()
@@ -23,7 +23,7 @@ fn judged(expression: &str, report: &Value) -> Option<String> {
     assertion.evaluate(report).err().map(|not_met| not_met.to_string())
 }
 
-/// The parts of a report that are asserted here.
+/// Returns the parts of a report that the tests make assertions on.
 fn report() -> Value {
     json!({
         "complete": true,
@@ -122,20 +122,20 @@ fn a_null_holds_nowhere_and_says_why() {
         ),
         (
             "tasks[2].kernel_switches < 5",
-            "tasks[2] is null: there is no such element, tasks has 2",
+            "tasks[2] is null: there is no such element, because tasks has 2 elements",
         ),
         (
             "ledger[2].task_id == 0",
-            "ledger[2].task_id is null: the report has no such figure in this place",
+            "ledger[2].task_id is null: the report has no value for this figure",
         ),
-        // A slip must not make a guard hold.
+        // An assertion must not hold because of a spelling mistake.
         (
             "tasks[name=sneder].kernel_switches < 5",
-            "tasks[name=sneder] is null: no element of tasks has this name; there is sender, a]\"b",
+            "tasks[name=sneder] is null: no element of tasks has this name; existing values: sender, a]\"b",
         ),
         (
             "ledger[class=task-blocked][task=recevier].count == 0",
-            "ledger[task=recevier] is null: no element of ledger has this task; there is sender, repeater",
+            "ledger[task=recevier] is null: no element of ledger has this task; existing values: sender, repeater",
         ),
         (
             "wakeups[to_tid=7].count == 0",
@@ -148,7 +148,7 @@ fn a_null_holds_nowhere_and_says_why() {
 
 #[test]
 fn whole_numbers_are_compared_exactly() {
-    // As floating-point numbers these two are the same.
+    // As floating-point numbers these two numbers are equal.
     assert_eq!(judged("kernel_switches.total > 9_007_199_254_740_992", &report()), None);
     assert!(judged("kernel_switches.total == 9007199254740992", &report()).is_some());
     let largest = json!({"kernel_switches": {"total": u64::MAX}});
@@ -159,49 +159,28 @@ fn whole_numbers_are_compared_exactly() {
 #[test]
 fn an_expression_of_no_form_is_refused_with_what_is_missing() {
     for (expression, sentence) in [
-        ("", "a name is expected at its end"),
-        ("< 5", "a name is expected where it says `< 5`"),
-        ("complete", "one of < <= > >= == is expected at its end"),
-        (
-            "complete = true",
-            "one of < <= > >= == is expected where it says `= true`",
-        ),
-        (
-            "migrations != 0",
-            "one of < <= > >= == is expected where it says `!= 0`",
-        ),
-        ("migrations <", "a number, true or false is expected at its end"),
+        ("", "a name is expected at the end"),
+        ("< 5", "a name is expected at `< 5`"),
+        ("complete", "one of < <= > >= == is expected at the end"),
+        ("complete = true", "one of < <= > >= == is expected at `= true`"),
+        ("migrations != 0", "one of < <= > >= == is expected at `!= 0`"),
+        ("migrations <", "a number, true or false is expected at the end"),
         (
             "migrations < 5 and more",
-            "a number, true or false is expected where it says `5 and more`",
+            "a number, true or false is expected at `5 and more`",
         ),
-        (
-            "migrations < inf",
-            "a number, true or false is expected where it says `inf`",
-        ),
-        (
-            "migrations < 1e999",
-            "a number, true or false is expected where it says `1e999`",
-        ),
-        (
-            "migrations < 1__0",
-            "a number, true or false is expected where it says `1__0`",
-        ),
-        (
-            "migrations < _1",
-            "a number, true or false is expected where it says `_1`",
-        ),
-        ("migrations. < 5", "a name is expected where it says `< 5`"),
-        ("tasks[0 < 5", "`]` is expected where it says `< 5`"),
-        ("tasks[name] < 5", "`=` and a value is expected where it says `] < 5`"),
-        ("tasks[name=] < 5", "a value is expected where it says `] < 5`"),
-        (
-            r#"tasks[name="x] < 5"#,
-            "`\"` at the end of the text is expected at its end",
-        ),
+        ("migrations < inf", "a number, true or false is expected at `inf`"),
+        ("migrations < 1e999", "a number, true or false is expected at `1e999`"),
+        ("migrations < 1__0", "a number, true or false is expected at `1__0`"),
+        ("migrations < _1", "a number, true or false is expected at `_1`"),
+        ("migrations. < 5", "a name is expected at `< 5`"),
+        ("tasks[0 < 5", "`]` is expected at `< 5`"),
+        ("tasks[name] < 5", "`=` and a value is expected at `] < 5`"),
+        ("tasks[name=] < 5", "a value is expected at `] < 5`"),
+        (r#"tasks[name="x] < 5"#, "a closing `\"` is expected at the end"),
         (
             "tasks[99999999999999999999].id < 5",
-            "`[99999999999999999999]` is no index: it is too large",
+            "`[99999999999999999999]` is not an index: the number is too large",
         ),
     ] {
         assert_eq!(refused(expression), sentence);
@@ -232,9 +211,9 @@ fn a_name_that_is_not_there_is_refused_with_what_was_meant() {
             "`latency.off_cpu` has no `p95_ns`: did you mean `p90_ns` or `p99_ns` or `p50_ns`?",
         ),
         ("host.zzz < 5", "`host` has no `zzz`; it has cpus, kernel, name"),
-        ("complete.now == true", "`complete` is no group, and has no `now`"),
-        ("kernel_switches[0].total < 5", "`kernel_switches` is no list"),
-        ("migrations[class=exited] < 5", "`migrations` is no list"),
+        ("complete.now == true", "`complete` is not a group and has no `now`"),
+        ("kernel_switches[0].total < 5", "`kernel_switches` is not a list"),
+        ("migrations[class=exited] < 5", "`migrations` is not a list"),
         (
             "ledger[class=task-blokced].count < 5",
             "`ledger` has no class `task-blokced`: did you mean `task-blocked`?",
@@ -245,11 +224,11 @@ fn a_name_that_is_not_there_is_refused_with_what_was_meant() {
         ),
         (
             "ledger[count=few].count < 5",
-            "`count` is a number in `ledger`, and `few` is none",
+            "`count` is a number in `ledger`, but `few` is not",
         ),
         (
             "workload.runs[median=yes].difference < 5",
-            "`median` is true or false in `workload.runs`, and `yes` is neither",
+            "`median` is true or false in `workload.runs`, but `yes` is neither",
         ),
     ] {
         assert_eq!(refused(expression), sentence);
@@ -261,39 +240,39 @@ fn what_is_no_number_is_refused_with_what_it_is() {
     for (expression, sentence) in [
         (
             "workload.mode == 1",
-            "`workload.mode` is text, and only numbers, true and false can be compared",
+            "`workload.mode` is text, but only numbers, true and false can be compared",
         ),
         (
             "cut_short == true",
-            "`cut_short` is text, and only numbers, true and false can be compared",
+            "`cut_short` is text, but only numbers, true and false can be compared",
         ),
         (
             "reconciliation.rusage > 5",
-            "`reconciliation.rusage` is a group, and only numbers, true and false can be compared: take one of \
+            "`reconciliation.rusage` is a group, but only numbers, true and false can be compared: use one of \
              reconciliation.rusage.agrees, reconciliation.rusage.lower, reconciliation.rusage.switches, \
              reconciliation.rusage.upper",
         ),
         (
             "ledger > 5",
-            "`ledger` is a list, and only numbers, true and false can be compared: pick elements, as ledger[0] or \
-             ledger[key=value], and a field of them",
+            "`ledger` is a list, but only numbers, true and false can be compared: select elements, as in ledger[0] \
+             or ledger[key=value], and one of their fields",
         ),
         (
             "complete < true",
-            "`complete` is true or false: compare it by `== true` or `== false`",
+            "`complete` is true or false: use `== true` or `== false`",
         ),
         (
             "complete == 1",
-            "`complete` is true or false: compare it by `== true` or `== false`",
+            "`complete` is true or false: use `== true` or `== false`",
         ),
         (
             "migrations == true",
-            "`migrations` is a number, and true and false are none",
+            "`migrations` is a number and cannot be compared with true or false",
         ),
         (
             "workload.runs[difference=0].median == true",
-            "`workload.runs[difference=0].median` is true or false, and [key=value] adds up numbers: pick one element by \
-             its index, as [0]",
+            "`workload.runs[difference=0].median` is true or false, and [key=value] adds up numbers: select one element \
+             by its index, as in [0]",
         ),
     ] {
         assert_eq!(refused(expression), sentence);
@@ -301,13 +280,13 @@ fn what_is_no_number_is_refused_with_what_it_is() {
     let error = refused("tasks.kernel_switches < 5");
     assert!(
         error.starts_with(
-            "`tasks` is a list: pick elements, as tasks[0].kernel_switches or tasks[key=value].kernel_switches"
+            "`tasks` is a list: select elements, as in tasks[0].kernel_switches or tasks[key=value].kernel_switches"
         ),
         "{error}"
     );
 }
 
-/// Names of the schema lead to the values of a real result, whether it is whole or not.
+/// Every name in the schema leads to the value in a real result, whether the run is complete or not.
 #[test]
 fn every_figure_of_a_report_can_be_asserted() {
     let mut cut = run(500_000);
@@ -323,14 +302,14 @@ fn every_figure_of_a_report_can_be_asserted() {
             } else {
                 value.to_string()
             };
-            // Whether a null is one of a number or of a text, only the schema knows.
+            // Only the schema knows whether a null stands for a number or for text.
             match format!("{path} == {bound}").parse::<Assertion>() {
                 Ok(assertion) => {
                     let not_met = assertion.evaluate(&report).err().map(|not_met| not_met.to_string());
                     match (value.is_null(), not_met) {
                         (true, Some(sentence)) => {
                             assert!(sentence.contains(" is null: "), "{sentence}");
-                            assert!(!sentence.contains("no such figure"), "{sentence}");
+                            assert!(!sentence.contains("no value for this figure"), "{sentence}");
                         }
                         (null, not_met) => assert_eq!((null, not_met), (false, None), "{path}"),
                     }
@@ -386,7 +365,7 @@ fn some_assertion() -> impl Strategy<Value = Assertion> {
     (first, more, operator, some_bound()).prop_map(|(first, more, operator, bound)| {
         let mut steps = vec![first];
         for step in more {
-            // Two selections on end are one.
+            // Two consecutive selections are one step.
             match (step, steps.last_mut()) {
                 (Step::Select(more), Some(Step::Select(conditions))) => conditions.extend(more),
                 (step, _) => steps.push(step),
@@ -411,7 +390,7 @@ proptest! {
         let _ = text.parse::<Assertion>();
     }
 
-    /// Text made of what assertions are made of.
+    /// Texts composed of the elements of assertions.
     #[test]
     fn no_text_like_an_assertion_makes_it_panic(
         text in r#"(tasks|ledger|workload|runs|complete|name|class|exited|count|\.|\[|\]|=|==|<|>|"|\\|0|1e9|_|-| |true){0,12}"#

@@ -1,19 +1,20 @@
-//! Where the time of all threads goes in the measured section of a run, for each message: the budget of [`crate::correlate`],
-//! with the time on the CPU shared out by samples, and the time asleep by the stacks of another run.
+//! How all threads spend their time in the measured section of a run, per message: the budget of [`crate::correlate`], with the
+//! on-CPU time divided by samples, and the time asleep divided by the stacks of another run.
 //!
-//! Each part is put down to what it is for. Time in the kernel belongs to what called it, if that has a name of its own: a
-//! futex call belongs to the lock or to the scheduler that made it. Some time is only waiting: a worker that has nothing to do
-//! sleeps because the work is elsewhere. It is a part of the sum, and no cause.
+//! Each part is attributed to a cause. Time in the kernel is attributed to the code that called the kernel, if that code has a
+//! category of its own: a futex call is attributed to the lock or the scheduler that made it. Some time is only waiting: a worker
+//! without work sleeps because the work is elsewhere. That time is a part of the sum, but not a cause.
 //!
-//! A thread that was woken waits for a CPU. What that wait is for hangs on who has the CPU ([`Before`]):
+//! After a wakeup a thread waits for a CPU. The cause of that wait depends on what the CPU did before ([`Before`]):
 //!
-//! * Nobody: it is what a sleep costs, whatever the sleep was for. An idle CPU has to wake up.
-//! * A thread of the program itself: after a lock, or whatever else it chose to sleep for in the middle of its work, it is the
-//!   end of that (who gives a lock back goes on to run where it has woken another). After a sleep for want of work there are
-//!   more threads with work than CPUs: the run queue.
-//! * Another program: the run queue.
+//! * The CPU was idle: the wait is a part of the cost of the sleep, whatever the thread slept for. An idle CPU needs time to wake
+//!   up.
+//! * The CPU ran a thread of the target: if the thread had slept in the middle of its work, for a lock or for something else, the
+//!   wait is attributed to that sleep (a thread that releases a lock and wakes another one continues to run). If it had slept
+//!   because it had no work, there are more threads with work than CPUs, so the wait is attributed to the run queue.
+//! * The CPU ran another program: the wait is attributed to the run queue.
 //!
-//! A thread that the CPU quota of its cgroup took off its CPU waits for that quota, whoever has the CPU.
+//! If the CPU quota of its cgroup took a thread off its CPU, the wait is attributed to the quota, whatever the CPU did.
 
 use crate::sums::{SaturatingSum, add};
 use std::collections::BTreeMap;
@@ -36,22 +37,22 @@ use crate::trace::symbols::Frame;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Spent {
-    /// On a CPU, in the program
+    /// On a CPU, in the program.
     OnCpuUser,
-    /// On a CPU, in the kernel
+    /// On a CPU, in the kernel.
     OnCpuKernel,
-    /// On a CPU; in which of the two is not known
+    /// On a CPU. It is not known whether in the program or in the kernel.
     OnCpu,
-    /// Ready to run, without a CPU
+    /// Ready to run, waiting for a CPU.
     RunQueue,
-    /// Asleep
+    /// Asleep.
     Blocked,
-    /// Off the CPU: how long asleep and how long ready is not known of each part
+    /// Off the CPU. It is not known how much of the time the thread was asleep and how much it was ready to run.
     OffCpu,
 }
 
 impl Spent {
-    /// As it is called in tables.
+    /// Returns the name in tables.
     #[must_use]
     pub fn in_words(self) -> &'static str {
         match self {
@@ -65,22 +66,23 @@ impl Spent {
     }
 }
 
-/// What a part of the time is for.
+/// The cause of a part of the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
-    /// Code of this kind, and what it calls the kernel for, and what it sleeps for
+    /// Code of this category: its own time, the time of its system calls, and the time it sleeps.
     Code(Category),
-    /// Other programs had the CPU, or threads of this one that had work
+    /// Waiting for a CPU, because other programs or other threads of the target with work had it.
     RunQueue,
-    /// The CPU quota of its cgroup kept it off the CPU
+    /// The CPU quota of the thread's cgroup kept it off the CPU.
     Quota,
-    /// A wait for a CPU, or for the CPU quota of its cgroup: there was one that throttled, and the kernel does not say of which thread
+    /// Waiting for a CPU or for the CPU quota of the thread's cgroup. A quota throttled the cgroup, but the kernel does not show
+    /// which threads it affected.
     RunQueueOrQuota,
 }
 
 impl Cause {
-    /// As it is called in sentences.
+    /// Returns the name in sentences.
     #[must_use]
     pub fn in_words(self) -> &'static str {
         match self {
@@ -95,16 +97,16 @@ impl Cause {
 /// A part of the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Part {
-    /// How it was spent.
+    /// How the time was spent.
     pub spent: Spent,
-    /// Off the CPU: the class of the switch that ended the time before; its number.
+    /// For time off the CPU, the number of the class of the switch-out that began it.
     pub class: u8,
-    /// What for.
+    /// The cause of the time.
     pub cause: Cause,
 }
 
 impl Part {
-    /// The class of the ledger, of time off the CPU.
+    /// Returns the class of the ledger. `None` for time on the CPU.
     #[must_use]
     pub fn class(&self) -> Option<Class> {
         matches!(self.spent, Spent::RunQueue | Spent::Blocked | Spent::OffCpu)
@@ -112,14 +114,14 @@ impl Part {
             .flatten()
     }
 
-    /// Whether it is a thread's waiting for work, and no work.
+    /// Whether the thread only waited for work.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         if !matches!(self.spent, Spent::Blocked | Spent::OffCpu) {
             return false;
         }
         match self.class() {
-            // Whatever a poll sleeps for, the tasks behind it wait.
+            // A sleep inside a poll is never only waiting for work, because other tasks of the thread have to wait for it.
             Some(Class::TaskBlocked) => false,
             Some(Class::ThreadBlocked | Class::Unattributed) => !matches!(
                 self.cause,
@@ -130,19 +132,20 @@ impl Part {
     }
 }
 
-/// Time by stack, outermost frame first, nanoseconds a message.
+/// Time by stack, outermost frame first, in nanoseconds per message.
 pub type Stacks = BTreeMap<Vec<Frame>, f64>;
 
 /// What threads sleep for, from a run with stacks.
 #[derive(Clone, Debug, Default)]
 pub struct Asleep {
-    /// By the number of the class, nanoseconds.
+    /// Off-CPU time in nanoseconds, by the number of the class and by the category of the code that slept.
     classes: BTreeMap<u8, BTreeMap<Category, u64>>,
-    /// By what they were doing and the stack they left with.
+    /// Off-CPU time by what the threads were doing and by the stacks of their switch-outs.
     pub stacks: Stacks,
 }
 
-/// What a wait is for that is no end of a sleep, in a run with such cgroups.
+/// Returns the cause of a wait for a CPU that is not attributed to a sleep. It depends on whether a CPU quota throttled a cgroup
+/// of the run.
 fn wait_of(run: &Run) -> Cause {
     match &run.aggregates.cgroups {
         Some(cgroups) if !cgroups.threads_known && cgroups.any_throttled() => Cause::RunQueueOrQuota,
@@ -151,7 +154,7 @@ fn wait_of(run: &Run) -> Cause {
 }
 
 impl Asleep {
-    /// Adds up a run with stacks, of so many messages.
+    /// Adds up the off-CPU time of a run with stacks, in which `messages` messages were handled.
     #[must_use]
     pub fn of(run: &Run, messages: f64) -> Self {
         let mut asleep = Self::default();
@@ -170,7 +173,8 @@ impl Asleep {
         asleep
     }
 
-    /// What a wait for a CPU was for, by shares: after a switch-out of this class, when the CPU was had by that.
+    /// Returns the causes of a wait for a CPU, with their shares. `class` is the class of the switch-out, `before` is what the
+    /// CPU did before, and `run_queue` is the cause of a wait that is not attributed to a sleep.
     fn wait(&self, class: u8, before: Option<Before>, run_queue: Cause) -> Vec<(Cause, f64)> {
         let belongs_to_sleep = |category| {
             let slept = Part {
@@ -207,7 +211,7 @@ impl Asleep {
         self.shares(class).into_iter().map(of).collect()
     }
 
-    /// The shares of a class's sleep; all unknown where there was none.
+    /// Returns the categories of the sleep in a class, with their shares. If there was no such sleep, the category is unknown.
     fn shares(&self, class: u8) -> Vec<(Category, f64)> {
         let by = self.classes.get(&class).into_iter().flatten();
         let total: u64 = by.clone().map(|(_, ns)| ns).saturating_sum();
@@ -219,7 +223,7 @@ impl Asleep {
     }
 }
 
-/// Off-CPU time by class.
+/// Returns the off-CPU time by class.
 fn off_cpu_by_class(run: &Run) -> BTreeMap<Class, u64> {
     let mut classes = BTreeMap::new();
     for (entry, sum) in ledger(&run.aggregates).rows {
@@ -228,29 +232,30 @@ fn off_cpu_by_class(run: &Run) -> BTreeMap<Class, u64> {
     classes
 }
 
-/// The budget of one run, for each message.
+/// The budget of one run, per message.
 #[derive(Clone, Debug, Default)]
 pub struct Account {
-    /// Every part, nanoseconds a message.
+    /// Every part, in nanoseconds per message.
     pub parts: BTreeMap<Part, f64>,
-    /// On the CPU, by function, nanoseconds a message.
+    /// On-CPU time by function, in nanoseconds per message.
     pub functions: BTreeMap<Belongs, f64>,
-    /// On the CPU, by stack.
+    /// On-CPU time by stack, in nanoseconds per message.
     pub stacks: Stacks,
-    /// From the first to the last message, nanoseconds a message.
+    /// Time from the first to the last message, in nanoseconds per message.
     pub wall_ns: f64,
-    /// Threads that were there.
+    /// Number of threads.
     pub threads: u64,
-    /// How long they were there, all together, nanoseconds a message.
+    /// Time for which the threads existed, all threads together, in nanoseconds per message.
     pub alive_ns: f64,
-    /// Kernel switches, for each message.
+    /// Kernel switches per message.
     pub switches: f64,
-    /// Samples that share out the time on the CPU.
+    /// Number of samples among which the on-CPU time is divided.
     pub samples: u64,
 }
 
 impl Account {
-    /// Of a run with samples: what its timeline came to in this window, in which there were so many messages.
+    /// Makes the account of a run with samples. `budget` has the sums of the run's timeline in `window`, in which `messages`
+    /// messages were handled.
     #[must_use]
     pub fn of(run: &Run, budget: &Budget, window: Window, messages: f64, asleep: &Asleep) -> Self {
         let mut account = Self {
@@ -300,8 +305,8 @@ impl Account {
         account
     }
 
-    /// Of a run without a timeline: what was added up of it from its beginning to its end. How long threads slept and how long
-    /// they were ready is not known by class, nor what their time on the CPU was for.
+    /// Makes the account of a run without a timeline, from the sums over the whole run. For each class it is not known how long
+    /// threads slept and how long they were ready to run. It is also not known what their on-CPU time was for.
     #[must_use]
     pub fn of_sums(run: &Run, messages: f64, asleep: &Asleep) -> Self {
         let threads = || run.aggregates.threads.iter().map(|record| &record.thread);
@@ -353,38 +358,39 @@ impl Account {
         *self.parts.entry(part).or_default() += ns;
     }
 
-    /// All parts together, nanoseconds a message.
+    /// Returns the sum of all parts, in nanoseconds per message.
     #[must_use]
     pub fn sum_ns(&self) -> f64 {
         self.parts.values().sum()
     }
 
-    /// The parts that are no waiting.
+    /// Returns the sum of the parts that are not only waiting for work.
     #[must_use]
     pub fn busy_ns(&self) -> f64 {
         self.sum(|part| !part.is_waiting())
     }
 
-    /// The parts put down to this that are no waiting.
+    /// Returns the sum of the parts with this cause that are not only waiting for work.
     #[must_use]
     pub fn of_cause(&self, cause: Cause) -> f64 {
         self.sum(|part| part.cause == cause && !part.is_waiting())
     }
 
-    /// What goes through the kernel, and is no waiting: its code, the run queue, and sleep. Kernel switches cost no more.
+    /// Returns the time in the kernel or caused by it, without waiting for work: the kernel's code, the run queue, and sleep. The
+    /// cost of kernel switches is a part of it.
     #[must_use]
     pub fn kernel_ns(&self) -> f64 {
         self.sum(|part| !matches!(part.spent, Spent::OnCpuUser | Spent::OnCpu) && !part.is_waiting())
     }
 
-    /// The parts that fit.
+    /// Returns the sum of the parts for which `fits` returns true.
     #[must_use]
     pub fn sum(&self, fits: impl Fn(&Part) -> bool) -> f64 {
         self.parts.iter().filter(|(part, _)| fits(part)).map(|(_, ns)| ns).sum()
     }
 
-    /// By how much the parts miss the time that the threads were there, of it: 0.01 is one in a hundred. Where all were there
-    /// throughout, that is threads times wall time.
+    /// Returns the difference between the sum of the parts and the time for which the threads existed, as a share of the latter.
+    /// If all threads existed during the whole run, the latter is the number of threads times the wall time.
     #[must_use]
     pub fn misses(&self) -> f64 {
         (self.sum_ns() - self.alive_ns).abs() / self.alive_ns.max(f64::MIN_POSITIVE)
@@ -472,7 +478,7 @@ mod tests {
             (Class::TaskBlocked, 0.0, 0.0),
             (Class::WorkerParked, 0.0, 1.0),
             (Class::TaskPreempted, 1.0, 1.0),
-            // Nothing is known of what it slept for.
+            // It is not known what threads of this class slept for.
             (Class::ThreadBlocked, 1.0, 1.0),
         ] {
             assert_eq!(run_queue(class, Some(Before::Idle)), idle, "{class:?}");

@@ -1,9 +1,9 @@
-//! Where the time of all threads goes in one case and in another, part by part, for each message.
+//! Compares how the threads of two cases spend their time, part by part, per message.
 //!
 //! * [`account`]: the budget of one run.
 //!
-//! Here the accounts of several runs of both cases become one comparison. Parts are means, which add up as the parts of each
-//! run do; what is claimed of them are differences within pairs of runs, with their intervals.
+//! This module combines the accounts of several runs of both cases into one comparison. Each part is the mean over the runs, so
+//! the parts still add up. Claims are based on the differences within pairs of runs, with their intervals.
 
 pub mod account;
 
@@ -21,153 +21,157 @@ use crate::analyze::statistics::estimate::{Estimate, centre, share};
 use crate::analyze::statistics::family;
 use crate::symbolize::category::{Belongs, Category};
 
-/// Functions that are told.
+/// Maximum number of functions in the comparison. Functions with smaller differences are left out.
 const MOST_FUNCTIONS: usize = 20;
 
-/// What times are for one of.
+/// The unit that times and counts are divided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unit {
-    /// A message of a built-in workload
+    /// A message of a built-in workload.
     Message,
-    /// A run of a command
+    /// A run of a command.
     Run,
-    /// A second of a recording
+    /// A second of a recording.
     Second,
 }
 
 impl Unit {
-    /// As in "ns a message".
+    /// Returns the text for "per unit", as in "ns per message".
     #[must_use]
     pub fn in_words(self) -> &'static str {
         match self {
-            Self::Message => "a message",
-            Self::Run => "a run",
-            Self::Second => "a second",
+            Self::Message => "per message",
+            Self::Run => "per run",
+            Self::Second => "per second",
         }
     }
 }
 
-/// Where the time of all threads goes, in the measured section.
+/// How the threads of base and subject spend their time, in the measured section of the workload. Times are in nanoseconds per
+/// message, run or second.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Budget {
-    /// Traced runs of each.
+    /// Number of traced runs of each case.
     pub runs: u64,
-    /// Traced runs that were made and are not used: their parts miss more than a hundredth of the threads' time, because
-    /// events of them were hidden or lost.
+    /// Number of traced runs that are not used, because their parts differ from the threads' time by more than 1 %. The reason is
+    /// that events of the run were hidden from tracing or lost.
     pub discarded_runs: u64,
-    /// The base's.
+    /// The sums of the base.
     pub base: Sums,
-    /// The subject's.
+    /// The sums of the subject.
     pub subject: Sums,
-    /// What tracing changed of the gap, nanoseconds: nothing smaller is claimed of the budget. Null where nobody measured the
-    /// gap without tracing.
+    /// By how much tracing changed the gap, in nanoseconds. No claim about the budget is smaller than this. Null if the gap was
+    /// not measured without tracing.
     pub tracing_changed_gap_ns: Option<f64>,
-    /// Time that is no waiting, subject less base.
+    /// Time that the subject's threads spend in addition to the base's, without time spent waiting for work.
     pub added_ns: f64,
-    /// What the added time is for, most first.
+    /// The added time by cause, the largest difference first.
     pub causes: Vec<CauseRow>,
-    /// What goes through the kernel: more than kernel switches cost cannot be in it.
+    /// Time in the kernel or caused by it, of all causes together. The cost of kernel switches is a part of this time.
     pub kernel: Kernel,
-    /// Every part.
+    /// Every part of the budget.
     pub parts: Vec<PartRow>,
-    /// The functions whose time on the CPU differs most.
+    /// The functions whose on-CPU time differs most, at most 20.
     pub functions: Vec<FunctionRow>,
 }
 
-/// The sums of one side.
+/// The sums of one case. Times are in nanoseconds per message, run or second.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Sums {
-    /// Threads.
+    /// Number of threads.
     pub threads: u64,
     /// Wall time.
     pub wall_ns: f64,
-    /// Time that the threads were there: threads times wall time, where all were there throughout.
+    /// Time for which the threads existed, all threads together. If all threads existed during the whole run, it is the number of
+    /// threads times the wall time.
     pub alive_ns: f64,
-    /// All parts together.
+    /// Sum of all parts.
     pub parts_ns: f64,
-    /// By how much the parts miss the time that the threads were there, of it.
+    /// Difference between `parts_ns` and `alive_ns` as a share of `alive_ns`.
     pub misses: f64,
-    /// Samples a run that share out the time on the CPU.
+    /// Number of samples per run among which the on-CPU time is divided.
     pub samples: u64,
-    /// By how much a traced run is slower than an untraced one, of it; null where nobody measured that.
+    /// By how much a traced run is slower than an untraced one, as a share of the untraced time. Null if that was not measured.
     pub tracing_slows: Option<f64>,
 }
 
-/// What a part of the added time is for.
+/// The time spent for one cause. Time spent waiting for work is not included.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct CauseRow {
-    /// What for.
+    /// The cause.
     pub cause: Cause,
-    /// The base's.
+    /// Time of the base, in nanoseconds per message, run or second.
     pub base_ns: f64,
-    /// The subject's.
+    /// Time of the subject, in nanoseconds per message, run or second.
     pub subject_ns: f64,
-    /// The difference.
+    /// Time of the subject minus time of the base.
     pub added_ns: Option<Estimate>,
-    /// Of all added time.
+    /// Share of all added time.
     pub share: Option<Estimate>,
 }
 
-/// The kernel's code, the run queue, and sleep that is no waiting for work: of all causes together.
+/// Time in the kernel or caused by it, of all causes together: the kernel's code, the run queue, and sleep other than waiting for
+/// work.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Kernel {
-    /// Kernel switches of the base, for each message.
+    /// Kernel switches of the base per message, run or second.
     pub base_switches: f64,
-    /// Of the subject.
+    /// Kernel switches of the subject per message, run or second.
     pub subject_switches: f64,
-    /// The base's time.
+    /// Time of the base, in nanoseconds per message, run or second.
     pub base_ns: f64,
-    /// The subject's.
+    /// Time of the subject, in nanoseconds per message, run or second.
     pub subject_ns: f64,
-    /// The difference.
+    /// Time of the subject minus time of the base.
     pub added_ns: Option<Estimate>,
-    /// Of all added time.
+    /// Share of all added time.
     pub share: Option<Estimate>,
 }
 
 /// One part of the budget.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct PartRow {
-    /// How it is spent.
+    /// How the time is spent.
     pub spent: Spent,
-    /// The class of the ledger, off the CPU.
+    /// Class of the switch-out, as in the ledger. Only for time off the CPU.
     pub class: Option<Class>,
-    /// What for.
+    /// The cause of the time.
     pub cause: Cause,
-    /// Whether it is only waiting for work.
+    /// Whether the threads only waited for work.
     pub is_waiting: bool,
-    /// The base's.
+    /// Time of the base, in nanoseconds per message, run or second.
     pub base_ns: f64,
-    /// The subject's.
+    /// Time of the subject, in nanoseconds per message, run or second.
     pub subject_ns: f64,
 }
 
-/// One function's time on the CPU.
+/// On-CPU time of one function.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct FunctionRow {
-    /// Its name.
+    /// Name of the function.
     pub function: String,
-    /// What it is for.
+    /// The category: what the code is for.
     pub category: Category,
-    /// The base's.
+    /// Time of the base, in nanoseconds per message, run or second.
     pub base_ns: f64,
-    /// The subject's.
+    /// Time of the subject, in nanoseconds per message, run or second.
     pub subject_ns: f64,
 }
 
-/// Pairs of accounts, of the base and of the subject, and what is known besides.
+/// Pairs of accounts of the base and the subject, and further measurements.
 #[derive(Clone, Copy, Debug)]
 pub struct Pairs<'a> {
-    /// Of runs that were made together.
+    /// Accounts of runs that were made together.
     pub accounts: &'a [(Account, Account)],
-    /// Runs that are not among them, because their parts do not add up.
+    /// Number of runs that are not in `accounts` because their parts do not add up.
     pub discarded: u64,
-    /// What base and subject take without tracing, if anybody knows.
+    /// Times of base and subject without tracing, if they were measured.
     pub untraced: Option<(f64, f64)>,
 }
 
-/// Compares; `None` if there are no accounts. All intervals of causes hold together with this confidence.
+/// Compares the accounts. Returns `None` if there are no accounts. All intervals of causes hold simultaneously with this
+/// confidence.
 #[must_use]
 pub fn budget(pairs: Pairs<'_>, confidence: f64) -> Option<Budget> {
     let accounts = pairs.accounts;
@@ -211,7 +215,7 @@ pub fn budget(pairs: Pairs<'_>, confidence: f64) -> Option<Budget> {
     })
 }
 
-/// Means add up as the parts do.
+/// Returns the mean. Unlike medians, the means of the parts add up to the mean of their sum.
 fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     let count = values.len().max(1);
     values.sum::<f64>() / count as f64
@@ -230,7 +234,7 @@ fn sums(accounts: &[&Account], tracing_slows: Option<f64>) -> Sums {
     }
 }
 
-/// Runs of both cases, and what the subject adds in each pair.
+/// The runs of both cases, and the time that the subject adds in each pair.
 struct Compared<'a> {
     bases: &'a [&'a Account],
     subjects: &'a [&'a Account],
@@ -238,7 +242,7 @@ struct Compared<'a> {
 }
 
 impl Compared<'_> {
-    /// The means of a figure, and its differences.
+    /// Returns the mean of a figure for the base and for the subject, and the differences of all pairs.
     fn of(&self, figure: impl Fn(&Account) -> f64) -> (f64, f64, Vec<f64>) {
         let pairs = self.bases.iter().zip(self.subjects);
         (
@@ -299,7 +303,7 @@ impl Compared<'_> {
     }
 }
 
-/// Those whose time on the CPU differs most.
+/// Returns the functions whose on-CPU time differs most.
 fn functions(accounts: &[(Account, Account)]) -> Vec<FunctionRow> {
     let runs = accounts.len() as f64;
     let mut by: BTreeMap<&Belongs, (f64, f64)> = BTreeMap::new();
@@ -326,7 +330,7 @@ fn functions(accounts: &[(Account, Account)]) -> Vec<FunctionRow> {
     rows
 }
 
-/// Whether a cause says anything about what to mend.
+/// Whether a cause shows what could be improved.
 #[must_use]
 pub fn is_named(cause: Cause) -> bool {
     !matches!(cause, Cause::Code(Category::Unknown))

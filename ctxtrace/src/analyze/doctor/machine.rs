@@ -1,4 +1,4 @@
-//! A machine's lines.
+//! The lines about a machine.
 
 use super::{Line, Standing};
 use crate::trace::machine::{Answer, Machine, Wanted};
@@ -9,7 +9,7 @@ const CAP_SYSLOG: u64 = 1 << 34;
 const CAP_PERFMON: u64 = 1 << 38;
 const CAP_BPF: u64 = 1 << 39;
 
-/// Those that are spoken of, by name.
+/// The capabilities that lines mention, with their names.
 const CAPABILITIES: [(u64, &str); 5] = [
     (CAP_BPF, "CAP_BPF"),
     (CAP_PERFMON, "CAP_PERFMON"),
@@ -18,7 +18,7 @@ const CAPABILITIES: [(u64, &str); 5] = [
     (CAP_SYS_ADMIN, "CAP_SYS_ADMIN"),
 ];
 
-/// How it stands with this machine.
+/// Returns the lines about this machine.
 #[must_use]
 pub fn machine(facts: &Machine) -> Vec<Line> {
     let mut lines = vec![
@@ -51,7 +51,7 @@ fn may_trace(facts: &Machine) -> bool {
     facts.user == 0 || has(CAP_SYS_ADMIN) || (has(CAP_BPF) && has(CAP_PERFMON))
 }
 
-/// This program, as a word for a shell.
+/// Returns the path of this program, quoted for a shell if necessary.
 fn program(facts: &Machine) -> String {
     let path = facts.program.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./+".contains(c);
@@ -73,7 +73,10 @@ fn kernel(facts: &Machine) -> Line {
 
 fn btf(facts: &Machine) -> Line {
     match &facts.btf_problem {
-        None => Line::ok("BTF", "the kernel describes every type and field that is needed"),
+        None => Line::ok(
+            "BTF",
+            "the kernel's BTF describes every type and field that ctxtrace needs",
+        ),
         Some(problem) => Line::new("BTF", Standing::Missing, problem.clone()).fixed_by(
             "sudo apt install linux-image-amd64 && sudo reboot   # Debian; elsewhere the distribution's own kernel",
         ),
@@ -87,14 +90,14 @@ fn rights(facts: &Machine) -> Line {
         .map(|(_, name)| name)
         .collect();
     let held = if held.is_empty() {
-        "no capability that matters here".to_owned()
+        "none of the capabilities that ctxtrace uses".to_owned()
     } else {
         held.join(", ")
     };
     let who = if facts.user == 0 {
-        format!("this is root, with {held}")
+        format!("running as root, with {held}")
     } else {
-        format!("this is user {}, with {held}", facts.user)
+        format!("running as user {}, with {held}", facts.user)
     };
     if may_trace(facts) {
         return Line::ok("rights", who);
@@ -103,7 +106,7 @@ fn rights(facts: &Machine) -> Line {
     Line::new(
         "rights",
         Standing::Missing,
-        format!("{who}; tracing takes root, or CAP_BPF and CAP_PERFMON"),
+        format!("{who}; tracing requires root, or CAP_BPF and CAP_PERFMON"),
     )
     .fixed_by(format!(
         "sudo {program} doctor   # or, for every user of this file: sudo setcap \
@@ -115,31 +118,31 @@ fn pid_namespace(facts: &Machine) -> Line {
     if facts.first_pid_namespace {
         return Line::ok(
             "pid namespace",
-            "processes have the ids here that the kernel's events give",
+            "process ids here are the same as in the kernel's events",
         );
     }
     Line::new(
         "pid namespace",
         Standing::Missing,
-        "this is a container, where processes go by other ids than in the kernel's events",
+        "ctxtrace runs in a PID namespace of its own (a container), where process ids differ from those in the kernel's events",
     )
     .fixed_by("docker run --pid=host …   # or run ctxtrace on the host")
 }
 
 fn lockdown(facts: &Machine) -> Line {
     match facts.lockdown.as_deref() {
-        None => Line::ok("lockdown", "this kernel has none, or does not show it"),
+        None => Line::ok("lockdown", "this kernel has no lockdown, or does not show it"),
         Some("confidentiality") => Line::new(
             "lockdown",
             Standing::Missing,
             "[confidentiality]: BPF programs may not read the kernel's memory",
         )
         .fixed_by("boot without lockdown=confidentiality on the kernel's command line"),
-        Some(level) => Line::ok("lockdown", format!("[{level}]: in nobody's way")),
+        Some(level) => Line::ok("lockdown", format!("[{level}]: does not prevent tracing")),
     }
 }
 
-/// Things of one kind in one line: what is missing is named, and what is left out for it.
+/// Groups related requirements into one line that names what is missing and what will be unavailable because of that.
 fn kinds(about: &'static str, wanted: &[Wanted], facts: &Machine) -> Line {
     let missing: Vec<(&Wanted, &str)> = wanted
         .iter()
@@ -154,14 +157,14 @@ fn kinds(about: &'static str, wanted: &[Wanted], facts: &Machine) -> Line {
             .map(|one| one.name.as_str())
             .collect::<Vec<_>>()
             .join(", ");
-        // The kernel's list of helpers is all there is to be asked; programs that load have used them.
+        // Helpers cannot be tested one by one: the kernel's list is the only source. Programs that load have used them.
         if about == "helpers" || wanted.iter().all(|one| one.answer == Answer::Works) {
             return Line::ok(about, names);
         }
         return Line::new(
             about,
             Standing::Unknown,
-            format!("the kernel says that it has {names}; whether they work cannot be tried by this user"),
+            format!("the kernel reports that it has {names}; this user may not test whether they work"),
         )
         .fixed_by(format!("sudo {} doctor", program(facts)));
     }
@@ -184,14 +187,14 @@ fn kinds(about: &'static str, wanted: &[Wanted], facts: &Machine) -> Line {
 
 fn wakers(facts: &Machine) -> Line {
     match facts.tells_interrupts {
-        Some(true) => Line::ok("wakers", "a wakeup by an interrupt is told from one by the thread it interrupts"),
+        Some(true) => Line::ok("wakers", "wakeups by interrupts are distinguished from wakeups by the interrupted thread"),
         Some(false) => Line::new(
             "wakers",
             Standing::Less,
-            "the kernel's per-CPU variables are neither in BTF nor to be read in /proc/kallsyms: who makes a wakeup is not told",
+            "the kernel's per-CPU variables are neither in BTF nor readable in /proc/kallsyms: the wakers are not reported",
         )
-        .fixed_by(format!("sudo {} doctor   # root sees them", program(facts))),
-        None => Line::new("wakers", Standing::Unknown, "this takes BTF"),
+        .fixed_by(format!("sudo {} doctor   # root can read them", program(facts))),
+        None => Line::new("wakers", Standing::Unknown, "this requires BTF"),
     }
 }
 
@@ -202,18 +205,18 @@ fn kernel_names(facts: &Machine) -> Line {
     if facts.kernel_symbols {
         return Line::ok(
             "kernel names",
-            format!("functions of the kernel have names in stacks ({setting})"),
+            format!("kernel functions have names in stacks ({setting})"),
         );
     }
     let line = Line::new(
         "kernel names",
         Standing::Less,
         format!(
-            "functions of the kernel have no names in stacks: /proc/kallsyms hides them from this user ({setting})"
+            "kernel functions have no names in stacks: /proc/kallsyms hides the addresses from this user ({setting})"
         ),
     );
     match facts.kptr_restrict {
-        // It hides them from everybody.
+        // From 2 on, the kernel hides the addresses from all users, including root.
         Some(value) if value >= 2 => line.fixed_by("sudo sysctl kernel.kptr_restrict=1"),
         _ => line.fixed_by(format!(
             "sudo setcap cap_bpf,cap_perfmon,cap_syslog=ep {}   # or run it as root",
@@ -224,12 +227,12 @@ fn kernel_names(facts: &Machine) -> Line {
 
 fn others_processes(facts: &Machine) -> Line {
     if facts.user == 0 || facts.capabilities & (CAP_SYS_PTRACE | CAP_SYS_ADMIN) != 0 {
-        return Line::ok("attaching", "to any process (record -p)");
+        return Line::ok("attaching", "ctxtrace can attach to any process (record -p)");
     }
     Line::new(
         "attaching",
         Standing::Less,
-        "to this user's processes only: what programs and libraries another user's process runs cannot be read (record -p)",
+        "ctxtrace can attach only to processes of this user (record -p): the programs and libraries of other users' processes cannot be read",
     )
     .fixed_by(format!(
         "sudo setcap cap_bpf,cap_perfmon,cap_syslog,cap_sys_ptrace=ep {}   # or run it as root",
@@ -239,12 +242,12 @@ fn others_processes(facts: &Machine) -> Line {
 
 fn cost(facts: &Machine) -> Line {
     if facts.user == 0 || facts.capabilities & CAP_SYS_ADMIN != 0 || facts.bpf_stats_enabled == Some(1) {
-        return Line::ok("cost", "what tracing takes is measured by the kernel");
+        return Line::ok("cost", "the kernel measures the cost of tracing");
     }
     Line::new(
         "cost",
         Standing::Less,
-        "what tracing takes is not measured: the kernel times its programs for CAP_SYS_ADMIN only",
+        "the cost of tracing is not measured: the kernel times BPF programs only with CAP_SYS_ADMIN",
     )
     .fixed_by("sudo sysctl kernel.bpf_stats_enabled=1")
 }
@@ -252,20 +255,22 @@ fn cost(facts: &Machine) -> Line {
 fn unprivileged_bpf(facts: &Machine) -> Line {
     let value = facts
         .unprivileged_bpf_disabled
-        .map_or("not there".to_owned(), |value| value.to_string());
+        .map_or("not available".to_owned(), |value| value.to_string());
     Line::ok(
         "unprivileged BPF",
-        format!("kernel.unprivileged_bpf_disabled is {value}; who traces has the right to in any case"),
+        format!(
+            "kernel.unprivileged_bpf_disabled is {value}; it does not affect users who have the rights for tracing"
+        ),
     )
 }
 
 fn perf_event_paranoid(facts: &Machine) -> Line {
     let value = facts
         .perf_event_paranoid
-        .map_or("not there".to_owned(), |value| value.to_string());
+        .map_or("not available".to_owned(), |value| value.to_string());
     Line::ok(
         "perf events",
-        format!("kernel.perf_event_paranoid is {value}; CAP_PERFMON passes it"),
+        format!("kernel.perf_event_paranoid is {value}; CAP_PERFMON overrides it"),
     )
 }
 
@@ -275,7 +280,9 @@ fn locked_memory(facts: &Machine) -> Line {
     });
     Line::ok(
         "locked memory",
-        format!("{limit} for this user; BPF tables are not part of it since Linux 5.11, and before it is raised"),
+        format!(
+            "{limit} for this user; BPF maps do not count towards it since Linux 5.11, and ctxtrace raises it on older kernels"
+        ),
     )
 }
 
@@ -286,22 +293,22 @@ fn free_memory(facts: &Machine) -> Line {
             "memory",
             Standing::Less,
             format!(
-                "{} are available, and tables and rings take {needed} that are not swapped",
+                "{} are available; maps and ring buffers need {needed}, which cannot be swapped out",
                 mebibytes(available)
             ),
         )
-        .fixed_by("smaller tables: --max-threads 1024 --max-stacks 1024, and --ring-size 4MiB for --level timeline"),
+        .fixed_by("use smaller maps: --max-threads 1024 --max-stacks 1024, and --ring-size 4MiB for --level timeline"),
         Some(available) => Line::ok(
             "memory",
             format!(
-                "{} are available; tables and rings take {needed} of it",
+                "{} are available, of which maps and ring buffers need {needed}",
                 mebibytes(available)
             ),
         ),
         None => Line::new(
             "memory",
             Standing::Unknown,
-            "what is available is not told by /proc/meminfo",
+            "/proc/meminfo does not say how much memory is available",
         ),
     }
 }
@@ -313,7 +320,7 @@ fn hardware_counters(facts: &Machine) -> Line {
             let line = Line::new(
                 "hardware counters",
                 Standing::Less,
-                format!("{reason}; they are not needed but for what `explain` says of cycles"),
+                format!("{reason}; only the counters that `explain` reports need them"),
             );
             if reason.contains("paranoid") {
                 line.fixed_by("sudo sysctl kernel.perf_event_paranoid=2")
@@ -331,11 +338,14 @@ fn cpus(facts: &Machine) -> Line {
             "CPUs",
             Standing::Less,
             format!(
-                "{allowed} of {online} may be used: a pool's workers take turns, and --pin split-cpus does not work"
+                "{allowed} of {online} CPUs may be used: the workers of a pool run one at a time, and --pin split-cpus does not work"
             ),
         );
     }
-    Line::ok("CPUs", format!("{online} online, of which {allowed} may be used"))
+    Line::ok(
+        "CPUs",
+        format!("{online} CPUs are online, of which {allowed} may be used"),
+    )
 }
 
 fn mebibytes(bytes: u64) -> String {
@@ -355,7 +365,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A machine on which everything works, for root.
+    /// Returns a machine on which everything works, used by root.
     pub(crate) fn good() -> Machine {
         Machine {
             kernel: "6.12.9".to_owned(),
@@ -387,7 +397,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// The same for a user without any rights, and a kernel that lacks this and that.
+    /// Returns the same machine for a user without any rights, with a kernel that lacks several features.
     pub(crate) fn bad() -> Machine {
         Machine {
             user: 1_000,
@@ -399,7 +409,9 @@ pub(crate) mod tests {
             tells_interrupts: Some(false),
             available_bytes: Some(100 << 20),
             cpus_allowed: 1,
-            hardware_counters: Answer::Missing("this processor, or the virtual machine, has none".to_owned()),
+            hardware_counters: Answer::Missing(
+                "this processor, or the virtual machine, has no such counters".to_owned(),
+            ),
             maps: vec![wanted("BPF_MAP_TYPE_RINGBUF", None, Answer::Described)],
             helpers: vec![
                 wanted("bpf_get_stack", None, Answer::Described),
@@ -416,7 +428,9 @@ pub(crate) mod tests {
 
     fn line(facts: &Machine, about: &str) -> Line {
         let mut lines = machine(facts).into_iter();
-        lines.find(|line| line.about == about).expect("a line")
+        lines
+            .find(|line| line.about == about)
+            .expect("there is a line about it")
     }
 
     #[test]

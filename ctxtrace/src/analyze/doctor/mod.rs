@@ -1,8 +1,8 @@
-//! What a machine, or a program, lacks for tracing: facts in, lines out.
+//! What a machine or a program lacks for tracing. Turns facts into lines of text; it reads nothing from the system itself.
 //!
-//! Each line says that something is there or what is missing, and a line that finds something missing has the command that
-//! gives it. A line is one of three kinds: without some nothing can be traced, without others one part is left out, and some
-//! are only for the record.
+//! Each line says that something is available or that it is missing. If a command or setting supplies what is missing, the line
+//! has that, too. There are three kinds of lines: those that must be ok for tracing to work at all, those without which one part
+//! is left out, and those that are only for information.
 
 mod machine;
 mod program;
@@ -13,40 +13,40 @@ use serde::Serialize;
 pub use machine::machine;
 pub use program::{Program, program};
 
-/// What the tests of renderers draw.
+/// Fixtures for the tests of the renderers.
 #[cfg(test)]
 pub(crate) mod tests {
     pub(crate) use super::machine::tests as machine;
     pub(crate) use super::program::tests as program;
 }
 
-/// The version of the JSON.
+/// Name and version of the format of the JSON.
 pub const SCHEMA: &str = "ctxtrace.doctor/1";
 
-/// How it stands with one thing.
+/// The verdict on one line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Standing {
-    /// It is there.
+    /// The requirement is met.
     Ok,
-    /// It is not there, and one part is left out without it.
+    /// The requirement is not met, and one part of the recording is left out because of that.
     Less,
-    /// It is not there, and without it nothing can be traced; or no task can be told.
+    /// The requirement is not met, and without it nothing can be traced, or no task can be found.
     Missing,
-    /// It cannot be told with the rights that this user has.
+    /// Whether the requirement is met cannot be determined, for example because this user lacks the rights to test it.
     Unknown,
 }
 
-/// One line.
+/// One line: what was found about one requirement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Line {
-    /// What it is about.
+    /// What the line is about, for example `kernel`.
     pub about: &'static str,
-    /// How it stands.
+    /// The verdict.
     pub standing: Standing,
-    /// What was found, in a sentence.
+    /// What was found, as a sentence.
     pub found: String,
-    /// The command, or the setting, that gives what is missing; null where nothing is, or nothing helps.
+    /// The command or setting that supplies what is missing. Null if nothing is missing or no command helps.
     pub fix: Option<String>,
 }
 
@@ -70,27 +70,27 @@ impl Line {
     }
 }
 
-/// Everything that `ctxtrace doctor` has to say.
+/// The full result of `ctxtrace doctor`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Diagnosis {
-    /// [`SCHEMA`].
+    /// Name and version of the format: `ctxtrace.doctor/1`.
     pub schema: &'static str,
-    /// Whether tracing works here and now, for this user.
+    /// Whether tracing works on this machine for this user.
     pub tracing_works: bool,
-    /// The machine.
+    /// The lines about the machine.
     pub machine: Vec<Line>,
-    /// The program that was asked for; null if none was.
+    /// The program named on the command line. Null if none was named.
     pub program: Option<Program>,
 }
 
 impl Diagnosis {
-    /// Of these lines.
+    /// Makes the result from the lines about the machine and the program.
     #[must_use]
     pub fn new(machine: Vec<Line>, program: Option<Program>) -> Self {
-        let in_the_way = |line: &Line| line.standing == Standing::Missing;
+        let prevents_tracing = |line: &Line| line.standing == Standing::Missing;
         Self {
             schema: SCHEMA,
-            tracing_works: !machine.iter().any(in_the_way),
+            tracing_works: !machine.iter().any(prevents_tracing),
             machine,
             program,
         }

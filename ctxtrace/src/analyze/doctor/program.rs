@@ -1,4 +1,4 @@
-//! A program's lines: which locator would be used, why not the others, and whether stacks will be whole.
+//! The lines about a program: which locator would be used, why others would not, and whether stacks will be complete.
 
 use std::path::Path;
 
@@ -9,40 +9,42 @@ use serde::Serialize;
 use super::{Line, Standing};
 use crate::target::locate::{Found, Frames, Look, Parts, in_words, is_of_go, is_of_tokio};
 
-/// From this share of functions on a program is said to keep frame pointers.
+/// A program is reported as keeping frame pointers if at least this share of its functions does, 0 to 1.
 const MOST: f64 = 0.9;
-/// Below this one it is said not to.
+/// A program is reported as keeping no frame pointers if less than this share of its functions does, 0 to 1.
 const FEW: f64 = 0.2;
 
-/// What there is to say of a program.
+/// What was found about a program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Program {
-    /// Its path, as it was given.
+    /// Path of the program as it was given on the command line.
     pub path: String,
-    /// How its tasks would be found, as `probe+tokio`; null if they would not.
+    /// How the program's tasks would be found, for example `probe+tokio`. Null if they would not be found.
     pub locator: Option<String>,
-    /// Line by line.
+    /// The lines about the program.
     pub lines: Vec<Line>,
 }
 
-/// What can be told of a program that looks so, and in which this was found.
+/// Returns what is reported about the file at `path`. `look` is the kind of file, and `found` is what was found in it.
 #[must_use]
 pub fn program(path: &Path, look: &Look, found: &Found) -> Program {
     let (locator, lines) = match look {
         Look::Unreadable(why) => (
             None,
-            vec![unreadable(&format!("it cannot be read, or is no program: {why}"))],
+            vec![unreadable(&format!(
+                "the file cannot be read or is not a program: {why}"
+            ))],
         ),
         Look::NotElf => (
             None,
             vec![unreadable(
-                "it is no ELF file; of a script it is the interpreter that runs",
+                "the file is not an ELF executable; for a script, name its interpreter",
             )],
         ),
         Look::Foreign => (
             None,
             vec![
-                Line::new("architecture", Standing::Missing, "it is not for x86-64")
+                Line::new("architecture", Standing::Missing, "the program is not for x86-64")
                     .fixed_by("build it for x86_64-unknown-linux-gnu, or with GOARCH=amd64"),
             ],
         ),
@@ -56,10 +58,10 @@ pub fn program(path: &Path, look: &Look, found: &Found) -> Program {
 }
 
 fn unreadable(why: &str) -> Line {
-    Line::new("program", Standing::Missing, why).fixed_by("name the executable file itself, readable for this user")
+    Line::new("program", Standing::Missing, why).fixed_by("name an executable file that this user can read")
 }
 
-/// The locators that would be used, joined.
+/// Returns the names of the locators that would be used, joined with `+`. Returns `None` if there are none.
 fn locator(found: &Found) -> Option<String> {
     let names: Vec<&str> = [(HAS_PROBE, "probe"), (HAS_TOKIO, "tokio"), (HAS_GO, "go")]
         .into_iter()
@@ -89,10 +91,11 @@ fn has(found: &Found, flag: u32) -> bool {
 
 fn tasks(found: &Found) -> Line {
     match locator(found) {
-        Some(locator) => Line::ok("tasks", format!("would be found by {locator}")),
-        None if found.reason() == Reason::None => {
-            Line::ok("tasks", "it has none that are known of: switches are told by thread")
-        }
+        Some(locator) => Line::ok("tasks", format!("tasks would be found by {locator}")),
+        None if found.reason() == Reason::None => Line::ok(
+            "tasks",
+            "the program has no tasks of a known runtime: switches are reported by thread",
+        ),
         None => Line::new("tasks", Standing::Missing, in_words(found.reason())),
     }
 }
@@ -105,11 +108,11 @@ fn probe(found: &Found) -> Line {
         );
     }
     let detail = found.detail.as_deref().filter(|detail| detail.contains("probe"));
-    // Where there is nothing to be polled a probe is no loss.
+    // Without tokio there are no polls, so the missing probe is not a loss.
     if detail.is_none() && !has(found, HAS_TOKIO) && !is_of_tokio(found.reason()) {
         return Line::ok(
             "probe",
-            "ctxtrace-probe is not linked, and no tokio whose tasks it would name",
+            "ctxtrace-probe is not linked, and the program has no tokio whose tasks it would name",
         );
     }
     let why = detail.map_or("no symbol of ctxtrace-probe", |detail| detail);
@@ -125,7 +128,7 @@ fn tokio(found: &Found) -> Line {
     if has(found, HAS_TOKIO) {
         return Line::ok(
             "tokio",
-            format!("{version}: its tasks are found in its thread-local CONTEXT"),
+            format!("{version}: tasks are found in its thread-local CONTEXT"),
         );
     }
     if is_of_tokio(found.reason()) {
@@ -145,7 +148,7 @@ fn tokio(found: &Found) -> Line {
             _ => line,
         };
     }
-    Line::ok("tokio", "there is none inside")
+    Line::ok("tokio", "the program does not contain tokio")
 }
 
 fn go(found: &Found) -> Line {
@@ -169,72 +172,72 @@ fn go(found: &Found) -> Line {
             _ => line,
         };
     }
-    Line::ok("Go", "there is none inside")
+    Line::ok("Go", "the program is not written in Go")
 }
 
 fn symbols(parts: &Parts, found: &Found) -> Line {
     if parts.symbols {
-        return Line::ok("symbols", "its functions have names");
+        return Line::ok("symbols", "the program's functions have names in stacks");
     }
-    // Go's runtime has names of its own.
+    // Go programs contain a second table of function names, which strip does not remove.
     let consequence = if has(found, HAS_GO) {
-        "it was stripped: a Go program's functions have names all the same"
+        "the program is stripped; the functions of a Go program have names in stacks nevertheless"
     } else {
-        "it was stripped: its functions have no names in stacks"
+        "the program is stripped: its functions have no names in stacks"
     };
     Line::new("symbols", Standing::Less, consequence)
-        .fixed_by("build it with `strip = false`, and do not run strip on it")
+        .fixed_by("build the program with `strip = false`, and do not run strip on it")
 }
 
 fn debug_info(parts: &Parts) -> Line {
     if parts.debug_info {
-        return Line::ok("debug info", "there is some: inlined functions are told");
+        return Line::ok("debug info", "the program has debug info: inlined functions are shown");
     }
     Line::new(
         "debug info",
         Standing::Less,
-        "there is none: inlined functions are not told",
+        "the program has no debug info: inlined functions will not be shown",
     )
-    .fixed_by("CARGO_PROFILE_RELEASE_DEBUG=2 cargo build --release   # of C: cc -g")
+    .fixed_by("CARGO_PROFILE_RELEASE_DEBUG=2 cargo build --release   # for C: cc -g")
 }
 
 fn thread_locals(parts: &Parts) -> Line {
     match parts.tls_bytes {
         Some(bytes) => Line::ok(
             "thread-locals",
-            format!("{bytes} bytes a thread, at a fixed distance from its pointer"),
+            format!("{bytes} bytes per thread, at a fixed offset from the thread pointer"),
         ),
-        None => Line::ok("thread-locals", "it has none of its own"),
+        None => Line::ok("thread-locals", "the program has no thread-locals of its own"),
     }
 }
 
 fn frame_pointers(parts: &Parts, found: &Found) -> Line {
     const ABOUT: &str = "frame pointers";
-    let fix = "RUSTFLAGS='-C force-frame-pointers=yes' cargo build --release   # of C: cc -fno-omit-frame-pointer";
+    let fix = "RUSTFLAGS='-C force-frame-pointers=yes' cargo build --release   # for C: cc -fno-omit-frame-pointer";
     if found.go_version.is_some() {
-        return Line::ok(ABOUT, "Go keeps them: user stacks are whole");
+        return Line::ok(ABOUT, "Go keeps frame pointers: user stacks are complete");
     }
     let Some(frames) = parts.frames else {
         return Line::new(
             ABOUT,
             Standing::Unknown,
-            "it has no .eh_frame, by which it could be told whether functions keep them",
+            "the program has no .eh_frame section, so it is not known whether its functions keep frame pointers",
         );
     };
     let share = frames.with_pointer as f64 / frames.functions as f64;
     let found = in_numbers(frames);
     if share >= MOST {
-        Line::ok(ABOUT, format!("{found}: user stacks are whole"))
+        Line::ok(ABOUT, format!("{found}: user stacks are complete"))
     } else if share < FEW {
-        Line::new(ABOUT, Standing::Less, format!("{found}: user stacks break off")).fixed_by(fix)
+        Line::new(ABOUT, Standing::Less, format!("{found}: user stacks end early")).fixed_by(fix)
     } else {
-        Line::new(ABOUT, Standing::Less, format!("{found}: user stacks may break off")).fixed_by(fix)
+        Line::new(ABOUT, Standing::Less, format!("{found}: user stacks may end early")).fixed_by(fix)
     }
 }
 
 fn in_numbers(frames: Frames) -> String {
     format!(
-        "{} of {} functions keep one (by .eh_frame: the caller is found from rbp)",
+        "{} of {} functions keep a frame pointer (according to .eh_frame: the caller is found from rbp)",
         frames.with_pointer, frames.functions
     )
 }
@@ -262,7 +265,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A server of somebody's, in release mode as cargo makes it.
+    /// Returns the lines about a server that was built in release mode with cargo's default profile.
     pub(crate) fn server() -> Program {
         let mut found = found(0, Reason::NoTypeInfo);
         found.tokio_version = Some("1.54.1".to_owned());
@@ -278,7 +281,7 @@ pub(crate) mod tests {
             .lines
             .iter()
             .find(|line| line.about == about)
-            .expect("a line")
+            .expect("there is a line about it")
             .standing
     }
 
@@ -298,7 +301,11 @@ pub(crate) mod tests {
         let server = server();
         assert_eq!(server.locator, None);
         assert_eq!(standing(&server, "tasks"), Standing::Missing);
-        let tokio = server.lines.iter().find(|line| line.about == "tokio").expect("a line");
+        let tokio = server
+            .lines
+            .iter()
+            .find(|line| line.about == "tokio")
+            .expect("there is a line about it");
         assert!(tokio.found.starts_with("tokio 1.54.1: "), "{tokio:?}");
         assert!(
             tokio.fix.as_ref().is_some_and(|fix| fix.contains("DEBUG=2")),

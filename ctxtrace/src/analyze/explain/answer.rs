@@ -1,4 +1,4 @@
-//! From runs to the answer.
+//! Makes the answer from the runs.
 
 use super::intervention::Kind;
 use super::result::{CounterRow, Explanation, Gap, NotTried, Others, SCHEMA, Side, Tried};
@@ -12,101 +12,101 @@ use crate::analyze::statistics::family;
 use crate::analyze::statistics::groups::groups;
 use crate::target::counters::Counted;
 
-/// How sure everything that is claimed is, all of it together. Of a hundred pairs of cases between which there is no
-/// difference, about one is said to have one.
+/// Confidence of all claims together. For a hundred pairs of cases without a difference, a difference is claimed for about one
+/// pair.
 pub const CONFIDENCE: f64 = 0.99;
 
-/// The fewest blocks for the gap.
+/// Smallest number of blocks from which the gap is determined.
 pub const LEAST_BLOCKS: usize = 15;
 
-/// An intervention's interval is narrow enough if it is so wide, of the gap.
+/// No more blocks are needed for an intervention if its interval is narrower than this share of the gap.
 const NARROW: f64 = 0.1;
 
-/// Runs of a block, what each took: nanoseconds a message.
+/// The times of one run of each case in the same block, in nanoseconds per message or per run of a command.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pair {
-    /// The base's.
+    /// Time of the base.
     pub base: f64,
-    /// The subject's.
+    /// Time of the subject.
     pub subject: f64,
 }
 
 impl Pair {
-    /// Subject less base.
+    /// Returns the time of the subject minus that of the base.
     #[must_use]
     pub fn gap(&self) -> f64 {
         self.subject - self.base
     }
 }
 
-/// One intervention and its runs, in blocks with runs of both sides as they are.
+/// The runs of one intervention. Each block also has runs of both cases without the change.
 #[derive(Clone, Debug, Default)]
 pub struct Runs {
-    /// As they are.
+    /// The runs without the change.
     pub plain: Vec<Pair>,
-    /// Changed; a side that is not touched is its plain run.
+    /// The runs with the change. For a case that the intervention does not change, it is the run without the change.
     pub changed: Vec<Pair>,
 }
 
 /// One intervention that was tried.
 #[derive(Clone, Debug)]
 pub struct Trial {
-    /// Its name.
+    /// Name of the intervention.
     pub name: String,
     /// What was changed.
     pub what: String,
-    /// What it can say.
+    /// What the intervention can show.
     pub kind: Kind,
-    /// What came of it.
+    /// The runs of the intervention.
     pub runs: Runs,
 }
 
-/// What is known of one of the two cases.
+/// What is known about one of the two cases.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// What it is.
+    /// Name of the case.
     pub name: String,
-    /// Messages that a channel has room for.
+    /// Number of messages that a channel holds.
     pub buffer: Option<u64>,
-    /// The most messages in flight, if they were counted.
+    /// Largest number of messages in flight, if it was counted.
     pub max_in_flight: Option<u64>,
 }
 
-/// Counts for each message of one run: of the base and of the subject.
+/// The counts of one run of the base and one run of the subject, per message or per run.
 pub type CountedPair = (Vec<(Counted, f64)>, Vec<(Counted, f64)>);
 
-/// Everything that was measured.
+/// All measurements.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// What times are for one of.
+    /// The unit that times and counts are divided by.
     pub unit: Unit,
-    /// The two cases.
+    /// The case that the subject is compared with.
     pub base: Case,
-    /// The one in question.
+    /// The case whose slowness is to be explained.
     pub subject: Case,
-    /// Untraced runs for the gap.
+    /// Untraced runs from which the gap is computed.
     pub gap: Vec<Pair>,
-    /// Budgets of traced runs, of base and subject.
+    /// Budgets of traced runs of the base and the subject.
     pub accounts: Vec<(Account, Account)>,
-    /// Traced runs that do not add up.
+    /// Number of traced runs that are not used because their parts do not add up.
     pub discarded: u64,
-    /// What threads sleep for, in a run of the base and of the subject.
+    /// What threads sleep for, from one run of the base and one of the subject.
     pub asleep: Option<(Asleep, Asleep)>,
-    /// What the processor and the kernel counted, pair by pair.
+    /// What the processor and the kernel counted, for each pair of runs.
     pub counters: Vec<CountedPair>,
-    /// Counters that are not there, and why.
+    /// Counters that are not available, and why.
     pub no_counters: Vec<(Counted, String)>,
-    /// The interventions.
+    /// The interventions that were tried.
     pub interventions: Vec<Trial>,
-    /// Those that were not tried.
+    /// The interventions that were not tried.
     pub not_tried: Vec<NotTried>,
-    /// How busy the machine was with others.
+    /// How much CPU time was used by other programs and the hypervisor.
     pub others: Option<Others>,
-    /// Why not everything was measured.
+    /// Why not all planned measurements were made.
     pub cut_short: Option<String>,
 }
 
-/// The gap between two cases.
+/// Returns the gap between two cases.
 #[must_use]
 pub fn gap_of(pairs: &[Pair]) -> Gap {
     let gaps: Vec<f64> = pairs.iter().map(Pair::gap).collect();
@@ -121,8 +121,8 @@ pub fn gap_of(pairs: &[Pair]) -> Gap {
     }
 }
 
-/// Whether more blocks would say nothing new: there are enough, and the interval is narrow against the gap, or shows that
-/// there is none that matters against what the base takes.
+/// Whether no more blocks are needed: there are at least [`LEAST_BLOCKS`], and the interval is narrow compared with the gap, or
+/// shows that any gap is negligible compared with the base's time.
 #[must_use]
 pub fn is_enough(pairs: &[Pair]) -> bool {
     let Gap { ns: Some(ns), .. } = gap_of(pairs) else {
@@ -134,13 +134,13 @@ pub fn is_enough(pairs: &[Pair]) -> bool {
     pairs.len() >= LEAST_BLOCKS && (narrow || nothing)
 }
 
-/// The blocks that each intervention needs, if there are so many: with fewer an interval has no ends.
+/// Returns the number of blocks that this number of interventions needs. With fewer blocks the intervals have no ends.
 #[must_use]
 pub fn blocks_for(interventions: usize) -> usize {
     family::blocks_needed(family::each(CONFIDENCE, interventions))
 }
 
-/// Whether more blocks would not say much more of any intervention.
+/// Whether more blocks would not improve the result of any intervention much.
 #[must_use]
 pub fn are_narrow<'a>(runs: impl ExactSizeIterator<Item = &'a Runs>) -> bool {
     let confidence = family::each(CONFIDENCE, runs.len());
@@ -196,7 +196,7 @@ pub fn explain(version: &str, host: &Host, measured: &Measured) -> Explanation {
     explanation
 }
 
-/// By how much each block's gap became smaller, and the gap itself.
+/// Returns, for each block, by how much the change made the gap smaller, and the gap without the change.
 fn taken(runs: &Runs) -> (Vec<f64>, Vec<f64>) {
     let gaps: Vec<f64> = runs.plain.iter().map(Pair::gap).collect();
     let left = runs.changed.iter().map(Pair::gap);
@@ -204,7 +204,7 @@ fn taken(runs: &Runs) -> (Vec<f64>, Vec<f64>) {
     (taken, gaps)
 }
 
-/// What each did. Where there is no gap, an intervention may still open one.
+/// Returns the effect of each intervention. If there is no gap, an intervention may still create one.
 fn interventions(trials: &[Trial], is_clear: bool) -> Vec<Tried> {
     let confidence = family::each(CONFIDENCE, trials.len());
     let result = |trial: &Trial| {
@@ -266,9 +266,9 @@ fn unavailable(explanation: &Explanation, measured: &Measured) -> Vec<Unavailabl
     };
     if explanation.budget.is_none() {
         let reason = match &explanation.cut_short {
-            _ if !explanation.gap.is_clear => "there is no gap beyond noise, so no run was traced",
+            _ if !explanation.gap.is_clear => "there is no gap larger than the noise, so no run was traced",
             Some(_) => "the measurement was cut short before a run was traced",
-            None => "no traced run was fit for use: events of all of them were hidden or lost",
+            None => "no traced run could be used: events of all of them were hidden or lost",
         };
         add("budget", reason);
     }
@@ -276,7 +276,7 @@ fn unavailable(explanation: &Explanation, measured: &Measured) -> Vec<Unavailabl
         if side.max_in_flight.is_none() {
             add(
                 &format!("{path}.max_in_flight"),
-                "messages in flight are counted of the workloads with tasks, where the two cases differ",
+                "messages in flight are counted only for workloads with tasks, and only if base and subject differ",
             );
         }
     }
@@ -291,7 +291,7 @@ pub(crate) mod tests {
     use crate::symbolize::category::{Belongs, Category};
     use ctxtrace_common::ledger::Class;
 
-    /// Numbers around 0 that look like noise and are always the same.
+    /// Returns a number near 0. The numbers look like noise and are the same in every test run.
     fn noise(index: usize) -> f64 {
         ((index * 7 + 3) % 11) as f64 - 5.0
     }
@@ -445,12 +445,12 @@ pub(crate) mod tests {
         }
     }
 
-    /// A pool that is slower by its allocator and its channel.
+    /// Returns the answer for a pool that is slower because of its allocator and its channel.
     pub(crate) fn with_a_gap() -> Explanation {
         explain("0.0.0", &host(), &measured())
     }
 
-    /// Two cases that take the same, until something is changed; on a busy machine.
+    /// Returns the answer for two cases that take the same time until something is changed, measured on a busy machine.
     pub(crate) fn without_a_gap() -> Explanation {
         let mut measured = measured();
         measured.base = case("go, buffer 0", 0, Some(1));
@@ -495,7 +495,7 @@ pub(crate) mod tests {
     fn what_tracing_changed_is_not_claimed() {
         let mut measured = measured();
         for pair in &mut measured.gap {
-            // As if tracing had added half of the gap.
+            // As if tracing had increased the gap by half.
             pair.subject -= 70.0;
         }
         let answer = explain("0.0.0", &host(), &measured);
@@ -508,6 +508,35 @@ pub(crate) mod tests {
         assert!(
             !from_budget.contains(&"scheduler") && !from_budget.contains(&"run queue (waiting for a CPU)"),
             "{from_budget:?}"
+        );
+    }
+
+    #[test]
+    fn a_cause_is_named_although_its_share_has_no_interval() {
+        let mut measured = measured();
+        // One run of the base waited so long for a CPU that it took longer than its subject.
+        let waiting = Part {
+            spent: Spent::RunQueue,
+            class: 0,
+            cause: Cause::RunQueue,
+        };
+        measured.accounts[0].0.parts.insert(waiting, 5_000.0);
+        let answer = explain("0.0.0", &host(), &measured);
+        let budget = answer.budget.as_ref().expect("a budget");
+        let cause = Cause::Code(Category::Allocator);
+        let row = budget.causes.iter().find(|row| row.cause == cause).expect("a row");
+        assert_eq!(row.share.expect("a share").low, None);
+        let claim = answer
+            .verdict
+            .iter()
+            .find(|claim| claim.about == "allocator")
+            .expect("a claim");
+        assert!(
+            claim
+                .sentence
+                .contains("ns per message of the thread time that the subject adds"),
+            "{}",
+            claim.sentence
         );
     }
 

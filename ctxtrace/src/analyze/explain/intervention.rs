@@ -1,6 +1,6 @@
-//! The interventions: one thing changed, on both sides where it touches both, and everything else left as it is.
+//! The interventions. Each changes one property, in both cases if both have it, and leaves everything else as it is.
 //!
-//! What is changed is generic: any property of a case that can be set. Which of them matters is for the runs to say.
+//! The list is generic: it has every property of a case that can be set. The runs show which of them matter.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -8,37 +8,37 @@ use serde::Serialize;
 use crate::workload::pin::Pin;
 use crate::workload::{Allocator, Channel, Language, Mode, Protocol, Root, Spec};
 
-/// What an intervention can say if it closes the gap.
+/// What an intervention shows if it closes the gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// It exchanges a part: the part is in the cause
+    /// The intervention exchanges a part of the program: that part is in the cause.
     Part,
-    /// It takes away the concurrency, or gives it: the cause needs it, whatever it is
+    /// The intervention removes or adds concurrency: the cause needs concurrency, whatever the cause is.
     Concurrency,
-    /// It changes how much or in what order is sent
+    /// The intervention changes how many messages are sent or in which order: the cause depends on that load.
     Load,
 }
 
-/// One of them. `C` is what a case is described by.
+/// One intervention. `C` is the type that describes a case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Intervention<C> {
-    /// Its name on the command line and in JSON.
+    /// Name on the command line and in the JSON.
     pub name: String,
-    /// What is changed, as the end of "with …".
+    /// What is changed, in a form that can follow "with".
     pub what: String,
-    /// What it can say.
+    /// What the intervention can show.
     pub kind: Kind,
-    /// The base, changed; `None` if it does not touch it.
+    /// The base with the change. `None` if the intervention does not change it.
     pub base: Option<C>,
-    /// The subject, changed.
+    /// The subject with the change. `None` if the intervention does not change it.
     pub subject: Option<C>,
 }
 
-/// Buffers that are swept.
+/// Buffer sizes that are tried, in messages.
 const BUFFERS: [usize; 5] = [0, 16, 256, 4_096, 65_536];
 
-/// Everything that can be changed of two workloads, the most telling first.
+/// Returns everything that can be changed in two workloads. The interventions from which most can be learned come first.
 #[must_use]
 pub fn of_workloads(base: &Spec, subject: &Spec) -> Vec<Intervention<Spec>> {
     let mut list = Vec::new();
@@ -114,9 +114,9 @@ pub fn of_workloads(base: &Spec, subject: &Spec) -> Vec<Intervention<Spec>> {
             with(spec, &|spec| spec.root = Some(Root::BlockOn))
         },
     );
-    // The subject has threads enough.
+    // Only the base gets an idle thread. The subject has several threads anyway.
     if base.language == Language::Rust && base.idle_threads == 0 && base.mode == Mode::Task {
-        // Early: a program with one thread is treated apart by allocators and C libraries.
+        // It comes early in the list because allocators and C libraries treat a program with one thread specially.
         list.insert(
             2.min(list.len()),
             Intervention {
@@ -140,7 +140,7 @@ pub fn of_workloads(base: &Spec, subject: &Spec) -> Vec<Intervention<Spec>> {
             name: format!("buffer-{buffer}"),
             what: format!("a buffer of {buffer}"),
             kind: Kind::Load,
-            // Where the buffer is the difference, the base is what the subject is held against.
+            // If the cases differ in their buffers, only the subject's buffer is changed.
             base: if base.buffer == subject.buffer {
                 room(base)
             } else {
@@ -153,19 +153,19 @@ pub fn of_workloads(base: &Spec, subject: &Spec) -> Vec<Intervention<Spec>> {
     list
 }
 
-/// A command of the user's.
+/// A command given by the user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandCase {
-    /// Its words.
+    /// The command and its arguments.
     pub words: Vec<String>,
-    /// Variables it gets beside those of the invoking user.
+    /// Environment variables that are set in addition to those of the invoking user.
     pub variables: Vec<(String, String)>,
-    /// The one CPU it may use, if it may use only one.
+    /// The only CPU that the command may use. `None` if it may use all CPUs.
     pub cpu: Option<usize>,
 }
 
-/// Everything that can be changed of two commands without knowing them. `allocators` are those that this machine has, by name
-/// and path; `cpu` is one that may be used.
+/// Returns everything that can be changed in two commands without knowing them. `allocators` are the names and paths of the
+/// allocators that are installed on this machine. `cpu` is a CPU that may be used.
 #[must_use]
 pub fn of_commands(
     base: &CommandCase,
@@ -267,7 +267,7 @@ mod tests {
             of("jemalloc").base.as_ref().map(|spec| spec.allocator),
             Some(Allocator::Jemalloc)
         );
-        // Where the buffer is the difference it is the subject's that is changed.
+        // If the cases differ in their buffers, only the subject's buffer is changed.
         let go = of_workloads(&case(Mode::Go, 0), &case(Mode::Go, 4_096));
         assert!(
             go.iter()

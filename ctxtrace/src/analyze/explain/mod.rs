@@ -1,9 +1,10 @@
-//! Why is this case slower? From runs of two cases to an answer that was tested, or to none. Pure: the runs are made elsewhere.
+//! Explains why one case is slower than another: turns runs of two cases into an answer that was tested, or into the statement
+//! that there is none. Pure functions; `run::explain` makes the runs.
 //!
-//! * [`intervention`]: what can be changed of a case.
-//! * [`result`]: the answer; its JSON form is `ctxtrace.explain/1`.
-//! * [`answer`]: makes it out of the runs.
-//! * [`verdict`]: what may be claimed, in sentences.
+//! * [`intervention`]: what can be changed in a case.
+//! * [`result`]: the answer. Its JSON form is `ctxtrace.explain/1`.
+//! * [`answer`]: makes the answer from the runs.
+//! * [`verdict`]: which claims the measurements support, as sentences.
 
 pub mod answer;
 pub mod intervention;

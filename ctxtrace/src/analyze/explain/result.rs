@@ -1,6 +1,7 @@
-//! The answer. Its JSON form is `ctxtrace.explain/1`.
+//! The answer of `ctxtrace explain`. Its JSON form is `ctxtrace.explain/1`.
 //!
-//! Times are nanoseconds a message, or a run of a command; shares are of the gap, or of the thread time that the subject adds.
+//! Times are in nanoseconds per message, or per run of a command. Shares are shares of the gap, or of the thread time that the
+//! subject adds.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -16,178 +17,180 @@ use crate::units::Scale;
 /// Name and version of the format.
 pub const SCHEMA: &str = "ctxtrace.explain/1";
 
-/// The whole answer.
+/// The full answer of `ctxtrace explain`. Times are in nanoseconds per `unit`.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Explanation {
-    /// `ctxtrace.explain/1`.
+    /// Name and version of the format: `ctxtrace.explain/1`.
     pub schema: String,
-    /// Version of the program that made it.
+    /// Version of ctxtrace that made the answer.
     pub ctxtrace_version: String,
-    /// The machine.
+    /// The machine on which the runs were made.
     pub host: Host,
-    /// Whether everything was measured that was to be.
+    /// Whether all planned measurements were made.
     pub complete: bool,
-    /// Why not.
+    /// Why not all planned measurements were made.
     pub cut_short: Option<String>,
-    /// What times are for one of.
+    /// The unit that times and counts are divided by.
     pub unit: Unit,
-    /// What the subject is held against.
+    /// The case that the subject is compared with.
     pub base: Side,
-    /// The case in question.
+    /// The case whose slowness is to be explained.
     pub subject: Side,
-    /// By how much the subject is slower.
+    /// By how much the subject is slower than the base.
     pub gap: Gap,
-    /// Where the threads' time goes; null if there is no gap to explain, or no run was traced.
+    /// How the threads spend their time. Null if there is no gap to explain, or if no run was traced.
     pub budget: Option<Budget>,
-    /// What the processor and the kernel counted, untraced.
+    /// What the processor and the kernel counted in untraced runs.
     pub counters: Vec<CounterRow>,
-    /// What was changed, and what that did.
+    /// The changes that were tried, and their effects.
     pub interventions: Vec<Tried>,
-    /// What was not, and why.
+    /// The changes that were not tried, and why.
     pub not_tried: Vec<NotTried>,
-    /// What may be claimed: what the subject has more of, strongest first, then what that takes, then what it is not.
+    /// The claims that the measurements support: first the causes, the strongest first, then the share of kernel switches, then
+    /// the conditions, then what is not the cause.
     pub verdict: Vec<Claim>,
-    /// What may not.
+    /// Sentences about what the measurements do not explain.
     pub not_explained: Vec<String>,
-    /// How busy the machine was with others meanwhile; null if that was not measured.
+    /// How much CPU time was used by other programs and the hypervisor during the measurements. Null if that was not measured.
     pub others: Option<Others>,
-    /// One for every null that has a reason.
+    /// One entry for every null that has a reason.
     pub unavailable: Vec<Unavailable>,
 }
 
 impl Explanation {
-    /// The unit that its times are told in to people.
+    /// Returns the unit in which times are shown to people.
     #[must_use]
     pub fn scale(&self) -> Scale {
         Scale::of(self.base.ns.map_or(0.0, |ns| ns.value))
     }
 }
 
-/// Shares of the time of all CPUs, 0 to 1, from the first run to the last.
+/// CPU time that the measured programs did not get, as shares of the time of all CPUs from the first run to the last, 0 to 1.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub struct Others {
-    /// What other programs had.
+    /// Share that other programs used.
     pub share: f64,
-    /// What the hypervisor took.
+    /// Share that the hypervisor took.
     pub stolen: f64,
 }
 
 impl Others {
-    /// Whether it is so much that measurements suffer.
+    /// Whether the shares are large enough to affect the measurements: more than 5 % together.
     #[must_use]
     pub fn disturb(&self) -> bool {
         self.share + self.stolen > 0.05
     }
 }
 
-/// One of the two cases, as nobody traced it.
+/// One of the two cases, measured without tracing.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Side {
-    /// What it is.
+    /// Name of the case.
     pub name: String,
-    /// What it takes.
+    /// Time of the case in nanoseconds per unit.
     pub ns: Option<Estimate>,
-    /// Its runs by what they take: one group, or two, and then `ns` is nobody's.
+    /// The runs grouped by their times: one group, or two. With two groups, `ns` describes neither of them.
     pub groups: Vec<Group>,
-    /// Messages that a channel has room for, of a workload that has channels.
+    /// Number of messages that a channel holds. Only for workloads with channels.
     pub buffer: Option<u64>,
-    /// The most messages ever in flight, where that was counted.
+    /// Largest number of messages in flight at any time, if it was counted.
     pub max_in_flight: Option<u64>,
 }
 
-/// The difference.
+/// The difference between the two cases.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Gap {
-    /// Subject less base.
+    /// Time of the subject minus time of the base, in nanoseconds per unit.
     pub ns: Option<Estimate>,
-    /// Subject by base.
+    /// Time of the subject divided by time of the base.
     pub ratio: Option<f64>,
-    /// Blocks of one run of each.
+    /// Number of blocks. Each block has one run of each case.
     pub blocks: u64,
-    /// Whether the subject is slower beyond noise.
+    /// Whether the subject is slower than the base by more than noise: the interval of `ns` is above 0.
     pub is_clear: bool,
 }
 
-/// One counter, over the whole life of untraced runs, start and end of the program included.
+/// One counter over the whole life of untraced runs, including start and end of the program.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct CounterRow {
     /// What is counted.
     pub counted: Counted,
-    /// The base's, for each message.
+    /// The base's count per unit.
     pub base: f64,
-    /// The subject's.
+    /// The subject's count per unit.
     pub subject: f64,
-    /// The difference.
+    /// The subject's count minus the base's.
     pub added: Option<Estimate>,
 }
 
-/// One intervention.
+/// One intervention: a change of one property of the cases, and its effect.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Tried {
-    /// Its name.
+    /// Name of the intervention.
     pub name: String,
     /// What was changed.
     pub what: String,
-    /// What it can say.
+    /// What the intervention can show.
     pub kind: Kind,
-    /// What the base takes under it.
+    /// Time of the base with the change, in nanoseconds per unit.
     pub base_ns: Option<f64>,
-    /// What the subject takes under it.
+    /// Time of the subject with the change, in nanoseconds per unit.
     pub subject_ns: Option<f64>,
-    /// The gap that is left under it.
+    /// The gap that remains with the change, in nanoseconds per unit.
     pub gap_ns: Option<Estimate>,
-    /// The share of the gap that it closes.
+    /// The share of the gap that the change closes: 1 is all of it. Negative if the change widens the gap.
     pub closes: Option<Estimate>,
-    /// Blocks of one run of each.
+    /// Number of blocks. Each block has one run of each combination.
     pub blocks: u64,
 }
 
 /// An intervention that was not tried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct NotTried {
-    /// Its name.
+    /// Name of the intervention.
     pub name: String,
-    /// Why not.
+    /// Why it was not tried.
     pub reason: String,
 }
 
-/// What a claim rests on.
+/// What a claim is based on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Evidence {
-    /// The budget of traced runs
+    /// The budget of traced runs.
     Budget,
-    /// An intervention
+    /// An intervention.
     Intervention,
-    /// The messages in flight, counted
+    /// The counted messages in flight.
     InFlight,
 }
 
-/// What is claimed of it.
+/// What a claim says about the cause or intervention that it names in `about`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Says {
-    /// It is in the cause, or the cause is in it
+    /// It is a part of the cause, or the cause is a part of it.
     Cause,
-    /// The most that kernel switches can be of it
+    /// The claim gives the largest share of the gap that kernel switches can have.
     Kernel,
-    /// The cause needs it, whatever it is
+    /// The cause depends on what the intervention changes, whatever the cause is. If the cases have no gap, the intervention
+    /// creates one.
     Condition,
-    /// It is not the cause, or hardly
+    /// It is not the cause, or only to a negligible degree.
     NotTheCause,
 }
 
-/// Something that may be claimed.
+/// A claim that the measurements support.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Claim {
     /// What is claimed.
     pub says: Says,
-    /// In words.
+    /// The claim as a sentence.
     pub sentence: String,
-    /// The cause, or the name of the intervention.
+    /// Name of the cause or of the intervention.
     pub about: String,
-    /// What it rests on.
+    /// What the claim is based on.
     pub evidence: Evidence,
-    /// Its share, of the gap or of the added time.
+    /// Share of the gap (for an intervention) or of the added thread time (for the budget).
     pub share: Option<Estimate>,
 }

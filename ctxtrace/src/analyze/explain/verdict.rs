@@ -1,10 +1,12 @@
-//! What may be claimed, in sentences.
+//! Decides which claims the measurements support, and writes them as sentences.
 //!
-//! A claim needs an interval that excludes nothing at all. One about the budget must besides be larger than what tracing itself
-//! changed of the gap: the budget is that of traced runs. Causes and exchanged parts come first, by their shares; what only says
-//! that the cause needs concurrency, or load, comes after them; then what was shown to be no cause.
+//! A claim is made only if its interval excludes 0. A claim about the budget must also be larger than the change of the gap that
+//! tracing itself caused, because the budget comes from traced runs. The claims are ordered: causes and exchanged parts by their
+//! shares; then the share of kernel switches; then the conditions, which only show that the cause needs concurrency or load; then
+//! what was shown not to be the cause.
 //!
-//! How much of it kernel switches can be is always told, small or large: it is what this program is asked.
+//! The largest share that kernel switches can have is always reported, whether it is small or large, because it is the question
+//! that this program answers.
 
 use super::intervention::Kind;
 use super::result::{Claim, Evidence, Explanation, Says, Side, Tried};
@@ -12,13 +14,13 @@ use crate::analyze::budget::account::Spent;
 use crate::analyze::budget::{Budget, CauseRow, Kernel, is_named};
 use crate::units::significant;
 
-/// What closes less of the gap than this, for sure, is not the cause.
+/// An intervention that certainly closes less than this share of the gap is not the cause.
 const HARDLY: f64 = 0.1;
 
-/// A difference of less than this of what the base takes matters to nobody.
+/// A difference smaller than this share of the base's time is not reported.
 const SMALL: f64 = 0.02;
 
-/// The claims, and what is not explained.
+/// Returns the claims, and the sentences about what is not explained.
 #[must_use]
 pub fn of(explanation: &Explanation) -> (Vec<Claim>, Vec<String>) {
     let Some(gap) = explanation.gap.ns else {
@@ -29,7 +31,7 @@ pub fn of(explanation: &Explanation) -> (Vec<Claim>, Vec<String>) {
     }
     let mut claims: Vec<Claim> = Vec::new();
     if let Some(budget) = &explanation.budget {
-        // Of the gap, what tracing changed.
+        // The share of the gap that tracing changed.
         let floor = budget.tracing_changed_gap_ns.map_or(0.0, |ns| (ns / gap.value).abs());
         let rows = budget.causes.iter().filter(|row| may_be_claimed(row, floor));
         claims.extend(rows.map(|row| of_cause(row, budget, explanation)));
@@ -59,14 +61,19 @@ pub fn of(explanation: &Explanation) -> (Vec<Claim>, Vec<String>) {
     (claims, left)
 }
 
+/// Returns whether a cause of the budget may be claimed: its added time is certainly above 0, and its share is larger than `floor`, the
+/// share of the gap that tracing changed.
+///
+/// The share has no interval if the added time of some pairs of runs is not above 0, for example after a run that waited long for a CPU.
+/// The added time of the cause has an interval of its own, which then decides alone.
 fn may_be_claimed(row: &CauseRow, floor: f64) -> bool {
     let is_large = row
         .share
-        .is_some_and(|share| share.is_above(0.0) && share.value > floor);
+        .is_some_and(|share| share.low.is_none_or(|low| low > 0.0) && share.value > floor);
     is_large && is_named(row.cause) && row.added_ns.is_some_and(|added| added.is_above(0.0))
 }
 
-/// The interventions of these kinds that close anything of the gap.
+/// Returns the claims about interventions of these kinds that close a part of the gap.
 fn closing(explanation: &Explanation, kinds: &[Kind], says: Says) -> Vec<Claim> {
     explanation
         .interventions
@@ -103,15 +110,19 @@ fn of_cause(row: &CauseRow, budget: &Budget, explanation: &Explanation) -> Claim
             .then(|| format!("{} {}", spent.in_words(), scale.told(ns)))
     })
     .collect();
+    let unit = explanation.unit.in_words();
+    let share = match (row.share, row.added_ns) {
+        (Some(share), _) if share.low.is_some() => share.percent(),
+        (_, Some(added)) => format!("{} {} {unit}", added.in_unit(scale), scale.name),
+        _ => String::new(),
+    };
     Claim {
         says: Says::Cause,
         sentence: format!(
-            "{}: {} of the thread time that the subject adds, {} of {} {} (budget: {})",
+            "{}: {share} of the thread time that the subject adds, {} of {} {unit} (budget: {})",
             row.cause.in_words(),
-            row.share.map_or_else(String::new, |share| share.percent()),
             scale.number(row.subject_ns - row.base_ns),
             scale.told(budget.added_ns),
-            explanation.unit.in_words(),
             parts.join(", ")
         ),
         about: row.cause.in_words().to_owned(),
@@ -135,8 +146,8 @@ fn of_kernel(kernel: &Kernel, explanation: &Explanation) -> Claim {
     Claim {
         says: Says::Kernel,
         sentence: format!(
-            "Kernel switches: {} {unit}, the base {}. All that goes through the kernel (its code, the run queue, and sleep in polls) \
-             is {share}, and kernel switches are a part of that (budget)",
+            "Kernel switches: {} {unit} in the subject, {} in the base. All time in the kernel or caused by it (its code, the run \
+             queue, and sleep in polls) is {share}, and the cost of kernel switches is a part of it (budget)",
             significant(kernel.subject_switches),
             significant(kernel.base_switches),
         ),
@@ -179,7 +190,7 @@ fn of_no_cause(tried: &Tried, explanation: &Explanation) -> Claim {
     Claim {
         says: Says::NotTheCause,
         sentence: format!(
-            "{} closes nothing of the gap, or no more than {:.0} % ({})",
+            "{} closes at most {:.0} % of the gap ({})",
             tried.what,
             (100.0 * most).max(0.0),
             sides(tried, explanation)
@@ -190,12 +201,12 @@ fn of_no_cause(tried: &Tried, explanation: &Explanation) -> Claim {
     }
 }
 
-/// Where the cases take the same, what makes them differ is told, if anything does.
+/// Returns the claims for two cases that take the same time: the changes that make them differ, if there are any.
 fn without_a_gap(explanation: &Explanation) -> (Vec<Claim>, Vec<String>) {
     let mut claims: Vec<Claim> = of_unused_room(&explanation.base, &explanation.subject)
         .into_iter()
         .collect();
-    // What is real and does not matter is not told.
+    // A small difference is not reported, even if it is real.
     let least = SMALL * explanation.base.ns.map_or(0.0, |ns| ns.value);
     let mut opening: Vec<&Tried> = explanation
         .interventions
@@ -211,7 +222,7 @@ fn without_a_gap(explanation: &Explanation) -> (Vec<Claim>, Vec<String>) {
         Some(Claim {
             says: Says::Condition,
             sentence: format!(
-                "with {} the subject is {direction}, by {} {} {} ({})",
+                "with {} the subject is {direction} by {} {} {} ({})",
                 tried.what,
                 gap.magnitude().in_unit(explanation.scale()),
                 explanation.scale().name,
@@ -224,26 +235,27 @@ fn without_a_gap(explanation: &Explanation) -> (Vec<Claim>, Vec<String>) {
         })
     }));
     let left = if explanation.gap.ns.is_some_and(|gap| gap.is_below(0.0)) {
-        "The subject is the faster one: exchange the two to ask why the base is slower."
+        "The subject is faster than the base: exchange the two to find out why the base is slower."
     } else if claims.is_empty() {
-        "There is no gap beyond noise, so there is nothing to explain."
+        "There is no gap larger than the noise, so there is nothing to explain."
     } else {
-        "There is no gap beyond noise as they are. What makes a difference was not taken apart further: change both cases so, and ask \
-         again."
+        "The two cases as they are have no gap larger than the noise. The changes that make a difference were not analysed \
+         further: apply such a change to both cases and run `ctxtrace explain` again."
     };
     (claims, vec![left.to_owned()])
 }
 
-/// A buffer beyond the messages that are ever in flight holds nothing.
+/// Returns the claim that the larger buffer makes no difference, if there are never enough messages in flight to fill the smaller
+/// one.
 fn of_unused_room(base: &Side, subject: &Side) -> Option<Claim> {
     let (smaller, larger) = (base.buffer?.min(subject.buffer?), base.buffer?.max(subject.buffer?));
     let most = base.max_in_flight?.max(subject.max_in_flight?);
-    // One beside those in the channel is on its way.
+    // In addition to the messages in the channel, one message is in the hands of a task.
     (smaller < larger && most <= smaller + 1).then(|| Claim {
         says: Says::Cause,
         sentence: format!(
-            "no more than {most} message{} in flight at any time, with the buffer of {larger} as with that of {smaller}: what the \
-             larger one has room for is never used (messages in flight: counted)",
+            "at most {most} message{} in flight, with the buffer of {larger} as well as with that of {smaller}: the additional \
+             room of the larger buffer is never used (messages in flight were counted)",
             if most == 1 { " is ever" } else { "s are ever" }
         ),
         about: "buffer".to_owned(),
@@ -263,8 +275,8 @@ fn not_explained(explanation: &Explanation, claims: &[Claim], gap_ns: f64) -> Ve
         .collect();
     if causes.len() > 1 && !closing.is_empty() {
         left.push(
-            "Causes overlap: an exchanged part takes away time of several parts of the budget, and what two exchanges close is not \
-             what both together would."
+            "Causes overlap: exchanging one part removes time from several parts of the budget, and two exchanges together do not \
+             close the sum of what each closes."
                 .to_owned(),
         );
     }
@@ -274,7 +286,7 @@ fn not_explained(explanation: &Explanation, claims: &[Claim], gap_ns: f64) -> Ve
         .max_by(|one, other| one.1.value.total_cmp(&other.1.value));
     match strongest {
         Some((tried, closes)) if closes.value < 0.9 => left.push(format!(
-            "Of the gap, {:.0} % ({} {unit}) is left with {}, and no other part that was exchanged closes more.",
+            "{:.0} % of the gap ({} {unit}) remains with {}, and no other exchanged part closes more.",
             100.0 * (1.0 - closes.value),
             scale.told(gap_ns * (1.0 - closes.value)),
             tried.what,
@@ -282,7 +294,7 @@ fn not_explained(explanation: &Explanation, claims: &[Claim], gap_ns: f64) -> Ve
         Some(_) => {}
         None if !explanation.interventions.is_empty() => {
             left.push(
-                "No part that was exchanged closes any of the gap: what the budget names was not tested apart."
+                "None of the exchanged parts closes any of the gap: the causes in the budget were not tested individually."
                     .to_owned(),
             );
         }
@@ -297,7 +309,7 @@ fn not_explained(explanation: &Explanation, claims: &[Claim], gap_ns: f64) -> Ve
     for side in [&explanation.base, &explanation.subject] {
         if let [fast, slow] = side.groups.as_slice() {
             left.push(format!(
-                "Runs of {} fall into two groups, {} ({:.0} %) and {} ({:.0} %): why a run is in the one or the other is not known.",
+                "Runs of {} fall into two groups, {} ({:.0} %) and {} ({:.0} %): it is not known why a run is in one or the other.",
                 side.name,
                 scale.told(fast.median),
                 100.0 * fast.share,
@@ -309,11 +321,11 @@ fn not_explained(explanation: &Explanation, claims: &[Claim], gap_ns: f64) -> Ve
     left
 }
 
-/// What of the added time no claim names.
+/// Returns a sentence about the part of the added time that no claim names.
 fn unnamed(budget: &Budget, causes: &[&Claim], explanation: &Explanation) -> String {
     let scale = explanation.scale();
     if budget.added_ns <= 0.0 {
-        return "The subject's threads are busy for no longer than the base's: the gap is in how they wait for each other.".to_owned();
+        return "The subject's threads are not busy for longer than the base's: the gap comes from how they wait for each other.".to_owned();
     }
     let is_claimed = |row: &&CauseRow| {
         causes
@@ -327,7 +339,7 @@ fn unnamed(budget: &Budget, causes: &[&Claim], explanation: &Explanation) -> Str
         .map(|row| row.subject_ns - row.base_ns);
     let unnamed: f64 = added.filter(|added| *added > 0.0).sum();
     format!(
-        "Of the {} {} of thread time that the subject adds, {} are in parts too small or too uncertain to name.",
+        "Of the {} {} of thread time that the subject adds, {} are in parts that are too small or too uncertain to be named.",
         scale.told(budget.added_ns),
         explanation.unit.in_words(),
         scale.told(unnamed)

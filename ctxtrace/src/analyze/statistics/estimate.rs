@@ -1,37 +1,37 @@
-//! A figure with its interval, from what the runs of each block say.
+//! Estimates of a figure with a confidence interval, computed from the runs of several blocks.
 
 use serde::Serialize;
 
 use super::signed_rank::{averages, outside};
 use crate::units::Scale;
 
-/// A figure and where it lies.
+/// An estimate of a figure with its confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Estimate {
-    /// The figure.
+    /// The estimate.
     pub value: f64,
-    /// The lower end of its interval; null if there are too few blocks for one.
+    /// Lower end of the confidence interval. Null if there are too few blocks for an interval.
     pub low: Option<f64>,
-    /// The upper end.
+    /// Upper end of the confidence interval. Null if there are too few blocks for an interval.
     pub high: Option<f64>,
-    /// How sure it is that the interval contains the truth, 0 to 1.
+    /// Probability that the interval contains the true value, 0 to 1.
     pub confidence: f64,
 }
 
 impl Estimate {
-    /// Whether the truth is known to be above this.
+    /// Whether the whole interval is above `bound`. False if the interval has no lower end.
     #[must_use]
     pub fn is_above(&self, bound: f64) -> bool {
         self.low.is_some_and(|low| low > bound)
     }
 
-    /// Whether the truth is known to be below this.
+    /// Whether the whole interval is below `bound`. False if the interval has no upper end.
     #[must_use]
     pub fn is_below(&self, bound: f64) -> bool {
         self.high.is_some_and(|high| high < bound)
     }
 
-    /// Half the width of the interval; infinite if an end is missing.
+    /// Returns half the width of the interval. Infinite if the interval has no ends.
     #[must_use]
     pub fn half_width(&self) -> f64 {
         match (self.low, self.high) {
@@ -40,7 +40,7 @@ impl Estimate {
         }
     }
 
-    /// How large it is, whatever its sign; for one whose interval excludes 0.
+    /// Returns the absolute value, with the interval mirrored if necessary. For estimates whose interval excludes 0.
     #[must_use]
     pub fn magnitude(&self) -> Self {
         if self.value >= 0.0 {
@@ -54,11 +54,11 @@ impl Estimate {
         }
     }
 
-    /// As people read it: the figure, and how uncertain it is. `12.0 ± 3.0`; or `12.0 (2.5 to 15.0)` where it is more so on
-    /// one side.
+    /// Formats the value and its interval for people: `12.0 ± 3.0`, or `12.0 (2.5 to 15.0)` if the value is not near the middle
+    /// of the interval.
     #[must_use]
     pub fn plus_minus(&self, digits: usize) -> String {
-        // What rounds to 0 has no sign.
+        // Adding 0.0 turns -0.0 into 0.0, so that a value that rounds to 0 is printed without a sign.
         let number = |value: f64| {
             let unit = 10_f64.powi(digits as i32);
             format!("{:.digits$}", (value * unit).round() / unit + 0.0)
@@ -74,13 +74,13 @@ impl Estimate {
         }
     }
 
-    /// A time in nanoseconds, in this unit and without its name.
+    /// Formats a time in nanoseconds in the unit `scale`, without the symbol of the unit.
     #[must_use]
     pub fn in_unit(&self, scale: Scale) -> String {
         self.times(1.0 / scale.ns).plus_minus(1)
     }
 
-    /// As a share, in percent.
+    /// Formats a share as a percentage.
     #[must_use]
     pub fn percent(&self) -> String {
         let percent = self.times(100.0).plus_minus(0);
@@ -90,7 +90,7 @@ impl Estimate {
         }
     }
 
-    /// The same in another unit: every number times `factor`, which is positive.
+    /// Returns the estimate in another unit: every number multiplied by `factor`, which must be positive.
     #[must_use]
     pub fn times(&self, factor: f64) -> Self {
         Self {
@@ -102,27 +102,28 @@ impl Estimate {
     }
 }
 
-/// The centre of values: the median of their Walsh averages (J. L. Hodges and E. L. Lehmann, "Estimates of location based on
-/// rank tests", 1963). `None` if there are none, or one is not finite.
+/// Returns the centre of the values: the median of their Walsh averages (J. L. Hodges and E. L. Lehmann, "Estimates of location
+/// based on rank tests", 1963). Returns `None` if there are no values, or if a value is not finite.
 #[must_use]
 pub fn centre(values: &[f64], confidence: f64) -> Option<Estimate> {
     share(values, &vec![1.0; values.len()], confidence)
 }
 
-/// What share of the gap a change takes away: of each block, by how much the gap became smaller, and the gap itself. 0 is
-/// none of it, 1 all.
+/// Returns the share of the gap that a change removes: 0 is nothing, 1 is all of it. For each block, `taken` has the amount by
+/// which the change made the gap smaller, and `gaps` has the gap without the change.
 ///
-/// It is the s at which what the change took away, less s times the gap, lies around zero; the interval has every s that the
-/// signed ranks do not refute (the way of E. C. Fieller, "Some problems in interval estimation", 1954, with ranks in place of
-/// the normal distribution). `None` if there are no blocks, if a number is not finite, or if the gaps are so uncertain that
-/// the pairs of blocks with a gap at all are not most of them.
+/// The share is the s for which the values `taken` - s * `gaps` are centred on zero. The interval contains every s that the
+/// signed ranks do not reject (the method of E. C. Fieller, "Some problems in interval estimation", 1954, with ranks in place of
+/// the normal distribution). Returns `None` if there are no blocks, if a number is not finite, or if the gaps are so uncertain
+/// that no more than half of the pairs of blocks have a positive gap.
 #[must_use]
 pub fn share(taken: &[f64], gaps: &[f64], confidence: f64) -> Option<Estimate> {
     let n = taken.len();
     if n == 0 || gaps.len() != n || !taken.iter().chain(gaps).all(|value| value.is_finite()) {
         return None;
     }
-    // A pair of blocks refutes all s on one side of the quotient of its sums. Without a gap, it can be that of neither side.
+    // A pair of blocks is evidence against all s on one side of its quotient. A pair whose gap is not positive is evidence
+    // against neither side.
     let mut quotients = Vec::with_capacity(averages(n));
     let mut undecided = 0;
     for first in 0..n {
@@ -141,7 +142,7 @@ pub fn share(taken: &[f64], gaps: &[f64], confidence: f64) -> Option<Estimate> {
     quotients.sort_unstable_by(f64::total_cmp);
     let count = quotients.len();
     let value = f64::midpoint(quotients[(count - 1) / 2], quotients[count / 2]);
-    // Those that are undecided are taken for outside, at either end.
+    // At each end, the undecided pairs are counted as lying outside the interval.
     let skipped = outside(n, confidence).and_then(|outside| outside.checked_sub(undecided));
     let ends = skipped.filter(|&skipped| 2 * skipped < count);
     Some(Estimate {
@@ -157,7 +158,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Noise as runs have it: mostly small, sometimes a run that was disturbed.
+    /// Returns noise as it is in real runs: mostly small, and large in one of ten runs, as when a run is disturbed.
     fn noise(random: &mut fastrand::Rng) -> f64 {
         let small = (0..6).map(|_| random.f64() - 0.5).sum::<f64>();
         if random.u8(0..10) == 0 { 8.0 * small } else { small }
@@ -172,13 +173,13 @@ mod tests {
                 const TRIES: u32 = 600;
                 for _ in 0..TRIES {
                     let gaps: Vec<f64> = (0..blocks).map(|_| 20.0 + noise(&mut random)).collect();
-                    // The noise of the gap is in what is left of it too, plus its own.
+                    // The remaining gap has noise of its own.
                     let taken: Vec<f64> = gaps
                         .iter()
                         .map(|gap| gap - (20.0 * (1.0 - truth) + noise(&mut random)))
                         .collect();
                     let contains = |estimate: Option<Estimate>, truth: f64| {
-                        let estimate = estimate.expect("blocks");
+                        let estimate = estimate.expect("there are blocks");
                         u32::from(!estimate.is_above(truth) && !estimate.is_below(truth))
                     };
                     centres += contains(centre(&gaps, 0.95), 20.0);
@@ -234,9 +235,10 @@ mod tests {
         let few = centre(&[1.0, 2.0, 3.0], 0.95).expect("values");
         assert_eq!((few.value, few.low, few.high), (2.0, None, None));
         assert!(few.half_width().is_infinite() && !few.is_above(-1e9) && !few.is_below(1e9));
-        // No gap, no share of it.
+        // Without a gap there is no share of it.
         assert_eq!(share(&[1.0; 8], &[-1.0; 8], 0.95), None);
-        let unclear = share(&[0.5; 8], &[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -9.0], 0.95).expect("mostly a gap");
+        let unclear =
+            share(&[0.5; 8], &[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -9.0], 0.95).expect("most pairs have a gap");
         assert_eq!(unclear.low, None);
     }
 

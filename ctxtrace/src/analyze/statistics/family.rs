@@ -1,18 +1,18 @@
-//! Intervals that hold all at once.
+//! Confidence intervals that hold simultaneously.
 //!
-//! Of twenty intervals at 95 % one may be expected to be wrong. Where each of several figures could become a claim, each
-//! interval is made wider so that with 95 % all of them hold (Bonferroni). Methods that go by the order of p-values, like
-//! Holm's, are sharper for decisions but give no intervals, and it is intervals that are told.
+//! Of twenty intervals at 95 %, one is expected not to contain the true value. If each of several figures may become a claim,
+//! each interval is widened so that with 95 % confidence all of them hold (Bonferroni). Methods that use the order of p-values,
+//! such as Holm's, give sharper decisions but no intervals, and intervals are needed for the report.
 
 use super::signed_rank;
 
-/// The confidence that each of `count` intervals needs, so that all of them hold together with `confidence`.
+/// Returns the confidence that each of `count` intervals must have, so that all of them hold simultaneously with `confidence`.
 #[must_use]
 pub fn each(confidence: f64, count: usize) -> f64 {
     1.0 - (1.0 - confidence) / count.max(1) as f64
 }
 
-/// The fewest blocks from which an interval of this confidence has ends.
+/// Returns the smallest number of blocks for which an interval of this confidence has ends.
 #[must_use]
 pub fn blocks_needed(confidence: f64) -> usize {
     (1..)

@@ -1,36 +1,37 @@
-//! Do runs fall into two groups instead of one? Then each has a figure of its own, and what lies between them is nobody's.
+//! Determines whether runs fall into two groups. If they do, each group has a figure of its own, because no run is near the mean
+//! of all runs.
 
 use serde::Serialize;
 
 use crate::analyze::percentile::median;
 
-/// Runs that belong together.
+/// Runs whose results are close together.
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Group {
-    /// The one in the middle.
+    /// Median of the group.
     pub median: f64,
-    /// The smallest.
+    /// Smallest value in the group.
     pub low: f64,
-    /// The largest.
+    /// Largest value in the group.
     pub high: f64,
-    /// How many there are.
+    /// Number of runs in the group.
     pub runs: usize,
-    /// Of all, 0 to 1.
+    /// Share of all runs that is in the group, 0 to 1.
     pub share: f64,
 }
 
-/// The fewest runs of which two groups are told apart.
+/// With fewer runs than this, all runs are one group.
 const LEAST_RUNS: usize = 10;
-/// What the smaller group must have of them.
+/// The smaller group must have at least this share of the runs, 0 to 1.
 const LEAST_SHARE: f64 = 0.15;
-/// How many times the mean distance between neighbours within the groups the distance between the groups must be.
+/// The gap between the groups must be more than this many times the mean distance between neighbouring values within the groups.
 const EMPTY: f64 = 8.0;
 
-/// The groups, smaller values first: one or two; none of no values.
+/// Returns the groups, the group with the smaller values first: one or two groups, or none if there are no values.
 ///
-/// Two are told apart only where there is an empty stretch between them, wider than the spread of both groups together and much wider than
-/// the distances in them, and neither is a handful of outliers. Samples of one distribution, skewed or heavy-tailed, are
-/// called two in about one of fifty cases at most (tested with drawn samples).
+/// The values are split only if there is a gap between the groups that is wider than the spread of both groups together and much
+/// wider than the distances within them, and if neither group is just a few outliers. Samples of one distribution, including
+/// skewed and heavy-tailed ones, are split in at most about one of fifty cases (tested with random samples).
 #[must_use]
 pub fn groups(values: &[f64]) -> Vec<Group> {
     let mut sorted = values.to_vec();
@@ -44,7 +45,7 @@ pub fn groups(values: &[f64]) -> Vec<Group> {
     }
 }
 
-/// Where to split sorted values, if anywhere.
+/// Returns the index at which to split sorted values, if they are to be split.
 fn widest(sorted: &[f64]) -> Option<usize> {
     let count = sorted.len();
     if count < LEAST_RUNS || !sorted.iter().all(|value| value.is_finite()) {
@@ -54,7 +55,7 @@ fn widest(sorted: &[f64]) -> Option<usize> {
     let gap = |at: usize| sorted[at] - sorted[at - 1];
     let at = (least..=count - least).max_by(|&one, &other| gap(one).total_cmp(&gap(other)))?;
     let (lower, upper) = sorted.split_at(at);
-    // The outermost of each group may be an outlier, which says nothing about the group.
+    // The outermost values of each group may be outliers, so they are left out.
     let spread = |part: &[f64]| {
         let trim = part.len() / 8;
         part[part.len() - 1 - trim] - part[trim]
@@ -83,7 +84,7 @@ mod tests {
         (0..12).map(|_| random.f64()).sum::<f64>() - 6.0
     }
 
-    /// How many of a thousand samples are taken for two groups.
+    /// Returns how many of a thousand samples are split into two groups.
     fn told_apart(runs: usize, draw: impl Fn(&mut fastrand::Rng) -> f64) -> usize {
         let mut random = fastrand::Rng::with_seed(42);
         let sample = |_| groups(&(0..runs).map(|_| draw(&mut random)).collect::<Vec<_>>()).len();

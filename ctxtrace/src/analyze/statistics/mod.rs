@@ -1,13 +1,14 @@
-//! Are two cases different, by how much, and what share of it does a change take away? From few runs on a noisy machine.
+//! Whether two cases differ, by how much, and what share of the difference a change removes, determined from few runs on a noisy
+//! machine.
 //!
-//! * [`order`]: who runs when: all that are compared once in every block, in random order, so that a machine that is slow for
-//!   a while is slow for all of them.
-//! * [`signed_rank`]: what the pairs of a block say, without the assumption that times are normally distributed.
+//! * [`order`]: the order of the runs. Each case runs once in every block, in random order, so that a period in which the machine
+//!   is slow affects all cases.
+//! * [`signed_rank`]: intervals from paired runs, without the assumption that times are normally distributed.
 //! * [`estimate`]: a figure with its interval.
-//! * [`groups`]: whether runs fall into two groups, so that one figure would be nobody's.
-//! * [`family`]: intervals that hold all at once, however many there are.
+//! * [`groups`]: whether runs fall into two groups, so that one figure would describe no run.
+//! * [`family`]: intervals that hold simultaneously, however many there are.
 //!
-//! All of it is deterministic: the same runs give the same figures.
+//! All functions are deterministic: the same runs give the same figures.
 
 pub mod estimate;
 pub mod family;

@@ -1,17 +1,17 @@
-//! Random order in blocks.
+//! Random order of the runs in each block.
 
-/// Makes the order of block after block.
+/// Generates the order of one block after another.
 #[derive(Clone, Debug)]
 pub struct Order(fastrand::Rng);
 
 impl Order {
-    /// The same seed gives the same orders.
+    /// Makes a generator. The same seed gives the same orders.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(fastrand::Rng::with_seed(seed))
     }
 
-    /// The numbers below `count`, each once, all orders being as likely.
+    /// Returns the numbers below `count`, each once, in random order. All orders are equally likely.
     pub fn block(&mut self, count: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..count).collect();
         self.0.shuffle(&mut order);

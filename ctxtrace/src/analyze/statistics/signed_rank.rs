@@ -1,19 +1,20 @@
-//! Wilcoxon's signed ranks: what pairs say, whatever the distribution (F. Wilcoxon, "Individual comparisons by ranking
-//! methods", 1945; M. Hollander and D. A. Wolfe, "Nonparametric Statistical Methods", chapter 3).
+//! Wilcoxon's signed ranks: confidence intervals from pairs, for any distribution (F. Wilcoxon, "Individual comparisons by
+//! ranking methods", 1945; M. Hollander and D. A. Wolfe, "Nonparametric Statistical Methods", chapter 3).
 //!
-//! Of n differences that lie symmetrically around a centre, the number of Walsh averages (the means of all pairs, each with
-//! itself included) above that centre has a distribution that is known exactly. The k-th smallest and the k-th largest Walsh
-//! average bound the centre with the confidence that this distribution gives to k.
+//! Take n differences that are distributed symmetrically around a centre. The Walsh averages are the means of all pairs of
+//! differences, including each difference paired with itself. The number of Walsh averages above the centre has an exactly known
+//! distribution. The k-th smallest and the k-th largest Walsh average bound the centre with the confidence that this distribution
+//! gives to k.
 
-/// Number of Walsh averages of `n` values.
+/// Returns the number of Walsh averages of `n` values.
 #[must_use]
 pub fn averages(n: usize) -> usize {
     n * (n + 1) / 2
 }
 
-/// How many of the sorted Walsh averages of `n` differences lie outside the interval at each end, at least at this two-sided
-/// confidence: the interval goes from the one after so many to the one before so many. `None` if even all of them are not
-/// enough.
+/// Returns how many of the sorted Walsh averages of `n` differences lie outside the interval at each end, for at least this
+/// two-sided confidence. With the result k, the interval goes from the average at index k to the one at the same distance from
+/// the end. Returns `None` if even the interval of all averages does not have this confidence.
 #[must_use]
 pub fn outside(n: usize, confidence: f64) -> Option<usize> {
     let tail = (1.0 - confidence) / 2.0;
@@ -30,7 +31,8 @@ pub fn outside(n: usize, confidence: f64) -> Option<usize> {
     count
 }
 
-/// The probability of each sum of ranks of those of `n` differences that are positive, if each sign is as likely.
+/// Returns the probability of each possible sum of the ranks of the positive differences among `n`, if both signs are equally
+/// likely.
 fn distribution(n: usize) -> Vec<f64> {
     let mut probability = vec![0.0; averages(n) + 1];
     probability[0] = 1.0;
@@ -47,7 +49,7 @@ fn distribution(n: usize) -> Vec<f64> {
 mod tests {
     use super::*;
 
-    /// Critical values as printed in tables: the largest T with P(statistic <= T) <= alpha / 2.
+    /// Critical values as in published tables: the largest T with P(statistic <= T) <= alpha / 2.
     #[test]
     fn the_published_tables_are_met() {
         for (n, confidence, critical) in [

@@ -1,4 +1,4 @@
-//! Stacks as a tree, for a flamegraph that can be zoomed.
+//! Stacks as a tree of bounded size, for a flamegraph that can be zoomed.
 
 use crate::sums::add;
 use std::collections::HashMap;
@@ -9,21 +9,23 @@ use crate::report::printable;
 use crate::symbolize::stacks::Resolved;
 use crate::trace::symbols::FrameKind;
 
-/// Frames that a flamegraph has at most: more than can be told apart, few enough to be drawn at once.
+/// Maximum number of frames of a flamegraph: more than the eye can distinguish, and few enough to be drawn at once. The smallest
+/// frames beyond it are left out and counted.
 const MOST_NODES: usize = 6_000;
 
 /// A tree of frames.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Tree {
-    /// The distinct frames: the kind and the name.
+    /// The distinct frames: the number of the kind, and the name.
     names: Vec<(u8, String)>,
-    /// Four numbers for each frame of the tree, every frame before what it called: depth, index of its name, number, nanoseconds.
+    /// Four numbers for each frame of the tree: depth, index of its name, count, and nanoseconds. A frame comes before the frames
+    /// that it called.
     nodes: Vec<u64>,
-    /// All together.
+    /// Sum of the counts of all stacks.
     count: u64,
-    /// All together, nanoseconds.
+    /// Sum of the times of all stacks, in nanoseconds.
     ns: u64,
-    /// Frames that were too small to be in it.
+    /// Number of frames that were too small to be in the tree.
     left_out: u64,
 }
 
@@ -36,7 +38,7 @@ struct Node {
 }
 
 impl Tree {
-    /// Of these stacks; `None` if there are none.
+    /// Makes the tree of these stacks; `None` if there are no frames.
     pub(super) fn of(resolved: &Resolved) -> Option<Self> {
         Self::bounded(resolved, MOST_NODES)
     }
@@ -88,7 +90,7 @@ impl Tree {
         let mut shown = 0;
         while let Some((depth, index)) = to_visit.pop() {
             let node = &nodes[index];
-            // A frame is never larger than what called it, so what it has called is left out too.
+            // A frame is never larger than its caller, so the frames that it called are below the threshold too.
             if share(node, &nodes[0]) < threshold {
                 continue;
             }
@@ -101,7 +103,7 @@ impl Tree {
     }
 }
 
-/// How large a frame is, by number or by time, whatever is more.
+/// The share of a frame in the whole tree (0 to 1), by count or by time, whichever is larger.
 fn share(node: &Node, root: &Node) -> f64 {
     let of = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
     of(node.count, root.count).max(of(node.ns, root.ns))
@@ -114,7 +116,8 @@ fn threshold(nodes: &[Node], most: usize) -> f64 {
     }
     let mut shares: Vec<f64> = nodes[1..].iter().map(|node| share(node, &nodes[0])).collect();
     shares.sort_by(|a, b| b.total_cmp(a));
-    // Above that of the first that has no room, so that of many equal ones not too many are in it.
+    // Just above the share of the first frame beyond the maximum. Frames that are equal to it are all left out, so that the
+    // maximum holds.
     shares[most].next_up()
 }
 
@@ -135,19 +138,19 @@ mod tests {
     use crate::symbolize::stacks::ResolvedStack;
     use crate::trace::symbols::Frame;
 
-    /// `a;b;c 3 90` is a stack met three times, of 90 ns together.
+    /// Parses stacks: `a;b;c 3 90` is a stack that was recorded three times, with 90 ns in total.
     fn resolved(lines: &[&str]) -> Resolved {
         let stack = |line: &&str| {
             let mut words = line.split(' ');
-            let mut next = || words.next().expect("a stack and two numbers");
+            let mut next = || words.next().expect("a line has a stack and two numbers");
             let frames = next().split(';').map(|name| Frame {
                 kind: FrameKind::User,
                 name: name.into(),
             });
             ResolvedStack {
                 frames: frames.collect(),
-                count: next().parse().expect("a number"),
-                ns: next().parse().expect("a number"),
+                count: next().parse().expect("the field is a number"),
+                ns: next().parse().expect("the field is a number"),
             }
         };
         Resolved {
@@ -156,7 +159,7 @@ mod tests {
         }
     }
 
-    /// The tree, indented.
+    /// The frames of the tree as lines, indented by depth.
     fn shown(tree: &Tree) -> Vec<String> {
         let line = |node: &[u64]| {
             let indent = " ".repeat(node[0] as usize);
@@ -174,22 +177,26 @@ mod tests {
             "e;b 4 40",
             "a;b;c 1 1",
         ]))
-        .expect("a tree");
+        .expect("there are frames");
         assert_eq!(
             shown(&tree),
             ["a 7 56", " b 6 51", "  c 3 21", "  d 3 30", "e 4 40", " b 4 40"]
         );
         assert_eq!((tree.count, tree.ns, tree.left_out), (11, 96, 0));
-        assert_eq!(tree.names.len(), 5, "a name is kept once");
+        assert_eq!(tree.names.len(), 5, "each name is stored once");
     }
 
     #[test]
     fn the_smallest_frames_are_left_out() {
         let lines: Vec<String> = (1..=50).map(|n| format!("a;f{n} {n} 0")).collect();
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-        let tree = Tree::bounded(&resolved(&lines), 10).expect("a tree");
+        let tree = Tree::bounded(&resolved(&lines), 10).expect("there are frames");
         assert_eq!((tree.nodes.len() / 4, tree.left_out), (10, 41));
-        assert_eq!(shown(&tree)[0], "a 1275 0", "what is left out is in what called it");
+        assert_eq!(
+            shown(&tree)[0],
+            "a 1275 0",
+            "a frame includes the frames that were left out below it"
+        );
         assert!(shown(&tree).contains(&" f50 50 0".to_owned()));
     }
 
@@ -197,7 +204,13 @@ mod tests {
     fn many_equal_frames_do_not_break_the_bound() {
         let lines: Vec<String> = (1..=50).map(|n| format!("f{n} 1 1")).collect();
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-        assert_eq!(Tree::bounded(&resolved(&lines), 10).expect("a tree").nodes.len(), 0);
+        assert_eq!(
+            Tree::bounded(&resolved(&lines), 10)
+                .expect("there are frames")
+                .nodes
+                .len(),
+            0
+        );
     }
 
     #[test]

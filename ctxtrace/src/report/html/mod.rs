@@ -1,15 +1,18 @@
-//! The page: everything that was found out, in one file to be looked at.
+//! Renders the whole report as one HTML page.
 //!
-//! One HTML file with all that it needs inside, so it opens from a disk or an attachment, with no network and no server. It is made
-//! of `ctxtrace/web`: a template, a style sheet, plain scripts, and the libraries that draw (`web/vendor`, with their licences).
+//! The page is a single file that contains everything it needs, so it opens from a disk or from an attachment, without a network
+//! or a server. It is assembled from `ctxtrace/web`: a template, a style sheet, plain scripts, and the drawing libraries
+//! (`web/vendor`, with their licences).
 //!
-//! * `page`: what is on it, as data: every sentence and figure, made here with the code that makes the table.
-//! * `flame`: stacks as trees, of bounded size.
-//! * `timeline`: the lanes, packed.
+//! * `page`: the content of the page as data. Every sentence and figure is formatted here, by the same code as in the table.
+//! * `flame`: stacks as trees of bounded size.
+//! * `timeline`: the lanes of the timeline, packed.
 //!
-//! The data is JSON in a script element of a type that is never executed, escaped so that nothing in it can end the element. The
-//! scripts put text into the page as text. And a policy in the page's head allows the one style and the one script whose hashes it
-//! names, and nothing from anywhere else: names of threads, tasks and functions come from the traced program, which may be hostile.
+//! Names of threads, tasks and functions come from the traced program, which may be hostile. There are three defences:
+//!
+//! * The data is JSON in a script element of a type that is never executed, escaped so that nothing in it can close the element.
+//! * The scripts insert text into the page only as text.
+//! * A content security policy in the head of the page allows only the one style and the one script whose hashes it lists.
 
 mod flame;
 mod page;
@@ -25,14 +28,14 @@ use crate::printable::is_harmful;
 use crate::trace::run::Run;
 use page::Page;
 
-/// The page, with `{{…}}` where something is put in.
+/// The template of the page, with placeholders `{{…}}`.
 const TEMPLATE: &str = include_str!("../../../web/page.html");
-/// The style sheets, the libraries' first.
+/// The style sheets. Those of the libraries come first, so that the page's own rules override them.
 const STYLES: [&str; 2] = [
     include_str!("../../../web/vendor/uplot.min.css"),
     include_str!("../../../web/page.css"),
 ];
-/// The scripts, in the order in which they need each other.
+/// The scripts, each after the scripts that it depends on.
 const SCRIPTS: [&str; 9] = [
     include_str!("../../../web/vendor/uplot.min.js"),
     include_str!("../../../web/vendor/flamegraph.min.js"),
@@ -44,14 +47,14 @@ const SCRIPTS: [&str; 9] = [
     include_str!("../../../web/flames.js"),
     include_str!("../../../web/page.js"),
 ];
-/// The libraries' licences, which ask to be passed on.
+/// The licences of the libraries, which require that they are distributed with the code.
 const LICENCES: &str = include_str!("../../../web/vendor/LICENCES.txt");
 
-/// Makes the page of a report; `run` is the one that its counts are of, and `runs` are all of them.
+/// Renders the page of a report. `run` is the run whose counts the report shows, and `runs` are all runs of the capture.
 ///
 /// # Errors
 ///
-/// If it cannot be serialised, which no result should bring about.
+/// If the data cannot be serialised. No report should cause this.
 pub fn render(report: &Report, run: &Run, runs: &[Run]) -> Result<Vec<u8>> {
     let page = Page::of(report, run, runs);
     let (style, script) = (STYLES.join("\n"), SCRIPTS.join("\n;\n"));
@@ -75,13 +78,13 @@ pub fn render(report: &Report, run: &Run, runs: &[Run]) -> Result<Vec<u8>> {
     Ok(html.into_bytes())
 }
 
-/// The data of the page alone, indented: what the golden test compares.
+/// The data of the page without the page, as indented JSON. The golden test compares it.
 #[cfg(test)]
 pub(super) fn data(report: &Report, run: &Run, runs: &[Run]) -> Result<Vec<u8>> {
     super::json::render(&Page::of(report, run, runs))
 }
 
-/// A template with its gaps filled. What is put in is not looked at again.
+/// Fills the placeholders of a template. Placeholders within inserted text are not replaced.
 fn fill(template: &str, gaps: &[(&str, &str)]) -> String {
     let mut filled = String::new();
     let mut rest = template;
@@ -98,18 +101,18 @@ fn fill(template: &str, gaps: &[(&str, &str)]) -> String {
     filled
 }
 
-/// A text as a policy names it.
+/// The hash of a text in the form that a content security policy uses.
 fn hash(text: &str) -> String {
     format!("sha256-{}", BASE64.encode(&Sha256::digest(text.as_bytes())))
 }
 
-/// JSON that can stand in a script element: nothing in it can end the element or begin a comment.
+/// Serialises data as JSON for a script element. Nothing in it can close the element or begin a comment.
 fn embedded(data: &impl Serialize) -> Result<String> {
     let json = serde_json::to_string(data).map_err(|error| Error::Render {
         what: "HTML report",
         reason: error.to_string(),
     })?;
-    // All of them can be in strings only, where the escape means the same.
+    // In JSON these characters occur only in strings, where the escape has the same meaning.
     let escape = |c: char| match c {
         '<' => "\\u003c".to_owned(),
         '>' => "\\u003e".to_owned(),
@@ -124,7 +127,7 @@ fn embedded(data: &impl Serialize) -> Result<String> {
     Ok(json.chars().map(escape).collect())
 }
 
-/// Text as HTML.
+/// Escapes text for HTML.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
@@ -142,9 +145,9 @@ mod tests {
     #[test]
     fn nothing_in_the_data_ends_its_element() {
         let hostile = "</script><!--<script>\u{2028}&amp;";
-        let json = embedded(&hostile).expect("JSON");
+        let json = embedded(&hostile).expect("valid JSON");
         assert!(!json.contains(['<', '>', '&', '\u{2028}']), "{json}");
-        assert_eq!(serde_json::from_str::<String>(&json).expect("JSON"), hostile);
+        assert_eq!(serde_json::from_str::<String>(&json).expect("valid JSON"), hostile);
     }
 
     #[test]
@@ -160,7 +163,7 @@ mod tests {
             .into_iter()
             .chain(SCRIPTS.map(|text| ("a script", text)))
         {
-            // Only names of namespaces and links to be clicked; nothing is loaded.
+            // URLs may occur only as names of namespaces and as links to click. Nothing may be loaded from them.
             assert!(!text.contains("src=\"http") && !text.contains("@import"), "{name}");
         }
     }
@@ -170,17 +173,17 @@ mod tests {
         assert_eq!(hash("alert(1)"), "sha256-bhHHL3z2vDgxUt0W3dWQOrprscmda2Y5pLsLg4GF+pI=");
     }
 
-    /// The files of `web/vendor` are those that `cargo xtask vendor-web` made.
+    /// The files in `web/vendor` are exactly those that `cargo xtask vendor-web` wrote.
     #[test]
     fn the_libraries_are_those_that_were_looked_at() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("web/vendor");
-        let sums = std::fs::read_to_string(folder.join("SHA256SUMS")).expect("readable");
+        let sums = std::fs::read_to_string(folder.join("SHA256SUMS")).expect("the file is readable");
         assert!(sums.lines().count() >= 4);
         for line in sums.lines() {
-            let (sum, name) = line.split_once("  ").expect("a sum and a name");
-            let bytes = std::fs::read(folder.join(name)).expect("readable");
+            let (sum, name) = line.split_once("  ").expect("a line has a sum and a name");
+            let bytes = std::fs::read(folder.join(name)).expect("the file is readable");
             let actual = data_encoding::HEXLOWER.encode(&Sha256::digest(&bytes));
-            assert_eq!(actual, sum, "{name}: cargo xtask vendor-web makes it anew");
+            assert_eq!(actual, sum, "{name} was changed: cargo xtask vendor-web restores it");
         }
     }
 }

@@ -1,5 +1,6 @@
-//! What is on the page. Every figure is a text made here, as the table makes it, with the number beside it where the page sorts or
-//! draws by it; every part that a recording lacks has the sentence that says why, and what brings it.
+//! The content of the page, as data. Every figure is formatted here, in the same way as in the table, and is accompanied by its
+//! number if the page sorts or draws by it. A part that was not recorded is replaced by a sentence that says why, and which
+//! option records it.
 
 use crate::sums::SaturatingSum;
 use ctxtrace_common::histogram::{Histogram, Latency as Kind, SUB_BUCKETS, lower_bound, upper_bound};
@@ -16,15 +17,15 @@ use crate::trace::run::Run;
 use crate::trace::{Latencies, Level};
 use crate::units::{duration, signed_thousands, significant, thousands};
 
-/// Rows of a table at most; what is left out is counted.
+/// Maximum number of rows of a table. Further rows are left out, and a note gives their number.
 const MOST_ROWS: usize = 1_000;
 
-/// Everything.
+/// The content of the page.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Page {
     /// What was recorded.
     pub(super) subject: String,
-    /// Where and how.
+    /// Where and how it was recorded, one phrase each.
     setting: Vec<String>,
     verdict: String,
     facts: Vec<Fact>,
@@ -38,7 +39,7 @@ pub(super) struct Page {
     trust: Vec<Statement>,
 }
 
-/// A figure of its own.
+/// A main figure.
 #[derive(Clone, Debug, Serialize)]
 struct Fact {
     value: String,
@@ -46,20 +47,20 @@ struct Fact {
     help: String,
 }
 
-/// What has to be known before anything else is read.
+/// A warning that is shown above all figures.
 #[derive(Clone, Debug, Serialize)]
 struct Alert {
     text: String,
-    /// The figures are wrong, or not all there; else they are right as far as they go.
+    /// True if figures are wrong or incomplete. False if the figures that are shown are correct.
     is_bad: bool,
 }
 
-/// Something that a recording may lack.
+/// A part of the page whose data may not have been recorded.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Part<T> {
     Here(T),
-    /// Why not.
+    /// A sentence that says why the part is missing.
     Missing(String),
 }
 
@@ -76,22 +77,22 @@ struct LedgerRow {
     meaning: &'static str,
     count: u64,
     off_cpu_ns: u64,
-    /// Number, share, off-CPU time and its share, as texts.
+    /// As text: the count, its share, the off-CPU time, and its share.
     texts: [String; 4],
 }
 
-/// A distribution, to be plotted.
+/// A distribution that is plotted.
 #[derive(Clone, Debug, Serialize)]
 struct Plot {
     name: &'static str,
     meaning: &'static str,
     count: u64,
-    /// Values that are 0, which no logarithmic axis has.
+    /// Number of values that are 0, which a logarithmic axis cannot show.
     zeros: u64,
     sum_ns: u64,
-    /// From, to, how many; from the least to the greatest, those with nothing in them left out.
+    /// Smallest value, largest value, and count of each bin, in ascending order. Empty bins are left out.
     bins: Vec<[u64; 3]>,
-    /// Name, nanoseconds, text.
+    /// Name, nanoseconds, and text of each percentile.
     percentiles: Vec<(&'static str, u64, String)>,
 }
 
@@ -112,7 +113,7 @@ struct Column {
     numeric: bool,
 }
 
-/// What is shown, and what is sorted by: a number, or the text itself.
+/// The text of a cell, and the number by which the column is sorted. Without a number the column is sorted by the text.
 #[derive(Clone, Debug, Serialize)]
 struct Cell(String, Option<f64>);
 
@@ -121,7 +122,7 @@ struct Flame {
     id: &'static str,
     title: &'static str,
     intro: &'static str,
-    /// What the number is of.
+    /// The unit of the counts.
     unit: &'static str,
     tree: Part<Tree>,
     notes: Vec<String>,
@@ -151,10 +152,10 @@ impl Page {
             latency: latency_table(report),
             timeline: match &run.lanes {
                 Some(lanes) if !lanes.lanes.is_empty() => Part::Here(Timeline::of(lanes, report, run)),
-                Some(_) => Part::Missing("No thread did anything that could be drawn.".to_owned()),
+                Some(_) => Part::Missing("There were no events to draw.".to_owned()),
                 None => Part::Missing(format!(
-                    "It was recorded with --level {}, which counts switches without telling when each one was. --level timeline brings \
-                     this part.",
+                    "The timeline was not recorded: --level {} counts switches without recording the time of each one. Use \
+                     --level timeline to record it.",
                     report.level.name()
                 )),
             },
@@ -194,22 +195,22 @@ fn facts(report: &Report) -> Vec<Fact> {
     if let Some(workload) = &report.workload {
         let several = match workload.runs.len() {
             0 | 1 => "",
-            _ => " The median of several runs.",
+            _ => " This is the median of several runs.",
         };
         fact(
             workload.messages_per_second.map(significant),
-            "messages a second",
-            &format!("How fast it was, while it was traced.{several}"),
+            "messages per second",
+            &format!("The speed while the program was traced.{several}"),
         );
         fact(
             workload.ns_per_message.map(|ns| format!("{} ns", significant(ns))),
-            "a message",
-            "The time of the measured section by messages.",
+            "per message",
+            "The duration of the measured section, divided by the number of messages.",
         );
         fact(
             report.kernel_switches.per_message.map(significant),
-            "kernel switches a message",
-            "How often the kernel took a thread off a CPU, by messages.",
+            "kernel switches per message",
+            "How often the kernel took a thread off a CPU, divided by the number of messages.",
         );
     }
     fact(
@@ -220,8 +221,8 @@ fn facts(report: &Report) -> Vec<Fact> {
     if report.workload.is_none() {
         fact(
             report.kernel_switches.per_second.map(significant),
-            "kernel switches a second",
-            "By the time recorded.",
+            "kernel switches per second",
+            "The kernel switches, divided by the duration of the recording.",
         );
     }
     if let Some(switches) = report.task_switches.as_ref().filter(|switches| switches.total > 0) {
@@ -233,14 +234,14 @@ fn facts(report: &Report) -> Vec<Fact> {
         fact(
             Some(table::percent(switches.stayed_in_user, switches.total)),
             "stayed in user space",
-            "Task switches that did not go through the kernel: the thread was not switched out since its poll before.",
+            "Task switches that did not go through the kernel: the thread was not switched out since its previous poll.",
         );
     }
     let on_cpu_ns: u64 = report.threads.iter().map(|thread| thread.on_cpu_ns).saturating_sum();
     fact(
         Some(duration(on_cpu_ns)),
         "on the CPU",
-        "The time of all threads on CPUs, added up.",
+        "The sum of the times that all threads were on a CPU.",
     );
     fact(
         report
@@ -248,7 +249,7 @@ fn facts(report: &Report) -> Vec<Fact> {
             .share_of_on_cpu
             .map(|share| format!("{} %", significant(100.0 * share))),
         "of that is tracing",
-        "What the recording itself took, measured by the kernel.",
+        "The part of that time that tracing took, measured by the kernel.",
     );
     facts
 }
@@ -258,7 +259,7 @@ fn alerts(report: &Report) -> Vec<Alert> {
     let mut alert = |text: String, is_bad| alerts.push(Alert { text, is_bad });
     if let Some(reason) = &report.cut_short {
         alert(
-            format!("Partial: {}. This is what was seen up to then.", printable(reason)),
+            format!("Partial: {}. The report covers the time until then.", printable(reason)),
             true,
         );
     }
@@ -266,7 +267,7 @@ fn alerts(report: &Report) -> Vec<Alert> {
         let difference = signed_thousands(report.reconciliation.difference);
         alert(
             format!(
-                "The counts are not the kernel's own: traced minus kernel is {difference}. Do not rely on the figures."
+                "The counts differ from the kernel's own counts: traced minus kernel is {difference}. Do not rely on the figures."
             ),
             true,
         );
@@ -284,7 +285,7 @@ fn alerts(report: &Report) -> Vec<Alert> {
     {
         let differences = timeline.disagreements.join("; ");
         alert(
-            format!("The timeline gives other counts than the kernel side: {differences}."),
+            format!("The counts of the timeline differ from those that were added up in the kernel: {differences}."),
             true,
         );
     }
@@ -293,7 +294,7 @@ fn alerts(report: &Report) -> Vec<Alert> {
     }
     if let Some(running) = report.target.as_ref().and_then(table::still_running_in_words) {
         alert(
-            format!("When the recording ended, processes went on: {running}."),
+            format!("Some processes did not end with the recording: {running}."),
             false,
         );
     }
@@ -302,18 +303,18 @@ fn alerts(report: &Report) -> Vec<Alert> {
 
 fn meaning(class: Class) -> &'static str {
     match class {
-        Class::Exited => "a thread's last switch: it ended",
-        Class::Stopped => "stopped by a signal or a debugger",
+        Class::Exited => "the thread ended: this was its last switch",
+        Class::Stopped => "the thread was stopped by a signal, a debugger or a freezer",
         Class::Unattributed => "what the thread was doing is not known",
-        Class::Yielded => "gave way by itself, with sched_yield",
-        Class::TaskBlocked => "went to sleep in the middle of polling a task",
-        Class::TaskPreempted => "was made to give way while it polled a task",
-        Class::WorkerParked => "a worker of the runtime had nothing to poll, and slept",
-        Class::PoolIdle => "a thread of the pool for blocking work had none",
+        Class::Yielded => "the thread called sched_yield",
+        Class::TaskBlocked => "the thread slept while it polled a task",
+        Class::TaskPreempted => "the thread was preempted while it polled a task",
+        Class::WorkerParked => "a worker of the runtime slept because it had nothing to poll",
+        Class::PoolIdle => "a thread of the pool for blocking work slept because it had no work",
         Class::RuntimeBlocked => "a thread of the runtime slept between polls, for another reason",
-        Class::RuntimePreempted => "a thread of the runtime was made to give way between polls",
-        Class::ThreadBlocked => "another thread went to sleep",
-        Class::ThreadPreempted => "another thread was made to give way",
+        Class::RuntimePreempted => "a thread of the runtime was preempted between polls",
+        Class::ThreadBlocked => "a thread outside of any task runtime slept",
+        Class::ThreadPreempted => "a thread outside of any task runtime was preempted",
     }
 }
 
@@ -347,26 +348,21 @@ fn ledger(report: &Report) -> Ledger {
     }
 }
 
-/// The five distributions: which, its name, its meaning, its summary.
+/// The five distributions: kind, name, meaning, and summary of each.
 fn distributions(report: &Report) -> [(Kind, &'static str, &'static str, &Distribution); 5] {
     let latency = &report.latency;
     [
         (
             Kind::OffCpu,
             "off-CPU",
-            "from a switch-out to the thread's next switch-in: the next two added",
+            "from a switch-out to the thread's next switch-in: the sum of the next two",
             &latency.off_cpu,
         ),
-        (
-            Kind::Blocked,
-            "blocked",
-            "asleep, until somebody woke it",
-            &latency.blocked,
-        ),
+        (Kind::Blocked, "blocked", "asleep, until the wakeup", &latency.blocked),
         (
             Kind::RunQueue,
             "run queue",
-            "ready to run, and not on a CPU",
+            "ready to run, but waiting for a CPU",
             &latency.run_queue,
         ),
         (
@@ -378,7 +374,7 @@ fn distributions(report: &Report) -> [(Kind, &'static str, &'static str, &Distri
         (
             Kind::WakeToRun,
             "wake to run",
-            "from the wakeup that ended a sleep to running",
+            "from the wakeup that ended a sleep to the switch-in",
             &latency.wake_to_run,
         ),
     ]
@@ -414,10 +410,10 @@ fn plots(report: &Report, latencies: &Latencies) -> Vec<Plot> {
     distributions(report).into_iter().map(plot).collect()
 }
 
-/// The buckets of a histogram, four and four together (a quarter of a power of two: what the eye can tell apart on a logarithmic
-/// axis); the 0 is left out.
+/// Merges the buckets of a histogram into bins of a quarter of a power of two, the finest that the eye can distinguish on a
+/// logarithmic axis. The bucket of the value 0 is left out.
 fn bins(histogram: &Histogram) -> Vec<[u64; 3]> {
-    // Below 16 a bucket is one value, and four of them are more than a quarter.
+    // Below `SUB_BUCKETS` a bucket is a single value, and four buckets would be more than a quarter of a power of two.
     let width = |bucket: usize| match bucket {
         0..8 => 1,
         8..SUB_BUCKETS => 2,
@@ -449,7 +445,7 @@ fn time(ns: u64) -> Cell {
 }
 
 fn maybe<T>(value: Option<T>, cell: impl FnOnce(T) -> Cell) -> Cell {
-    // What is not known is less than anything that is.
+    // An unknown value is sorted below every known value.
     value.map_or_else(|| Cell("–".to_owned(), Some(-1.0)), cell)
 }
 
@@ -469,7 +465,7 @@ fn figures(name: &'static str, help: &'static str) -> Column {
     }
 }
 
-/// As many rows as there is room for, and the note of how many more there are.
+/// Makes the rows of a table, at most [`MOST_ROWS`], and a note with the number of rows that were left out.
 fn bounded<T>(all: &[T], what: &str, row: impl Fn(&T) -> Vec<Cell>) -> (Vec<Vec<Cell>>, Vec<String>) {
     let shown = all.len().min(MOST_ROWS);
     let more = (all.len() - shown) as u64;
@@ -503,13 +499,13 @@ fn latency_table(report: &Report) -> Table {
         intro: "",
         columns: vec![
             words("intervals", "what kind of interval"),
-            figures("number", "how many ended"),
+            figures("number", "how many intervals ended"),
             figures("p50", "half of them are at most this long"),
             figures("p90", "90 % of them are at most this long"),
             figures("p99", "99 % of them are at most this long"),
             figures("p99.9", "99.9 % of them are at most this long"),
-            figures("longest", "the longest one"),
-            figures("sum", "all of them together"),
+            figures("longest", "the longest interval"),
+            figures("sum", "the sum of all intervals"),
         ],
         rows: distributions(report).into_iter().map(row).collect(),
         notes: vec![],
@@ -529,9 +525,7 @@ fn tasks(report: &Report) -> Table {
         ]
     });
     if rows.is_empty() {
-        notes.push(
-            "No task was polled at any kernel switch. How tasks are found in each program is said below.".to_owned(),
-        );
+        notes.push("No task was being polled at any kernel switch. See \"How tasks were found\" below.".to_owned());
     }
     if report.task_switches.is_none() {
         let why = report.unavailable.iter().find(|entry| entry.path == "task_switches");
@@ -540,18 +534,15 @@ fn tasks(report: &Report) -> Table {
     Table {
         id: "tasks",
         title: "Tasks",
-        intro: "What the program's own scheduler switches between. A switch to a task hit the kernel if the thread had been switched \
-                out since its poll before.",
+        intro: "The tasks between which the program's runtime switches. A switch to a task hit the kernel if the thread had been \
+                switched out since its previous poll.",
         columns: vec![
-            words("task", "as the program calls it, or its number"),
+            words("task", "its name in the program, or its number"),
             words("type", "the type of its future, or the function it was started with"),
             figures("polls", "how often a thread began to poll it"),
-            figures(
-                "hit the kernel",
-                "of those, the ones before which the thread was switched out",
-            ),
+            figures("hit the kernel", "polls before which the thread had been switched out"),
             figures("switches in a poll", "kernel switches while it was polled"),
-            figures("off-CPU", "off-CPU time of those"),
+            figures("off-CPU", "off-CPU time after those kernel switches"),
         ],
         rows,
         notes,
@@ -586,23 +577,23 @@ fn wakeups(report: &Report) -> Table {
     Table {
         id: "wakeups",
         title: "Wakeups",
-        intro: "Who woke whom. Only wakeups that ended a sleep count.",
+        intro: "Which task and thread woke which thread. Only wakeups that ended a sleep are counted.",
         columns: vec![
             words(
                 "from task",
-                "the task that was being polled by the thread that made the wakeup",
+                "the task that the waker was polling when it made the wakeup",
             ),
             words(
                 "from thread",
-                "the thread that made it; interrupt for timers and devices",
+                "the thread that made the wakeup; interrupt for timers and devices",
             ),
             words("to thread", "the thread that was woken"),
-            figures("number", "how many"),
-            figures("for nothing", "the woken worker polled nothing and went back to sleep"),
-            figures("to wake", "what making one takes the waker, on average"),
+            figures("number", "how many wakeups"),
+            figures("wasted", "the woken worker polled nothing and went back to sleep"),
+            figures("to wake", "the average time that the waker spent in making a wakeup"),
             figures("p50", "half of them ran at most this long after the wakeup"),
             figures("p99", "99 % of them ran at most this long after the wakeup"),
-            figures("longest", "the longest time from a wakeup to running"),
+            figures("longest", "the longest time from a wakeup to the switch-in"),
         ],
         rows,
         notes,
@@ -635,16 +626,16 @@ fn threads(report: &Report) -> Table {
             figures("process", "its process id"),
             figures(
                 "voluntary",
-                "kernel switches that the kernel counts as voluntary: mostly, it went to sleep",
+                "kernel switches that the kernel counts as voluntary: mostly, the thread slept",
             ),
             figures(
                 "involuntary",
-                "kernel switches that the kernel counts as involuntary: it was made to give way",
+                "kernel switches that the kernel counts as involuntary: the thread was preempted",
             ),
             figures("on-CPU", "its time on CPUs"),
-            figures("run queue", "its time ready to run, and not on a CPU"),
-            figures("off-CPU", "its time off the CPU, the run queue included"),
-            figures("moves", "switches onto another CPU than before"),
+            figures("run queue", "its time ready to run, but waiting for a CPU"),
+            figures("off-CPU", "its time off the CPU, including the run queue"),
+            figures("migrations", "switch-ins on another CPU than before"),
         ],
         rows,
         notes,
@@ -668,18 +659,18 @@ fn functions(report: &Report) -> Option<Table> {
         .iter()
         .map(|of| format!("{} {} %", of.category.in_words(), significant(100.0 * of.share)))
         .collect();
-    notes.push(format!("By what the code is for: {}.", kinds.join(", ")));
+    notes.push(format!("By kind of code: {}.", kinds.join(", ")));
     Some(Table {
         id: "functions",
         title: "On the CPU",
-        intro: "What the program did while it ran, as far as samples tell. A sample belongs to the innermost function that belongs \
-                to a library or to the program.",
+        intro: "What the program did on its CPUs, by samples. A sample is counted for the innermost function that belongs to a \
+                library or to the program.",
         columns: vec![
-            words("function", "without its generic arguments"),
-            words("for", "what its library is for"),
+            words("function", "its name without generic arguments"),
+            words("for", "the kind of code, by its library"),
             figures("samples", "samples in it"),
-            figures("share", "of all samples"),
-            figures("time", "the part of the time on the CPU that they stand for"),
+            figures("share", "its share of all samples"),
+            figures("time", "the same share of the time on the CPU"),
         ],
         rows,
         notes,
@@ -689,7 +680,7 @@ fn functions(report: &Report) -> Option<Table> {
 fn flames(report: &Report, run: &Run) -> Vec<Flame> {
     let level = report.level;
     let without_stacks = format!(
-        "It was recorded with --level {}, which takes no stacks at switches. --level stacks (which is the default) brings this part.",
+        "Stacks of switches were not recorded: --level {} does not take them. Use --level stacks (the default) to record them.",
         level.name()
     );
     let here = |resolved: &Resolved, otherwise: &str| match Tree::of(resolved) {
@@ -716,9 +707,9 @@ fn flames(report: &Report, run: &Run) -> Vec<Flame> {
         Flame {
             id: "off-cpu",
             title: "Off-CPU",
-            intro: "Where threads were when the kernel took them off a CPU. At the top what the thread was doing: a task, or a class \
-                    of the ledger. Below it the thread, its functions, and the kernel's. Width is the time off the CPU, or the number \
-                    of switches.",
+            intro: "Where threads were when the kernel took them off a CPU. The top row shows what the thread was doing: a task, \
+                    or a class of the ledger. Below it are the thread, its functions, and those of the kernel. Width is the time \
+                    off the CPU, or the number of switches.",
             unit: "switches",
             tree: if level == Level::Stacks {
                 here(&switches, "There was no kernel switch.")
@@ -730,18 +721,19 @@ fn flames(report: &Report, run: &Run) -> Vec<Flame> {
         Flame {
             id: "wakers",
             title: "Wakers",
-            intro: "Who ended the sleeps, and from where. At the top what the woken thread had been doing. Below it who woke it, and \
-                    the functions that led there. Width is the off-CPU time that was ended, or the number of wakeups.",
+            intro: "Which threads ended the sleeps, and in which functions. The top row shows what the woken thread had been \
+                    doing. Below it are the waker and its functions. Width is the off-CPU time that the wakeup ended, or the \
+                    number of wakeups.",
             unit: "wakeups",
             tree: here(
                 &wakers,
                 match level {
                     Level::Stacks => {
-                        "Stacks of wakers were not taken, because they make every wakeup dearer. --wakeups-flamegraph FILE.svg takes them, \
-                         and brings this part too."
+                        "Stacks of wakers were not recorded, because they make every wakeup slower. Use --wakeups-flamegraph \
+                         FILE.svg to record them."
                     }
                     Level::Counts | Level::Timeline => {
-                        "Stacks of wakers are taken with --level stacks and --wakeups-flamegraph FILE.svg, which bring this part too."
+                        "Stacks of wakers were not recorded. Use --level stacks and --wakeups-flamegraph FILE.svg to record them."
                     }
                 },
             ),
@@ -750,12 +742,12 @@ fn flames(report: &Report, run: &Run) -> Vec<Flame> {
         Flame {
             id: "on-cpu",
             title: "On-CPU",
-            intro: "What the program did while it ran, by samples of a timer. Width is the number of samples, or the time on the CPU that \
-                    they stand for.",
+            intro: "What the program did on its CPUs, by samples of a timer. Width is the number of samples, or the time on the \
+                    CPU that they represent.",
             unit: "samples",
             tree: here(
                 &samples,
-                "No samples were taken of what ran on the CPUs. --level timeline --sample 997 takes them, and brings this part.",
+                "No samples of the running threads were recorded. Use --level timeline --sample 997 to record them.",
             ),
             notes: broken(&samples),
         },
@@ -768,7 +760,8 @@ fn broken(resolved: &Resolved) -> Vec<String> {
         return vec![];
     }
     vec![format!(
-        "{share:.1} % of user stacks are broken: code without frame pointers (-C force-frame-pointers=yes) was in the way."
+        "{share:.1} % of user stacks are incomplete, because some code has no frame pointers. Compile it with -C \
+         force-frame-pointers=yes."
     )]
 }
 
@@ -778,9 +771,9 @@ fn trust(report: &Report) -> Vec<Statement> {
     let mut state = |label, text: String, is_bad| statements.push(Statement { label, text, is_bad });
     let agrees = table::agrees(report);
     state(
-        "Is it all?",
+        "Are the counts complete?",
         format!(
-            "ctxtrace has traced {} kernel switches; the kernel's own counters say {}. The difference is {}{}.",
+            "ctxtrace traced {} kernel switches; the kernel's own counters show {}. The difference is {}{}.",
             thousands(reconciliation.traced),
             thousands(reconciliation.kernel),
             signed_thousands(reconciliation.difference),
@@ -789,7 +782,7 @@ fn trust(report: &Report) -> Vec<Statement> {
         !agrees,
     );
     state(
-        "Does it add up?",
+        "Does the ledger add up?",
         if report.ledger_adds_up {
             "Every kernel switch is in exactly one class of the ledger.".to_owned()
         } else {
@@ -801,11 +794,8 @@ fn trust(report: &Report) -> Vec<Statement> {
     state(
         "Was anything lost?",
         match &lost {
-            Some(lost) => format!(
-                "{lost}{}. What each of them means is in docs/SEMANTICS.md.",
-                room(report)
-            ),
-            None => "Nothing: no event, no interval, no stack, no reading of a task.".to_owned(),
+            Some(lost) => format!("{lost}{}. docs/SEMANTICS.md explains each of them.", room(report)),
+            None => "Nothing was lost.".to_owned(),
         },
         lost.is_some(),
     );
@@ -817,7 +807,7 @@ fn trust(report: &Report) -> Vec<Statement> {
     statements
 }
 
-/// Which options make room for what did not fit, behind a space; nothing if none does.
+/// Hints about what was lost and which options avoid that, each after a space; empty if there are none.
 fn room(report: &Report) -> String {
     let hints = table::refusal(report)
         .map(str::to_owned)
@@ -846,7 +836,10 @@ mod tests {
                 "{value}"
             );
         }
-        assert!(bins.windows(2).all(|pair| pair[0][1] < pair[1][0]), "in order, apart");
-        assert_eq!(bins.last().expect("some")[1], u64::MAX);
+        assert!(
+            bins.windows(2).all(|pair| pair[0][1] < pair[1][0]),
+            "bins are in order and do not overlap"
+        );
+        assert_eq!(bins.last().expect("there are bins")[1], u64::MAX);
     }
 }

@@ -1,7 +1,7 @@
-//! The lanes, packed: a few bytes a cell, an interval or a waking, as base64.
+//! The lanes of the timeline, packed: each cell, interval and wakeup takes a few bytes, and the bytes are encoded as base64.
 //!
-//! Times are nanoseconds after the timeline's beginning. What is written as a *number* takes as many bytes as it needs: seven bits
-//! in each, the lowest first, and the eighth bit set where another byte follows (LEB128).
+//! Times are nanoseconds since the beginning of the timeline. A *number* below is unsigned LEB128: seven bits per byte, the
+//! lowest first, and the eighth bit is set if another byte follows.
 
 use std::collections::HashMap;
 
@@ -19,27 +19,29 @@ use crate::trace::run::Run;
 use crate::trace::{Aggregates, name_of};
 use crate::units::{duration, thousands};
 
-/// See the text of this module.
+/// The timeline as the page's script reads it. The documentation of this module defines the encoding.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Timeline {
-    /// How long it is.
+    /// Length of the timeline.
     length_ns: u64,
     /// Length of a cell.
     cell_ns: u64,
-    /// When the cell that is called 0 begins; not after the timeline.
+    /// Begin of cell 0. It is at or before the beginning of the timeline, so it is 0 or negative.
     cells_from_ns: i64,
     lanes: Vec<PackedLane>,
-    /// Names of the tasks, from number 1 on.
+    /// Names of the tasks. Task numbers begin with 1; 0 means no task.
     tasks: Vec<String>,
-    /// Names of the classes of the ledger by number.
+    /// Names of the classes of the ledger, by number.
     classes: Vec<&'static str>,
-    /// Where intervals and wakings are all there.
+    /// Begin and end of the times in which every interval and wakeup is present.
     exact: Vec<[u64; 2]>,
+    /// Whether every interval and wakeup of the whole timeline is present.
     is_exact: bool,
-    /// Numbers: time since the one before, lane of the woken, lane of the waker plus one or 0, origin, task.
+    /// Five numbers for each wakeup: time since the previous wakeup, lane of the woken thread, lane of the waker plus one or 0,
+    /// origin, task.
     wakes: String,
     moments: Vec<PackedMoment>,
-    /// What it lacks, and how well it can be trusted.
+    /// Sentences about what the timeline lacks and whether it agrees with the counts.
     notes: Vec<String>,
 }
 
@@ -48,16 +50,18 @@ struct PackedLane {
     name: String,
     tid: u32,
     pid: u32,
-    /// The number of its first cell.
+    /// Number of the lane's first cell.
     first_cell: u64,
+    /// Number of cells.
     cells: u64,
-    /// Five bytes a cell: the part of it in each state, of 255.
+    /// Five bytes per cell: the share of each state in the cell, in units of 1/255.
     shares: String,
-    /// A number a cell.
+    /// One number per cell: switch-outs.
     switches: String,
-    /// A number a cell: the task.
+    /// One number per cell: the task.
     tasks: String,
-    /// Numbers: time since the end of the one before, length, state and class (the class times 8), CPU plus one or 0, task.
+    /// Five numbers for each interval: time since the end of the previous interval, length, class times 8 plus state, CPU plus
+    /// one or 0, task.
     spans: String,
 }
 
@@ -70,7 +74,7 @@ struct PackedMoment {
 }
 
 impl Timeline {
-    /// Of a run that has lanes.
+    /// Packs the lanes of a run.
     pub(super) fn of(lanes: &Lanes, report: &Report, run: &Run) -> Self {
         let names = Names::of(report, run);
         let first_cell = lanes.lanes.iter().map(|lane| lane.first_cell).min().unwrap_or(0);
@@ -133,7 +137,7 @@ impl PackedLane {
     }
 }
 
-/// The parts of a cell, of 255 each. What is there is never nothing.
+/// The share of each state in a cell, in units of 1/255. A state with any time in the cell has at least 1.
 fn shares_of(cell: &Cell, cell_ns: u64) -> [u8; Shown::COUNT] {
     cell.ns.map(|ns| {
         let share = (255.0 * ns as f64 / cell_ns as f64).round() as u8;
@@ -170,7 +174,7 @@ fn packed_wakes(wakes: &[Wake], start_ns: u64) -> String {
     BASE64.encode(&bytes)
 }
 
-/// A number, seven bits a byte.
+/// Appends a number as unsigned LEB128.
 fn put(bytes: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         bytes.push(number as u8 | 0x80);
@@ -179,7 +183,7 @@ fn put(bytes: &mut Vec<u8>, mut number: u64) {
     bytes.push(number as u8);
 }
 
-/// Who is who.
+/// Looks up the names of threads and tasks.
 struct Names<'a> {
     threads: HashMap<(u32, u64), String>,
     types: HashMap<(u64, u32), &'a str>,
@@ -206,7 +210,7 @@ impl<'a> Names<'a> {
         printable(name.map_or("?", String::as_str))
     }
 
-    /// A number alone says nothing, so its type goes with it.
+    /// The name of a task. If it is only a number, the type of the task's future follows.
     fn of_task(&self, key: TaskKey) -> String {
         let name = tasks::name(self.aggregates, key);
         let future_type = self.types.get(&(tasks::number(key.task), key.image.tgid));
@@ -218,13 +222,15 @@ impl<'a> Names<'a> {
 }
 
 fn in_words(moment: &Moment, lane: &Lane, names: &Names<'_>, tasks: &[String]) -> String {
-    let (who, took) = (format!("{} {}", names.of_thread(lane), lane.tid), duration(moment.ns()));
+    let (thread, took) = (format!("{} {}", names.of_thread(lane), lane.tid), duration(moment.ns()));
     let task = (moment.task as usize).checked_sub(1).and_then(|index| tasks.get(index));
     match (moment.kind, task) {
-        (MomentKind::LongWait, None) => format!("{who} waited {took} for a CPU"),
-        (MomentKind::LongWait, Some(task)) => format!("{who} waited {took} for a CPU, having left it in {task}"),
-        (MomentKind::LongBlock, None) => format!("{who} slept {took} in a poll"),
-        (MomentKind::LongBlock, Some(task)) => format!("{who} slept {took} while it polled {task}"),
+        (MomentKind::LongWait, None) => format!("{thread} waited {took} for a CPU"),
+        (MomentKind::LongWait, Some(task)) => {
+            format!("{thread} waited {took} for a CPU; it was switched out while it polled {task}")
+        }
+        (MomentKind::LongBlock, None) => format!("{thread} slept {took} in a poll"),
+        (MomentKind::LongBlock, Some(task)) => format!("{thread} slept {took} while it polled {task}"),
     }
 }
 
@@ -233,31 +239,31 @@ fn notes(lanes: &Lanes, report: &Report) -> Vec<String> {
     if let Some(timeline) = &report.timeline {
         notes.push(match timeline.agrees {
             Some(true) => format!(
-                "{} events, played again, give exactly the counts and times that the kernel side has added up.",
+                "Replaying the {} events gave exactly the counts and times that were added up in the kernel.",
                 thousands(timeline.events)
             ),
             Some(false) => format!(
-                "{} events do NOT give the counts that the kernel side has added up: {}.",
+                "Replaying the {} events did NOT give the counts that were added up in the kernel: {}.",
                 thousands(timeline.events),
                 timeline.disagreements.join("; ")
             ),
             None => format!(
-                "{} events, and not all of them are there: see what was lost. The counts do not suffer.",
+                "There are {} events, but some are missing: see what was lost. The counts are not affected.",
                 thousands(timeline.events)
             ),
         });
     }
     if !lanes.is_exact {
         notes.push(format!(
-            "It is too long for every single interval to be in this page. All of it is there in steps of {}; single intervals and \
-             wakeups are there where the strip above the lanes is marked, the longest waits among them. A Perfetto trace (--perfetto \
-             FILE) has them all.",
+            "The timeline is too long for this page to contain every interval. The whole timeline is shown in steps of {}. \
+             Single intervals and wakeups are shown where the strip above the lanes is marked, which includes the longest waits. \
+             A Perfetto trace (--perfetto FILE) contains all of them.",
             duration(lanes.cell_ns)
         ));
     }
     if lanes.left_out > 0 {
         notes.push(format!(
-            "Shown are the {} busiest threads; {} more are in the table of threads.",
+            "The {} busiest threads are shown; {} more are in the table of threads.",
             thousands(lanes.lanes.len() as u64),
             thousands(lanes.left_out)
         ));
@@ -303,7 +309,7 @@ mod tests {
         let bytes = BASE64.decode(packed_spans(&[span(105, 110), span(112, 120)], 100).as_bytes());
         let state_and_class = (Class::TaskBlocked as u8) << 3 | 3;
         assert_eq!(
-            bytes.expect("base64"),
+            bytes.expect("valid base64"),
             [5, 5, state_and_class, 4, 2, 2, 8, state_and_class, 4, 2]
         );
     }

@@ -1,4 +1,4 @@
-//! One table of one run as a Parquet file.
+//! Writes one table of one run as a Parquet file.
 
 use std::io;
 use std::sync::Arc;
@@ -14,17 +14,17 @@ use parquet::schema::types::{Type, TypePtr};
 use super::folder::{Folder, TableInFolder};
 use crate::report::place::UserFile;
 
-/// Name and version of the tables, in the metadata of every file.
+/// Name and version of the schema of the tables, stored in the metadata of every file.
 const SCHEMA: &str = "ctxtrace.tables/1";
 
-/// A file that grows by row groups.
+/// A Parquet file that is written one row group at a time.
 pub(super) struct TableFile {
     writer: SerializedFileWriter<UserFile>,
     table: TableInFolder,
 }
 
 impl TableFile {
-    /// One for rows of this type.
+    /// Creates a file for rows of this type.
     pub(super) fn begin<R>(folder: &Folder, table: &str, name: &str) -> io::Result<Self>
     where
         for<'r> &'r [R]: RecordWriter<R>,
@@ -43,7 +43,7 @@ impl TableFile {
         Ok(Self { writer, table: file })
     }
 
-    /// The next rows, as a row group of their own.
+    /// Writes these rows as one row group. Without rows nothing is written.
     pub(super) fn rows<R>(&mut self, rows: &[R]) -> io::Result<()>
     where
         for<'r> &'r [R]: RecordWriter<R>,
@@ -56,7 +56,7 @@ impl TableFile {
         group.close().map(drop).map_err(of_parquet)
     }
 
-    /// Ends the file.
+    /// Ends the file, and registers it as complete in its folder.
     pub(super) fn end(self, folder: &mut Folder) -> io::Result<()> {
         self.writer.into_inner().map_err(of_parquet)?;
         folder.complete(self.table);
@@ -64,7 +64,7 @@ impl TableFile {
     }
 }
 
-/// The columns of a table.
+/// The schema of a table whose rows have this type.
 pub(super) fn schema<R>(table: &str) -> Result<TypePtr, ParquetError>
 where
     for<'r> &'r [R]: RecordWriter<R>,

@@ -1,7 +1,7 @@
-//! Where the tables go: a folder of folders, one a table, each with one file a run.
+//! The folder of the tables. It has a subfolder for each table, and a subfolder has a file for each run.
 //!
-//! As with every output, whether it can be written is found out before the run, nothing appears before all of it is complete (the
-//! folders neither), and everything is done with the invoking user's rights.
+//! As with every output, the folder is checked for write access before the run, files and folders appear only when all tables are
+//! complete, and all file operations use the rights of the invoking user.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::report::output::OutputAccess;
 use crate::report::place::{NamelessFile, OutputFolder, Replace};
 
-/// Every table that there can be.
+/// Names of all tables.
 const TABLES: [&str; 11] = [
     "host",
     "programs",
@@ -26,19 +26,19 @@ const TABLES: [&str; 11] = [
     "polls",
 ];
 
-/// A folder that is known to be writable.
+/// The folder of the tables, which was found to be writable.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    /// The folder, or the one above it that is there.
+    /// The folder itself, or the deepest folder above it that exists.
     base: OutputFolder,
-    /// What has to be made below that one, from the top.
+    /// Names of the folders that must be created below `base`, the outermost first. Empty if the folder exists.
     missing: Vec<OsString>,
-    /// What is complete, to appear together.
+    /// Complete files, which get their names together.
     complete: Vec<TableInFolder>,
 }
 
-/// A file of a table that has no name yet.
+/// A table's file, which has no name yet.
 #[derive(Debug)]
 pub(super) struct TableInFolder {
     table: String,
@@ -46,16 +46,17 @@ pub(super) struct TableInFolder {
     file: NamelessFile,
 }
 
-/// Folders that were made for files which then did not appear: they go, from the last one.
+/// Folders that were created. When this is dropped, those that are still empty are removed, the last one first.
 #[derive(Default)]
 struct MadeFolders(Vec<(OutputFolder, OsString)>);
 
 impl Folder {
-    /// Sees whether files can be made in the folder. It is made, if it is not there, when the tables are complete.
+    /// Opens the folder and checks that files can be created in it. A folder that does not exist is created later, when the
+    /// tables are complete.
     ///
     /// # Errors
     ///
-    /// If not.
+    /// If the folder, or a folder of a table in it, cannot be opened or written.
     pub fn open(path: &Path, access: &OutputAccess) -> Result<Self> {
         let opened = OutputFolder::open_deepest(path, access.rights()).and_then(|(base, missing)| {
             base.check_writable()?;
@@ -78,13 +79,13 @@ impl Folder {
         })
     }
 
-    /// The folder that holds what is temporary: this one, or the one above it that is there.
+    /// The folder for temporary files: this folder, or the deepest folder above it that exists.
     #[must_use]
     pub fn holder(&self) -> &OutputFolder {
         &self.base
     }
 
-    /// What could not be done with it.
+    /// Makes an error that names the path of this folder.
     #[must_use]
     pub fn error(&self, source: io::Error) -> Error {
         Error::Output {
@@ -93,9 +94,9 @@ impl Folder {
         }
     }
 
-    /// A file of a table, without a name until [`Folder::commit`].
+    /// Creates a file of a table. It has no name until [`Folder::commit`].
     pub(super) fn begin(&self, table: &str, name: &str) -> io::Result<TableInFolder> {
-        // In the table's own folder, if there is one: it may be another file system.
+        // Use the table's own folder if it exists, because it may be on another file system than `base`.
         let subfolder = if self.missing.is_empty() {
             self.base.subfolder(OsStr::new(table))?
         } else {
@@ -112,12 +113,12 @@ impl Folder {
         self.complete.push(table);
     }
 
-    /// Gives every file its name, in the order in which they were completed. A file of that name is one of the same run: it is
-    /// replaced.
+    /// Gives every file its name, in the order in which the files were completed. An existing file of that name belongs to the
+    /// same run, and is replaced.
     ///
     /// # Errors
     ///
-    /// If one cannot be given its name; those after it then do not appear.
+    /// If a file cannot get its name. The files after it then do not appear.
     pub fn commit(&mut self) -> Result<()> {
         let mut made = MadeFolders::default();
         for mut table in std::mem::take(&mut self.complete) {
@@ -132,7 +133,7 @@ impl Folder {
         Ok(())
     }
 
-    /// The folder of a table.
+    /// Opens the folder of a table, and creates the folders that are missing.
     fn make(&self, table: &str, made: &mut MadeFolders) -> io::Result<OutputFolder> {
         let mut folder = self.base.clone();
         for name in self.missing.iter().map(OsString::as_os_str).chain([OsStr::new(table)]) {
@@ -147,7 +148,7 @@ impl Folder {
 }
 
 impl TableInFolder {
-    /// What is written to it.
+    /// Returns a handle for writing to the file.
     pub(super) fn writer(&self) -> io::Result<crate::report::place::UserFile> {
         self.file.writer()
     }
@@ -155,7 +156,7 @@ impl TableInFolder {
 
 impl Drop for MadeFolders {
     fn drop(&mut self) {
-        // A folder with a file in it stays.
+        // Only empty folders are removed.
         for (folder, name) in self.0.iter().rev() {
             folder.remove_empty_subfolder(name);
         }
@@ -170,7 +171,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     fn names(folder: &Path) -> Vec<String> {
-        let entries = fs::read_dir(folder).expect("a folder").flatten();
+        let entries = fs::read_dir(folder).expect("the folder is readable").flatten();
         let mut names: Vec<String> = entries
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
             .collect();
@@ -183,73 +184,81 @@ mod tests {
     }
 
     fn write(folder: &mut Folder, text: &[u8]) {
-        let table = folder.begin("host", "vm-1").expect("begun");
-        table.writer().and_then(|mut to| to.write_all(text)).expect("written");
+        let table = folder.begin("host", "vm-1").expect("the table is created");
+        table
+            .writer()
+            .and_then(|mut to| to.write_all(text))
+            .expect("the table is written");
         folder.complete(table);
     }
 
     #[test]
     fn nothing_appears_before_all_is_complete() {
-        let place = tempfile::tempdir().expect("a folder");
+        let place = tempfile::tempdir().expect("a temporary folder is created");
         let path = place.path().join("new/fleet");
         for text in [b"table", b"again"] {
-            let mut folder = open(&path).expect("writable");
+            let mut folder = open(&path).expect("the folder is writable");
             let before = names(place.path());
             write(&mut folder, text);
             assert_eq!(names(place.path()), before);
-            folder.commit().expect("committed");
+            folder.commit().expect("the files get their names");
             drop(folder);
-            assert_eq!(fs::read(path.join("host/vm-1.parquet")).expect("there"), text);
+            assert_eq!(
+                fs::read(path.join("host/vm-1.parquet")).expect("the file is readable"),
+                text
+            );
             assert_eq!(names(&path.join("host")), ["vm-1.parquet"]);
         }
     }
 
     #[test]
     fn what_is_given_up_leaves_nothing_behind() {
-        let place = tempfile::tempdir().expect("a folder");
-        fs::create_dir(place.path().join("fleet")).expect("made");
-        let mut folder = open(&place.path().join("fleet")).expect("writable");
+        let place = tempfile::tempdir().expect("a temporary folder is created");
+        fs::create_dir(place.path().join("fleet")).expect("the folder is created");
+        let mut folder = open(&place.path().join("fleet")).expect("the folder is writable");
         write(&mut folder, b"table");
         drop(folder);
         assert_eq!(names(&place.path().join("fleet")), Vec::<String>::new());
-        let mut folder = open(&place.path().join("other/one")).expect("writable");
+        let mut folder = open(&place.path().join("other/one")).expect("the folder is writable");
         write(&mut folder, b"table");
-        // Somebody else's, made meanwhile.
-        fs::write(place.path().join("other"), "precious").expect("written");
-        folder.commit().expect_err("in the way");
+        // Another process creates a file at the path of the missing folder.
+        fs::write(place.path().join("other"), "precious").expect("the file is written");
+        folder.commit().expect_err("a file is at the path of the folder");
         drop(folder);
         assert_eq!(names(place.path()), ["fleet", "other"]);
     }
 
     #[test]
     fn a_file_is_no_folder() {
-        let place = tempfile::tempdir().expect("a folder");
+        let place = tempfile::tempdir().expect("a temporary folder is created");
         let path = place.path().join("file");
-        fs::write(&path, "precious").expect("written");
+        fs::write(&path, "precious").expect("the file is written");
         for path in [path.clone(), path.join("in-it")] {
-            let error = open(&path).expect_err("a file").to_string();
-            assert!(error.contains("it is a file, and the tables need a folder"), "{error}");
+            let error = open(&path).expect_err("a file is refused").to_string();
+            assert!(error.contains("it is a file, but the tables need a folder"), "{error}");
         }
-        assert_eq!(fs::read(&path).expect("there"), b"precious");
+        assert_eq!(fs::read(&path).expect("the file is readable"), b"precious");
     }
 
     #[test]
     fn a_link_of_ones_own_is_followed_to_the_folder_and_not_within_it() {
-        let place = tempfile::tempdir().expect("a folder");
+        let place = tempfile::tempdir().expect("a temporary folder is created");
         let (fleet, elsewhere) = (place.path().join("fleet"), place.path().join("elsewhere"));
-        fs::create_dir(&elsewhere).expect("made");
-        symlink("elsewhere", &fleet).expect("made");
-        let mut folder = open(&fleet).expect("writable");
+        fs::create_dir(&elsewhere).expect("the folder is created");
+        symlink("elsewhere", &fleet).expect("the link is created");
+        let mut folder = open(&fleet).expect("the folder is writable");
         write(&mut folder, b"table");
-        folder.commit().expect("committed");
+        folder.commit().expect("the files get their names");
         assert_eq!(names(&elsewhere), ["host"]);
-        symlink("/", elsewhere.join("tasks")).expect("planted");
-        let error = open(&fleet).expect_err("a link").to_string();
+        symlink("/", elsewhere.join("tasks")).expect("the link is created");
+        let error = open(&fleet)
+            .expect_err("a link within the folder is refused")
+            .to_string();
         assert!(error.contains("it is not followed"), "{error}");
-        fs::remove_file(&fleet).expect("removed");
-        symlink("missing", &fleet).expect("made");
-        let error = open(&fleet).expect_err("leads nowhere").to_string();
-        assert!(error.contains("leads to no folder"), "{error}");
+        fs::remove_file(&fleet).expect("the link is removed");
+        symlink("missing", &fleet).expect("the link is created");
+        let error = open(&fleet).expect_err("a dangling link is refused").to_string();
+        assert!(error.contains("does not lead to a folder"), "{error}");
     }
 
     #[test]

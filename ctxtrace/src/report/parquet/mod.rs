@@ -1,19 +1,21 @@
-//! The tables of a capture as Parquet files, for `DuckDB`, Polars, Spark and whatever else reads them: `docs/FLEET.md`.
+//! Writes the tables of a capture as Parquet files, for `DuckDB`, Polars, Spark and other readers (see `docs/FLEET.md`).
 //!
 //! ```text
-//!   DIR/host/HOST-RUN.parquet       one row: the run               DIR/wakeups/…   who woke whom, added up
+//!   DIR/host/HOST-RUN.parquet       one row: the run               DIR/wakeups/…   wakeups by waker and woken thread
 //!   DIR/programs/…                  the programs that were run     DIR/threads/…
 //!   DIR/ledger/…   DIR/tasks/…      DIR/latency/…   DIR/latency_buckets/…
-//!   --level timeline besides:       DIR/switches/…  DIR/wakings/…  one row an event
-//!   --polls besides:                DIR/polls/…                    one row a poll
+//!   with --level timeline also:     DIR/switches/…  DIR/wakings/…  one row per event
+//!   with --polls also:              DIR/polls/…                    one row per poll
 //! ```
 //!
-//! Every row says of which host and run it is, and no two runs have a file in common, so the folders of any number of machines can
-//! be copied into one. Each run is a run of its own here, also where the report of a capture (`--repeat`) shows the median one.
+//! Every row has the host and the run that it belongs to, and every run has its own files, so the folders of any number of
+//! machines can be merged into one. All runs of a capture (`--repeat`) are written, although its report shows only the median
+//! one.
 //!
-//! * `rows`: the tables; `file`: one of them as a file; [`Folder`]: all of them, at their places together or not at all.
-//! * `sums`: the rows of what was added up. They are taken from the report of the run, so they are what its JSON says.
-//! * `timeline`: the rows of events, as they come: in memory are those of one row group.
+//! * `rows`: the types of the rows. `file`: writes a table as a file. [`Folder`]: puts all files at their paths when they are
+//!   complete.
+//! * `sums`: the rows of sums and distributions. They come from the report of the run, so they equal its JSON.
+//! * `timeline`: the rows of events. They are written as the events come; one row group of each table is kept in memory.
 
 mod file;
 mod folder;
@@ -31,11 +33,11 @@ use crate::trace::Level;
 use crate::trace::events::EventSource;
 use crate::trace::run::{Info, Run};
 
-/// Of which run the rows of a file are.
+/// The run that the rows of a file belong to.
 struct Identity {
     host: String,
     run: String,
-    /// Of all files of the run.
+    /// The name of the run's files, without the extension. It is the same in every table.
     file_name: String,
 }
 
@@ -60,12 +62,12 @@ impl Identity {
     }
 }
 
-/// Writes every table of every run, and gives the files their names. `events` has those of a timeline. `damage` says what is wrong
-/// with the capture, if something is.
+/// Writes every table of every run, and then gives the files their names. `events` is the source of the timeline's events.
+/// `damage` describes the damage of the capture file, if there is any.
 ///
 /// # Errors
 ///
-/// If they cannot be written, or if the events cannot be read.
+/// If the tables cannot be written, or if the events cannot be read.
 pub fn write(
     folder: &mut Folder,
     info: &Info,
@@ -103,12 +105,12 @@ fn write_tables(
     Ok(())
 }
 
-/// As Parquet has it: see [`rows`].
+/// Converts a count or a time to a signed number, as the columns need it (see [`rows`]). Larger values become `i64::MAX`.
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// A thread or process id, or a number of a CPU.
+/// Converts a thread id, a process id or the number of a CPU to a column's type. Larger values become `i32::MAX`.
 fn small(value: impl TryInto<i32>) -> i32 {
     value.try_into().unwrap_or(i32::MAX)
 }

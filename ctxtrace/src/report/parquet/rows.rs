@@ -1,35 +1,36 @@
-//! The tables: one type a table, one field a column, in their order. Where a column has the name of a field of the JSON report it
-//! holds the same.
+//! The rows of the tables. Each type is a table and each field is a column, in the order of the columns. A column with the name
+//! of a field of the JSON report has the same value.
 //!
-//! Numbers are signed, because not every engine knows unsigned ones; no count and no time reaches the difference.
+//! Numbers are signed, because some query engines do not support unsigned numbers. No real count or time exceeds the signed
+//! range.
 
 use parquet_derive::ParquetRecordWriter;
 
-/// One run: what was recorded where, what it came to, and what was lost. Written last, so that a run that is in it is in every
-/// table.
+/// One run: what was recorded and where, the totals, and what was lost. This table is written last, so that a run that is in it
+/// is also in all other tables.
 #[derive(Clone, Debug, ParquetRecordWriter)]
 pub(super) struct Host<'a> {
     /// The machine: `uname -n`.
     pub(super) host: &'a str,
-    /// The run: see [`crate::trace::run::Info::run_id`].
+    /// Id of the run; see [`crate::trace::run::Info::run_id`].
     pub(super) run: &'a str,
-    /// What the runs of one capture have in common.
+    /// Id of the capture, which all its runs share.
     pub(super) capture: &'a str,
-    /// Which of them it is, from 0.
+    /// Index of the run in the capture, from 0.
     pub(super) run_index: i32,
-    /// How many there are (`--repeat`).
+    /// Number of runs in the capture (`--repeat`).
     pub(super) runs: i32,
-    /// Whether it is the one whose figures the report of the capture shows.
+    /// Whether this is the run whose figures the report of the capture shows.
     pub(super) median: bool,
     /// `uname -r`.
     pub(super) kernel: &'a str,
-    /// CPUs the recording process could use.
+    /// Number of CPUs that the recording process could use.
     pub(super) cpus: i32,
-    /// Version of the program that recorded.
+    /// Version of ctxtrace that recorded the run.
     pub(super) ctxtrace_version: &'a str,
-    /// When the capture was begun: nanoseconds since 1970.
+    /// Start of the capture by the wall clock: nanoseconds since 1970.
     pub(super) started_ns: i64,
-    /// How long the run was traced.
+    /// Duration of tracing.
     pub(super) recorded_ns: i64,
     /// How much was recorded: `counts`, `stacks` or `timeline`.
     pub(super) level: &'a str,
@@ -37,15 +38,15 @@ pub(super) struct Host<'a> {
     pub(super) subject: &'a str,
     /// The file name of its program, or the mode of the built-in workload.
     pub(super) name: &'a str,
-    /// Its process.
+    /// Id of its process.
     pub(super) pid: Option<i32>,
-    /// Whether it ran to its end.
+    /// Whether the run was recorded to its end.
     pub(super) complete: bool,
-    /// Why it did not.
+    /// Why the run is incomplete; null if it is complete.
     pub(super) cut_short: Option<&'a str>,
-    /// Messages of a built-in workload.
+    /// Number of messages, for a built-in workload.
     pub(super) messages: Option<i64>,
-    /// Its time by messages.
+    /// Duration of the measured section, divided by the number of messages.
     pub(super) ns_per_message: Option<f64>,
     /// `kernel_switches.total`.
     pub(super) kernel_switches: i64,
@@ -53,17 +54,17 @@ pub(super) struct Host<'a> {
     pub(super) voluntary: i64,
     /// `kernel_switches.involuntary`.
     pub(super) involuntary: i64,
-    /// Switch-ins on another CPU.
+    /// Switch-ins on another CPU than before.
     pub(super) migrations: i64,
     /// `reconciliation.kernel`.
     pub(super) kernel_counted: i64,
     /// `reconciliation.difference`.
     pub(super) difference: i64,
-    /// Whether every kernel switch is in the ledger, once.
+    /// Whether every kernel switch is in the ledger exactly once.
     pub(super) ledger_adds_up: bool,
     /// `timeline.agrees`.
     pub(super) timeline_agrees: Option<bool>,
-    /// `timeline.dropped`: the oldest events, where the capture was to keep within a limit.
+    /// `timeline.dropped`: number of the oldest events, which were dropped to keep the capture within its limit.
     pub(super) timeline_dropped: Option<i64>,
     /// `task_switches.total`.
     pub(super) task_switches: Option<i64>,
@@ -75,7 +76,7 @@ pub(super) struct Host<'a> {
     pub(super) tracing_ns: Option<f64>,
     /// `overhead.share_of_on_cpu`.
     pub(super) tracing_share: Option<f64>,
-    /// `lost.events`, and so on: all 0 is what one wants to see.
+    /// `lost.events`; the columns below are the other fields of `lost`. All are 0 if nothing was lost.
     pub(super) lost_events: i64,
     pub(super) lost_intervals: i64,
     pub(super) lost_wakeups: i64,
@@ -106,17 +107,17 @@ pub(super) struct Program<'a> {
     pub(super) run: &'a str,
     /// Path of the executable.
     pub(super) program: &'a str,
-    /// Its GNU build id.
+    /// GNU build id of the executable.
     pub(super) build: Option<&'a str>,
     pub(super) locator: &'a str,
     pub(super) tokio_version: Option<&'a str>,
     pub(super) go_version: Option<&'a str>,
     pub(super) reason: Option<&'a str>,
-    /// What was not found out about the program where there is no reason.
+    /// What could not be found out about the program, if there is no `reason`.
     pub(super) note: Option<&'a str>,
 }
 
-/// Kernel switches of one class and, where there is one, task.
+/// Kernel switches of one class and, if there is one, one task.
 #[derive(Clone, Debug, ParquetRecordWriter)]
 pub(super) struct Ledger<'a> {
     pub(super) host: &'a str,
@@ -128,7 +129,7 @@ pub(super) struct Ledger<'a> {
     pub(super) pid: Option<i32>,
     /// The executable that the task's process ran last.
     pub(super) program: Option<&'a str>,
-    /// The GNU build id of that.
+    /// GNU build id of that executable.
     pub(super) build: Option<&'a str>,
     pub(super) count: i64,
     pub(super) off_cpu_ns: i64,
@@ -151,7 +152,7 @@ pub(super) struct Task<'a> {
     pub(super) off_cpu_ns: i64,
 }
 
-/// Wakeups from one waker to one thread that ended a sleep.
+/// Wakeups that ended a sleep, from one waker to one thread.
 #[derive(Clone, Debug, ParquetRecordWriter)]
 pub(super) struct Wakeups<'a> {
     pub(super) host: &'a str,
@@ -190,15 +191,15 @@ pub(super) struct Latency<'a> {
     pub(super) sum_ns: i64,
 }
 
-/// The values of a distribution that lie between two bounds: percentiles cannot be added up over runs, these can.
+/// Number of values of a distribution within one bucket. Unlike percentiles, buckets can be added up over runs.
 #[derive(Clone, Debug, ParquetRecordWriter)]
 pub(super) struct LatencyBucket<'a> {
     pub(super) host: &'a str,
     pub(super) run: &'a str,
     pub(super) kind: &'a str,
-    /// The least value of the bucket.
+    /// Smallest value of the bucket.
     pub(super) from_ns: i64,
-    /// The greatest.
+    /// Largest value of the bucket.
     pub(super) to_ns: i64,
     pub(super) count: i64,
 }
@@ -222,65 +223,68 @@ pub(super) struct Thread<'a> {
     pub(super) migrations: i64,
 }
 
-/// One kernel switch (`--level timeline`), in the order in which their off-CPU intervals ended; those that are open at the end
-/// come last.
+/// One kernel switch (`--level timeline`). Rows are in the order in which the off-CPU intervals ended; intervals that are open at
+/// the end of the recording come last.
 #[derive(Clone, Debug, ParquetRecordWriter)]
 pub(super) struct Switch<'a> {
     pub(super) host: &'a str,
     pub(super) run: &'a str,
     /// When the thread was switched out: `CLOCK_MONOTONIC`.
     pub(super) at_ns: i64,
-    /// The same by the wall clock: nanoseconds since 1970.
+    /// The same time by the wall clock: nanoseconds since 1970.
     pub(super) time_ns: i64,
-    /// The CPU it left.
+    /// The CPU that the thread left.
     pub(super) cpu: i32,
     pub(super) pid: i32,
     pub(super) tid: i32,
     /// The thread's name, as in the table of threads.
     pub(super) thread: &'a str,
-    /// The class of the ledger.
+    /// The class in the ledger.
     pub(super) class: &'a str,
-    /// Why, for what is unattributed.
+    /// Why the switch is unattributed; null if it is attributed.
     pub(super) reason: Option<&'a str>,
-    /// The task that was polled.
+    /// The task that was being polled.
     pub(super) task: Option<&'a str>,
     pub(super) task_id: Option<i64>,
-    /// Which of the kernel's counters moved.
+    /// Which of the kernel's counters counted the switch: true for `nvcsw`, false for `nivcsw`.
     pub(super) voluntary: bool,
-    /// How long it had been on the CPU; null if nobody saw it come.
+    /// Time on the CPU before the switch; null if the switch-in was not recorded.
     pub(super) on_cpu_ns: Option<i64>,
-    /// Until it came back; null for an interval that is open at the end, or whose end was lost.
+    /// Time until the next switch-in; null if the interval is open at the end of the recording, or if its end was lost.
     pub(super) off_cpu_ns: Option<i64>,
-    /// The part of it that it slept; null also where it did not sleep.
+    /// The part of the off-CPU time in which the thread slept; also null if the thread did not sleep.
     pub(super) blocked_ns: Option<i64>,
-    /// The part of it that it waited for a CPU.
+    /// The part of the off-CPU time in which the thread waited for a CPU.
     pub(super) run_queue_ns: Option<i64>,
-    /// From the waking that ended its sleep until it came back.
+    /// Time from the wakeup that ended the sleep to the switch-in.
     pub(super) wake_to_run_ns: Option<i64>,
-    /// The CPU it came back to.
+    /// The CPU of the next switch-in.
     pub(super) next_cpu: Option<i32>,
 }
 
-/// One waking of a thread (`--level timeline`), those that ended no sleep included.
+/// One wakeup of a thread (`--level timeline`). Wakeups that did not end a sleep are included.
 #[derive(Clone, Debug, ParquetRecordWriter)]
 pub(super) struct Waking<'a> {
     pub(super) host: &'a str,
     pub(super) run: &'a str,
-    /// When: `CLOCK_MONOTONIC`.
+    /// When the wakeup was made: `CLOCK_MONOTONIC`.
     pub(super) at_ns: i64,
-    /// The same by the wall clock: nanoseconds since 1970.
+    /// The same time by the wall clock: nanoseconds since 1970.
     pub(super) time_ns: i64,
-    /// The CPU it was made on.
+    /// The CPU on which the wakeup was made.
     pub(super) cpu: i32,
-    /// The thread that was woken, and its process.
+    /// Process id of the woken thread.
     pub(super) pid: Option<i32>,
+    /// Thread id of the woken thread.
     pub(super) tid: i32,
+    /// Name of the woken thread.
     pub(super) thread: &'a str,
-    /// `off-cpu`: the first since the thread left its CPU. `on-cpu`: the last before it leaves one. Null: of no consequence.
+    /// `off-cpu`: the first wakeup since the thread left its CPU. `on-cpu`: the last one before it leaves its CPU. Null: the
+    /// wakeup had no effect.
     pub(super) noted: Option<&'a str>,
-    /// The thread had just been created.
+    /// Whether the woken thread had just been created.
     pub(super) newborn: bool,
-    /// As in the table of wakeups.
+    /// The kind of waker, as in the table of wakeups.
     pub(super) origin: &'a str,
     pub(super) from_pid: Option<i32>,
     pub(super) from_tid: Option<i32>,
@@ -289,14 +293,14 @@ pub(super) struct Waking<'a> {
     pub(super) from_task_id: Option<i64>,
 }
 
-/// One poll (`--polls`), from its begin to its end.
+/// One poll that has ended (`--polls`).
 #[derive(Clone, Debug, ParquetRecordWriter)]
 pub(super) struct Poll<'a> {
     pub(super) host: &'a str,
     pub(super) run: &'a str,
-    /// When it began: `CLOCK_MONOTONIC`.
+    /// When the poll began: `CLOCK_MONOTONIC`.
     pub(super) at_ns: i64,
-    /// The same by the wall clock: nanoseconds since 1970.
+    /// The same time by the wall clock: nanoseconds since 1970.
     pub(super) time_ns: i64,
     pub(super) pid: i32,
     pub(super) tid: i32,
@@ -304,10 +308,10 @@ pub(super) struct Poll<'a> {
     pub(super) thread: &'a str,
     pub(super) task: &'a str,
     pub(super) task_id: i64,
-    /// How long it took.
+    /// Duration of the poll.
     pub(super) poll_ns: i64,
-    /// How long the task had waited for it since it was woken; null where no wake is known to have led to it.
+    /// Time from the wake of the task to the beginning of the poll; null if no wake is known to have led to the poll.
     pub(super) wake_to_poll_ns: Option<i64>,
-    /// Which way the wait went: `user-space`, `kernel`, `already-coming` or `unknown`.
+    /// The path of the wait: `user-space`, `kernel`, `already-coming` or `unknown`.
     pub(super) path: Option<&'a str>,
 }

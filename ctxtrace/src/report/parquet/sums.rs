@@ -1,4 +1,4 @@
-//! The rows of what was added up: those of the report of one run, and the buckets of its distributions.
+//! The tables of sums: rows from the report of one run, and the buckets of its distributions.
 
 use std::io;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::analyze::summarize::summarize;
 use crate::report::table::subject_in_words;
 use crate::trace::run::{Info, Run};
 
-/// The distributions by their names in JSON.
+/// The distributions, by their names in the JSON report.
 const KINDS: [(&str, Kind); 5] = [
     ("off_cpu", Kind::OffCpu),
     ("blocked", Kind::Blocked),
@@ -24,16 +24,19 @@ const KINDS: [(&str, Kind); 5] = [
     ("wake_to_run", Kind::WakeToRun),
 ];
 
-/// Which of the runs of a capture it is.
+/// The position of a run in its capture.
 pub(super) struct Place<'a> {
+    /// Index of the run, from 0.
     pub(super) index: usize,
+    /// Number of runs in the capture.
     pub(super) runs: usize,
+    /// Whether this is the run whose figures the report of the capture shows.
     pub(super) median: bool,
-    /// What is wrong with the capture.
+    /// The damage of the capture file, if there is any.
     pub(super) damage: Option<&'a str>,
 }
 
-/// Writes the tables of one run; that of hosts last.
+/// Writes the tables of one run; the table `host` is the last one.
 pub(super) fn write(folder: &mut Folder, info: &Info, run: &Run, place: &Place<'_>) -> io::Result<()> {
     let mut report = summarize(info, std::slice::from_ref(run));
     if let Some(damage) = place.damage {
@@ -72,7 +75,7 @@ where
     file.end(folder)
 }
 
-/// The program and the build of it that a process ran last.
+/// Looks up the program that a process ran last, and its build id.
 struct Programs<'a> {
     run: &'a Run,
     paths: Vec<(&'a Path, String)>,
@@ -246,7 +249,7 @@ fn thread_rows<'a>(of: &'a Identity, report: &'a Report, programs: &'a Programs<
     rows.collect()
 }
 
-/// What a row of hosts borrows and nobody else has.
+/// Texts that are made for the row of the table `host`, which borrows them.
 struct Words {
     capture: String,
     subject: String,
@@ -278,7 +281,7 @@ fn host_row<'a>(
 ) -> Host<'a> {
     let (switches, task_switches, lost) = (&report.kernel_switches, report.task_switches.as_ref(), &report.lost);
     let workload = report.workload.as_ref();
-    // All of them are named, so that a new cause is not forgotten here.
+    // Every field is named, so that a new kind of loss is a compile error here.
     let Lost {
         events,
         intervals,
@@ -301,7 +304,7 @@ fn host_row<'a>(
         samples,
         sample_stacks,
         poll_stamps,
-        // By CPU is what `events` and `timeline_events` are in all.
+        // The same losses as in `events` and `timeline_events`, by CPU.
         by_cpu: _,
     } = lost;
     Host {

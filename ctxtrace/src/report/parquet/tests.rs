@@ -1,4 +1,4 @@
-//! The columns of all tables, and what a drawn run has in them.
+//! Tests of the columns of all tables, and of the rows that a synthetic run has in them.
 
 use std::fs::File;
 use std::path::Path;
@@ -24,13 +24,13 @@ use crate::trace::events::{EventSink, EventSource};
 use crate::trace::run::{ClockAnchor, Info, Run};
 use crate::workload::Mode;
 
-/// Columns, types and nulls are a contract: queries are written against them.
+/// Columns, their types, and whether they can be null are a contract, because users write queries against them.
 #[test]
 fn golden_parquet_schema() {
     let mut text = Vec::new();
     macro_rules! tables {
         ($($name:literal: $row:ident,)*) => {
-            $(print_schema(&mut text, &schema::<rows::$row<'_>>($name).expect("a schema"));)*
+            $(print_schema(&mut text, &schema::<rows::$row<'_>>($name).expect("the schema is valid"));)*
         };
     }
     tables! {
@@ -49,12 +49,12 @@ fn golden_parquet_schema() {
     golden("parquet.schema", text);
 }
 
-/// Events in memory, by run.
+/// A source of events in memory, by run.
 struct Events(Vec<Vec<Event>>);
 
 impl EventSource for Events {
     fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> std::io::Result<()> {
-        // One at a time: batches may be of any length.
+        // One event per batch: the length of a batch must not matter.
         let events = self.0.get(run).into_iter().flatten();
         events.for_each(|event| sink.events(std::slice::from_ref(event)));
         Ok(())
@@ -62,19 +62,20 @@ impl EventSource for Events {
 }
 
 fn read(path: &Path) -> Vec<Vec<(String, Field)>> {
-    let reader = SerializedFileReader::new(File::open(path).expect("there")).expect("Parquet");
-    let rows = reader.get_row_iter(None).expect("rows");
+    let reader =
+        SerializedFileReader::new(File::open(path).expect("the file is readable")).expect("the file is valid Parquet");
+    let rows = reader.get_row_iter(None).expect("the rows are readable");
     let row = |row: parquet::record::Row| {
         let columns = row.get_column_iter();
         columns.map(|(name, field)| (name.clone(), field.clone())).collect()
     };
-    rows.map(|read| row(read.expect("a row"))).collect()
+    rows.map(|read| row(read.expect("the row is readable"))).collect()
 }
 
-/// The one file of a table; its rows.
+/// The rows of a table that must have exactly one file.
 fn table(folder: &Path, name: &str) -> Vec<Vec<(String, Field)>> {
     let files: Vec<_> = std::fs::read_dir(folder.join(name))
-        .expect("a table")
+        .expect("the table has a folder")
         .flatten()
         .collect();
     assert_eq!(files.len(), 1, "{files:?}");
@@ -83,7 +84,7 @@ fn table(folder: &Path, name: &str) -> Vec<Vec<(String, Field)>> {
 
 fn column(row: &[(String, Field)], name: &str) -> Field {
     let found = row.iter().find(|(column, _)| column == name);
-    found.unwrap_or_else(|| panic!("no column {name}")).1.clone()
+    found.unwrap_or_else(|| panic!("there is no column {name}")).1.clone()
 }
 
 fn longs(row: &[(String, Field)], names: &[&str]) -> Vec<Option<i64>> {
@@ -91,7 +92,7 @@ fn longs(row: &[(String, Field)], names: &[&str]) -> Vec<Option<i64>> {
         Field::Null => None,
         Field::Long(value) => Some(value),
         Field::Int(value) => Some(i64::from(value)),
-        other => panic!("{name} is {other}"),
+        other => panic!("unexpected value of {name}: {other}"),
     };
     names.iter().map(long).collect()
 }
@@ -100,7 +101,7 @@ fn text(row: &[(String, Field)], name: &str) -> Option<String> {
     match column(row, name) {
         Field::Null => None,
         Field::Str(text) => Some(text),
-        other => panic!("{name} is {other}"),
+        other => panic!("unexpected value of {name}: {other}"),
     }
 }
 
@@ -116,11 +117,11 @@ fn timeline() -> Info {
     }
 }
 
-/// Thread 101 is the task `sender`'s:
+/// Thread 101 polls the task `sender`:
 ///
 /// ```text
 ///   101 on CPU 0   1,000 ──── 3,000 out, blocked in the task      6,500 in, on CPU 1 ── 8,000 out, dead
-///   waking                                      5,000, by 102
+///   wakeup                                      5,000, by 102
 /// ```
 fn events() -> Vec<Event> {
     let image = Image { tgid: 100, number: 0 };
@@ -162,10 +163,10 @@ fn with_names() -> Run {
 
 #[test]
 fn every_switch_and_waking_is_a_row() {
-    let place = tempfile::tempdir().expect("a folder");
-    let mut folder = Folder::open(place.path(), &OutputAccess::new(None)).expect("writable");
+    let place = tempfile::tempdir().expect("a temporary folder is created");
+    let mut folder = Folder::open(place.path(), &OutputAccess::new(None)).expect("the folder is writable");
     let info = timeline();
-    write(&mut folder, &info, &[with_names()], None, &mut Events(vec![events()])).expect("written");
+    write(&mut folder, &info, &[with_names()], None, &mut Events(vec![events()])).expect("the tables are written");
 
     let switches = table(place.path(), "switches");
     let times = [
@@ -191,21 +192,21 @@ fn every_switch_and_waking_is_a_row() {
     assert_eq!(text(&switches[1], "class").as_deref(), Some("exited"));
     assert_eq!(text(&switches[1], "task"), None);
 
-    let wakings = table(place.path(), "wakings");
-    assert_eq!(wakings.len(), 2);
-    assert_eq!(column(&wakings[0], "newborn"), Field::Bool(true));
+    let wakeups = table(place.path(), "wakings");
+    assert_eq!(wakeups.len(), 2);
+    assert_eq!(column(&wakeups[0], "newborn"), Field::Bool(true));
     assert_eq!(
-        longs(&wakings[1], &["at_ns", "tid", "from_tid"]),
+        longs(&wakeups[1], &["at_ns", "tid", "from_tid"]),
         [5_000, 101, 102].map(Some)
     );
-    assert_eq!(text(&wakings[1], "from_task").as_deref(), Some("sender"));
-    assert_eq!(text(&wakings[1], "noted").as_deref(), Some("off-cpu"));
+    assert_eq!(text(&wakeups[1], "from_task").as_deref(), Some("sender"));
+    assert_eq!(text(&wakeups[1], "noted").as_deref(), Some("off-cpu"));
 }
 
 #[test]
 fn what_was_added_up_is_what_the_report_says() {
-    let place = tempfile::tempdir().expect("a folder");
-    let mut folder = Folder::open(place.path(), &OutputAccess::new(None)).expect("writable");
+    let place = tempfile::tempdir().expect("a temporary folder is created");
+    let mut folder = Folder::open(place.path(), &OutputAccess::new(None)).expect("the folder is writable");
     let mut run = with_names();
     run.aggregates.counters.lost_wakeups = 7;
     let info = info(Mode::TaskPool);
@@ -216,7 +217,7 @@ fn what_was_added_up_is_what_the_report_says() {
         None,
         &mut Events(Vec::new()),
     )
-    .expect("written");
+    .expect("the tables are written");
     let host = table(place.path(), "host");
     let counted = longs(
         &host[0],
@@ -241,7 +242,7 @@ fn what_was_added_up_is_what_the_report_says() {
     assert_eq!(
         longs(&latency[1], &["count", "p99_ns"]),
         [Some(0), None],
-        "no signal is no 0"
+        "a percentile without data is null, not 0"
     );
     let buckets = table(place.path(), "latency_buckets");
     let waited: Vec<_> = buckets
@@ -253,38 +254,43 @@ fn what_was_added_up_is_what_the_report_says() {
         longs(waited[0], &["from_ns", "to_ns", "count"]),
         [1_472, 1_535, 1].map(Some)
     );
-    assert!(!place.path().join("switches").exists(), "there were no events");
+    assert!(
+        !place.path().join("switches").exists(),
+        "a run without events has no such table"
+    );
 }
 
-/// A fleet is a folder that many have written into.
+/// Many machines can write into the same folder.
 #[test]
 fn no_run_is_written_over_another() {
-    let place = tempfile::tempdir().expect("a folder");
+    let place = tempfile::tempdir().expect("a temporary folder is created");
     let mut one = timeline();
     let runs = [with_names(), with_names()];
     for host in ["one", "two", "../t\u{e9}n"] {
         host.clone_into(&mut one.host.name);
-        // Twice: what is there of the same run is replaced.
+        // Written twice: the files of the same run are replaced.
         for _ in 0..2 {
-            let mut folder = Folder::open(place.path(), &OutputAccess::new(None)).expect("writable");
-            write(&mut folder, &one, &runs, None, &mut Events(vec![events()])).expect("written");
+            let mut folder = Folder::open(place.path(), &OutputAccess::new(None)).expect("the folder is writable");
+            write(&mut folder, &one, &runs, None, &mut Events(vec![events()])).expect("the tables are written");
         }
     }
     for table in ["host", "ledger", "switches", "wakings"] {
-        let files = std::fs::read_dir(place.path().join(table)).expect("a table").flatten();
+        let files = std::fs::read_dir(place.path().join(table))
+            .expect("the table has a folder")
+            .flatten();
         let mut names: Vec<_> = files
-            .map(|file| file.file_name().into_string().expect("UTF-8"))
+            .map(|file| file.file_name().into_string().expect("the name is valid UTF-8"))
             .collect();
         names.sort();
         assert_eq!(names.len(), 6, "{names:?}");
         assert!(names[0].starts_with("_t_n-20231114T221320Z-"), "{names:?}");
     }
     let entries = std::fs::read_dir(place.path().join("switches"))
-        .expect("a table")
+        .expect("the table has a folder")
         .flatten();
     let mut rows: Vec<usize> = entries.map(|file| read(&file.path()).len()).collect();
     rows.sort_unstable();
-    assert_eq!(rows, [0, 0, 0, 2, 2, 2], "of a run without events the tables are empty");
+    assert_eq!(rows, [0, 0, 0, 2, 2, 2], "a run without events has empty tables");
 }
 
 #[test]
@@ -298,14 +304,17 @@ fn rows_are_written_a_group_at_a_time() {
         back.set_in(101, Noted::OffCpu, 0);
         many.extend([switch, back]);
     }
-    let place = tempfile::tempdir().expect("a folder");
-    let mut folder = Folder::open(place.path(), &OutputAccess::new(None)).expect("writable");
-    write(&mut folder, &timeline(), &[with_names()], None, &mut Events(vec![many])).expect("written");
+    let place = tempfile::tempdir().expect("a temporary folder is created");
+    let mut folder = Folder::open(place.path(), &OutputAccess::new(None)).expect("the folder is writable");
+    write(&mut folder, &timeline(), &[with_names()], None, &mut Events(vec![many])).expect("the tables are written");
     let file = std::fs::read_dir(place.path().join("switches"))
-        .expect("a table")
+        .expect("the table has a folder")
         .flatten()
         .next();
-    let reader = SerializedFileReader::new(File::open(file.expect("a file").path()).expect("there")).expect("Parquet");
+    let reader = SerializedFileReader::new(
+        File::open(file.expect("the table has a file").path()).expect("the file is readable"),
+    )
+    .expect("the file is valid Parquet");
     let groups = reader.metadata().row_groups();
     let rows: Vec<i64> = groups
         .iter()

@@ -1,8 +1,9 @@
-//! The tables of a timeline: a row for every switch-out, every waking and (`--polls`) every poll, written as they come, a row group
-//! at a time.
+//! The tables of a timeline, with a row for every switch-out, every wakeup and (with `--polls`) every poll. The rows are written
+//! as the events come, one row group at a time.
 //!
-//! A switch-out is known when its thread comes back, so until then it waits: one row for each live thread. What happened is told
-//! by [`Replay`], the times by the state machine that it shares with the kernel side; of polls by [`PollReplay`].
+//! The row of a switch-out is complete when its thread is switched in again, so at most one row per living thread waits for that.
+//! Switches and wakeups come from [`Replay`], which uses the same state machine as the BPF programs; polls come from
+//! [`PollReplay`].
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -34,12 +35,12 @@ use crate::trace::polls::PollBatch;
 use crate::trace::run::{Info, Run};
 use crate::trace::{Aggregates, name_of};
 
-/// Rows in a row group: some tens of megabytes of both tables together.
+/// Rows in a full row group. The rows that are kept in memory take some tens of megabytes.
 const ROWS_IN_GROUP: usize = 1 << 16;
-/// Names that are kept to be used again; with more of them, all are made anew.
+/// Maximum number of entries in a cache of names. A full cache is cleared.
 const MOST_NAMES: usize = 1 << 16;
 
-/// Writes the tables of every run.
+/// Writes the timeline tables of every run.
 pub(super) fn write(folder: &mut Folder, info: &Info, runs: &[Run], events: &mut dyn EventSource) -> io::Result<()> {
     for (index, run) in runs.iter().enumerate() {
         let mut both = Both {
@@ -58,7 +59,7 @@ pub(super) fn write(folder: &mut Folder, info: &Info, runs: &[Run], events: &mut
     Ok(())
 }
 
-/// What happened, played again twice: for the switches, and for the polls among them.
+/// Replays the events of a run for the tables of switches and wakeups and, if polls were recorded, for the table of polls.
 struct Both<'a> {
     replay: Replay<Rows<'a>>,
     polls: Option<PollReplay<PollRows<'a>>>,
@@ -78,14 +79,14 @@ impl EventSink for Both<'_> {
 /// A task's name and number.
 type NamedTask = (String, i64);
 
-/// What a thread was doing when it left, in words.
+/// What a thread was doing when it was switched out, as the columns name it.
 struct Doing {
     class: &'static str,
     reason: Option<&'static str>,
     task: Option<NamedTask>,
 }
 
-/// One switch-out; see [`Switch`].
+/// A row of the table of switches, before it is written; see [`Switch`].
 struct Departed {
     departure: Departure,
     thread: Arc<str>,
@@ -93,7 +94,7 @@ struct Departed {
     arrival: Option<Arrival>,
 }
 
-/// One waking; see [`Waking`].
+/// A row of the table of wakeups, before it is written; see [`Waking`].
 struct Awoken {
     woken: Woken,
     pid: Option<u32>,
@@ -106,12 +107,12 @@ struct NamedWaker {
     task: Option<NamedTask>,
 }
 
-/// The rows of one run.
+/// Collects and writes the switches and wakeups of one run.
 struct Rows<'a> {
     identity: Identity,
     info: &'a Info,
     names: Names<'a>,
-    /// Threads off their CPUs.
+    /// The switch-outs of threads that are off the CPU.
     away: HashMap<ThreadId, Departed>,
     switches: Vec<Departed>,
     switches_file: TableFile,
@@ -171,7 +172,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Writes what has come as a row group. After the first error nothing more is written; it is told at the end.
+/// Writes the collected rows as a row group. After the first error nothing more is written; the error is returned at the end.
 fn write_group<'t, T, R>(file: &mut TableFile, failed: &mut Option<io::Error>, come: &'t [T], row: impl Fn(&'t T) -> R)
 where
     for<'r> &'r [R]: RecordWriter<R>,
@@ -192,7 +193,7 @@ impl IntervalSink for Rows<'_> {
             doing: self.names.of_departure(departure),
             arrival: None,
         };
-        // Its coming back was lost.
+        // The switch-in after the previous switch-out was lost, so that row stays without it.
         if let Some(before) = self.away.insert(identity_of(&departure.thread), departed) {
             self.push(before);
         }
@@ -221,14 +222,14 @@ impl IntervalSink for Rows<'_> {
     }
 }
 
-/// A poll that is over; see [`Poll`].
+/// A row of the table of polls, before it is written; see [`Poll`].
 struct Polled {
     slice: PollSlice,
     thread: Arc<str>,
     task: Arc<NamedTask>,
 }
 
-/// The polls of one run.
+/// Collects and writes the polls of one run.
 struct PollRows<'a> {
     identity: Identity,
     info: &'a Info,
@@ -279,8 +280,8 @@ impl PollSink for PollRows<'_> {
     }
 }
 
-/// What a thread is known by: an `execve` while it is off its CPU changes its id, and nothing else. Of one that was not introduced
-/// there is only the id.
+/// The key of a thread in the maps here. An `execve` can change the id of a thread while it is off the CPU, so the key is the
+/// process id and the start time, without the thread id. If the start time is unknown, the thread id is part of the key.
 fn identity_of(thread: &ThreadId) -> ThreadId {
     ThreadId {
         tid: if thread.start_boottime_ns == 0 { thread.tid } else { 0 },
@@ -288,7 +289,7 @@ fn identity_of(thread: &ThreadId) -> ThreadId {
     }
 }
 
-/// By the wall clock.
+/// Converts a time of `CLOCK_MONOTONIC` to the wall clock, in nanoseconds since 1970.
 fn time_ns(info: &Info, at_ns: u64) -> i64 {
     let since = signed(at_ns).wrapping_sub(signed(info.started.monotonic_ns));
     signed(info.started.realtime_ns).saturating_add(since)
@@ -374,11 +375,11 @@ fn poll_row<'r>(of: &'r Identity, info: &Info, polled: &'r Polled) -> Poll<'r> {
     }
 }
 
-/// The names in a run, each made once.
+/// Looks up the names in a run. Names that were made are cached.
 struct Names<'a> {
     aggregates: &'a Aggregates,
     wakers: WakerNames<'a>,
-    /// The last thread that had an id, and its process.
+    /// Process id and name of the last thread that had a thread id.
     of_tids: HashMap<u32, (u32, Arc<str>)>,
     of_threads: HashMap<ThreadId, Arc<str>>,
     unknown: Arc<str>,
@@ -461,12 +462,12 @@ impl<'a> Names<'a> {
     }
 }
 
-/// What a task goes by.
+/// The name and the number of a task.
 fn named(aggregates: &Aggregates, key: TaskKey) -> NamedTask {
     (tasks::name(aggregates, key), signed(tasks::number(key.task)))
 }
 
-/// What is made once and used again, by what it is made of; with [`MOST_NAMES`] of them, all are made anew.
+/// A cache of values by the key that they are made of. When it has [`MOST_NAMES`] entries it is cleared.
 struct Made<K, V>(HashMap<K, Arc<V>>);
 
 impl<K: Eq + Hash, V> Made<K, V> {

@@ -1,21 +1,22 @@
-//! A timeline for Perfetto (<https://ui.perfetto.dev>, `trace_processor`): its protobuf trace, made while the events go by.
+//! Writes a timeline as a protobuf trace for Perfetto (<https://ui.perfetto.dev>, `trace_processor`), while the events come.
 //!
-//! * **The kernel's tracks** are made of the kernel's own events, as from `ftrace`: `sched_switch`, `sched_waking`,
-//!   `sched_wakeup_new`; threads come with `task_newtask` or in a process tree, are named by `task_rename`, and go with
-//!   `sched_process_free`. A thread that is not the target's is not in the events; it is thread 0 here, as is the idle one.
-//! * **A track for each thread that polled tasks** has a slice for each time that it is known to have polled one
-//!   ([`crate::correlate::slices`]), or, of a thread that tells of its polls, for each poll ([`crate::correlate::polls`]).
-//! * **Flows** lead from where a waking was made to the switch-in that it led to ([`crate::correlate::wakes`]), on the slice
-//!   that begins there, or to an event `woken` and from there to the next slice before the thread leaves its CPU. Both ends are
-//!   written together, so there is none with one end.
-//! * **Counters**, **a clock snapshot**, and a track that says what was recorded and what was lost.
+//! * **The tracks of CPUs and threads** are made from events of the kernel in the form of `ftrace`: `sched_switch`,
+//!   `sched_waking` and `sched_wakeup_new`. A thread appears with `task_newtask` or in a process tree, is named by `task_rename`,
+//!   and disappears with `sched_process_free`. The events do not identify threads outside of the target. They are thread 0, like
+//!   the idle thread.
+//! * **Each thread that polled tasks has a track of slices.** A slice is a time in which the thread is known to have polled a
+//!   task ([`crate::correlate::slices`]) or, if the thread's polls were recorded, a poll ([`crate::correlate::polls`]).
+//! * **Flows** are arrows from a wakeup to the switch-in that it caused ([`crate::correlate::wakes`]). A flow ends at the slice
+//!   that begins with the switch-in. If there is no such slice, it leads to an event `woken`, and from there to the next slice
+//!   before the thread is switched out, if there is one. Every flow has both ends.
+//! * **Counters**, **a clock snapshot**, and a track that shows what was recorded and what was lost.
 //!
-//! What is kept meanwhile is a state for each living thread and each CPU, and the names of at most some ten thousand tasks. The
-//! packets are packed as they are written.
+//! In memory there is a state for each living thread and each CPU, and the names of some ten thousand tasks at most. Packets are
+//! compressed while they are written.
 //!
-//! Perfetto takes the times of kernel events for `CLOCK_BOOTTIME`, so all times are; the snapshot leads back to
-//! `CLOCK_MONOTONIC`. Packets are not in the order of time: a slice is written when it is over. Of each CPU, thread's slices
-//! and counter they are.
+//! Perfetto reads the times of kernel events as `CLOCK_BOOTTIME`, so all times are converted to it; the snapshot relates it to
+//! `CLOCK_MONOTONIC`. The packets as a whole are not sorted by time, because a slice is written when it has ended. The packets of
+//! one CPU, of the slices of one thread, and of one counter are sorted.
 
 mod packets;
 mod proto;
@@ -56,16 +57,17 @@ use crate::trace::name_of;
 use crate::trace::polls::PollBatch;
 use crate::trace::run::{Info, Run};
 
-/// The name of thread 0: whoever is on a CPU and not the target's.
+/// The name of thread 0, which stands for every thread outside of the target.
 const NOBODY: &str = "not recorded";
 
-/// Events that wait for the polls of their time: more than the rings hold. More there are only in a file that was made up.
+/// Maximum number of events that wait for the polls of their time. This is more than the rings hold, so only a forged file
+/// exceeds it. Beyond it the oldest events are drawn without polls.
 const MOST_WAITING: usize = 1 << 20;
 
-/// How far apart the values of a counter are that grows all the time.
+/// Minimum distance between two values of the counter of kernel switches, in nanoseconds.
 const COUNTER_STEP_NS: u64 = 1_000_000;
 
-// Tracks; those of threads come after them.
+// Numbers of the fixed tracks. The tracks of threads are numbered from `FIRST_OF_THREADS`.
 const RECORDING: u64 = 1;
 const INTERRUPTS: u64 = 2;
 const OTHER_PROGRAMS: u64 = 3;
@@ -74,61 +76,63 @@ const WAITING: u64 = 5;
 const SWITCHES: u64 = 6;
 const FIRST_OF_THREADS: u64 = 16;
 
-/// A thread between two events.
+/// The state of a thread between two events.
 #[derive(Clone, Debug, Default)]
 struct Thread {
     start_boottime_ns: u64,
     tgid: u32,
     comm: String,
-    /// It has been created, and nothing of it has been written yet.
+    /// Whether the thread was created during the recording and nothing of it has been written yet.
     is_new: bool,
-    /// It was first seen on a CPU then, or introduced; nothing of it is earlier.
+    /// Time of the thread's first event.
     seen_ns: u64,
-    /// Its track, if it has one.
+    /// Number of the thread's track, if it has one.
     track: Option<u64>,
-    /// It sleeps.
+    /// Whether the thread sleeps.
     sleeps: bool,
-    /// It is ready to run and on no CPU.
+    /// Whether the thread is ready to run and on no CPU.
     waits: bool,
-    /// The flow of the waking that brought it onto its CPU, and when it came; until a slice takes it on.
+    /// The flow of the wakeup that led to the last switch-in, and the time of the switch-in; `None` once a slice or an event has
+    /// ended the flow.
     woken: Option<(u64, u64)>,
 }
 
-/// A process, by its living threads.
+/// The state of a process.
 #[derive(Clone, Copy, Debug, Default)]
 struct Process {
+    /// Number of living threads.
     living: u64,
     leader_is_dead: bool,
 }
 
-/// What it takes to draw polls among the events of their time.
+/// The state for drawing polls among the events of the same time.
 #[derive(Default)]
 struct WithPolls {
     replay: PollReplay<Vec<PollSlice>>,
-    /// Events of which the polls have not come.
+    /// Events that wait because the polls of their time have not come yet.
     waiting: VecDeque<Event>,
-    /// The threads that have told of polls.
+    /// Ids of the threads whose polls were recorded.
     telling: HashSet<u32>,
 }
 
-/// See the text of this module. It takes the events of one run.
+/// Writes the trace of one run. It is a sink of the run's events and polls. The documentation of this module describes the trace.
 pub struct Trace<'a, W> {
     run: &'a Run,
     labels: &'a Labels,
     packets: Packets<W>,
     bundles: Bundles,
     boot_minus_monotonic_ns: u64,
-    /// The function that a goroutine was started with.
+    /// The type of each task's future, or the function that a goroutine was started with, if it is known.
     types: HashMap<TaskKey, String>,
     replay: Replay<AtSwitches<Vec<TaskSlice>>>,
     wakes: Wakes,
-    /// Where polls are told: events wait for those of their time.
+    /// Present if polls were recorded. Events then wait until the polls of their time have come.
     polls: Option<WithPolls>,
     threads: HashMap<u32, Thread>,
     processes: HashMap<u32, Process>,
-    /// Other programs' threads that have a name by now.
+    /// The names that were written for threads of other programs, by thread id.
     named_outsiders: HashMap<u32, [u8; 16]>,
-    /// The tracks above that have been described.
+    /// The fixed tracks whose descriptors have been written.
     described: BTreeMap<u64, ()>,
     tracks: u64,
     flows: u64,
@@ -140,7 +144,7 @@ pub struct Trace<'a, W> {
 }
 
 impl<'a, W: Write> Trace<'a, W> {
-    /// Begins the trace of a run.
+    /// Begins the trace of a run, with the packets about clocks, system and losses.
     #[must_use]
     pub fn begin(to: W, info: &Info, run: &'a Run, labels: &'a Labels) -> Self {
         let mut trace = Self {
@@ -169,11 +173,11 @@ impl<'a, W: Write> Trace<'a, W> {
         trace
     }
 
-    /// Ends it: what is open ends with the last event.
+    /// Ends the trace. Slices and flows that are still open end with the last event.
     ///
     /// # Errors
     ///
-    /// If it could not be written, now or before.
+    /// If a packet could not be written, now or earlier.
     pub fn end(mut self) -> io::Result<W> {
         self.events_until(u64::MAX);
         self.replay.close(self.last_ns);
@@ -225,7 +229,7 @@ impl<'a, W: Write> Trace<'a, W> {
         }
     }
 
-    /// Says on a track of its own what all this is, and when the measured section was.
+    /// Writes the track `ctxtrace`: a slice for the whole recording, and a slice for the measured section of a workload.
     fn recording(&mut self) {
         let (first_ns, last_ns) = (self.first_ns.unwrap_or(0), self.last_ns);
         self.describe(RECORDING, first_ns, "ctxtrace", None);
@@ -266,7 +270,7 @@ impl<'a, W: Write> Trace<'a, W> {
         self.bundles.add(&mut self.packets, event.cpu, timestamp, tid, what);
     }
 
-    /// A thread's name; that of thread 0 for none of the target's.
+    /// The name of a thread; `not recorded` for thread 0, and empty if the name is unknown.
     fn comm(&self, tid: u32) -> String {
         match self.threads.get(&tid) {
             Some(thread) => thread.comm.clone(),
@@ -277,7 +281,7 @@ impl<'a, W: Write> Trace<'a, W> {
 
     // --- Threads -----------------------------------------------------------------------------------------------------
 
-    /// The thread of this id, of which events may have been lost.
+    /// The state of the thread with this id. It is created if the event that introduces the thread was lost.
     fn thread(&mut self, tid: u32, at_ns: u64) -> &mut Thread {
         self.threads.entry(tid).or_insert_with(|| Thread {
             seen_ns: at_ns,
@@ -286,16 +290,16 @@ impl<'a, W: Write> Trace<'a, W> {
     }
 
     fn introduce(&mut self, event: &Event, tid: u32, previous_tid: u32, start_boottime_ns: u64, tgid: u32, new: bool) {
-        let is_it = |thread: &Thread| thread.start_boottime_ns == start_boottime_ns;
-        if self.threads.get(&tid).is_some_and(is_it) {
+        let is_same = |thread: &Thread| thread.start_boottime_ns == start_boottime_ns;
+        if self.threads.get(&tid).is_some_and(is_same) {
             return;
         }
         self.end_of_flow(tid);
-        let known = self.threads.get(&previous_tid).is_some_and(is_it);
+        let known = self.threads.get(&previous_tid).is_some_and(is_same);
         let thread = if known {
             self.end_of_flow(previous_tid);
             let mut thread = self.threads.remove(&previous_tid).unwrap_or_default();
-            // To Perfetto it is another thread from now on.
+            // An execve changed the thread's id. For Perfetto it is another thread from now on.
             (thread.track, thread.seen_ns) = (None, event.at_ns);
             thread
         } else {
@@ -319,7 +323,7 @@ impl<'a, W: Write> Trace<'a, W> {
         }
     }
 
-    /// Says which process a thread belongs to.
+    /// Writes the process that a thread belongs to, and the thread's name if it is known.
     fn place_in_tree(&mut self, event: &Event, tid: u32) {
         let timestamp = self.boot(event.at_ns);
         let Some(thread) = self.threads.get_mut(&tid) else {
@@ -352,14 +356,14 @@ impl<'a, W: Write> Trace<'a, W> {
         let comm = printable(&name_of(comm));
         let thread = self.thread(tid, event.at_ns);
         let old = std::mem::replace(&mut thread.comm, comm.clone());
-        // A new one will come with its name.
+        // The name of a new thread is written with `task_newtask`.
         if !thread.is_new && old != comm {
             self.rename(event, tid, &old, &comm);
         }
     }
 
-    /// A thread has made its last switch. That of its process which leads it stays until the others have gone, as it does in
-    /// the kernel: to Perfetto the process ends with it.
+    /// Handles the last switch of a thread. For Perfetto a process ends with its leader, so the leader is freed only when no
+    /// other thread of its process is left, as in the kernel.
     fn ended(&mut self, event: &Event, tid: u32) {
         self.end_of_flow(tid);
         let Some(thread) = self.threads.remove(&tid) else {
@@ -414,21 +418,21 @@ impl<'a, W: Write> Trace<'a, W> {
         } else if was_new {
             self.place_in_tree(event, tid);
         }
-        let waking = SchedWaking {
+        let wakeup = SchedWaking {
             comm: Some(comm),
             pid: Some(tid as i32),
             prio: Some(PRIORITY),
             success: Some(1),
         };
         let what = if newborn {
-            Ftrace::SchedWakeupNew(waking)
+            Ftrace::SchedWakeupNew(wakeup)
         } else {
-            Ftrace::SchedWaking(waking)
+            Ftrace::SchedWaking(wakeup)
         };
         self.kernel(event, waker.tid, what);
     }
 
-    /// Names a thread of another program before it makes its first wakeup under a name.
+    /// Writes the name of a waker that belongs to another program, before its first wakeup under that name.
     fn name_outsider(&mut self, event: &Event, waker: &Waker) {
         let Some(comm) = outsider_name(&self.run.aggregates, waker) else {
             return;
@@ -470,10 +474,10 @@ impl<'a, W: Write> Trace<'a, W> {
             next_prio: Some(PRIORITY),
         };
         self.kernel(event, out_tid, Ftrace::SchedSwitch(switch));
-        let told_ns = self
+        let next_ns = self
             .switches_told_ns
             .map_or(0, |at_ns| at_ns.saturating_add(COUNTER_STEP_NS));
-        if event.at_ns >= told_ns {
+        if event.at_ns >= next_ns {
             self.switches_told_ns = Some(event.at_ns);
             self.counter(SWITCHES, event.at_ns, self.switches);
         }
@@ -484,7 +488,7 @@ impl<'a, W: Write> Trace<'a, W> {
 
     // --- Tracks ------------------------------------------------------------------------------------------------------
 
-    /// Describes a track of those that have a number of their own, unless it has been.
+    /// Writes the descriptor of a fixed track, unless it was written before.
     fn describe(&mut self, track: u64, at_ns: u64, name: &str, unit: Option<&str>) {
         if self.described.insert(track, ()).is_some() {
             return;
@@ -502,7 +506,7 @@ impl<'a, W: Write> Trace<'a, W> {
         self.packets.packet(Some(timestamp), Data::TrackDescriptor(descriptor));
     }
 
-    /// The track of a thread.
+    /// Returns the track of a thread, and writes its descriptor if the track is new.
     fn track(&mut self, tid: u32, at_ns: u64) -> u64 {
         let next = self.tracks;
         let thread = self.thread(tid, at_ns);
@@ -543,7 +547,7 @@ impl<'a, W: Write> Trace<'a, W> {
         );
     }
 
-    /// So many threads more are waiting for a CPU.
+    /// Changes the number of threads that wait for a CPU by `more`, which may be negative.
     fn wait(&mut self, at_ns: u64, more: i64) {
         if more != 0 {
             self.waiting += more;
@@ -551,7 +555,7 @@ impl<'a, W: Write> Trace<'a, W> {
         }
     }
 
-    /// A slice on a track: its beginning, with everything that is said of it, and its end.
+    /// Writes a slice on a track: its beginning, which carries the fields of `event`, and its end.
     fn slice(&mut self, track: u64, (start_ns, end_ns): (u64, u64), event: TrackEvent) {
         let (start, end) = (self.boot(start_ns), self.boot(end_ns));
         self.packets.event(
@@ -586,17 +590,17 @@ impl<'a, W: Write> Trace<'a, W> {
         );
     }
 
-    /// Draws the slices that have been told.
+    /// Writes the slices that the replay has emitted, except for threads whose polls were recorded.
     fn slices(&mut self) {
-        // Handed back empty, with its room.
-        let mut told = std::mem::take(self.replay.intervals_mut().sink_mut());
-        let tells_polls = |tid| self.polls.as_ref().is_some_and(|polls| polls.telling.contains(&tid));
-        told.retain(|slice| !tells_polls(slice.thread.tid));
-        for slice in &told {
+        // The vector is given back empty, to reuse its allocation.
+        let mut slices = std::mem::take(self.replay.intervals_mut().sink_mut());
+        let has_polls = |tid| self.polls.as_ref().is_some_and(|polls| polls.telling.contains(&tid));
+        slices.retain(|slice| !has_polls(slice.thread.tid));
+        for slice in &slices {
             self.task_slice(slice);
         }
-        told.clear();
-        *self.replay.intervals_mut().sink_mut() = told;
+        slices.clear();
+        *self.replay.intervals_mut().sink_mut() = slices;
     }
 
     fn task_slice(&mut self, slice: &TaskSlice) {
@@ -647,7 +651,7 @@ impl<'a, W: Write> Trace<'a, W> {
         );
     }
 
-    /// The class of the switch-out by which a slice is known, settled as in the ledger.
+    /// The class in the ledger of the switch-out from which a slice is known.
     fn class(&self, slice: &TaskSlice, number: u8, reason: u8) -> &'static str {
         let Image { tgid, number: image } = slice.image;
         let mut key = SumKey::EMPTY;
@@ -662,7 +666,7 @@ impl<'a, W: Write> Trace<'a, W> {
         self.instant(track, at_ns, Named::Text("woken".to_owned()), "woken", event);
     }
 
-    /// A waking has had its effect: a flow begins where it was made, and where it leads to will be seen.
+    /// Begins the flow of a wakeup that led to a switch-in. A slice or an event of the woken thread will end it.
     fn flow(&mut self, wake: &Wake) {
         self.end_of_flow(wake.tid);
         self.flows += 1;
@@ -676,13 +680,13 @@ impl<'a, W: Write> Trace<'a, W> {
             }
             _ => UNKNOWN_WAKERS,
         };
-        let of_nobody = match track {
+        let fixed_name = match track {
             INTERRUPTS => Some("wakeups by interrupts"),
             OTHER_PROGRAMS => Some("wakeups by other programs"),
             UNKNOWN_WAKERS => Some("wakeups by unknown threads"),
             _ => None,
         };
-        if let Some(name) = of_nobody {
+        if let Some(name) = fixed_name {
             self.describe(track, wake.woken_ns, name, None);
         }
         let text = format!("wakes {} {}", self.comm(wake.tid), wake.tid);
@@ -694,7 +698,7 @@ impl<'a, W: Write> Trace<'a, W> {
         self.thread(wake.tid, wake.in_ns).woken = Some((flow, wake.in_ns));
     }
 
-    /// Ends the flow that brought a thread onto its CPU, if no slice has.
+    /// Ends the flow to a thread's last switch-in with an event `woken`, if no slice has ended it.
     fn end_of_flow(&mut self, tid: u32) {
         let woken = self.threads.get_mut(&tid).and_then(|thread| thread.woken.take());
         if let Some((flow, in_ns)) = woken {
@@ -715,7 +719,7 @@ impl<'a, W: Write> Trace<'a, W> {
         if let Some(wake) = self.wakes.event(event) {
             self.flow(&wake);
         } else if let Some(Decoded::Switch { into: Some(into), .. }) = event.decode() {
-            // It was not woken, so nothing more can come of the last time it was.
+            // The thread is switched in without a wakeup, so no slice can end the flow of its previous wakeup any more.
             self.end_of_flow(into.tid);
         }
         match event.decode() {
@@ -737,7 +741,7 @@ impl<'a, W: Write> Trace<'a, W> {
 }
 
 impl<W: Write> Trace<'_, W> {
-    /// Draws what has happened up to this moment and waits.
+    /// Draws the waiting events up to this time.
     fn events_until(&mut self, until_ns: u64) {
         while let Some(polls) = &mut self.polls
             && polls.waiting.front().is_some_and(|event| event.at_ns <= until_ns)
@@ -787,17 +791,18 @@ impl<W: Write> EventSink for Trace<'_, W> {
         let Some(polls) = &mut self.polls else { return };
         polls.replay.polls(batch);
         polls.telling.extend(batch.threads.iter().map(|thread| thread.tid));
-        let mut told = std::mem::take(polls.replay.sink_mut());
-        // A poll that has gone on for long is told late. Those of one thread keep their order.
-        told.sort_by_key(|slice| slice.begin_ns);
-        for slice in &told {
+        let mut slices = std::mem::take(polls.replay.sink_mut());
+        // A poll is emitted when it ends, so a long poll comes late. The sort is stable: the polls of one thread keep their
+        // order.
+        slices.sort_by_key(|slice| slice.begin_ns);
+        for slice in &slices {
             self.events_until(slice.begin_ns);
             self.poll_slice(slice);
         }
         self.events_until(batch.until_ns);
-        told.clear();
+        slices.clear();
         if let Some(polls) = &mut self.polls {
-            *polls.replay.sink_mut() = told;
+            *polls.replay.sink_mut() = slices;
         }
     }
 }

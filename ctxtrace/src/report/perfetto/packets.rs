@@ -1,4 +1,4 @@
-//! Packets on their way into the file: encoded, packed, and what they have in common said once.
+//! Writes packets to the file: they are encoded and compressed, and strings that repeat are interned.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -14,27 +14,29 @@ use super::proto::{
     TrackEvent,
 };
 
-/// Bytes of packets that are packed together: the reader unpacks them as a whole, so they are not very many.
+/// Packets are compressed together when they exceed this many bytes. A reader must decompress them as a whole, so the number is
+/// moderate.
 const PACKED_TOGETHER: usize = 512 << 10;
 
-/// Names that are known to the reader at a time; then it is told to forget them. There may be millions of tasks.
+/// Maximum number of interned names of events. When it is reached, all interned strings are cleared, because there may be
+/// millions of tasks.
 const MOST_NAMES: usize = 1 << 16;
 
-/// Packets with the same number here share what is interned.
+/// Sequence id of the packets with track events. Packets of one sequence share interned strings.
 const EVENTS_SEQUENCE: u32 = 1;
-/// What needs nothing of that kind.
+/// Sequence id of all other packets, which use no interned strings.
 const KERNEL_SEQUENCE: u32 = 2;
 
-/// What a name is the name of.
+/// The key of an interned name of an event.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Named {
-    /// A task.
+    /// The name of a task.
     Task(TaskKey),
-    /// Anything else: the name itself.
+    /// Any other name, which is its own key.
     Text(String),
 }
 
-/// Names by number, from 1 on.
+/// Numbers of interned strings, from 1.
 struct Interner<K>(HashMap<K, u64>);
 
 impl<K: Hash + Eq> Interner<K> {
@@ -50,7 +52,7 @@ impl<K: Hash + Eq> Interner<K> {
     }
 }
 
-/// Where packets go. An error is kept until the end, since those who tell events cannot be told to stop.
+/// The sink of packets. An error is kept until the end, because the source of the events cannot be stopped.
 pub(super) struct Packets<W> {
     to: W,
     buffer: Vec<u8>,
@@ -58,9 +60,10 @@ pub(super) struct Packets<W> {
     event_names: Interner<Named>,
     annotation_names: Interner<&'static str>,
     annotation_values: Interner<&'static str>,
-    /// Not told yet.
+    /// Interned strings that have not been written yet.
     fresh: InternedData,
-    /// The reader has been told to forget what came before.
+    /// Whether a packet has been written that clears the reader's interned strings. The first packet of the sequence must do
+    /// that.
     is_cleared: bool,
 }
 
@@ -78,24 +81,25 @@ impl<W: Write> Packets<W> {
         }
     }
 
-    /// The number of a name of an event; `text` is asked if it has none yet. It holds for the next [`Packets::event`].
+    /// Returns the number of an event's name. `text` is called if the name has no number yet. The number is valid for the next
+    /// call of [`Packets::event`] only.
     pub(super) fn event_name(&mut self, named: Named, text: impl FnOnce() -> String) -> u64 {
         self.event_names.iid(named, &mut self.fresh.event_names, text)
     }
 
-    /// The same of an annotation.
+    /// Returns the number of an annotation's name, valid as in [`Packets::event_name`].
     pub(super) fn annotation_name(&mut self, name: &'static str) -> u64 {
         let into = &mut self.fresh.debug_annotation_names;
         self.annotation_names.iid(name, into, || name.to_owned())
     }
 
-    /// The same of what an annotation says.
+    /// Returns the number of an annotation's value, valid as in [`Packets::event_name`].
     pub(super) fn annotation_value(&mut self, value: &'static str) -> u64 {
         let into = &mut self.fresh.debug_annotation_string_values;
         self.annotation_values.iid(value, into, || value.to_owned())
     }
 
-    /// An event on a track.
+    /// Writes an event on a track.
     pub(super) fn event(&mut self, timestamp: u64, event: TrackEvent) {
         let interned = std::mem::take(&mut self.fresh);
         let mut flags = NEEDS_INCREMENTAL_STATE;
@@ -118,7 +122,7 @@ impl<W: Write> Packets<W> {
         }
     }
 
-    /// Anything else.
+    /// Writes any other packet.
     pub(super) fn packet(&mut self, timestamp: Option<u64>, data: Data) {
         self.write(TracePacket {
             timestamp,
@@ -130,7 +134,7 @@ impl<W: Write> Packets<W> {
 
     fn write(&mut self, packet: TracePacket) {
         let trace = Trace { packet: vec![packet] };
-        // A vector has room for everything.
+        // Encoding to a vector cannot fail.
         let _ = trace.encode(&mut self.buffer);
         if self.buffer.len() >= PACKED_TOGETHER {
             self.flush();
@@ -144,7 +148,7 @@ impl<W: Write> Packets<W> {
         self.buffer.clear();
     }
 
-    /// The last packet has been written.
+    /// Writes what is still in the buffer, and returns the first error that occurred.
     pub(super) fn end(mut self) -> io::Result<W> {
         self.flush();
         match self.error {
@@ -154,7 +158,7 @@ impl<W: Write> Packets<W> {
     }
 }
 
-/// A packet that holds these packets.
+/// Compresses encoded packets into a packet that contains them.
 fn packed(packets: &[u8]) -> io::Result<Vec<u8>> {
     let mut encoder = ZlibEncoder::new(Vec::with_capacity(packets.len() / 4), Compression::fast());
     encoder.write_all(packets)?;

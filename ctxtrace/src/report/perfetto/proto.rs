@@ -1,21 +1,21 @@
-//! The messages of Perfetto's trace format that are written, with the fields that are written
-//! (`protos/perfetto/trace/perfetto_trace.proto` in Perfetto's repository). Those that are left out are optional.
+//! The messages and fields of Perfetto's trace format that ctxtrace writes
+//! (`protos/perfetto/trace/perfetto_trace.proto` in Perfetto's repository). All other fields are optional and left out.
 
 use prost::{Message, Oneof};
 
-/// `TracePacket.sequence_flags`: what was interned before does not count any more.
+/// Flag of `TracePacket.sequence_flags`: strings that were interned earlier in the sequence are no longer valid.
 pub(super) const INCREMENTAL_STATE_CLEARED: u32 = 1;
-/// `TracePacket.sequence_flags`: what was interned since then is needed.
+/// Flag of `TracePacket.sequence_flags`: the packet uses strings that were interned since the last clearing.
 pub(super) const NEEDS_INCREMENTAL_STATE: u32 = 2;
 
-/// `ClockSnapshot.Clock.BuiltinClocks`.
+/// Values of `ClockSnapshot.Clock.BuiltinClocks`.
 pub(super) mod clock {
     pub(crate) const REALTIME: u32 = 1;
     pub(crate) const MONOTONIC: u32 = 3;
     pub(crate) const BOOTTIME: u32 = 6;
 }
 
-/// `TrackEvent.Type`.
+/// Values of `TrackEvent.Type`.
 pub(super) mod kind {
     pub(crate) const SLICE_BEGIN: i32 = 1;
     pub(crate) const SLICE_END: i32 = 2;
@@ -23,7 +23,7 @@ pub(super) mod kind {
     pub(crate) const COUNTER: i32 = 4;
 }
 
-/// A file is packets one after the other; this is one of them as it stands there.
+/// A file. It is a sequence of packets, and concatenated messages of this type are one file.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Trace {
     #[prost(message, repeated, tag = "1")]
@@ -56,7 +56,7 @@ pub(super) enum Data {
     TrackEvent(TrackEvent),
     #[prost(message, tag = "45")]
     SystemInfo(SystemInfo),
-    /// Packets, in zlib's format.
+    /// A compressed `Trace`, in zlib's format.
     #[prost(bytes, tag = "50")]
     CompressedPackets(Vec<u8>),
     #[prost(message, tag = "60")]
@@ -271,12 +271,12 @@ pub(super) struct InternedData {
     pub(super) event_names: Vec<InternedName>,
     #[prost(message, repeated, tag = "3")]
     pub(super) debug_annotation_names: Vec<InternedName>,
-    /// Bytes to Perfetto, which a string is too.
+    /// The type in Perfetto is `bytes`, which has the same encoding as a string.
     #[prost(message, repeated, tag = "29")]
     pub(super) debug_annotation_string_values: Vec<InternedName>,
 }
 
-/// `EventName`, `DebugAnnotationName`, `InternedString`.
+/// `EventName`, `DebugAnnotationName` and `InternedString`, which have the same fields.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct InternedName {
     #[prost(uint64, optional, tag = "1")]

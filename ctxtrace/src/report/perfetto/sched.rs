@@ -1,4 +1,4 @@
-//! The kernel's own events, as Perfetto has them from `ftrace`: in bundles, one CPU's each.
+//! The kernel's events in the form in which Perfetto records them from `ftrace`: in bundles, each with events of one CPU.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -10,18 +10,18 @@ use ctxtrace_common::ledger::Class;
 use super::packets::Packets;
 use super::proto::{Data, Ftrace, FtraceEvent, FtraceEventBundle};
 
-/// Events in a bundle.
+/// Number of events in a full bundle. A full bundle is written.
 const BUNDLE: usize = 512;
 
-/// Every event has a priority, and none is recorded: that of a thread nobody has given another one. Without it everything
-/// would be shown as real-time.
+/// The priority in every event: that of a thread with nice value 0. ctxtrace does not record priorities, but without this value
+/// Perfetto would show all threads as real-time.
 pub(super) const PRIORITY: i32 = 120;
 
 /// `CLONE_THREAD`: the new thread is not a new process.
 pub(super) const CLONE_THREAD: u64 = 0x1_0000;
 
-/// The state a thread left its CPU in, as `sched_switch` tells it since Linux 4.14 (`include/linux/sched.h`,
-/// `TASK_REPORT`; `include/trace/events/sched.h`).
+/// The state of a thread at its switch-out, in the encoding of `prev_state` in `sched_switch` since Linux 4.14
+/// (`include/linux/sched.h`, `TASK_REPORT`; `include/trace/events/sched.h`).
 pub(super) fn state(out: &Out) -> i64 {
     const RUNNING: i64 = 0;
     const INTERRUPTIBLE: i64 = 0x1;
@@ -36,19 +36,19 @@ pub(super) fn state(out: &Out) -> i64 {
     match out.leave {
         Leave::Dead => DEAD,
         Leave::Slept if out.class == Class::Stopped as u8 => STOPPED,
-        // Whether a signal could have ended the sleep is not recorded.
+        // ctxtrace does not record whether a signal could have ended the sleep.
         Leave::Slept => INTERRUPTIBLE,
         Leave::Runnable if OF_PREEMPTED.contains(&out.class) => PREEMPTED,
         Leave::Runnable => RUNNING,
     }
 }
 
-/// Events that wait for their bundle to be full, by CPU.
+/// The bundles that are not full yet, by CPU.
 #[derive(Default)]
 pub(super) struct Bundles(BTreeMap<u16, FtraceEventBundle>);
 
 impl Bundles {
-    /// Says that events of a CPU were lost. It is not known where, so its first bundle says it.
+    /// Marks that events of a CPU were lost. When they were lost is not known, so the CPU's first bundle has the mark.
     pub(super) fn lost(&mut self, cpu: u16) {
         self.of(cpu).lost_events = Some(true);
     }
@@ -60,7 +60,7 @@ impl Bundles {
         })
     }
 
-    /// An event on a CPU; `tid` is the thread that it had.
+    /// Adds an event of a CPU. `tid` is the thread that was on the CPU.
     pub(super) fn add<W: Write>(&mut self, to: &mut Packets<W>, cpu: u16, timestamp: u64, tid: u32, event: Ftrace) {
         let bundle = self.of(cpu);
         bundle.event.push(FtraceEvent {
@@ -78,7 +78,7 @@ impl Bundles {
         }
     }
 
-    /// There are no more.
+    /// Writes the bundles that are not full.
     pub(super) fn end<W: Write>(self, to: &mut Packets<W>) {
         for (_, bundle) in self.0 {
             if !bundle.event.is_empty() || bundle.lost_events.is_some() {

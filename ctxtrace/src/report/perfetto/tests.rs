@@ -1,4 +1,4 @@
-//! Drawn timelines, written as traces, decoded by another implementation.
+//! Tests that write synthetic timelines as traces and decode them with an independent implementation.
 
 use ctxtrace_abi::rings;
 use ctxtrace_common::clock::{Leave, Waking};
@@ -21,16 +21,16 @@ use crate::workload::{Mode, Outcome};
 
 const IMAGE: Image = Image { tgid: 100, number: 0 };
 
-/// Where a thread goes to, and what for.
+/// A switch-out: thread id, how the thread leaves, class, and task.
 #[derive(Clone, Copy)]
 struct Goes(u32, Leave, Class, u64);
 
-/// Events, as they are drawn.
+/// Builds a list of events.
 #[derive(Default)]
 struct Drawn(Vec<Event>);
 
 impl Drawn {
-    /// A thread is introduced, with its name.
+    /// Adds the events that introduce and name a thread.
     fn meet(&mut self, at_ns: u64, tid: u32, comm: &str, new: bool) {
         let mut name = [0; 16];
         name[..comm.len()].copy_from_slice(comm.as_bytes());
@@ -45,8 +45,8 @@ impl Drawn {
             (key.class, key.task) = (class as u8, task);
             event.set_out(tid, leave, leave == Leave::Slept, &key);
         }
-        if let Some((tid, waking, woken_ns)) = into {
-            event.set_in(tid, waking, woken_ns);
+        if let Some((tid, noted, woken_ns)) = into {
+            event.set_in(tid, noted, woken_ns);
         }
         self.0.push(event);
     }
@@ -63,20 +63,20 @@ impl Drawn {
     }
 }
 
-/// `a` (100, the leader) makes `w` (101), which polls tasks 1 and 2; `b` (102) has a name that wants to be more. `z`: sleeps,
-/// `r`: is thrown out, `x`: ends.
+/// `a` (100, the leader) creates `w` (101), which polls tasks 1 and 2. `b` (102) has a hostile name with markup and control
+/// characters. In the drawing `z` means sleeps, `r` means is preempted, and `x` means ends.
 ///
 /// ```text
 ///          1000 ·· 1050 ·· 1100 ·· 1150 ·· 1200 ·· 1250 ·· 1300 ·· 1350 ·· 1400 ·· 1450 ·· 1500
 ///   CPU 0  a───┬───────────z            b──┬───────────┬─r a──────────x b──x
-///              │ makes w        sshd ───┘  │ wakes w   └─ wakes a
+///              │ creates w      sshd ───┘  │ wakes w   └─ wakes a
 ///   CPU 1  ─b─z      w──(1)────z           └──w─────(2)──r w─z   interrupt ──w────────x
 /// ```
 fn drawn() -> Vec<Event> {
     use Class::{Exited, TaskBlocked, TaskPreempted, ThreadBlocked, ThreadPreempted};
     let mut drawn = Drawn::default();
     let off = |woken_ns| (Waking::OffCpu, woken_ns);
-    let into = |tid, (waking, woken_ns): (Waking, u64)| Some((tid, waking, woken_ns));
+    let into = |tid, (noted, woken_ns): (Waking, u64)| Some((tid, noted, woken_ns));
     drawn.meet(1_000, 100, "a", false);
     drawn.switch(1_000, 0, None, into(100, off(0)));
     drawn.meet(1_020, 102, "<b>\u{1b}[31m\u{202e}", false);
@@ -113,7 +113,7 @@ fn drawn() -> Vec<Event> {
     drawn.0
 }
 
-/// The run that was drawn: its tasks have names, one of which wants to be more.
+/// A run for the events of [`drawn`]. Its tasks have names, one of which contains a terminal escape.
 fn run() -> Run {
     let mut aggregates = build::aggregates(vec![]);
     let names = ["", "sender", "\u{1b}]0;owned\u{7}"].map(str::to_owned);
@@ -148,10 +148,10 @@ fn written(run: &Run, events: &[Event]) -> Vec<u8> {
     let labels = labels();
     let mut trace = Trace::begin(Vec::new(), &info, run, &labels);
     trace.events(events);
-    trace.end().expect("memory is writable")
+    trace.end().expect("writing to memory succeeds")
 }
 
-/// The offset that `written` says.
+/// The offset from `CLOCK_MONOTONIC` to `CLOCK_BOOTTIME` in traces of [`written`], in nanoseconds.
 const BOOT: i64 = 5_000_000_000;
 
 fn read(events: &[Event]) -> decoded::Trace {
@@ -175,7 +175,7 @@ fn every_switch_is_one_of_the_kernels() {
         .iter()
         .find(|switch| switch.prev != 0 && switch.next != 0);
     assert_eq!(
-        *first_of_both.expect("drawn"),
+        *first_of_both.expect("a switch between two threads of the target"),
         Switch {
             cpu: 0,
             at: BOOT + 1_290,
@@ -191,9 +191,9 @@ fn every_switch_is_one_of_the_kernels() {
         let before = on.insert(switch.cpu, switch.next).unwrap_or(switch.prev);
         assert_eq!(before, switch.prev, "{switch:?}");
     }
-    let wakings: Vec<(i64, i64, bool)> = trace.wakings.iter().map(|of| (of.by, of.woken, of.is_new)).collect();
+    let wakeups: Vec<(i64, i64, bool)> = trace.wakings.iter().map(|of| (of.by, of.woken, of.is_new)).collect();
     assert_eq!(
-        wakings,
+        wakeups,
         [
             (100, 101, true),
             (7, 102, false),
@@ -217,13 +217,13 @@ fn threads_come_with_their_process_and_the_leader_goes_last() {
 #[test]
 fn a_slice_is_a_task_known_at_a_switch() {
     let trace = read(&drawn());
-    let told: Vec<_> = trace
+    let slices: Vec<_> = trace
         .task_slices()
         .into_iter()
         .map(|Slice { name, start, end, .. }| (name, start - BOOT, end - BOOT))
         .collect();
     assert_eq!(
-        told,
+        slices,
         [
             ("sender".to_owned(), 1_080, 1_240),
             ("\u{fffd}]0;owned\u{fffd}".to_owned(), 1_240, 1_320),
@@ -238,12 +238,12 @@ fn a_slice_is_a_task_known_at_a_switch() {
     assert!(says.contains(&("lost".to_owned(), "nothing".to_owned())), "{says:?}");
 }
 
-/// The same with polls: those that the switches show, and two between them.
+/// The same events with recorded polls: two polls that the switches also show, and a short one before them.
 #[test]
 fn who_tells_of_polls_has_a_slice_for_each() {
     let stamp = |(ns, kind, task)| {
         let record = rings::record(rings::what(kind, rings::short_task(task)), 0);
-        Stamp::of_record(record, ns).expect("a stamp")
+        Stamp::of_record(record, ns).expect("the record is a valid stamp")
     };
     let stamps = [
         (90, rings::BEGIN, 1),
@@ -274,14 +274,14 @@ fn who_tells_of_polls_has_a_slice_for_each() {
     let mut trace = Trace::begin(Vec::new(), &info, &run, &labels);
     trace.events(&drawn());
     trace.polls(&batch);
-    let bytes = trace.end().expect("written");
-    let told: Vec<_> = decoded::Trace::read(&bytes)
+    let bytes = trace.end().expect("the trace is written");
+    let slices: Vec<_> = decoded::Trace::read(&bytes)
         .task_slices()
         .into_iter()
         .map(|Slice { start, end, name, .. }| (start, end, name.len()))
         .collect();
     let other = "\u{fffd}]0;owned\u{fffd}".len();
-    assert_eq!(told, [(1_090, 1_095, 6), (1_100, 1_245, 6), (1_250, 1_325, other)]);
+    assert_eq!(slices, [(1_090, 1_095, 6), (1_100, 1_245, 6), (1_250, 1_325, other)]);
 }
 
 #[test]
@@ -291,12 +291,12 @@ fn a_flow_leads_from_the_waking_to_the_task() {
         .flows()
         .into_values()
         .map(|events| {
-            let told = events.into_iter().map(|event| {
+            let steps = events.into_iter().map(|event| {
                 let track = &trace.tracks[&event.track];
                 let of = track.thread.map_or(track.name.clone(), |(_, tid)| tid.to_string());
                 (of, event.name.clone(), event.at - BOOT)
             });
-            told.collect()
+            steps.collect()
         })
         .collect();
     let step = |of: &str, name: &str, at| (of.to_owned(), name.to_owned(), at);
@@ -330,7 +330,7 @@ fn counters_follow_the_threads() {
         events
             .map(|event| match event.kind {
                 Kind::Counter(value) => (event.at - BOOT, value),
-                _ => unreachable!("a counter's track"),
+                _ => unreachable!("the track has only counter values"),
             })
             .collect()
     };
@@ -341,7 +341,7 @@ fn counters_follow_the_threads() {
         waiting.iter().all(|&(_, value)| (0..=2).contains(&value)),
         "{waiting:?}"
     );
-    assert_eq!(waiting.last().expect("some").1, 0);
+    assert_eq!(waiting.last().expect("the counter has values").1, 0);
 }
 
 #[test]
@@ -350,7 +350,7 @@ fn clocks_lead_back_to_the_events_own() {
     let clocks: Vec<(i64, i64)> = trace.clocks.into_iter().collect();
     assert_eq!(clocks, [(1, 1_700_000_000_000_000_000), (3, 900), (6, BOOT + 900)]);
     assert_eq!(trace.release, "6.18.0");
-    // The machine was never suspended, or nobody noted it.
+    // The machine was never suspended, or the capture does not record the boot time.
     for boottime_ns in [0, 900, 1_400] {
         let anchor = ClockAnchor {
             monotonic_ns: 900,
@@ -366,12 +366,12 @@ fn the_measured_section_lies_within_the_recording() {
     let trace = read(&drawn());
     let mut slices = trace.slices();
     slices.retain(|slice| trace.tracks[&slice.track].name == "ctxtrace");
-    let told: Vec<_> = slices
+    let found: Vec<_> = slices
         .iter()
         .map(|of| (of.name.as_str(), of.start - BOOT, of.depth))
         .collect();
     assert_eq!(
-        told,
+        found,
         [("measured section", 1_050, 1), ("task-pool, buffer 0", 1_000, 0)]
     );
 }
@@ -436,12 +436,12 @@ fn a_goroutine_goes_by_its_function_too() {
 }
 
 proptest! {
-    /// Whatever the events, what is written is a trace.
+    /// Any sequence of events gives a valid trace.
     #[test]
     fn no_events_make_a_trace_that_is_none(words in prop::collection::vec(any::<[u64; 5]>(), 1..60)) {
         let events: Vec<Event> = words
             .into_iter()
-            // Ids so small that they meet again, and a time that goes on.
+            // The mask makes ids so small that they repeat. The times increase.
             .enumerate()
             .map(|(index, words)| {
                 let mut event: Event = bytemuck::cast(words.map(|word| word & 0x0303_0303_0303_0303));
@@ -451,15 +451,15 @@ proptest! {
             .collect();
         let trace = read(&events);
         let outs = |event: &&Event| matches!(event.decode(), Some(Decoded::Switch { out: Some(_), .. }));
-        let wakings = |event: &&Event| matches!(event.decode(), Some(Decoded::Waking { .. }));
+        let is_wakeup = |event: &&Event| matches!(event.decode(), Some(Decoded::Waking { .. }));
         prop_assert_eq!(
             trace.switches.iter().filter(|switch| switch.prev != 0).count(),
             events.iter().filter(outs).count()
         );
-        prop_assert_eq!(trace.wakings.len(), events.iter().filter(wakings).count());
+        prop_assert_eq!(trace.wakings.len(), events.iter().filter(is_wakeup).count());
     }
 
-    /// Nor does anything else, be its times what they are.
+    /// Arbitrary bytes as events, with any times, do not make the writer panic.
     #[test]
     fn no_bytes_make_the_trace_panic(words in prop::collection::vec(any::<[u64; 5]>(), 1..60)) {
         let events: Vec<Event> = words.into_iter().map(bytemuck::cast).collect();

@@ -1,4 +1,4 @@
-//! Whether it is true: the counts beside the kernel's, and how tasks were found.
+//! The section that compares the traced counts with the kernel's counts, and says how tasks were found.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use crate::sums::SaturatingSum as _;
 use crate::target::programs::LocatorChoice;
 use crate::units::{bytes, duration, signed_thousands, thousands};
 
-/// Programs named of those whose tasks are found in one way.
+/// Maximum number of programs named for each way of finding tasks; the others are counted.
 const PROGRAMS_SHOWN: usize = 3;
 
 pub(super) fn counts(report: &Report, style: Style) -> String {
@@ -29,7 +29,7 @@ pub(super) fn counts(report: &Report, style: Style) -> String {
         .saturating_sum()
     {
         0 => String::new(),
-        folded => format!(" ({} of them added up by name)", thousands(folded)),
+        folded => format!(" ({} of them summed by name)", thousands(folded)),
     };
     let counted = format!(
         "{} = {} voluntary + {} involuntary; {} thread{}{silent}{folded}, {} migration{}",
@@ -105,7 +105,7 @@ pub(super) fn counts(report: &Report, style: Style) -> String {
     text
 }
 
-/// How tasks were found in each program, and what that can tell; programs of the same kind in one line.
+/// How tasks were found in each program, and what is known of them. Programs with the same sentence share a line.
 pub(in crate::report) fn locators_in_words(report: &Report) -> Vec<String> {
     let mut kinds: Vec<(String, Vec<String>)> = Vec::new();
     for locator in &report.locators {
@@ -152,7 +152,7 @@ fn found_in_words(locator: &Locator, choice: LocatorChoice) -> String {
         ("none", Some(_)) => "nothing: its tasks cannot be found, see \"unattributed\" below".to_owned(),
         ("none", None) => match choice {
             LocatorChoice::Auto => "nothing: no tokio, no Go and no ctxtrace-probe in it".to_owned(),
-            LocatorChoice::None => "nothing: they were not looked for".to_owned(),
+            LocatorChoice::None => "nothing: turned off by --locator none".to_owned(),
             LocatorChoice::Probe => "nothing: no ctxtrace-probe in it".to_owned(),
             LocatorChoice::Tokio => "nothing: no tokio in it".to_owned(),
             LocatorChoice::Go => "nothing: no Go in it".to_owned(),
@@ -165,24 +165,23 @@ fn timeline_line(timeline: &Timeline, style: Style) -> String {
     let text = format!("{} events, {}", thousands(timeline.events), bytes(timeline.bytes));
     let red = |line: &str| style.red(line);
     match timeline.agrees {
-        Some(true) => labelled("Timeline", &format!("{text}: played again, the same counts"), plainly),
+        Some(true) => labelled("Timeline", &format!("{text}: replayed, with the same counts"), plainly),
         None if timeline.dropped > 0 => {
             let begins = timeline.begins_ns.map_or_else(String::new, |ns| {
-                format!(": the timeline begins {} after the recording", duration(ns))
+                format!(
+                    ": the timeline begins {} after the start of the recording",
+                    duration(ns)
+                )
             });
             let dropped = thousands(timeline.dropped);
-            let kept = format!("{text}; {dropped} older ones were not kept (--max-size, --keep){begins}");
+            let kept = format!("{text}; {dropped} older ones were dropped (--max-size, --keep){begins}");
             labelled("Timeline", &kept, plainly)
         }
-        None => labelled(
-            "Timeline",
-            &format!("{text}: not all of them, see what was lost"),
-            plainly,
-        ),
+        None => labelled("Timeline", &format!("{text}: incomplete, see \"Lost\" below"), plainly),
         Some(false) => {
             let mut lines = vec![
                 labelled("Timeline", &text, plainly),
-                labelled("", "THEY DO NOT GIVE THE SAME COUNTS", red),
+                labelled("", "REPLAYED, THEY GIVE OTHER COUNTS", red),
             ];
             let differences = timeline.disagreements.iter();
             lines.extend(differences.map(|difference| labelled("", &printable(difference), red)));

@@ -1,4 +1,4 @@
-//! What is missing, and what it cost.
+//! The last section: what was lost, and what tracing cost.
 
 use super::Style;
 use super::layout::{labelled, plainly};
@@ -30,15 +30,16 @@ fn lost_by_cpu(losses: &CpuLosses) -> String {
     format!("{} on CPU {}", thousands(lost), losses.cpu)
 }
 
-/// Why a process was recorded in part only, and what it takes to record all of it; `None` if there was none.
+/// Why a process was recorded only in part, and which privileges are needed to record all of it; `None` if there was no such
+/// process.
 pub(in crate::report) fn refusal(report: &Report) -> Option<&'static str> {
     (report.lost.refused_processes > 0).then_some(
-        "(a process that executes a set-user-ID program, one with capabilities, or one that you may not read, is not recorded from \
-         there on, nor is what it starts: that takes root, or CAP_SYS_PTRACE)",
+        "(a process that executes a set-user-ID program, a program with file capabilities, or a program that you may not read, \
+         is not recorded after that, and neither are its children: recording them requires root or CAP_SYS_PTRACE)",
     )
 }
 
-/// Which options make room for what did not fit.
+/// The options that enlarge the tables and rings that were full; `None` if none was full.
 pub(in crate::report) fn room(report: &Report) -> Option<String> {
     let lost = &report.lost;
     let options = [
@@ -55,17 +56,17 @@ pub(in crate::report) fn room(report: &Report) -> Option<String> {
     (!wanted.is_empty()).then(|| format!("(a larger {} makes room)", wanted.join(" and ")))
 }
 
-/// From this share of the target's time on, tracing is said to disturb it.
+/// If tracing takes at least this share of the target's time on the CPU (0 to 1), a line says that it slows the run down.
 const DISTURBING_SHARE: f64 = 0.05;
 
-/// What tracing cost, and what to do where that is much.
+/// What tracing cost, one line for each figure. If the cost is high, the last line says how to reduce it.
 pub(in crate::report) fn tracing_cost(report: &Report) -> Vec<String> {
     let overhead = &report.overhead;
     let each: Vec<String> = overhead
         .programs
         .iter()
         .filter(|program| matches!(program.name.as_str(), "sched_switch" | "sched_waking"))
-        .filter_map(|program| Some(format!("{} ns a {}", significant(program.ns_per_run?), program.name)))
+        .filter_map(|program| Some(format!("{} ns per {}", significant(program.ns_per_run?), program.name)))
         .collect();
     let mut lines = vec![match (overhead.programs_ns, overhead.share_of_on_cpu) {
         (Some(ns), Some(share)) => format!(
@@ -88,7 +89,7 @@ pub(in crate::report) fn tracing_cost(report: &Report) -> Vec<String> {
         Level::Counts => None,
     };
     if let (true, Some(slower)) = (disturbs, slower) {
-        lines.push(format!("{slower} make the run slower: --level counts shows its speed"));
+        lines.push(format!("{slower} slow the run down: --level counts shows its speed"));
     }
     lines
 }

@@ -1,4 +1,4 @@
-//! What was run, how fast it was, and the answer.
+//! The first sections: what was recorded, how fast it was, and the answer.
 
 use std::fmt::Write;
 
@@ -13,7 +13,7 @@ use crate::sums::SaturatingSum as _;
 use crate::units::{duration, significant, thousands};
 use crate::workload::{Allocator, Channel, Language};
 
-/// One line that says what was recorded.
+/// Describes in one line what was recorded.
 #[must_use]
 pub fn subject_in_words(report: &Report) -> String {
     match (&report.workload, &report.target) {
@@ -23,7 +23,7 @@ pub fn subject_in_words(report: &Report) -> String {
     }
 }
 
-/// `make -j2 (process 4711)`, or `process 4711 (redis-server) and its children`.
+/// Describes a target, for example `make -j2 (process 4711)` or `process 4711 (redis-server) and its children`.
 fn target_in_words(target: &Target) -> String {
     let process = target.pid.map_or("process".to_owned(), |pid| format!("process {pid}"));
     match &target.command {
@@ -69,10 +69,11 @@ pub(super) fn target_headline(report: &Report, target: &Target, style: Style) ->
     text
 }
 
-/// Processes named of those that go on.
+/// Maximum number of processes that are named as still running; the others are counted.
 const RUNNING_SHOWN: usize = 8;
 
-/// What a command leaves behind: `still running: serve (31217)`; `None` if it leaves nothing.
+/// Names the processes that still ran when the recording ended, for example `still running: serve (31217)`; `None` if there was
+/// none.
 pub(in crate::report) fn still_running_in_words(target: &Target) -> Option<String> {
     let running = &target.still_running;
     let (shown, rest) = running.split_at(running.len().min(RUNNING_SHOWN));
@@ -86,7 +87,7 @@ pub(in crate::report) fn still_running_in_words(target: &Target) -> Option<Strin
     (!names.is_empty()).then(|| format!("still running: {}", names.join(", ")))
 }
 
-/// One line that says what was run: `task-pool, buffer 0, 2 workers, 2,000,000 messages`.
+/// Describes a workload in one line, for example `task-pool, buffer 0, 2 workers, 2,000,000 messages`.
 #[must_use]
 pub fn workload_in_words(workload: &Workload) -> String {
     let mut words = vec![match workload.language {
@@ -170,18 +171,18 @@ pub(super) fn headline(report: &Report, workload: &Workload, style: Style) -> St
     text
 }
 
-/// The answer to "which task switches hit the kernel?", in lines that fit.
+/// The answer to "which task switches hit the kernel?", wrapped and bold.
 pub(super) fn verdict(report: &Report, style: Style) -> String {
     painted(&verdict_in_words(report), |line| style.bold(line))
 }
 
-/// That answer, in one line.
+/// The answer to "which task switches hit the kernel?" in one line.
 pub(in crate::report) fn verdict_in_words(report: &Report) -> String {
     let name = |target: &Target| {
         let file = target.name.rsplit('/').next().unwrap_or_default();
         printable(file)
     };
-    let who = report.workload.as_ref().map_or_else(
+    let subject = report.workload.as_ref().map_or_else(
         || report.target.as_ref().map_or_else(String::new, name),
         |workload| {
             let buffer = workload
@@ -209,13 +210,13 @@ pub(in crate::report) fn verdict_in_words(report: &Report) -> String {
                 format!(" ({})", causes.join(", "))
             };
             format!(
-                "{who}: {} task switches, {} stayed in user space, {} hit the kernel{causes}",
+                "{subject}: {} task switches, {} stayed in user space, {} hit the kernel{causes}",
                 thousands(total),
                 percent(switches.stayed_in_user, total),
                 thousands(switches.hit_kernel),
             )
         }
-        _ if report.kernel_switches.total == 0 => format!("{who}: {}", idle_in_words(report)),
+        _ if report.kernel_switches.total == 0 => format!("{subject}: {}", idle_in_words(report)),
         _ => {
             let classes = by_class(report);
             let classes: Vec<String> = classes
@@ -225,7 +226,7 @@ pub(in crate::report) fn verdict_in_words(report: &Report) -> String {
                 })
                 .collect();
             format!(
-                "{who}: no task switches counted; {} kernel {} ({})",
+                "{subject}: no task switches counted; {} kernel {} ({})",
                 thousands(report.kernel_switches.total),
                 switch_plural(report.kernel_switches.total),
                 classes.join(", ")
@@ -234,7 +235,7 @@ pub(in crate::report) fn verdict_in_words(report: &Report) -> String {
     }
 }
 
-/// What there is to say of a target that made no switch.
+/// Describes what the threads of a target without any kernel switch did.
 fn idle_in_words(report: &Report) -> String {
     let count = report.threads.iter().map(Thread::count).saturating_sum();
     let among = |state: ThreadState| {
@@ -277,7 +278,7 @@ fn idle_in_words(report: &Report) -> String {
     }
 }
 
-/// The figures that come first, in one line, or each in one if they do not fit.
+/// Joins the main figures in one line, or puts each on its own line if they do not fit.
 fn figures_line(figures: &[String], style: Style) -> String {
     let line = figures.join("    ");
     if line.chars().count() + 2 <= COLUMNS {

@@ -1,8 +1,7 @@
-//! How it fits a terminal of eighty columns: text is wrapped, names are shortened in their middle, and what is a share or a
-//! distribution has a small picture.
+//! Fits text into 80 columns: text is wrapped, names are shortened in their middle, and shares and distributions are drawn as
+//! small bars.
 //!
-//! It is always eighty columns, also where the terminal has more: what is shown to others, in an issue or a log, is what one has
-//! seen oneself.
+//! The width is always 80 columns, even on a wider terminal, so that the text looks the same in an issue or a log.
 
 use comfy_table::{CellAlignment, Table, presets};
 use textwrap::{Options, WordSplitter, wrap};
@@ -10,18 +9,18 @@ use textwrap::{Options, WordSplitter, wrap};
 use crate::printable::{printable, printable_lines};
 pub(super) use crate::report::WIDTH as COLUMNS;
 
-/// Where the text begins that has a label.
+/// Width of the column of labels; the labelled text begins after it.
 const LABEL: usize = 18;
-/// The space between the columns of a table.
+/// Spaces between the columns of a table.
 const GAP: usize = 2;
-/// A name is not made shorter than this.
+/// Names are never shortened below this many characters, even if the table then exceeds 80 columns.
 const SHORTEST_NAME: usize = 12;
-/// No line begins with a sign of percent: a space where none is broken.
+/// A percent sign after a no-break space, so that wrapping does not put the sign at the beginning of a line.
 const KEPT: &str = "\u{a0}%";
-/// Cells of a bar.
+/// Width of a full bar in characters.
 const BAR: usize = 16;
 
-/// Text in lines, those after the first indented by so much.
+/// Wraps a text. Lines after the first are indented by `indent` spaces.
 pub(in crate::report) fn wrapped(text: &str, indent: usize) -> Vec<String> {
     let indent = " ".repeat(indent);
     let options = Options::new(COLUMNS)
@@ -33,7 +32,7 @@ pub(in crate::report) fn wrapped(text: &str, indent: usize) -> Vec<String> {
         .collect()
 }
 
-/// Text behind a label, or under it; each of its lines painted.
+/// Puts a text to the right of a label and wraps it there. `paint` is applied to each line of the text.
 pub(super) fn labelled(label: &str, text: &str, paint: impl Fn(&str) -> String) -> String {
     let options = Options::new(COLUMNS - LABEL).word_splitter(WordSplitter::NoHyphenation);
     let text = printable_lines(text).replace(" %", KEPT);
@@ -48,12 +47,12 @@ pub(super) fn labelled(label: &str, text: &str, paint: impl Fn(&str) -> String) 
     lines.join("\n")
 }
 
-/// As it is.
+/// Leaves a line as it is: the `paint` of plain text.
 pub(super) fn plainly(line: &str) -> String {
     line.to_owned()
 }
 
-/// Text of at most so many characters: what is too much is left out in the middle, because both ends of names tell.
+/// Shortens a text to at most `most` characters. Characters are removed from the middle, because both ends of a name matter.
 pub(in crate::report) fn shortened(text: &str, most: usize) -> String {
     let length = text.chars().count();
     if length <= most {
@@ -66,12 +65,12 @@ pub(in crate::report) fn shortened(text: &str, most: usize) -> String {
     format!("{start}…{end}")
 }
 
-/// A table whose first column is names, which are shortened to what the others leave.
+/// A table whose first column holds names. The names are shortened to the width that the other columns leave.
 #[derive(Debug)]
 pub(super) struct Columns {
     header: Vec<String>,
     rows: Vec<Vec<String>>,
-    /// The last column is a picture: at the left of its column, and left out where it has no room.
+    /// Whether the last column is a picture. A picture is aligned to the left, and is left out if the table would be too wide.
     picture: bool,
 }
 
@@ -84,7 +83,7 @@ impl Columns {
         }
     }
 
-    /// The last column is a picture.
+    /// Declares that the last column is a picture.
     pub(super) fn with_picture(mut self) -> Self {
         self.picture = true;
         self
@@ -104,7 +103,7 @@ impl Columns {
         let mut others: usize = (1..columns).map(|column| GAP + widest(column)).sum();
         let names = widest(0).min(SHORTEST_NAME);
         if self.picture && names + others > COLUMNS {
-            // Figures come first.
+            // Figures are more important than the picture, so the picture is left out.
             columns -= 1;
             others -= GAP + widest(columns);
             self.picture = false;
@@ -131,16 +130,15 @@ impl Columns {
     }
 }
 
-/// A share, 0 to 1, as a bar.
+/// Draws a share (0 to 1) as a bar. A share above 0 has at least an eighth of a character.
 pub(super) fn bar(share: f64) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let whole = BAR as f64 * 8.0;
-    // What there is can be seen.
     let eighths = ((share * whole).round() as usize).clamp(usize::from(share > 0.0), BAR * 8);
     format!("{}{}", "█".repeat(eighths / 8), EIGHTHS[eighths % 8])
 }
 
-/// Counts as bars beside each other, the highest as high as a line; what there is can be seen.
+/// Draws counts as a row of bars, the largest as high as a line. A count above 0 has at least the smallest bar.
 pub(super) fn sparkline(counts: &[u64]) -> String {
     const HEIGHTS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let most = counts.iter().copied().max().unwrap_or(0);
@@ -151,7 +149,7 @@ pub(super) fn sparkline(counts: &[u64]) -> String {
     counts.iter().map(height).collect()
 }
 
-/// For a terminal that shows ASCII only: a letter for each, so that columns stay where they are.
+/// Converts text for a terminal that shows ASCII only. Each character becomes one ASCII character, so that columns stay aligned.
 #[must_use]
 pub fn in_ascii(text: &str) -> String {
     let letter = |c| match c {

@@ -1,7 +1,8 @@
-//! The result for people: the answer first, then where it comes from, then what is wrong with it.
+//! Renders a report as text for a terminal: first the answer, then the figures behind it, then what was lost.
 //!
-//! One file a section: `headline` (what was run, and the answer), `counts` (is it true?), `switches` (ledger, tasks,
-//! wakeups), `times` (intervals, threads), `polls` (what the probe stamped), `footer` (losses, overhead). `layout` makes them fit eighty columns.
+//! Each section has a file: `headline` (what was run, and the answer), `counts` (the check against the kernel's counts),
+//! `switches` (ledger, tasks, wakeups), `times` (intervals, threads), `polls` (polls that the probe recorded), `footer` (losses,
+//! overhead). `layout` makes the text fit 80 columns.
 
 mod counts;
 mod footer;
@@ -23,10 +24,10 @@ use crate::analyze::result::Report;
 use crate::printable::printable;
 use crate::terminal::{BOLD, DIM, RED, RESET};
 
-/// Whether to colour.
+/// How text for a terminal is styled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Style {
-    /// ANSI escapes for bold, dim and red.
+    /// Whether to use ANSI escapes for bold, dim and red text.
     pub color: bool,
 }
 
@@ -52,19 +53,19 @@ impl Style {
     }
 }
 
-/// Text in lines, each of them painted.
+/// Wraps a text, and applies `paint` to each of its lines.
 fn painted(text: &str, paint: impl Fn(&str) -> String) -> String {
     let lines: Vec<String> = wrapped(text, 0).iter().map(|line| paint(line)).collect();
     lines.join("\n")
 }
 
-/// The whole table, ended by a newline.
+/// Renders the whole report, with a newline at the end.
 #[must_use]
 pub fn render(report: &Report, style: Style) -> String {
     let mut sections = Vec::new();
     if let Some(reason) = &report.cut_short {
         sections.push(painted(
-            &format!("PARTIAL: {}. What was seen up to then:", printable(reason)),
+            &format!("PARTIAL: {}. What was recorded until then:", printable(reason)),
             |line| style.red(line),
         ));
     }
@@ -90,7 +91,8 @@ pub fn render(report: &Report, style: Style) -> String {
     sections.push(footer::footer(report, style));
     sections.join("\n\n") + "\n"
 }
-/// A share in percent. Neither 0 nor 100 is said of what is not exactly that.
+
+/// A share in percent. "0 %" and "100 %" are printed only if the share is exactly 0 or 1.
 pub(super) fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "0 %".to_owned();
@@ -109,7 +111,7 @@ pub(super) fn percent(part: u64, whole: u64) -> String {
     }
 }
 
-/// Whether every run's counts agree with the kernel's.
+/// Whether the counts of every run agree with the kernel's counts.
 #[must_use]
 pub fn agrees(report: &Report) -> bool {
     let runs_agree = report
@@ -265,7 +267,7 @@ mod tests {
         }
     }
 
-    /// Whatever the figures and the names are: a run as long as they get, of a program with names as long as they get.
+    /// The figures and the names of this run are as long as they can get.
     #[test]
     fn it_fits_eighty_columns() {
         const MANY: u64 = 1_234_567_890;
@@ -302,7 +304,7 @@ mod tests {
             let mut report = summarize(&about, &[long.clone()]);
             report.tasks = vec![Task {
                 id: MANY,
-                name: "a task with a name that somebody has given much thought to, and more".repeat(3),
+                name: "a task with a name that is far too long for one line of the table ".repeat(3),
                 pid: 1,
                 future_type: None,
                 task_switches: Some(MANY),
@@ -360,7 +362,7 @@ mod tests {
         );
         let text = render(&report, PLAIN);
         assert!(
-            text.contains("Timeline          0 events, 0 B: played again, the same counts"),
+            text.contains("Timeline          0 events, 0 B: replayed, with the same counts"),
             "{text}"
         );
     }
@@ -393,7 +395,7 @@ mod tests {
         run.aggregates.threads[0].thread.comm[..5].copy_from_slice(b"\x1b[31m");
         let text = render(&summarize(&info(Mode::Task), &[run]), PLAIN);
         assert!(!text.contains('\x1b'));
-        assert!(text.starts_with("PARTIAL: interrupted. What was seen up to then:\n"));
+        assert!(text.starts_with("PARTIAL: interrupted. What was recorded until then:\n"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How long tasks wait for their polls, and where the time goes.
+//! The section about polls: how long they take, and how long tasks wait for them after a wake.
 
 use super::Style;
 use super::layout::{Columns, wrapped};
@@ -8,7 +8,7 @@ use crate::report::printable;
 use crate::trace::polls::PollClock;
 use crate::units::{duration, significant, thousands};
 
-/// The delays of all tasks, part by part; the tasks, each with its own; how they were read.
+/// Renders the delays of all tasks by their parts, then a table of the tasks, then a line about the stamps.
 pub(super) fn polls(polls: &Polls, style: Style) -> String {
     let clock = match polls.clock {
         PollClock::Tsc => "the time-stamp counter",
@@ -17,8 +17,8 @@ pub(super) fn polls(polls: &Polls, style: Style) -> String {
     let counted = match polls.agrees {
         Some(true) => "as many polls as the probe counted".to_owned(),
         Some(false) => "NOT AS MANY POLLS AS THE PROBE COUNTED".to_owned(),
-        None if polls.dropped > 0 => format!("{} older ones were not kept", thousands(polls.dropped)),
-        None => "not all of them, see what was lost".to_owned(),
+        None if polls.dropped > 0 => format!("{} older ones were dropped", thousands(polls.dropped)),
+        None => "incomplete, see \"Lost\" below".to_owned(),
     };
     let read = wrapped(
         &format!(
@@ -88,15 +88,15 @@ fn path_in_words(path: Path) -> &'static str {
     match path {
         Path::UserSpace => "in user space",
         Path::Kernel => "through the kernel",
-        Path::AlreadyComing => "thread was coming",
+        Path::AlreadyComing => "already runnable",
         Path::Unknown => "on unknown threads",
     }
 }
 
-/// The parts of the delay; nothing for what is beside it.
+/// The name of a part of the delay; `None` for a leg that is not a part of it.
 fn leg_in_words(leg: Leg) -> Option<&'static str> {
     match leg {
-        Leg::WakeToWaking => Some("to its waking"),
+        Leg::WakeToWaking => Some("to its wakeup"),
         Leg::WakingToSwitchIn => Some("to its switch-in"),
         Leg::WakeToSwitchIn => Some("to its switch-in"),
         Leg::SwitchInToPoll => Some("to the poll"),

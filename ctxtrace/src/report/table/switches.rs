@@ -1,4 +1,4 @@
-//! Where the kernel switches belong: the ledger, the tasks, who woke whom.
+//! The sections about kernel switches: the ledger, the tasks, and the wakeups.
 
 use crate::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,9 +10,9 @@ use crate::analyze::result::{Class, Report, Task, WakeupOrigin};
 use crate::report::printable;
 use crate::units::{duration, thousands};
 
-/// Tasks shown one by one.
+/// Maximum number of tasks that have a row; the others are added up in one row.
 pub(super) const TASKS_SHOWN: usize = 8;
-/// Pairs of waker and woken shown one by one.
+/// Maximum number of pairs of waker and woken thread that have a row; the others are added up in one row.
 const WAKEUPS_SHOWN: usize = 6;
 
 /// Kernel switches and off-CPU time by class, most switches first.
@@ -48,7 +48,7 @@ pub(super) fn ledger(report: &Report, style: Style) -> String {
     if open > 0 {
         let ns = report.ledger.iter().filter_map(|row| row.open_ns).saturating_sum();
         let note = format!(
-            "{} of them {} open: {} so far, in no sum (see \"Still off the CPU\")",
+            "{} of them {} still open: {} so far, not in any sum (see \"Still off the CPU\")",
             thousands(open),
             if open == 1 { "is" } else { "are" },
             duration(ns)
@@ -83,10 +83,10 @@ pub(super) fn tasks(report: &Report) -> Option<String> {
     }
     let mut table = Columns::new(&["Tasks", "polls", "hit kernel", "switches in poll", "off-CPU"]);
     let counted = |value: Option<u64>| value.map_or_else(|| "–".to_owned(), thousands);
-    // A task's number is one of its process's: rows of others than the first row's process say whose they are.
+    // Task numbers are unique only within a process, so rows of processes other than the first row's name their process.
     let own = report.tasks.first().map_or(0, |task| task.pid);
     for task in shown {
-        // A number alone says nothing; the type of its future, or the function it was started with, does.
+        // A number does not say what the task is, so the type of its future, or the function it was started with, follows.
         let name = match &task.future_type {
             Some(future_type) if is_number(&task.name) => format!("{} {future_type}", task.name),
             _ => task.name.clone(),
@@ -120,7 +120,7 @@ pub(super) fn tasks(report: &Report) -> Option<String> {
     Some(table.render())
 }
 
-/// Whether a task goes by a number, or shares its name with others.
+/// Whether the name of a task is only a number, or `other`, the name that tasks without a name of their own share.
 pub(in crate::report) fn is_number(name: &str) -> bool {
     name == "other" || name.starts_with('#') || name.starts_with("goroutine ")
 }

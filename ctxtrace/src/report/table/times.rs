@@ -1,4 +1,4 @@
-//! Where the time went: on the CPU, off it, and thread by thread.
+//! The sections about time: on the CPU, off the CPU, and by thread.
 
 use super::layout::{Columns, bar, labelled, plainly, sparkline, wrapped};
 use crate::analyze::result::{Distribution, OnCpu, Report, Thread, Throttling};
@@ -6,12 +6,12 @@ use crate::report::printable;
 use crate::sums::{SaturatingSum, add};
 use crate::units::{duration, significant, thousands};
 
-/// Threads shown one by one; the rest is summed up.
+/// Maximum number of threads that have a row; the others are added up in one row.
 const THREADS_SHOWN: usize = 12;
-/// Functions of the profile that the table has room for.
+/// Maximum number of functions in the profile; the others are left out.
 const FUNCTIONS: usize = 12;
 
-/// What the target did on its CPUs.
+/// Renders the profile: what the target did on its CPUs, by kind of code and by function.
 pub(super) fn on_cpu(profile: &OnCpu) -> String {
     let mut kinds = Columns::new(&["On the CPU", "samples", "share", "time", ""]).with_picture();
     for of in &profile.categories {
@@ -35,10 +35,10 @@ pub(super) fn on_cpu(profile: &OnCpu) -> String {
     format!("{}\n\n{}", kinds.render(), functions.render())
 }
 
-/// Powers of ten that the pictures of distributions have room for.
+/// Maximum number of bars in the picture of a distribution. Each bar is a power of ten.
 const DECADES: usize = 11;
 
-/// The distributions, each with a picture: a bar for each power of ten, the same in every row.
+/// Renders the distributions, each with a picture that has a bar for each power of ten. All rows have the same scale.
 pub(super) fn latencies(report: &Report) -> String {
     let latency = &report.latency;
     let rows = [
@@ -67,10 +67,10 @@ pub(super) fn latencies(report: &Report) -> String {
     table.render()
 }
 
-/// Open intervals shown one by one.
+/// Maximum number of open intervals that have a row; the others are added up in one row.
 const OPEN_SHOWN: usize = 6;
 
-/// The threads that were off the CPU when the recording ended, with their time so far and where they were.
+/// Renders the threads that were off the CPU when the recording ended, with their time off the CPU until then and their stacks.
 pub(super) fn open_intervals(report: &Report) -> Option<String> {
     let Some(open) = &report.open_intervals else {
         let reason = report.unavailable.iter().find(|null| null.path == "open_intervals")?;
@@ -86,7 +86,7 @@ pub(super) fn open_intervals(report: &Report) -> Option<String> {
     }
     let mut table = Columns::new(&["Still off the CPU", "tid", "class", "so far"]);
     for interval in shown {
-        // The innermost functions of the program say where it is; the rest is in the JSON.
+        // The innermost functions of the program show where the thread is; the other fields are only in the JSON.
         let names = [&interval.thread].into_iter().chain(interval.task.as_ref());
         let place: Vec<String> = names
             .map(|name| printable(name))
@@ -110,7 +110,7 @@ pub(super) fn open_intervals(report: &Report) -> Option<String> {
     Some(table.render())
 }
 
-/// What quotas and freezers of the target's cgroups did; `None` if that is nothing.
+/// Describes what CPU quotas and freezers of the target's cgroups did; `None` if they did nothing.
 pub(super) fn cgroups(report: &Report) -> Option<String> {
     let mut sentences = Vec::new();
     if let Some(throttling) = &report.throttling {
@@ -118,7 +118,8 @@ pub(super) fn cgroups(report: &Report) -> Option<String> {
     }
     for path in report.frozen_cgroups.iter().flatten() {
         sentences.push(format!(
-            "The cgroup {} was frozen meanwhile. A thread that was running then is stopped; of one that slept, its sleep goes on.",
+            "The cgroup {} was frozen during the recording. The ledger counts its running threads as stopped; the sleeps of its \
+             other threads went on.",
             printable(path)
         ));
     }
@@ -126,13 +127,13 @@ pub(super) fn cgroups(report: &Report) -> Option<String> {
     (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
-/// Run-queue time of the run whose threads are reported.
+/// The run-queue time of all threads of the reported run, in nanoseconds.
 fn run_queue_ns(report: &Report) -> u64 {
     let threads = report.threads.iter();
     threads.fold(0, |ns, thread| ns.saturating_add(thread.run_queue_ns))
 }
 
-/// What quotas did, and which part of the run-queue time that is.
+/// Describes what CPU quotas did, and how much of the run-queue time they caused.
 fn quotas_in_words(throttling: &Throttling, run_queue_ns: u64) -> Vec<String> {
     let throttled = throttling
         .cgroups
@@ -152,32 +153,35 @@ fn quotas_in_words(throttling: &Throttling, run_queue_ns: u64) -> Vec<String> {
         .collect();
     match throttling.thread_ns {
         Some(0) if sentences.is_empty() => {}
-        Some(0) => sentences.push("No thread of the target was kept off the CPU by that.".to_owned()),
+        Some(0) => sentences.push("This kept no thread of the target off the CPU.".to_owned()),
         Some(ns) => sentences.push(format!(
-            "A cgroup's CPU quota kept threads off the CPU for {} of the {} of run queue: they waited for the quota, and not for a CPU.",
+            "A cgroup's CPU quota kept threads off the CPU for {} of the {} of run-queue time: they waited for the quota, not \
+             for a CPU.",
             duration(ns),
             duration(run_queue_ns)
         )),
         None if sentences.is_empty() => {}
         None => sentences.push(format!(
-            "How much of the {} of run queue is that quota, and not a wait for a CPU, this kernel does not say.",
+            "This kernel does not report how much of the {} of run-queue time was a wait for the quota instead of a wait for a \
+             CPU.",
             duration(run_queue_ns)
         )),
     }
     sentences
 }
 
-/// Which powers of ten the pictures show.
+/// The powers of ten that the pictures show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Scale {
-    /// The exponent of the first.
+    /// The exponent of the first power of ten.
     first: u32,
-    /// How many.
+    /// Number of powers of ten.
     decades: usize,
 }
 
 impl Scale {
-    /// From the shortest to the longest of all; what is shorter than the first that there is room for is shown with it.
+    /// Returns the scale from the shortest to the longest of all intervals. If there are more than [`DECADES`] powers of ten, the
+    /// shortest intervals are counted in the first bar.
     fn of<'a>(distributions: impl Iterator<Item = &'a Distribution>) -> Self {
         let mut decades = distributions.flat_map(|of| of.buckets.iter().map(|&(ns, _)| decade(ns)));
         let Some(one) = decades.next() else {
@@ -191,7 +195,7 @@ impl Scale {
         }
     }
 
-    /// Its ends, above the first bar and behind the last one: `100ns   1s`.
+    /// The ends of the scale, as a column header: the start of the first bar and the end of the last bar, as in `100ns   1s`.
     fn in_words(self) -> String {
         if self.decades == 0 {
             return String::new();
@@ -221,7 +225,7 @@ impl Scale {
     }
 }
 
-/// The power of ten a time lies in; nothing is as long as a nanosecond.
+/// The exponent of the power of ten in which a time lies. A time of 0 counts as one nanosecond.
 fn decade(ns: u64) -> u32 {
     ns.max(1).ilog10()
 }

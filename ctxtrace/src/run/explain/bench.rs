@@ -1,7 +1,7 @@
 //! Makes the runs.
 //!
-//! Whatever is compared runs in blocks, each once a block and in random order, so that a machine that is slow for a while is
-//! slow for all of them.
+//! The cases to be compared run in blocks. Each case runs once per block, in random order, so that a machine that is temporarily
+//! slow slows all of them.
 
 use ctxtrace_common::event::Event;
 use indicatif::ProgressBar;
@@ -30,22 +30,22 @@ use crate::trace::events::EventSink;
 use crate::trace::samples::Samples;
 use crate::workload::Outcome;
 
-/// Samples a second; not a divisor of any timer's rate.
+/// Samples per second. This number does not divide the rate of any timer.
 const SAMPLE_HZ: u32 = 1_999;
 
-/// Causes that a budget has at most: so many intervals are to hold together.
+/// Maximum number of causes in a budget, which is the number of intervals that must hold simultaneously.
 const CAUSES: usize = 12;
 
-/// A traced run whose parts miss more than this of the time is of no use.
+/// A traced run is discarded if the parts of its budget miss more than this share of its time.
 const MOST_MISSED: f64 = 0.01;
 
-/// The interventions that are wanted, and those that are not.
+/// The interventions to be tried, and those that are not tried.
 pub(super) struct Chosen<C> {
     pub(super) interventions: Vec<Intervention<C>>,
     pub(super) not_tried: Vec<NotTried>,
 }
 
-/// Takes every event.
+/// A sink that collects all events.
 #[derive(Default)]
 struct Collected(Vec<Event>);
 
@@ -57,14 +57,14 @@ impl EventSink for Collected {
 
 impl Observer for Collected {}
 
-/// Whether to go on.
+/// Whether the measurement continues.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Go {
     On,
     Interrupted,
 }
 
-/// Everything it takes, and what has been measured so far.
+/// The environment of the measurement, and the results so far.
 pub(super) struct Bench<'a> {
     place: Place<'a>,
     effort: Effort,
@@ -73,11 +73,11 @@ pub(super) struct Bench<'a> {
     progress: ProgressBar,
 }
 
-/// Measures everything.
+/// Makes the whole measurement.
 ///
 /// # Errors
 ///
-/// If a case cannot be run, or fails.
+/// If a case cannot be run, or if it fails.
 pub(super) fn measure<C: Case>(
     place: Place<'_>,
     effort: Effort,
@@ -132,18 +132,18 @@ impl Bench<'_> {
             base.prepare(&self.place, self.effort.run)?,
             subject.prepare(&self.place, self.effort.run)?,
         ];
-        self.progress.set_message("is there a gap?");
+        self.progress.set_message("measuring the gap");
         if self.gap(&sides)? == Go::Interrupted {
             return Ok(Go::Interrupted);
         }
         self.progress.inc(1);
         if gap_of(&self.measured.gap).is_clear {
-            self.progress.set_message("where the time goes");
+            self.progress.set_message("tracing where the time goes");
             if self.accounts(base, subject)? == Go::Interrupted {
                 return Ok(Go::Interrupted);
             }
             self.progress.inc(1);
-            self.progress.set_message("what is counted");
+            self.progress.set_message("measuring with counters");
             if self.counters(&sides)? == Go::Interrupted {
                 return Ok(Go::Interrupted);
             }
@@ -172,7 +172,7 @@ impl Bench<'_> {
             };
             side.max_in_flight = most;
         }
-        self.progress.set_message("what changes it");
+        self.progress.set_message("trying interventions");
         self.interventions(&sides, interventions)
     }
 
@@ -191,7 +191,7 @@ impl Bench<'_> {
         Ok(Go::On)
     }
 
-    /// One block: each once, in random order. `None` if it was interrupted.
+    /// Runs one block: each arm once, in random order. `None` if it was interrupted.
     fn block(&mut self, arms: &[&Arm]) -> Result<Option<Vec<Took>>> {
         self.block_of(arms, |place, arm| arm.time(place))
     }
@@ -228,7 +228,7 @@ impl Bench<'_> {
     }
 
     fn interventions<C: Case>(&mut self, sides: &[Arm; 2], interventions: Vec<Intervention<C>>) -> Result<Go> {
-        // Base and subject as they are, then whatever is changed.
+        // The unchanged base and subject are arms 0 and 1, followed by the changed cases.
         let mut arms: Vec<Arm> = Vec::new();
         let mut tried: Vec<(Intervention<C>, usize, usize)> = Vec::new();
         for each in interventions {
@@ -280,7 +280,7 @@ impl Bench<'_> {
         Ok(went)
     }
 
-    /// The budgets of traced runs.
+    /// Measures the budgets of traced runs.
     fn accounts<C: Case>(&mut self, base: &C, subject: &C) -> Result<Go> {
         let duration = self.effort.traced_run;
         let arms = [
@@ -338,7 +338,7 @@ impl Bench<'_> {
         let events = &collected.0;
         let window = match outcome {
             Some(outcome) => Window::measured(&outcome).ok_or_else(|| {
-                Error::Workload("the workload does not say when its measured section began".to_owned())
+                Error::Workload("the workload did not report when its measured section began".to_owned())
             })?,
             None => Window {
                 from_ns: events.first().map_or(0, |event| event.at_ns),
@@ -349,14 +349,14 @@ impl Bench<'_> {
         replay.events(events);
         let (budget, samples) = replay.into_intervals();
         run.symbols = symbols::resolve_until(&run.aggregates, &samples, Some(self.place.interrupts.fd()));
-        // The caller asks whether there was one.
+        // The caller checks whether a signal was seen.
         let _ = self.place.interrupts.take();
         run.samples = samples;
         Ok(Account::of(&run, &budget, window, messages(outcome), asleep))
     }
 }
 
-/// What times are divided by.
+/// The number that times are divided by.
 fn messages(outcome: Option<Outcome>) -> f64 {
     outcome.map_or(1.0, |outcome| outcome.messages as f64)
 }

@@ -1,4 +1,4 @@
-//! The two kinds of cases, and how one is run: timed, counted or traced.
+//! The two kinds of cases, and the ways to run one: timed, counted or traced.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -25,7 +25,7 @@ use crate::terminal::data_output;
 use crate::trace::run::Run;
 use crate::workload::{Outcome, Spec};
 
-/// What everything that is run needs.
+/// The shared environment of all runs.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) kernel: &'a Kernel,
@@ -33,25 +33,25 @@ pub(super) struct Place<'a> {
     pub(super) user: Option<&'a Invoker>,
 }
 
-/// What a case is described by, and how it is run.
+/// A description of a case that can be prepared for running.
 pub(super) trait Case: Clone + PartialEq {
-    /// What its times are for one of.
+    /// The unit that the times are divided by.
     const UNIT: Unit;
 
-    /// Makes it ready to be run for about so long.
+    /// Prepares the case so that one run takes about this long, if its length can be chosen.
     fn prepare(&self, place: &Place<'_>, duration: Duration) -> Result<Arm>;
 
-    /// The same case with the most messages in flight counted, if it can be.
+    /// The same case, which also counts the maximum number of messages in flight; `None` if the case cannot count them.
     fn counting(&self) -> Option<Self>;
 
-    /// What it is, in words.
+    /// A description of the case for the user.
     fn name(&self) -> String;
 
-    /// Messages that a channel has room for.
+    /// Number of messages that a channel has room for; `None` if there is no such number.
     fn buffer(&self) -> Option<u64>;
 }
 
-/// A case that can be run again and again.
+/// A prepared case, which can be run repeatedly.
 pub(super) struct Arm(Start);
 
 enum Start {
@@ -64,7 +64,7 @@ enum Start {
     },
 }
 
-/// Messages of the run that shows how long one takes.
+/// Number of messages of the run that measures how long one message takes.
 const CALIBRATION: u64 = 50_000;
 
 impl Case for Spec {
@@ -72,7 +72,7 @@ impl Case for Spec {
 
     fn prepare(&self, place: &Place<'_>, duration: Duration) -> Result<Arm> {
         let few = Self {
-            // Round trips of processes take a hundred times as long as messages of tasks.
+            // A round trip of processes takes a hundred times as long as a message of tasks.
             iterations: if self.mode.is_tasks() {
                 CALIBRATION
             } else {
@@ -133,7 +133,7 @@ impl Case for CommandCase {
     }
 
     fn name(&self) -> String {
-        // Where the programs are is said by whoever asked; the names are to be told apart by what differs.
+        // The folder of the program is left out: the user gave it, and a short name shows better how two cases differ.
         let mut words = self.words.clone();
         if let Some(program) = words.first_mut()
             && let Some(name) = Path::new(program.as_str()).file_name()
@@ -148,24 +148,24 @@ impl Case for CommandCase {
     }
 }
 
-/// What one run came to.
+/// The result of one run.
 #[derive(Clone, Debug)]
 pub(super) struct Took {
-    /// Nanoseconds for each message or run.
+    /// Nanoseconds per message or run.
     pub(super) ns: f64,
-    /// The most messages in flight, if they were counted.
+    /// Maximum number of messages in flight, if it was counted.
     pub(super) max_in_flight: Option<u64>,
-    /// Of whatever was to be counted, for each message or run.
+    /// The requested counts, per message or run.
     pub(super) counts: Vec<(Counted, f64)>,
 }
 
 impl Arm {
-    /// Runs it once, untraced. `None` if it was interrupted.
+    /// Runs the case once, untraced. `None` if it was interrupted.
     pub(super) fn time(&self, place: &Place<'_>) -> Result<Option<Took>> {
         self.count(place, &[])
     }
 
-    /// The same, with this counted. Counting costs something at each switch.
+    /// Like [`Arm::time`], and also counts these events. Counting has a cost at each switch.
     pub(super) fn count(&self, place: &Place<'_>, counted: &[Counted]) -> Result<Option<Took>> {
         let mut counters = None;
         let begin = |suspended: &Suspended| {
@@ -219,7 +219,7 @@ impl Arm {
         })
     }
 
-    /// Runs it once, traced.
+    /// Runs the case once, traced.
     pub(super) fn trace(
         &self,
         place: &Place<'_>,
@@ -249,7 +249,7 @@ impl Arm {
         }
     }
 
-    /// Gives a command the one CPU it may use.
+    /// Restricts a command to the one CPU it may use.
     fn pin(&self, suspended: &Suspended) -> Result<()> {
         let Start::Command { cpu: Some(cpu), .. } = &self.0 else {
             return Ok(());
@@ -260,7 +260,7 @@ impl Arm {
             .map_err(Error::errno("sched_setaffinity"))
     }
 
-    /// Calls `run` with a command of the user's, whose output goes nowhere.
+    /// Calls `run` with the user's command, and discards the command's output.
     fn with_command<T>(&self, user: Option<&Invoker>, run: impl FnOnce(&Command<'_>) -> Result<T>) -> Result<T> {
         let Start::Command {
             program,
@@ -269,7 +269,9 @@ impl Arm {
             ..
         } = &self.0
         else {
-            return Err(Error::Workload("a workload is no command".to_owned()));
+            return Err(Error::Workload(
+                "a built-in workload cannot be run as a command".to_owned(),
+            ));
         };
         let args: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();
         let _silence = Silence::begin()?;
@@ -284,12 +286,13 @@ impl Arm {
     }
 }
 
-/// While it is there, what goes to standard output goes nowhere: a command that is run fifty times is not run for its output.
+/// Discards standard output while it exists: the output of a command that is run fifty times is not wanted.
 struct Silence(OwnedFd);
 
 impl Silence {
     fn begin() -> Result<Self> {
-        // No command may inherit it: a reader of the standard output would wait for that command's end.
+        // The duplicate must not be inherited by a command: a reader of the standard output would then wait until that command
+        // ends.
         let duplicate = data_output()
             .as_fd()
             .try_clone_to_owned()
@@ -305,7 +308,7 @@ impl Silence {
 
 impl Drop for Silence {
     fn drop(&mut self) {
-        // Nothing is printed if it fails, and nobody is left to be told.
+        // If this fails, later output is lost, and there is no way to report it.
         let _ = nix::unistd::dup2_stdout(&self.0);
     }
 }

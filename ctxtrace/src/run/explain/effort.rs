@@ -1,23 +1,24 @@
-//! How long things may take.
+//! Time limits of a measurement.
 
 use std::time::{Duration, Instant};
 
 use crate::analyze::budget::Unit;
 
-/// The most blocks of anything: from there on the machine's drift is what is measured.
+/// Maximum number of blocks of a stage. With more blocks the result would mainly show the machine's drift.
 const MOST_BLOCKS: usize = 60;
 
-/// A stage: blocks of runs, until they say enough or the time is up.
+/// A stage of a measurement: blocks of runs until the result is precise enough or the time is up.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stage {
-    /// After so long it ends, if it has what it needs.
+    /// The stage ends after this time, if it has the minimum number of blocks.
     limit: Duration,
-    /// Whether it ends without, after half as much time again: runs of workloads can be made as short as they have to be. Runs of a
-    /// command cannot, and with fewer than are needed nothing could be said.
+    /// Whether the stage ends after 1.5 times the limit even without the minimum number of blocks. This holds for workloads,
+    /// whose runs can be made as short as necessary. It does not hold for commands: their runs cannot be shortened, and fewer
+    /// blocks than the minimum would not give any result.
     gives_up: bool,
 }
 
-/// A stage that has begun.
+/// A stage in progress.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Underway {
     began: Instant,
@@ -34,7 +35,7 @@ impl Stage {
 }
 
 impl Underway {
-    /// Whether another block is to be made. `needed` are the fewest with which anything can be said.
+    /// Whether another block should be run. `needed` is the minimum number of blocks that can give a result.
     pub(super) fn wants_more(&self, blocks: usize, needed: usize, is_enough: bool) -> bool {
         if blocks >= MOST_BLOCKS || is_enough {
             return false;
@@ -45,24 +46,24 @@ impl Underway {
     }
 }
 
-/// The whole measurement: `ctxtrace explain` is to end within three minutes, with `--quick` within 45 seconds.
+/// The limits of the whole measurement: `ctxtrace explain` should end within three minutes, with `--quick` within 45 seconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Effort {
-    /// A run of a workload.
+    /// Duration of one run of a workload.
     pub(super) run: Duration,
-    /// A traced run.
+    /// Duration of one traced run.
     pub(super) traced_run: Duration,
-    /// All runs for the gap.
+    /// Limits of the runs that measure the gap.
     pub(super) gap: Stage,
-    /// All traced runs.
+    /// Limits of the traced runs.
     pub(super) budget: Stage,
-    /// Blocks of traced runs at most.
+    /// Maximum number of blocks of traced runs.
     pub(super) traced_blocks: usize,
-    /// All runs with counters.
+    /// Limits of the runs with counters.
     pub(super) counters: Stage,
-    /// All interventions.
+    /// Limits of the runs with interventions.
     pub(super) interventions: Stage,
-    /// Interventions at most.
+    /// Maximum number of interventions.
     pub(super) most: usize,
 }
 
@@ -111,16 +112,25 @@ mod tests {
         let began = |ago_s: u64, gives_up| Underway {
             began: Instant::now()
                 .checked_sub(Duration::from_secs(ago_s))
-                .expect("the machine runs for longer"),
+                .expect("the machine has been running longer"),
             stage: stage(gives_up),
         };
         let underway = |ago_s| began(ago_s, true);
         assert!(underway(0).wants_more(0, 5, false));
         assert!(!underway(0).wants_more(20, 5, true));
         assert!(!underway(0).wants_more(MOST_BLOCKS, 5, false));
-        assert!(underway(11).wants_more(4, 5, false), "what is needed is made");
+        assert!(
+            underway(11).wants_more(4, 5, false),
+            "the minimum number of blocks is made"
+        );
         assert!(!underway(11).wants_more(5, 5, false));
-        assert!(!underway(16).wants_more(4, 5, false), "but not at any price");
-        assert!(began(60, false).wants_more(4, 5, false), "unless nothing else would do");
+        assert!(
+            !underway(16).wants_more(4, 5, false),
+            "the stage ends after 1.5 times the limit"
+        );
+        assert!(
+            began(60, false).wants_more(4, 5, false),
+            "a stage that does not give up continues"
+        );
     }
 }

@@ -1,12 +1,12 @@
-//! `ctxtrace explain`: makes the runs, and hands them to [`crate::analyze::explain`].
+//! `ctxtrace explain`: makes the runs and passes them to [`crate::analyze::explain`].
 //!
 //! ```text
 //!   gap: base and subject, untraced ─▶ is there one? ─▶ budget: both, traced ─▶ interventions, untraced ─▶ answer
 //! ```
 //!
-//! * `case`: a workload or a command, and how it is run.
+//! * `case`: a workload or a command, and the ways to run it.
 //! * `bench`: makes the runs, in blocks.
-//! * `effort`: how long that may take.
+//! * `effort`: time limits.
 
 mod bench;
 mod case;
@@ -32,7 +32,7 @@ use crate::target::user::invoker;
 use crate::workload::Spec;
 use crate::workload::pin::allowed_cpus;
 
-/// Measures, writes every output, and returns the exit status.
+/// Makes the measurements, writes every output, and returns the exit status.
 ///
 /// # Errors
 ///
@@ -104,7 +104,7 @@ fn measured(settings: &ExplainSettings, place: Place<'_>) -> Result<Measured> {
     }
 }
 
-/// The time on the CPU by stack, of base and subject: the mean of their traced runs.
+/// On-CPU time by stack of base and subject, each as the mean of its traced runs.
 fn mean_stacks(measured: &Measured) -> (Stacks, Stacks) {
     let mean = |side: fn(&(Account, Account)) -> &Account| {
         let mut mean = Stacks::new();
@@ -118,13 +118,13 @@ fn mean_stacks(measured: &Measured) -> (Stacks, Stacks) {
     (mean(|both| &both.0), mean(|both| &both.1))
 }
 
-/// Those that are wanted.
+/// Selects the interventions to be tried.
 fn choose<C>(settings: &ExplainSettings, list: Vec<Intervention<C>>, most: usize) -> Result<Chosen<C>> {
     let known: Vec<&str> = list.iter().map(|each| each.name.as_str()).collect();
     for name in settings.only.iter().chain(&settings.skip) {
         if !known.contains(&name.as_str()) {
             return Err(Error::Usage(format!(
-                "there is no intervention {name} for these cases; there are {}",
+                "there is no intervention {name} for these cases; available are {}",
                 known.join(", ")
             )));
         }
@@ -139,7 +139,7 @@ fn choose<C>(settings: &ExplainSettings, list: Vec<Intervention<C>>, most: usize
         } else if !settings.only.is_empty() && !settings.only.contains(&each.name) {
             Some("--only")
         } else if settings.only.is_empty() && chosen.interventions.len() == most {
-            Some("--quick tries the first few only")
+            Some("--quick tries only the first few")
         } else {
             None
         };
@@ -154,7 +154,7 @@ fn choose<C>(settings: &ExplainSettings, list: Vec<Intervention<C>>, most: usize
     Ok(chosen)
 }
 
-/// The allocators that can be preloaded here, by name and path.
+/// The allocators that can be preloaded on this machine, by name and path.
 fn allocators() -> Vec<(&'static str, String)> {
     const FOLDERS: [&str; 4] = ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib"];
     const NAMES: [(&str, &str); 3] = [

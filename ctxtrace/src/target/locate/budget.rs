@@ -1,19 +1,19 @@
-//! How many bytes, entries and seconds one examination of a file may take: one budget for everything in the file.
+//! The budget of bytes, entries and time for the examination of one file. All parts of the file share one budget.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// Most bytes of all sections together once decompressed. What is beyond them is not read.
+/// The maximum number of decompressed bytes of all compressed sections together. A section that exceeds it is not read.
 const MAX_BYTES: u64 = 1 << 30;
-/// Most entries read, the headers of units included. A program of 100 MB has some 20 million in all, and a few hundred thousand
-/// of tokio's.
+/// The maximum number of DWARF entries that are read, including unit headers; beyond it the search fails. A program of 100 MB has
+/// about 20 million entries, of which a few hundred thousand belong to tokio.
 const MAX_ENTRIES: u64 = 100_000_000;
-/// Most time spent: neither decompression nor the lists of abbreviations are counted in entries.
+/// The maximum time of an examination. It also limits decompression and abbreviation lists, which do not count as entries.
 const MAX_TIME: Duration = Duration::from_secs(5);
-/// Entries between two looks at the clock, which cost as much as many entries.
+/// The number of entries between two readings of the clock, which is much slower than reading an entry.
 const ENTRIES_BETWEEN_LOOKS: u64 = 1 << 16;
 
-/// What is left of it.
+/// The remaining budget of an examination.
 #[derive(Debug)]
 pub(super) struct Budget {
     bytes: Cell<u64>,
@@ -22,7 +22,7 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// All of it.
+    /// Returns a full budget, whose time starts now.
     pub(super) fn new() -> Self {
         Self {
             bytes: Cell::new(MAX_BYTES),
@@ -31,14 +31,14 @@ impl Budget {
         }
     }
 
-    /// Takes so many bytes out of the budget; `false` if they are not in it.
+    /// Takes `bytes` bytes from the budget. Returns `false`, and takes nothing, if fewer are left.
     pub(super) fn take_bytes(&self, bytes: u64) -> bool {
         let left = self.bytes.get().checked_sub(bytes);
         self.bytes.set(left.unwrap_or_else(|| self.bytes.get()));
         left.is_some()
     }
 
-    /// Takes one entry out of the budget; `false` if there is none left, or no time.
+    /// Takes one entry from the budget. Returns `false` if no entry or no time is left.
     pub(super) fn take_entry(&self) -> bool {
         let left = self.entries.get();
         if left == 0 || left.is_multiple_of(ENTRIES_BETWEEN_LOOKS) && self.is_out_of_time() {
@@ -53,7 +53,7 @@ impl Budget {
         self.entries.get() == 0 || self.is_out_of_time()
     }
 
-    /// Whether the time is over.
+    /// Whether the time limit has passed.
     pub(super) fn is_out_of_time(&self) -> bool {
         Instant::now() >= self.deadline
     }
@@ -68,7 +68,7 @@ mod tests {
         let budget = Budget::new();
         assert!(budget.take_bytes(MAX_BYTES / 2));
         assert!(!budget.take_bytes(MAX_BYTES));
-        assert!(budget.take_bytes(MAX_BYTES / 2), "what was refused was not taken");
+        assert!(budget.take_bytes(MAX_BYTES / 2), "a refused request takes nothing");
         assert!(!budget.take_bytes(1));
     }
 

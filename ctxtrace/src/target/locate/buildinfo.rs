@@ -1,4 +1,4 @@
-//! The version of Go that a program was built with, as it says itself in its section `.go.buildinfo`.
+//! Reads the version of Go that a program was built with from the program's section `.go.buildinfo`.
 //!
 //! ```text
 //!  0  "\xff Go buildinf:"
@@ -8,45 +8,45 @@
 //! 32  length of the version as a varint, and the version itself   (inline form, since Go 1.18)
 //! ```
 //!
-//! From Go's own source, `debug/buildinfo/buildinfo.go`.
+//! The format is documented in Go's source, `debug/buildinfo/buildinfo.go`.
 
 use super::elf::Elf;
 
 const MAGIC: &[u8] = b"\xff Go buildinf:";
-/// The structure begins at a multiple of this many bytes.
+/// The alignment of the structure in bytes.
 const ALIGN: usize = 16;
-/// Bytes of the fixed part.
+/// The size of the fixed part in bytes.
 const HEADER_BYTES: usize = 32;
-/// With the longest version, bytes.
+/// The number of bytes that are copied; enough for the fixed part and the longest version.
 const MAX_INFO_BYTES: usize = 256;
 const INLINE: u8 = 2;
 const BIG_ENDIAN: u8 = 1;
-/// Longest version, bytes.
+/// The maximum length of a version in bytes. A longer one is ignored.
 const MAX_VERSION_BYTES: usize = 100;
 
-/// The version as the program has it, like `go1.19.8`; `None` if it has none that can be read.
+/// Returns the version as it is stored in the program, for example `go1.19.8`; `None` if there is none or it cannot be read.
 pub(super) fn version(elf: &Elf<'_>) -> Option<String> {
     let info = match elf.section(".go.buildinfo") {
         Some(section) => find(&section).map(beginning),
-        // Without a table of sections: it is among the first of what can be written.
+        // Without a section table, the structure is found by its magic bytes in the writable segments.
         None => elf.writable().into_iter().find_map(find).map(beginning),
     }?;
     in_info(&info, |address| elf.at_address(address))
 }
 
-/// As much as the structure can take.
+/// Returns the first bytes of `info`, at most as many as the structure can have.
 fn beginning(info: &[u8]) -> Vec<u8> {
     info[..info.len().min(MAX_INFO_BYTES)].to_vec()
 }
 
-/// The structure, and what follows it.
+/// Finds the structure by its magic bytes, and returns the bytes from its beginning on.
 pub(super) fn find(bytes: &[u8]) -> Option<&[u8]> {
     memchr::memmem::find_iter(bytes, MAGIC)
         .find(|at| at.is_multiple_of(ALIGN))
         .map(|at| &bytes[at..])
 }
 
-/// The version in a structure; `at_address` gives the bytes of the program from an address on.
+/// Returns the version in a structure. `at_address` returns the bytes of the program from an address on.
 fn in_info<'a>(info: &[u8], at_address: impl Fn(u64) -> Option<&'a [u8]>) -> Option<String> {
     let header = info.get(..HEADER_BYTES)?;
     let (pointer_size, flags) = (header[14], header[15]);
@@ -58,12 +58,12 @@ fn in_info<'a>(info: &[u8], at_address: impl Fn(u64) -> Option<&'a [u8]>) -> Opt
         return None;
     }
     let word = |bytes: &[u8], at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-    // A Go string is an address and a length.
+    // A Go string consists of an address and a length.
     let string = at_address(word(header, 16)?)?;
     text(at_address(word(string, 0)?)?, word(string, 8)?)
 }
 
-/// An unsigned LEB128, and the bytes it takes.
+/// Parses an unsigned LEB128 number of at most four bytes, and returns it with its length in bytes.
 fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
     let mut value = 0;
     for (index, byte) in bytes.iter().enumerate().take(4) {
@@ -89,7 +89,7 @@ fn text(bytes: &[u8], length: u64) -> Option<String> {
 pub(super) mod tests {
     use super::*;
 
-    /// The inline form.
+    /// Builds a structure in the inline form.
     pub(in super::super) fn inline(version: &str) -> Vec<u8> {
         let mut info = [MAGIC, &[0, INLINE]].concat();
         info.resize(HEADER_BYTES, 0);
@@ -98,7 +98,7 @@ pub(super) mod tests {
         info
     }
 
-    /// The pointer form.
+    /// Builds a structure in the pointer form.
     pub(in super::super) fn pointers(to_version: u64) -> Vec<u8> {
         let mut info = [MAGIC, &[8, 0]].concat();
         info.extend(to_version.to_le_bytes());
@@ -130,7 +130,7 @@ pub(super) mod tests {
         assert_eq!(
             find(&bytes),
             None,
-            "eight bytes further it is a constant of some program"
+            "at an address that is not aligned, the bytes are only a constant of a program"
         );
         bytes.extend(vec![0; 64 - bytes.len()]);
         bytes.extend(inline("go1.2"));

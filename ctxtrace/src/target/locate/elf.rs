@@ -1,4 +1,4 @@
-//! An executable as far as it matters here: its thread-locals, its loaded bytes, its debug sections.
+//! Reads the parts of an executable that the locators need: its thread-locals, its loaded bytes, its debug sections.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -14,24 +14,25 @@ use ruzstd::decoding::StreamingDecoder;
 
 use super::budget::Budget;
 
-/// Bytes that are decompressed between two looks at the clock.
+/// The number of bytes that are decompressed between two readings of the clock.
 const PIECE_BYTES: usize = 1 << 20;
-/// Most bytes searched of what is loaded; segments that overlap would make more of them than the file has.
+/// The maximum number of loaded bytes that are searched; the rest is ignored. Overlapping segments could have more bytes than the
+/// file.
 const MAX_LOADED_BYTES: usize = 1 << 30;
-/// Longest name of a symbol that is looked at, bytes.
+/// The maximum length of a symbol name in bytes. Symbols with longer names are ignored.
 const MAX_NAME_BYTES: usize = 4 << 10;
-/// Most symbols that are demangled.
+/// The maximum number of symbols that are demangled; further symbols are ignored.
 const MAX_CANDIDATES: usize = 1_000;
 
 type Symbols<'a> = SymbolTable<'a, FileHeader64<LittleEndian>>;
 
-/// Bytes at the beginning of a file that say what it is.
+/// The number of bytes at the beginning of a file that [`kind`] needs.
 pub(super) const HEADER_BYTES: usize = 20;
 
-/// What a file is.
+/// The kind of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// No ELF file.
+    /// Not an ELF file.
     NotElf,
     /// An ELF file for another machine, or for x32.
     Foreign,
@@ -39,7 +40,7 @@ pub(super) enum Kind {
     X86_64,
 }
 
-/// What the first bytes of a file say it is.
+/// Determines the kind of a file from its first [`HEADER_BYTES`] bytes.
 pub(super) fn kind(bytes: &[u8]) -> Kind {
     const CLASS_64: u8 = 2;
     const LITTLE: u8 = 1;
@@ -57,20 +58,20 @@ pub(super) fn kind(bytes: &[u8]) -> Kind {
     }
 }
 
-/// A thread-local that has a symbol.
+/// A thread-local variable that has a symbol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ThreadLocal<'a> {
-    /// As in the symbol table.
+    /// The name as it is in the symbol table.
     pub(super) mangled: &'a str,
-    /// For people, without the hash.
+    /// The demangled name without the hash.
     pub(super) name: String,
-    /// Offset from the beginning of the TLS segment, bytes.
+    /// The offset from the beginning of the TLS segment, in bytes.
     pub(super) offset: u64,
-    /// Bytes.
+    /// The size in bytes.
     pub(super) size: u64,
 }
 
-/// The debug sections that are needed, empty where the file has none.
+/// The debug sections that are needed; a section that the file does not have is empty.
 #[derive(Default)]
 pub(super) struct DebugSections<'a> {
     pub(super) info: Cow<'a, [u8]>,
@@ -78,7 +79,7 @@ pub(super) struct DebugSections<'a> {
     pub(super) str: Cow<'a, [u8]>,
     pub(super) line_str: Cow<'a, [u8]>,
     pub(super) str_offsets: Cow<'a, [u8]>,
-    /// Every section that the file has is here: none was beyond the budget, or damaged.
+    /// Whether every section that the file has was read, so that none was beyond the budget or damaged.
     pub(super) is_whole: bool,
 }
 
@@ -91,7 +92,7 @@ pub(super) struct Elf<'a> {
 impl<'a> Elf<'a> {
     pub(super) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let file = ElfFile64::<LittleEndian>::parse(bytes).ok()?;
-        // An object file's symbols are relative to sections, so they say nothing; a core file has none.
+        // The symbols of an object file are relative to sections, so they cannot be used; a core file has no symbols.
         let linked = matches!(file.elf_header().e_type(LittleEndian), ET_EXEC | ET_DYN);
         linked.then(|| Self {
             file,
@@ -99,12 +100,12 @@ impl<'a> Elf<'a> {
         })
     }
 
-    /// What reading this file may still take.
+    /// The remaining budget for this file.
     pub(super) fn budget(&self) -> &Budget {
         &self.budget
     }
 
-    /// The thread-locals that are defined here and whose readable names are `wanted`, by their offset.
+    /// Returns the thread-locals that are defined in this file and whose demangled names are `wanted`, sorted by offset.
     pub(super) fn thread_locals(&self, wanted: impl Fn(&str) -> bool) -> Vec<ThreadLocal<'a>> {
         let mut found = self.thread_locals_of(self.file.elf_symbol_table(), wanted);
         found.sort_by_key(|local| local.offset);
@@ -112,7 +113,7 @@ impl<'a> Elf<'a> {
         found
     }
 
-    /// Whether there is a symbol of such a thread-local, one for the dynamic linker included.
+    /// Whether the symbol table or the dynamic symbol table has a thread-local whose demangled name is `wanted`.
     pub(super) fn has_thread_local(&self, wanted: impl Fn(&str) -> bool + Copy) -> bool {
         [self.file.elf_symbol_table(), self.file.elf_dynamic_symbol_table()]
             .into_iter()
@@ -120,7 +121,7 @@ impl<'a> Elf<'a> {
     }
 
     fn thread_locals_of(&self, table: &Symbols<'a>, wanted: impl Fn(&str) -> bool) -> Vec<ThreadLocal<'a>> {
-        // Not by `symbol_name`: where the names do not end, it reads to the end of the file for each of them.
+        // `symbol_name` is not used: for names without a terminator it would read to the end of the file for each symbol.
         let strings = self.file.elf_section_table().section(table.string_section());
         let Ok(strings) = strings.and_then(|section| section.data(LittleEndian, self.file.data())) else {
             return Vec::new();
@@ -148,7 +149,7 @@ impl<'a> Elf<'a> {
         readable.filter(|local| wanted(&local.name)).collect()
     }
 
-    /// Where in the TLS segment the thread-local with exactly this symbol lies.
+    /// The offset in the TLS segment of the thread-local with exactly this symbol name.
     pub(super) fn thread_local_offset(&self, name: &str) -> Option<u64> {
         let table = self.file.elf_symbol_table();
         let strings = self.file.elf_section_table().section(table.string_section());
@@ -170,7 +171,7 @@ impl<'a> Elf<'a> {
         Some(tls.p_memsz(LittleEndian))
     }
 
-    /// Whether symbols are there that are nobody else's business: the first that `strip` takes away.
+    /// Whether the file has local symbols, which are the first that `strip` removes.
     pub(super) fn has_local_symbols(&self) -> bool {
         self.file.elf_symbol_table().iter().any(|symbol| {
             symbol.st_bind() == STB_LOCAL
@@ -179,8 +180,9 @@ impl<'a> Elf<'a> {
         })
     }
 
-    /// The distance from a thread-local up to the thread pointer, which is where the TLS segment ends, rounded so that
-    /// the segment keeps its alignment (glibc: `_dl_determine_tlsoffset`, musl: `static_init_tls`, lld: `getTlsTpOffset`).
+    /// The distance in bytes from a thread-local up to the thread pointer. The thread pointer is at the end of the TLS segment,
+    /// rounded up so that the segment keeps its alignment (glibc: `_dl_determine_tlsoffset`, musl: `static_init_tls`, lld:
+    /// `getTlsTpOffset`). `None` if the thread-local is not in the TLS segment.
     pub(super) fn below_tp(&self, local: &ThreadLocal<'_>) -> Option<u64> {
         let mut segments = self.file.elf_program_headers().iter();
         let tls = segments.find(|segment| segment.p_type(LittleEndian) == PT_TLS)?;
@@ -194,12 +196,12 @@ impl<'a> Elf<'a> {
         size.checked_add(padding).map(|block| block - local.offset)
     }
 
-    /// The bytes of the file that are loaded, at most [`MAX_LOADED_BYTES`] in all.
+    /// The bytes of all loaded segments, at most [`MAX_LOADED_BYTES`] in total.
     pub(super) fn loaded(&self) -> Vec<&'a [u8]> {
         self.loaded_with(0)
     }
 
-    /// Those of them that the program may write to.
+    /// The bytes of all writable segments, at most [`MAX_LOADED_BYTES`] in total.
     pub(super) fn writable(&self) -> Vec<&'a [u8]> {
         self.loaded_with(PF_W)
     }
@@ -221,7 +223,7 @@ impl<'a> Elf<'a> {
         parts
     }
 
-    /// The bytes of the file from an address on, to the end of what is loaded with it.
+    /// The bytes of the file from an address on, up to the end of the segment that contains it.
     pub(super) fn at_address(&self, address: u64) -> Option<&'a [u8]> {
         let segments = self.file.elf_program_headers().iter();
         let mut loaded = segments.filter(|segment| segment.p_type(LittleEndian) == PT_LOAD);
@@ -234,23 +236,23 @@ impl<'a> Elf<'a> {
         })
     }
 
-    /// Whether there is a table of sections.
+    /// Whether the file has a section table.
     pub(super) fn has_sections(&self) -> bool {
         !self.file.elf_section_table().is_empty()
     }
 
-    /// Whether there is a section of this name.
+    /// Whether the file has a section with this name.
     pub(super) fn has_section(&self, name: &str) -> bool {
         self.file.section_by_name(name).is_some()
     }
 
-    /// How callers are found (`.eh_frame`), and the address that it is loaded at.
+    /// The section with the unwind rules (`.eh_frame`), and the address at which it is loaded.
     pub(super) fn unwind_section(&self) -> Option<(Cow<'a, [u8]>, u64)> {
         let address = self.file.section_by_name(".eh_frame")?.address();
         Some((self.section(".eh_frame")?, address))
     }
 
-    /// What DWARF there is, decompressed.
+    /// The DWARF sections of the file, decompressed.
     pub(super) fn debug_sections(&self) -> DebugSections<'a> {
         let mut is_whole = true;
         let mut section = |name| {
@@ -268,7 +270,7 @@ impl<'a> Elf<'a> {
         }
     }
 
-    /// The bytes of the section of this name, decompressed; `None` if there is none, or if it is beyond the budget.
+    /// The decompressed bytes of the section with this name; `None` if there is no such section, or if it is beyond the budget.
     pub(super) fn section(&self, name: &str) -> Option<Cow<'a, [u8]>> {
         let data = self.file.section_by_name(name)?.compressed_data().ok()?;
         if data.format == CompressionFormat::None {
@@ -285,7 +287,7 @@ fn name_at(strings: &[u8], offset: u32) -> Option<&str> {
     str::from_utf8(&rest[..end]).ok()
 }
 
-/// The bytes, if they are as many as promised.
+/// Decompresses a section; `None` if its size differs from the announced `size` or is beyond the budget.
 fn decompress(format: CompressionFormat, bytes: &[u8], size: u64, budget: &Budget) -> Option<Vec<u8>> {
     if !budget.take_bytes(size) {
         return None;
@@ -296,7 +298,7 @@ fn decompress(format: CompressionFormat, bytes: &[u8], size: u64, budget: &Budge
     match format {
         CompressionFormat::Zlib => read_piecewise(&mut ZlibDecoder::new(bytes), &mut out, length, budget)?,
         CompressionFormat::Zstandard => {
-            // lld compresses a section in pieces, each of them a frame.
+            // lld compresses a section in several pieces, each of which is a Zstandard frame.
             let mut input = bytes;
             while !input.is_empty() && out.len() < length {
                 let mut decoder = StreamingDecoder::new(&mut input).ok()?;
@@ -308,7 +310,7 @@ fn decompress(format: CompressionFormat, bytes: &[u8], size: u64, budget: &Budge
     (out.len() == length).then_some(out)
 }
 
-/// Reads to the end, or until there are `length` bytes; `None` if the time is over before that.
+/// Reads until the end, or until `out` has `length` bytes; `None` if the time limit passes first.
 fn read_piecewise(from: &mut impl Read, out: &mut Vec<u8>, length: usize, budget: &Budget) -> Option<()> {
     while out.len() < length {
         let wanted = (length - out.len()).min(PIECE_BYTES);

@@ -1,31 +1,32 @@
-//! Whether functions keep a frame pointer, judged without a disassembler.
+//! Determines how many functions keep a frame pointer, without a disassembler.
 //!
-//! Compilers tell debuggers and exceptions for every function how to find its caller (`.eh_frame`, which is loaded and stays when
-//! symbols are stripped). In a function with a frame pointer the caller is found from `rbp`, from the second instruction on; in one
-//! without it from `rsp`. So a function that nowhere has a rule by `rbp` keeps no frame pointer. (The reverse is not quite so: a
-//! function whose stack frame has no fixed size uses `rbp` in any case. There are few of them.)
+//! For debuggers and exceptions, compilers describe for every function how its caller is found (`.eh_frame`, which is loaded and
+//! stays when symbols are stripped). In a function with a frame pointer, the caller is found from `rbp` from the second
+//! instruction on; in a function without it, from `rsp`. So a function without any rule that uses `rbp` keeps no frame pointer.
+//! (The reverse is not always true: a function whose stack frame has no fixed size always uses `rbp`. There are few such
+//! functions.)
 //!
-//! Go writes no such section, and keeps frame pointers in all that it compiles.
+//! Go does not write this section, and keeps frame pointers in all functions that it compiles.
 
 use gimli::{BaseAddresses, CallFrameInstruction, CieOrFde, EhFrame, LittleEndian, UnwindSection, X86_64};
 use serde::{Deserialize, Serialize};
 
-/// Functions of fewer bytes are not counted: stubs, and what calls nothing.
+/// The minimum size in bytes of a function that is counted. Smaller functions are stubs or call no other function.
 const LEAST_BYTES: u64 = 32;
 
-/// Most functions that are looked at.
+/// The maximum number of functions that are examined; the rest is not counted.
 const MOST: u64 = 200_000;
 
-/// How many functions there are, and how many of them keep a frame pointer.
+/// The number of examined functions, and how many of them keep a frame pointer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frames {
-    /// Those looked at.
+    /// The number of examined functions.
     pub functions: u64,
-    /// Those that keep one.
+    /// The number of examined functions that keep a frame pointer.
     pub with_pointer: u64,
 }
 
-/// Counts them in the bytes of `.eh_frame`; what contradicts itself ends the counting.
+/// Counts the functions in the bytes of `.eh_frame`. An invalid entry ends the count.
 pub(super) fn count(section: &[u8], address: u64) -> Frames {
     let eh_frame = EhFrame::new(section, LittleEndian);
     let bases = BaseAddresses::default().set_eh_frame(address);
@@ -63,11 +64,12 @@ pub(super) fn count(section: &[u8], address: u64) -> Frames {
 mod tests {
     use super::*;
 
-    /// A CIE and, for each function, an FDE with these instructions.
+    /// Builds a section with a CIE and, for each function, an FDE with these instructions.
     fn section(functions: &[(u32, &[u8])]) -> Vec<u8> {
-        // Length, id 0, version 1, augmentation "zR", alignments 1 and -8, return address 16, one byte: absolute 4-byte pointers.
+        // The fields: length, id 0, version 1, augmentation "zR", alignments 1 and -8, return address register 16, and one byte
+        // of augmentation data, which means absolute 4-byte pointers.
         let mut bytes = vec![20, 0, 0, 0, 0, 0, 0, 0, 1, b'z', b'R', 0, 1, 0x78, 16, 1, 0x03];
-        // At the entry: the caller from rsp + 8.
+        // At the entry of a function the caller is found from rsp + 8.
         bytes.extend([0x0c, 7, 8, 0, 0, 0, 0]);
         for (size, instructions) in functions {
             let length = 4 + 4 + 4 + 1 + instructions.len();
@@ -83,9 +85,9 @@ mod tests {
         bytes
     }
 
-    /// `push rbp; mov rbp, rsp` as compilers describe it: after one byte rsp + 16, after three more from rbp.
+    /// The rules that compilers write for `push rbp; mov rbp, rsp`: after one byte rsp + 16, after three more bytes from rbp.
     const WITH: &[u8] = &[0x41, 0x0e, 16, 0x86, 2, 0x43, 0x0d, 6];
-    /// `sub rsp, 40`.
+    /// The rules that compilers write for `sub rsp, 40`.
     const WITHOUT: &[u8] = &[0x44, 0x0e, 48];
 
     #[test]

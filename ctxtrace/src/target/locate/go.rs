@@ -1,10 +1,11 @@
-//! Where a Go program's threads keep their goroutine.
+//! Determines where the threads of a Go program keep their current goroutine.
 //!
-//! The thread-local `g` points to it. What the Go linker links has no other thread-local, and lies right below the thread
-//! pointer; what the C linker has linked (cgo) has the symbol `runtime.tlsg` like any thread-local.
+//! The thread-local `g` points to the goroutine. In a program that the Go linker has linked, it is the only thread-local and is
+//! directly below the thread pointer. In a program that the C linker has linked (cgo), it has the symbol `runtime.tlsg`, like any
+//! thread-local.
 //!
-//! Where the four fields lie is the compiler's choice: it is in the DWARF that Go writes unless told not to
-//! (`-ldflags=-w`), and otherwise in a table of the versions that somebody has looked at.
+//! The compiler chooses the offsets of the four fields that are needed. They are read from DWARF, which Go writes by default
+//! (unless `-ldflags=-w` is given), and otherwise from a table of known versions.
 
 use ctxtrace_common::locator::{GoLayout, Reason};
 
@@ -12,9 +13,9 @@ use super::buildinfo;
 use super::elf::{DebugSections, Elf, ThreadLocal};
 use super::types::{Missing, Place, Types, Value};
 
-/// The bytes of `g` in the thread-local segment.
+/// The size in bytes of the thread-local `g`.
 const POINTER_BYTES: u64 = 8;
-/// The sections that the Go linker makes and nobody else: the program's build, its functions, its id.
+/// The sections that only the Go linker writes: the build information, the functions, the build id.
 const SECTIONS: [&str; 4] = [
     ".go.buildinfo",
     ".gopclntab",
@@ -22,20 +23,19 @@ const SECTIONS: [&str; 4] = [
     ".note.go.buildid",
 ];
 
-/// What the search for the goroutines came to.
+/// The result of the search for the goroutines.
 pub(super) enum Sought {
-    /// The layout.
+    /// The layout was found.
     Layout(GoLayout),
-    /// Why there is none, and what is missing, by name.
+    /// The layout is unknown, for this reason and with this detail.
     Unknown(Reason, Option<String>),
 }
 
-/// `g.goid`, `g.m`, `m.curg` and `g.startpc`, by the minor number of the version 1.
+/// The offsets of `g.goid`, `g.m`, `m.curg` and `g.startpc`, by the minor number of Go's version 1.
 ///
-/// Each line was read from the DWARF of a program that was built with that version for linux/amd64: of 1.19 with 1.19.8, of
-/// 1.21 with 1.21.13, of 1.22 with 1.22.10, of 1.23 with 1.23.1 and 1.23.9, of 1.24 with 1.24.3 and 1.24.11, of 1.25 with
-/// 1.25.0 and 1.25.5, of 1.26 with 1.26.0 and 1.26.6, of 1.27 with 1.27.0 and 1.27.3. Nothing in between or beyond is
-/// guessed: 1.20 has not been looked at.
+/// Each line was read from the DWARF of a program that was built with that version for linux/amd64: 1.19 with 1.19.8, 1.21 with
+/// 1.21.13, 1.22 with 1.22.10, 1.23 with 1.23.1 and 1.23.9, 1.24 with 1.24.3 and 1.24.11, 1.25 with 1.25.0 and 1.25.5, 1.26
+/// with 1.26.0 and 1.26.6, 1.27 with 1.27.0 and 1.27.3. The offsets of other versions are not guessed; 1.20 was not examined.
 const TABLE: [(u32, [u32; 4]); 8] = [
     (19, [152, 48, 192, 312]),
     (21, [152, 48, 192, 296]),
@@ -47,29 +47,29 @@ const TABLE: [(u32, [u32; 4]); 8] = [
     (27, [152, 48, 184, 304]),
 ];
 
-/// Whether this is a Go program, or has one linked into it.
+/// Whether the file is a Go program, or has Go code linked into it.
 pub(super) fn is_go(elf: &Elf<'_>) -> bool {
     let named = SECTIONS.iter().any(|name| elf.has_section(name));
     named || !elf.has_sections() && elf.writable().into_iter().any(|part| buildinfo::find(part).is_some())
 }
 
-/// Whether a file for another machine is a Go program.
+/// Whether a file for another machine than x86-64 is a Go program.
 pub(super) fn is_go_for_another_machine(bytes: &[u8]) -> bool {
     use object::{File, Object};
     File::parse(bytes).is_ok_and(|file| SECTIONS.iter().any(|name| file.section_by_name(name).is_some()))
 }
 
-/// The version without the `go` before it; what is no release stays as it is.
+/// Returns the Go version without the prefix `go`; a version that is not a release is returned unchanged.
 pub(super) fn version(elf: &Elf<'_>) -> Option<String> {
     let version = buildinfo::version(elf)?;
     Some(version.strip_prefix("go").unwrap_or(&version).to_owned())
 }
 
-/// Where the goroutines of a Go program of this version are.
+/// Determines the layout of the goroutines in a Go program of this version.
 pub(super) fn locate(elf: &Elf<'_>, version: Option<&str>) -> Sought {
     let below_tp = match below_tp(elf) {
         Ok(below_tp) => below_tp,
-        Err(reason) => return Sought::Unknown(reason, Some("the thread-local runtime.tlsg".into())),
+        Err(reason) => return Sought::Unknown(reason, Some("runtime.tlsg cannot be located".into())),
     };
     let sections = elf.debug_sections();
     let by_types = match by_types(&sections, elf) {
@@ -86,12 +86,15 @@ pub(super) fn locate(elf: &Elf<'_>, version: Option<&str>) -> Sought {
         }),
         None => Sought::Unknown(
             Reason::GoVersion,
-            Some(version.map_or_else(|| "it does not say which".to_owned(), |version| format!("Go {version}"))),
+            Some(version.map_or_else(
+                || "it does not contain its version".to_owned(),
+                |version| format!("Go {version}"),
+            )),
         ),
     }
 }
 
-/// The offsets by the types; `None` if there are none, or none that can be read.
+/// Returns the offsets from the type information; `None` if there is none, or if it cannot be read.
 fn by_types(sections: &DebugSections<'_>, elf: &Elf<'_>) -> Result<Option<[u32; 4]>, Missing> {
     let Ok(types) = Types::new(sections, elf.budget()) else {
         return Ok(None);
@@ -102,10 +105,10 @@ fn by_types(sections: &DebugSections<'_>, elf: &Elf<'_>) -> Result<Option<[u32; 
     }
 }
 
-/// The distance from `g` up to the thread pointer.
+/// Returns the distance in bytes from `g` up to the thread pointer.
 fn below_tp(elf: &Elf<'_>) -> Result<u64, Reason> {
     let Some(segment_bytes) = elf.tls_bytes() else {
-        // No thread-locals by the linker's book: the runtime makes room for `g` itself.
+        // There is no TLS segment, so the runtime itself reserves the space for `g`.
         return Ok(POINTER_BYTES);
     };
     let symbol = elf.thread_local_offset("runtime.tlsg");
@@ -124,7 +127,7 @@ fn below_tp(elf: &Elf<'_>) -> Result<u64, Reason> {
     .ok_or(Reason::GoUnknownLayout)
 }
 
-/// The offsets in the order of [`TABLE`].
+/// Reads the offsets from the types, in the order of [`TABLE`].
 fn fields(types: &Types<'_>, g: Place) -> Result<[u32; 4], Missing> {
     let within = |place, name: &str| {
         let member = types.member(Value { place, offset: 0 }, name)?;
@@ -143,13 +146,13 @@ fn fields(types: &Types<'_>, g: Place) -> Result<[u32; 4], Missing> {
     ])
 }
 
-/// The offsets of a release, or of a patch to one: patches do not change these structures.
+/// Returns the offsets of a release or of a patch release, because patch releases do not change these structures.
 fn of_version(version: &str) -> Option<[u32; 4]> {
     let release = version.split(' ').next()?;
     let mut numbers = release.split('.');
     let (major, minor, patch) = (numbers.next()?, numbers.next()?, numbers.next());
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    // Neither a release candidate nor a build from the repository: those are between two releases.
+    // Release candidates and builds from the repository are rejected, because they are between two releases.
     if major != "1" || !is_number(minor) || !patch.is_none_or(is_number) || numbers.next().is_some() {
         return None;
     }

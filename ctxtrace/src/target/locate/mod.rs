@@ -1,20 +1,21 @@
-//! Where an executable keeps what its threads are doing: its bytes in, a [`Locator`] out.
+//! Determines where an executable keeps the current tasks of its threads: the input is the bytes of the executable, the output is
+//! a [`Locator`].
 //!
-//! * `budget`: how many bytes, entries and seconds one examination may take.
-//! * `elf`: the thread-locals of an executable, their distance below the thread pointer, its sections.
-//! * `signs`: whether there is tokio inside, by the strings that stay when the symbols have gone.
-//! * `types`: the few questions that are asked of DWARF.
-//! * `tokio`: the layout of tokio's thread-local, walked by names.
-//! * `go`: where a Go program has its goroutines, by its types or by its version.
-//! * `buildinfo`: what Go it was built with.
-//! * `role`: whether it is a program, or the loader that starts programs.
-//! * `frames`: whether its functions keep a frame pointer.
+//! * `budget`: limits the bytes, entries and time of an examination.
+//! * `elf`: reads the thread-locals of an executable, their distance below the thread pointer, and its sections.
+//! * `signs`: detects tokio in a program without symbols, by the strings that remain.
+//! * `types`: reads types from DWARF.
+//! * `tokio`: reads the layout of tokio's thread-local, by the names of its types and members.
+//! * `go`: finds the goroutines of a Go program, by its types or by its version.
+//! * `buildinfo`: reads the Go version that a program was built with.
+//! * `role`: distinguishes programs from the dynamic loader.
+//! * `frames`: counts the functions that keep a frame pointer.
 //!
-//! What a release of tokio or of Rust's `std` looks like is nowhere assumed: every offset, size and discriminant comes from
-//! the type information of the program itself, and what is not found there by its name is said to be missing. Nothing here
-//! looks at a process. The files are anybody's, so all of them may lie: reading has one budget of bytes, entries and time for
-//! everything in a file, and what contradicts itself is a [`Reason`], never a panic. [`crate::reader`] calls this in a process
-//! without privileges.
+//! No layout of a release of tokio or of Rust's `std` is assumed: every offset, size and discriminant comes from the type
+//! information of the program itself, and an item that is not found there by its name is reported as missing. This module does
+//! not read processes. The files are untrusted: reading all parts of a file has one budget of bytes, entries and time, and
+//! invalid contents result in a [`Reason`], never in a panic. [`crate::reader`] calls this module in a process without
+//! privileges.
 
 mod budget;
 mod buildinfo;
@@ -45,24 +46,24 @@ pub use frames::Frames;
 pub use role::{LinkRole, link_role};
 use tokio::Sought;
 
-/// What was found in an executable.
+/// The result of examining an executable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
     /// How the kernel side finds the tasks.
     pub locator: Locator,
-    /// What was missing, by its name in the source, or what else a user should know.
+    /// The detail of the reason, for example which item is missing, or another note for the user.
     pub detail: Option<String>,
-    /// The release of tokio, as `1.54.1`, if it can be told.
+    /// The release of tokio, for example `1.54.1`, if it is known.
     pub tokio_version: Option<String>,
-    /// The version of Go, as `1.27.3`, if it can be told.
+    /// The version of Go, for example `1.27.3`, if it is known.
     pub go_version: Option<String>,
-    /// The GNU build id, in hexadecimal digits, if the linker gave it one.
+    /// The GNU build id in hexadecimal digits, if the executable has one.
     #[serde(default)]
     pub build_id: Option<String>,
 }
 
 impl Found {
-    /// An executable that could not be read, for this reason.
+    /// Returns the result for an executable that could not be read, for this reason.
     pub(crate) fn unreadable(reason: String) -> Self {
         Self {
             detail: Some(reason),
@@ -76,7 +77,7 @@ impl Found {
         found
     }
 
-    /// Of a file that was mapped and could not be opened in time.
+    /// Returns the result for a file that was mapped but is not held.
     pub(super) fn missing(path: &Path, why: MissingFile) -> Self {
         let reason = match why {
             MissingFile::Replaced | MissingFile::Deleted | MissingFile::Changed => Reason::Replaced,
@@ -89,7 +90,7 @@ impl Found {
         }
     }
 
-    /// Why tasks cannot be found; [`Reason::None`] if they can, or if there are none.
+    /// The reason why tasks cannot be found; [`Reason::None`] if they can be found, or if there are none.
     #[must_use]
     pub fn reason(&self) -> Reason {
         Reason::from_number(self.locator.reason)
@@ -103,33 +104,33 @@ impl Found {
     }
 }
 
-/// What a file is, for who wants to know why something is found in it or not.
+/// The kind and the contents of a file, which show the user why tasks and functions can be found in it or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Look {
-    /// It cannot be read, for this reason.
+    /// The file cannot be read, for this reason.
     Unreadable(String),
-    /// No program, but perhaps a script.
+    /// The file is not an ELF file; it may be a script.
     NotElf,
-    /// A program for another machine, or for x32.
+    /// The file is for another machine, or for x32.
     Foreign,
-    /// A program, or a library, for x86-64.
+    /// The file is a program or a library for x86-64.
     Executable(Parts),
 }
 
-/// What an executable has in it.
+/// The contents of an executable that matter for finding tasks and naming functions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parts {
-    /// Whether there are symbols of its own functions, which `strip` takes away.
+    /// Whether there are symbols of the executable's own functions, which `strip` removes.
     pub symbols: bool,
     /// Whether there is DWARF with types (`.debug_info`).
     pub debug_info: bool,
-    /// Size of its thread-locals, in bytes; `None` if it has none.
+    /// The size of the thread-locals in bytes; `None` if there are none.
     pub tls_bytes: Option<u64>,
-    /// How many functions keep a frame pointer; `None` if it says of none.
+    /// The number of functions that keep a frame pointer; `None` if the file has no unwind rules.
     pub frames: Option<Frames>,
 }
 
-/// Looks at what kind of file it is, and at what helps in finding tasks and naming functions.
+/// Determines the kind of a file, and which of its contents help to find tasks and to name functions.
 #[must_use]
 pub fn look_at_bytes(bytes: &[u8]) -> Look {
     match elf::kind(bytes) {
@@ -154,7 +155,7 @@ fn unlinked() -> Look {
     Look::Unreadable("its ELF headers are not those of a program or library".to_owned())
 }
 
-/// Whether a file is an ELF object. A script is none: what runs is its interpreter.
+/// Whether a file is an ELF file. A script is not, because the kernel runs its interpreter instead.
 #[must_use]
 pub fn is_elf(file: &File) -> bool {
     let mut header = [0; HEADER_BYTES];
@@ -162,7 +163,7 @@ pub fn is_elf(file: &File) -> bool {
         .is_ok_and(|()| !matches!(elf::kind(&header), Kind::NotElf))
 }
 
-/// Whether there is tokio's runtime in a file: for shared objects, whose thread-locals lie at no fixed place.
+/// Whether a file contains tokio's runtime. Used for shared objects, whose thread-locals have no fixed offset.
 #[must_use]
 pub fn mentions_tokio(bytes: &[u8]) -> bool {
     match elf::kind(bytes) {
@@ -175,7 +176,7 @@ pub fn mentions_tokio(bytes: &[u8]) -> bool {
     }
 }
 
-/// Whether there is Go's runtime in a file: likewise.
+/// Whether a file contains Go's runtime. Used for shared objects.
 #[must_use]
 pub fn mentions_go(bytes: &[u8]) -> bool {
     match elf::kind(bytes) {
@@ -185,71 +186,71 @@ pub fn mentions_go(bytes: &[u8]) -> bool {
     }
 }
 
-/// Whether this is a reason why goroutines, and nothing else, cannot be found.
+/// Whether this reason concerns only goroutines.
 #[must_use]
 pub fn is_of_go(reason: Reason) -> bool {
     matches!(reason, Reason::GoVersion | Reason::GoStripped | Reason::GoUnknownLayout)
 }
 
-/// Whether this is a reason why tokio's tasks, and nothing else, cannot be found.
+/// Whether this reason concerns only tokio's tasks.
 #[must_use]
 pub fn is_of_tokio(reason: Reason) -> bool {
     matches!(reason, Reason::Stripped | Reason::NoTypeInfo | Reason::UnknownLayout)
 }
 
-/// The reason in a sentence, and what to do about it.
+/// Returns a sentence with the reason and what the user can do about it.
 #[must_use]
 pub fn in_words(reason: Reason) -> &'static str {
     match reason {
-        Reason::None => "every task can be found, or there is none",
+        Reason::None => "all tasks can be found, or the program has none",
         Reason::ReadFailed => {
-            "the thread's memory could not be read at that moment; `lost.task_reads` counts how often"
+            "the thread's memory could not be read at that moment; `lost.task_reads` is the number of such failures"
         }
         Reason::NotExamined => "the process had just executed another program, which had not been examined yet",
         Reason::Stripped => {
-            "the program has tokio inside, but no symbols; build with `strip = false` and `debug = 2` in the profile"
+            "the program contains tokio but no symbols; build it with `strip = false` and `debug = 2` in the profile"
         }
         Reason::NoTypeInfo => {
-            "the program has tokio inside, but no types of it; build with `debug = 2` in the profile, for the package tokio \
-             at least (`debug = 1` and `line-tables-only` lack the types, and `split-debuginfo` moves them out of the program)"
+            "the program contains tokio but not its types; build it with `debug = 2` in the profile, at least for the package \
+             tokio (`debug = 1` and `line-tables-only` lack the types, and `split-debuginfo` moves them out of the program)"
         }
         Reason::UnknownLayout => {
-            "the program's tokio is laid out as no release that is known; link `ctxtrace-probe`, or use tokio 1.42 or later \
-             with Rust 1.79 or later"
+            "the layout of the program's tokio is not supported; link `ctxtrace-probe`, or use tokio 1.42 or later with Rust \
+             1.79 or later"
         }
         Reason::SharedObject => {
-            "its runtime, tokio or Go, is in a shared object, whose thread-locals lie at no fixed place; link it into the \
+            "the runtime (tokio or Go) is in a shared object, whose thread-locals have no fixed offset; link it into the \
              executable"
         }
         Reason::NotX86_64 => {
-            "the program has tokio or Go inside, but is not for x86-64; build it for `x86_64-unknown-linux-gnu`, or with \
+            "the program contains tokio or Go but is not for x86-64; build it for `x86_64-unknown-linux-gnu`, or with \
              `GOARCH=amd64`"
         }
-        Reason::Overwritten => "where the current task should be there is what cannot be; the program wrote over it",
+        Reason::Overwritten => "the memory for the current task holds an impossible value; the program has overwritten it",
         Reason::Unreadable => {
-            "the executable could not be read: it is damaged, or no way led to its file while it ran; start the program under \
-             ctxtrace, where its file can be opened"
+            "the executable could not be read: it is damaged, or its file could not be opened while it ran; start the program \
+             with ctxtrace, so that its file can be opened"
         }
         Reason::Replaced => {
-            "the executable was replaced or deleted before it could be opened; leave the file in place until the program is \
-             being recorded"
+            "the executable was replaced or deleted before it could be opened; leave the file in place until the recording of \
+             the program has started"
         }
         Reason::GoVersion => {
-            "the program is of a Go version that is not in ctxtrace's table, and has no types that would say the same; \
-             build it without `-ldflags=-w` (and without `-s`, which implies it)"
+            "the program's Go version is not in ctxtrace's table, and the program has no types to read the layout from; build \
+             it without `-ldflags=-w` (and without `-s`, which implies it)"
         }
         Reason::GoStripped => {
-            "the program is Go's, linked by the C linker (cgo), and has no symbols to tell where its goroutines are; build it \
+            "the Go program was linked by the C linker (cgo) and has no symbols, so its goroutines cannot be located; build it \
              without `-ldflags=-s` and do not strip it, or use `CGO_ENABLED=0`"
         }
         Reason::GoUnknownLayout => {
-            "the program is Go's, and its types or thread-locals are not as in any version that is known; build it with Go \
-             1.19 to 1.27"
+            "the types or thread-locals of the Go program differ from those of all supported versions; build it with Go 1.19 \
+             to 1.27"
         }
     }
 }
 
-/// Looks for the probe, for tokio and for Go in the bytes of an executable.
+/// Searches the bytes of an executable for the probe, tokio and Go.
 #[must_use]
 pub fn examine_bytes(bytes: &[u8]) -> Found {
     match elf::kind(bytes) {
@@ -268,7 +269,7 @@ pub fn examine_bytes(bytes: &[u8]) -> Found {
     }
 }
 
-/// What tells one build of a program from the next.
+/// Returns the GNU build id in hexadecimal digits, which distinguishes the builds of a program.
 fn build_id(bytes: &[u8]) -> Option<String> {
     use std::fmt::Write as _;
 
@@ -301,7 +302,7 @@ fn find_go(elf: &Elf<'_>, found: &mut Found) {
             found.locator.flags |= HAS_GO;
         }
         go::Sought::Unknown(reason, missing) => {
-            // A program of both, linked through C, has one reason: that of tokio, if it has one.
+            // A program with both runtimes, linked by the C linker, has only one reason: that of tokio if there is one.
             if found.locator.reason == Reason::None as u32 {
                 found.locator.reason = reason as u32;
                 if let Some(missing) = missing {
@@ -317,23 +318,26 @@ fn find_probe(elf: &Elf<'_>, found: &mut Found) {
     match slots.as_slice() {
         [] => {}
         [slot] if slot.size != size_of::<ThreadState>() as u64 => {
-            found.add_detail(format!("the probe's slot has {} bytes: another release's", slot.size));
+            found.add_detail(format!(
+                "the probe's slot has {} bytes, so it is from another release of ctxtrace-probe",
+                slot.size
+            ));
         }
         [slot] => match elf.below_tp(slot) {
             Some(below_tp) => {
                 found.locator.probe_below_tp = below_tp;
                 found.locator.flags |= HAS_PROBE;
             }
-            None => found.add_detail("the probe's slot lies in no TLS segment".into()),
+            None => found.add_detail("the probe's slot is not in a TLS segment".into()),
         },
-        _ => found.add_detail("two releases of ctxtrace-probe are linked".into()),
+        _ => found.add_detail("the program contains two releases of ctxtrace-probe".into()),
     }
 }
 
 fn find_tokio(elf: &Elf<'_>, found: &mut Found) {
     let contexts = elf.thread_locals(tokio::is_context);
     if contexts.is_empty() {
-        // Where local symbols are kept, a program without this one has no runtime, whatever its strings say.
+        // A program that has local symbols, but not this one, has no runtime, even if its strings look like it.
         if !elf.has_local_symbols() && elf.loaded().iter().any(|part| signs::in_bytes(part)) {
             found.locator.reason = Reason::Stripped as u32;
             found.tokio_version = signs::version_in(elf);
@@ -343,8 +347,8 @@ fn find_tokio(elf: &Elf<'_>, found: &mut Found) {
     let mut values = contexts.iter().filter(|context| context.name.ends_with("VAL"));
     let sought = match (values.next(), values.next()) {
         (Some(context), None) => locate_tokio(elf, context, found),
-        (Some(_), Some(_)) => Sought::Unknown("two tokio versions".into()),
-        (None, _) => Sought::Unknown("the value of the thread-local CONTEXT".into()),
+        (Some(_), Some(_)) => Sought::Unknown("the program contains two tokio versions".into()),
+        (None, _) => Sought::Unknown("the value of the thread-local CONTEXT has no symbol".into()),
     };
     let reason = match sought {
         Sought::Layout(layout) => {
@@ -353,7 +357,7 @@ fn find_tokio(elf: &Elf<'_>, found: &mut Found) {
             Reason::None
         }
         Sought::NoRuntime => {
-            found.add_detail("tokio without its runtime".into());
+            found.add_detail("tokio is linked without its runtime".into());
             Reason::None
         }
         Sought::NoTypes => Reason::NoTypeInfo,
@@ -370,7 +374,7 @@ fn find_tokio(elf: &Elf<'_>, found: &mut Found) {
 
 fn locate_tokio(elf: &Elf<'_>, context: &ThreadLocal<'_>, found: &mut Found) -> Sought {
     let Some(below_tp) = elf.below_tp(context) else {
-        return Sought::Unknown("a TLS segment around CONTEXT".into());
+        return Sought::Unknown("CONTEXT is not in a TLS segment".into());
     };
     let sections = elf.debug_sections();
     let (sought, version) = tokio::locate(&sections, elf.budget(), context, below_tp);

@@ -1,4 +1,4 @@
-//! What a file is for in the start of a process.
+//! Determines the role of a file at the start of a process: program, dynamic loader, or other.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -9,25 +9,25 @@ use object::read::elf::{FileHeader as _, ProgramHeader as _};
 
 use super::elf::{Kind, kind};
 
-/// Most bytes that are read of a file's headers, and of its dynamic section.
+/// The maximum number of bytes that are read of a file's headers, and of its dynamic section. The rest is ignored.
 const READ_BYTES: u64 = 64 << 10;
 
-/// Bytes of an entry of the dynamic section (`Elf64_Dyn`): a tag and a value.
+/// The size in bytes of an entry of the dynamic section (`Elf64_Dyn`), which consists of a tag and a value.
 const ENTRY_BYTES: usize = 16;
 
-/// What a file is for.
+/// The role of a file at the start of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkRole {
     /// A program that the dynamic loader starts.
     Program,
-    /// A shared object that asks for no loader: if it is what was executed, it is the dynamic loader itself.
+    /// A shared object that names no loader. If it was executed, it is the dynamic loader itself.
     Loader,
-    /// Anything else, as a static program.
+    /// Any other file, for example a static program.
     Other,
 }
 
-/// Distinguishes programs from the dynamic loader by the program headers. At most 128 KiB are read, without a mapping, so a
-/// hostile file costs no more than that.
+/// Distinguishes programs from the dynamic loader by the program headers. At most 128 KiB are read, without mapping the file, so
+/// the cost of a hostile file is limited.
 #[must_use]
 pub fn link_role(file: &File) -> LinkRole {
     role_of(file).unwrap_or(LinkRole::Other)
@@ -53,7 +53,7 @@ fn role_of(file: &File) -> Option<LinkRole> {
     })
 }
 
-/// The bytes of a file from an offset on, at most [`READ_BYTES`] and no more than there are.
+/// Reads `bytes` bytes of a file from an offset on, but at most [`READ_BYTES`] and not beyond the end of the file.
 fn read_part(file: &File, offset: u64, bytes: u64) -> Option<Vec<u8>> {
     let mut part = vec![0; bytes.min(READ_BYTES) as usize];
     let read = file.read_at(&mut part, offset).ok()?;

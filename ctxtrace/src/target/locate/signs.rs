@@ -1,43 +1,43 @@
-//! What tokio leaves in a program when the symbols are gone.
+//! Detects tokio in a program without symbols, by the strings that remain in it.
 //!
-//! A release build with `strip = true`, fat LTO, `opt-level = "z"` and `panic = "abort"` keeps the text of the panics and
-//! the paths of the source files they name. The name of the worker threads, `tokio-rt-worker`, does not do: short literals
-//! become operands of instructions.
+//! A release build with `strip = true`, fat LTO, `opt-level = "z"` and `panic = "abort"` keeps the messages of panics and the
+//! source file paths in them. The name of the worker threads, `tokio-rt-worker`, cannot be used, because short literals become
+//! operands of instructions.
 
 use memchr::memmem::{self, Finder};
 
 use super::elf::Elf;
 
-/// Of a source file in a registry's folder: then comes the rest of the version.
+/// The beginning of the name of tokio's folder in a registry; the rest of the version follows.
 const FOLDER: &[u8] = b"tokio-1.";
-/// What a program says that has a runtime and may enter it (`runtime/context/runtime.rs`, `util/error.rs`).
+/// Panic messages of a program that contains the runtime (`runtime/context/runtime.rs`, `util/error.rs`).
 const SENTENCES: [&[u8]; 2] = [
     b"Cannot start a runtime from within a runtime. This happens",
     b"must be called from the context of a Tokio 1.x runtime",
 ];
-/// Longest version, bytes.
+/// The maximum length of a version in bytes. A longer one is not recognized.
 const MAX_VERSION_BYTES: usize = 40;
 
-/// Whether tokio's runtime has left traces in these bytes.
+/// Whether these bytes contain strings of tokio's runtime.
 pub(super) fn in_bytes(bytes: &[u8]) -> bool {
-    // A path of the runtime alone: a program with nothing but tokio's channels has no tasks.
+    // Only paths of the runtime count, because a program that uses only tokio's channels has no tasks.
     versions(bytes).any(|(_, rest)| rest.starts_with(b"/src/runtime/") || rest.starts_with(b"\\src\\runtime\\"))
         || memmem::find(bytes, b"/tokio/src/runtime/").is_some()
         || SENTENCES.iter().any(|sentence| memmem::find(bytes, sentence).is_some())
 }
 
-/// The release of tokio that the paths in a program name.
+/// Returns the release of tokio in the source file paths of a program.
 pub(super) fn version_in(elf: &Elf<'_>) -> Option<String> {
     elf.loaded().into_iter().find_map(version)
 }
 
-/// The release of tokio that the first path in these bytes names.
+/// Returns the release of tokio in the first source file path in these bytes.
 pub(super) fn version(bytes: &[u8]) -> Option<String> {
     let (version, _) = versions(bytes).find(|(_, rest)| rest.starts_with(b"/src/") || rest.starts_with(b"\\src\\"))?;
     str::from_utf8(version).ok().map(str::to_owned)
 }
 
-/// The versions in the names of tokio's folder, with what follows them.
+/// Returns the versions in all names of tokio's folder, each with the bytes that follow it.
 fn versions(bytes: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     let finder = Finder::new(FOLDER);
     let mut from = 0;

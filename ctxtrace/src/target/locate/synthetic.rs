@@ -1,16 +1,16 @@
-//! An executable of three kilobytes with tokio's thread-local in it, or Go's, written byte by byte: small enough to be spoilt at
-//! every place, and to leave out what a test wants missing.
+//! Builds synthetic executables of three kilobytes with tokio's or Go's thread-local. They are so small that tests can corrupt
+//! every single byte, and can omit any part.
 
 /// The symbol of tokio's thread-local.
 pub(super) const CONTEXT: &str = "_ZN5tokio7runtime7context7CONTEXT29_$u7b$$u7b$constant$u7d$$u7d$28_$u7b$$u7b$closure\
                                   $u7d$$u7d$3VAL17h0123456789abcdefE";
-/// The symbol of the probe's.
+/// The symbol of the probe's thread-local.
 pub(super) const SLOT: &str = "_ZN14ctxtrace_probe4slot4SLOT29_$u7b$$u7b$constant$u7d$$u7d$28_$u7b$$u7b$closure$u7d$$u7d$3VAL\
                                17h0123456789abcdefE";
-/// The bytes of tokio's thread-local.
+/// The size in bytes of tokio's thread-local.
 pub(super) const CONTEXT_BYTES: u64 = 80;
 
-/// Address, size and alignment of the TLS segment.
+/// The address, size and alignment of the TLS segment.
 #[derive(Clone, Copy)]
 pub(super) struct Tls {
     pub(super) address: u64,
@@ -18,21 +18,21 @@ pub(super) struct Tls {
     pub(super) align: u64,
 }
 
-/// What to write.
+/// The parts of a synthetic executable.
 pub(super) struct Program {
-    /// Names, offsets and sizes of the thread-locals.
+    /// The names, offsets and sizes of the thread-locals.
     pub(super) locals: Vec<(String, u64, u64)>,
     pub(super) tls: Tls,
-    /// The type information, if there is any.
+    /// The type information (`.debug_info`), if there is any.
     pub(super) info: Option<Vec<u8>>,
-    /// Loaded.
+    /// The bytes of the section `.text`.
     pub(super) text: Vec<u8>,
-    /// Further sections.
+    /// The names and bytes of further sections.
     pub(super) others: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl Program {
-    /// A program with tokio, and the layout that rustc 1.95 gives it.
+    /// Returns a program with tokio, in the layout that rustc 1.95 generates.
     pub(super) fn with_tokio(info: Option<Vec<u8>>) -> Self {
         let tls = Tls {
             address: 0x4000,
@@ -48,7 +48,7 @@ impl Program {
         }
     }
 
-    /// A program as the Go linker links it: with its section, and no thread-local that any symbol tells of.
+    /// Returns a program as the Go linker links it: with Go's build information, and without a symbol for a thread-local.
     pub(super) fn of_go(info: Option<Vec<u8>>, buildinfo: Vec<u8>) -> Self {
         let tls = Tls {
             address: 0,
@@ -127,14 +127,14 @@ impl Program {
         }
         let length = HEADERS + body.len() as u64;
         let Tls { address, size, align } = self.tls;
-        // Of no size there is none: a kind that says nothing.
+        // If the size is 0, there is no TLS segment; its header gets the type `PT_NULL`.
         let tls = if size == 0 { 0 } else { 7_u32 };
         for (kind, fields) in [
             (tls, [0, address, address, 0, size, align]),
             (1, [0, 0, 0, length, length, 4096]),
         ] {
             file.extend(kind.to_le_bytes());
-            // Read and write.
+            // The flags: readable and writable.
             file.extend(6_u32.to_le_bytes());
             file.extend(fields.into_iter().flat_map(u64::to_le_bytes));
         }
@@ -159,7 +159,8 @@ const ENUMERATOR: u8 = 12;
 const POINTER_TO: u8 = 13;
 const NAME: u8 = 14;
 
-/// Number, tag, children, then pairs of attribute and form: string 8, udata 15, ref4 19.
+/// The abbreviations. Each line has a number, a tag, whether there are children, and pairs of attribute and form (string 8,
+/// udata 15, ref4 19).
 #[rustfmt::skip]
 const ABBREVIATIONS: &[u8] = &[
     UNIT, 0x11, 1, 0x03, 8, 0, 0,
@@ -179,7 +180,7 @@ const ABBREVIATIONS: &[u8] = &[
     0,
 ];
 
-/// A unit of DWARF 4 that grows; a type is its offset.
+/// A unit of DWARF 4 to which entries are added. A type is identified by its offset.
 pub(super) struct Info {
     bytes: Vec<u8>,
 }
@@ -193,7 +194,7 @@ impl Info {
         info
     }
 
-    /// All of it but the member of `Context` named, with tokio's structures as in 1.54.
+    /// Returns a unit with tokio's structures as in tokio 1.54, except the member of `Context` with the name `without`.
     pub(super) fn of_tokio(without: &str) -> Vec<u8> {
         let mut info = Self::new("/registry/tokio-1.54.1/src/lib.rs/@/tokio.0123-cgu.0");
         let byte = info.base("u8", 1);
@@ -251,7 +252,7 @@ impl Info {
         info.finish(CONTEXT, storage)
     }
 
-    /// A program with channels alone: the thread-local has no destructor, hence no wrapper.
+    /// Returns a unit of a program that uses only tokio's channels. Its thread-local has no destructor and therefore no wrapper.
     pub(super) fn of_tokio_without_runtime() -> Vec<u8> {
         let mut info = Self::new("/registry/tokio-1.54.1/src/lib.rs/@/tokio.0123-cgu.0");
         let budget = info.base("u8", 1);
@@ -259,7 +260,7 @@ impl Info {
         info.finish(CONTEXT, context)
     }
 
-    /// Go's two structures, as in 1.27, all of it but the member named.
+    /// Returns a unit with Go's two structures as in Go 1.27, except the member with the name `without`.
     pub(super) fn of_go(without: &str) -> Vec<u8> {
         let mut info = Self::new("runtime");
         let number = info.base("uint64", 8);
@@ -267,7 +268,7 @@ impl Info {
         let members = [("g0", to_g, 0), ("curg", to_g, 184)];
         let members: Vec<_> = members.into_iter().filter(|(name, _, _)| *name != without).collect();
         let m = info.structure("runtime.m", 1_832, &members);
-        // Go calls each type by its name, and the type itself has that name too.
+        // Go writes a typedef for each type, and the type itself has the same name.
         let m = info.named(NAME, "runtime.m", m);
         let to_m = info.named(POINTER_TO, "*runtime.m", m);
         let members = [("m", to_m, 48), ("goid", number, 152), ("startpc", number, 304)];
@@ -317,7 +318,7 @@ impl Info {
         at
     }
 
-    /// An enumeration with a discriminant of a type at an offset.
+    /// Adds an enumeration. `tag` is the type and the offset of the discriminant.
     fn choice(&mut self, name: &str, size: u64, tag: (u32, u64), variants: &[(&str, Option<u64>, u32)]) -> u32 {
         let at = self.entry(STRUCTURE, name);
         self.number(size);

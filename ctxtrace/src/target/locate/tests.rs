@@ -1,4 +1,4 @@
-//! Executables as they are and as they should not be.
+//! Tests with real, synthetic and corrupted executables.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -38,9 +38,9 @@ fn layout() -> TokioLayout {
     }
 }
 
-/// What this thread is doing, by its own memory.
+/// Decodes from this thread's memory what the thread is doing.
 fn doing(layout: &TokioLayout) -> Doing {
-    // SAFETY: it has no preconditions. On x86-64 Linux what it returns is the thread pointer.
+    // SAFETY: the function has no preconditions. On x86-64 Linux its result is the thread pointer.
     let thread_pointer = unsafe { libc::pthread_self() };
     let memory = File::open("/proc/self/mem").expect("a process may read itself");
     let mut bytes = [0; MAX_CONTEXT_BYTES];
@@ -101,7 +101,7 @@ fn what_is_no_executable_is_unreadable() {
 
 #[test]
 fn a_script_is_no_elf() {
-    let open = |path| File::open(path).expect("a file of every system");
+    let open = |path| File::open(path).expect("a file that exists on every system");
     assert!(is_elf(&open("/bin/true")));
     assert!(!is_elf(&open("/etc/passwd")));
     assert!(!is_elf(&open("/etc")));
@@ -110,7 +110,7 @@ fn a_script_is_no_elf() {
 #[test]
 fn a_program_without_tokio_has_nothing_to_find() {
     let found = examine_bytes(&bin_true());
-    // Distributions have one in every program.
+    // Distributions add a build id to every program.
     let build_id = found.build_id.clone().expect("a build id");
     assert!(
         build_id.len() >= 16 && build_id.bytes().all(|digit| digit.is_ascii_hexdigit()),
@@ -142,7 +142,7 @@ fn what_is_missing_is_named() {
     for name in ["current", "scheduler", "current_task_id", "budget", "runtime"] {
         let found = examine_bytes(&Program::with_tokio(Some(Info::of_tokio(name))).bytes());
         assert_eq!((found.reason(), found.locator.flags), (Reason::UnknownLayout, 0));
-        assert_eq!(found.detail, Some(format!("`Context`: `{name}`")));
+        assert_eq!(found.detail, Some(format!("`Context` has no `{name}`")));
         assert_eq!(found.locator.tokio, TokioLayout::default());
     }
 }
@@ -173,7 +173,7 @@ fn the_reason_says_what_the_build_took_away() {
     assert_eq!(
         examine_bytes(&program.bytes()),
         Found::default(),
-        "its symbols are there, and tokio's is not"
+        "the program has symbols, but none of tokio"
     );
 }
 
@@ -197,14 +197,14 @@ fn two_releases_of_tokio_are_one_too_many() {
         .push((CONTEXT.replace("0123", "4567"), 120, CONTEXT_BYTES));
     let found = examine_bytes(&program.bytes());
     assert_eq!(found.reason(), Reason::UnknownLayout);
-    assert_eq!(found.detail.as_deref(), Some("two tokio versions"));
+    assert_eq!(found.detail.as_deref(), Some("the program contains two tokio versions"));
 }
 
 #[test]
 fn a_tokio_without_runtime_has_no_tasks() {
     let found = examine_bytes(&Program::with_tokio(Some(Info::of_tokio_without_runtime())).bytes());
     assert_eq!(found.locator, Locator::default());
-    assert_eq!(found.detail.as_deref(), Some("tokio without its runtime"));
+    assert_eq!(found.detail.as_deref(), Some("tokio is linked without its runtime"));
 }
 
 #[test]
@@ -233,10 +233,10 @@ fn the_thread_pointer_is_where_the_segment_ends_once_aligned() {
     assert_eq!(below(0x4000, 200, 8), 200 - 40);
     assert_eq!(below(0x4000, 200, 64), 256 - 40);
     assert_eq!(below(0x4000, 200, 0), 200 - 40);
-    // The segment keeps its place modulo the alignment, so the padding is smaller: 0x4010 + 200 + 40 is a multiple of 64.
+    // The segment keeps its address modulo the alignment, so the padding is only 40 bytes: 0x4010 + 200 + 40 is a multiple of 64.
     assert_eq!(below(0x4010, 200, 64), 240 - 40);
-    assert_eq!(below(0x4000, 200, 3), 0, "no power of two");
-    assert_eq!(below(0x4000, 100, 8), 0, "too small for the thread-local");
+    assert_eq!(below(0x4000, 200, 3), 0, "the alignment is not a power of two");
+    assert_eq!(below(0x4000, 100, 8), 0, "the segment is too small for the thread-local");
 }
 
 const GO: GoLayout = GoLayout {
@@ -249,7 +249,7 @@ const GO: GoLayout = GoLayout {
 
 #[test]
 fn goroutines_are_found_by_types_or_by_version() {
-    // The version is one that the table lacks: it is the types that tell.
+    // The table does not contain this version, so the layout comes from the types.
     let found = examine_bytes(&Program::of_go(Some(Info::of_go("")), inline("go1.99")).bytes());
     assert_eq!(
         (found.detail, found.locator.go, found.locator.flags),
@@ -266,7 +266,7 @@ fn a_version_that_nobody_has_looked_at_is_not_guessed() {
     for (buildinfo, detail) in [
         (inline("go1.99"), "Go 1.99"),
         (inline("devel go1.27-0123"), "Go devel go1.27-0123"),
-        (vec![], "it does not say which"),
+        (vec![], "it does not contain its version"),
     ] {
         let found = examine_bytes(&Program::of_go(None, buildinfo).bytes());
         assert_eq!(
@@ -283,7 +283,7 @@ fn a_missing_field_of_gos_is_named() {
     for (name, owner) in [("m", "g"), ("goid", "g"), ("startpc", "g"), ("curg", "m")] {
         let found = examine_bytes(&Program::of_go(Some(Info::of_go(name)), inline("go1.27.3")).bytes());
         assert_eq!((found.reason(), found.locator.flags), (Reason::GoUnknownLayout, 0));
-        assert_eq!(found.detail, Some(format!("`runtime.{owner}`: `{name}`")));
+        assert_eq!(found.detail, Some(format!("`runtime.{owner}` has no `{name}`")));
     }
 }
 
@@ -294,14 +294,14 @@ fn g_lies_where_its_symbol_says() {
         let found = examine_bytes(&program.bytes());
         (found.reason(), found.locator.go.below_tp)
     };
-    // Linked by the Go linker, position-independent: the segment is that of `g` alone.
+    // If the Go linker has linked the program as position-independent, the segment contains only `g`.
     program.tls = Tls {
         address: 0x4000,
         size: 8,
         align: 8,
     };
     assert_eq!(below(&program), (Reason::None, 8));
-    // Linked by the C linker, together with thread-locals of C's.
+    // If the C linker has linked it, the segment also contains thread-locals of C.
     program.tls.size = 40;
     program.locals = vec![("errno".into(), 0, 4), ("runtime.tlsg".into(), 16, 8)];
     assert_eq!(below(&program), (Reason::None, 24));
@@ -313,7 +313,7 @@ fn g_lies_where_its_symbol_says() {
 
 #[test]
 fn the_build_information_may_point_to_the_version() {
-    // The file is loaded at address 0, and the section comes first in it: the string and its address follow.
+    // The file is loaded at address 0. The section contains the structure, followed by the Go string and its text.
     let mut program = Program::of_go(None, vec![]);
     program.others[0].1 = pointers(0);
     let file = program.bytes();
@@ -333,7 +333,7 @@ fn go_and_tokio_are_told_apart_and_may_be_together() {
     let mut both = Program::with_tokio(Some(Info::of_tokio("")));
     let found = examine_bytes(&both.bytes());
     assert_eq!((found.locator.flags, found.go_version), (HAS_TOKIO, None));
-    // The very bytes of the structure, as a constant of a program that is not Go's.
+    // The same bytes may be a constant in a program that is not a Go program.
     both.text.extend(vec![0; 16]);
     both.text.extend(inline("go1.27.3"));
     assert_eq!(examine_bytes(&both.bytes()).go_version, None);
@@ -364,11 +364,11 @@ fn no_file_makes_it_panic() {
     for whole in [Program::with_tokio(Some(Info::of_tokio(""))), go] {
         spoil(&whole.bytes());
     }
-    // Nor does the other form of the build information, whose pointers may point anywhere.
+    // The pointer form of the build information must not panic either; its pointers may point anywhere.
     spoil(&Program::of_go(None, pointers(64 + 2 * 56)).bytes());
 }
 
-/// The programs drawn here are where the fuzzer of `examine_bytes` begins; `CTXTRACE_BLESS=1 cargo test seeds` writes them.
+/// The synthetic programs are the seeds of the fuzzer of `examine_bytes`; `CTXTRACE_BLESS=1 cargo test seeds` writes them.
 #[test]
 fn seeds_of_the_fuzzer_are_these_programs() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/locate");
@@ -397,7 +397,7 @@ fn spoil(whole: &[u8]) {
             bytes[at] = whole[at];
         }
     }
-    // Two bytes at once, by a generator of its own (xorshift): the same ones every time.
+    // Change two bytes at once, chosen by a xorshift generator, so that every run of the test makes the same changes.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for _ in 0..2_000 {
         let mut places = [0; 2];

@@ -1,4 +1,5 @@
-//! tokio's thread-local `CONTEXT`, walked from its variable to each field by the names in tokio's and `std`'s sources.
+//! Reads the layout of tokio's thread-local `CONTEXT` from the type information. The types are followed from the variable to each
+//! field by the names in the sources of tokio and `std`.
 //!
 //! ```text
 //! VAL: std::sys::thread_local::native::eager::Storage<Context>
@@ -21,37 +22,37 @@ use super::elf::{DebugSections, ThreadLocal};
 use super::signs;
 use super::types::{Discriminant, Missing, Place, Types, Value, too_much};
 
-/// Types that are only there to wrap another, nested at most.
+/// The maximum nesting depth of wrapper types, such as `Cell`. Deeper nesting is an unknown layout.
 const MAX_WRAPPERS: usize = 8;
 
-/// What the search for the layout came to.
+/// The result of the search for the layout.
 pub(super) enum Sought {
-    /// The layout.
+    /// The layout was found.
     Layout(TokioLayout),
-    /// The feature `rt` is off: there are no tasks.
+    /// The feature `rt` of tokio is off, so there are no tasks.
     NoRuntime,
     /// There is no type information about the thread-local.
     NoTypes,
-    /// Something is missing, by name.
+    /// The layout is unknown; the text gives the detail.
     Unknown(String),
 }
 
-/// Whether a thread-local's name is that of tokio's context.
+/// Whether this is the demangled name of tokio's context.
 pub(super) fn is_context(name: &str) -> bool {
     name.starts_with("tokio::runtime::context::CONTEXT::")
 }
 
-/// The layout of the thread-local, and the release of tokio if the type information names it.
+/// Determines the layout of the thread-local, and the release of tokio if the type information names it.
 pub(super) fn locate(
     sections: &DebugSections<'_>,
     budget: &Budget,
     context: &ThreadLocal<'_>,
     below_tp: u64,
 ) -> (Sought, Option<String>) {
-    // Line tables alone are large too, and do not name a variable: no need to read them.
+    // The debug info is read only if it contains the symbol. Line tables alone do not contain it, but can be large.
     let symbol = context.mangled.as_bytes();
     if memmem::find(&sections.str, symbol).is_none() && memmem::find(&sections.info, symbol).is_none() {
-        // What is left out for its size may have the types.
+        // Sections that were not read because of their size may contain the types.
         let sought = if sections.is_whole {
             Sought::NoTypes
         } else {
@@ -81,14 +82,14 @@ fn layout(types: &Types<'_>, variable: Place, symbol_size: u64, below_tp: u64) -
         place: variable,
         offset: 0,
     };
-    // What has no destructor has no state, and so no wrapper.
+    // Without the runtime the type has no destructor, so the thread-local is the context itself, without state and wrapper.
     if is_without_runtime(types, variable)? {
         return Ok(Sought::NoRuntime);
     }
     let size = types.size(variable)?;
     if size != symbol_size {
         return Err(Missing(format!(
-            "the {symbol_size} bytes of CONTEXT: its type has {size}"
+            "the symbol CONTEXT has {symbol_size} bytes, but its type has {size}"
         )));
     }
     let context = peel(types, types.member(storage, "val")?)?;
@@ -123,7 +124,7 @@ fn layout(types: &Types<'_>, variable: Place, symbol_size: u64, below_tp: u64) -
     }))
 }
 
-/// Whether this is the context of a tokio without the feature `rt`.
+/// Whether this type is the context of a tokio without the feature `rt`.
 fn is_without_runtime(types: &Types<'_>, place: Place) -> Result<bool, Missing> {
     if types.name(place)? != "Context" {
         return Ok(false);
@@ -136,7 +137,7 @@ fn is_without_runtime(types: &Types<'_>, place: Place) -> Result<bool, Missing> 
     types.has_member(place, "budget")
 }
 
-/// What a cell holds, which is always called `value`.
+/// Returns the value inside any wrapper types; in each of them the member is called `value`.
 fn peel(types: &Types<'_>, value: Value) -> Result<Value, Missing> {
     const WRAPPERS: [&str; 5] = ["Cell<", "UnsafeCell<", "RefCell<", "ManuallyDrop<", "MaybeDangling<"];
     let mut value = value;
@@ -152,7 +153,7 @@ fn peel(types: &Types<'_>, value: Value) -> Result<Value, Missing> {
 
 fn null_pointer(types: &Types<'_>, pointer: Value) -> Result<Discriminant, Missing> {
     if !types.is_pointer(pointer.place)? {
-        return Err(types.missing(pointer.place, "a pointer"));
+        return Err(types.missing(pointer.place, "pointer"));
     }
     Ok(Discriminant {
         offset: pointer.offset,
@@ -161,7 +162,7 @@ fn null_pointer(types: &Types<'_>, pointer: Value) -> Result<Discriminant, Missi
     })
 }
 
-/// A plain number or truth value, and the one looked for.
+/// Describes an integer or a `bool`, and the value to compare it with, as a discriminant.
 fn number(types: &Types<'_>, of: Value, value: u64) -> Result<Discriminant, Missing> {
     Ok(Discriminant {
         offset: of.offset,
@@ -170,7 +171,7 @@ fn number(types: &Types<'_>, of: Value, value: u64) -> Result<Discriminant, Miss
     })
 }
 
-/// The number inside `Option<Id>`, below as many tuples of one as there are.
+/// Returns the `u64` inside `Option<Id>`, through any number of tuple structures with one member.
 fn task_number(types: &Types<'_>, option: Value) -> Result<Discriminant, Missing> {
     let mut number = types.payload(option, "Some")?;
     for _ in 0..MAX_WRAPPERS {
@@ -185,11 +186,11 @@ fn task_number(types: &Types<'_>, option: Value) -> Result<Discriminant, Missing
             size,
             value: 0,
         }),
-        _ => Err(types.missing(number.place, "the u64 of a task's id")),
+        _ => Err(types.missing(number.place, "u64 of the task id")),
     }
 }
 
-/// The bytes that are read at once.
+/// The bytes of the thread-local, which are read at once and must contain all fields.
 struct Within {
     size: u64,
 }
@@ -198,7 +199,7 @@ impl Within {
     fn field(&self, of: Discriminant) -> Result<Field, Missing> {
         let end = of.offset.checked_add(of.size);
         if end.is_none_or(|end| end > self.size) {
-            return Err(Missing("a field within CONTEXT".into()));
+            return Err(Missing("a field is outside CONTEXT".into()));
         }
         let field = Field {
             special: of.value,
@@ -206,7 +207,7 @@ impl Within {
             size: self.narrow(of.size)?,
         };
         if !field.is_in_one_word() {
-            return Err(Missing("a field that is aligned within CONTEXT".into()));
+            return Err(Missing("a field of CONTEXT is not aligned".into()));
         }
         Ok(field)
     }
@@ -215,7 +216,7 @@ impl Within {
         match u32::try_from(number) {
             Ok(narrow) if self.size <= MAX_CONTEXT_BYTES as u64 => Ok(narrow),
             _ => Err(Missing(format!(
-                "a CONTEXT of at most {MAX_CONTEXT_BYTES} bytes: it has {}",
+                "CONTEXT has {} bytes, but ctxtrace supports at most {MAX_CONTEXT_BYTES}",
                 self.size
             ))),
         }

@@ -1,8 +1,8 @@
-//! The few questions that are asked of DWARF: where a variable's type is, where a member lies, what a variant's number is.
+//! Reads types from DWARF: the type of a variable, the offset of a member, the discriminant of a variant.
 //!
-//! Rust's enumerations are structures with a `DW_TAG_variant_part`: its discriminant is a member with an offset and a size
-//! of its own, which in `Option<NonZeroU64>` is the number itself and in `Option<Handle>` the handle's discriminant; each
-//! variant but the one that uses the space otherwise says which value stands for it.
+//! A Rust enumeration is a structure with a `DW_TAG_variant_part`. Its discriminant is a member with its own offset and size. In
+//! `Option<NonZeroU64>` this member is the number itself, in `Option<Handle>` it is the discriminant of the handle. Each variant
+//! has the value of the discriminant that means this variant, except the one that uses the same space for its own data.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -19,51 +19,51 @@ use super::elf::DebugSections;
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 type Entry<'a> = DebuggingInformationEntry<Bytes<'a>>;
 
-/// Most units: their headers are kept. A browser has some 50,000.
+/// The maximum number of units, whose headers are kept in memory; beyond it the search fails. A browser has about 50,000 units.
 const MAX_UNITS: usize = 1 << 20;
-/// Names of one type, one for another, at most.
+/// The maximum length of a chain of typedefs; a longer chain is an error.
 const MAX_NAMES: usize = 8;
-/// Most children of one entry.
+/// The maximum number of children of an entry; further children are ignored.
 const MAX_CHILDREN: usize = 10_000;
-/// Most bytes of one list of abbreviations.
+/// The maximum size in bytes of an abbreviation list. A unit with a longer list cannot be read.
 const MAX_ABBREVIATION_BYTES: usize = 1 << 20;
 
-/// What was looked for and is not there, by its name in the source.
+/// The reason why types could not be read, as a clause: it names the missing item as in the source, or the error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Missing(pub(super) String);
 
 impl From<gimli::Error> for Missing {
     fn from(error: gimli::Error) -> Self {
-        Self(format!("readable DWARF ({error})"))
+        Self(format!("the DWARF cannot be read: {error}"))
     }
 }
 
-/// Where an entry is.
+/// The position of a DWARF entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    /// Index of its unit.
+    /// The index of the entry's unit.
     unit: usize,
-    /// In that unit.
+    /// The offset of the entry in that unit.
     offset: UnitOffset,
 }
 
-/// A type, and how far from the beginning of the thread-local a value of it lies.
+/// A value in the thread-local: its type and its offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Value {
-    /// Its type.
+    /// The entry of the value's type.
     pub(super) place: Place,
-    /// Bytes.
+    /// The offset from the beginning of the thread-local, in bytes.
     pub(super) offset: u64,
 }
 
-/// An integer that tells which variant an enumeration is in, and the value for one of them.
+/// The integer that determines the variant of an enumeration, and its value for one of the variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Discriminant {
-    /// From the beginning of the thread-local, bytes.
+    /// The offset from the beginning of the thread-local, in bytes.
     pub(super) offset: u64,
-    /// Bytes.
+    /// The size of the integer in bytes.
     pub(super) size: u64,
-    /// For the variant asked for.
+    /// The value for the requested variant.
     pub(super) value: u64,
 }
 
@@ -80,7 +80,8 @@ pub(super) struct Types<'a> {
     line_str: DebugLineStr<Bytes<'a>>,
     str_offsets: DebugStrOffsets<Bytes<'a>>,
     headers: Vec<UnitHeader<Bytes<'a>>>,
-    /// The list read last: after LTO all units have the same, otherwise a type's neighbours are in the same unit.
+    /// The abbreviation list that was read last. It is often needed again: after LTO all units share one list, and otherwise the
+    /// types that belong together are in one unit.
     abbreviations: RefCell<Option<(DebugAbbrevOffset, Rc<Abbreviations>)>>,
     budget: &'a Budget,
 }
@@ -88,7 +89,7 @@ pub(super) struct Types<'a> {
 impl<'a> Types<'a> {
     /// Reads the headers of all units.
     ///
-    /// Fails if there are more than one examination may take.
+    /// Fails if there are more units than [`MAX_UNITS`] or than the budget allows.
     pub(super) fn new(sections: &'a DebugSections<'_>, budget: &'a Budget) -> Result<Self, Missing> {
         let mut headers = Vec::new();
         let info = DebugInfo::new(&sections.info, LittleEndian);
@@ -110,9 +111,9 @@ impl<'a> Types<'a> {
         })
     }
 
-    /// The type of the variable with this symbol, and the name of the unit that has it; `None` if no unit does.
+    /// Returns the type of the variable with this symbol, and the name of the unit that declares it; `None` if no unit does.
     ///
-    /// The units whose names contain `hint` are read first: among thousands, those of one crate.
+    /// Units whose names contain `hint` are read first, which are usually the few units of one crate among thousands.
     pub(super) fn variable(&self, symbol: &str, hint: &str) -> Result<Option<(Place, String)>, Missing> {
         let mut others = Vec::new();
         for index in 0..self.headers.len() {
@@ -137,9 +138,9 @@ impl<'a> Types<'a> {
         Ok(None)
     }
 
-    /// The structure of this name that is declared at the top of a unit; `None` if none is.
+    /// Returns the structure with this name that is declared at the top level of a unit; `None` if there is none.
     ///
-    /// The units whose name is `hint` are read first.
+    /// Units whose name is `hint` are read first.
     pub(super) fn structure(&self, name: &str, hint: &str) -> Result<Option<Place>, Missing> {
         let mut others = Vec::new();
         for index in 0..self.headers.len() {
@@ -185,7 +186,8 @@ impl<'a> Types<'a> {
         Ok(None)
     }
 
-    /// A unit that cannot be read is another producer's, and passed over; the end of the search is not.
+    /// Ignores the error of a unit that cannot be read, because it may come from another compiler. If the budget is exhausted,
+    /// the error is returned and ends the search.
     fn go_on<T>(&self, outcome: Result<T, Missing>) -> Result<(), Missing> {
         match outcome {
             Err(missing) if self.is_exhausted() => Err(missing),
@@ -228,7 +230,7 @@ impl<'a> Types<'a> {
         Ok(self.name_of(&unit, &entry).unwrap_or_default())
     }
 
-    /// The bytes that a value of a type takes.
+    /// The size of a type in bytes.
     pub(super) fn size(&self, place: Place) -> Result<u64, Missing> {
         let (_, entry) = self.entry(place)?;
         match entry
@@ -236,9 +238,9 @@ impl<'a> Types<'a> {
             .and_then(|size| size.udata_value())
         {
             Some(size) => Ok(size),
-            // A pointer's is not said everywhere: it is the machine's.
+            // A pointer type need not have a size attribute; its size is that of the machine's pointers.
             None if entry.tag() == constants::DW_TAG_pointer_type => Ok(8),
-            None => Err(self.missing(place, "the size")),
+            None => Err(self.missing(place, "size")),
         }
     }
 
@@ -247,7 +249,7 @@ impl<'a> Types<'a> {
         Ok(self.entry(place)?.1.tag() == constants::DW_TAG_pointer_type)
     }
 
-    /// The type itself, where this is only another name of it. Go has one such name for each type.
+    /// Resolves typedefs to the type itself. Go writes a typedef for each type.
     pub(super) fn unnamed(&self, place: Place) -> Result<Place, Missing> {
         let mut place = place;
         for _ in 0..MAX_NAMES {
@@ -256,28 +258,28 @@ impl<'a> Types<'a> {
                 return Ok(place);
             }
             let kind = entry.attr_value(constants::DW_AT_type);
-            let kind = kind.ok_or_else(|| self.missing(place, "the type of this name"))?;
+            let kind = kind.ok_or_else(|| self.missing(place, "underlying type"))?;
             place = self.referred(place.unit, kind)?;
         }
-        Err(self.missing(place, "the type of this name"))
+        Err(self.missing(place, "underlying type"))
     }
 
-    /// What a pointer points to.
+    /// The type that a pointer points to, with typedefs resolved.
     pub(super) fn target(&self, pointer: Place) -> Result<Place, Missing> {
         let (_, entry) = self.entry(pointer)?;
         let kind = entry.attr_value(constants::DW_AT_type);
         match kind.filter(|_| entry.tag() == constants::DW_TAG_pointer_type) {
             Some(kind) => self.unnamed(self.referred(pointer.unit, kind)?),
-            None => Err(self.missing(pointer, "what it points to")),
+            None => Err(self.missing(pointer, "target type")),
         }
     }
 
-    /// Whether a structure has a member of this name.
+    /// Whether a structure has a member with this name.
     pub(super) fn has_member(&self, place: Place, name: &str) -> Result<bool, Missing> {
         Ok(self.find_member(place, name)?.is_some())
     }
 
-    /// A member of a structure, by its name.
+    /// Returns the member with this name of a structure.
     pub(super) fn member(&self, of: Value, name: &str) -> Result<Value, Missing> {
         let (place, offset) = self
             .find_member(of.place, name)?
@@ -289,7 +291,7 @@ impl<'a> Types<'a> {
         Ok(Value { place, offset })
     }
 
-    /// Which value of which integer says that an enumeration is in the variant of this name.
+    /// Returns the integer, and its value, which mean that an enumeration is in the variant with this name.
     pub(super) fn discriminant(&self, of: Value, variant: &str) -> Result<Discriminant, Missing> {
         let missing = || self.missing(of.place, variant);
         let (_, entry) = self.entry(of.place)?;
@@ -317,7 +319,7 @@ impl<'a> Types<'a> {
         })
     }
 
-    /// What a variant of an enumeration holds: a structure with members `__0`, `__1` and so on, or named ones.
+    /// Returns the data of a variant of an enumeration: a structure with members `__0`, `__1` and so on, or with named members.
     pub(super) fn payload(&self, of: Value, variant: &str) -> Result<Value, Missing> {
         let missing = || self.missing(of.place, variant);
         let part = self.variant_part(of.place)?.ok_or_else(missing)?;
@@ -331,10 +333,10 @@ impl<'a> Types<'a> {
         })
     }
 
-    /// What is missing of a type: both by name.
+    /// Returns the error for a type that lacks the item `name`.
     pub(super) fn missing(&self, place: Place, name: &str) -> Missing {
         let owner = self.name(place).unwrap_or_default();
-        Missing(format!("`{owner}`: `{name}`"))
+        Missing(format!("`{owner}` has no `{name}`"))
     }
 
     fn find_member(&self, place: Place, name: &str) -> Result<Option<(Place, u64)>, Missing> {
@@ -365,7 +367,7 @@ impl<'a> Types<'a> {
         Ok(part.map(|(place, _, _)| *place))
     }
 
-    /// The member that a variant consists of, which has its name, and the discriminant's value that stands for it.
+    /// Returns the member that represents the variant with this name, and the value of the discriminant for this variant.
     fn find_variant(&self, part: Place, name: &str) -> Result<Option<(Place, Option<u64>)>, Missing> {
         for (variant, _, entry) in self.children(part)? {
             if entry.tag() != constants::DW_TAG_variant {
@@ -380,7 +382,7 @@ impl<'a> Types<'a> {
         Ok(None)
     }
 
-    /// The entries directly below one.
+    /// Returns the direct children of an entry.
     fn children(&self, place: Place) -> Result<Vec<(Place, Rc<Unit<'a>>, Entry<'a>)>, Missing> {
         let unit = Rc::new(self.unit(place.unit)?);
         let mut children = Vec::new();
@@ -412,12 +414,12 @@ impl<'a> Types<'a> {
         Ok((unit, entry))
     }
 
-    /// The entry that an attribute refers to: LTO makes one of the same types of several units.
+    /// Returns the entry that an attribute refers to. It may be in another unit, because LTO merges equal types of several units.
     fn referred(&self, from: usize, value: AttributeValue<Bytes<'a>>) -> Result<Place, Missing> {
         match value {
             AttributeValue::UnitRef(offset) => Ok(Place { unit: from, offset }),
             AttributeValue::DebugInfoRef(offset) => self.place_of(offset),
-            _ => Err(Missing("a type in the same file".into())),
+            _ => Err(Missing("a type is not in the same file".into())),
         }
     }
 
@@ -432,7 +434,7 @@ impl<'a> Types<'a> {
             let offset = offset.to_unit_offset(header)?;
             Some(Place { unit, offset })
         })
-        .ok_or_else(|| Missing("a type in the same file".into()))
+        .ok_or_else(|| Missing("a type is not in the same file".into()))
     }
 
     fn unit_and_name(&self, index: usize) -> Result<(Unit<'a>, String), Missing> {
@@ -447,7 +449,10 @@ impl<'a> Types<'a> {
         if self.is_exhausted() {
             return Err(too_much());
         }
-        let header = *self.headers.get(index).ok_or_else(|| Missing("a unit".into()))?;
+        let header = *self
+            .headers
+            .get(index)
+            .ok_or_else(|| Missing("a DWARF unit is missing".into()))?;
         let abbreviations = self.abbreviations(header.debug_abbrev_offset())?;
         let mut str_offsets_base = DebugStrOffsetsBase(if header.version() < 5 { 0 } else { 8 });
         if header.version() >= 5 {
@@ -514,14 +519,14 @@ impl<'a> Types<'a> {
 }
 
 pub(super) fn too_much() -> Missing {
-    Missing("DWARF of a size that can be read".into())
+    Missing("the DWARF is too large to be read".into())
 }
 
 fn location(entry: &Entry<'_>) -> Option<u64> {
     number(entry, constants::DW_AT_data_member_location)
 }
 
-/// An attribute that is an integer; a negative one as its bits.
+/// Returns an integer attribute. A negative value is returned as the unsigned integer with the same bits.
 fn number(entry: &Entry<'_>, name: constants::DwAt) -> Option<u64> {
     let value = entry.attr_value(name)?;
     value

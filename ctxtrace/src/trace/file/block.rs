@@ -1,19 +1,19 @@
-//! One block: its header, its checksums, its packing.
+//! One block of a capture file: its header, its checksums and its compression.
 
 use std::io::{self, Read};
 
 use super::room::Room;
 
-/// How a block's header begins.
+/// The first bytes of a block's header.
 const MARK: [u8; 4] = *b"BLCK";
-/// Bytes of a header.
+/// Size of a header in bytes.
 const HEADER: usize = 24;
-/// The longest block, unpacked: what a reader may have to hold.
+/// Maximum size of an uncompressed block in bytes. A larger block is neither written nor read.
 const LONGEST: usize = 256 << 20;
-/// Packing fast enough to keep up with events.
+/// The zstd level: fast enough to keep up with the events.
 const COMPRESSION: i32 = 1;
 
-/// What a block holds.
+/// The kind of a block's contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Kind {
@@ -47,19 +47,19 @@ impl Kind {
     }
 }
 
-/// Bytes of a block of this kind with nothing in it, as it is in the file.
+/// Size in the file of an empty block of this kind, in bytes.
 pub(super) fn empty_bytes(kind: Kind) -> io::Result<u64> {
     Ok(packed(kind, &[])?.len() as u64)
 }
 
-/// One block as it is in the file. It is written with a single call, so that it is there whole or, if the disk is full,
-/// recognisably not.
+/// Encodes one block as it is stored in a file. The block is written with a single call, so that it is either complete or, if the
+/// disk is full, recognisably incomplete.
 pub(super) fn packed(kind: Kind, bytes: &[u8]) -> io::Result<Vec<u8>> {
     if bytes.len() > LONGEST {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
             format!(
-                "a part of the capture has {} bytes, and {LONGEST} is the most",
+                "a part of the capture has {} bytes, but a block can have at most {LONGEST} bytes",
                 bytes.len()
             ),
         ));
@@ -80,21 +80,21 @@ pub(super) fn packed(kind: Kind, bytes: &[u8]) -> io::Result<Vec<u8>> {
     Ok(block)
 }
 
-/// What comes next in a file.
+/// The next part of a file.
 pub(super) enum Next {
-    /// A block, unpacked.
+    /// An uncompressed block.
     Block(Kind, Vec<u8>),
-    /// A block that is of no interest, or of a kind that a later release has added. It is not damaged.
+    /// An undamaged block that was skipped, because its kind is not wanted or was added by a later release.
     Passed,
-    /// The end of the file, where a block may begin.
+    /// The end of the file, at a position where a block could begin.
     Nothing,
 }
 
-/// Reads the next block. One of a kind that is not `wanted` is checked all the same, but not unpacked.
+/// Reads the next block. A block of a kind that is not `wanted` is checked, but not decompressed.
 ///
 /// # Errors
 ///
-/// In a sentence: what is wrong with the file here.
+/// Returns a sentence that describes the damage to the file.
 pub(super) fn read(from: &mut impl Read, room: &mut Room, wanted: impl Fn(Kind) -> bool) -> Result<Next, String> {
     let mut header = [0; HEADER];
     match read_up_to(from, &mut header)? {
@@ -113,10 +113,10 @@ pub(super) fn read(from: &mut impl Read, room: &mut Room, wanted: impl Fn(Kind) 
     let (stored, unpacked, checksum) = (number(2) as usize, number(3) as usize, number(4));
     if unpacked > LONGEST || stored > zstd::zstd_safe::compress_bound(LONGEST) {
         return Err(format!(
-            "a block claims to have {unpacked} bytes, and {LONGEST} is the most"
+            "a block claims to have {unpacked} bytes, but at most {LONGEST} bytes are allowed"
         ));
     }
-    // Not believed in advance: a short file may claim anything.
+    // Not allocated in advance: even a short file may claim any size.
     let mut packed = Vec::new();
     from.take(stored as u64)
         .read_to_end(&mut packed)
@@ -136,12 +136,12 @@ pub(super) fn read(from: &mut impl Read, room: &mut Room, wanted: impl Fn(Kind) 
         .and_then(|decoder| decoder.take(unpacked as u64 + 1).read_to_end(&mut bytes))
         .map_err(|error| format!("a block cannot be unpacked: {error}"))?;
     if bytes.len() != unpacked {
-        return Err("a block is not as long as it claims".to_owned());
+        return Err("a block does not have the size that it claims".to_owned());
     }
     Ok(Next::Block(kind, bytes))
 }
 
-/// Reads until the buffer is full or the file ends, and returns how much that was.
+/// Reads until the buffer is full or the file ends, and returns the number of bytes read.
 fn read_up_to(from: &mut impl Read, buffer: &mut [u8]) -> Result<usize, String> {
     let mut filled = 0;
     while filled < buffer.len() {

@@ -1,4 +1,4 @@
-//! Reading a capture: anybody's, and maybe half of one.
+//! Reads a capture, which may be incomplete and may come from an untrusted source.
 
 use std::io::Read;
 
@@ -14,35 +14,35 @@ use crate::trace::samples::Samples;
 use crate::trace::symbols::Symbols;
 use crate::trace::{Aggregates, ThreadRecord};
 
-/// Events that are handed over at a time.
+/// Maximum number of events in one batch for the consumer; a longer block of events is passed on in several batches.
 const EVENTS_AT_A_TIME: usize = 16_384;
 
-/// Bytes in memory for each byte of a block of polls, while it is looked at.
+/// Memory in bytes for each byte of a block of polls while the block is decoded.
 const MOST_OF_A_STAMP: u64 = 4;
 
-/// What was in a file.
+/// The contents of a capture file.
 #[derive(Debug)]
 pub struct Saved {
-    /// Who recorded what, where and when.
+    /// The metadata of the capture.
     pub info: Info,
-    /// The runs; of one that has no end the last state that was saved.
+    /// The runs. A run whose end is missing has the last state that was saved.
     pub runs: Vec<Run>,
-    /// For each run, the events that the capture has not kept.
+    /// For each run, the events that were dropped because of the capture's limits.
     pub dropped: Vec<Dropped>,
-    /// For each run, what the recorder has made of its events; `None` of a run that was cut off, or had no timeline, and of every
-    /// run of a capture of before this was kept.
+    /// For each run, the result of the recorder's replay of its events; `None` for a run that was cut off or had no timeline, and
+    /// for captures of versions that did not store it.
     pub played: Vec<Option<Played>>,
     /// Whether the end of the last run is in the file.
     pub is_whole: bool,
-    /// What is wrong with the file, from where on nothing could be read; `None` if all of it could.
+    /// The damage to the file, after which nothing could be read; `None` if the whole file was read.
     pub damage: Option<String>,
-    /// Memory that may still be made of it.
+    /// Memory that the contents may still take, in bytes.
     pub(super) room_left: u64,
 }
 
 impl Saved {
-    /// Looks whether the stacks of a run's samples, which are known when its events were played, have room with their names. Where
-    /// they have none, the run loses its samples, and the file is damaged.
+    /// Checks that the stacks of the samples, which are known after the replay of the events, and the names of their frames fit
+    /// in the memory limit. If the samples of a run do not fit, they are removed and the file is marked as damaged.
     pub fn charge_samples(&mut self) {
         for run in &mut self.runs {
             let places = run.samples.places().iter();
@@ -62,46 +62,46 @@ impl Saved {
     }
 }
 
-/// Reads a capture; `events` gets those of the timeline, as they were written, in batches, with the index of the run they
-/// belong to.
+/// Reads a capture. `events` is called with the events of the timeline in batches, in the order in which they were written, and
+/// with the index of the run that they belong to.
 ///
 /// # Errors
 ///
-/// In a sentence, if nothing of it can be reported: it is no capture, it is a newer release's, or it ends before the first
-/// state was saved.
+/// Returns a sentence if the file has no data that can be reported: it is not a capture, it was made by a newer release, or it
+/// ends before the first saved state.
 pub fn read(from: impl Read, mut events: impl FnMut(usize, &[Event])) -> Result<Saved, String> {
-    read_with_polls(from, |run, told| {
-        if let Told::Events(batch) = told {
+    read_with_polls(from, |run, part| {
+        if let Told::Events(batch) = part {
             events(run, batch);
         }
     })
 }
 
-/// What a run has told while it went on.
+/// A part of a capture that the reader passes to its caller while it reads the file.
 #[derive(Clone, Copy, Debug)]
 pub enum Told<'a> {
-    /// First of all: what is said of the whole capture.
+    /// The metadata of the capture, which comes first.
     Info(&'a Info),
     /// Events of the timeline.
     Events(&'a [Event]),
-    /// Polls and wakes. Events of the same time have come before.
+    /// Polls and wakes. The events of the same time have come before.
     Polls(&'a PollBatch),
 }
 
-/// The same, with the polls.
+/// Reads a capture like [`read`], and also passes on the metadata and the polls.
 ///
 /// # Errors
 ///
-/// As [`read`].
-pub fn read_with_polls(from: impl Read, told: impl FnMut(usize, Told<'_>)) -> Result<Saved, String> {
-    read_wanted(from, |_| true, told)
+/// The errors of [`read`].
+pub fn read_with_polls(from: impl Read, pass_on: impl FnMut(usize, Told<'_>)) -> Result<Saved, String> {
+    read_wanted(from, |_| true, pass_on)
 }
 
-/// Reads what was added up, and nothing of what was told while a run went on. The file is checked to its end all the same.
+/// Reads the sums of a capture without its events and polls. The checksums of all blocks are checked nevertheless.
 ///
 /// # Errors
 ///
-/// As [`read`].
+/// The errors of [`read`].
 pub fn read_sums(from: impl Read) -> Result<Saved, String> {
     read_wanted(from, |kind| !matches!(kind, Kind::Events | Kind::Polls), |_, _| {})
 }
@@ -109,7 +109,7 @@ pub fn read_sums(from: impl Read) -> Result<Saved, String> {
 fn read_wanted(
     mut from: impl Read,
     wanted: impl Fn(Kind) -> bool,
-    mut told: impl FnMut(usize, Told<'_>),
+    mut pass_on: impl FnMut(usize, Told<'_>),
 ) -> Result<Saved, String> {
     check_version(&mut from)?;
     let mut reading = Reading::default();
@@ -122,7 +122,7 @@ fn read_wanted(
                 let handed_over = room.fits(bytes.len() as u64).and_then(|()| {
                     hand_over(&bytes, |batch| {
                         room.play(batch)?;
-                        told(run, Told::Events(batch));
+                        pass_on(run, Told::Events(batch));
                         Ok(())
                     })
                 });
@@ -131,7 +131,7 @@ fn read_wanted(
                 }
             }
             Ok(Next::Block(Kind::Polls, bytes)) => match reading.polls(&bytes) {
-                Ok(batch) => told(reading.runs.len(), Told::Polls(&batch)),
+                Ok(batch) => pass_on(reading.runs.len(), Told::Polls(&batch)),
                 Err(damage) => break Some(damage),
             },
             Ok(Next::Block(kind, bytes)) => {
@@ -139,7 +139,7 @@ fn read_wanted(
                     break Some(damage);
                 }
                 if let (Kind::Info, Some(info)) = (kind, &reading.info) {
-                    told(0, Told::Info(info));
+                    pass_on(0, Told::Info(info));
                 }
             }
             Ok(Next::Passed) => {}
@@ -152,7 +152,7 @@ fn read_wanted(
 
 fn check_version(from: &mut impl Read) -> Result<(), String> {
     let mut beginning = [0; MAGIC.len() + 4];
-    let foreign = || "it is no capture of ctxtrace's (one is made with `-o FILE.ctx`)".to_owned();
+    let foreign = || "it is not a ctxtrace capture (`-o FILE.ctx` makes one)".to_owned();
     from.read_exact(&mut beginning).map_err(|_| foreign())?;
     let (magic, version) = beginning.split_at(MAGIC.len());
     if magic != MAGIC {
@@ -162,9 +162,9 @@ fn check_version(from: &mut impl Read) -> Result<(), String> {
     match version {
         VERSION_WITHOUT_DROPS..=VERSION => Ok(()),
         _ if version > VERSION => Err(format!(
-            "it was made by a newer ctxtrace (format {version}, and this one reads up to {VERSION}): use that one"
+            "it was made by a newer ctxtrace (format {version}, but this version reads only up to {VERSION}): update ctxtrace"
         )),
-        _ => Err(format!("there is no format {version}")),
+        _ => Err(format!("its format version {version} does not exist")),
     }
 }
 
@@ -172,15 +172,15 @@ fn check_version(from: &mut impl Read) -> Result<(), String> {
 struct Reading {
     info: Option<Info>,
     runs: Vec<Run>,
-    /// By run, up to the one that is being read.
+    /// By run, up to the run that is being read.
     dropped: Vec<Dropped>,
-    /// Likewise.
+    /// By run, up to the run that is being read.
     played: Vec<Option<Played>>,
-    /// What the file has made us hold.
+    /// The memory that the contents of the file take.
     room: Room,
-    /// Of its replaceable part, what the threads of the state that comes take.
+    /// The part of the room's replaceable memory that is taken by `threads`, in bytes.
     threads_take: u64,
-    /// Those that belong to the state that comes.
+    /// The thread records that belong to the next state block.
     threads: Vec<ThreadRecord>,
     /// The latest state of the run that is being read.
     state: Option<Run>,
@@ -220,7 +220,7 @@ impl Reading {
                 }
             }
             Kind::EndOfRun if self.runs.len() == MOST_RUNS => {
-                return Err(format!("it claims to hold more than {MOST_RUNS} runs"));
+                return Err(format!("it claims to contain more than {MOST_RUNS} runs"));
             }
             Kind::EndOfRun => {
                 self.runs.extend(self.state.take());
@@ -261,13 +261,13 @@ impl Reading {
                 damage,
                 room_left: self.room.left(),
             }),
-            _ => Err(format!("there is nothing in it to report: {}", why())),
+            _ => Err(format!("it contains no data to report: {}", why())),
         }
     }
 }
 
-/// What the stacks of all sums take once they have their names. A sum is some bytes in the file, and its stack, which it may share with
-/// many, may have any number of frames.
+/// Memory in bytes that the stacks of all sums take when their names are resolved. A sum takes only some bytes in the file, but
+/// its stack, which it may share with many other sums, may have any number of frames.
 fn resolved_bytes(aggregates: &Aggregates, symbols: &Symbols) -> u64 {
     let switches = aggregates.switch_sums.iter().map(|(key, _)| {
         let image = Image {
@@ -289,11 +289,11 @@ fn resolved_bytes(aggregates: &Aggregates, symbols: &Symbols) -> u64 {
         .fold(0, u64::saturating_add)
 }
 
-/// Hands over the events of a block, some at a time: a block may be long.
+/// Passes on the events of a block in batches, because a block may be long.
 fn hand_over(bytes: &[u8], mut events: impl FnMut(&[Event]) -> Result<(), String>) -> Result<(), String> {
     let each = bytes.chunks_exact(EVENT_BYTES);
     if !each.remainder().is_empty() {
-        return Err("a block of events ends in the middle of one".to_owned());
+        return Err("a block of events ends in the middle of an event".to_owned());
     }
     let mut batch = Vec::new();
     for some in bytes.chunks(EVENTS_AT_A_TIME * EVENT_BYTES) {

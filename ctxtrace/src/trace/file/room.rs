@@ -1,10 +1,15 @@
-//! How much memory a file may make its reader hold.
+//! Limits the memory that the contents of a capture file may take.
 //!
-//! Packed, encoded, and sparse: a few bytes in a file may be gigabytes in memory, and who reads a capture may have it from
-//! anybody. So everything that is kept is charged before it is made: what CBOR is decoded to by its number of items, and
-//! the tables that are stored without their zeroes ([`rows`]) by their size; what playing events takes by the threads and samples in
-//! them; and the stacks of the sums by the names that they are given. A file has some room to begin with, more than
-//! nearly all need, and more for every byte that it has.
+//! The contents are compressed, encoded and sparse, so a few bytes in a file may become gigabytes in memory, and a capture may
+//! come from an untrusted source. So everything that is kept is charged before it is allocated:
+//!
+//! * decoded CBOR by its number of items,
+//! * tables that are stored without their zeroes ([`rows`]) by their size,
+//! * the replay of events by the threads and samples in them,
+//! * the stacks of the sums by the names of their frames.
+//!
+//! A file may take a fixed amount of memory, which is more than nearly all captures need, and a further amount for each of its
+//! bytes.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -20,50 +25,52 @@ use super::block::Kind;
 use crate::printable::{cut_name, printable};
 use crate::trace::polls::PollBatch;
 
-/// What any file may take.
+/// Memory that the contents of any file may take, in bytes. A file that needs more is rejected as damaged.
 const FOR_ANY_FILE: u64 = 1 << 30;
-/// And for each of its bytes.
+/// Additional memory for each byte of the file, in bytes.
 const FOR_A_BYTE: u64 = 128;
-/// What an item may take, as an empty text in a vector that grows: more than most do.
+/// Memory charged for a CBOR item, in bytes: that of an empty text in a growing vector, which is more than most items take.
 const FOR_AN_ITEM: u64 = 72;
-/// Bytes of what a decoder says of a file.
+/// Maximum length of a decoder's error message in bytes, because it may quote the file. A longer message is cut.
 const LONGEST_QUOTE: usize = 1 << 10;
-/// What a thread of a timeline may take in everything that plays the events.
+/// Memory charged for the states of one thread in all consumers of the events, in bytes.
 const FOR_A_THREAD: u64 = 1 << 10;
-/// And what is kept of one that has ended, while it is compared.
+/// Additional memory charged for a thread that has ended, until its totals are compared, in bytes.
 const FOR_AN_ENDED_THREAD: u64 = 320;
-/// What a sample may take, with a place of its own.
+/// Memory charged for a sample with a place of its own, in bytes.
 const FOR_A_SAMPLE: u64 = 256;
-/// Thread ids are below this (`PID_MAX_LIMIT`).
+/// Thread ids are below this number (`PID_MAX_LIMIT` in the kernel's `include/linux/threads.h`).
 const IDS_OF_LINUX: u32 = 1 << 22;
-/// Bytes that may come out of any file, unpacked.
+/// Size to which any file may unpack, in bytes. A file that exceeds it is rejected as damaged.
 const UNPACKED_OF_ANY_FILE: u64 = 256 << 20;
-/// And for each of its bytes: events pack to a tenth.
+/// Additional unpacked size for each byte of the file, in bytes. Events compress to about a tenth.
 const UNPACKED_OF_A_BYTE: u64 = 64;
-/// Runs in a file: `--repeat` makes no more.
+/// Maximum number of runs in a file, which is also the limit of `--repeat`. A file with more runs is rejected as damaged.
 pub(super) const MOST_RUNS: usize = 1_000;
 
 thread_local! {
-    /// What the decoding that goes on may still take by [`rows`]. There is no other way to tell serde's visitors.
+    /// Memory in bytes that [`rows`] may still take in the current decoding. It is thread-local because serde offers no way to
+    /// pass it to a visitor.
     static LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
 }
 
-/// What is taken of a file's room.
+/// The memory that the contents of a file take, and its limits.
 #[derive(Debug, Default)]
 pub(super) struct Room {
     /// Bytes of the file that were read.
     stored: u64,
-    /// Bytes that came out of them.
+    /// Bytes after decompression; those of blocks other than events count for a sixteenth.
     unpacked: u64,
-    /// Memory that is held until the end.
+    /// Memory that is kept until the end.
     held: u64,
     /// Memory that the next state replaces.
     replaceable: u64,
-    /// Threads that the events of this run have been about.
+    /// The threads in the events of the current run.
     threads: MetThreads,
 }
 
-/// Thread ids that were met: a bit for each of those that Linux gives, and a set of what is none.
+/// A set of thread ids: one bit for each id that Linux can assign, and a hash set of other numbers, which only a forged file
+/// contains.
 #[derive(Debug, Default)]
 struct MetThreads {
     bits: Vec<u64>,
@@ -71,7 +78,7 @@ struct MetThreads {
 }
 
 impl MetThreads {
-    /// Notes an id, and returns whether it is a new one.
+    /// Adds an id to the set, and returns whether it is new.
     fn meet(&mut self, tid: u32) -> bool {
         if tid >= IDS_OF_LINUX {
             return self.others.insert(tid);
@@ -87,20 +94,21 @@ impl MetThreads {
 }
 
 impl Room {
-    /// Charges for a block that is about to be unpacked. Events pack less well than what is CBOR, with its names of fields.
+    /// Charges for a block that is about to be decompressed. Blocks other than events count for a sixteenth of their size: most
+    /// of them are CBOR, which contains the names of fields and so compresses much better than events.
     pub(super) fn unpack(&mut self, kind: Kind, stored: usize, unpacked: usize) -> Result<(), String> {
         self.stored += stored as u64;
         self.unpacked += if kind == Kind::Events { unpacked } else { unpacked / 16 } as u64;
         if self.unpacked > UNPACKED_OF_ANY_FILE + UNPACKED_OF_A_BYTE * self.stored {
             return Err(format!(
-                "its first {} bytes claim to be far more than a recording packs to",
+                "its first {} bytes unpack to far more data than a recording of that size contains",
                 self.stored
             ));
         }
         Ok(())
     }
 
-    /// Decodes CBOR, if what comes of it has room.
+    /// Decodes CBOR, if the result fits in the memory limit.
     pub(super) fn decode<T: for<'de> Deserialize<'de>>(&mut self, bytes: &[u8]) -> Result<T, String> {
         let charge = cost(bytes);
         let taken = self.taken().saturating_add(charge).saturating_add(bytes.len() as u64);
@@ -111,15 +119,15 @@ impl Room {
         LEFT.set(most - taken);
         let value = ciborium::from_reader(bytes).map_err(|error| match error {
             ciborium::de::Error::Semantic(_, what) => {
-                format!("a block holds something else than it should ({})", shown(&what))
+                format!("a block has unexpected contents ({})", shown(&what))
             }
-            _ => "a block holds what cannot be decoded".to_owned(),
+            _ => "a block cannot be decoded".to_owned(),
         });
         self.replaceable += charge + (most - taken - LEFT.replace(u64::MAX));
         value
     }
 
-    /// Charges for what is made of what was decoded: the stacks of a run with their names.
+    /// Charges for data that is computed from decoded data: the stacks of a run with their names.
     pub(super) fn charge(&mut self, bytes: u64) -> Result<(), String> {
         self.replaceable = self.replaceable.saturating_add(bytes);
         if self.taken() > self.most() {
@@ -129,15 +137,15 @@ impl Room {
         }
     }
 
-    /// Charges for what is kept of a batch of events by whatever plays them: a state for each thread, a row for each that has ended, and
-    /// samples. What is kept beyond that is bounded where it is kept.
+    /// Charges for the data that the consumers of a batch of events keep: a state for each thread, a row for each ended thread,
+    /// and the samples. Their other data has limits of its own.
     pub(super) fn play(&mut self, batch: &[Event]) -> Result<(), String> {
         let mut charge = 0;
         let threads = &mut self.threads;
         let mut meet = |tid: u32| if threads.meet(tid) { FOR_A_THREAD } else { 0 };
         for event in batch {
             charge += match event.decode() {
-                // Another thread may have had this id before it.
+                // Another thread may have had this id before, so the new thread is always charged.
                 Some(Decoded::Thread { tid, previous_tid, .. }) => {
                     meet(tid);
                     meet(previous_tid) + FOR_A_THREAD
@@ -157,7 +165,7 @@ impl Room {
         self.keep(charge)
     }
 
-    /// The same of stamps of polls.
+    /// Charges for the data that the consumers of a batch of polls keep: a state for each new thread.
     pub(super) fn play_polls(&mut self, batch: &PollBatch) -> Result<(), String> {
         let threads = &mut self.threads;
         let met = batch.threads.iter().filter(|thread| threads.meet(thread.tid)).count() as u64;
@@ -169,17 +177,17 @@ impl Room {
         self.fits(0)
     }
 
-    /// The events that come are those of another run.
+    /// Begins the next run: the events from here on belong to it.
     pub(super) fn next_run(&mut self) {
         self.threads = MetThreads::default();
     }
 
-    /// What is left of it.
+    /// Memory that the file may still take, in bytes.
     pub(super) fn left(&self) -> u64 {
         self.most().saturating_sub(self.taken())
     }
 
-    /// Whether so many bytes can be held beside everything else for a moment.
+    /// Checks that this many bytes can be allocated temporarily, in addition to everything that is kept.
     pub(super) fn fits(&self, bytes: u64) -> Result<(), String> {
         if bytes > self.left() || self.taken() > self.most() {
             Err(too_much())
@@ -196,33 +204,33 @@ impl Room {
         FOR_ANY_FILE + FOR_A_BYTE * self.stored
     }
 
-    /// What was decoded last has taken the place of everything since the last run.
+    /// Releases `before` bytes of replaceable memory: a new state has replaced the one before it.
     pub(super) fn replaced(&mut self, before: u64) {
         self.replaceable -= before;
     }
 
-    /// Memory that the next state replaces.
+    /// Memory that the next state replaces, in bytes.
     pub(super) fn replaceable(&self) -> u64 {
         self.replaceable
     }
 
-    /// A run is over: what it takes is held.
+    /// Ends a run: its memory is kept from now on.
     pub(super) fn hold(&mut self) {
         self.held += std::mem::take(&mut self.replaceable);
     }
 }
 
 pub(super) fn too_much() -> String {
-    "it claims to hold more than a recording of its size can".to_owned()
+    "it claims to contain more than a recording of its size can contain".to_owned()
 }
 
-/// What the decoder says of a file, which may quote it.
+/// A decoder's error message made printable and cut to a maximum length, because it may quote the file.
 fn shown(what: &str) -> String {
     cut_name(printable(what), LONGEST_QUOTE)
 }
 
-/// The memory that CBOR may be decoded to: that of its items, by their beginnings, and of its texts and bytes. What is no CBOR ends
-/// the count; the decoder will say so.
+/// An estimate of the memory that decoded CBOR takes, in bytes: an amount for each item, found by its header, and the lengths of
+/// texts and byte strings. The count ends at invalid CBOR, which the decoder then reports.
 fn cost(mut bytes: &[u8]) -> u64 {
     let mut cost = 0_u64;
     while let Some((&first, rest)) = bytes.split_first() {
@@ -242,7 +250,7 @@ fn cost(mut bytes: &[u8]) -> u64 {
             0 => u64::from(additional),
             _ => argument.iter().fold(0, |number, &byte| number << 8 | u64::from(byte)),
         };
-        // Texts and bytes of a known length; 31 is "until it breaks off", in parts of a known length.
+        // Texts and byte strings of a known length. 31 means an indefinite length, in parts that each have a known length.
         let text = if matches!(major, 2 | 3) && additional < 28 {
             usize::try_from(number).unwrap_or(usize::MAX).min(rest.len())
         } else {
@@ -254,7 +262,7 @@ fn cost(mut bytes: &[u8]) -> u64 {
     cost
 }
 
-/// Decodes a list of values that are much larger than what they are stored as, as long as there is room for them.
+/// Decodes a list whose values are much larger in memory than in the file. Fails if the list exceeds the memory limit.
 pub(in crate::trace) fn rows<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
@@ -270,7 +278,7 @@ pub(in crate::trace) fn rows<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
         fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
             let mut rows = Vec::new();
             while let Some(row) = list.next_element()? {
-                // A vector that grows is there twice for a moment.
+                // A vector that grows exists twice for a moment, and may be half empty.
                 let left = LEFT.get().checked_sub(3 * size_of::<T>() as u64);
                 LEFT.set(left.ok_or_else(|| A::Error::custom(too_much()))?);
                 rows.push(row);
@@ -282,7 +290,7 @@ pub(in crate::trace) fn rows<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer.deserialize_seq(Rows(PhantomData))
 }
 
-/// Decodes a list of a field that may be missing, as [`rows`] does: this is called where it is there.
+/// Decodes a list like [`rows`], for a field that may be missing. serde calls this function only if the field is present.
 pub(in crate::trace) fn some_rows<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Vec<T>>, D::Error> {
@@ -314,7 +322,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_off_is_not_charged_for_what_it_claims() {
-        // A text that claims to be longer than there is, and half a number.
+        // A text that claims to be longer than the data, and half a number.
         assert_eq!(
             cost(&[0x7b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 1, 1]),
             FOR_AN_ITEM + 3

@@ -1,4 +1,4 @@
-//! Captures written and read again, whole, cut and altered.
+//! Tests that write captures and read them again: complete, cut off and altered.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -72,7 +72,7 @@ fn written(runs: &[Run]) -> Vec<u8> {
     writer.end().expect("written")
 }
 
-/// Everything a reader of the report sees.
+/// Everything that a report of the capture shows.
 fn seen(saved: &Saved) -> (Vec<u8>, stacks::Resolved) {
     let report = crate::analyze::summarize::summarize(&saved.info, &saved.runs);
     (json::render(&report).expect("JSON"), stacks::switches(&saved.runs[0]))
@@ -97,7 +97,7 @@ fn what_is_read_is_what_was_written() {
         room_left: 0,
     };
     assert_eq!(seen(&saved), seen(&original));
-    assert!(bytes.len() < 200_000, "{} bytes are not packed", bytes.len());
+    assert!(bytes.len() < 200_000, "{} bytes: not compressed", bytes.len());
 }
 
 fn switches(count: u64) -> Vec<Event> {
@@ -120,7 +120,7 @@ fn events_come_out_as_they_went_in() {
     assert!(saved.is_whole);
 }
 
-/// Files in memory: the one at the capture's place, and the one that may come there.
+/// Files in memory: the file at the capture's path, and its successors.
 #[derive(Clone, Default)]
 struct Drawer {
     files: Rc<RefCell<Vec<Vec<u8>>>>,
@@ -146,7 +146,7 @@ impl Drawer {
         InDrawer(self.clone(), self.files.borrow().len() - 1)
     }
 
-    /// What somebody finds at the capture's place.
+    /// The contents of the file at the capture's path.
     fn at_place(&self) -> Vec<u8> {
         self.files.borrow()[self.at_place.get()].clone()
     }
@@ -183,7 +183,7 @@ fn what_was_added_up_can_be_read_without_the_events() {
     let mut with_timeline = small_run();
     with_timeline.timeline = Some(timeline.clone());
     let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
-    // Of the first run nobody says what its events came to.
+    // The first run has no result of a replay.
     for run in [&small_run(), &with_timeline] {
         writer.events(&switches(5)).expect("written");
         writer.run(run).expect("written");
@@ -212,7 +212,7 @@ fn events_that_are_damaged_are_found_without_reading_them() {
     assert_eq!(saved.damage.as_deref(), Some("a block is damaged"));
 }
 
-/// Events that do not pack well.
+/// Events that do not compress well.
 fn noise(from_ns: u64, count: u64) -> Vec<Event> {
     let mut random = fastrand::Rng::with_seed(from_ns);
     (from_ns..from_ns + count)
@@ -276,9 +276,9 @@ fn a_bounded_capture_is_bounded_at_every_moment_and_always_readable() {
             assert_eq!(
                 kept + sum(|dropped| dropped.events),
                 written,
-                "each is there or counted"
+                "each event is in the file or counted as dropped"
             );
-            // At least half of what fits, unless there has not been so much.
+            // The file is at least half full, unless nothing was dropped yet.
             let is_full = saved.dropped.iter().any(|dropped| dropped.events > 0);
             assert!(
                 !is_full || bytes.len() as u64 > max_bytes / 2 - 5_000,
@@ -305,8 +305,11 @@ fn a_bounded_capture_is_bounded_at_every_moment_and_always_readable() {
             stamps: 0
         }
     );
-    assert_eq!(saved.dropped[2].told_again, 2, "of the one thread that lives");
-    // Who it is is told again, before everything else.
+    assert_eq!(
+        saved.dropped[2].told_again, 2,
+        "the introduction and the name of the one living thread"
+    );
+    // The thread is introduced again, before all other events.
     let (run, first) = events[0];
     assert_eq!(run, 2);
     assert_eq!(first, Event::thread(first.at_ns, 0, 101, 0, 5, image, false));
@@ -314,11 +317,14 @@ fn a_bounded_capture_is_bounded_at_every_moment_and_always_readable() {
     let mut replay = Replay::default();
     replay.events(&events.iter().map(|&(_, event)| event).collect::<Vec<_>>());
     let timeline = replay.conclude_kept(&saved.runs[2].aggregates, true, saved.dropped[2]);
-    assert_eq!(timeline.disagreements, None, "half of it cannot be compared");
+    assert_eq!(
+        timeline.disagreements, None,
+        "an incomplete timeline cannot be compared"
+    );
     assert_eq!(timeline.events + timeline.dropped, 30_005);
 }
 
-/// Polls of one thread, one a nanosecond.
+/// Polls of one thread, one in each nanosecond.
 fn polls(from_ns: u64, count: u64) -> PollBatch {
     let stamp = |ns: u64| {
         Stamp::of_record(
@@ -348,8 +354,8 @@ fn polls_come_out_as_they_went_in_after_the_events_of_their_time() {
     writer.run(&small_run()).expect("written");
     let bytes = writer.end().expect("written");
     let mut order = Vec::new();
-    let saved = read_with_polls(bytes.as_slice(), |run, told| match told {
-        Told::Info(told) => order.push(format!("{}", *told == info())),
+    let saved = read_with_polls(bytes.as_slice(), |run, part| match part {
+        Told::Info(part) => order.push(format!("{}", *part == info())),
         Told::Events(batch) => order.push(format!("{run}: {} events", batch.len())),
         Told::Polls(batch) => {
             assert_eq!(*batch, polls(5, 100));
@@ -359,7 +365,7 @@ fn polls_come_out_as_they_went_in_after_the_events_of_their_time() {
     .expect("a capture");
     assert!(saved.is_whole);
     assert_eq!(order, ["true", "0: 10 events", "0: polls"]);
-    // Who does not ask for them reads the rest.
+    // A reader without interest in polls reads the rest.
     assert_eq!(read(bytes.as_slice(), |_, _| {}).expect("a capture").runs.len(), 1);
 }
 
@@ -373,7 +379,7 @@ fn polls_are_bounded_with_the_events() {
     let drawer = Drawer::default();
     let mut writer = Writer::within(limits, drawer.clone(), drawer.make(), &info()).expect("written");
     for batch in 0..300 {
-        // Now and then more than may be.
+        // Some batches are larger than one batch may be.
         let count = if batch % 100 == 50 { 100_000 } else { 100 };
         writer.polls(&polls(1_000_000 * batch, count)).expect("written");
         assert!(drawer.at_place().len() as u64 <= max_bytes);
@@ -381,8 +387,8 @@ fn polls_are_bounded_with_the_events() {
     writer.run(&small_run()).expect("written");
     drop(writer.end().expect("written"));
     let (mut there, mut lost) = (0, 0);
-    let saved = read_with_polls(drawer.at_place().as_slice(), |_, told| {
-        if let Told::Polls(batch) = told {
+    let saved = read_with_polls(drawer.at_place().as_slice(), |_, part| {
+        if let Told::Polls(batch) = part {
             there += batch.stamps();
             lost += batch.homeless;
         }
@@ -425,7 +431,10 @@ fn counts_that_have_no_room_are_an_error_and_leave_what_was_there() {
     let mut writer = Writer::within(limits, drawer.clone(), drawer.make(), &info()).expect("written");
     writer.checkpoint(&small_run()).expect("written");
     let error = writer.run(&run()).expect_err("ten thousand threads").to_string();
-    assert!(error.contains("--max-size allows 20000: allow more"), "{error}");
+    assert!(
+        error.contains("--max-size allows only 20000: increase --max-size"),
+        "{error}"
+    );
     let saved = read(drawer.at_place().as_slice(), |_, _| {}).expect("a capture");
     assert_eq!(saved.runs[0].aggregates.threads.len(), 3);
 }
@@ -435,7 +444,7 @@ fn half_an_event_is_damage() {
     let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
     writer.checkpoint(&run()).expect("written");
     writer.raw(block::Kind::Events, &[0; 50]);
-    let saved = read(writer.to_bytes().as_slice(), |_, _| panic!("not a whole one")).expect("a capture");
+    let saved = read(writer.to_bytes().as_slice(), |_, _| panic!("no whole event")).expect("a capture");
     assert!(saved.damage.expect("damaged").contains("middle"));
     assert!(!saved.is_whole);
 }
@@ -453,7 +462,7 @@ fn a_run_that_died_is_read_up_to_its_last_checkpoint() {
     assert_eq!(saved.runs[0].aggregates.threads.len(), 10_000);
     assert!(saved.runs[0].cut_short.is_some());
     assert!(saved.damage.expect("it has no end").contains("no end"));
-    // The second checkpoint is cut off: the first one is what there is.
+    // The second checkpoint is cut off, so the first one is used.
     let saved = read(&bytes[..bytes.len() - 1], |_, _| {}).expect("a capture");
     assert_eq!(saved.runs[0].aggregates.threads.len(), 3);
     assert!(saved.damage.expect("cut").contains("middle of a block"));
@@ -463,7 +472,7 @@ fn a_run_that_died_is_read_up_to_its_last_checkpoint() {
 fn what_is_no_capture_says_so() {
     for bytes in [&b""[..], b"ctxtrace", b"#!/bin/sh\necho not one of ours", &[0; 1_000]] {
         let reason = read(bytes, |_, _| {}).expect_err("foreign");
-        assert!(reason.contains("no capture"), "{reason}");
+        assert!(reason.contains("not a ctxtrace capture"), "{reason}");
     }
     let mut newer = written(&[run()]);
     newer[12..16].copy_from_slice(&3_u32.to_le_bytes());
@@ -471,7 +480,7 @@ fn what_is_no_capture_says_so() {
     assert!(reason.contains("newer ctxtrace"), "{reason}");
     let empty = written(&[]);
     let reason = read(empty.as_slice(), |_, _| {}).expect_err("empty");
-    assert!(reason.contains("nothing in it"), "{reason}");
+    assert!(reason.contains("no data to report"), "{reason}");
 }
 
 #[test]
@@ -487,7 +496,7 @@ fn a_damaged_block_ends_the_readable_part() {
     assert_eq!(saved.damage.as_deref(), Some("a block is damaged"));
 }
 
-/// A capture whose contents somebody has made up.
+/// A capture with forged contents.
 fn hostile(blocks: impl IntoIterator<Item = (block::Kind, Vec<u8>)>) -> Vec<u8> {
     let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
     writer.checkpoint(&small_run()).expect("written");
@@ -497,7 +506,7 @@ fn hostile(blocks: impl IntoIterator<Item = (block::Kind, Vec<u8>)>) -> Vec<u8> 
     writer.end().expect("written")
 }
 
-/// What is said of one, of which the state before can still be reported.
+/// The reported damage of a forged capture, whose state before the forged block can still be reported.
 fn damage_of(bytes: &[u8]) -> String {
     let saved = read(bytes, |_, _| {}).expect("the state before");
     assert_eq!(saved.runs[0].aggregates.threads.len(), 3);
@@ -518,16 +527,19 @@ fn a_file_that_unpacks_to_far_more_than_it_has_is_refused() {
     let mut events = 0;
     let saved = read(bytes.as_slice(), |_, batch| events += batch.len()).expect("the state before");
     let damage = saved.damage.expect("refused");
-    assert!(damage.contains("far more than a recording packs to"), "{damage}");
-    assert_eq!(events, 6 * (40 << 20) / 40, "what came before it");
+    assert!(damage.contains("unpack to far more data than a recording"), "{damage}");
+    assert_eq!(events, 6 * (40 << 20) / 40, "the events before the refused block");
 }
 
 #[test]
 fn a_file_that_takes_far_more_memory_than_it_has_bytes_is_refused() {
     let names = std::collections::HashMap::from([("names", vec![""; 16 << 20])]);
     let damage = damage_of(&hostile([(block::Kind::Names, encoded(&names))]));
-    assert_eq!(damage, "it claims to hold more than a recording of its size can");
-    // Texts of 24 bytes each in memory that take one in the file.
+    assert_eq!(
+        damage,
+        "it claims to contain more than a recording of its size can contain"
+    );
+    // Texts that take 24 bytes each in memory and one byte in the file.
     let mut state = small_run();
     let image = Image { tgid: 100, number: 0 };
     state.aggregates.names.insert(image, vec![String::new(); 16 << 20]);
@@ -556,10 +568,13 @@ fn runs_are_not_without_number() {
     }
     let bytes = writer.end().expect("written");
     let saved = read(bytes.as_slice(), |_, _| {}).expect("a capture");
-    assert_eq!(saved.damage.as_deref(), Some("it claims to hold more than 1000 runs"));
+    assert_eq!(
+        saved.damage.as_deref(),
+        Some("it claims to contain more than 1000 runs")
+    );
 }
 
-/// A small capture, and what is in its blocks, to alter.
+/// A small capture, to be altered.
 static SMALL: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut run = run();
     run.aggregates.threads.truncate(5);
@@ -567,7 +582,7 @@ static SMALL: LazyLock<Vec<u8>> = LazyLock::new(|| {
 });
 
 proptest! {
-    /// Whatever the bytes, there is a report or a sentence.
+    /// For any bytes the result is a report or an error message.
     #[test]
     fn no_file_makes_the_reader_panic(
         cut in 0..SMALL.len(),
@@ -585,7 +600,7 @@ proptest! {
         }
     }
 
-    /// The same behind the checksums: blocks that are well formed and hold anything.
+    /// The same behind the checksums: well-formed blocks with any contents.
     #[test]
     fn no_content_makes_the_report_panic(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
@@ -610,12 +625,12 @@ proptest! {
         }
     }
 
-    /// Events of any content, played again as a report plays them.
+    /// Events with any contents, replayed as a report replays them.
     #[test]
     fn no_events_make_the_replay_panic(words in prop::collection::vec(any::<[u64; 5]>(), 1..50), small in any::<bool>()) {
         let events: Vec<Event> = words
             .into_iter()
-            // Half of them with ids so small that they meet again.
+            // Half of them have ids so small that the same ids occur again.
             .map(|words| bytemuck::cast(if small { words.map(|word| word & 0x0303_0303_0303_0303) } else { words }))
             .collect();
         let mut replay = Replay::default();
@@ -623,7 +638,7 @@ proptest! {
         let _ = replay.conclude(&run().aggregates, true);
     }
 
-    /// And with them polls of any content.
+    /// The same together with polls of any contents.
     #[test]
     fn no_polls_make_the_replay_panic(
         words in prop::collection::vec(any::<[u64; 5]>(), 1..30),

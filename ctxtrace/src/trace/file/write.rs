@@ -1,8 +1,8 @@
-//! Writing a capture while the run goes on, within limits if there are any.
+//! Writes a capture during the run, within limits if there are any.
 //!
-//! A file of which the oldest events have to go cannot lose its beginning in place. Hence, where there is a limit, the file
-//! has a *successor*: when half of it is full, a second file is begun that gets all that the first one gets from there on;
-//! when the first one is full, the second takes its place, and at once has a successor itself.
+//! The oldest events cannot be removed from the beginning of a file in place. So, if there is a limit, the file gets a
+//! *successor*: when the file is half full, a second file is begun, and everything from then on is written to both files. When
+//! the first file is full, the second one replaces it, and gets a successor itself.
 //!
 //! ```text
 //!   file       │▒▒ beginning ▒▒│ events … … … … … │ … … … … … full
@@ -10,10 +10,10 @@
 //!                                          its own successor        │▒▒│ … …
 //! ```
 //!
-//! So at any moment there is one whole file at the place, no longer than it may be, with at least the newer half of what
-//! fits; nothing is ever copied while events wait to be read; and every block is packed once.
-//! A successor begins with what must not be lost: the runs that are over, the latest state of the one that goes on, how
-//! many events are not there, and who the threads are that live.
+//! So at every moment there is one complete file at the capture's path. It is within the limit, and it contains at least the
+//! newer half of the events that fit. No data is copied from file to file while events wait to be read, and every block is
+//! compressed only once. A successor begins with the data that must not be lost: the finished runs, the latest state of the
+//! current run, the number of dropped events, and the introductions of the living threads.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -28,12 +28,12 @@ use super::{MAGIC, THREADS_PER_BLOCK, VERSION, VERSION_WITHOUT_DROPS};
 use crate::trace::polls::PollBatch;
 use crate::trace::run::{Dropped, Info, Played, Run};
 
-/// How much of a recording a capture keeps. Counts are always kept: only events are dropped.
+/// The limits of a capture. Beyond a limit the oldest events and stamps are dropped; counts are never dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the file.
+    /// Maximum size of the file in bytes.
     pub max_bytes: Option<u64>,
-    /// Time that the events span; it may be up to twice that.
+    /// Time span of the events that are kept at least, nanoseconds. Up to twice this time is kept.
     pub keep_ns: Option<u64>,
 }
 
@@ -43,30 +43,31 @@ impl Limits {
     }
 }
 
-/// The part of a limited file that the polls of one draining may take: one divided by this.
+/// One batch of polls may take at most the size limit of the file divided by this number. The stamps of a larger batch are not
+/// written, but counted as lost.
 const MOST_POLLS: u64 = 4;
 
-/// Where a capture is written, and where its successors come from.
+/// The path of a capture: creates successor files, and moves them to the path.
 pub trait Place {
-    /// A file that is written from its beginning to its end.
+    /// A file that is written sequentially.
     type File: Write;
 
-    /// A new file, not yet at the capture's place.
+    /// Creates a new file that is not yet at the capture's path.
     ///
     /// # Errors
     ///
-    /// If there can be none.
+    /// If the file cannot be created.
     fn successor(&mut self) -> io::Result<Self::File>;
 
-    /// Puts the latest successor into the place of the file that is there.
+    /// Replaces the file at the capture's path by the latest successor.
     ///
     /// # Errors
     ///
-    /// If it cannot be moved there.
+    /// If the successor cannot be moved to the path.
     fn take_over(&mut self, successor: &mut Self::File) -> io::Result<()>;
 }
 
-/// A place without successors, for what has no limits.
+/// A place without successors, for a capture without limits.
 #[derive(Debug)]
 pub struct Endless<W>(std::marker::PhantomData<W>);
 
@@ -87,16 +88,16 @@ impl<W: Write> Place for Endless<W> {
 struct Part<W> {
     to: W,
     bytes: u64,
-    /// Of these, what does not grow: what it began with.
+    /// The part of `bytes` that the file began with.
     base: u64,
-    /// When the first of its events was.
+    /// Time of the first event in the file.
     first_ns: Option<u64>,
-    /// Events and stamps of all runs that are not in it.
+    /// Number of events and stamps, over all runs, that are not in the file.
     dropped: u64,
 }
 
 impl<W: Write> Part<W> {
-    /// Begins a file: the mark, the version, and what was prepared.
+    /// Begins a file with the magic bytes, the version and these contents.
     fn begin(mut to: W, version: u32, contents: &[u8], dropped: u64) -> io::Result<Self> {
         let mut beginning = MAGIC.to_vec();
         beginning.extend(version.to_le_bytes());
@@ -118,7 +119,7 @@ impl<W: Write> Part<W> {
         self.to.write_all(blocks)
     }
 
-    /// Whether its events span this much time at this moment.
+    /// Whether the events in the file span at least this time now.
     fn spans(&self, keep_ns: Option<u64>, now_ns: u64) -> bool {
         let span = self.first_ns.map(|first_ns| now_ns.saturating_sub(first_ns));
         matches!((keep_ns, span), (Some(keep), Some(span)) if span >= keep)
@@ -133,13 +134,13 @@ pub struct Writer<P: Place> {
     info: Vec<u8>,
     part: Part<P::File>,
     successor: Option<Part<P::File>>,
-    /// The runs that are over: what they have told, and blocks.
+    /// The finished runs: the numbers of their events and stamps, and their blocks.
     over: Vec<(Told, Vec<u8>)>,
-    /// The latest state of the run that goes on.
+    /// The blocks of the latest state of the current run.
     state: Vec<u8>,
-    /// What the run that goes on has told.
+    /// The numbers of events and stamps of the current run.
     told: Told,
-    /// The time of the latest event.
+    /// Time of the latest event.
     now_ns: u64,
     threads: Threads,
 }
@@ -149,18 +150,18 @@ impl<W: Write> Writer<Endless<W>> {
     ///
     /// # Errors
     ///
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn begin(to: W, info: &Info) -> io::Result<Self> {
         Self::within(Limits::default(), Endless(std::marker::PhantomData), to, info)
     }
 }
 
 impl<P: Place> Writer<P> {
-    /// Begins a capture in a file that is at its place already.
+    /// Begins a capture with these limits, in a file that is already at the capture's path.
     ///
     /// # Errors
     ///
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn within(limits: Limits, place: P, to: P::File, info: &Info) -> io::Result<Self> {
         let info = block::packed(Kind::Info, &encode(info)?)?;
         Ok(Self {
@@ -177,11 +178,11 @@ impl<P: Place> Writer<P> {
         })
     }
 
-    /// Saves what is known of a run that goes on. A later state takes its place.
+    /// Saves the state of the current run. A later state replaces it.
     ///
     /// # Errors
     ///
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn checkpoint(&mut self, run: &Run) -> io::Result<()> {
         let blocks = state_blocks(run)?;
         self.append(&blocks, None)?;
@@ -191,11 +192,11 @@ impl<P: Place> Writer<P> {
         Ok(())
     }
 
-    /// Saves events of the timeline, as they came; they belong to the run that ends next.
+    /// Saves events of the timeline in the order in which they arrived. They belong to the run that ends next.
     ///
     /// # Errors
     ///
-    /// If they cannot be written.
+    /// If the file cannot be written.
     pub fn events(&mut self, batch: &[Event]) -> io::Result<()> {
         let (Some(first), Some(last)) = (batch.first(), batch.last()) else {
             return Ok(());
@@ -211,11 +212,11 @@ impl<P: Place> Writer<P> {
         Ok(())
     }
 
-    /// Saves what was found in the rings of polls; it belongs to the run that ends next.
+    /// Saves a batch of polls. It belongs to the run that ends next.
     ///
     /// # Errors
     ///
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn polls(&mut self, batch: &PollBatch) -> io::Result<()> {
         let mut block = block::packed(Kind::Polls, &batch.to_bytes())?;
         if self
@@ -223,7 +224,7 @@ impl<P: Place> Writer<P> {
             .max_bytes
             .is_some_and(|most| block.len() as u64 > most / MOST_POLLS)
         {
-            // One that takes so much of the file would drive everything else out of it.
+            // Such a large batch would displace everything else in the file.
             block = block::packed(Kind::Polls, &batch.as_lost().to_bytes())?;
         }
         self.append(&block, batch.threads.first().map(|_| batch.base_ns))?;
@@ -234,11 +235,11 @@ impl<P: Place> Writer<P> {
         Ok(())
     }
 
-    /// Saves a run that is over.
+    /// Saves a finished run.
     ///
     /// # Errors
     ///
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn run(&mut self, run: &Run) -> io::Result<()> {
         let mut blocks = state_blocks(run)?;
         blocks.extend(block::packed(Kind::Names, &encode(&run.symbols)?)?);
@@ -260,34 +261,34 @@ impl<P: Place> Writer<P> {
         Ok(())
     }
 
-    /// Hands everything to the kernel, so that it outlives this process.
+    /// Writes all buffered data to the kernel, so that it survives the end of this process.
     ///
     /// # Errors
     ///
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn flush(&mut self) -> io::Result<()> {
         self.part.to.flush()?;
         self.successor.as_mut().map_or(Ok(()), |part| part.to.flush())
     }
 
-    /// Ends the capture: nothing is missing but what was dropped.
+    /// Ends the capture. The file is then complete, except for the dropped events and stamps.
     ///
     /// # Errors
     ///
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn end(mut self) -> io::Result<P::File> {
         self.part.append(&block::packed(Kind::End, &[])?, None)?;
         self.part.to.flush()?;
         Ok(self.part.to)
     }
 
-    /// Events and stamps that are not in the file.
+    /// Number of events and stamps that were dropped from the file.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.part.dropped
     }
 
-    /// Appends blocks that must not be torn apart, to a file in which they have room.
+    /// Appends blocks that must be in the same file. If they exceed the size limit, the successor takes over first.
     fn append(&mut self, blocks: &[u8], first_ns: Option<u64>) -> io::Result<()> {
         if let Some(most) = self.limits.max_bytes {
             let needed = blocks.len() as u64 + block::empty_bytes(Kind::End)?;
@@ -295,14 +296,14 @@ impl<P: Place> Writer<P> {
                 self.take_over()?;
             }
             if self.part.bytes + needed > most {
-                // It was half full of events when it took over.
+                // The successor was half full of events when it took over; a new successor begins without any.
                 self.take_over()?;
             }
             if self.part.bytes + needed > most {
                 return Err(io::Error::new(
                     io::ErrorKind::FileTooLarge,
                     format!(
-                        "what was counted takes {} bytes without any event, and --max-size allows {most}: allow more",
+                        "the counts take {} bytes even without events, but --max-size allows only {most}: increase --max-size",
                         self.part.bytes + needed
                     ),
                 ));
@@ -315,7 +316,8 @@ impl<P: Place> Writer<P> {
         }
     }
 
-    /// After events: begins a successor in good time, and lets it take over where its events span enough.
+    /// Called after events were appended: begins a successor when the file is half full or its events span `keep_ns`, and lets
+    /// the successor take over when its own events span `keep_ns`.
     fn look_ahead(&mut self) -> io::Result<()> {
         let keep_ns = self.limits.keep_ns;
         let most = self.limits.max_bytes;
@@ -372,14 +374,14 @@ impl<P: Place> Writer<P> {
     }
 }
 
-/// What a run has told.
+/// The numbers of events and stamps that a run has sent to the capture.
 #[derive(Clone, Copy, Debug, Default)]
 struct Told {
     events: u64,
     stamps: u64,
 }
 
-/// The threads that live, as the events have introduced them.
+/// The living threads, as introduced by events.
 #[derive(Debug, Default)]
 struct Threads(HashMap<u32, Known>);
 
@@ -437,7 +439,7 @@ impl Threads {
         }
     }
 
-    /// Events that introduce them at this moment, ordered by thread.
+    /// Events that introduce the living threads at this time, ordered by thread id.
     fn introductions(&self, now_ns: u64) -> Vec<Event> {
         let mut threads: Vec<_> = self.0.iter().collect();
         threads.sort_by_key(|&(tid, _)| tid);
@@ -450,7 +452,7 @@ impl Threads {
     }
 }
 
-/// The records of the threads, and everything else that was added up.
+/// The blocks of a run's state: its thread records and its other sums.
 fn state_blocks(run: &Run) -> io::Result<Vec<u8>> {
     let mut blocks = Vec::new();
     for threads in run.aggregates.threads.chunks(THREADS_PER_BLOCK) {
@@ -468,12 +470,12 @@ fn encode(value: &impl Serialize) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 impl Writer<Endless<Vec<u8>>> {
-    /// What is written by now.
+    /// The bytes written so far.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         self.part.to.clone()
     }
 
-    /// A block of anything.
+    /// Appends a block with any contents.
     pub(super) fn raw(&mut self, kind: Kind, bytes: &[u8]) {
         let block = block::packed(kind, bytes).expect("a block");
         self.part.append(&block, None).expect("memory is writable");

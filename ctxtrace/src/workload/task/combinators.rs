@@ -1,4 +1,4 @@
-//! The article's tasks: `forward` and `fold` over `futures` channels, in their `futures` 0.3 form.
+//! The article's tasks, which use `forward` and `fold` on `futures` channels, ported to `futures` 0.3.
 
 use std::future::{Future, ready};
 
@@ -10,7 +10,7 @@ use super::super::progress::Progress;
 use super::script::Script;
 use super::{Altered, Players};
 
-/// The three players over two channels that hold `buffer` messages beyond the one of their sender.
+/// Returns the futures of the three tasks. Each of their two channels holds `buffer` messages plus one for its sender.
 pub(super) fn players<S: Script>(
     iterations: u64,
     buffer: usize,
@@ -42,7 +42,7 @@ pub(super) fn players<S: Script>(
     }
 }
 
-/// Counts the messages and checks each.
+/// Receives all messages, checks each, and returns their number.
 fn receive<S: Script>(
     messages: mpsc::Receiver<S::Message>,
     mut script: S,

@@ -1,7 +1,7 @@
-//! The variants: plain loops, over either channel.
+//! Variants of the article's tasks, written as plain loops over either type of channel.
 //!
-//! tokio's channel has no combinators of its own, and adapters would be one more thing that could make the difference. Lock-step
-//! is no combinator's business.
+//! tokio's channel has no combinators, and an adapter could itself cause a difference in speed. The lock-step mode needs no
+//! combinators.
 
 use std::fmt;
 use std::future::Future;
@@ -13,32 +13,32 @@ use super::super::progress::Progress;
 use super::script::Script;
 use super::{Altered, Players};
 
-/// The other side of a channel is no more.
+/// The error for a channel whose other side was dropped.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Closed;
 
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("nobody receives any more")
+        f.write_str("the other end of the channel was dropped")
     }
 }
 
-/// What a player sends into.
+/// The sending end of a channel.
 pub(super) trait Sends<T>: Send + 'static {
-    /// Waits for room and sends.
+    /// Waits until the channel has room and sends the message.
     fn send_one(&mut self, message: T) -> impl Future<Output = Result<(), Closed>> + Send;
 }
 
-/// What a player receives from.
+/// The receiving end of a channel.
 pub(super) trait Receives<T>: Send + 'static {
-    /// Waits for a message; `None` if there will be no more.
+    /// Waits for a message; `None` if the channel is closed and empty.
     fn receive_one(&mut self) -> impl Future<Output = Option<T>> + Send;
 }
 
 impl<T: Send + 'static> Sends<T> for futures::channel::mpsc::Sender<T> {
     #[inline]
     async fn send_one(&mut self, message: T) -> Result<(), Closed> {
-        // `send` would also wait until there is room for another one.
+        // `send` would also flush, that is, wait until there is room for another message.
         self.feed(message).await.map_err(|_| Closed)
     }
 }
@@ -64,10 +64,10 @@ impl<T: Send + 'static> Receives<T> for tokio::sync::mpsc::Receiver<T> {
     }
 }
 
-/// The two ends of a channel.
+/// The sending and the receiving end of a channel.
 type Ends<A, B> = (A, B);
 
-/// The sender does not wait for anything but room.
+/// Returns the tasks of the pipelined protocol, whose sender waits only for room in the channel.
 pub(super) fn pipelined<S: Script>(
     iterations: u64,
     (mut to_repeater, from_sender): Ends<impl Sends<S::Message>, impl Receives<S::Message>>,
@@ -105,7 +105,7 @@ pub(super) fn pipelined<S: Script>(
     }
 }
 
-/// The sender waits after every message until the receiver has had it.
+/// Returns the tasks of the lock-step protocol, whose sender waits after every message until the receiver has acknowledged it.
 pub(super) fn in_lock_step<S: Script>(
     iterations: u64,
     (mut to_repeater, from_sender): Ends<impl Sends<S::Message>, impl Receives<S::Message>>,
@@ -140,7 +140,7 @@ pub(super) fn in_lock_step<S: Script>(
                 count += 1;
                 progress.reached(count);
                 if had.send_one(()).await.is_err() {
-                    // The sender has gone in mid-run, and its own error says why.
+                    // The sender ended before the last message; its own error gives the reason.
                     break;
                 }
             }
@@ -149,7 +149,7 @@ pub(super) fn in_lock_step<S: Script>(
     }
 }
 
-/// Passes everything on.
+/// Passes all messages on, until the sender closes its channel.
 async fn repeat<S: Script>(
     mut from: impl Receives<S::Message>,
     mut to: impl Sends<S::Message>,

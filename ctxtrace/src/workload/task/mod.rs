@@ -1,4 +1,4 @@
-//! `task` and `task-pool`: the article's three tokio tasks over two channels.
+//! The workloads `task` and `task-pool`: the article's three tokio tasks, connected by two channels.
 //!
 //! ```text
 //!   sender ──(channel, buffer N)──▶ repeater ──(channel, buffer N)──▶ receiver
@@ -6,12 +6,12 @@
 //!      └──────────── lock-step only: (channel, buffer N) ────────────────┘
 //! ```
 //!
-//! With `--buffer 0` a `futures` channel holds one message a sender, so each task has to give way after every message: the
-//! article's forced task switch. The article's arrangement is made of combinators ([`combinators`]), the variants of it are
-//! plain loops ([`loops`]).
+//! With `--buffer 0` a `futures` channel holds one message per sender, so each task must yield after every message. This is the
+//! article's forced task switch. The article's version uses combinators ([`combinators`]); its variants are plain loops
+//! ([`loops`]).
 //!
-//! The tasks are wrapped in the probe, so that ctxtrace knows them by name and counts their polls: a few plain stores a poll,
-//! and one a message and task.
+//! The tasks are wrapped in the probe's future, so that ctxtrace knows their names and counts their polls. This costs a few plain
+//! stores per poll, and one per message and task.
 
 mod combinators;
 mod loops;
@@ -36,19 +36,19 @@ use crate::error::{Error, Result};
 use plants::{Dozing, Hoarding, Locking};
 use script::{InFlight, Plain, Script};
 
-/// All tasks on the thread that calls `block_on`.
+/// Runs the workload `task`, with all tasks on the thread that calls `block_on`.
 pub(super) fn on_one_thread(spec: &Spec, progress: &Progress) -> Result<Outcome> {
     Pinning::new(spec.pin, 1)?.apply(0)?;
     let runtime = Builder::new_current_thread().build().map_err(cannot_start)?;
     play(spec, progress, &runtime)
 }
 
-/// The tasks on a pool of worker threads.
+/// Runs the workload `task-pool`, with the tasks on a pool of worker threads.
 pub(super) fn on_a_pool(spec: &Spec, progress: &Progress) -> Result<Outcome> {
     let workers = spec.workers.unwrap_or(1);
     let pinning = Pinning::new(spec.pin, workers)?;
     if spec.pin == Pin::SameCpu {
-        // Before there are workers, so that they and this thread inherit it.
+        // Pin this thread before the workers start, so that they inherit its CPU.
         pinning.apply(0)?;
     }
     let mut builder = Builder::new_multi_thread();
@@ -58,7 +58,7 @@ pub(super) fn on_a_pool(spec: &Spec, progress: &Progress) -> Result<Outcome> {
     builder.on_thread_start(move || {
         runtime_thread();
         if split {
-            // A worker that cannot be pinned still does the work; the CPUs were checked to be there beforehand.
+            // An error is ignored, because a worker that is not pinned still works. `Pinning::new` has checked the number of CPUs.
             let _ = pinning.apply(next_worker.fetch_add(1, Ordering::Relaxed));
         }
     });
@@ -73,14 +73,14 @@ fn cannot_start(source: io::Error) -> Error {
     }
 }
 
-/// The three tasks' futures.
+/// The futures of the three tasks.
 struct Players<S, R, V> {
     sender: S,
     repeater: R,
     receiver: V,
 }
 
-/// Sends all messages through the three tasks and takes the time.
+/// Selects the script of the workload, and measures how long the three tasks need for all messages.
 fn play(spec: &Spec, progress: &Progress, runtime: &Runtime) -> Result<Outcome> {
     match spec.plant {
         Some(Plant::Mutex) => return arrange(spec, progress, runtime, Locking::of(true)),
@@ -98,14 +98,16 @@ fn play(spec: &Spec, progress: &Progress, runtime: &Runtime) -> Result<Outcome> 
     })
 }
 
-/// The players who follow this script, over the channels and by the protocol asked for.
+/// Creates the tasks with this script, and with the channels and the protocol of the spec, and runs them.
 fn arrange(spec: &Spec, progress: &Progress, runtime: &Runtime, script: impl Script) -> Result<Outcome> {
     let iterations = spec.iterations;
     let buffer = spec.buffer.unwrap_or(0);
     let shown = progress.clone();
     let channel = spec.channel().unwrap_or_default();
     if channel == Channel::Tokio && buffer == 0 {
-        return Err(Error::Workload("tokio's channel holds at least one message".to_owned()));
+        return Err(Error::Workload(
+            "tokio's channel cannot have a buffer of 0: use --buffer 1 or more".to_owned(),
+        ));
     }
     let futures_ends = || futures::channel::mpsc::channel(buffer);
     match (channel, spec.protocol().unwrap_or(Protocol::Pipelined)) {
@@ -149,7 +151,7 @@ fn arrange(spec: &Spec, progress: &Progress, runtime: &Runtime, script: impl Scr
     }
 }
 
-/// Has the players play, and takes the time.
+/// Runs the three tasks to completion, and measures the time.
 fn conduct<E: Display + Send + 'static>(
     spec: &Spec,
     progress: &Progress,
@@ -183,20 +185,22 @@ fn conduct<E: Display + Send + 'static>(
     drop(section);
 
     if received != iterations {
-        return Err(Error::Workload(format!("{received} of {iterations} messages arrived")));
+        return Err(Error::Workload(format!(
+            "only {received} of {iterations} messages arrived"
+        )));
     }
     progress.ended(received);
     Ok(outcome)
 }
 
-/// A message that is not what was sent, by its index.
+/// The error for a received message that differs from the sent one; the field is the message's index.
 ///
-/// The workload's own errors are small on purpose: a result is moved at each message, and [`Error`] would make a message
-/// 17 % slower than it is in a plain program (`cargo xtask bench workloads`).
+/// This error type is small, because a result is moved for every message: with [`Error`], a message would be 17 % slower than
+/// in a plain program (`cargo xtask bench workloads`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Altered(u64);
 
-/// Waits for the other two, which have nothing left to do; the first error counts.
+/// Waits for the sender and the repeater, which have no messages left, and returns the first error or the number of messages.
 async fn finish<E: Display>(
     received: std::result::Result<u64, Altered>,
     players: [JoinHandle<std::result::Result<(), E>>; 2],
@@ -205,13 +209,13 @@ async fn finish<E: Display>(
     for player in players {
         joined(player)
             .await?
-            .map_err(|error| Error::Workload(format!("a channel was closed in mid-run: {error}")))?;
+            .map_err(|error| Error::Workload(format!("a channel was closed during the run: {error}")))?;
     }
     Ok(received)
 }
 
 fn joined<T>(task: JoinHandle<T>) -> impl Future<Output = Result<T>> {
-    task.map_err(|error| Error::Workload(format!("a task ended badly: {error}")))
+    task.map_err(|error| Error::Workload(format!("a task failed: {error}")))
 }
 
 #[cfg(test)]
@@ -236,12 +240,12 @@ mod tests {
                                 ..Spec::of(mode)
                             };
                             if channel == Channel::Tokio && buffer == 0 {
-                                run(&spec, &progress).expect_err("no room for a message");
+                                run(&spec, &progress).expect_err("a buffer of 0");
                                 continue;
                             }
                             let outcome = run(&spec, &progress).expect("a run");
                             assert_eq!(outcome.messages, 3_000, "{spec:?}");
-                            assert_eq!(outcome.max_in_flight, None, "not asked for");
+                            assert_eq!(outcome.max_in_flight, None, "messages in flight are not counted");
                         }
                     }
                 }
@@ -267,7 +271,7 @@ mod tests {
                         };
                         let outcome = run(&spec, &progress).expect("a run");
                         assert_eq!(outcome.messages, 3_000, "{spec:?}");
-                        // Three sleeps, whatever else.
+                        // At least the three sleeps of 50 µs.
                         assert!(plant != Plant::Sleep || outcome.elapsed_ns >= 150_000, "{outcome:?}");
                     }
                 }
@@ -287,17 +291,17 @@ mod tests {
                 count_in_flight: true,
                 ..Spec::of(mode)
             };
-            run(&spec, &progress).expect("a run").max_in_flight.expect("asked for")
+            run(&spec, &progress).expect("a run").max_in_flight.expect("a count")
         };
         for mode in [Mode::Task, Mode::TaskPool] {
             for channel in [Channel::Futures, Channel::Tokio] {
                 assert_eq!(most(mode, 4_096, channel, Protocol::LockStep), 1);
-                // In two channels, and one in the hands of each of the players.
+                // The messages in the two channels, and one held by each of the tasks.
                 let small = most(mode, 2, channel, Protocol::Pipelined);
                 assert!((2..=9).contains(&small), "{mode:?} {channel:?}: {small}");
             }
         }
-        // On one thread a task goes on until it must give way; tokio's own channel makes it do so before the buffer is full.
+        // On one thread a task runs until it has to wait, here until the buffer is full. With tokio's channel it yields earlier.
         let full = most(Mode::Task, 4_096, Channel::Futures, Protocol::Pipelined);
         assert!((4_096..=2 * 4_097 + 3).contains(&full), "{full}");
     }

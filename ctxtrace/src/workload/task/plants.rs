@@ -1,4 +1,4 @@
-//! Causes of slowness, planted to be found: see [`Plant`](super::super::Plant).
+//! The scripts that make a workload slow on purpose; [`Plant`](super::super::Plant) lists them.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -7,17 +7,19 @@ use std::time::Duration;
 use super::super::MESSAGE;
 use super::script::{Plain, Script};
 
-/// How long a player blocks its thread.
+/// How long [`Dozing`] blocks its thread.
 const SLEEP: Duration = Duration::from_micros(50);
-/// Messages from one such sleep to the next.
+/// The number of messages between two sleeps of [`Dozing`].
 const SLEEP_EVERY: u64 = 1_000;
-/// Rounds of work with the lock held: about a microsecond.
+/// The rounds of work that [`Locking`] does while it holds the lock; together they take about a microsecond.
 const ROUNDS: u32 = 500;
-/// What a message brings along: so many boxes, of these sizes and a little more each time.
+/// The number of boxes that each message of [`Hoarding`] contains.
 const BOXES: usize = 32;
+/// The sizes of the boxes in bytes, used in turn. The index of a box is added to its size, so that all sizes differ.
 const SIZES: [usize; 4] = [24, 100, 400, 1_600];
 
-/// Every player takes a lock for each message, and works while it has it: all the same one, or each its own.
+/// A script in which every task takes a lock for each message and works while it holds it. The tasks share one lock, or each
+/// has its own.
 #[derive(Debug)]
 pub(super) struct Locking {
     lock: Arc<Mutex<u64>>,
@@ -25,10 +27,10 @@ pub(super) struct Locking {
 }
 
 impl Locking {
-    /// The players are clones of this.
+    /// Creates the script that is cloned for each task. If `shared`, the clones share the lock.
     pub(super) fn of(shared: bool) -> Self {
         Self {
-            // The work is a xorshift, which needs something other than 0 to begin with.
+            // The work is a xorshift generator, whose state must not be 0.
             lock: Arc::new(Mutex::new(1)),
             shared,
         }
@@ -78,7 +80,7 @@ impl Script for Locking {
     }
 }
 
-/// The repeater blocks its thread now and then.
+/// A script in which the repeater blocks its thread for [`SLEEP`] at every [`SLEEP_EVERY`]th message.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Dozing {
     repeated: u64,
@@ -103,7 +105,7 @@ impl Script for Dozing {
     }
 }
 
-/// Every message brings boxes along, which the sender makes and the receiver frees.
+/// A script in which every message contains boxes, which the sender allocates and the receiver frees.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hoarding;
 

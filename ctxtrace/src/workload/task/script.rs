@@ -1,27 +1,27 @@
-//! What the players do besides passing messages on. Nothing, unless they are told to: then it is a type of its own, so that
-//! the tasks that do nothing are compiled as if there were no scripts.
+//! The scripts: additional work that the tasks do for each message. Each script is a separate type, so that tasks with the script
+//! [`Plain`], which does nothing, are compiled as if scripts did not exist.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::MESSAGE;
 
-/// What each player does with a message. Each has a clone of its own.
+/// The work that the tasks do for each message. Each task has its own clone.
 pub(super) trait Script: Clone + Send + 'static {
-    /// What is sent.
+    /// The type of a message.
     type Message: Send + 'static;
 
-    /// The sender makes a message.
+    /// Creates a message, in the sender.
     fn send(&mut self) -> Self::Message;
 
-    /// The repeater has it.
+    /// Does the work of the repeater, before it passes a message on.
     fn repeat(&mut self) {}
 
-    /// The receiver has it; whether it is what was sent.
+    /// Takes a message, in the receiver. Returns whether it equals the sent one.
     fn receive(&mut self, message: Self::Message) -> bool;
 }
 
-/// Nothing.
+/// The script without any additional work.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plain;
 
@@ -39,7 +39,7 @@ impl Script for Plain {
     }
 }
 
-/// Counts the messages in flight: those that the sender has made and the receiver has not had.
+/// A script that counts the messages in flight, that is, messages that were sent and are not yet received.
 #[derive(Clone, Debug, Default)]
 pub(super) struct InFlight(Arc<Counts>);
 
@@ -50,7 +50,7 @@ struct Counts {
 }
 
 impl InFlight {
-    /// The most there ever were at a time.
+    /// The maximum number of messages that were in flight at the same time.
     pub(super) fn max(&self) -> u64 {
         self.0.max.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! Programs whose tasks' switches are known in advance.
+//! Programs with tokio tasks whose switches are known in advance.
 
 use std::future::Future;
 use std::io::{Read, Write};
@@ -12,21 +12,22 @@ use ctxtrace::workload::pin::{Pin, Pinning};
 use ctxtrace_probe::{runtime_thread, traced};
 use tokio::runtime::{Builder, Runtime};
 
-/// Sleeps of everything that sleeps within a poll.
+/// The number of sleeps of each task that sleeps in its polls, and of each such function.
 pub(crate) const SLEEPS: u64 = 40;
-/// Reads of `reader`, each of which finds an empty pipe.
+/// The number of reads of the task `reader`, each of which finds an empty pipe.
 pub(crate) const READS: u64 = 25;
-/// Tasks of `many`; number n sleeps 1 + n % 3 times.
+/// The number of tasks of `many`. Task n sleeps 1 + n % 3 times.
 pub(crate) const TASKS: u64 = 64;
-/// Tasks of `crowd`.
+/// The number of tasks of `crowd`.
 pub(crate) const CROWD: u64 = 600;
-/// Programs that `launcher` starts.
+/// The number of programs that `launcher` starts.
 pub(crate) const LAUNCHED: u64 = 10;
-/// How much CPU time `spinner` uses.
+/// The CPU time that `spinner` uses.
 const SPIN: Duration = Duration::from_millis(400);
+/// The length of each sleep.
 const SLEEP: Duration = Duration::from_millis(2);
 
-/// Runs the program of this name, if there is one.
+/// Runs the program with this name. Returns false if there is none.
 pub(crate) fn run(name: &str) -> bool {
     match name {
         "blocker" => blocker(true),
@@ -38,27 +39,28 @@ pub(crate) fn run(name: &str) -> bool {
         "crowd" => crowd(),
         "root" => one_thread().block_on(async { sleep_in_poll() }),
         "root-of-a-pool" => pool().block_on(async { sleep_in_poll() }),
-        "current-thread" => one_thread().block_on(async { tokio::spawn(sleeping()).await.expect("ended") }),
+        "current-thread" => one_thread().block_on(async { tokio::spawn(sleeping()).await.expect("the task ends") }),
         "local-set" => {
             let local = tokio::task::LocalSet::new();
             let runtime = one_thread();
             local.block_on(&runtime, async {
-                tokio::task::spawn_local(sleeping()).await.expect("ended");
+                tokio::task::spawn_local(sleeping()).await.expect("the task ends");
             });
         }
         "spawn-blocking" => pool().block_on(async {
-            tokio::task::spawn_blocking(sleep_in_poll).await.expect("ended");
+            tokio::task::spawn_blocking(sleep_in_poll).await.expect("the task ends");
         }),
         "block-in-place" => pool().block_on(async {
             let task = tokio::spawn(async { tokio::task::block_in_place(sleep_in_poll) });
-            task.await.expect("ended");
+            task.await.expect("the task ends");
         }),
         "unconstrained" => {
             let pool = pool();
-            // Until the workers have parked: by that their launch tasks become known, and others are told from them.
+            // When a worker parks for the first time, ctxtrace learns which task is its launch task, and can distinguish it from
+            // others.
             wait_for_sleeping_workers();
             let task = pool.spawn(tokio::task::unconstrained(sleeping()));
-            pool.block_on(task).expect("ended");
+            pool.block_on(task).expect("the task ends");
         }
         "sleeper-beside-spinner" => sleeper_beside_spinner(),
         "scribbler" => scribbler(),
@@ -83,25 +85,30 @@ fn pool() -> Runtime {
 }
 
 fn wait_for_sleeping_workers() {
-    let tasks = || std::fs::read_dir("/proc/self/task").expect("/proc").flatten();
+    let tasks = || {
+        std::fs::read_dir("/proc/self/task")
+            .expect("/proc is readable")
+            .flatten()
+    };
     let is_awake = |stat: &String| stat.contains("(worker)") && !stat.contains(") S ");
     let stats = || tasks().filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
     while stats().filter(|stat| stat.contains("(worker)")).count() < 2 || stats().any(|stat| is_awake(&stat)) {
         std::thread::sleep(SLEEP);
     }
-    // Their first sleep may have been another one than parking.
+    // A worker's first sleep may have been for another reason than parking, so wait longer.
     std::thread::sleep(20 * SLEEP);
 }
 
-/// A task that starts programs (`posix_spawn`). Each child sleeps before its `execve`, while it has its parent's memory and
-/// thread pointer: it opens a FIFO of its own, which a thread opens for writing only when the child sleeps.
+/// Runs a task that starts programs by `posix_spawn`. Each child sleeps before its `execve`, while it still shares the memory and
+/// the thread pointer of its parent: it opens its own FIFO for reading, which another thread opens for writing only when the child
+/// sleeps.
 fn launcher() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let fifos: Vec<_> = (0..LAUNCHED)
         .map(|number| folder.path().join(number.to_string()))
         .collect();
     for fifo in &fifos {
-        nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+        nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::S_IRWXU).expect("the FIFO is created");
     }
     let places = fifos.clone();
     let opener = std::thread::Builder::new().name("opener".to_owned()).spawn(move || {
@@ -112,7 +119,8 @@ fn launcher() {
                 before.extend(child);
                 child.is_some()
             });
-            drop(std::fs::OpenOptions::new().write(true).open(place).expect("opened"));
+            let writer = std::fs::OpenOptions::new().write(true).open(place);
+            drop(writer.expect("the FIFO is opened"));
         }
     });
     let task = async move {
@@ -120,15 +128,18 @@ fn launcher() {
             launch(&fifo);
         }
     };
-    one_thread().block_on(async { tokio::spawn(traced("launcher", task)).await.expect("ended") });
-    opener.expect("started").join().expect("ended");
+    one_thread().block_on(async { tokio::spawn(traced("launcher", task)).await.expect("the task ends") });
+    opener
+        .expect("the thread starts")
+        .join()
+        .expect("the thread ends without a panic");
 }
 
-/// A child of this process that sleeps, has not executed a program yet, and is none of these.
+/// Returns a child of this process that sleeps, has not executed a program yet, and is not among `others`.
 fn sleeping_child(others: &[i32]) -> Option<i32> {
     let this = std::process::id() as i32;
-    let own = std::env::current_exe().expect("a path");
-    let children = procfs::process::all_processes().expect("/proc").flatten();
+    let own = std::env::current_exe().expect("the path of this executable");
+    let children = procfs::process::all_processes().expect("/proc is readable").flatten();
     let mut sleeping = children.filter(|process| {
         let sleeps = process.stat().is_ok_and(|stat| stat.ppid == this && stat.state == 'S');
         sleeps && process.exe().is_ok_and(|exe| exe == own)
@@ -142,7 +153,7 @@ fn launch(fifo: &std::path::Path) {
     use std::ffi::CString;
     use std::mem::MaybeUninit;
     use std::os::unix::ffi::OsStrExt;
-    let path = CString::new(fifo.as_os_str().as_bytes()).expect("no zero in it");
+    let path = CString::new(fifo.as_os_str().as_bytes()).expect("no zero byte");
     let mut actions = MaybeUninit::uninit();
     let mut pid = 0;
     let mut arguments = [c"true".as_ptr().cast_mut(), std::ptr::null_mut()];
@@ -162,8 +173,8 @@ fn launch(fifo: &std::path::Path) {
         libc::posix_spawn_file_actions_destroy(actions.as_mut_ptr());
         result
     };
-    assert_eq!(result, 0, "started");
-    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None).expect("a child");
+    assert_eq!(result, 0, "posix_spawnp failed");
+    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None).expect("the program ends");
 }
 
 fn sleep_in_poll() {
@@ -173,29 +184,29 @@ fn sleep_in_poll() {
 }
 
 async fn sleeping() {
-    // Not in its first poll, so that a runtime has had the time to be between polls.
+    // The sleeps are not in the first poll, so that the runtime has been between two polls before.
     tokio::task::yield_now().await;
     sleep_in_poll();
 }
 
-/// Two tasks that block in their polls: one sleeps, the other reads a pipe that a thread fills only now and then.
+/// Runs two tasks that block in their polls. One sleeps; the other reads from a pipe that a thread fills slowly.
 fn blocker(with_probe: bool) {
     let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
-    // The reader says which thread is about to read, so the filler can wait until that thread sleeps.
+    // The reader sends the id of the thread that is about to read, so that the filler can wait until this thread sleeps.
     let (asks, asked) = std::sync::mpsc::channel();
     let filler = std::thread::spawn(move || {
         for tid in asked {
             while !sleeps(tid) {
                 std::thread::sleep(SLEEP);
             }
-            writer.write_all(b"x").expect("written");
+            writer.write_all(b"x").expect("the byte is sent");
         }
     });
     let reading = async move {
         let mut byte = [0];
         for _ in 0..READS {
-            asks.send(nix::unistd::gettid()).expect("the filler listens");
-            reader.read_exact(&mut byte).expect("read");
+            asks.send(nix::unistd::gettid()).expect("the filler runs");
+            reader.read_exact(&mut byte).expect("the byte is received");
             tokio::task::yield_now().await;
         }
     };
@@ -216,13 +227,13 @@ fn blocker(with_probe: bool) {
     };
     runtime.block_on(async {
         let (a, b) = (tokio::spawn(blocking), tokio::spawn(reading));
-        a.await.expect("ended");
-        b.await.expect("ended");
+        a.await.expect("the task ends");
+        b.await.expect("the task ends");
     });
-    filler.join().expect("ended");
+    filler.join().expect("the thread ends without a panic");
 }
 
-/// Whether a thread of this process sleeps.
+/// Returns whether a thread of this process sleeps.
 fn sleeps(tid: nix::unistd::Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat"));
     stat.is_ok_and(|stat| stat.contains(") S "))
@@ -230,11 +241,11 @@ fn sleeps(tid: nix::unistd::Pid) -> bool {
 
 type Task = Pinned<Box<dyn Future<Output = ()> + Send>>;
 
-/// A task that spins while a thread of no runtime does so on the same CPU.
+/// Runs a task that spins, while a thread that belongs to no runtime spins on the same CPU.
 fn spinner() {
     static DONE: AtomicBool = AtomicBool::new(false);
     let pinning = Pinning::new(Pin::SameCpu, 1).expect("a CPU");
-    pinning.apply(0).expect("pinned");
+    pinning.apply(0).expect("the thread is pinned");
     let competitor = std::thread::Builder::new().name("competitor".to_owned()).spawn(|| {
         while !DONE.load(Ordering::Relaxed) {
             std::hint::spin_loop();
@@ -248,10 +259,13 @@ fn spinner() {
         }
     }));
     DONE.store(true, Ordering::Relaxed);
-    competitor.expect("started").join().expect("ended");
+    competitor
+        .expect("the thread starts")
+        .join()
+        .expect("the thread ends without a panic");
 }
 
-/// A pool with nothing to do but an empty task now and then.
+/// Runs a pool that is idle except for an empty task every 2 ms.
 fn resting_pool() {
     let runtime = pool();
     for _ in 0..SLEEPS {
@@ -261,7 +275,7 @@ fn resting_pool() {
     std::thread::sleep(SLEEP);
 }
 
-/// Tasks of which each blocks a number of times of its own.
+/// Runs [`TASKS`] tasks that block one, two or three times.
 fn many() {
     let runtime = pool();
     let tasks = (0..TASKS).map(|number| {
@@ -276,12 +290,12 @@ fn many() {
     let tasks: Vec<_> = tasks.collect();
     runtime.block_on(async {
         for task in tasks {
-            task.await.expect("ended");
+            task.await.expect("the task ends");
         }
     });
 }
 
-/// More tasks than have a place in the probe's tables; each is polled once and blocks in it.
+/// Runs more tasks than the tables of the probe can hold. Each task is polled once and blocks in this poll.
 fn crowd() {
     let runtime = pool();
     let tasks: Vec<_> = (0..CROWD)
@@ -293,16 +307,16 @@ fn crowd() {
         .collect();
     runtime.block_on(async {
         for task in tasks {
-            task.await.expect("ended");
+            task.await.expect("the task ends");
         }
     });
 }
 
-/// A thread that sleeps beside one that spins, on one CPU: the timers that wake the sleeper interrupt the spinner.
+/// Starts a thread that sleeps and a thread that spins on the same CPU. The timers that wake the sleeper interrupt the spinner.
 fn sleeper_beside_spinner() {
     static DONE: AtomicBool = AtomicBool::new(false);
     let pinning = Pinning::new(Pin::SameCpu, 2).expect("a CPU");
-    pinning.apply(0).expect("pinned");
+    pinning.apply(0).expect("the thread is pinned");
     let spinner = std::thread::Builder::new().name("spinner".to_owned()).spawn(|| {
         while !DONE.load(Ordering::Relaxed) {
             std::hint::spin_loop();
@@ -311,22 +325,28 @@ fn sleeper_beside_spinner() {
     let sleeper = std::thread::Builder::new()
         .name("sleeper".to_owned())
         .spawn(sleep_in_poll);
-    sleeper.expect("started").join().expect("ended");
+    sleeper
+        .expect("the thread starts")
+        .join()
+        .expect("the thread ends without a panic");
     DONE.store(true, Ordering::Relaxed);
-    spinner.expect("started").join().expect("ended");
+    spinner
+        .expect("the thread starts")
+        .join()
+        .expect("the thread ends without a panic");
 }
 
-/// A thread that writes over its own slot while it polls.
+/// Polls a task that overwrites the probe's slot of its thread.
 fn scribbler() {
-    let executable = std::fs::read("/proc/self/exe").expect("readable");
+    let executable = std::fs::read("/proc/self/exe").expect("/proc is readable");
     let below_tp = examine_bytes(&executable).locator.probe_below_tp;
     one_thread().block_on(traced("scribbler", async move {
         for n in 0..SLEEPS {
-            // SAFETY: asks for the calling thread's own handle, which is its thread pointer on x86-64 Linux.
+            // SAFETY: `pthread_self` only returns the handle of the calling thread, which is its thread pointer on x86-64 Linux.
             let thread_pointer = unsafe { libc::pthread_self() } as u64;
             let slot = (thread_pointer - below_tp) as *mut u64;
             for word in 0..8 {
-                // SAFETY: the slot is eight words of this thread's own memory, made of integers for which any value will do.
+                // SAFETY: the slot consists of eight words in this thread's own memory, which are integers that may have any value.
                 unsafe { slot.add(word).write_volatile(0x5c71_bb1e_0000_0000 ^ n << word) };
             }
             std::thread::sleep(SLEEP);
@@ -334,39 +354,39 @@ fn scribbler() {
     }));
 }
 
-/// How long `ring-scribbler` scribbles.
+/// The time for which `ring-scribbler` writes to the rings.
 const SCRIBBLE: Duration = Duration::from_millis(600);
 
-/// Writes anything into the rings of polls, and would take their memory away if it could.
+/// Tries to truncate the memory of the poll rings, and then writes random values into it.
 fn ring_scribbler() {
-    let variable = std::env::var(ctxtrace_abi::rings::VARIABLE).expect("started with --polls");
+    let variable = std::env::var(ctxtrace_abi::rings::VARIABLE).expect("the recording has --polls");
     let fd = variable
         .split(',')
         .next()
         .and_then(|fd| fd.parse().ok())
-        .expect("a number");
-    // SAFETY: it was inherited, and nobody else uses it: no task is polled here.
+        .expect("the number of a descriptor");
+    // SAFETY: the descriptor was inherited, and nothing else in this process uses it, because no task is polled.
     let file = unsafe { std::fs::File::from_raw_fd(fd) };
-    assert!(file.set_len(0).is_err(), "it is sealed");
-    // SAFETY: shared memory, which is what this is about.
-    let mut memory = unsafe { memmap2::MmapMut::map_mut(&file) }.expect("mapped");
+    assert!(file.set_len(0).is_err(), "the memory is not sealed against truncation");
+    // SAFETY: ctxtrace changes the memory at the same time, but this program only writes plain numbers to it.
+    let mut memory = unsafe { memmap2::MmapMut::map_mut(&file) }.expect("the file is mapped");
     let mut random = fastrand::Rng::with_seed(7);
     let states = ctxtrace_abi::rings::STATES_AT / 8;
     let end = Instant::now() + SCRIBBLE;
     let (_, words, _) = bytemuck::pod_align_to_mut::<u8, u64>(&mut memory);
     while Instant::now() < end {
         for _ in 0..1_000 {
-            // Among the states of the rings, among the first records, anywhere in the first part.
+            // Choose a word among the states of the rings, among the first records, or anywhere in the first 32 MiB.
             let most = [states + 4_096, states + 20_000, 1 << 22][random.usize(0..3)];
             words[random.usize(states..most)] = [random.u64(..), random.u64(..1 << 20), u64::MAX][random.usize(0..3)];
         }
     }
 }
 
-/// Polls of the two processes of `polling-fork`.
+/// The numbers of polls of the two processes of `polling-fork`.
 pub(crate) const FORKED_POLLS: [u64; 2] = [20, 30];
 
-/// Polls a task, and then another process of it does.
+/// Polls a task, forks, and polls the same task in the child.
 fn polling_fork() {
     let mut task = Box::pin(traced("forked", std::future::pending::<()>()));
     let mut poll = |times: u64| {
@@ -376,11 +396,11 @@ fn polling_fork() {
         }
     };
     poll(FORKED_POLLS[0]);
-    // SAFETY: there is one thread.
-    match unsafe { nix::unistd::fork() }.expect("a process") {
+    // SAFETY: this process has one thread.
+    match unsafe { nix::unistd::fork() }.expect("the process is forked") {
         nix::unistd::ForkResult::Child => poll(FORKED_POLLS[1]),
         nix::unistd::ForkResult::Parent { child } => {
-            nix::sys::wait::waitpid(child, None).expect("ended");
+            nix::sys::wait::waitpid(child, None).expect("the program ends");
         }
     }
 }

@@ -1,14 +1,14 @@
-//! A program that knows nothing of ctxtrace: built with several releases of tokio by `cargo xtask test`.
+//! A program that knows nothing of ctxtrace. `cargo xtask test` builds it with several releases of tokio.
 //!
-//! Its first task blocks 40 times in its polls, its second one 20 times, and its root 10 times, 2 ms each.
+//! The first task blocks 40 times in its polls, the second one 20 times, and the root future 10 times, for 2 ms each.
 
 use std::thread::sleep;
 use std::time::Duration;
 
 const NAP: Duration = Duration::from_millis(2);
 
-/// Has a frame of its own: the caller of the C library's `clock_nanosleep` is missing in stacks (`docs/SEMANTICS.md`, "Stacks"),
-/// and that should not be the future.
+/// Sleeps in a function with its own frame. The caller of the C library's `clock_nanosleep` is missing in stacks
+/// (`docs/SEMANTICS.md`, "Stacks"), and without this function that would be the future.
 #[inline(never)]
 fn nap() {
     sleep(NAP);
@@ -33,7 +33,7 @@ fn main() {
             sleep(NAP);
         }
         for task in tasks {
-            task.await.expect("ended");
+            task.await.expect("the task ends");
         }
     });
 }

@@ -1,12 +1,12 @@
-//! Programs of which a part is not seen to begin or to end.
+//! Programs in which a recording misses the beginning or the end of an interval or thread, or with unusual thread names.
 
 use std::io::Write;
 use std::time::Duration;
 
-/// Status of `headless`.
+/// The exit status of `headless`.
 pub(crate) const HEADLESS_STATUS: i32 = 7;
 
-/// Tells whether there is such a program, having run it.
+/// Runs the program with this name. Returns false if there is none.
 pub(super) fn run(name: &str) -> bool {
     match name {
         "deep-sleeper" => deep_sleeper(true),
@@ -19,20 +19,21 @@ pub(super) fn run(name: &str) -> bool {
     true
 }
 
-/// Says that the program is at work.
+/// Prints `ready`, for which the tests wait.
 fn ready() {
     let mut stdout = ctxtrace::terminal::data_output();
     stdout
         .write_all(b"ready\n")
         .and_then(|()| stdout.flush())
-        .expect("written");
+        .expect("standard output is writable");
 }
 
-/// A thread that sleeps once, for a minute, beside one that naps all the time or sleeps, too.
+/// Starts a thread that sleeps once, for a minute. The main thread sleeps repeatedly for 10 ms if `naps`, and otherwise once for a
+/// minute.
 fn deep_sleeper(naps: bool) {
     let minute = || std::thread::sleep(Duration::from_secs(60));
     let thread = std::thread::Builder::new().name("deepsleeper".to_owned());
-    thread.spawn(minute).expect("started");
+    thread.spawn(minute).expect("the thread starts");
     std::thread::sleep(Duration::from_millis(100));
     ready();
     if !naps {
@@ -43,7 +44,8 @@ fn deep_sleeper(naps: bool) {
     }
 }
 
-/// Sleeps for a minute, in one function, after a nap that says when it has begun.
+/// Sleeps for 1.5 seconds, and then for a minute in another function. The end of the first sleep is the switch-in that a recording
+/// needs to know when the second one begins.
 fn long_sleeper() {
     ready();
     std::thread::sleep(Duration::from_millis(1_500));
@@ -56,7 +58,7 @@ fn sleep_for_a_minute() {
     std::hint::black_box(());
 }
 
-/// The first thread ends at once, and another one naps, and ends the process later.
+/// Ends the first thread at once. Another thread sleeps 300 times for 10 ms and then ends the process.
 #[expect(clippy::exit, reason = "the first thread is gone and cannot return a status")]
 fn headless() {
     let work = || {
@@ -67,15 +69,15 @@ fn headless() {
         std::process::exit(HEADLESS_STATUS);
     };
     let thread = std::thread::Builder::new().name("worker".to_owned());
-    thread.spawn(work).expect("started");
-    // SAFETY: ends this thread and no other; what it has on its stack stays where it is.
+    thread.spawn(work).expect("the thread starts");
+    // SAFETY: the system call ends only this thread; what is on its stack stays valid.
     unsafe { libc::syscall(libc::SYS_exit, 0) };
 }
 
-/// Its threads have names that the kernel has cut in the middle of a letter.
+/// Starts two threads with a name that the kernel truncates in the middle of a character.
 fn torn_name() {
     let naps = || {
-        // SAFETY: the name is ended by a zero.
+        // SAFETY: the name ends with a zero byte.
         unsafe { libc::prctl(libc::PR_SET_NAME, c"w\u{65e5}\u{672c}\u{8a9e}\u{30b9}\u{30ec}".as_ptr()) };
         loop {
             std::thread::sleep(Duration::from_millis(5));

@@ -1,4 +1,4 @@
-// A goroutine that sleeps in C 40 times, and a thread that C has made, which sleeps 20 times and is no goroutine's.
+// A goroutine that sleeps 40 times in C code, and a thread that the C code creates, which sleeps 20 times and runs no goroutine.
 package main
 
 /*
@@ -6,7 +6,7 @@ package main
 #include <pthread.h>
 #include <unistd.h>
 
-// Thread-locals of C's lie in the same segment as Go's.
+// Thread-locals of C are in the same TLS segment as Go's.
 static __thread volatile int count;
 
 static void naps(void) {

@@ -1,4 +1,4 @@
-// Very many goroutines that live for an instant, each of which sleeps in one system call.
+// 3,000 short-lived goroutines, each of which sleeps in one system call. Ten of them are alive at a time.
 package main
 
 import (

@@ -1,4 +1,4 @@
-// A program one of whose goroutines starts programs: what the test of os/exec traces.
+// A program with a goroutine that starts 20 programs, for the test of os/exec.
 package main
 
 import (

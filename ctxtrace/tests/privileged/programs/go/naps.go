@@ -1,4 +1,4 @@
-// A program whose goroutines sleep in system calls, each as often as is known: what the tests of the go locator trace.
+// A program whose goroutines sleep in system calls a known number of times, for the tests of the Go locator.
 package main
 
 import (
@@ -16,7 +16,7 @@ func nap() {
 	syscall.Nanosleep(&length, nil)
 }
 
-// Sleeps 40 times.
+// napper sleeps 40 times.
 func napper() {
 	for i := 0; i < 40; i++ {
 		nap()
@@ -24,7 +24,7 @@ func napper() {
 	done <- true
 }
 
-// Reads 25 bytes from a pipe that is filled slowly.
+// reader reads 25 bytes from a pipe that is filled slowly.
 func reader() {
 	var text [1]byte
 	for i := 0; i < 25; i++ {

@@ -1,5 +1,5 @@
-// A program whose goroutines each start in another way: what the tests of the types of goroutines trace. Each sleeps in system calls,
-// as often as is known.
+// A program whose goroutines are started in different ways, for the tests of the types of goroutines. Each goroutine sleeps in system
+// calls a known number of times.
 package main
 
 import (
@@ -22,14 +22,14 @@ func plain() {
 	nap(20)
 }
 
-// Two calls: it is too long to be inlined.
+// courier makes two calls, so it is too long to be inlined.
 func courier(first, second int) {
 	done.Add(1)
 	nap(first)
 	nap(second)
 }
 
-// One call: a newer compiler inlines it into its wrapper.
+// porter makes one call, so newer compilers inline it into its wrapper.
 func porter(times int) {
 	nap(times)
 }
@@ -50,7 +50,7 @@ func (v van) park() {
 	nap(v.times)
 }
 
-// Large: a wrapper copies it.
+// load is so large that a wrapper copies it.
 type load struct {
 	parts [40]int
 }

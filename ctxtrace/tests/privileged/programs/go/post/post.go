@@ -1,4 +1,4 @@
-// Package post has goroutines for its tests to start: what the test of `go test` as a target traces.
+// Package post has functions that its tests start as goroutines, for the test that traces `go test`.
 package post
 
 import (
@@ -12,7 +12,7 @@ func nap() {
 	syscall.Nanosleep(&length, nil)
 }
 
-// courier sleeps so many times.
+// courier sleeps the given number of times.
 func courier(times int, done *sync.WaitGroup) {
 	for i := 0; i < times; i++ {
 		nap()
