@@ -182,6 +182,18 @@ pub(crate) struct Scratch {
     pub(crate) key: TaskKey,
     /// The value of the result of [`crate::locate::locate`].
     pub(crate) value: u64,
+    /// 1 while a thread wakes itself and the wakeup uses this scratch space and this CPU's ring of events; see
+    /// [`Lane::Scheduler`].
+    pub(crate) self_wakeup: u64,
+}
+
+impl Scratch {
+    /// Sets [`Scratch::self_wakeup`]. The store is volatile, because a sample reads it in an interrupt.
+    #[inline(always)]
+    pub(crate) fn set_self_wakeup(&mut self, is_running: bool) {
+        // SAFETY: the pointer comes from a valid reference.
+        unsafe { (&raw mut self.self_wakeup).write_volatile(u64::from(is_running)) };
+    }
 }
 
 /// A wakeup that is being made; see [`WAKINGS`].
@@ -199,7 +211,8 @@ pub(crate) struct WakingNow {
 pub(crate) enum Lane {
     /// For `sched_switch`, `sched_waking`, `sched_wakeup_new` and the timer of samples. The kernel runs them with
     /// interrupts disabled, with one exception: where `try_to_wake_up()` wakes `current`, it disables only preemption
-    /// before it raises `sched_waking`.
+    /// before it raises `sched_waking`. A sample that interrupts such a wakeup of the target is counted as lost
+    /// ([`Scratch::self_wakeup`]); the kernel itself skips and counts a wakeup that interrupts another one.
     Scheduler = 0,
     /// For the birth, `execve` and end of threads, and for `sys_exit`.
     Lifecycle = 1,

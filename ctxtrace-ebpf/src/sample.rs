@@ -2,8 +2,8 @@
 //! constant rate.
 //!
 //! It runs in the interrupt of a high-resolution timer. The programs of the scheduler's lane run with interrupts
-//! disabled (see [`Lane::Scheduler`] for the exception), so a sample does not interrupt one of them, and may use their
-//! scratch space and their rings.
+//! disabled, so a sample does not interrupt one of them, and may use their scratch space and their rings. In the one
+//! exception (see [`Lane::Scheduler`]) the sample is counted as lost.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns};
@@ -20,15 +20,22 @@ use crate::task::Task;
 /// Entry point.
 #[perf_event]
 pub(crate) fn cpu_clock(ctx: PerfEventContext) -> u32 {
+    let Some(scratch) = Lane::Scheduler.scratch() else {
+        return 0;
+    };
+    // SAFETY: the pointer comes from a valid reference. The load is volatile because this program interrupts the one
+    // that stores it.
+    if unsafe { (&raw const scratch.self_wakeup).read_volatile() } != 0 {
+        // The current thread belongs to the target.
+        count(|counters| &mut counters.lost_samples);
+        return 0;
+    }
     let tid = bpf_get_current_pid_tgid() as u32;
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     if !is_targets(tid, now_ns) {
         return 0;
     }
-    let Some(scratch) = Lane::Scheduler.scratch() else {
-        return 0;
-    };
     // There is no kernel stack if the interrupt came in user mode. This is how the two cases are distinguished.
     let kernel = walk(ctx.as_ptr(), Space::Kernel, scratch);
     let user = walk(ctx.as_ptr(), Space::User, scratch);

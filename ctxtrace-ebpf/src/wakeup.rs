@@ -52,8 +52,12 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
     };
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
+    if WITH_EVENTS.load() != 0 {
+        // SAFETY: the helper has no preconditions.
+        let wakes_itself = task.address() == unsafe { bpf_get_current_task() };
+        scratch.set_self_wakeup(wakes_itself);
+    }
     waker(ctx.as_ptr(), scratch);
-    let waker = &scratch.waker;
     if WITH_EVENTS.load() != 0 {
         // A thread that is, or may be, on a CPU is introduced at its switch-out: an introduction here could come too
         // late.
@@ -61,8 +65,10 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
             introduce(task, tid, thread, now_ns);
         }
         let newborn = first_seen == FirstSeen::Newborn;
-        publish(&Event::waking(now_ns, cpu(), tid, noted, newborn, waker));
+        publish(&Event::waking(now_ns, cpu(), tid, noted, newborn, &scratch.waker));
+        scratch.set_self_wakeup(false);
     }
+    let waker = &scratch.waker;
     let Some(waking) = noted else {
         return 0;
     };
