@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn indices_tell_named_and_hooked_tasks_apart_and_stay_in_bounds() {
+    fn named_and_hooked_tasks_have_distinct_indices_in_bounds() {
         assert_eq!(task_index(1), 1);
         assert_eq!(task_index(511), 511);
         assert_eq!(task_index(512), 0);

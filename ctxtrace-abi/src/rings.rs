@@ -89,7 +89,7 @@ pub struct Header {
     /// Number of records that each ring holds; a power of two.
     pub capacity: u64,
     /// Number of records that were dropped because their thread found no free ring. Raised by the writers.
-    pub homeless: u64,
+    pub dropped_without_ring: u64,
 }
 
 const _: () = assert!(size_of::<Header>() == 48);
@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tasks_come_back_or_are_nobody() {
+    fn short_tasks_round_trip_or_become_zero() {
         for id in [0, 1, 511, 512, (1 << 21) - 1] {
             assert_eq!(long_task(short_task(id)), id);
             assert_eq!(long_task(short_task(id | crate::HOOKED)), id | crate::HOOKED);

@@ -39,9 +39,9 @@ const PAGE: u64 = 4_096;
 
 /// After this many consecutive stacks that were followed and not recognised, the kernel walks most of this thread's
 /// stacks for a while.
-const MOST_IN_VAIN: u32 = 8;
+const MAX_FAILED_WALKS: u32 = 8;
 /// During that time, one stack in this many is followed.
-const TRIED_ONE_IN: u32 = 64;
+const RETRY_ONE_IN: u32 = 64;
 /// Number of user stacks remembered for each thread.
 const REMEMBERED: usize = 4;
 
@@ -54,7 +54,7 @@ pub struct UserStacks {
     /// Address of the first page above the readable part of the stack; 0 if it is not known.
     ends: u64,
     /// Number of consecutive stacks that were followed and not recognised.
-    in_vain: u32,
+    consecutive_failures: u32,
     /// Number of stacks that were left to the kernel since the last attempt to follow one.
     left: u32,
     /// Number of bytes in which the last recognised stacks lay, at most the size of the copy; 0 before the first one.
@@ -68,11 +68,11 @@ impl UserStacks {
     /// Returns whether the next stack is to be followed.
     #[inline(always)]
     pub fn try_next(&mut self) -> bool {
-        if self.in_vain < MOST_IN_VAIN {
+        if self.consecutive_failures < MAX_FAILED_WALKS {
             return true;
         }
         self.left += 1;
-        if self.left < TRIED_ONE_IN {
+        if self.left < RETRY_ONE_IN {
             return false;
         }
         self.left = 0;
@@ -117,7 +117,7 @@ impl UserStacks {
     pub fn takes(&mut self, key: u64) -> bool {
         let [a, b, c, d] = self.keys;
         let is_known = key != 0 && (key == a || key == b || key == c || key == d);
-        self.in_vain = if is_known { 0 } else { self.in_vain + 1 };
+        self.consecutive_failures = if is_known { 0 } else { self.consecutive_failures + 1 };
         is_known
     }
 
@@ -252,17 +252,17 @@ mod tests {
     }
 
     #[test]
-    fn who_is_followed_in_vain_is_left_to_the_kernel_for_a_while() {
+    fn repeated_failures_leave_stacks_to_the_kernel_for_a_while() {
         let mut stacks = UserStacks::zeroed();
         stacks.remember(1);
         let mut tried = 0;
-        for _ in 0..MOST_IN_VAIN + 10 * TRIED_ONE_IN {
+        for _ in 0..MAX_FAILED_WALKS + 10 * RETRY_ONE_IN {
             if stacks.try_next() {
                 tried += 1;
                 assert!(!stacks.takes(2));
             }
         }
-        assert_eq!(tried, MOST_IN_VAIN + 10);
+        assert_eq!(tried, MAX_FAILED_WALKS + 10);
         while !stacks.try_next() {}
         assert!(stacks.takes(1));
         assert!(stacks.try_next() && stacks.takes(1), "no longer backing off");

@@ -100,7 +100,7 @@ impl Span {
     /// Makes a known time of `ns` nanoseconds, which must be below `u64::MAX` (584 years).
     #[inline(always)]
     #[must_use]
-    pub const fn of(ns: u64) -> Self {
+    pub const fn new(ns: u64) -> Self {
         Self(ns)
     }
 
@@ -145,7 +145,7 @@ pub struct Left {
 /// clock.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Waking {
+pub enum NotedWakeup {
     /// The first wakeup since the switch-out.
     OffCpu = 0,
     /// The last wakeup since the switch-in.
@@ -164,7 +164,7 @@ pub struct Entered {
     /// From the wakeup that ended the sleep to switch-in; longer than `run_queue_ns` if wakeup and switch-out raced.
     pub wake_to_run_ns: Span,
     /// The wakeup that ended the sleep, or the wait of a new thread.
-    pub woken: Option<Waking>,
+    pub woken: Option<NotedWakeup>,
     /// Whether the thread slept (or is new) and no wakeup of it was seen.
     pub wake_unknown: bool,
     /// Whether the thread was recorded as on-CPU: a switch-out was lost, and with it the on-CPU interval that it ended.
@@ -214,7 +214,7 @@ impl Clock {
         let mut left = Left::default();
         match self.phase() {
             Phase::On => {
-                left.on_cpu_ns = Span::of(now_ns.saturating_sub(self.since_ns));
+                left.on_cpu_ns = Span::new(now_ns.saturating_sub(self.since_ns));
                 // A time in this field belongs to an earlier interval: that wakeup came while the thread, still
                 // runnable, got its CPU. A wakeup that ends the sleep that begins now comes after the new phase has
                 // been stored below.
@@ -223,7 +223,7 @@ impl Clock {
             Phase::Slept | Phase::Runnable | Phase::New => {
                 left.missed_switch_in = true;
                 // These wakeups ended the interval that was lost; they do not belong to the one that begins now.
-                self.forget_wakings();
+                self.clear_wakeups();
             }
             Phase::Unknown | Phase::Dead => {}
         }
@@ -241,10 +241,10 @@ impl Clock {
     /// 0 if there was no wakeup.
     #[inline(always)]
     #[must_use]
-    pub fn noted_waking(&self) -> (Waking, u64) {
+    pub fn noted_wakeup(&self) -> (NotedWakeup, u64) {
         match load(&self.wake_off_ns) {
-            0 => (Waking::OnCpu, load(&self.wake_on_ns)),
-            woken_ns => (Waking::OffCpu, woken_ns),
+            0 => (NotedWakeup::OnCpu, load(&self.wake_on_ns)),
+            woken_ns => (NotedWakeup::OffCpu, woken_ns),
         }
     }
 
@@ -254,8 +254,8 @@ impl Clock {
         let mut entered = Entered::default();
         match self.phase() {
             Phase::Slept => {
-                entered.off_cpu_ns = Span::of(now_ns.saturating_sub(self.since_ns));
-                let (waking, woken_ns) = self.noted_waking();
+                entered.off_cpu_ns = Span::new(now_ns.saturating_sub(self.since_ns));
+                let (wakeup, woken_ns) = self.noted_wakeup();
                 if woken_ns == 0 {
                     entered.wake_unknown = true;
                 } else {
@@ -264,14 +264,14 @@ impl Clock {
                     } else {
                         self.since_ns
                     };
-                    entered.woken = Some(waking);
-                    entered.blocked_ns = Span::of(sleep_end_ns.saturating_sub(self.since_ns));
-                    entered.run_queue_ns = Span::of(now_ns.saturating_sub(sleep_end_ns));
-                    entered.wake_to_run_ns = Span::of(now_ns.saturating_sub(woken_ns));
+                    entered.woken = Some(wakeup);
+                    entered.blocked_ns = Span::new(sleep_end_ns.saturating_sub(self.since_ns));
+                    entered.run_queue_ns = Span::new(now_ns.saturating_sub(sleep_end_ns));
+                    entered.wake_to_run_ns = Span::new(now_ns.saturating_sub(woken_ns));
                 }
             }
             Phase::Runnable => {
-                entered.off_cpu_ns = Span::of(now_ns.saturating_sub(self.since_ns));
+                entered.off_cpu_ns = Span::new(now_ns.saturating_sub(self.since_ns));
                 entered.run_queue_ns = entered.off_cpu_ns;
             }
             Phase::New => {
@@ -279,46 +279,46 @@ impl Clock {
                 if woken_ns == 0 {
                     entered.wake_unknown = true;
                 } else {
-                    entered.woken = Some(Waking::OffCpu);
-                    entered.run_queue_ns = Span::of(now_ns.saturating_sub(woken_ns));
+                    entered.woken = Some(NotedWakeup::OffCpu);
+                    entered.run_queue_ns = Span::new(now_ns.saturating_sub(woken_ns));
                     entered.wake_to_run_ns = entered.run_queue_ns;
                 }
             }
             Phase::On => entered.missed_switch_out = true,
             Phase::Unknown | Phase::Dead => {}
         }
-        self.forget_wakings();
+        self.clear_wakeups();
         self.since_ns = now_ns;
         self.phase = Phase::On as u32;
         entered
     }
 
     /// Returns which of the two wakeups a wakeup at this moment would be, or `None` if it would have no effect. Data
-    /// that is kept about a wakeup in addition to the clock must be written between this call and [`Clock::waking`].
+    /// that is kept about a wakeup in addition to the clock must be written between this call and [`Clock::wakeup`].
     #[inline(always)]
     #[must_use]
-    pub fn next_waking(&self) -> Option<Waking> {
+    pub fn next_wakeup(&self) -> Option<NotedWakeup> {
         match self.phase() {
-            Phase::On => Some(Waking::OnCpu),
-            Phase::Slept | Phase::Runnable | Phase::New if load(&self.wake_off_ns) == 0 => Some(Waking::OffCpu),
+            Phase::On => Some(NotedWakeup::OnCpu),
+            Phase::Slept | Phase::Runnable | Phase::New if load(&self.wake_off_ns) == 0 => Some(NotedWakeup::OffCpu),
             Phase::Slept | Phase::Runnable | Phase::New | Phase::Unknown | Phase::Dead => None,
         }
     }
 
     /// Records that the thread is woken (`sched_waking`, or `sched_wakeup_new` for a new thread), and that this is
-    /// wakeup `waking`. This may run on any CPU. The kernel holds the thread's `pi_lock`, so the wakeups of one thread
+    /// wakeup `wakeup`. This may run on any CPU. The kernel holds the thread's `pi_lock`, so the wakeups of one thread
     /// come one at a time, except those that the thread's own CPU makes while the thread is `current` (kernel:
     /// `kernel/sched/core.c`, `try_to_wake_up()`).
     #[inline(always)]
-    pub fn waking(&mut self, waking: Waking, now_ns: u64) {
-        match waking {
-            Waking::OnCpu => store(&mut self.wake_on_ns, now_ns),
-            Waking::OffCpu => store(&mut self.wake_off_ns, now_ns),
+    pub fn wakeup(&mut self, wakeup: NotedWakeup, now_ns: u64) {
+        match wakeup {
+            NotedWakeup::OnCpu => store(&mut self.wake_on_ns, now_ns),
+            NotedWakeup::OffCpu => store(&mut self.wake_off_ns, now_ns),
         }
     }
 
     #[inline(always)]
-    fn forget_wakings(&mut self) {
+    fn clear_wakeups(&mut self) {
         store(&mut self.wake_off_ns, 0);
         store(&mut self.wake_on_ns, 0);
     }
@@ -344,8 +344,8 @@ mod tests {
                 'r' => lefts.push(clock.switch_out(now_ns, Leave::Runnable)),
                 'x' => lefts.push(clock.switch_out(now_ns, Leave::Dead)),
                 '!' => {
-                    if let Some(waking) = clock.next_waking() {
-                        clock.waking(waking, now_ns);
+                    if let Some(wakeup) = clock.next_wakeup() {
+                        clock.wakeup(wakeup, now_ns);
                     }
                 }
                 _ => {}
@@ -355,27 +355,27 @@ mod tests {
     }
 
     #[test]
-    fn a_sleep_is_split_at_its_waking() {
+    fn a_sleep_is_split_at_its_wakeup() {
         let (lefts, entereds, _) = play(Clock::UNKNOWN, "[---z...!..[");
-        assert_eq!(lefts[0].on_cpu_ns, Span::of(40));
+        assert_eq!(lefts[0].on_cpu_ns, Span::new(40));
         assert_eq!(
             entereds[1],
             Entered {
-                off_cpu_ns: Span::of(70),
-                blocked_ns: Span::of(40),
-                run_queue_ns: Span::of(30),
-                wake_to_run_ns: Span::of(30),
-                woken: Some(Waking::OffCpu),
+                off_cpu_ns: Span::new(70),
+                blocked_ns: Span::new(40),
+                run_queue_ns: Span::new(30),
+                wake_to_run_ns: Span::new(30),
+                woken: Some(NotedWakeup::OffCpu),
                 ..Entered::default()
             }
         );
     }
 
     #[test]
-    fn only_the_first_waking_after_the_switch_out_ends_the_sleep() {
+    fn only_the_first_wakeup_after_the_switch_out_ends_the_sleep() {
         let (_, entereds, _) = play(Clock::UNKNOWN, "[z..!..!.[");
-        assert_eq!(entereds[1].blocked_ns, Span::of(30));
-        assert_eq!(entereds[1].wake_to_run_ns, Span::of(50));
+        assert_eq!(entereds[1].blocked_ns, Span::new(30));
+        assert_eq!(entereds[1].wake_to_run_ns, Span::new(50));
     }
 
     #[test]
@@ -384,38 +384,38 @@ mod tests {
         assert_eq!(
             entereds[1],
             Entered {
-                off_cpu_ns: Span::of(50),
-                blocked_ns: Span::of(0),
-                run_queue_ns: Span::of(50),
-                wake_to_run_ns: Span::of(80),
-                woken: Some(Waking::OnCpu),
+                off_cpu_ns: Span::new(50),
+                blocked_ns: Span::new(0),
+                run_queue_ns: Span::new(50),
+                wake_to_run_ns: Span::new(80),
+                woken: Some(NotedWakeup::OnCpu),
                 ..Entered::default()
             }
         );
     }
 
     #[test]
-    fn of_several_early_wakings_the_last_one_raced() {
+    fn of_several_early_wakeups_the_last_one_raced() {
         let (_, entereds, _) = play(Clock::UNKNOWN, "[!-!z..[");
-        assert_eq!(entereds[1].wake_to_run_ns, Span::of(40));
+        assert_eq!(entereds[1].wake_to_run_ns, Span::new(40));
     }
 
     #[test]
-    fn a_waking_after_the_switch_out_beats_an_early_one() {
+    fn a_wakeup_after_the_switch_out_beats_an_early_one() {
         let (_, entereds, _) = play(Clock::UNKNOWN, "[!-z..!.[");
-        assert_eq!(entereds[1].blocked_ns, Span::of(30));
-        assert_eq!(entereds[1].wake_to_run_ns, Span::of(20));
+        assert_eq!(entereds[1].blocked_ns, Span::new(30));
+        assert_eq!(entereds[1].wake_to_run_ns, Span::new(20));
     }
 
     #[test]
-    fn an_early_waking_does_not_outlive_its_switch_in() {
+    fn an_early_wakeup_does_not_outlive_its_switch_in() {
         // The wakeup belongs to the first sleep. The second sleep has none, and must be reported as such.
         let (_, entereds, _) = play(Clock::UNKNOWN, "[!z..[--z..[");
-        assert_eq!(entereds[1].wake_to_run_ns, Span::of(40));
+        assert_eq!(entereds[1].wake_to_run_ns, Span::new(40));
         assert!(entereds[2].wake_unknown);
         assert_eq!(entereds[2].blocked_ns, Span::UNKNOWN);
         assert_eq!(entereds[2].run_queue_ns, Span::UNKNOWN);
-        assert_eq!(entereds[2].off_cpu_ns, Span::of(30));
+        assert_eq!(entereds[2].off_cpu_ns, Span::new(30));
     }
 
     #[test]
@@ -424,19 +424,19 @@ mod tests {
         assert_eq!(
             entereds[1],
             Entered {
-                off_cpu_ns: Span::of(40),
-                run_queue_ns: Span::of(40),
+                off_cpu_ns: Span::new(40),
+                run_queue_ns: Span::new(40),
                 ..Entered::default()
             }
         );
     }
 
     #[test]
-    fn a_waking_of_a_preempted_thread_ends_no_sleep() {
+    fn a_wakeup_of_a_preempted_thread_ends_no_sleep() {
         // The thread was preempted between setting its state and `schedule()`: it is woken, but never slept.
         let (_, entereds, _) = play(Clock::UNKNOWN, "[--r.!.[--z.[");
         assert_eq!(entereds[1].blocked_ns, Span::UNKNOWN);
-        assert_eq!(entereds[1].run_queue_ns, Span::of(40));
+        assert_eq!(entereds[1].run_queue_ns, Span::new(40));
         assert!(entereds[2].wake_unknown, "the wakeup must not count for the next sleep");
     }
 
@@ -446,17 +446,17 @@ mod tests {
         assert_eq!(
             entereds[0],
             Entered {
-                run_queue_ns: Span::of(40),
-                wake_to_run_ns: Span::of(40),
-                woken: Some(Waking::OffCpu),
+                run_queue_ns: Span::new(40),
+                wake_to_run_ns: Span::new(40),
+                woken: Some(NotedWakeup::OffCpu),
                 ..Entered::default()
             }
         );
-        assert_eq!(lefts[0].on_cpu_ns, Span::of(20));
+        assert_eq!(lefts[0].on_cpu_ns, Span::new(20));
     }
 
     #[test]
-    fn a_new_thread_without_its_wakeup_is_said_to_lack_it() {
+    fn a_new_thread_without_its_wakeup_is_counted() {
         let (_, entereds, _) = play(Clock::NEW, "...[");
         assert!(entereds[0].wake_unknown);
         assert_eq!(entereds[0].run_queue_ns, Span::UNKNOWN);
@@ -466,7 +466,7 @@ mod tests {
     fn a_thread_first_seen_in_the_middle_invents_no_time() {
         let (lefts, entereds, _) = play(Clock::UNKNOWN, "--z..!.[");
         assert_eq!(lefts[0], Left::default(), "on-CPU since an unknown time");
-        assert_eq!(entereds[0].off_cpu_ns, Span::of(50));
+        assert_eq!(entereds[0].off_cpu_ns, Span::new(50));
         let (_, entereds, _) = play(Clock::UNKNOWN, "..!..[");
         assert_eq!(entereds[0], Entered::default(), "off-CPU since an unknown time");
     }
@@ -478,67 +478,70 @@ mod tests {
         assert_eq!(entereds[1].off_cpu_ns, Span::UNKNOWN);
         assert_eq!(
             lefts[0].on_cpu_ns,
-            Span::of(40),
+            Span::new(40),
             "counted from the switch-in that was seen"
         );
     }
 
     #[test]
-    fn a_lost_switch_in_drops_the_off_interval_and_its_waking() {
+    fn a_lost_switch_in_drops_the_off_interval_and_its_wakeup() {
         let (lefts, entereds, _) = play(Clock::UNKNOWN, "[-z.!..z...[");
         assert!(lefts[1].missed_switch_in);
         assert_eq!(lefts[1].on_cpu_ns, Span::UNKNOWN);
         assert_eq!(
             entereds[1].off_cpu_ns,
-            Span::of(40),
+            Span::new(40),
             "counted from the switch-out that was seen"
         );
         assert!(entereds[1].wake_unknown, "the wakeup ended the interval that was lost");
     }
 
     #[test]
-    fn a_waking_stamped_before_a_switch_out_it_was_stored_after_counts_as_raced() {
+    fn a_wakeup_stamped_before_a_switch_out_it_was_stored_after_counts_as_raced() {
         // Another CPU read its clock first and stored the time last.
         let mut clock = Clock::UNKNOWN;
         clock.switch_in(10);
         clock.switch_out(50, Leave::Slept);
-        clock.waking(Waking::OffCpu, 48);
+        clock.wakeup(NotedWakeup::OffCpu, 48);
         let entered = clock.switch_in(90);
-        assert_eq!(entered.blocked_ns, Span::of(0));
-        assert_eq!(entered.run_queue_ns, Span::of(40));
-        assert_eq!(entered.wake_to_run_ns, Span::of(42));
+        assert_eq!(entered.blocked_ns, Span::new(0));
+        assert_eq!(entered.run_queue_ns, Span::new(40));
+        assert_eq!(entered.wake_to_run_ns, Span::new(42));
     }
 
     #[test]
-    fn a_waking_stamped_after_a_switch_out_it_was_stored_before_ends_the_sleep_there() {
+    fn a_wakeup_stamped_after_a_switch_out_it_was_stored_before_ends_the_sleep_there() {
         let mut clock = Clock::UNKNOWN;
         clock.switch_in(10);
-        clock.waking(Waking::OnCpu, 52);
+        clock.wakeup(NotedWakeup::OnCpu, 52);
         clock.switch_out(50, Leave::Slept);
         let entered = clock.switch_in(90);
-        assert_eq!(entered.blocked_ns, Span::of(2));
-        assert_eq!(entered.run_queue_ns, Span::of(38));
+        assert_eq!(entered.blocked_ns, Span::new(2));
+        assert_eq!(entered.run_queue_ns, Span::new(38));
     }
 
     #[test]
     fn an_exit_leaves_the_interval_open_for_ever() {
         let (lefts, _, clock) = play(Clock::UNKNOWN, "[--x");
-        assert_eq!(lefts[0].on_cpu_ns, Span::of(30));
+        assert_eq!(lefts[0].on_cpu_ns, Span::new(30));
         assert_eq!(clock.phase(), Phase::Dead);
         assert!(clock.is_off());
     }
 
     #[test]
-    fn a_waking_that_came_too_late_to_be_cleared_ends_no_later_sleep() {
+    fn a_wakeup_that_came_too_late_to_be_cleared_ends_no_later_sleep() {
         let (_, _, mut clock) = play(Clock::UNKNOWN, "[-r");
-        let late = clock.next_waking().expect("the wakeup is noted");
+        let late = clock.next_wakeup().expect("the wakeup is noted");
         clock.switch_in(40);
-        clock.waking(late, 41);
+        clock.wakeup(late, 41);
         clock.switch_out(50, Leave::Slept);
-        let waking = clock.next_waking().expect("the first wakeup of this sleep");
-        clock.waking(waking, 70);
+        let wakeup = clock.next_wakeup().expect("the first wakeup of this sleep");
+        clock.wakeup(wakeup, 70);
         let entered = clock.switch_in(80);
-        assert_eq!((entered.blocked_ns, entered.run_queue_ns), (Span::of(20), Span::of(10)));
+        assert_eq!(
+            (entered.blocked_ns, entered.run_queue_ns),
+            (Span::new(20), Span::new(10))
+        );
     }
 
     #[test]

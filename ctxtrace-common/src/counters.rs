@@ -10,7 +10,8 @@ pub struct Counters {
     /// Switch-outs of target threads: runs of the `sched_switch` program in which `prev` is a target thread.
     pub switches: u64,
     /// Wakeups of target threads.
-    pub wakings: u64,
+    #[cfg_attr(feature = "serde", serde(rename = "wakings"))]
+    pub wakeups: u64,
     /// Switch-outs that the kernel's own counters include and no program run saw (`lost.events`).
     pub lost_events: u64,
     /// Off-CPU intervals that were dropped because the event at their beginning or end was lost (`lost.intervals`).
@@ -69,7 +70,7 @@ impl Counters {
     pub fn add(&mut self, other: &Self) {
         let Self {
             switches,
-            wakings,
+            wakeups,
             lost_events,
             lost_intervals,
             lost_wakeups,
@@ -92,7 +93,7 @@ impl Counters {
             fault_injection_runs,
         } = other;
         self.switches += switches;
-        self.wakings += wakings;
+        self.wakeups += wakeups;
         self.lost_events += lost_events;
         self.lost_intervals += lost_intervals;
         self.lost_wakeups += lost_wakeups;

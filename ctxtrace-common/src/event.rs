@@ -13,14 +13,14 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::clock::{Leave, Waking};
+use crate::clock::{Leave, NotedWakeup};
 use crate::process::Image;
 use crate::stack::SumKey;
 use crate::wakeup::Waker;
 use crate::words::store;
 
 const SWITCH: u8 = 1;
-const WAKING: u8 = 2;
+const WAKEUP: u8 = 2;
 const THREAD: u8 = 3;
 const NAME: u8 = 4;
 const EXEC: u8 = 5;
@@ -108,7 +108,7 @@ pub struct In {
     /// The thread's id.
     pub tid: u32,
     /// The wakeup that ended the thread's sleep, if the thread slept.
-    pub waking: Waking,
+    pub wakeup: NotedWakeup,
     /// Time of that wakeup; 0 if there was none.
     pub woken_ns: u64,
     /// Whether the CPU was idle before. False in captures of versions that did not record this.
@@ -126,11 +126,11 @@ pub enum Decoded {
         into: Option<In>,
     },
     /// A thread of the target is woken.
-    Waking {
+    Wakeup {
         /// The thread's id.
         tid: u32,
         /// Which of the thread's two wakeups it was noted as; `None` if it had no effect.
-        noted: Option<Waking>,
+        noted: Option<NotedWakeup>,
         /// Whether the thread has just been created, by the thread that wakes it.
         newborn: bool,
         /// The waker, without its stacks.
@@ -189,7 +189,7 @@ impl Event {
     #[inline(always)]
     #[must_use]
     pub fn switch(at_ns: u64, cpu: u32) -> Self {
-        Self::of(SWITCH, at_ns, cpu)
+        Self::new_of_kind(SWITCH, at_ns, cpu)
     }
 
     /// Overwrites the event with a switch without threads. It is stored word by word, because this is done at each
@@ -211,7 +211,7 @@ impl Event {
     }
 
     #[inline(always)]
-    fn of(kind: u8, at_ns: u64, cpu: u32) -> Self {
+    fn new_of_kind(kind: u8, at_ns: u64, cpu: u32) -> Self {
         Self {
             at_ns,
             task: 0,
@@ -249,12 +249,12 @@ impl Event {
         self.flags |= flags;
     }
 
-    /// Sets the thread that is switched in, with the result of [`crate::clock::Clock::noted_waking`].
+    /// Sets the thread that is switched in, with the result of [`crate::clock::Clock::noted_wakeup`].
     #[inline(always)]
-    pub fn set_in(&mut self, tid: u32, waking: Waking, woken_ns: u64) {
+    pub fn set_in(&mut self, tid: u32, wakeup: NotedWakeup, woken_ns: u64) {
         self.other_tid = tid;
         self.word = woken_ns;
-        if matches!(waking, Waking::OnCpu) {
+        if matches!(wakeup, NotedWakeup::OnCpu) {
             self.flags |= WOKEN_ON_CPU;
         }
     }
@@ -275,11 +275,11 @@ impl Event {
     /// Makes a wakeup.
     #[inline(always)]
     #[must_use]
-    pub fn waking(at_ns: u64, cpu: u32, tid: u32, noted: Option<Waking>, newborn: bool, waker: &Waker) -> Self {
+    pub fn wakeup(at_ns: u64, cpu: u32, tid: u32, noted: Option<NotedWakeup>, newborn: bool, waker: &Waker) -> Self {
         let noted = match noted {
             None => 0,
-            Some(Waking::OffCpu) => NOTED_OFF_CPU,
-            Some(Waking::OnCpu) => NOTED_ON_CPU,
+            Some(NotedWakeup::OffCpu) => NOTED_OFF_CPU,
+            Some(NotedWakeup::OnCpu) => NOTED_ON_CPU,
         };
         Self {
             task: waker.words()[0],
@@ -288,7 +288,7 @@ impl Event {
             other_tid: waker.tid,
             flags: if newborn { noted | NEWBORN } else { noted },
             origin: waker.origin as u8,
-            ..Self::of(WAKING, at_ns, cpu)
+            ..Self::new_of_kind(WAKEUP, at_ns, cpu)
         }
     }
 
@@ -304,7 +304,7 @@ impl Event {
         image: Image,
         new: bool,
     ) -> Self {
-        let mut event = Self::of(THREAD, at_ns, cpu);
+        let mut event = Self::new_of_kind(THREAD, at_ns, cpu);
         event.tid = tid;
         event.other_tid = previous_tid;
         event.task = start_boottime_ns;
@@ -317,7 +317,7 @@ impl Event {
     #[inline(always)]
     #[must_use]
     pub fn name(at_ns: u64, cpu: u32, tid: u32, comm: &[u8; 16]) -> Self {
-        let mut event = Self::of(NAME, at_ns, cpu);
+        let mut event = Self::new_of_kind(NAME, at_ns, cpu);
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *comm;
         event.tid = tid;
         event.task = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
@@ -329,7 +329,7 @@ impl Event {
     #[inline(always)]
     #[must_use]
     pub fn exec(at_ns: u64, cpu: u32, tid: u32, executed_ns: u64, image: Option<Image>) -> Self {
-        let mut event = Self::of(EXEC, at_ns, cpu);
+        let mut event = Self::new_of_kind(EXEC, at_ns, cpu);
         event.tid = tid;
         event.task = executed_ns;
         event.word = match image {
@@ -343,7 +343,7 @@ impl Event {
     #[inline(always)]
     #[must_use]
     pub fn sample(at_ns: u64, cpu: u32, tid: u32, in_kernel: bool, kernel_stack: u64, user_stack: u64) -> Self {
-        let mut event = Self::of(SAMPLE, at_ns, cpu);
+        let mut event = Self::new_of_kind(SAMPLE, at_ns, cpu);
         event.tid = tid;
         event.task = kernel_stack;
         event.word = user_stack;
@@ -360,11 +360,11 @@ impl Event {
                 out: self.out(),
                 into: self.incoming(),
             },
-            WAKING => Decoded::Waking {
+            WAKEUP => Decoded::Wakeup {
                 tid: self.tid,
                 noted: match self.flags & (NOTED_OFF_CPU | NOTED_ON_CPU) {
-                    NOTED_OFF_CPU => Some(Waking::OffCpu),
-                    NOTED_ON_CPU => Some(Waking::OnCpu),
+                    NOTED_OFF_CPU => Some(NotedWakeup::OffCpu),
+                    NOTED_ON_CPU => Some(NotedWakeup::OnCpu),
                     _ => None,
                 },
                 newborn: self.flags & NEWBORN != 0,
@@ -419,10 +419,10 @@ impl Event {
     fn incoming(&self) -> Option<In> {
         (self.other_tid != 0).then_some(In {
             tid: self.other_tid,
-            waking: if self.flags & WOKEN_ON_CPU != 0 {
-                Waking::OnCpu
+            wakeup: if self.flags & WOKEN_ON_CPU != 0 {
+                NotedWakeup::OnCpu
             } else {
-                Waking::OffCpu
+                NotedWakeup::OffCpu
             },
             woken_ns: self.word,
             cpu_was_idle: self.flags & CPU_WAS_IDLE != 0,
@@ -471,16 +471,16 @@ mod tests {
     }
 
     #[test]
-    fn a_switch_tells_of_both_threads() {
+    fn a_switch_describes_both_threads() {
         for leave in [Leave::Slept, Leave::Runnable, Leave::Dead] {
             for voluntary in [false, true] {
-                for (waking, throttled) in [(Waking::OffCpu, false), (Waking::OnCpu, true)] {
+                for (wakeup, throttled) in [(NotedWakeup::OffCpu, false), (NotedWakeup::OnCpu, true)] {
                     let mut event = Event::switch(7, 3);
                     assert!(!event.concerns_the_target());
                     let mut pending = key(5, 2, u64::MAX);
                     pending.throttled = u8::from(throttled);
                     event.set_out(11, leave, voluntary, &pending);
-                    event.set_in(12, waking, 6);
+                    event.set_in(12, wakeup, 6);
                     assert!(event.concerns_the_target());
                     assert_eq!((event.at_ns, event.cpu), (7, 3));
                     let out = Out {
@@ -494,7 +494,7 @@ mod tests {
                     };
                     let into = In {
                         tid: 12,
-                        waking,
+                        wakeup,
                         woken_ns: 6,
                         cpu_was_idle: false,
                     };
@@ -511,9 +511,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_targets_is_not_told() {
+    fn threads_outside_the_target_are_omitted() {
         let mut event = Event::switch(7, 0);
-        event.set_in(12, Waking::OffCpu, 0);
+        event.set_in(12, NotedWakeup::OffCpu, 0);
         assert!(matches!(
             event.decode(),
             Some(Decoded::Switch {
@@ -524,13 +524,13 @@ mod tests {
     }
 
     #[test]
-    fn a_cpu_that_was_idle_is_told() {
+    fn an_idle_cpu_is_recorded() {
         let mut event = Event::switch(7, 0);
         event.set_cpu_was_idle();
-        event.set_in(12, Waking::OnCpu, 6);
+        event.set_in(12, NotedWakeup::OnCpu, 6);
         let into = In {
             tid: 12,
-            waking: Waking::OnCpu,
+            wakeup: NotedWakeup::OnCpu,
             woken_ns: 6,
             cpu_was_idle: true,
         };
@@ -544,15 +544,15 @@ mod tests {
     }
 
     #[test]
-    fn a_waking_names_its_maker() {
+    fn a_wakeup_names_its_maker() {
         let program = Image { tgid: 20, number: 3 };
         let waker = Waker::new(Origin::Task, 21, program, 9);
-        for noted in [None, Some(Waking::OffCpu), Some(Waking::OnCpu)] {
+        for noted in [None, Some(NotedWakeup::OffCpu), Some(NotedWakeup::OnCpu)] {
             for newborn in [false, true] {
-                let decoded = Event::waking(1, 2, 5, noted, newborn, &waker).decode();
+                let decoded = Event::wakeup(1, 2, 5, noted, newborn, &waker).decode();
                 assert_eq!(
                     decoded,
-                    Some(Decoded::Waking {
+                    Some(Decoded::Wakeup {
                         tid: 5,
                         noted,
                         newborn,
@@ -611,6 +611,6 @@ mod tests {
     #[test]
     fn a_kind_of_another_version_is_not_guessed_at() {
         assert_eq!(Event::zeroed().decode(), None);
-        assert_eq!(Event::of(200, 0, 0).decode(), None);
+        assert_eq!(Event::new_of_kind(200, 0, 0).decode(), None);
     }
 }

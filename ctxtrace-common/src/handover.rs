@@ -58,7 +58,7 @@ const _: () = assert!(size_of::<Handover>() == 24 + 8 * TASK_INDICES + 8 * MESSA
 /// before.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct Names {
+pub struct TaskNames {
     /// The program.
     pub image: Image,
     /// Number of names that follow. The entries beyond them are left over from other records.
@@ -67,7 +67,7 @@ pub struct Names {
     pub names: [[u8; NAME_BYTES]; NAMED_TASKS],
 }
 
-const _: () = assert!(size_of::<Names>() == 16 + NAME_BYTES * NAMED_TASKS);
+const _: () = assert!(size_of::<TaskNames>() == 16 + NAME_BYTES * NAMED_TASKS);
 
 #[cfg(test)]
 mod tests {

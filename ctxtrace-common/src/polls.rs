@@ -52,7 +52,7 @@ impl PollCounts {
     /// Returns the counts in a slot.
     #[inline(always)]
     #[must_use]
-    pub fn of(slot: &Slot) -> Self {
+    pub fn from_slot(slot: &Slot) -> Self {
         Self {
             polls: slot.polls,
             repolls: slot.repolls,

@@ -144,9 +144,9 @@ pub struct Thread {
     /// one.
     pub names: u32,
     /// Value of `names` when the thread was last introduced among the events; 0 if it has not been introduced.
-    pub told_names: u32,
+    pub introduced_names: u32,
     /// The id with which the thread was last introduced; 0 if it has not been introduced.
-    pub told_tid: u32,
+    pub introduced_tid: u32,
     /// Which of `gathered` (bit 0) and of `memos` (bit 1) was used last. The other one is replaced next.
     pub last_used: u32,
 }

@@ -17,7 +17,7 @@ enum Event {
     /// A switch-in.
     In,
     /// A wakeup of the thread.
-    Waking,
+    NotedWakeup,
     /// The thread begins this many polls before the next event.
     Polls(u64),
     /// The id is reused by a new thread.
@@ -38,7 +38,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => (leave, doing, syscall).prop_map(|(leave, doing, syscall)| Event::Out(leave, doing, syscall)),
         4 => Just(Event::In),
-        2 => Just(Event::Waking),
+        2 => Just(Event::NotedWakeup),
         2 => (0_u64..4).prop_map(Event::Polls),
         1 => Just(Event::Reused),
     ]
@@ -80,9 +80,9 @@ proptest! {
                     }
                     prop_assert!(entered.woken.is_none() || entered.wake_to_run_ns.ns().is_some());
                 }
-                Event::Waking => {
-                    if let Some(waking) = clock.next_waking() {
-                        clock.waking(waking, now_ns);
+                Event::NotedWakeup => {
+                    if let Some(wakeup) = clock.next_wakeup() {
+                        clock.wakeup(wakeup, now_ns);
                     }
                 }
                 Event::Polls(more) => begun += more,

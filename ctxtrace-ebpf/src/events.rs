@@ -75,14 +75,14 @@ pub(crate) fn write(event: &Event) -> bool {
 /// this before the thread's state machine processes an event.
 #[inline(always)]
 pub(crate) fn introduce(task: Task, tid: u32, thread: &mut Thread, now_ns: u64) {
-    if thread.told_names != thread.names || thread.told_tid != tid {
-        tell(task, tid, thread, now_ns);
+    if thread.introduced_names != thread.names || thread.introduced_tid != tid {
+        emit_introduction(task, tid, thread, now_ns);
     }
 }
 
 /// Emits the events that introduce a thread. Not inlined, because it runs only once for each thread, name and program.
 #[inline(never)]
-fn tell(task: Task, tid: u32, thread: &mut Thread, now_ns: u64) {
+fn emit_introduction(task: Task, tid: u32, thread: &mut Thread, now_ns: u64) {
     let cpu = cpu();
     let image = Image {
         tgid: thread.tgid,
@@ -93,19 +93,19 @@ fn tell(task: Task, tid: u32, thread: &mut Thread, now_ns: u64) {
     // one.
     let names = unsafe { (&raw const thread.names).read_volatile() };
     let new = thread.clock.phase() as u32 == Phase::New as u32;
-    let told_tid = thread.told_tid;
+    let introduced_tid = thread.introduced_tid;
     if !publish(&Event::thread(
         now_ns,
         cpu,
         tid,
-        told_tid,
+        introduced_tid,
         thread.start_boottime_ns,
         image,
         new,
     )) {
         return;
     }
-    thread.told_tid = tid;
+    thread.introduced_tid = tid;
     if !publish(&Event::name(now_ns, cpu, tid, &task.comm())) {
         return;
     }
@@ -115,5 +115,5 @@ fn tell(task: Task, tid: u32, thread: &mut Thread, now_ns: u64) {
         }
         thread.executed_ns = 0;
     }
-    thread.told_names = names;
+    thread.introduced_names = names;
 }

@@ -8,7 +8,7 @@
 use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::helpers::generated::bpf_probe_read_user as read_user;
 use ctxtrace_abi::{MAGIC, NAME_BYTES, NAMED_TASKS, Registry, Slot, Tables, ThreadState};
-use ctxtrace_common::handover::{Handover, Names, PollTables};
+use ctxtrace_common::handover::{Handover, PollTables, TaskNames};
 use ctxtrace_common::locator::HAS_PROBE;
 use ctxtrace_common::process::Image;
 use ctxtrace_common::thread::{INHERITED, KERNEL_WORKER, Thread};
@@ -119,7 +119,7 @@ fn hand_over_names(image: Image, registry: u64, tasks_created: u64) {
     if unsafe { tasks_named.read_volatile() } >= named {
         return;
     }
-    let Some(mut record) = NAMES.reserve::<Names>(0) else {
+    let Some(mut record) = NAMES.reserve::<TaskNames>(0) else {
         count(|counters| &mut counters.lost_handovers);
         return;
     };

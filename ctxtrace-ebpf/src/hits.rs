@@ -15,7 +15,7 @@ pub(crate) fn observe(thread: &mut Thread, slot: &Slot, address: u64, between: O
         return;
     }
     let from_birth = thread.flags & FROM_BIRTH != 0;
-    let observed = thread.polls.observe(PollCounts::of(slot), between, from_birth);
+    let observed = thread.polls.observe(PollCounts::from_slot(slot), between, from_birth);
     let Some(poll) = observed.hit else {
         return;
     };

@@ -135,11 +135,11 @@ pub(crate) static WAKER_SUMS: HashMap<WakerStackKey, SwitchSum> = HashMap::with_
 
 /// The wakeup that the current thread of each CPU is making, from `sched_waking` to the end of its system call.
 #[map]
-pub(crate) static WAKINGS: PerCpuArray<WakingNow> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static WAKEUPS: PerCpuArray<WakeupInProgress> = PerCpuArray::with_max_entries(1, 0);
 
 /// Whether the cost of wakeups is measured: not 0 while [`sys_exit`](crate::wakeup::sys_exit) is attached.
 #[map]
-pub(crate) static TIMES_WAKINGS: Array<u64> = Array::with_max_entries(1, 0);
+pub(crate) static TIMES_WAKEUPS: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Address of each CPU's preemption counter; 0 while it is not known.
 #[map]
@@ -196,9 +196,9 @@ impl Scratch {
     }
 }
 
-/// A wakeup that is being made; see [`WAKINGS`].
+/// A wakeup that is being made; see [`WAKEUPS`].
 #[repr(C)]
-pub(crate) struct WakingNow {
+pub(crate) struct WakeupInProgress {
     /// Address of the `task_struct` of the thread that makes it; 0 if no wakeup is being made.
     pub(crate) waker: u64,
     pub(crate) since_ns: u64,

@@ -75,7 +75,7 @@ fn is_targets(tid: u32, now_ns: u64) -> bool {
         return false;
     };
     // SAFETY: a live element, of the thread that is running here; see `crate::target::find`.
-    if unsafe { (*thread).told_tid } != tid {
+    if unsafe { (*thread).introduced_tid } != tid {
         count(|counters| &mut counters.lost_samples);
         return false;
     }

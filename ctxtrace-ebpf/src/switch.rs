@@ -9,7 +9,7 @@ use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use ctxtrace_abi::MAGIC;
-use ctxtrace_common::clock::{Entered, Leave, Waking};
+use ctxtrace_common::clock::{Entered, Leave, NotedWakeup};
 use ctxtrace_common::histogram::Latency;
 use ctxtrace_common::ledger::{Class, STATE_STOPPED, Syscall, classify, known};
 use ctxtrace_common::locator::Doing;
@@ -23,7 +23,7 @@ use crate::events::{cpu, introduce, publish};
 use crate::hits::observe;
 use crate::locate::{Plain, locate, locator_of};
 use crate::maps::{
-    COUNTERS, DROP_ONE_IN, HAS_PREV_STATE_ARG, Lane, Scratch, WAKINGS, WITH_EVENTS, WITH_STACKS, WITH_WAKER_STACKS,
+    COUNTERS, DROP_ONE_IN, HAS_PREV_STATE_ARG, Lane, Scratch, WAKEUPS, WITH_EVENTS, WITH_STACKS, WITH_WAKER_STACKS,
     add, count, record,
 };
 use crate::rights::{are_limited, may_trace};
@@ -32,7 +32,7 @@ use crate::sums::{add_switch, add_waker, edge};
 use crate::target::{FirstSeen, find, may_be_target, report_and_remove, stop_recording, thread_ended};
 use crate::task::{TASK_DEAD, Task};
 
-/// Flag of a ring buffer: submit without waking the reader. The reader polls, and a wakeup here would be a scheduler
+/// Flag of a ring buffer: submit without wakeup the reader. The reader polls, and a wakeup here would be a scheduler
 /// event within a scheduler event.
 pub(crate) const BPF_RB_NO_WAKEUP: u64 = 1;
 
@@ -71,8 +71,8 @@ pub(crate) fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     if let Some(thread) = find(next, next_tid, FirstSeen::Otherwise, Lane::Scheduler) {
         if with_events {
             introduce(next, next_tid, thread, now_ns);
-            let (waking, woken_ns) = thread.clock.noted_waking();
-            scratch.event.set_in(next_tid, waking, woken_ns);
+            let (wakeup, woken_ns) = thread.clock.noted_wakeup();
+            scratch.event.set_in(next_tid, wakeup, woken_ns);
             // Only the idle tasks have the id 0 (kernel: `init_idle`, and `init_struct_pid`).
             if prev_tid == 0 {
                 scratch.event.set_cpu_was_idle();
@@ -115,9 +115,9 @@ fn switch_out(
         Leave::Runnable
     };
 
-    if let Some(waking) = WAKINGS.get_ptr_mut(0) {
+    if let Some(wakeup) = WAKEUPS.get_ptr_mut(0) {
         // SAFETY: this CPU's own element. The cost of a wakeup does not include time after its maker was switched out.
-        unsafe { (*waking).waker = 0 };
+        unsafe { (*wakeup).waker = 0 };
     }
     count(|counters| &mut counters.switches);
     let voluntary_before = thread.traced_voluntary;
@@ -293,8 +293,8 @@ fn switch_in(thread: &mut Thread, now_ns: u64, scratch: &mut Scratch) {
 /// Adds the wakeup that ended the sleep to its edge. A wakeup that was not seen has no time, and is not added.
 #[inline(always)]
 fn note_wakeup(thread: &mut Thread, entered: &Entered, scratch: &mut Scratch) {
-    if let (Some(waking), Some(wake_to_run_ns)) = (entered.woken, entered.wake_to_run_ns.ns()) {
-        let on_cpu = matches!(waking, Waking::OnCpu);
+    if let (Some(wakeup), Some(wake_to_run_ns)) = (entered.woken, entered.wake_to_run_ns.ns()) {
+        let on_cpu = matches!(wakeup, NotedWakeup::OnCpu);
         add_wakeup(thread, on_cpu, wake_to_run_ns, entered.off_cpu_ns.or_zero(), scratch);
     }
 }

@@ -11,13 +11,13 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use ctxtrace_common::clock::Waking;
+use ctxtrace_common::clock::NotedWakeup;
 use ctxtrace_common::event::Event;
 use ctxtrace_common::wakeup::{EdgeKey, What};
 
 use crate::atomic;
 use crate::events::{cpu, introduce, publish};
-use crate::maps::{Lane, TIMES_WAKINGS, WAKINGS, WITH_EVENTS, count};
+use crate::maps::{Lane, TIMES_WAKEUPS, WAKEUPS, WITH_EVENTS, count};
 use crate::sums::edge;
 use crate::target::{FirstSeen, find};
 use crate::task::Task;
@@ -26,24 +26,24 @@ use crate::waker::waker;
 /// Entry point.
 #[btf_tracepoint(function = "sched_waking")]
 pub(crate) fn sched_waking(ctx: BtfTracePointContext) -> i32 {
-    waking(&ctx, FirstSeen::Otherwise)
+    wakeup(&ctx, FirstSeen::Otherwise)
 }
 
 /// Entry point.
 #[btf_tracepoint(function = "sched_wakeup_new")]
 pub(crate) fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
-    waking(&ctx, FirstSeen::Newborn)
+    wakeup(&ctx, FirstSeen::Newborn)
 }
 
 #[inline(always)]
-fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
+fn wakeup(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
     let task = Task::from_arg(ctx.arg(0));
     let tid = task.tid();
     let Some(thread) = find(task, tid, first_seen, Lane::Scheduler) else {
         return 0;
     };
-    count(|counters| &mut counters.wakings);
-    let noted = thread.clock.next_waking();
+    count(|counters| &mut counters.wakeups);
+    let noted = thread.clock.next_wakeup();
     if noted.is_none() && WITH_EVENTS.load() == 0 {
         return 0;
     }
@@ -61,26 +61,26 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
     if WITH_EVENTS.load() != 0 {
         // A thread that is, or may be, on a CPU is introduced at its switch-out: an introduction here could come too
         // late.
-        if matches!(noted, Some(Waking::OffCpu)) {
+        if matches!(noted, Some(NotedWakeup::OffCpu)) {
             introduce(task, tid, thread, now_ns);
         }
         let newborn = first_seen == FirstSeen::Newborn;
-        publish(&Event::waking(now_ns, cpu(), tid, noted, newborn, &scratch.waker));
+        publish(&Event::wakeup(now_ns, cpu(), tid, noted, newborn, &scratch.waker));
         scratch.set_self_wakeup(false);
     }
     let waker = &scratch.waker;
-    let Some(waking) = noted else {
+    let Some(wakeup) = noted else {
         return 0;
     };
     // Both indices are constants, so no check of bounds is needed, which could panic. A BPF program cannot panic.
-    match waking {
-        Waking::OffCpu => thread.wakers[0].become_like(waker),
-        Waking::OnCpu => thread.wakers[1].become_like(waker),
+    match wakeup {
+        NotedWakeup::OffCpu => thread.wakers[0].become_like(waker),
+        NotedWakeup::OnCpu => thread.wakers[1].become_like(waker),
     }
-    thread.clock.waking(waking, now_ns);
+    thread.clock.wakeup(wakeup, now_ns);
     if waker.is_of_target()
         && is_timed()
-        && let Some(now) = WAKINGS.get_ptr_mut(0)
+        && let Some(now) = WAKEUPS.get_ptr_mut(0)
     {
         // SAFETY: this CPU's own element. Wakeups are made with interrupts disabled (see [`Lane::Scheduler`] for the
         // exception).
@@ -97,7 +97,7 @@ fn waking(ctx: &BtfTracePointContext, first_seen: FirstSeen) -> i32 {
 #[inline(always)]
 fn is_timed() -> bool {
     // SAFETY: the value is copied at once. User space stores it as a whole.
-    TIMES_WAKINGS.get(0).is_some_and(|timed| *timed != 0)
+    TIMES_WAKEUPS.get(0).is_some_and(|timed| *timed != 0)
 }
 
 /// Entry point, attached only from time to time. The time since `sched_waking` is what the wakeup cost its maker:
@@ -105,7 +105,7 @@ fn is_timed() -> bool {
 /// user space.
 #[btf_tracepoint(function = "sys_exit")]
 pub(crate) fn sys_exit(_ctx: BtfTracePointContext) -> i32 {
-    let Some(now) = WAKINGS.get_ptr_mut(0) else {
+    let Some(now) = WAKEUPS.get_ptr_mut(0) else {
         return 0;
     };
     // SAFETY: this CPU's own element. An interrupt in between may make a wakeup, but this element is only written for

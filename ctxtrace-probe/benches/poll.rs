@@ -48,40 +48,42 @@ impl Future for Called {
     }
 }
 
-type Task = Pin<Box<dyn Future<Output = ()>>>;
+type BenchTask = Pin<Box<dyn Future<Output = ()>>>;
 
-fn plain(number: usize) -> Vec<Task> {
-    (0..number).map(|_| Box::pin(Counting(0)) as Task).collect()
+fn plain(number: usize) -> Vec<BenchTask> {
+    (0..number).map(|_| Box::pin(Counting(0)) as BenchTask).collect()
 }
 
-fn wrapped(number: usize) -> Vec<Task> {
+fn wrapped(number: usize) -> Vec<BenchTask> {
     (0..number)
-        .map(|n| Box::pin(traced(format!("task {n}"), Counting(0))) as Task)
+        .map(|n| Box::pin(traced(format!("task {n}"), Counting(0))) as BenchTask)
         .collect()
 }
 
-fn plain_called(number: usize) -> Vec<Task> {
-    (0..number).map(|_| Box::pin(Called(Counting(0))) as Task).collect()
+fn plain_called(number: usize) -> Vec<BenchTask> {
+    (0..number)
+        .map(|_| Box::pin(Called(Counting(0))) as BenchTask)
+        .collect()
 }
 
-fn wrapped_called(number: usize) -> Vec<Task> {
+fn wrapped_called(number: usize) -> Vec<BenchTask> {
     (0..number)
-        .map(|n| Box::pin(traced(format!("called {n}"), Called(Counting(0)))) as Task)
+        .map(|n| Box::pin(traced(format!("called {n}"), Called(Counting(0)))) as BenchTask)
         .collect()
 }
 
 /// Futures that are wrapped twice, so that each poll has a nested poll in it.
-fn nested(number: usize) -> Vec<Task> {
+fn nested(number: usize) -> Vec<BenchTask> {
     (0..number)
         .map(|n| {
             let inner = traced(format!("inner {n}"), Counting(0));
-            Box::pin(traced(format!("outer {n}"), inner)) as Task
+            Box::pin(traced(format!("outer {n}"), inner)) as BenchTask
         })
         .collect()
 }
 
 /// Returns the nanoseconds per poll of [`POLLS`] polls, which go through the tasks in turn.
-fn round(tasks: &mut [Task], before: impl Fn(u64), after: impl Fn()) -> f64 {
+fn round(tasks: &mut [BenchTask], before: impl Fn(u64), after: impl Fn()) -> f64 {
     let mut context = Context::from_waker(Waker::noop());
     let start = Instant::now();
     let mut polls = 0;

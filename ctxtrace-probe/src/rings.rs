@@ -26,7 +26,7 @@ enum How {
     /// Polls are not recorded: there are no rings, or the thread is within a recorded poll.
     Plain,
     /// Outermost polls are recorded in the thread's ring.
-    Told,
+    Recorded,
 }
 
 /// Number of records that a thread without a ring drops between two attempts to claim one.
@@ -42,11 +42,11 @@ pub(crate) fn is_plain() -> bool {
 pub(crate) fn are_wanted() -> bool {
     if HOW.get() == How::Unknown {
         HOW.set(match system::rings() {
-            Some(_) => How::Told,
+            Some(_) => How::Recorded,
             None => How::Plain,
         });
     }
-    HOW.get() == How::Told
+    HOW.get() == How::Recorded
 }
 
 /// A recorded poll in progress. Dropping it records the end of the poll. Polls within it are not recorded.
@@ -61,7 +61,7 @@ impl Polling {
         HOW.set(How::Plain);
         let is_outermost = outer == 0;
         if is_outermost {
-            tell(what(BEGIN, short_task(id)));
+            write_record(what(BEGIN, short_task(id)));
         }
         Self { is_outermost }
     }
@@ -70,9 +70,9 @@ impl Polling {
 impl Drop for Polling {
     fn drop(&mut self) {
         if self.is_outermost {
-            tell(what(END, 0));
+            write_record(what(END, 0));
         }
-        HOW.set(How::Told);
+        HOW.set(How::Recorded);
     }
 }
 
@@ -85,9 +85,9 @@ pub(crate) fn begin_hooked(id: u64, current: u64) {
     }
     if current != 0 {
         // The end of the current poll was never announced.
-        tell(what(END, 0));
+        write_record(what(END, 0));
     }
-    tell(what(BEGIN, short_task(id)));
+    write_record(what(BEGIN, short_task(id)));
 }
 
 /// Records that a hook announces the end of the poll of `current`, which began while `outer` was being polled.
@@ -95,13 +95,13 @@ pub(crate) fn begin_hooked(id: u64, current: u64) {
 #[inline(never)]
 pub(crate) fn end_hooked(current: u64, outer: u64) {
     if are_wanted() && outer == 0 && current & HOOKED != 0 {
-        tell(what(END, 0));
+        write_record(what(END, 0));
     }
 }
 
 /// Writes a record, with the current time.
 #[inline]
-pub(crate) fn tell(what: u64) {
+pub(crate) fn write_record(what: u64) {
     // This variable has no destructor, so it can be used until the thread ends.
     WRITER.with(|writer| {
         if !writer.ring.get().is_null() || writer.takes_a_ring() {
@@ -192,7 +192,7 @@ impl Writer {
         }
         self.patience
             .set(self.patience.get().checked_sub(1).unwrap_or(PATIENCE));
-        rings.homeless().fetch_add(1, Ordering::Relaxed);
+        rings.dropped_without_ring().fetch_add(1, Ordering::Relaxed);
         false
     }
 
@@ -322,9 +322,9 @@ mod system {
         }
 
         /// Returns the number of records that were dropped because their thread had no ring.
-        pub(super) fn homeless(&self) -> &AtomicU64 {
+        pub(super) fn dropped_without_ring(&self) -> &AtomicU64 {
             // SAFETY: the field is aligned, in the mapping, and accessed only as an atomic.
-            unsafe { AtomicU64::from_ptr(&raw mut (*self.base.cast::<Header>()).homeless) }
+            unsafe { AtomicU64::from_ptr(&raw mut (*self.base.cast::<Header>()).dropped_without_ring) }
         }
     }
 
@@ -429,7 +429,7 @@ mod system {
             match *self {}
         }
 
-        pub(super) fn homeless(&self) -> &AtomicU64 {
+        pub(super) fn dropped_without_ring(&self) -> &AtomicU64 {
             match *self {}
         }
     }

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_are_told_apart() {
+    fn tasks_have_distinct_ids() {
         let first = traced("first", ready(1));
         let second = traced(String::from("second"), ready(2));
         assert!(first.id >= 1 && second.id > first.id);

@@ -13,33 +13,33 @@ use crate::rings;
 /// (`Waker::will_wake`), and this waker must compare equal, too.
 #[derive(Debug)]
 pub(crate) struct OwnWaker {
-    telling: Arc<Telling>,
+    recorder: Arc<WakeRecorder>,
     waker: Waker,
 }
 
 #[derive(Debug)]
-struct Telling {
+struct WakeRecorder {
     /// The record, without its time.
     what: u64,
     inner: Waker,
 }
 
-impl Telling {
+impl WakeRecorder {
     #[inline]
-    fn tell_and_wake(&self) {
+    fn record_and_wake(&self) {
         // The record is written first, because the woken task may be polled before the next instruction here.
-        rings::tell(self.what);
+        rings::write_record(self.what);
         self.inner.wake_by_ref();
     }
 }
 
-impl Wake for Telling {
+impl Wake for WakeRecorder {
     fn wake(self: Arc<Self>) {
-        self.tell_and_wake();
+        self.record_and_wake();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.tell_and_wake();
+        self.record_and_wake();
     }
 }
 
@@ -59,14 +59,14 @@ impl OwnWaker {
             _ => return None,
         };
         let what = what(WAKE, short_task(woken));
-        let is_it = |own: &Self| own.telling.what == what && own.telling.inner.will_wake(inner);
+        let is_it = |own: &Self| own.recorder.what == what && own.recorder.inner.will_wake(inner);
         if !own.as_deref().is_some_and(is_it) {
-            let telling = Arc::new(Telling {
+            let recorder = Arc::new(WakeRecorder {
                 what,
                 inner: inner.clone(),
             });
-            let waker = Waker::from(Arc::clone(&telling));
-            *own = Some(Box::new(Self { telling, waker }));
+            let waker = Waker::from(Arc::clone(&recorder));
+            *own = Some(Box::new(Self { recorder, waker }));
         }
         own.as_deref().map(|own| &own.waker)
     }
@@ -115,7 +115,7 @@ mod tests {
         assert!(OwnWaker::of_task(&mut own, Waker::noop(), 7, 3).is_none());
         assert!(OwnWaker::of_task(&mut own, Waker::noop(), 7, HOOKED | 3).is_some());
         assert_eq!(
-            own.map(|own| own.telling.what),
+            own.map(|own| own.recorder.what),
             Some(what(WAKE, short_task(HOOKED | 3)))
         );
     }

@@ -53,7 +53,7 @@ impl Scale {
 
     /// Returns the unit that fits times of about `ns` nanoseconds.
     #[must_use]
-    pub fn of(ns: f64) -> Self {
+    pub fn fitting(ns: f64) -> Self {
         const UNITS: [Scale; 3] = [
             Scale { ns: 1e9, name: "s" },
             Scale { ns: 1e6, name: "ms" },
@@ -75,7 +75,7 @@ impl Scale {
 
     /// Formats a time in this unit, with the symbol of the unit.
     #[must_use]
-    pub fn told(self, ns: f64) -> String {
+    pub fn with_unit(self, ns: f64) -> String {
         format!("{} {}", self.number(ns), self.name)
     }
 }
@@ -169,10 +169,10 @@ mod tests {
 
     #[test]
     fn times_that_belong_together_have_one_unit() {
-        assert_eq!(Scale::of(292.0), Scale::NS);
-        assert_eq!(Scale::of(4_500.0), Scale::NS);
-        assert_eq!(Scale::of(79_095_543.0).told(1_234_000.0), "1.23 ms");
-        assert_eq!(Scale::of(-25e9).number(-1e9), "-1.00");
+        assert_eq!(Scale::fitting(292.0), Scale::NS);
+        assert_eq!(Scale::fitting(4_500.0), Scale::NS);
+        assert_eq!(Scale::fitting(79_095_543.0).with_unit(1_234_000.0), "1.23 ms");
+        assert_eq!(Scale::fitting(-25e9).number(-1e9), "-1.00");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use ctxtrace::reader::FileReader;
 use ctxtrace::target::held::HeldFile;
 use ctxtrace::trace::Latencies;
-use ctxtrace::trace::file::{self, Told, Writer};
+use ctxtrace::trace::file::{self, CapturePart, Writer};
 use ctxtrace::trace::polls::PollBatch;
 use ctxtrace::trace::run::{Info, Run};
 use ctxtrace_common::event::Event;
@@ -24,7 +24,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde_json::{Map, Value, json};
 
 /// Rows of a query. Each row maps the names of columns to values.
-type Rows = Vec<Map<String, Value>>;
+type QueryRows = Vec<Map<String, Value>>;
 
 /// A Python program that reads queries, `[[name, SQL], …]`, from standard input and prints `{name: rows}`.
 const ASK: &str = "
@@ -111,9 +111,9 @@ fn fleet(tables: &Path) -> Vec<Member> {
         let mut batches: Vec<Vec<Batch>> = Vec::new();
         let saved = file::read_with_polls(bytes.as_slice(), |run, part| {
             let batch = match part {
-                Told::Info(_) => return,
-                Told::Events(events) => Batch::Events(events.to_vec()),
-                Told::Polls(polls) => Batch::Polls(polls.clone()),
+                CapturePart::Info(_) => return,
+                CapturePart::Events(events) => Batch::Events(events.to_vec()),
+                CapturePart::Polls(polls) => Batch::Polls(polls.clone()),
             };
             batches.resize_with(batches.len().max(run + 1), Vec::new);
             batches[run].push(batch);
@@ -200,7 +200,7 @@ fn member(tables: &Path, info: &Info, recorded: Run, batches: &[Batch]) -> Membe
     }
 }
 
-fn ask(python: &Path, tables: &Path, questions: &BTreeMap<String, String>) -> BTreeMap<String, Rows> {
+fn ask(python: &Path, tables: &Path, questions: &BTreeMap<String, String>) -> BTreeMap<String, QueryRows> {
     let mut child = Command::new(python)
         .args(["-c", ASK])
         .current_dir(tables)
@@ -223,7 +223,7 @@ fn ask(python: &Path, tables: &Path, questions: &BTreeMap<String, String>) -> BT
     serde_json::from_slice(&output.stdout).expect("the rows of each query")
 }
 
-fn rows(value: Value) -> Rows {
+fn rows(value: Value) -> QueryRows {
     serde_json::from_value(value).expect("an array of rows")
 }
 
@@ -243,15 +243,15 @@ fn the_queries_agree_with_the_json_reports(python: &Path) {
     let sums = "SELECT host, run, class, count(*) AS count, coalesce(sum(off_cpu_ns), 0) AS off_cpu_ns
                 FROM 'switches/*.parquet' GROUP BY ALL ORDER BY ALL";
     questions.insert("sums".to_owned(), sums.to_owned());
-    let wakings = "SELECT host, run, count(*) AS count FROM 'wakings/*.parquet' GROUP BY ALL ORDER BY ALL";
-    questions.insert("wakings".to_owned(), wakings.to_owned());
+    let wakeups = "SELECT host, run, count(*) AS count FROM 'wakings/*.parquet' GROUP BY ALL ORDER BY ALL";
+    questions.insert("wakings".to_owned(), wakeups.to_owned());
     let polls =
         "SELECT host, task, count(*) AS polls, sum(poll_ns)::BIGINT AS poll_ns, count(wake_to_poll_ns) AS waits,
                         sum(wake_to_poll_ns)::BIGINT AS waited_ns
                  FROM 'polls/*.parquet' GROUP BY ALL ORDER BY ALL";
     questions.insert("polls".to_owned(), polls.to_owned());
     let mut answers = ask(python, place.path(), &questions);
-    let mut check = |name: &str, expected: Rows| {
+    let mut check = |name: &str, expected: QueryRows| {
         let answer = answers
             .remove(name)
             .unwrap_or_else(|| panic!("the document has no query named {name}"));
@@ -269,7 +269,7 @@ fn the_queries_agree_with_the_json_reports(python: &Path) {
     check("not-to-be-trusted", not_to_be_trusted(&fleet));
     check("wasted-wakeups", wasted_wakeups(&fleet));
     check("sums", ledgers_of_timelines(&fleet));
-    check("wakings", wakings_of_timelines(&fleet));
+    check("wakings", wakeups_of_timelines(&fleet));
     check("polls", polls_by_task(&fleet));
 
     let timelines = fleet.iter().filter(|member| member.has_events);
@@ -303,7 +303,7 @@ fn the_queries_agree_with_the_json_reports(python: &Path) {
     assert!(left.is_empty(), "no check for the answers to {left:?}");
 }
 
-fn worst_run_queue(fleet: &[Member]) -> Rows {
+fn worst_run_queue(fleet: &[Member]) -> QueryRows {
     let mut worst: BTreeMap<&str, (i64, &str)> = BTreeMap::new();
     for member in fleet {
         if let Some(p99_ns) = member.report["latency"]["run_queue"]["p99_ns"].as_i64() {
@@ -319,7 +319,7 @@ fn worst_run_queue(fleet: &[Member]) -> Rows {
     rows(worst.into_iter().map(row).collect())
 }
 
-fn p99_of_all_runs(fleet: &[Member]) -> Rows {
+fn p99_of_all_runs(fleet: &[Member]) -> QueryRows {
     let mut hosts: BTreeMap<&str, Latencies> = BTreeMap::new();
     for member in fleet {
         hosts
@@ -374,7 +374,7 @@ struct Blocked<'a> {
     runs: BTreeSet<&'a str>,
 }
 
-fn blocked_in_a_poll(fleet: &[Member]) -> Rows {
+fn blocked_in_a_poll(fleet: &[Member]) -> QueryRows {
     // The key is the program, the build and the task, each as JSON.
     let mut tasks: BTreeMap<[String; 3], Blocked<'_>> = BTreeMap::new();
     for member in fleet {
@@ -401,7 +401,7 @@ fn blocked_in_a_poll(fleet: &[Member]) -> Rows {
     rows(Value::Array(expected))
 }
 
-fn hits_by_tokio(fleet: &[Member]) -> Rows {
+fn hits_by_tokio(fleet: &[Member]) -> QueryRows {
     let mut versions: BTreeMap<String, (i64, i64)> = BTreeMap::new();
     for member in fleet {
         let switches = &member.report["task_switches"];
@@ -431,7 +431,7 @@ fn by_run(fleet: &[Member]) -> Vec<&Member> {
     members
 }
 
-fn losses(fleet: &[Member]) -> Rows {
+fn losses(fleet: &[Member]) -> QueryRows {
     let mut expected = Vec::new();
     for member in by_run(fleet) {
         let lost = member.report["lost"].as_object().expect("an object");
@@ -445,7 +445,7 @@ fn losses(fleet: &[Member]) -> Rows {
     rows(Value::Array(expected))
 }
 
-fn not_to_be_trusted(fleet: &[Member]) -> Rows {
+fn not_to_be_trusted(fleet: &[Member]) -> QueryRows {
     let mut expected = Vec::new();
     for member in by_run(fleet) {
         let report = &member.report;
@@ -465,7 +465,7 @@ fn not_to_be_trusted(fleet: &[Member]) -> Rows {
     rows(Value::Array(expected))
 }
 
-fn wasted_wakeups(fleet: &[Member]) -> Rows {
+fn wasted_wakeups(fleet: &[Member]) -> QueryRows {
     let mut wakers: BTreeMap<(&str, &str), (i64, i64)> = BTreeMap::new();
     for member in fleet {
         for wakeups in list(&member.report, "wakeups")
@@ -487,7 +487,7 @@ fn wasted_wakeups(fleet: &[Member]) -> Rows {
 }
 
 /// Returns the expected sums of the rows of `switches` by class, which are the ledgers of the reports.
-fn ledgers_of_timelines(fleet: &[Member]) -> Rows {
+fn ledgers_of_timelines(fleet: &[Member]) -> QueryRows {
     let mut expected = Vec::new();
     for member in by_run(fleet).into_iter().filter(|member| member.has_events) {
         let mut classes: BTreeMap<&str, (i64, i64)> = BTreeMap::new();
@@ -504,14 +504,14 @@ fn ledgers_of_timelines(fleet: &[Member]) -> Rows {
     rows(Value::Array(expected))
 }
 
-fn wakings_of_timelines(fleet: &[Member]) -> Rows {
+fn wakeups_of_timelines(fleet: &[Member]) -> QueryRows {
     let members = by_run(fleet).into_iter().filter(|member| member.has_events);
     let row = |member: &Member| json!({"host": member.host, "run": member.run, "count": member.report["timeline"]["wakeups"]});
     rows(members.map(row).collect())
 }
 
 /// Returns the expected sums of the rows of `polls` by task. The table has only polls that have ended.
-fn polls_by_task(fleet: &[Member]) -> Rows {
+fn polls_by_task(fleet: &[Member]) -> QueryRows {
     let mut expected = Vec::new();
     for member in fleet.iter().filter(|member| member.has_polls) {
         for task in list(&member.report["polls"], "tasks") {
@@ -528,7 +528,7 @@ fn polls_by_task(fleet: &[Member]) -> Rows {
 
 /// Compares the slowest tasks with the reports. Percentiles in the JSON are bounds of histogram buckets, so they differ from those
 /// of the rows by at most the width of a bucket.
-fn slow_to_be_polled(fleet: &[Member], answer: &Rows) {
+fn slow_to_be_polled(fleet: &[Member], answer: &QueryRows) {
     let members: Vec<&Member> = fleet.iter().filter(|member| member.has_polls).collect();
     let tasks = |member: &&Member| list(&member.report["polls"], "tasks").clone();
     let all = members.iter().map(|member| tasks(member).len()).sum::<usize>();

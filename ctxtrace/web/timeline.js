@@ -154,7 +154,7 @@ class TimelineView {
         }],
       },
     }, [this.whole, [null, null]], this.box);
-    this.tell();
+    this.updateShownText();
   }
 
   // Shows this period of time. It is moved into the recording, and extended to at least 50 ns.
@@ -171,7 +171,7 @@ class TimelineView {
     this.pending = requestAnimationFrame(() => {
       this.pending = 0;
       this.plot.setScale("x", { min: this.view[0], max: this.view[1] });
-      this.tell();
+      this.updateShownText();
     });
   }
 
@@ -188,7 +188,7 @@ class TimelineView {
     this.show(this.view[0] + by, this.view[1] + by);
   }
 
-  tell() {
+  updateShownText() {
     const [from, to] = this.view;
     this.shownText.textContent = from === 0 && to === this.whole[1]
       ? `The whole recording: ${duration(to)}.`

@@ -27,7 +27,7 @@ const DOCUMENTS: [&str; 5] = [
 ];
 
 /// A file of the archive.
-struct Entry {
+struct ArchiveEntry {
     name: String,
     mode: u32,
     bytes: Vec<u8>,
@@ -79,7 +79,7 @@ pub(crate) fn main() -> Result<()> {
         }
     }
     let bill = sbom::render("ctxtrace")?;
-    entries.push(Entry {
+    entries.push(ArchiveEntry {
         name: "sbom.cdx.json".to_owned(),
         mode: 0o644,
         bytes: bill.clone(),
@@ -120,8 +120,8 @@ fn strip(from: &Path, to: &Path) -> Result<()> {
     process::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(to).arg(from))
 }
 
-fn entry(name: &str, mode: u32, path: &Path) -> Result<Entry> {
-    Ok(Entry {
+fn entry(name: &str, mode: u32, path: &Path) -> Result<ArchiveEntry> {
+    Ok(ArchiveEntry {
         name: name.to_owned(),
         mode,
         bytes: fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
@@ -129,7 +129,7 @@ fn entry(name: &str, mode: u32, path: &Path) -> Result<Entry> {
 }
 
 /// Returns a `.tar.gz` archive with the entries in a folder of this name.
-fn pack(folder: &str, mut entries: Vec<Entry>, epoch: u64) -> Result<Vec<u8>> {
+fn pack(folder: &str, mut entries: Vec<ArchiveEntry>, epoch: u64) -> Result<Vec<u8>> {
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     let packed = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
     let mut archive = tar::Builder::new(packed);
@@ -163,7 +163,7 @@ mod tests {
     fn an_archive_depends_on_its_contents_alone() {
         let entries = |names: [&str; 2]| {
             names
-                .map(|name| Entry {
+                .map(|name| ArchiveEntry {
                     name: name.to_owned(),
                     mode: 0o644,
                     bytes: name.as_bytes().to_vec(),

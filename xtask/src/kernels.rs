@@ -22,7 +22,7 @@ use crate::setup::FOR_KERNELS;
 
 /// A kernel, which comes from a Debian suite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Kernel {
+pub(crate) enum KernelImage {
     /// Linux 5.10, Debian 11
     #[value(name = "5.10")]
     V5_10,
@@ -34,7 +34,7 @@ pub(crate) enum Kernel {
     V6_12,
 }
 
-impl Kernel {
+impl KernelImage {
     fn release(self) -> &'static str {
         match self {
             Self::V5_10 => "5.10",
@@ -121,7 +121,7 @@ impl Way<'_> {
 }
 
 /// Boots the kernel and runs the tests of the executable `privileged`, which starts the executables `others`.
-pub(crate) fn test(kernel: Kernel, privileged: &Path, others: &[PathBuf], way: &Way<'_>) -> Result<()> {
+pub(crate) fn test(kernel: KernelImage, privileged: &Path, others: &[PathBuf], way: &Way<'_>) -> Result<()> {
     let tests = way.tests()?;
     for (program, package) in FOR_KERNELS {
         if process::programs(program).is_empty() {
@@ -157,7 +157,7 @@ pub(crate) fn test(kernel: Kernel, privileged: &Path, others: &[PathBuf], way: &
 }
 
 /// Returns the path of the kernel's image. Downloads and unpacks the package if that was not done before.
-fn image(kernel: Kernel, folder: &Path) -> Result<PathBuf> {
+fn image(kernel: KernelImage, folder: &Path) -> Result<PathBuf> {
     let unpacked = folder.join("package");
     if let Some(image) = vmlinuz(&unpacked) {
         return Ok(image);
@@ -195,7 +195,7 @@ struct Apt {
 }
 
 impl Apt {
-    fn new(kernel: Kernel, folder: &Path) -> Result<Self> {
+    fn new(kernel: KernelImage, folder: &Path) -> Result<Self> {
         let folder = folder.join("apt");
         for part in ["state/lists/partial", "cache/archives/partial", "etc"] {
             fs::create_dir_all(folder.join(part)).context("cannot create a folder for apt")?;
@@ -346,7 +346,7 @@ fn pack(root: &Path, initramfs: &Path) -> Result<()> {
     Ok(())
 }
 
-fn boot(kernel: Kernel, image: &Path, initramfs: &Path, append: Option<&str>) -> Result<()> {
+fn boot(kernel: KernelImage, image: &Path, initramfs: &Path, append: Option<&str>) -> Result<()> {
     let mut qemu = Command::new("timeout");
     qemu.arg(LIMIT_S.to_string()).arg("qemu-system-x86_64");
     // With one thread per processor QEMU executes breakpoints that the kernel has already removed from its code (docs/FAULTS.md).
@@ -498,7 +498,7 @@ mod tests {
 
     #[test]
     fn each_kernel_has_its_suite() {
-        let all: Vec<_> = [Kernel::V5_10, Kernel::V6_1, Kernel::V6_12]
+        let all: Vec<_> = [KernelImage::V5_10, KernelImage::V6_1, KernelImage::V6_12]
             .map(|kernel| (kernel.release(), kernel.suite()))
             .into();
         assert_eq!(all, [("5.10", "bullseye"), ("6.1", "bookworm"), ("6.12", "trixie")]);

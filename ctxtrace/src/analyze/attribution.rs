@@ -122,7 +122,7 @@ pub(super) fn task_rows(
     types: &HashMap<TaskKey, String>,
     nulls: &mut Nulls,
 ) -> Vec<Task> {
-    let mut tasks: Vec<(TaskKey, tasks::Task)> = tasks::tasks(aggregates, ledger).into_iter().collect();
+    let mut tasks: Vec<(TaskKey, tasks::TaskSums)> = tasks::tasks(aggregates, ledger).into_iter().collect();
     tasks.sort_by_key(|(key, task)| {
         let polls = task.task_switches.unwrap_or(0);
         (std::cmp::Reverse((task.kernel_switches, polls)), *key)

@@ -7,7 +7,7 @@ use crate::sums::SaturatingSum;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::budget::account::{Account, Asleep};
+use super::budget::account::{Account, SleepCauses};
 use super::budget::{Budget, Pairs, Unit, budget};
 use super::explain::answer::CONFIDENCE;
 use super::result::{Class, Distribution, Host, LedgerRow, Report, Unavailable};
@@ -94,7 +94,7 @@ pub struct Captured {
     /// How the threads of the median run spent their time. See [`unit_of`] for the unit.
     pub account: Account,
     /// What the threads slept for.
-    pub asleep: Asleep,
+    pub asleep: SleepCauses,
 }
 
 /// Returns the unit by which both captures can be divided. For a process that was attached to only the recorded time is known,
@@ -274,7 +274,7 @@ pub(crate) mod tests {
     fn captured(mode: Mode, elapsed_ns: u64) -> Captured {
         let run = run(elapsed_ns);
         let report = summarize(&info(mode), std::slice::from_ref(&run));
-        let asleep = Asleep::default();
+        let asleep = SleepCauses::default();
         Captured {
             name: mode.name().to_owned(),
             account: Account::of_sums(&run, 1.0, &asleep),

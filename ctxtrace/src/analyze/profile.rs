@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use crate::symbolize::category::{Belongs, Category, on_cpu};
 use crate::symbolize::stacks;
 use crate::trace::run::Run;
-use crate::trace::samples::Place;
+use crate::trace::samples::SamplePlace;
 
 /// Number of samples by function.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct Share<T> {
 
 /// Returns the number of samples at each place, counting only samples at times for which `counts` returns true.
 #[must_use]
-pub fn places(run: &Run, counts: impl Fn(u64) -> bool) -> BTreeMap<Place, u64> {
+pub fn places(run: &Run, counts: impl Fn(u64) -> bool) -> BTreeMap<SamplePlace, u64> {
     let mut places = BTreeMap::new();
     for (at_ns, place) in run.samples.iter() {
         if counts(at_ns) {
@@ -43,7 +43,7 @@ pub fn places(run: &Run, counts: impl Fn(u64) -> bool) -> BTreeMap<Place, u64> {
 impl Profile {
     /// Makes a profile from the number of samples at each place of a run.
     #[must_use]
-    pub fn of(run: &Run, places: &BTreeMap<Place, u64>) -> Self {
+    pub fn from_places(run: &Run, places: &BTreeMap<SamplePlace, u64>) -> Self {
         let mut profile = Self::default();
         for (place, &samples) in places {
             let belongs = on_cpu(&stacks::sampled(run, place), place.in_kernel);

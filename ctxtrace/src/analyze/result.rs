@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::sums::add;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::symbolize::category::Category;
 use crate::target::programs::LocatorChoice;
@@ -281,7 +281,7 @@ pub struct MessagesPerPoll {
 }
 
 /// Class of a kernel switch: what the thread was doing when it was switched out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
     /// The last switch-out of a thread that ended.
@@ -987,7 +987,7 @@ pub struct PolledTask {
 /// Wakes of one task by one waker that led to polls.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct TaskWakes {
-    /// Name of the task that made the wakes. Absent if the waking thread polled no task.
+    /// Name of the task that made the wakes. Absent if the wakeup thread polled no task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_task: Option<String>,
     /// Id of the thread that made the wakes, if it polled no task.
@@ -1084,7 +1084,7 @@ pub struct ProgramOverhead {
 }
 
 /// Why a value of the report is null.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Unavailable {
     /// Path of the null value, for example `latency.blocked.p50_ns`. A `*` stands for all fields of a group.
     pub path: String,

@@ -5,7 +5,7 @@
 //! not depend on the speed.
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::percentile::median;
 use super::result::{Host, Report, Unavailable};
@@ -33,7 +33,7 @@ const ARTICLE_MESSAGES: f64 = 2_000_000.0;
 const ARTICLE_NS_PER_SWITCH: f64 = 2_500.0;
 
 /// The full table of `ctxtrace suite`.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Suite {
     /// Name and version of the format: `ctxtrace.suite/1`.
     pub schema: String,
@@ -46,14 +46,14 @@ pub struct Suite {
     /// Whether every case has the requested number of runs.
     pub complete: bool,
     /// The cases.
-    pub rows: Vec<Row>,
+    pub rows: Vec<SuiteRow>,
     /// One entry for every null in the table.
     pub unavailable: Vec<Unavailable>,
 }
 
 /// One case.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Row {
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct SuiteRow {
     /// Name of the case in the table.
     pub name: String,
     /// Mode of the workload (`--mode`).
@@ -72,7 +72,7 @@ pub struct Row {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cut_short: Option<String>,
     /// Nanoseconds per message in the untraced runs.
-    pub ns_per_message: Option<Spread>,
+    pub ns_per_message: Option<RunSpread>,
     /// Messages per second, computed from the median of `ns_per_message`.
     pub messages_per_second: Option<f64>,
     /// Kernel switches per message, median of the traced runs.
@@ -88,7 +88,7 @@ pub struct Row {
     /// The article's nanoseconds per kernel switch. The article did not count switches; it assumed two switches per message.
     pub article_ns_per_switch: Option<f64>,
     /// Nanoseconds per message in the traced runs. Compare it with `ns_per_message` to see how much tracing slows this case down.
-    pub traced_ns_per_message: Option<Spread>,
+    pub traced_ns_per_message: Option<RunSpread>,
     /// Number of kernel switches traced minus the number that the kernel counted, all traced runs together.
     pub difference: i64,
     /// Whether the counts of the ledger add up in every traced run.
@@ -96,8 +96,8 @@ pub struct Row {
 }
 
 /// Median and range of one figure over several runs.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
-pub struct Spread {
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RunSpread {
     /// Median of the runs. For an even number of runs, the mean of the two in the middle.
     pub median: f64,
     /// Smallest value.
@@ -108,7 +108,7 @@ pub struct Spread {
 
 /// The measurements of one case.
 #[derive(Clone, Debug)]
-pub struct Measured {
+pub struct MeasuredCase {
     /// The case.
     pub spec: Spec,
     /// Outcomes of the untraced runs.
@@ -119,7 +119,7 @@ pub struct Measured {
     pub cut_short: Option<String>,
 }
 
-impl Measured {
+impl MeasuredCase {
     /// Makes a case without runs.
     #[must_use]
     pub fn nothing(spec: Spec) -> Self {
@@ -144,12 +144,12 @@ pub fn cases(iterations: u64) -> Vec<Spec> {
     let pipes = pipes.map(|(mode, language)| Spec {
         language,
         iterations: (iterations / 10).max(1),
-        ..Spec::of(mode)
+        ..Spec::new(mode)
     });
     let tasks = ARTICLE.map(|(mode, buffer, _)| Spec {
         iterations,
         buffer: Some(buffer),
-        ..Spec::of(mode)
+        ..Spec::new(mode)
     });
     pipes.into_iter().chain(tasks).collect()
 }
@@ -167,9 +167,9 @@ pub fn name(spec: &Spec) -> String {
 
 /// Makes the table.
 #[must_use]
-pub fn suite(ctxtrace_version: &str, host: &Host, repeat: u64, cases: &[Measured]) -> Suite {
+pub fn suite(ctxtrace_version: &str, host: &Host, repeat: u64, cases: &[MeasuredCase]) -> Suite {
     let mut nulls = Nulls::default();
-    let is_complete = |case: &Measured| case.untraced.len() as u64 == repeat && case.traced.len() as u64 == repeat;
+    let is_complete = |case: &MeasuredCase| case.untraced.len() as u64 == repeat && case.traced.len() as u64 == repeat;
     let rows = cases.iter().enumerate();
     Suite {
         schema: SCHEMA.to_owned(),
@@ -182,7 +182,7 @@ pub fn suite(ctxtrace_version: &str, host: &Host, repeat: u64, cases: &[Measured
     }
 }
 
-fn row(index: usize, case: &Measured, nulls: &mut Nulls) -> Row {
+fn row(index: usize, case: &MeasuredCase, nulls: &mut Nulls) -> SuiteRow {
     const OTHER_FIGURE: &str =
         "the article gives only one figure for each case: a time per message or a time per switch";
     let spec = &case.spec;
@@ -222,7 +222,7 @@ fn row(index: usize, case: &Measured, nulls: &mut Nulls) -> Row {
         .find(|(mode, buffer, _)| *mode == spec.mode && spec.buffer == Some(*buffer))
         .map(|(_, _, ns)| ns / ARTICLE_MESSAGES);
     let mut noted = Noted { nulls, index };
-    Row {
+    SuiteRow {
         name: name(spec),
         mode: spec.mode,
         language: spec.language,
@@ -278,8 +278,8 @@ fn hit_kernel_share(report: &Report) -> Option<f64> {
     (switches.total > 0).then(|| switches.hit_kernel as f64 / switches.total as f64)
 }
 
-fn spread(values: &[f64]) -> Option<Spread> {
-    Some(Spread {
+fn spread(values: &[f64]) -> Option<RunSpread> {
+    Some(RunSpread {
         median: median(values)?,
         min: values.iter().copied().min_by(f64::total_cmp)?,
         max: values.iter().copied().max_by(f64::total_cmp)?,
@@ -295,7 +295,7 @@ pub(crate) mod tests {
     /// Returns a table of all cases with three runs of each kind, except for one case that could not be run and one that was cut
     /// short.
     pub(crate) fn drawn() -> Suite {
-        let mut measured: Vec<Measured> = cases(2_000_000).into_iter().map(Measured::nothing).collect();
+        let mut measured: Vec<MeasuredCase> = cases(2_000_000).into_iter().map(MeasuredCase::nothing).collect();
         for (index, case) in measured.iter_mut().enumerate() {
             for number in 0..3_u64 {
                 case.untraced.push(Outcome {

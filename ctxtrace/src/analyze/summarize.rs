@@ -463,7 +463,7 @@ const MOST_FUNCTIONS: usize = 40;
 fn on_cpu(runs: &[Run], nulls: &mut Nulls) -> Option<OnCpu> {
     let mut profile = Profile::default();
     for run in runs {
-        profile.merge(&Profile::of(run, &places(run, |_| true)));
+        profile.merge(&Profile::from_places(run, &places(run, |_| true)));
     }
     if profile.samples() == 0 {
         nulls.note("on_cpu", "no samples were taken: use --level timeline --sample 997");
@@ -641,8 +641,8 @@ fn overhead(aggregates: &Aggregates, nulls: &mut Nulls) -> Overhead {
     let counters = &aggregates.counters;
     let programs_ns = mean("sched_switch").map(|ns| {
         // If there were too few wakeups for one to be timed, their cost is negligible.
-        let wakings_ns = mean("sched_waking").unwrap_or(0.0) * counters.wakings as f64;
-        ns * counters.switches as f64 + wakings_ns
+        let wakeups_ns = mean("sched_waking").unwrap_or(0.0) * counters.wakeups as f64;
+        ns * counters.switches as f64 + wakeups_ns
     });
     let on_cpu_ns = aggregates.latencies.get(Kind::OnCpu).sum_ns;
     let share = programs_ns.filter(|_| on_cpu_ns > 0).map(|ns| ns / on_cpu_ns as f64);
@@ -671,7 +671,7 @@ pub(crate) mod tests {
     use ctxtrace_common::thread::KernelCount;
 
     #[test]
-    fn a_distribution_that_somebody_has_made_up_is_no_danger() {
+    fn a_forged_distribution_does_not_panic() {
         let mut run = run(670_000);
         let forged = run.aggregates.latencies.get_mut(Kind::OnCpu);
         (forged.count, forged.min_plus_one_ns) = (1, 0);
@@ -684,7 +684,7 @@ pub(crate) mod tests {
             language: Language::Rust,
             iterations: 1_000,
             pin: Pin::None,
-            ..Spec::of(mode)
+            ..Spec::new(mode)
         }
     }
 
@@ -833,7 +833,7 @@ pub(crate) mod tests {
     fn the_cost_of_tracing_is_set_against_the_targets_time() {
         let mut run = run(500_000);
         run.aggregates.counters.switches = 400;
-        run.aggregates.counters.wakings = 100;
+        run.aggregates.counters.wakeups = 100;
         run.aggregates.latencies.get_mut(Kind::OnCpu).record(1_000_000);
         let cost = |name: &str, timed_ns| crate::trace::ProgramCost {
             name: name.to_owned(),
@@ -847,7 +847,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_run_cut_short_says_so_and_has_no_speed() {
+    fn a_run_cut_short_is_partial_and_has_no_speed() {
         let mut cut = run(1);
         cut.outcome = None;
         cut.messages_seen = 384;
@@ -861,7 +861,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn differences_that_cancel_out_are_told_all_the_same() {
+    fn differences_that_cancel_out_are_reported() {
         let mut run = run(500_000);
         run.aggregates.threads.push(build::thread(102, "b", 10, 0));
         run.aggregates.threads[0].thread.traced_voluntary += 2;
@@ -871,7 +871,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_timeline_that_disagrees_in_any_run_is_told() {
+    fn a_disagreement_in_any_run_is_reported() {
         let with = |disagreements: Option<&[&str]>| {
             let mut run = run(1);
             run.timeline = Some(Timeline {

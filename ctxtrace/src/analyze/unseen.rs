@@ -9,7 +9,7 @@ use ctxtrace_common::ledger::Class as Kind;
 use super::attribution::class;
 use super::result::{LedgerRow, OpenInterval, RunningProcess, Thread, ThreadState};
 use super::summarize::Nulls;
-use crate::correlate::ledger::{Entry, Ledger, entry_of};
+use crate::correlate::ledger::{Ledger, LedgerEntry, entry_of};
 use crate::correlate::tasks;
 use crate::symbolize::stacks;
 use crate::target::silent::SilentThread;
@@ -43,8 +43,8 @@ pub(super) fn open_ns(aggregates: &Aggregates) -> Option<u64> {
 }
 
 /// Returns the open intervals of each row of the ledger. Returns `None` if they were not recorded.
-fn open_by_entry(aggregates: &Aggregates) -> Option<BTreeMap<Entry, OpenSum>> {
-    let mut sums: BTreeMap<Entry, OpenSum> = BTreeMap::new();
+fn open_by_entry(aggregates: &Aggregates) -> Option<BTreeMap<LedgerEntry, OpenSum>> {
+    let mut sums: BTreeMap<LedgerEntry, OpenSum> = BTreeMap::new();
     for open in aggregates.open.as_ref()? {
         sums.entry(entry_of(&open.key, aggregates))
             .or_default()

@@ -42,7 +42,7 @@ pub(super) enum BtfError {
 
 /// The kind of a type: `BTF_KIND_*`, in the order of their numbers, which begin at 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum TypeKind {
     Int = 1,
     Pointer,
     Array,
@@ -64,7 +64,7 @@ pub(super) enum Kind {
     Enum64,
 }
 
-impl Kind {
+impl TypeKind {
     /// The kind with this number (`include/uapi/linux/btf.h`); `None` if the number is unknown.
     fn of_number(number: u32) -> Option<Self> {
         Some(match number {
@@ -117,7 +117,7 @@ pub(super) struct Btf {
     strings: Range<usize>,
     /// The kind of each type, and where it begins in `bytes`. Type 1 is the first; number 0 means `void`, which is not in the
     /// file.
-    types: Vec<(Kind, usize)>,
+    types: Vec<(TypeKind, usize)>,
 }
 
 impl Btf {
@@ -143,7 +143,7 @@ impl Btf {
             let id = found.len() + 1;
             let info = word(&bytes, at + 4);
             let number = (info >> 24) & 0x7f;
-            let kind = Kind::of_number(number).ok_or(BtfError::UnknownKind { id, kind: number })?;
+            let kind = TypeKind::of_number(number).ok_or(BtfError::UnknownKind { id, kind: number })?;
             found.push((kind, at));
             at += TYPE_BYTES + kind.fixed_bytes() + elements(info) * kind.element_bytes();
             if at > types.end {
@@ -158,7 +158,7 @@ impl Btf {
     }
 
     /// All types of a kind, in the order of their numbers.
-    pub(super) fn types(&self, kind: Kind) -> impl Iterator<Item = Type<'_>> {
+    pub(super) fn types(&self, kind: TypeKind) -> impl Iterator<Item = Type<'_>> {
         self.types
             .iter()
             .filter(move |&&(of_type, _)| of_type == kind)
@@ -166,7 +166,7 @@ impl Btf {
     }
 
     /// The first type of this kind and name.
-    pub(super) fn named(&self, kind: Kind, name: &str) -> Option<Type<'_>> {
+    pub(super) fn named(&self, kind: TypeKind, name: &str) -> Option<Type<'_>> {
         self.types(kind).find(|ty| ty.is_named(name))
     }
 
@@ -194,7 +194,7 @@ impl Btf {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Type<'a> {
     btf: &'a Btf,
-    kind: Kind,
+    kind: TypeKind,
     /// Offset in bytes at which the type begins in the file.
     at: usize,
 }
@@ -224,15 +224,15 @@ impl<'a> Type<'a> {
 
     /// Follows modifiers, typedefs and, if `pointers` is true, pointers to the first type of one of these kinds, starting with
     /// the type itself. `None` if they lead to another kind.
-    pub(super) fn resolve(self, kinds: &[Kind], pointers: bool) -> Option<Self> {
+    pub(super) fn resolve(self, kinds: &[TypeKind], pointers: bool) -> Option<Self> {
         let mut ty = self;
         for _ in 0..MAX_REFERENCES {
             if kinds.contains(&ty.kind) {
                 return Some(ty);
             }
             match ty.kind {
-                Kind::Typedef | Kind::Volatile | Kind::Const | Kind::Restrict | Kind::TypeTag => {}
-                Kind::Pointer if pointers => {}
+                TypeKind::Typedef | TypeKind::Volatile | TypeKind::Const | TypeKind::Restrict | TypeKind::TypeTag => {}
+                TypeKind::Pointer if pointers => {}
                 _ => return None,
             }
             ty = self.btf.by_id(ty.word(8))?;
@@ -249,22 +249,23 @@ impl<'a> Type<'a> {
     pub(super) fn members(self) -> impl Iterator<Item = Member<'a>> {
         // If the flag is set, the upper byte of an offset is the size of a bit field.
         let mask = if self.word(4) >> 31 == 1 { 0x00ff_ffff } else { u32::MAX };
-        self.elements(&[Kind::Struct, Kind::Union]).map(move |at| Member {
-            name: self.btf.name_at(word(&self.btf.bytes, at)),
-            type_id: word(&self.btf.bytes, at + 4),
-            bit_offset: word(&self.btf.bytes, at + 8) & mask,
-        })
+        self.elements(&[TypeKind::Struct, TypeKind::Union])
+            .map(move |at| Member {
+                name: self.btf.name_at(word(&self.btf.bytes, at)),
+                type_id: word(&self.btf.bytes, at + 4),
+                bit_offset: word(&self.btf.bytes, at + 8) & mask,
+            })
     }
 
     /// The names of an enumeration's values; empty for other kinds.
     pub(super) fn enumerators(self) -> impl Iterator<Item = &'a str> {
-        self.elements(&[Kind::Enum, Kind::Enum64])
+        self.elements(&[TypeKind::Enum, TypeKind::Enum64])
             .map(move |at| self.btf.name_at(word(&self.btf.bytes, at)))
     }
 
     /// The variables of a section, each with its offset in the section in bytes; empty for other kinds.
     pub(super) fn variables(self) -> impl Iterator<Item = (Self, u32)> {
-        self.elements(&[Kind::Section]).filter_map(move |at| {
+        self.elements(&[TypeKind::Section]).filter_map(move |at| {
             let variable = self.btf.by_id(word(&self.btf.bytes, at))?;
             Some((variable, word(&self.btf.bytes, at + 4)))
         })
@@ -272,11 +273,11 @@ impl<'a> Type<'a> {
 
     /// The number of parameters of a function prototype; 0 for other kinds.
     pub(super) fn parameters(self) -> usize {
-        self.elements(&[Kind::Prototype]).count()
+        self.elements(&[TypeKind::Prototype]).count()
     }
 
     /// The offset of each element in the file; empty if the type is not of one of these kinds.
-    fn elements(self, kinds: &[Kind]) -> impl Iterator<Item = usize> + use<'a> {
+    fn elements(self, kinds: &[TypeKind]) -> impl Iterator<Item = usize> + use<'a> {
         let count = if kinds.contains(&self.kind) {
             elements(self.word(4))
         } else {
@@ -321,17 +322,17 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 /// Builds BTF for tests.
 #[cfg(test)]
 pub(super) mod build {
-    use super::{Btf, Kind};
+    use super::{Btf, TypeKind};
 
     /// A BTF file under construction.
     #[derive(Clone, Debug)]
-    pub(in super::super) struct Builder {
+    pub(in super::super) struct BtfBuilder {
         types: Vec<u8>,
         strings: Vec<u8>,
         count: u32,
     }
 
-    impl Builder {
+    impl BtfBuilder {
         /// Creates a file without types.
         pub(in super::super) fn new() -> Self {
             Self {
@@ -352,7 +353,7 @@ pub(super) mod build {
 
         /// Adds a type with the words that follow it in the file, and returns its number. `of` is its size, or the type that it
         /// refers to.
-        fn add(&mut self, kind: Kind, name: &str, elements: usize, of: u32, rest: &[u32]) -> u32 {
+        fn add(&mut self, kind: TypeKind, name: &str, elements: usize, of: u32, rest: &[u32]) -> u32 {
             let name = self.name(name);
             let info = ((kind as u32) << 24) | u32::try_from(elements).expect("the number of elements fits");
             for word in [name, info, of].iter().chain(rest) {
@@ -363,12 +364,12 @@ pub(super) mod build {
         }
 
         /// Adds a type that only refers to another type: a pointer, typedef, modifier or function.
-        pub(in super::super) fn reference(&mut self, kind: Kind, name: &str, to: u32) -> u32 {
+        pub(in super::super) fn reference(&mut self, kind: TypeKind, name: &str, to: u32) -> u32 {
             self.add(kind, name, 0, to, &[])
         }
 
         /// Adds a structure or union with these members: name, type and offset in bits.
-        pub(in super::super) fn composite(&mut self, kind: Kind, name: &str, members: &[(&str, u32, u32)]) -> u32 {
+        pub(in super::super) fn composite(&mut self, kind: TypeKind, name: &str, members: &[(&str, u32, u32)]) -> u32 {
             let rest: Vec<u32> = members
                 .iter()
                 .flat_map(|&(name, of, bits)| [self.name(name), of, bits])
@@ -383,50 +384,50 @@ pub(super) mod build {
                 .map(|&(name, size, bits)| (name, 0, (size << 24) | bits))
                 .collect();
             let begin = self.types.len();
-            let id = self.composite(Kind::Struct, name, &packed);
+            let id = self.composite(TypeKind::Struct, name, &packed);
             self.types[begin + 7] |= 0x80;
             id
         }
 
         /// Adds an enumeration with the values 0, 1 and so on.
-        pub(in super::super) fn enumeration(&mut self, kind: Kind, name: &str, values: &[&str]) -> u32 {
+        pub(in super::super) fn enumeration(&mut self, kind: TypeKind, name: &str, values: &[&str]) -> u32 {
             let mut rest = Vec::new();
             for (value, name) in (0..).zip(values) {
                 rest.extend([self.name(name), value]);
-                rest.extend((kind == Kind::Enum64).then_some(0));
+                rest.extend((kind == TypeKind::Enum64).then_some(0));
             }
             self.add(kind, name, values.len(), 4, &rest)
         }
 
         /// Adds a prototype with this number of parameters.
         pub(in super::super) fn prototype(&mut self, parameters: usize) -> u32 {
-            self.add(Kind::Prototype, "", parameters, 0, &vec![0; parameters * 2])
+            self.add(TypeKind::Prototype, "", parameters, 0, &vec![0; parameters * 2])
         }
 
         /// Adds a variable.
         pub(in super::super) fn variable(&mut self, name: &str, of: u32) -> u32 {
-            self.add(Kind::Variable, name, 0, of, &[1])
+            self.add(TypeKind::Variable, name, 0, of, &[1])
         }
 
         /// Adds a section with variables, each with its offset in bytes.
         pub(in super::super) fn section(&mut self, name: &str, variables: &[(u32, u32)]) -> u32 {
             let rest: Vec<u32> = variables.iter().flat_map(|&(id, offset)| [id, offset, 8]).collect();
-            self.add(Kind::Section, name, variables.len(), 0, &rest)
+            self.add(TypeKind::Section, name, variables.len(), 0, &rest)
         }
 
         /// Adds an `int` of 4 bytes.
         pub(in super::super) fn int(&mut self) -> u32 {
-            self.add(Kind::Int, "int", 0, 4, &[32])
+            self.add(TypeKind::Int, "int", 0, 4, &[32])
         }
 
         /// Adds an array.
         pub(in super::super) fn array(&mut self, of: u32) -> u32 {
-            self.add(Kind::Array, "", 0, 0, &[of, of, 3])
+            self.add(TypeKind::Array, "", 0, 0, &[of, of, 3])
         }
 
         /// Adds a declaration tag.
         pub(in super::super) fn declaration_tag(&mut self, name: &str, of: u32) -> u32 {
-            self.add(Kind::DeclTag, name, 0, of, &[u32::MAX])
+            self.add(TypeKind::DeclTag, name, 0, of, &[u32::MAX])
         }
 
         /// The bytes of the BTF file.
@@ -451,36 +452,36 @@ pub(super) mod build {
 
 #[cfg(test)]
 mod tests {
-    use super::build::Builder;
+    use super::build::BtfBuilder;
     use super::*;
     use proptest::prelude::*;
 
     /// One type of each kind; the last one is a pointer.
-    fn all_kinds() -> Builder {
-        let mut btf = Builder::new();
+    fn all_kinds() -> BtfBuilder {
+        let mut btf = BtfBuilder::new();
         let int = btf.int();
         btf.array(int);
-        btf.composite(Kind::Struct, "pair", &[("first", int, 0), ("second", int, 32)]);
-        btf.composite(Kind::Union, "either", &[("one", int, 0), ("other", int, 0)]);
-        btf.enumeration(Kind::Enum, "small", &["NONE", "SOME"]);
-        btf.enumeration(Kind::Enum64, "wide", &["LEFT", "RIGHT"]);
+        btf.composite(TypeKind::Struct, "pair", &[("first", int, 0), ("second", int, 32)]);
+        btf.composite(TypeKind::Union, "either", &[("one", int, 0), ("other", int, 0)]);
+        btf.enumeration(TypeKind::Enum, "small", &["NONE", "SOME"]);
+        btf.enumeration(TypeKind::Enum64, "wide", &["LEFT", "RIGHT"]);
         let prototype = btf.prototype(3);
-        btf.reference(Kind::Function, "work", prototype);
-        btf.reference(Kind::Forward, "hidden", 0);
-        btf.reference(Kind::Float, "double", 8);
+        btf.reference(TypeKind::Function, "work", prototype);
+        btf.reference(TypeKind::Forward, "hidden", 0);
+        btf.reference(TypeKind::Float, "double", 8);
         for (kind, name) in [
-            (Kind::Typedef, "number"),
-            (Kind::Volatile, ""),
-            (Kind::Const, ""),
-            (Kind::Restrict, ""),
-            (Kind::TypeTag, "user"),
+            (TypeKind::Typedef, "number"),
+            (TypeKind::Volatile, ""),
+            (TypeKind::Const, ""),
+            (TypeKind::Restrict, ""),
+            (TypeKind::TypeTag, "user"),
         ] {
             btf.reference(kind, name, int);
         }
         btf.declaration_tag("tag", int);
         let variable = btf.variable("counter", int);
         btf.section(".data..percpu", &[(variable, 64)]);
-        btf.reference(Kind::Pointer, "", int);
+        btf.reference(TypeKind::Pointer, "", int);
         btf
     }
 
@@ -490,25 +491,25 @@ mod tests {
         aya::Btf::parse(&bytes, aya::Endianness::Little).expect("aya can parse it, too");
         let btf = Btf::parse(bytes).expect("the BTF is valid");
         for number in 1..=19 {
-            let kind = Kind::of_number(number).expect("the kind is known");
+            let kind = TypeKind::of_number(number).expect("the kind is known");
             assert_eq!(kind as u32, number);
             assert_eq!(btf.types(kind).count(), 1, "{kind:?}");
         }
         let last = btf.by_id(19).expect("the pointer exists");
-        assert_eq!(last.kind, Kind::Pointer);
+        assert_eq!(last.kind, TypeKind::Pointer);
         assert!(btf.by_id(0).is_none(), "0 is void");
         assert!(btf.by_id(20).is_none());
     }
 
     #[test]
-    fn a_type_tells_what_it_is_made_of() {
+    fn a_type_lists_its_elements() {
         let btf = all_kinds().read();
-        let pair = btf.named(Kind::Struct, "pair").expect("the structure exists");
+        let pair = btf.named(TypeKind::Struct, "pair").expect("the structure exists");
         let members: Vec<_> = pair.members().map(|member| (member.name, member.bit_offset)).collect();
         assert_eq!(members, [("first", 0), ("second", 32)]);
         for (kind, name, values) in [
-            (Kind::Enum, "small", ["NONE", "SOME"]),
-            (Kind::Enum64, "wide", ["LEFT", "RIGHT"]),
+            (TypeKind::Enum, "small", ["NONE", "SOME"]),
+            (TypeKind::Enum64, "wide", ["LEFT", "RIGHT"]),
         ] {
             let found: Vec<_> = btf
                 .named(kind, name)
@@ -517,9 +518,11 @@ mod tests {
                 .collect();
             assert_eq!(found, values);
         }
-        let prototype = btf.types(Kind::Prototype).next().expect("the prototype exists");
+        let prototype = btf.types(TypeKind::Prototype).next().expect("the prototype exists");
         assert_eq!(prototype.parameters(), 3);
-        let section = btf.named(Kind::Section, ".data..percpu").expect("the section exists");
+        let section = btf
+            .named(TypeKind::Section, ".data..percpu")
+            .expect("the section exists");
         let variables: Vec<_> = section.variables().map(|(of, at)| (of.name(), at)).collect();
         assert_eq!(variables, [("counter", 64)]);
         // A type of another kind has no such elements.
@@ -529,35 +532,35 @@ mod tests {
         );
         assert_eq!(prototype.members().count(), 0);
         assert!(
-            btf.named(Kind::Struct, "pai").is_none(),
+            btf.named(TypeKind::Struct, "pai").is_none(),
             "only the beginning of the name"
         );
-        assert!(btf.named(Kind::Union, "pair").is_none(), "the kind is another one");
+        assert!(btf.named(TypeKind::Union, "pair").is_none(), "the kind is another one");
     }
 
     #[test]
     fn a_field_of_bits_has_its_offset_without_its_size() {
-        let mut btf = Builder::new();
+        let mut btf = BtfBuilder::new();
         btf.bits("flags", &[("whole", 0, 32), ("bit", 1, 69)]);
         let btf = btf.read();
-        let flags = btf.named(Kind::Struct, "flags").expect("the structure exists");
+        let flags = btf.named(TypeKind::Struct, "flags").expect("the structure exists");
         let offsets: Vec<_> = flags.members().map(|member| member.bit_offset).collect();
         assert_eq!(offsets, [32, 69]);
     }
 
     #[test]
     fn references_are_followed_and_circles_are_left() {
-        let mut btf = Builder::new();
-        let structure = btf.composite(Kind::Struct, "inner", &[]);
-        let constant = btf.reference(Kind::Const, "", structure);
-        btf.reference(Kind::Typedef, "alias", constant);
-        let pointer = btf.reference(Kind::Pointer, "", structure);
-        btf.reference(Kind::Typedef, "handle", pointer);
-        btf.reference(Kind::Typedef, "circle", 6);
+        let mut btf = BtfBuilder::new();
+        let structure = btf.composite(TypeKind::Struct, "inner", &[]);
+        let constant = btf.reference(TypeKind::Const, "", structure);
+        btf.reference(TypeKind::Typedef, "alias", constant);
+        let pointer = btf.reference(TypeKind::Pointer, "", structure);
+        btf.reference(TypeKind::Typedef, "handle", pointer);
+        btf.reference(TypeKind::Typedef, "circle", 6);
         let btf = btf.read();
         let resolve = |name, pointers| {
-            let ty = btf.named(Kind::Typedef, name).expect("the typedef exists");
-            ty.resolve(&[Kind::Struct], pointers).map(Type::name)
+            let ty = btf.named(TypeKind::Typedef, name).expect("the typedef exists");
+            ty.resolve(&[TypeKind::Struct], pointers).map(Type::name)
         };
         assert_eq!(resolve("alias", false), Some("inner"));
         assert_eq!(resolve("handle", false), None);
@@ -604,7 +607,7 @@ mod tests {
             }
             if let Ok(btf) = Btf::parse(bytes) {
                 for ty in (0..30).filter_map(|id| btf.by_id(id)) {
-                    ty.resolve(&[Kind::Struct], true);
+                    ty.resolve(&[TypeKind::Struct], true);
                     ty.name();
                     ty.members().for_each(drop);
                     ty.enumerators().for_each(drop);

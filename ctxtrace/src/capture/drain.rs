@@ -40,7 +40,7 @@ const MOST_HITS: usize = 1 << 16;
 
 /// The elements moved from the kernel's tables to user space so far.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Collected {
+pub(super) struct DrainedTables {
     pub(super) stacks: HashMap<u64, Arc<[u64]>>,
     frames: usize,
     pub(super) switch_sums: HashMap<SumKey, SwitchSum>,
@@ -54,7 +54,7 @@ pub(super) struct Collected {
     lost_tasks: u64,
 }
 
-impl Collected {
+impl DrainedTables {
     /// Adds a stack; does nothing if the stack is already known.
     fn add_stack(&mut self, key: u64, stack: &Stack) {
         let depth = (stack.depth as usize).min(stack.frames.len());
@@ -215,7 +215,7 @@ impl Drainer {
     /// # Errors
     ///
     /// If the kernel refuses. Elements that were not drained stay in their table.
-    pub(super) fn drain(&self, ebpf: &mut Ebpf, into: &mut Collected) -> Result<()> {
+    pub(super) fn drain(&self, ebpf: &mut Ebpf, into: &mut DrainedTables) -> Result<()> {
         drain_stacks(ebpf, into)?;
         let ended = state(ebpf, Table::Ended)?;
         if ended.woken != 0 {
@@ -262,7 +262,7 @@ fn is_due(state: TableState) -> bool {
 }
 
 /// Drains all stacks if their table has reached its wakeup threshold.
-fn drain_stacks(ebpf: &mut Ebpf, into: &mut Collected) -> Result<()> {
+fn drain_stacks(ebpf: &mut Ebpf, into: &mut DrainedTables) -> Result<()> {
     let state = state(ebpf, Table::Stacks)?;
     if !is_due(state) {
         return Ok(());
@@ -314,7 +314,7 @@ fn capacity(ebpf: &Ebpf, name: &'static str) -> Result<u32> {
 
 /// Moves every stack to user space. A stack that is needed again is walked and stored again. A stack never changes, so no
 /// generation is needed.
-fn take_stacks(ebpf: &Ebpf, into: &mut Collected) -> Result<()> {
+fn take_stacks(ebpf: &Ebpf, into: &mut DrainedTables) -> Result<()> {
     let table = hash_table::<u64, Stack>(ebpf, "STACKS")?;
     batch::take(table, |key, stack: &Stack| into.add_stack(key, stack)).map_err(Error::system("emptying a BPF map"))
 }
@@ -382,7 +382,7 @@ mod tests {
 
     #[test]
     fn sums_of_one_key_that_come_in_parts_are_added_up() {
-        let mut collected = Collected::default();
+        let mut collected = DrainedTables::default();
         let key = build::sum_key(Class::ThreadBlocked, 0);
         for count in [3, 4] {
             collected.add_switches(key, sum(count));
@@ -392,7 +392,7 @@ mod tests {
 
     #[test]
     fn what_finds_no_room_is_in_its_class_and_counted() {
-        let mut collected = Collected::default();
+        let mut collected = DrainedTables::default();
         for task in 0..MOST_SUMS as u64 + 2 {
             collected.add_switches(build::sum_key(Class::TaskBlocked, task + 1), sum(1));
         }
@@ -407,7 +407,7 @@ mod tests {
 
     #[test]
     fn sums_of_a_stack_that_was_not_kept_say_so() {
-        let mut collected = Collected::default();
+        let mut collected = DrainedTables::default();
         let (mut known, mut unknown) = (
             build::sum_key(Class::ThreadBlocked, 0),
             build::sum_key(Class::ThreadBlocked, 0),
@@ -429,7 +429,7 @@ mod tests {
 
     #[test]
     fn what_found_no_room_in_a_table_is_added_by_the_length_of_its_record() {
-        let mut collected = Collected::default();
+        let mut collected = DrainedTables::default();
         let (mut key, sum) = (build::sum_key(Class::ThreadBlocked, 0), sum(3));
         let known = key;
         key.generation = 1;
@@ -451,7 +451,7 @@ mod tests {
 
     #[test]
     fn edges_beyond_the_limit_are_summed_and_none_is_lost() {
-        let mut collected = Collected::default();
+        let mut collected = DrainedTables::default();
         let mut edge = Edge::EMPTY;
         edge.record(5_000);
         let count = 3 * MOST_EDGES as u32;

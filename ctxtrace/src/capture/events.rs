@@ -51,10 +51,10 @@ impl Layout {
     pub(super) fn new(bytes: Option<usize>) -> Result<Self> {
         let online = aya::util::online_cpus().map_err(|(what, error)| Error::system(what)(error))?;
         let cpus = online.into_iter().max().unwrap_or(0) + 1;
-        Ok(Self::of(cpus, bytes))
+        Ok(Self::with_cpus(cpus, bytes))
     }
 
-    fn of(cpus: u32, bytes: Option<usize>) -> Self {
+    fn with_cpus(cpus: u32, bytes: Option<usize>) -> Self {
         let per_cpu = match bytes {
             Some(bytes) => bytes / cpus as usize,
             None => (DEFAULT_RING_BYTES / cpus as usize).max(LEAST_PER_CPU),
@@ -227,8 +227,8 @@ mod tests {
             (2, Some(0), 2),
             (4, Some(usize::MAX), 1 << 29),
         ] {
-            assert_eq!(Layout::of(cpus, bytes), Layout { cpus, capacity }, "{bytes:?}");
+            assert_eq!(Layout::with_cpus(cpus, bytes), Layout { cpus, capacity }, "{bytes:?}");
         }
-        assert!(Layout::of(256, None).capacity as usize * EVENT_BYTES >= LEAST_PER_CPU / 2);
+        assert!(Layout::with_cpus(256, None).capacity as usize * EVENT_BYTES >= LEAST_PER_CPU / 2);
     }
 }

@@ -10,7 +10,7 @@ pub(super) struct Layouts(Vec<Option<Locator>>);
 
 /// The index for a locator in the kernel's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum LocatorSlot {
     /// The locator is already at this index.
     Known(u32),
     /// The locator is not in the table; this index is free.
@@ -21,16 +21,16 @@ pub(super) enum Place {
 
 impl Layouts {
     /// Finds the index of a locator, or a free index for it.
-    pub(super) fn place(&self, locator: &Locator) -> Place {
+    pub(super) fn place(&self, locator: &Locator) -> LocatorSlot {
         let position = |wanted: &dyn Fn(&Option<Locator>) -> bool| self.0.iter().position(wanted);
         if let Some(index) = position(&|known| known.as_ref() == Some(locator)) {
-            return Place::Known(index as u32 + 1);
+            return LocatorSlot::Known(index as u32 + 1);
         }
         let free = position(&Option::is_none).unwrap_or(self.0.len()) as u32 + 1;
         if free < MAX_LOCATORS {
-            Place::Free(free)
+            LocatorSlot::Free(free)
         } else {
-            Place::None
+            LocatorSlot::None
         }
     }
 
@@ -68,14 +68,14 @@ mod tests {
     fn a_full_table_has_room_again_when_programs_are_gone() {
         let mut layouts = Layouts::default();
         for number in 1..MAX_LOCATORS {
-            assert_eq!(layouts.place(&locator(number.into())), Place::Free(number));
+            assert_eq!(layouts.place(&locator(number.into())), LocatorSlot::Free(number));
             layouts.put(number, locator(number.into()));
         }
-        assert_eq!(layouts.place(&locator(5)), Place::Known(5));
-        assert_eq!(layouts.place(&locator(9_999)), Place::None);
+        assert_eq!(layouts.place(&locator(5)), LocatorSlot::Known(5));
+        assert_eq!(layouts.place(&locator(9_999)), LocatorSlot::None);
         layouts.keep(&(1..MAX_LOCATORS).filter(|&index| index != 7).collect());
-        assert_eq!(layouts.place(&locator(9_999)), Place::Free(7));
+        assert_eq!(layouts.place(&locator(9_999)), LocatorSlot::Free(7));
         layouts.put(7, locator(9_999));
-        assert_eq!(layouts.place(&locator(9_999)), Place::Known(7));
+        assert_eq!(layouts.place(&locator(9_999)), LocatorSlot::Known(7));
     }
 }

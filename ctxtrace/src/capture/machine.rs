@@ -11,7 +11,7 @@ use perf_event::Builder;
 use perf_event::events::Hardware;
 
 use super::offsets::{BTF_PATH, Description};
-use super::{EXIT, Kernel, PROGRAMS, RENAME, Tried, WAKING_TIMER, events, preflight, sampling, tried};
+use super::{EXIT, PROGRAMS, RENAME, RunningKernel, Tried, WAKEUP_TIMER, events, preflight, sampling, tried};
 use crate::error::{Error, Result};
 use crate::target::procfs::effective_capabilities;
 use crate::trace::Level;
@@ -60,7 +60,7 @@ impl Machine {
     /// If the kernel's release or the list of CPUs cannot be read.
     pub fn this() -> Result<Self> {
         let described = Description::of_running_kernel();
-        let kernel = Kernel::discover();
+        let kernel = RunningKernel::discover();
         let may_trace = preflight::may_trace();
         let online = aya::util::online_cpus().map_err(|(what, error)| Error::system(what)(error))?;
         let per_cpu = 1 << 20;
@@ -74,7 +74,10 @@ impl Machine {
             capabilities: effective_capabilities(),
             first_pid_namespace: preflight::is_first_pid_namespace(),
             btf_problem: kernel.as_ref().err().map(ToString::to_string),
-            tells_interrupts: kernel.as_ref().ok().map(|kernel| kernel.offsets.tell_interrupts()),
+            distinguishes_interrupts: kernel
+                .as_ref()
+                .ok()
+                .map(|kernel| kernel.offsets.can_identify_interrupts()),
             lockdown: fs::read_to_string("/sys/kernel/security/lockdown")
                 .ok()
                 .map(|text| chosen(&text)),
@@ -181,7 +184,7 @@ fn helpers(described: Option<&Description>) -> Vec<Wanted> {
 /// What is unavailable without this program; `None` if nothing works without it.
 fn without(program: &str) -> Option<&'static str> {
     match program {
-        WAKING_TIMER => Some("the cost of making a wakeup is not reported"),
+        WAKEUP_TIMER => Some("the cost of making a wakeup is not reported"),
         RENAME => Some("no --level timeline"),
         sampling::SAMPLER => Some("no --sample"),
         EXIT => Some("the final numbers of ended threads are missing, which `lost.handovers` counts"),
@@ -189,7 +192,7 @@ fn without(program: &str) -> Option<&'static str> {
     }
 }
 
-fn programs(may_trace: bool, kernel: Option<&Kernel>, described: Option<&Description>) -> Vec<Wanted> {
+fn programs(may_trace: bool, kernel: Option<&RunningKernel>, described: Option<&Description>) -> Vec<Wanted> {
     let wanted = |name: &str, answer| Wanted {
         name: name.to_owned(),
         without: without(name),
@@ -198,7 +201,7 @@ fn programs(may_trace: bool, kernel: Option<&Kernel>, described: Option<&Descrip
     if let (true, Some(kernel)) = (may_trace, kernel) {
         return all_tried(tried(kernel));
     }
-    let attached_to = PROGRAMS.into_iter().chain([WAKING_TIMER, RENAME]);
+    let attached_to = PROGRAMS.into_iter().chain([WAKEUP_TIMER, RENAME]);
     let mut programs: Vec<Wanted> = attached_to
         .map(|name| {
             let answer = by_description(described, |types| types.tracepoints.iter().any(|known| known == name));
@@ -302,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_can_be_looked_at_by_anybody() {
+    fn the_machine_can_be_inspected_without_privileges() {
         let machine = Machine::this().expect("the machine has a /proc");
         assert!(!machine.kernel.is_empty());
         assert!(machine.cpus_online >= 1 && machine.cpus_allowed >= 1);

@@ -43,7 +43,7 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use ctxtrace_common::clock::Phase;
 use ctxtrace_common::counters::Counters;
 use ctxtrace_common::event::Event;
-use ctxtrace_common::handover::{Handover, Names};
+use ctxtrace_common::handover::{Handover, TaskNames};
 use ctxtrace_common::histogram::{Histogram, Latency};
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::Locator;
@@ -65,9 +65,9 @@ use crate::trace::run::ClockAnchor;
 use crate::trace::threads::EndedThreads;
 use crate::trace::{Aggregates, CpuLosses, Fate, Latencies, Level, OpenInterval, ThreadRecord, merge, name_of};
 use cost::CostMeter;
-use drain::{Collected, Drainer, entries};
+use drain::{DrainedTables, Drainer, entries};
 use events::{EventRings, Layout};
-use layouts::{Layouts, Place};
+use layouts::{Layouts, LocatorSlot};
 use offsets::Offsets;
 use polls::PollRings;
 use rights::TracerRights;
@@ -89,7 +89,7 @@ const PROGRAMS: [&str; 6] = [
 
 /// Measures how long making a wakeup takes. It runs at the end of every system call of every program, so it is attached only for
 /// short periods.
-const WAKING_TIMER: &str = "sys_exit";
+const WAKEUP_TIMER: &str = "sys_exit";
 
 /// Records name changes of threads as events. Attached only with [`Level::Timeline`].
 const RENAME: &str = "task_rename";
@@ -159,12 +159,12 @@ impl Default for Settings {
 }
 
 /// What is known of the running kernel: read once and used for every run.
-pub struct Kernel {
+pub struct RunningKernel {
     btf: Btf,
     offsets: Offsets,
 }
 
-impl Kernel {
+impl RunningKernel {
     /// Reads the running kernel's BTF.
     ///
     /// # Errors
@@ -191,7 +191,7 @@ pub struct Session {
     ended: EndedThreads,
     /// The processes that user space follows by their ids. Their first threads are always kept as records of their own.
     followed: HashSet<u32>,
-    collected: Collected,
+    collected: DrainedTables,
     drainer: Drainer,
     /// One sum per program, because there may be very many threads.
     handovers: HashMap<Image, Handover>,
@@ -211,10 +211,10 @@ pub struct Session {
     /// Whether [`EXIT`] is needed and the kernel accepted it. If it is needed and was not accepted, `lost.handovers` counts the
     /// threads whose counters are missing.
     reads_at_exit: bool,
-    /// Whether the kernel accepted [`WAKING_TIMER`].
-    times_wakings: bool,
-    /// The link of [`WAKING_TIMER`] while it is attached.
-    waking_timer: Option<BtfTracePointLinkId>,
+    /// Whether the kernel accepted [`WAKEUP_TIMER`].
+    can_time_wakeups: bool,
+    /// The link of [`WAKEUP_TIMER`] while it is attached.
+    wakeup_timer: Option<BtfTracePointLinkId>,
 }
 
 /// The rings through which the BPF programs send records while the target runs.
@@ -233,7 +233,7 @@ impl Session {
     /// # Errors
     ///
     /// If the kernel refuses; the error has the kernel's reason.
-    pub fn load(kernel: &Kernel, settings: Settings) -> Result<Self> {
+    pub fn load(kernel: &RunningKernel, settings: Settings) -> Result<Self> {
         let with_stacks = u32::from(settings.level == Level::Stacks);
         let waker_stacks = u32::from(settings.waker_stacks);
         let follow_children = u32::from(settings.follow_children);
@@ -275,7 +275,7 @@ impl Session {
             load(&mut ebpf, kernel, name)?;
         }
         // If this fails, the cost of making wakeups is not measured, and the report says that it is missing.
-        let times_wakings = load(&mut ebpf, kernel, WAKING_TIMER).is_ok();
+        let can_time_wakeups = load(&mut ebpf, kernel, WAKEUP_TIMER).is_ok();
         if settings.sample_hz.is_some() {
             sampling::load(&mut ebpf)?;
         }
@@ -300,7 +300,7 @@ impl Session {
             rings,
             ended: EndedThreads::default(),
             followed: HashSet::new(),
-            collected: Collected::default(),
+            collected: DrainedTables::default(),
             handovers: HashMap::new(),
             names: HashMap::new(),
             programs: Programs::new(settings.locator),
@@ -311,8 +311,8 @@ impl Session {
             refused_images: Vec::new(),
             lost_programs: 0,
             settings,
-            waking_timer: None,
-            times_wakings,
+            wakeup_timer: None,
+            can_time_wakeups,
             reads_at_exit,
         })
     }
@@ -386,8 +386,8 @@ impl Session {
     /// Puts an image and its locator into the kernel's tables. Returns whether there was room.
     fn put(&mut self, image: Image, locator: &Locator) -> Result<bool> {
         let index = match self.layouts.place(locator) {
-            Place::Known(index) => index,
-            Place::Free(index) => {
+            LocatorSlot::Known(index) => index,
+            LocatorSlot::Free(index) => {
                 let map = self.ebpf.map_mut("LOCATORS").ok_or_else(|| missing("LOCATORS"))?;
                 let mut map = Array::<_, Wire<Locator>>::try_from(map).map_err(refused("open a BPF map"))?;
                 map.set(index, Wire(*locator), 0)
@@ -395,7 +395,7 @@ impl Session {
                 self.layouts.put(index, *locator);
                 index
             }
-            Place::None => return Ok(false),
+            LocatorSlot::None => return Ok(false),
         };
         match self.images()?.insert(Wire(image), index, 0) {
             Ok(()) => Ok(true),
@@ -499,7 +499,7 @@ impl Session {
             sampling::attach(&mut self.ebpf, hz)?;
         }
         self.cost.start();
-        self.time_wakings();
+        self.update_wakeup_timer();
         Ok(())
     }
 
@@ -510,24 +510,24 @@ impl Session {
         let Self { cgroups, ebpf, .. } = self;
         cgroups.tick(|| followed_processes(ebpf));
         self.cost.tick();
-        self.time_wakings();
+        self.update_wakeup_timer();
     }
 
-    /// Attaches and detaches [`WAKING_TIMER`], so that wakeups are timed in the same periods in which the programs themselves are
+    /// Attaches and detaches [`WAKEUP_TIMER`], so that wakeups are timed in the same periods in which the programs themselves are
     /// timed.
-    fn time_wakings(&mut self) {
+    fn update_wakeup_timer(&mut self) {
         // If the kernel refuses any of this, nothing is timed, and the report says that the cost is missing.
-        match (self.cost.is_measuring(), self.waking_timer.take()) {
+        match (self.cost.is_measuring(), self.wakeup_timer.take()) {
             (true, None) => {
-                if let Ok(timer) = program(&mut self.ebpf, WAKING_TIMER) {
-                    self.waking_timer = timer.attach().ok();
+                if let Ok(timer) = program(&mut self.ebpf, WAKEUP_TIMER) {
+                    self.wakeup_timer = timer.attach().ok();
                 }
-                let _ = self.tell_whether_wakings_are_timed(self.waking_timer.is_some());
+                let _ = self.set_wakeup_timing(self.wakeup_timer.is_some());
             }
-            (true, attached) => self.waking_timer = attached,
+            (true, attached) => self.wakeup_timer = attached,
             (false, Some(attached)) => {
-                let _ = self.tell_whether_wakings_are_timed(false);
-                if let Ok(timer) = program(&mut self.ebpf, WAKING_TIMER) {
+                let _ = self.set_wakeup_timing(false);
+                if let Ok(timer) = program(&mut self.ebpf, WAKEUP_TIMER) {
                     drop(timer.detach(attached));
                 }
             }
@@ -536,11 +536,11 @@ impl Session {
     }
 
     /// Sets the flag that makes the wakeup programs record when each wakeup began.
-    fn tell_whether_wakings_are_timed(&mut self, timed: bool) -> Result<()> {
+    fn set_wakeup_timing(&mut self, timed: bool) -> Result<()> {
         let map = self
             .ebpf
-            .map_mut("TIMES_WAKINGS")
-            .ok_or_else(|| missing("TIMES_WAKINGS"))?;
+            .map_mut("TIMES_WAKEUPS")
+            .ok_or_else(|| missing("TIMES_WAKEUPS"))?;
         Array::<_, u64>::try_from(map)
             .and_then(|mut times| times.set(0, u64::from(timed), 0))
             .map_err(refused("store whether wakeups are timed"))
@@ -630,7 +630,7 @@ impl Session {
     /// Builds the aggregates. `until_ns` is the end of the recording (`CLOCK_MONOTONIC`), at which everything was attached.
     fn aggregates(
         &self,
-        mut collected: Collected,
+        mut collected: DrainedTables,
         mappings: &Mappings,
         vanished: &HashSet<u64>,
         until_ns: u64,
@@ -708,7 +708,7 @@ impl Session {
         if self.reads_at_exit {
             at_exit(&mut self.ebpf)?.unload().map_err(refused_for("detach", EXIT))?;
         }
-        let timer = self.times_wakings.then_some(WAKING_TIMER);
+        let timer = self.can_time_wakeups.then_some(WAKEUP_TIMER);
         for name in PROGRAMS.into_iter().chain(rename(self.settings.level)).chain(timer) {
             program(&mut self.ebpf, name)?
                 .unload()
@@ -780,7 +780,7 @@ impl Session {
             self.collected.add_addition(&item);
         }
         while let Some(item) = self.rings.names.next() {
-            if let Ok(names) = bytemuck::try_pod_read_unaligned::<Names>(&item) {
+            if let Ok(names) = bytemuck::try_pod_read_unaligned::<TaskNames>(&item) {
                 let count = (names.count as usize).min(names.names.len());
                 self.names
                     .insert(names.image, names.names[..count].iter().map(name_of).collect());
@@ -880,7 +880,7 @@ impl Session {
 
 /// Adds the sums that threads still buffer in their own records, and the switch-outs of threads that are still off-CPU, these
 /// with a time of 0.
-fn add_pending<'a>(collected: &mut Collected, live: impl Iterator<Item = &'a Thread>) {
+fn add_pending<'a>(collected: &mut DrainedTables, live: impl Iterator<Item = &'a Thread>) {
     for thread in live {
         for gathered in thread.gathered.iter().filter(|gathered| gathered.sum.count > 0) {
             collected.add_switches(gathered.key.without_generation(), gathered.sum);
@@ -946,14 +946,14 @@ struct Tried {
 }
 
 /// Loads every program as a trial, configured for stacks and for a timeline. Both include what plain counts need.
-fn tried(kernel: &Kernel) -> Vec<Tried> {
+fn tried(kernel: &RunningKernel) -> Vec<Tried> {
     [Level::Stacks, Level::Timeline]
         .into_iter()
         .flat_map(|level| tried_at(kernel, level))
         .collect()
 }
 
-fn tried_at(kernel: &Kernel, level: Level) -> Vec<Tried> {
+fn tried_at(kernel: &RunningKernel, level: Level) -> Vec<Tried> {
     let (stacks, events) = (u32::from(level == Level::Stacks), u32::from(level == Level::Timeline));
     let tried = |name, loaded| Tried { name, level, loaded };
     let rights = match TracerRights::of_this_process(&kernel.offsets) {
@@ -984,7 +984,7 @@ fn tried_at(kernel: &Kernel, level: Level) -> Vec<Tried> {
     match level {
         Level::Timeline => all.push(tried(sampling::SAMPLER, sampling::load(&mut ebpf))),
         Level::Counts | Level::Stacks => {
-            all.push(tried(WAKING_TIMER, load(&mut ebpf, kernel, WAKING_TIMER)));
+            all.push(tried(WAKEUP_TIMER, load(&mut ebpf, kernel, WAKEUP_TIMER)));
             if !kernel.offsets.exit_comes_in_time() {
                 all.push(tried(EXIT, load_at_exit(&mut ebpf)));
             }
@@ -993,7 +993,7 @@ fn tried_at(kernel: &Kernel, level: Level) -> Vec<Tried> {
     all
 }
 
-fn load(ebpf: &mut Ebpf, kernel: &Kernel, name: &'static str) -> Result<()> {
+fn load(ebpf: &mut Ebpf, kernel: &RunningKernel, name: &'static str) -> Result<()> {
     program(ebpf, name)?
         .load(name, &kernel.btf)
         .map_err(refused_for("load", name))

@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::btf::{Btf, Kind, Type};
+use super::btf::{Btf, Type, TypeKind};
 use crate::error::{Error, Result};
 
 /// Path of the running kernel's type information.
@@ -44,7 +44,7 @@ impl Offsets {
             Ok::<u32, Error>(offset_of(task, "task_struct", &[outer])? + inner?)
         };
         let registers = struct_named(&btf, "pt_regs")?;
-        let helpers = Helpers::of(&btf);
+        let helpers = Helpers::from_btf(&btf);
         let mut constants = vec![
             ("OFFSET_PID", offset_of(task, "task_struct", &["pid"])?),
             ("OFFSET_TGID", offset_of(task, "task_struct", &["tgid"])?),
@@ -120,7 +120,7 @@ impl Offsets {
 
     /// Whether a wakeup made by a thread can be distinguished from one made by an interrupt.
     #[must_use]
-    pub fn tell_interrupts(&self) -> bool {
+    pub fn can_identify_interrupts(&self) -> bool {
         self.constants.iter().any(|&(name, _)| name == "PER_CPU_KNOWN")
     }
 
@@ -135,7 +135,7 @@ fn lacks(what: impl Into<String>) -> Error {
 }
 
 fn struct_named<'a>(btf: &'a Btf, name: &str) -> Result<Type<'a>> {
-    btf.named(Kind::Struct, name)
+    btf.named(TypeKind::Struct, name)
         .ok_or_else(|| lacks(format!("struct {name}")))
 }
 
@@ -164,7 +164,7 @@ fn bit_offset(fields: Type<'_>, name: &str, nesting: u32) -> Option<u32> {
         }
         let inner = fields
             .other(member.type_id)?
-            .resolve(&[Kind::Struct, Kind::Union], false)?;
+            .resolve(&[TypeKind::Struct, TypeKind::Union], false)?;
         member
             .bit_offset
             .checked_add(bit_offset(inner, name, nesting.checked_sub(1)?)?)
@@ -231,7 +231,7 @@ fn frozen(btf: &Btf, task: Type<'_>) -> Vec<(&'static str, u32)> {
 
 /// Whether the kernel has a function with this name.
 fn has_function(btf: &Btf, name: &str) -> bool {
-    btf.named(Kind::Function, name).is_some()
+    btf.named(TypeKind::Function, name).is_some()
 }
 
 /// What the kernel has according to its type information, for users who may not load programs. Every user may read it.
@@ -258,7 +258,7 @@ impl Description {
             maps: of("bpf_map_type"),
             programs: of("bpf_prog_type"),
             tracepoints: btf
-                .types(Kind::Typedef)
+                .types(TypeKind::Typedef)
                 .filter_map(|ty| ty.name().strip_prefix(TRACEPOINT_PREFIX))
                 .map(str::to_owned)
                 .collect(),
@@ -273,7 +273,7 @@ const TRACEPOINT_PREFIX: &str = "btf_trace_";
 struct Helpers<'a>(Vec<&'a str>);
 
 impl<'a> Helpers<'a> {
-    fn of(btf: &'a Btf) -> Self {
+    fn from_btf(btf: &'a Btf) -> Self {
         Self(enumerators(btf, "bpf_func_id").collect())
     }
 
@@ -286,7 +286,9 @@ impl<'a> Helpers<'a> {
 
 /// The names in an enumeration; empty if the kernel has no such enumeration.
 fn enumerators<'a>(btf: &'a Btf, name: &str) -> impl Iterator<Item = &'a str> {
-    let found = btf.named(Kind::Enum, name).or_else(|| btf.named(Kind::Enum64, name));
+    let found = btf
+        .named(TypeKind::Enum, name)
+        .or_else(|| btf.named(TypeKind::Enum64, name));
     found.into_iter().flat_map(Type::enumerators)
 }
 
@@ -317,7 +319,7 @@ fn per_cpu(btf: &Btf, task: Type<'_>) -> Result<[(&'static str, u32); 6]> {
 
 /// Offset in bytes of a per-CPU variable in the section of per-CPU variables.
 fn per_cpu_variable(btf: &Btf, name: &str) -> Result<u32> {
-    btf.named(Kind::Section, ".data..percpu")
+    btf.named(TypeKind::Section, ".data..percpu")
         .and_then(|section| section.variables().find(|(variable, _)| variable.name() == name))
         .map(|(_, offset)| offset)
         .ok_or_else(|| lacks(format!("the per-CPU variable {name}")))
@@ -358,22 +360,22 @@ fn per_cpu_symbol(table: &str, name: &str) -> Option<u32> {
 /// Linux 5.18. `sched_process_exit` got its third one, `group_dead`, when it was moved to before the thread gives up its memory
 /// (6.16).
 fn parameters(btf: &Btf, tracepoint: &str) -> Result<usize> {
-    btf.named(Kind::Typedef, &format!("{TRACEPOINT_PREFIX}{tracepoint}"))
-        .and_then(|handler| handler.resolve(&[Kind::Prototype], true))
+    btf.named(TypeKind::Typedef, &format!("{TRACEPOINT_PREFIX}{tracepoint}"))
+        .and_then(|handler| handler.resolve(&[TypeKind::Prototype], true))
         .map(Type::parameters)
         .ok_or_else(|| lacks(format!("the tracepoint {tracepoint}")))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::btf::build::Builder;
+    use super::super::btf::build::BtfBuilder;
     use super::*;
 
     /// BTF with one structure, `task_struct`, that has these members: name and offset in bits.
     fn task(members: &[(&str, u32)]) -> Btf {
-        let mut btf = Builder::new();
+        let mut btf = BtfBuilder::new();
         let members: Vec<_> = members.iter().map(|&(name, bits)| (name, 0, bits)).collect();
-        btf.composite(Kind::Struct, "task_struct", &members);
+        btf.composite(TypeKind::Struct, "task_struct", &members);
         btf.read()
     }
 
@@ -421,11 +423,15 @@ mod tests {
     #[test]
     fn a_member_is_found_in_a_union_without_a_name() {
         // Like `pcpu_hot` of Linux 6.12: a union of a structure and of bytes that fill a cache line.
-        let mut btf = Builder::new();
-        let inner = btf.composite(Kind::Struct, "", &[("current_task", 0, 0), ("preempt_count", 0, 64)]);
-        let inner = btf.reference(Kind::Const, "", inner);
-        let union = btf.composite(Kind::Union, "", &[("", inner, 0), ("pad", 0, 0)]);
-        btf.composite(Kind::Struct, "pcpu_hot", &[("before", 0, 0), ("", union, 512)]);
+        let mut btf = BtfBuilder::new();
+        let inner = btf.composite(
+            TypeKind::Struct,
+            "",
+            &[("current_task", 0, 0), ("preempt_count", 0, 64)],
+        );
+        let inner = btf.reference(TypeKind::Const, "", inner);
+        let union = btf.composite(TypeKind::Union, "", &[("", inner, 0), ("pad", 0, 0)]);
+        btf.composite(TypeKind::Struct, "pcpu_hot", &[("before", 0, 0), ("", union, 512)]);
         let btf = btf.read();
         let hot = struct_named(&btf, "pcpu_hot").expect("the structure exists");
         let offset = |name| offset_of(hot, "pcpu_hot", &[name]).ok();
@@ -436,8 +442,8 @@ mod tests {
 
     #[test]
     fn a_structure_that_holds_itself_is_left() {
-        let mut btf = Builder::new();
-        btf.composite(Kind::Struct, "task_struct", &[("", 1, 0)]);
+        let mut btf = BtfBuilder::new();
+        btf.composite(TypeKind::Struct, "task_struct", &[("", 1, 0)]);
         let btf = btf.read();
         assert!(offset_of(fields(&btf), "task_struct", &["pid"]).is_err());
     }
@@ -446,7 +452,7 @@ mod tests {
     fn a_kernel_without_the_fields_of_quota_and_freezer_is_asked_for_none() {
         let old = task(&[("flags", 288)]);
         assert_eq!(throttled(fields(&old)), [("OFFSET_THROTTLED", 0), ("HAS_THROTTLED", 0)]);
-        let mut new = Builder::new();
+        let mut new = BtfBuilder::new();
         let members = [("throttled", 0, 6_016), ("jobctl", 0, 9_408), ("frozen", 1, 9_548)];
         new.bits("task_struct", &members);
         let new = new.read();
@@ -474,17 +480,17 @@ mod tests {
 
     #[test]
     fn the_flag_of_the_freezer_is_asked_for_up_to_its_newer_function() {
-        let flag = |with: fn(&mut Builder)| {
-            let mut btf = Builder::new();
-            btf.composite(Kind::Struct, "task_struct", &[]);
+        let flag = |with: fn(&mut BtfBuilder)| {
+            let mut btf = BtfBuilder::new();
+            btf.composite(TypeKind::Struct, "task_struct", &[]);
             with(&mut btf);
             let btf = btf.read();
             let constants = frozen(&btf, fields(&btf));
             constants.into_iter().find(|&(name, _)| name == "FROZEN_FLAG")
         };
-        let function = |btf: &mut Builder| {
+        let function = |btf: &mut BtfBuilder| {
             let prototype = btf.prototype(2);
-            btf.reference(Kind::Function, "__set_task_frozen", prototype);
+            btf.reference(TypeKind::Function, "__set_task_frozen", prototype);
         };
         assert_eq!(flag(|_| {}), Some(("FROZEN_FLAG", 0x1_0000)));
         assert_eq!(flag(function), Some(("FROZEN_FLAG", 0)));
@@ -492,10 +498,10 @@ mod tests {
 
     #[test]
     fn a_tracepoint_has_the_parameters_of_its_handlers() {
-        let mut btf = Builder::new();
+        let mut btf = BtfBuilder::new();
         let prototype = btf.prototype(5);
-        let pointer = btf.reference(Kind::Pointer, "", prototype);
-        btf.reference(Kind::Typedef, "btf_trace_sched_switch", pointer);
+        let pointer = btf.reference(TypeKind::Pointer, "", prototype);
+        btf.reference(TypeKind::Typedef, "btf_trace_sched_switch", pointer);
         let btf = btf.read();
         assert_eq!(parameters(&btf, "sched_switch").ok(), Some(5));
         assert!(parameters(&btf, "sched").is_err());
@@ -503,7 +509,7 @@ mod tests {
 
     #[test]
     fn a_per_cpu_variable_is_found_in_its_section_alone() {
-        let mut btf = Builder::new();
+        let mut btf = BtfBuilder::new();
         let other = btf.variable("jiffies", 0);
         let queues = btf.variable("runqueues", 0);
         btf.section(".data", &[(other, 16)]);
@@ -525,17 +531,17 @@ mod tests {
 
     #[test]
     fn helpers_are_listed_by_the_enumeration_of_their_numbers() {
-        let mut btf = Builder::new();
+        let mut btf = BtfBuilder::new();
         btf.enumeration(
-            Kind::Enum,
+            TypeKind::Enum,
             "bpf_func_id",
             &["BPF_FUNC_unspec", "BPF_FUNC_map_lookup_elem"],
         );
         let btf = btf.read();
-        let helpers = Helpers::of(&btf);
+        let helpers = Helpers::from_btf(&btf);
         assert!(helpers.has("map_lookup_elem"));
         assert!(!helpers.has("no_such_helper"));
-        assert!(!Helpers::of(&task(&[])).has("map_lookup_elem"));
+        assert!(!Helpers::from_btf(&task(&[])).has("map_lookup_elem"));
     }
 
     #[test]
@@ -543,7 +549,7 @@ mod tests {
         let Ok(btf) = Btf::from_file(Path::new(BTF_PATH)) else {
             return;
         };
-        let helpers = Helpers::of(&btf);
+        let helpers = Helpers::from_btf(&btf);
         assert!(helpers.has("map_lookup_elem"));
         assert!(!helpers.has("no_such_helper"));
     }

@@ -137,14 +137,14 @@ impl Anchor {
 
 /// Converts readings of the stamps' clock into nanoseconds, by the last two anchors.
 #[derive(Clone, Copy, Debug)]
-struct Scale {
+struct ClockScale {
     from: Anchor,
     /// Nanoseconds per unit of the clock, times 2^[`RATE_SHIFT`].
     rate: u64,
     now: u64,
 }
 
-impl Scale {
+impl ClockScale {
     fn new(first: Anchor) -> Self {
         Self {
             from: first,
@@ -199,10 +199,10 @@ pub struct PollRings {
     nonce: u128,
     capacity: usize,
     clock: PollClock,
-    scale: Scale,
+    scale: ClockScale,
     last_anchor: Anchor,
     positions: Vec<Position>,
-    homeless: u64,
+    dropped_without_ring: u64,
     batch: PollBatch,
     /// Emptied buffers for stamps, to be reused.
     spare: Vec<Vec<Stamp>>,
@@ -233,7 +233,7 @@ impl PollRings {
             },
             rings: RINGS as u32,
             capacity: capacity as u64,
-            homeless: 0,
+            dropped_without_ring: 0,
         };
         file.write_all_at(&header.to_bytes(), 0)
             .map_err(Error::system("making the rings of polls"))?;
@@ -251,10 +251,10 @@ impl PollRings {
             nonce,
             capacity,
             clock,
-            scale: Scale::new(anchor),
+            scale: ClockScale::new(anchor),
             last_anchor: anchor,
             positions: vec![Position::default(); RINGS],
-            homeless: 0,
+            dropped_without_ring: 0,
             batch: PollBatch::default(),
             spare: Vec::new(),
         })
@@ -292,11 +292,11 @@ impl PollRings {
             self.take(ring, head, until_ns, budget);
         }
         self.batch.until_ns = until_ns;
-        let homeless = self.homeless_written();
-        self.batch.homeless += homeless.saturating_sub(self.homeless);
-        self.homeless = homeless.max(self.homeless);
+        let dropped_without_ring = self.dropped_without_ring_written();
+        self.batch.dropped_without_ring += dropped_without_ring.saturating_sub(self.dropped_without_ring);
+        self.dropped_without_ring = dropped_without_ring.max(self.dropped_without_ring);
         sink.polls(&self.batch);
-        self.batch.homeless = 0;
+        self.batch.dropped_without_ring = 0;
         for thread in self.batch.threads.drain(..) {
             let mut stamps = thread.stamps;
             stamps.clear();
@@ -316,10 +316,10 @@ impl PollRings {
         }
         // Losses that no stamp follows are sent separately.
         let lost = self.positions.iter_mut().map(|at| std::mem::take(&mut at.lost));
-        self.batch.homeless = lost.fold(0, u64::saturating_add);
-        if self.batch.homeless > 0 {
+        self.batch.dropped_without_ring = lost.fold(0, u64::saturating_add);
+        if self.batch.dropped_without_ring > 0 {
             sink.polls(&self.batch);
-            self.batch.homeless = 0;
+            self.batch.dropped_without_ring = 0;
         }
     }
 
@@ -446,7 +446,7 @@ impl PollRings {
     fn begin_part(&mut self, at: &mut Position, first: Stamp) -> Option<ThreadStamps> {
         let Some((tgid, tid)) = at.owner else {
             let lost = std::mem::take(&mut at.lost).saturating_add(1);
-            self.batch.homeless = self.batch.homeless.saturating_add(lost);
+            self.batch.dropped_without_ring = self.batch.dropped_without_ring.saturating_add(lost);
             return None;
         };
         if self.batch.threads.len() >= MOST_THREADS {
@@ -483,8 +483,8 @@ impl PollRings {
         )
     }
 
-    fn homeless_written(&self) -> u64 {
-        self.word(std::mem::offset_of!(Header, homeless))
+    fn dropped_without_ring_written(&self) -> u64 {
+        self.word(std::mem::offset_of!(Header, dropped_without_ring))
             .load(Ordering::Relaxed)
     }
 
@@ -506,16 +506,16 @@ impl PollRings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::polls::What;
+    use crate::trace::polls::StampKind;
     use ctxtrace_abi::rings::{BEGIN, CLAIMED, END, last, owner, record, short_task, what};
     use memmap2::MmapMut;
 
     const SMALL: usize = LEAST_CAPACITY * 8;
 
     #[derive(Default)]
-    struct Taken(Vec<PollBatch>);
+    struct BatchSink(Vec<PollBatch>);
 
-    impl EventSink for Taken {
+    impl EventSink for BatchSink {
         fn events(&mut self, _: &[ctxtrace_common::event::Event]) {}
 
         fn polls(&mut self, batch: &PollBatch) {
@@ -523,8 +523,8 @@ mod tests {
         }
     }
 
-    impl Taken {
-        fn stamps(&self) -> Vec<(u32, What)> {
+    impl BatchSink {
+        fn stamps(&self) -> Vec<(u32, StampKind)> {
             let threads = self.0.iter().flat_map(|batch| &batch.threads);
             threads
                 .flat_map(|thread| thread.stamps.iter().map(|stamp| (thread.tid, stamp.what())))
@@ -532,15 +532,17 @@ mod tests {
         }
 
         fn lost(&self) -> u64 {
-            let of = |batch: &PollBatch| batch.homeless + batch.threads.iter().map(|thread| thread.lost).sum::<u64>();
+            let of = |batch: &PollBatch| {
+                batch.dropped_without_ring + batch.threads.iter().map(|thread| thread.lost).sum::<u64>()
+            };
             self.0.iter().map(of).sum()
         }
     }
 
     /// The writing end, as a probe or a malicious program would use it.
-    struct Writer(MmapMut);
+    struct RingWriter(MmapMut);
 
-    impl Writer {
+    impl RingWriter {
         fn of(rings: &PollRings) -> Self {
             // SAFETY: the memory is meant to be shared.
             Self(unsafe { MmapMut::map_mut(&rings.file) }.expect("the rings can be mapped"))
@@ -577,16 +579,16 @@ mod tests {
         record(what(END, 0), read(PollClock::Monotonic))
     }
 
-    fn small() -> (PollRings, Writer) {
+    fn small() -> (PollRings, RingWriter) {
         let rings = PollRings::create(PollClock::Monotonic, Some(SMALL)).expect("the rings can be created");
-        let writer = Writer::of(&rings);
+        let writer = RingWriter::of(&rings);
         (rings, writer)
     }
 
     #[test]
     fn what_was_written_is_read_once_and_in_its_time() {
         let (mut rings, mut writer) = small();
-        let mut taken = Taken::default();
+        let mut taken = BatchSink::default();
         let before_ns = monotonic_ns();
         for (number, word) in (0..).zip([owner(7, 8), begin(5), end(), owner(7, 9), begin(6)]) {
             writer.record(3, 64, number, word);
@@ -599,7 +601,7 @@ mod tests {
         assert_eq!(taken.lost(), 0);
         assert_eq!(
             taken.stamps(),
-            [(8, What::Begin(5)), (8, What::End), (9, What::Begin(6))]
+            [(8, StampKind::Begin(5)), (8, StampKind::End), (9, StampKind::Begin(6))]
         );
         let batch = &taken.0[1];
         let first_ns = batch.base_ns + batch.threads[0].stamps[0].since_base_ns();
@@ -607,9 +609,9 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_around_has_lost_the_oldest_and_it_is_told_how_many() {
+    fn overwritten_stamps_are_counted_as_lost() {
         let (mut rings, mut writer) = small();
-        let mut taken = Taken::default();
+        let mut taken = BatchSink::default();
         writer.own(0, 8, 0);
         for number in 0..200 {
             let word = if number == 0 { owner(7, 8) } else { begin(number) };
@@ -620,7 +622,7 @@ mod tests {
         // One record less than the capacity: the writer may be writing the next one.
         assert_eq!(taken.lost(), 200 - 63);
         assert_eq!(taken.stamps().len(), 63);
-        assert_eq!(taken.stamps()[0], (8, What::Begin(200 - 63)));
+        assert_eq!(taken.stamps()[0], (8, StampKind::Begin(200 - 63)));
         // The records' thread cannot be known if the current owner took the ring later.
         writer.own(0, 9, 300);
         for number in 200..290 {
@@ -630,7 +632,7 @@ mod tests {
         rings.drain(u64::MAX, &mut taken);
         assert_eq!(taken.stamps().len(), 63);
         assert_eq!(
-            taken.0[1].homeless,
+            taken.0[1].dropped_without_ring,
             290 - 200,
             "the overwritten records, too, have no known thread"
         );
@@ -639,17 +641,17 @@ mod tests {
     #[test]
     fn a_thread_that_has_ended_is_known_still() {
         let (mut rings, mut writer) = small();
-        let mut taken = Taken::default();
+        let mut taken = BatchSink::default();
         writer.own(0, 8, 0);
         for number in 0..200 {
             writer.record(0, 64, number, begin(number));
         }
         writer.head(0, 200);
-        let owned_by = Writer::state(0, std::mem::offset_of!(RingState, owner));
+        let owned_by = RingWriter::state(0, std::mem::offset_of!(RingState, owner));
         writer.put(owned_by, last(owner(7, 8)));
         rings.drain(u64::MAX, &mut taken);
         assert_eq!((taken.stamps().len(), taken.lost()), (63, 200 - 63));
-        assert_eq!(taken.0[0].homeless, 0);
+        assert_eq!(taken.0[0].dropped_without_ring, 0);
         // Another thread is claiming the ring, so the writer of these records is not known.
         writer.put(owned_by, CLAIMED);
         for number in 200..300 {
@@ -663,7 +665,7 @@ mod tests {
     #[test]
     fn a_ring_that_goes_backwards_is_read_no_more() {
         let (mut rings, mut writer) = small();
-        let mut taken = Taken::default();
+        let mut taken = BatchSink::default();
         writer.record(0, 64, 0, owner(7, 8));
         writer.record(0, 64, 1, begin(1));
         writer.head(0, 2);
@@ -676,7 +678,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_can_take_the_memory_away() {
+    fn the_memory_cannot_be_shrunk() {
         let (rings, _) = small();
         assert!(rings.file.set_len(0).is_err());
         assert!(rings.file.set_len(1 << 40).is_err());
@@ -685,13 +687,13 @@ mod tests {
     #[test]
     fn scribbling_does_no_harm() {
         let (mut rings, mut writer) = small();
-        let mut taken = Taken::default();
+        let mut taken = BatchSink::default();
         let mut random = fastrand::Rng::with_seed(1);
         for _ in 0..300 {
             for _ in 0..200 {
                 let at = random.usize(0..writer.0.len() / 8) * 8;
                 writer.put(at, random.u64(..));
-                let state = Writer::state(random.usize(0..RINGS), 8 * random.usize(0..3));
+                let state = RingWriter::state(random.usize(0..RINGS), 8 * random.usize(0..3));
                 let word = [random.u64(..), random.u64(..1_000), u64::MAX][random.usize(0..3)];
                 writer.put(state, word);
             }
@@ -708,7 +710,7 @@ mod tests {
     fn readings_are_put_between_the_anchors() {
         let anchor = |clock, ns| Anchor { clock, ns };
         let mut last = anchor(1 << 41, 1_000_000_000);
-        let mut scale = Scale::new(last);
+        let mut scale = ClockScale::new(last);
         // Three units per nanosecond.
         scale.advance(anchor((1 << 41) + 150_000_000, 1_050_000_000), &mut last);
         assert_eq!(scale.ns(0), 1_000_000_000);

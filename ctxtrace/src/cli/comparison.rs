@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn the_base_is_the_subject_without_the_pool_or_what_is_said() {
+    fn the_base_is_the_subject_without_the_pool_or_the_given_one() {
         let (base, subject) = workloads("--mode task-pool --buffer 64 --workers 3 --channel tokio --pin split-cpus");
         assert_eq!(
             (base.mode, base.buffer, base.channel, base.workers),

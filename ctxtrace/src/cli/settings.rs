@@ -231,7 +231,7 @@ impl TryFrom<ReportArgs> for ReportSettings {
 }
 
 pub(super) fn spec(mode: Mode, args: &CaseArgs) -> Result<Spec> {
-    let default = Spec::of(mode);
+    let default = Spec::new(mode);
     let language = args.language.unwrap_or(default.language);
     let no_meaning = |option: &str, reason: &str| {
         Err(Error::Usage(format!(

@@ -49,7 +49,7 @@ impl Window {
 
 /// The key by which the time of threads is summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Part {
+pub struct BudgetKey {
     /// The state of the threads.
     pub state: State,
     /// For off-CPU time, the ledger class of the switch-out that began it; 0 for on-CPU time.
@@ -64,7 +64,7 @@ pub struct Part {
     pub image: Image,
 }
 
-impl Part {
+impl BudgetKey {
     /// The task, if the threads polled one.
     #[must_use]
     pub fn task_key(&self) -> Option<TaskKey> {
@@ -77,9 +77,9 @@ impl Part {
 
 /// Sums the intervals of a timeline within a window.
 #[derive(Clone, Debug)]
-pub struct Budget {
+pub struct ThreadTimeBudget {
     window: Window,
-    parts: BTreeMap<Part, u64>,
+    parts: BTreeMap<BudgetKey, u64>,
     threads: HashMap<ThreadId, Alive>,
     switches: u64,
 }
@@ -89,13 +89,13 @@ pub struct Budget {
 struct Alive {
     from_ns: u64,
     to_ns: u64,
-    told_ns: u64,
+    covered_ns: u64,
 }
 
-impl Budget {
+impl ThreadTimeBudget {
     /// Creates an empty budget of this window.
     #[must_use]
-    pub fn of(window: Window) -> Self {
+    pub fn new(window: Window) -> Self {
         Self {
             window,
             parts: BTreeMap::new(),
@@ -105,7 +105,7 @@ impl Budget {
     }
 
     /// The parts with the time of all threads in each, in nanoseconds.
-    pub fn parts(&self) -> impl Iterator<Item = (Part, u64)> {
+    pub fn parts(&self) -> impl Iterator<Item = (BudgetKey, u64)> {
         self.parts.iter().map(|(&part, &ns)| (part, ns))
     }
 
@@ -129,7 +129,7 @@ impl Budget {
     }
 
     /// The time for which the threads were alive in the window, summed over the threads. It is equal to the sum of all parts and
-    /// [`Budget::untold_ns`].
+    /// [`ThreadTimeBudget::unknown_ns`].
     #[must_use]
     pub fn alive_ns(&self) -> u64 {
         self.threads
@@ -140,13 +140,13 @@ impl Budget {
 
     /// The time for which threads were alive in the window but the timeline does not show their state.
     #[must_use]
-    pub fn untold_ns(&self) -> u64 {
-        let untold = |alive: &Alive| (alive.to_ns.saturating_sub(alive.from_ns)).saturating_sub(alive.told_ns);
-        self.threads.values().map(untold).saturating_sum()
+    pub fn unknown_ns(&self) -> u64 {
+        let unknown = |alive: &Alive| (alive.to_ns.saturating_sub(alive.from_ns)).saturating_sub(alive.covered_ns);
+        self.threads.values().map(unknown).saturating_sum()
     }
 }
 
-impl IntervalSink for Budget {
+impl IntervalSink for ThreadTimeBudget {
     fn left(&mut self, departure: &Departure) {
         let window = self.window.from_ns..self.window.to_ns;
         self.switches += u64::from(window.contains(&departure.at_ns));
@@ -157,7 +157,7 @@ impl IntervalSink for Budget {
             return;
         };
         let ns = end_ns - start_ns;
-        let part = Part {
+        let part = BudgetKey {
             state: interval.state,
             class: if interval.state == State::OnCpu {
                 0
@@ -173,11 +173,11 @@ impl IntervalSink for Budget {
         let alive = self.threads.entry(interval.thread).or_insert(Alive {
             from_ns: start_ns,
             to_ns: end_ns,
-            told_ns: 0,
+            covered_ns: 0,
         });
         alive.from_ns = alive.from_ns.min(start_ns);
         alive.to_ns = alive.to_ns.max(end_ns);
-        add(&mut alive.told_ns, ns);
+        add(&mut alive.covered_ns, ns);
     }
 }
 
@@ -208,8 +208,8 @@ mod tests {
     }
 
     /// Threads as drawn lines: `=` on a CPU, `.` asleep, `-` in a run queue; one character is 10 ns.
-    fn drawn(window: Window, lines: &[&str]) -> Budget {
-        let mut budget = Budget::of(window);
+    fn drawn(window: Window, lines: &[&str]) -> ThreadTimeBudget {
+        let mut budget = ThreadTimeBudget::new(window);
         for (tid, line) in lines.iter().enumerate() {
             for (column, mark) in line.chars().enumerate() {
                 let state = match mark {
@@ -232,12 +232,12 @@ mod tests {
             [State::OnCpu, State::Blocked, State::RunQueue].map(|state| budget.in_state(state)),
             [10 + 40, 20, 10]
         );
-        assert_eq!((budget.threads(), budget.alive_ns(), budget.untold_ns()), (2, 80, 0));
+        assert_eq!((budget.threads(), budget.alive_ns(), budget.unknown_ns()), (2, 80, 0));
     }
 
     #[test]
     fn an_interval_is_cut_at_the_windows_ends() {
-        let mut budget = Budget::of(Window {
+        let mut budget = ThreadTimeBudget::new(Window {
             from_ns: 105,
             to_ns: 112,
         });
@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn switches_in_the_window_are_counted() {
-        let mut budget = Budget::of(Window { from_ns: 20, to_ns: 60 });
+        let mut budget = ThreadTimeBudget::new(Window { from_ns: 20, to_ns: 60 });
         for at_ns in [19, 20, 59, 60] {
             budget.left(&Departure {
                 thread: ThreadId::default(),
@@ -273,9 +273,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_told_is_a_part_of_its_own() {
+    fn unknown_time_is_separate() {
         let budget = drawn(Window::ALL, &["==  ..", "  ===="]);
-        assert_eq!((budget.alive_ns(), budget.untold_ns()), (60 + 40, 20));
+        assert_eq!((budget.alive_ns(), budget.unknown_ns()), (60 + 40, 20));
     }
 
     #[test]

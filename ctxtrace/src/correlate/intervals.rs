@@ -7,12 +7,12 @@
 //!            out        wakeup          in
 //! ```
 
-use ctxtrace_common::clock::{Entered, Waking};
+use ctxtrace_common::clock::{Entered, NotedWakeup};
 use ctxtrace_common::event::Out;
 use ctxtrace_common::process::Image;
 use ctxtrace_common::wakeup::Waker;
 
-use crate::trace::samples::{Place, Samples};
+use crate::trace::samples::{SamplePlace, Samples};
 
 /// The identity of a thread. It stays unique when another thread gets the same thread id later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -118,7 +118,7 @@ pub struct Woken {
     /// The CPU on which the wakeup was made.
     pub cpu: u16,
     /// Which of the thread's two stored wakeups this one became; `None` if it had no effect.
-    pub noted: Option<Waking>,
+    pub noted: Option<NotedWakeup>,
     /// Whether the thread had just been created.
     pub newborn: bool,
     /// The waker.
@@ -141,7 +141,7 @@ pub trait IntervalSink {
     fn woken(&mut self, _woken: &Woken) {}
 
     /// Takes a sample of what a thread does in its current on-CPU interval.
-    fn sample(&mut self, _at_ns: u64, _place: Place) {}
+    fn sample(&mut self, _at_ns: u64, _place: SamplePlace) {}
 }
 
 /// Sends everything to both sinks.
@@ -166,7 +166,7 @@ impl<A: IntervalSink, B: IntervalSink> IntervalSink for (A, B) {
         self.1.woken(woken);
     }
 
-    fn sample(&mut self, at_ns: u64, place: Place) {
+    fn sample(&mut self, at_ns: u64, place: SamplePlace) {
         self.0.sample(at_ns, place);
         self.1.sample(at_ns, place);
     }
@@ -179,7 +179,7 @@ impl<S: IntervalSink> IntervalSink for Option<S> {
         }
     }
 
-    fn sample(&mut self, at_ns: u64, place: Place) {
+    fn sample(&mut self, at_ns: u64, place: SamplePlace) {
         if let Some(sink) = self {
             sink.sample(at_ns, place);
         }
@@ -208,7 +208,7 @@ impl<S: IntervalSink> IntervalSink for Option<S> {
 impl IntervalSink for Samples {
     fn interval(&mut self, _interval: &Interval) {}
 
-    fn sample(&mut self, at_ns: u64, place: Place) {
+    fn sample(&mut self, at_ns: u64, place: SamplePlace) {
         self.add(at_ns, place);
     }
 }

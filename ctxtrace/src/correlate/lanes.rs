@@ -37,7 +37,7 @@ use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::wakeup::Origin;
 
 use super::intervals::{Interval, IntervalSink, State, ThreadId, Woken};
-use crate::trace::lanes::{Cell, Lane, Lanes, Moment, MomentKind, Shown, Span, Wake};
+use crate::trace::lanes::{Cell, Lane, LaneWakeup, Lanes, Moment, MomentKind, Shown, Span};
 
 /// How much data may be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +95,7 @@ const LONGEST_PERIOD_NS: u64 = 1 << 63;
 
 /// Builds [`Lanes`] from intervals and wakeups as they arrive.
 #[derive(Clone, Debug)]
-pub struct Builder {
+pub struct LanesBuilder {
     limits: Limits,
     shift: u32,
     cells: usize,
@@ -127,7 +127,7 @@ struct Windows {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Item {
     Span { lane: u32, span: Span },
-    Wake(Wake),
+    LaneWakeup(LaneWakeup),
 }
 
 /// A moment, with the intervals and wakeups around it.
@@ -175,7 +175,7 @@ impl Item {
     fn time(&self) -> (u64, u64) {
         match self {
             Self::Span { span, .. } => (span.start_ns, span.end_ns),
-            Self::Wake(wake) => (wake.at_ns, wake.at_ns),
+            Self::LaneWakeup(wake) => (wake.at_ns, wake.at_ns),
         }
     }
 
@@ -199,7 +199,7 @@ impl Around {
     }
 }
 
-impl Builder {
+impl LanesBuilder {
     /// Creates an empty builder.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
@@ -497,10 +497,10 @@ impl Lanes {
                         self.lanes[place as usize].spans.push(span);
                     }
                 }
-                Item::Wake(wake) => {
+                Item::LaneWakeup(wake) => {
                     if let Some(to) = places[wake.to as usize] {
                         let from = wake.from.and_then(|from| places[from as usize]);
-                        self.wakes.push(Wake { from, to, ..wake });
+                        self.wakes.push(LaneWakeup { from, to, ..wake });
                     }
                 }
             }
@@ -604,7 +604,7 @@ fn shown(interval: &Interval) -> Shown {
     }
 }
 
-impl IntervalSink for Builder {
+impl IntervalSink for LanesBuilder {
     fn interval(&mut self, interval: &Interval) {
         if interval.start_ns >= interval.end_ns {
             return;
@@ -643,14 +643,14 @@ impl IntervalSink for Builder {
         // The thread that an interrupt interrupted did not make the wakeup.
         let by_a_thread = Origin::from_number(waker.origin) != Origin::Interrupt && waker.tid != 0;
         let from = by_a_thread.then(|| self.lane_of_tid.get(&waker.tid).copied()).flatten();
-        let wake = Wake {
+        let wake = LaneWakeup {
             at_ns: woken.at_ns,
             from,
             to,
             origin: waker.origin as u8,
             task: self.task(waker.task(), waker.program()),
         };
-        self.keep(Item::Wake(wake));
+        self.keep(Item::LaneWakeup(wake));
     }
 }
 
@@ -658,7 +658,7 @@ impl IntervalSink for Builder {
 pub(crate) mod tests {
     use proptest::prelude::*;
 
-    use ctxtrace_common::clock::Waking;
+    use ctxtrace_common::clock::NotedWakeup;
     use ctxtrace_common::wakeup::Waker;
 
     use super::*;
@@ -699,7 +699,7 @@ pub(crate) mod tests {
 
     /// Builds from drawn threads, with columns of 1,024 ns: `=` on a CPU, `-` in a run queue, `p` parked, `.` asleep in a poll,
     /// `?` off; other characters are gaps. The intervals arrive in the order in which they end.
-    fn drawn(limits: Limits, lines: &[&str]) -> Builder {
+    fn drawn(limits: Limits, lines: &[&str]) -> LanesBuilder {
         let mut intervals = Vec::new();
         for (line, tid) in lines.iter().zip(1..) {
             let marks: Vec<char> = line.chars().collect();
@@ -722,7 +722,7 @@ pub(crate) mod tests {
             }
         }
         intervals.sort_by_key(|interval| interval.end_ns);
-        let mut builder = Builder::new(limits);
+        let mut builder = LanesBuilder::new(limits);
         for interval in &intervals {
             builder.interval(interval);
         }
@@ -779,7 +779,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_long_sleep_does_not_need_room_for_itself() {
-        let mut builder = Builder::new(LIMITS);
+        let mut builder = LanesBuilder::new(LIMITS);
         builder.interval(&interval(1, State::OnCpu, Class::ThreadBlocked, 1_000, 2_000));
         let hour = 3_600_000_000_000;
         builder.interval(&interval(1, State::Blocked, Class::ThreadBlocked, 2_000, hour));
@@ -809,14 +809,14 @@ pub(crate) mod tests {
             thread: Some(thread),
             at_ns,
             cpu: 0,
-            noted: Some(Waking::OffCpu),
+            noted: Some(NotedWakeup::OffCpu),
             newborn: false,
             waker: *waker,
         }
     }
 
     #[test]
-    fn wakings_have_both_ends_and_interrupts_have_one() {
+    fn wakeups_have_both_ends_and_interrupts_have_one() {
         let mut builder = drawn(LIMITS, &["==", "..="]);
         let by = |origin: Origin, tid| Waker {
             origin: origin as u32,
@@ -832,7 +832,7 @@ pub(crate) mod tests {
 
     /// Two threads that run in turn, for 1,024 ns each.
     fn ping_pong(limits: Limits, turns: u64) -> Lanes {
-        let mut builder = Builder::new(limits);
+        let mut builder = LanesBuilder::new(limits);
         for turn in 0..turns {
             let (tid, at_ns) = (turn as u32 % 2 + 1, 1_024 * turn);
             builder.interval(&interval(
@@ -876,7 +876,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_longest_waits_are_found_with_what_was_around_them() {
-        let mut builder = Builder::new(Limits { items: 600, ..LIMITS });
+        let mut builder = LanesBuilder::new(Limits { items: 600, ..LIMITS });
         let mut at_ns = 0;
         for turn in 0..20_000_u64 {
             let wait_ns = if turn == 12_345 { 700_000 } else { 500 + turn % 7 };
@@ -927,7 +927,7 @@ pub(crate) mod tests {
 
     #[test]
     fn tasks_beyond_the_table_share_a_number() {
-        let mut builder = Builder::new(LIMITS);
+        let mut builder = LanesBuilder::new(LIMITS);
         let image = Image { tgid: 1, number: 0 };
         let numbers: Vec<u32> = [7, 8, 7, 9, 10, 11, 12, 8]
             .map(|task| builder.task(task, image))
@@ -938,7 +938,7 @@ pub(crate) mod tests {
 
     #[test]
     fn times_that_step_back_and_times_at_the_end_of_the_clock_do_no_harm() {
-        let mut builder = Builder::new(LIMITS);
+        let mut builder = LanesBuilder::new(LIMITS);
         let mut add = |start_ns, end_ns| {
             builder.interval(&interval(1, State::OnCpu, Class::TaskBlocked, start_ns, end_ns));
             builder.interval(&interval(2, State::RunQueue, Class::TaskBlocked, start_ns, end_ns));
@@ -959,8 +959,8 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn any_number_of_wakings_at_one_instant_keeps_the_windows_sound() {
-        let mut builder = Builder::new(Limits { items: 50, ..LIMITS });
+    fn any_number_of_wakeups_at_one_instant_keeps_the_windows_sound() {
+        let mut builder = LanesBuilder::new(Limits { items: 50, ..LIMITS });
         let waker = Waker::default();
         for _ in 0..200 {
             builder.woken(&woken(0, thread(2), &waker));
@@ -973,7 +973,7 @@ pub(crate) mod tests {
 
     #[test]
     fn windows_up_to_a_far_event_are_not_without_number() {
-        let mut builder = Builder::new(Limits { items: 600, ..LIMITS });
+        let mut builder = LanesBuilder::new(Limits { items: 600, ..LIMITS });
         for turn in 0..5_000 {
             builder.interval(&interval(
                 1,
@@ -996,7 +996,7 @@ pub(crate) mod tests {
             times in prop::collection::vec((any::<(u64, u64)>(), 0_u32..64, 0_u32..64, 1_u32..4, any::<bool>()), 1..200),
             items in 10_usize..60,
         ) {
-            let mut builder = Builder::new(Limits { cells: 64, items, ..LIMITS });
+            let mut builder = LanesBuilder::new(Limits { cells: 64, items, ..LIMITS });
             for ((start, end), low, high, tid, wakes) in times {
                 let (start_ns, end_ns) = (start >> low, end >> high);
                 if wakes {
@@ -1015,7 +1015,7 @@ pub(crate) mod tests {
             cells in 4_usize..200,
             items in 10_usize..400,
         ) {
-            let mut builder = Builder::new(Limits { cells, items, ..LIMITS });
+            let mut builder = LanesBuilder::new(Limits { cells, items, ..LIMITS });
             let mut expected = [0; Shown::COUNT];
             let mut at_ns = 777;
             for (ns, state) in lengths {

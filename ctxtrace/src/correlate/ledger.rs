@@ -17,7 +17,7 @@ use crate::trace::Aggregates;
 
 /// The row of the ledger that a kernel switch belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Entry {
+pub struct LedgerEntry {
     /// The class of the switch.
     pub class: Class,
     /// The reason why the switch is [`Class::Unattributed`]; [`Reason::None`] for other classes.
@@ -30,7 +30,7 @@ pub struct Entry {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     /// The sums by entry, in the order of the classes.
-    pub rows: BTreeMap<Entry, SwitchSum>,
+    pub rows: BTreeMap<LedgerEntry, SwitchSum>,
 }
 
 impl Ledger {
@@ -50,7 +50,7 @@ impl Ledger {
         })
     }
 
-    fn add(&mut self, entry: Entry, sum: SwitchSum) {
+    fn add(&mut self, entry: LedgerEntry, sum: SwitchSum) {
         let row = self.rows.entry(entry).or_default();
         add(&mut row.count, sum.count);
         add(&mut row.off_cpu_ns, sum.off_cpu_ns);
@@ -74,7 +74,7 @@ pub fn ledger(aggregates: &Aggregates) -> Ledger {
 
 /// The entry of a switch-out with this key.
 #[must_use]
-pub fn entry_of(key: &SumKey, aggregates: &Aggregates) -> Entry {
+pub fn entry_of(key: &SumKey, aggregates: &Aggregates) -> LedgerEntry {
     let image = Image {
         tgid: key.tgid,
         number: key.image,
@@ -86,13 +86,13 @@ pub fn entry_of(key: &SumKey, aggregates: &Aggregates) -> Entry {
     // These two classes take precedence over `Unattributed`, because they do not depend on what the thread was doing.
     let decided = matches!(noted, Some(Class::Exited | Class::Stopped));
     match noted {
-        Some(class) if decided || reason == Reason::None => Entry {
+        Some(class) if decided || reason == Reason::None => LedgerEntry {
             class,
             reason: Reason::None,
             task: (key.task != 0).then_some(TaskKey { task: key.task, image }),
         },
         // An invalid class number, which only a forged file contains, is unattributed too.
-        _ => Entry {
+        _ => LedgerEntry {
             class: Class::Unattributed,
             reason: if reason == Reason::None {
                 Reason::Unreadable
@@ -106,12 +106,12 @@ pub fn entry_of(key: &SumKey, aggregates: &Aggregates) -> Entry {
 
 /// The entry of a switch that did not fit in the kernel's table of sums, so that only its class is known.
 #[must_use]
-pub fn overflowed(class: Class) -> Entry {
+pub fn overflowed(class: Class) -> LedgerEntry {
     let task = TaskKey {
         task: OTHER_TASKS,
         image: Image::default(),
     };
-    Entry {
+    LedgerEntry {
         class,
         reason: if class == Class::Unattributed {
             Reason::NotExamined
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_nobody_writes_is_not_lost() {
+    fn an_invalid_class_is_unattributed() {
         let mut aggregates = build::aggregates(vec![]);
         let mut key = build::sum_key(Class::Exited, 0);
         key.class = 200;

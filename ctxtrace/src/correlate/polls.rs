@@ -39,7 +39,7 @@ use ctxtrace_common::process::{Image, TaskKey};
 
 use super::timeline::IdHasher;
 use crate::trace::events::EventSink;
-use crate::trace::polls::{Leg, Path, PollBatch, PollWaker, Polls, Stamp, TaskPolls, WakeEdge, What};
+use crate::trace::polls::{Leg, Path, PollBatch, PollSums, PollWaker, Stamp, StampKind, TaskPolls, WakeEdge};
 
 /// Maximum number of tasks, and of pairs of waker and task. Further tasks are summed in one row; further pairs are not recorded.
 const MOST_ROWS: usize = 1_024;
@@ -80,7 +80,7 @@ pub struct Wait {
 
 /// One wake of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wake {
+pub struct TaskWake {
     /// Time of the wake, `CLOCK_MONOTONIC` nanoseconds.
     pub at_ns: u64,
     /// Id of the thread that made the wake.
@@ -98,7 +98,7 @@ pub trait PollSink {
     fn slice(&mut self, slice: &PollSlice);
 
     /// Takes a wake.
-    fn wake(&mut self, _wake: &Wake) {}
+    fn wake(&mut self, _wake: &TaskWake) {}
 }
 
 /// Ignores everything.
@@ -130,7 +130,7 @@ struct OpenPoll {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Thread {
+struct PollingThread {
     tgid: u32,
     tid: u32,
     /// Whether the timeline contains a switch of the thread.
@@ -152,7 +152,7 @@ struct Pending {
 }
 
 #[derive(Clone, Debug)]
-struct Task {
+struct PolledTaskSums {
     key: TaskKey,
     sums: TaskPolls,
     last_begin_ns: u64,
@@ -163,7 +163,7 @@ struct Task {
 
 /// A switch that is queued until the polls of the same time arrive.
 #[derive(Clone, Copy, Debug)]
-enum Switch {
+enum QueuedSwitch {
     Out { tid: u32, leave: Leave },
     In { tid: u32, woken_ns: u64 },
 }
@@ -171,17 +171,17 @@ enum Switch {
 /// Combines polls and wakes with the events, and sends the finished polls to a sink; see the module's documentation.
 #[derive(Clone, Debug)]
 pub struct PollReplay<S = ()> {
-    sums: Polls,
-    threads: Vec<Thread>,
+    sums: PollSums,
+    threads: Vec<PollingThread>,
     /// Indices in `threads` that are free, because their threads have ended.
     vacant: Vec<usize>,
     thread_of: HashMap<u32, usize, BuildHasherDefault<IdHasher>>,
     images: HashMap<u32, Image, BuildHasherDefault<IdHasher>>,
-    tasks: Vec<Task>,
+    tasks: Vec<PolledTaskSums>,
     task_of: HashMap<TaskKey, u32, BuildHasherDefault<IdHasher>>,
     edges: Vec<((PollWaker, TaskKey), WakeEdge)>,
     edge_of: HashMap<(PollWaker, TaskKey), usize>,
-    switches: VecDeque<(u64, Switch)>,
+    switches: VecDeque<(u64, QueuedSwitch)>,
     last_ns: u64,
     /// Incremented when stamps were lost. Wakes that were pending before are then ignored.
     epoch: u64,
@@ -190,25 +190,25 @@ pub struct PollReplay<S = ()> {
 
 impl<S: Default> Default for PollReplay<S> {
     fn default() -> Self {
-        Self::telling(S::default())
+        Self::with_sink(S::default())
     }
 }
 
 impl<S> PollReplay<S> {
     /// Creates a replay that sends slices and wakes to `sink`.
     #[must_use]
-    pub fn telling(sink: S) -> Self {
+    pub fn with_sink(sink: S) -> Self {
         let others = TaskKey {
             task: OTHER_TASKS,
             image: Image::default(),
         };
         Self {
-            sums: Polls::default(),
+            sums: PollSums::default(),
             threads: Vec::new(),
             vacant: Vec::new(),
             thread_of: HashMap::default(),
             images: HashMap::default(),
-            tasks: vec![Task::new(others)],
+            tasks: vec![PolledTaskSums::new(others)],
             task_of: HashMap::default(),
             edges: Vec::new(),
             edge_of: HashMap::new(),
@@ -226,7 +226,7 @@ impl<S> PollReplay<S> {
 
     /// Ends the replay, and returns the sums and the sink.
     #[must_use]
-    pub fn conclude(mut self) -> (Polls, S) {
+    pub fn conclude(mut self) -> (PollSums, S) {
         let mut tasks: Vec<_> = self.tasks.into_iter().map(|task| (task.key, task.sums)).collect();
         tasks.retain(|(_, sums)| sums.polls + sums.wakes > 0);
         let ended: u64 = tasks.iter().map(|(_, sums)| sums.poll.count()).saturating_sum();
@@ -244,11 +244,12 @@ impl<S: PollSink> EventSink for PollReplay<S> {
                 Some(Decoded::Switch { out, into }) => {
                     if let Some(out) = out {
                         let (tid, leave) = (out.tid, out.leave);
-                        self.switches.push_back((event.at_ns, Switch::Out { tid, leave }));
+                        self.switches.push_back((event.at_ns, QueuedSwitch::Out { tid, leave }));
                     }
                     if let Some(into) = into {
                         let (tid, woken_ns) = (into.tid, into.woken_ns);
-                        self.switches.push_back((event.at_ns, Switch::In { tid, woken_ns }));
+                        self.switches
+                            .push_back((event.at_ns, QueuedSwitch::In { tid, woken_ns }));
                     }
                 }
                 Some(Decoded::Thread { image, .. }) => {
@@ -263,15 +264,15 @@ impl<S: PollSink> EventSink for PollReplay<S> {
     }
 
     fn polls(&mut self, batch: &PollBatch) {
-        self.sums.lost = self.sums.lost.saturating_add(batch.homeless);
-        if batch.homeless > 0 {
+        self.sums.lost = self.sums.lost.saturating_add(batch.dropped_without_ring);
+        if batch.dropped_without_ring > 0 {
             self.epoch += 1;
         }
-        let mut parts: Vec<Part<'_>> = Vec::with_capacity(batch.threads.len());
+        let mut parts: Vec<PendingStamps<'_>> = Vec::with_capacity(batch.threads.len());
         for read in &batch.threads {
             self.sums.lost = self.sums.lost.saturating_add(read.lost);
             match self.thread(read.tgid, read.tid) {
-                Some(thread) => parts.push(Part {
+                Some(thread) => parts.push(PendingStamps {
                     thread,
                     lost: read.lost > 0,
                     stamps: &read.stamps,
@@ -285,7 +286,7 @@ impl<S: PollSink> EventSink for PollReplay<S> {
 }
 
 /// The stamps of one thread that are not processed yet.
-struct Part<'a> {
+struct PendingStamps<'a> {
     thread: usize,
     /// Whether stamps before the first one were lost.
     lost: bool,
@@ -294,7 +295,7 @@ struct Part<'a> {
 
 impl<S: PollSink> PollReplay<S> {
     /// Processes the stamps of all parts in the order of time. Two parts of the same thread follow each other and do not overlap.
-    fn merge(&mut self, base_ns: u64, parts: &mut [Part<'_>]) {
+    fn merge(&mut self, base_ns: u64, parts: &mut [PendingStamps<'_>]) {
         let mut next: BinaryHeap<Reverse<(u64, usize)>> = BinaryHeap::with_capacity(parts.len());
         for (index, part) in parts.iter().enumerate() {
             if let Some(first) = part.stamps.first() {
@@ -326,7 +327,7 @@ impl<S: PollSink> PollReplay<S> {
     }
 
     #[inline]
-    fn stamp(&mut self, thread: usize, at_ns: u64, what: What) {
+    fn stamp(&mut self, thread: usize, at_ns: u64, what: StampKind) {
         self.sums.stamps += 1;
         if at_ns < self.last_ns {
             self.sums.unordered += 1;
@@ -341,9 +342,9 @@ impl<S: PollSink> PollReplay<S> {
             self.switch_until(at_ns);
         }
         match what {
-            What::Begin(task) => self.begin(thread, at_ns, task),
-            What::End => self.end(thread, at_ns),
-            What::Wake(task) => self.wake(thread, at_ns, task),
+            StampKind::Begin(task) => self.begin(thread, at_ns, task),
+            StampKind::End => self.end(thread, at_ns),
+            StampKind::Wake(task) => self.wake(thread, at_ns, task),
         }
     }
 
@@ -365,7 +366,7 @@ impl<S: PollSink> PollReplay<S> {
 
     /// Records the delay of a poll that begins now, and returns how the wake led to it.
     fn arrived(&mut self, thread: usize, now_ns: u64, row: u32, pending: &Pending) -> Wait {
-        let Thread { is_known, last, .. } = self.threads[thread];
+        let PollingThread { is_known, last, .. } = self.threads[thread];
         let since_ns = pending.since_ns;
         let delay_ns = now_ns.saturating_sub(since_ns);
         let path = if !is_known {
@@ -405,7 +406,7 @@ impl<S: PollSink> PollReplay<S> {
     }
 
     fn end(&mut self, thread: usize, at_ns: u64) {
-        let Thread { tgid, tid, .. } = self.threads[thread];
+        let PollingThread { tgid, tid, .. } = self.threads[thread];
         let Some(open) = self.threads[thread].open.take() else {
             // The beginning of this poll was lost.
             return;
@@ -430,14 +431,14 @@ impl<S: PollSink> PollReplay<S> {
     }
 
     fn wake(&mut self, thread: usize, at_ns: u64, task: u64) {
-        let Thread { tgid, tid, open, .. } = self.threads[thread];
+        let PollingThread { tgid, tid, open, .. } = self.threads[thread];
         let row = self.task(tgid, task);
         self.sums.wakes += 1;
         let by_task = open.map(|open| self.tasks[open.task as usize].key);
         let epoch = self.epoch;
         let task = &mut self.tasks[row as usize];
         task.sums.wakes += 1;
-        self.sink.wake(&Wake {
+        self.sink.wake(&TaskWake {
             at_ns,
             by_tid: tid,
             by_task,
@@ -468,17 +469,17 @@ impl<S: PollSink> PollReplay<S> {
         let Some((at_ns, switch)) = self.switches.pop_front() else {
             return;
         };
-        let (Switch::Out { tid, .. } | Switch::In { tid, .. }) = switch;
+        let (QueuedSwitch::Out { tid, .. } | QueuedSwitch::In { tid, .. }) = switch;
         let Some(index) = self.thread_by_tid(tid) else { return };
         let thread = &mut self.threads[index];
         thread.is_known = true;
         match switch {
-            Switch::Out { leave: Leave::Dead, .. } => {
+            QueuedSwitch::Out { leave: Leave::Dead, .. } => {
                 self.thread_of.remove(&tid);
                 self.vacant.push(index);
             }
-            Switch::Out { leave, .. } => thread.slept = leave == Leave::Slept,
-            Switch::In { woken_ns, .. } => {
+            QueuedSwitch::Out { leave, .. } => thread.slept = leave == Leave::Slept,
+            QueuedSwitch::In { woken_ns, .. } => {
                 thread.last = SwitchIn {
                     at_ns,
                     woken_ns: if thread.slept { woken_ns } else { 0 },
@@ -492,9 +493,9 @@ impl<S: PollSink> PollReplay<S> {
         if let Some(&thread) = self.thread_of.get(&tid) {
             return Some(thread);
         }
-        let thread = Thread {
+        let thread = PollingThread {
             tid,
-            ..Thread::default()
+            ..PollingThread::default()
         };
         let index = match self.vacant.pop() {
             Some(index) => {
@@ -538,7 +539,7 @@ impl<S: PollSink> PollReplay<S> {
             return OTHERS;
         }
         let row = self.tasks.len() as u32;
-        self.tasks.push(Task::new(key));
+        self.tasks.push(PolledTaskSums::new(key));
         self.task_of.insert(key, row);
         row
     }
@@ -566,7 +567,7 @@ impl<S: PollSink> PollReplay<S> {
     }
 }
 
-impl Task {
+impl PolledTaskSums {
     fn new(key: TaskKey) -> Self {
         Self {
             key,
@@ -583,7 +584,7 @@ mod tests {
     use super::*;
     use crate::trace::polls::ThreadStamps;
     use ctxtrace_abi::rings::{BEGIN, END, WAKE, record, short_task, what};
-    use ctxtrace_common::clock::Waking;
+    use ctxtrace_common::clock::NotedWakeup;
     use ctxtrace_common::stack::SumKey;
 
     const A: u32 = 11;
@@ -597,14 +598,14 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Told(Vec<PollSlice>, Vec<Wake>);
+    struct Collected(Vec<PollSlice>, Vec<TaskWake>);
 
-    impl PollSink for Told {
+    impl PollSink for Collected {
         fn slice(&mut self, slice: &PollSlice) {
             self.0.push(*slice);
         }
 
-        fn wake(&mut self, wake: &Wake) {
+        fn wake(&mut self, wake: &TaskWake) {
             self.1.push(*wake);
         }
     }
@@ -613,7 +614,7 @@ mod tests {
         Stamp::of_record(record(what(kind, short_task(task)), 0), ns).expect("a stamp")
     }
 
-    fn told(tid: u32, lost: u64, stamps: &[(u64, u64, u64)]) -> ThreadStamps {
+    fn stamps_of(tid: u32, lost: u64, stamps: &[(u64, u64, u64)]) -> ThreadStamps {
         ThreadStamps {
             tgid: IMAGE.tgid,
             tid,
@@ -626,13 +627,13 @@ mod tests {
         PollBatch {
             base_ns: 1_000,
             until_ns,
-            homeless: 0,
+            dropped_without_ring: 0,
             threads,
         }
     }
 
-    fn introduced() -> PollReplay<Told> {
-        let mut replay = PollReplay::telling(Told::default());
+    fn introduced() -> PollReplay<Collected> {
+        let mut replay = PollReplay::with_sink(Collected::default());
         replay.events(&[
             Event::thread(1, 0, A, 0, 5, IMAGE, true),
             Event::thread(1, 0, B, 0, 6, IMAGE, true),
@@ -644,7 +645,7 @@ mod tests {
 
     fn came(at_ns: u64, tid: u32, woken_ns: u64) -> Event {
         let mut event = Event::switch(at_ns, 0);
-        event.set_in(tid, Waking::OffCpu, woken_ns);
+        event.set_in(tid, NotedWakeup::OffCpu, woken_ns);
         event
     }
 
@@ -655,7 +656,7 @@ mod tests {
     }
 
     /// Count and sum of the durations of a leg.
-    fn leg(polls: &Polls, path: Path, leg: Leg) -> (u64, u64) {
+    fn leg(polls: &PollSums, path: Path, leg: Leg) -> (u64, u64) {
         let leg = polls.chains[path as usize].legs[leg as usize].get();
         leg.map_or((0, 0), |leg| (leg.count, leg.sum_ns))
     }
@@ -668,11 +669,11 @@ mod tests {
         replay.polls(&batch(
             2_000,
             vec![
-                told(A, 0, &[(10, BEGIN, SENDER), (50, WAKE, RECEIVER), (70, END, 0)]),
-                told(B, 0, &[(180, BEGIN, RECEIVER), (200, END, 0)]),
+                stamps_of(A, 0, &[(10, BEGIN, SENDER), (50, WAKE, RECEIVER), (70, END, 0)]),
+                stamps_of(B, 0, &[(180, BEGIN, RECEIVER), (200, END, 0)]),
             ],
         ));
-        let (polls, Told(slices, wakes)) = replay.conclude();
+        let (polls, Collected(slices, wakes)) = replay.conclude();
         assert_eq!((polls.stamps, polls.polls, polls.wakes, polls.open), (5, 2, 1, 0));
         assert_eq!(polls.without_wake, 1, "no wake of the sender");
         assert_eq!(leg(&polls, Path::Kernel, Leg::WakersPoll), (1, 40));
@@ -709,7 +710,7 @@ mod tests {
         );
         assert_eq!(
             wakes,
-            [Wake {
+            [TaskWake {
                 at_ns: 1_050,
                 by_tid: A,
                 by_task: Some(key(SENDER)),
@@ -726,7 +727,7 @@ mod tests {
         let mut replay = introduced();
         replay.polls(&batch(
             2_000,
-            vec![told(
+            vec![stamps_of(
                 A,
                 0,
                 &[
@@ -747,7 +748,7 @@ mod tests {
         let mut replay = PollReplay::default();
         replay.polls(&batch(
             2_000,
-            vec![told(A, 0, &[(50, WAKE, RECEIVER), (90, BEGIN, RECEIVER)])],
+            vec![stamps_of(A, 0, &[(50, WAKE, RECEIVER), (90, BEGIN, RECEIVER)])],
         ));
         let (polls, ()) = replay.conclude();
         assert_eq!(leg(&polls, Path::Unknown, Leg::WakeToPoll), (1, 40));
@@ -755,7 +756,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_was_coming_already_is_told_apart() {
+    fn a_thread_that_was_coming_already_has_its_own_path() {
         // The thread was woken before the wake, or it was preempted. In neither case did the wake cause its switch-in.
         for (leave, woken_ns) in [(Leave::Slept, 1_040), (Leave::Runnable, 1_060)] {
             let mut replay = introduced();
@@ -763,8 +764,8 @@ mod tests {
             replay.polls(&batch(
                 2_000,
                 vec![
-                    told(A, 0, &[(50, WAKE, RECEIVER)]),
-                    told(B, 0, &[(180, BEGIN, RECEIVER)]),
+                    stamps_of(A, 0, &[(50, WAKE, RECEIVER)]),
+                    stamps_of(B, 0, &[(180, BEGIN, RECEIVER)]),
                 ],
             ));
             let (polls, _) = replay.conclude();
@@ -778,7 +779,7 @@ mod tests {
         let mut replay = introduced();
         replay.polls(&batch(
             2_000,
-            vec![told(
+            vec![stamps_of(
                 A,
                 0,
                 &[
@@ -800,25 +801,28 @@ mod tests {
         let mut replay = introduced();
         replay.polls(&batch(
             1_100,
-            vec![told(A, 0, &[(10, BEGIN, SENDER), (50, WAKE, RECEIVER)])],
+            vec![stamps_of(A, 0, &[(10, BEGIN, SENDER), (50, WAKE, RECEIVER)])],
         ));
         // The lost stamps may include the end of the poll, and a poll of the receiver.
         replay.polls(&batch(
             2_000,
-            vec![told(A, 7, &[(190, END, 0), (200, BEGIN, RECEIVER), (210, END, 0)])],
+            vec![stamps_of(A, 7, &[(190, END, 0), (200, BEGIN, RECEIVER), (210, END, 0)])],
         ));
-        let (polls, Told(slices, _)) = replay.conclude();
+        let (polls, Collected(slices, _)) = replay.conclude();
         assert_eq!((polls.lost, polls.open, polls.without_wake), (7, 1, 2));
         assert_eq!(slices.len(), 1);
         assert_eq!(polls.edges.len(), 0);
     }
 
     #[test]
-    fn what_comes_late_is_counted_and_misleads_nobody() {
+    fn late_stamps_are_counted_and_ignored() {
         let mut replay = introduced();
-        replay.polls(&batch(1_100, vec![told(B, 0, &[(60, BEGIN, RECEIVER), (70, END, 0)])]));
-        replay.polls(&batch(1_200, vec![told(A, 0, &[(50, WAKE, RECEIVER)])]));
-        replay.polls(&batch(1_300, vec![told(B, 0, &[(260, BEGIN, RECEIVER)])]));
+        replay.polls(&batch(
+            1_100,
+            vec![stamps_of(B, 0, &[(60, BEGIN, RECEIVER), (70, END, 0)])],
+        ));
+        replay.polls(&batch(1_200, vec![stamps_of(A, 0, &[(50, WAKE, RECEIVER)])]));
+        replay.polls(&batch(1_300, vec![stamps_of(B, 0, &[(260, BEGIN, RECEIVER)])]));
         let (polls, _) = replay.conclude();
         assert_eq!((polls.unordered, polls.without_wake), (1, 2));
     }
@@ -830,7 +834,11 @@ mod tests {
         replay.events(&[left(1_300, A, Leave::Slept), came(1_400, A, 1_350)]);
         replay.polls(&batch(
             1_200,
-            vec![told(A, 0, &[(50, WAKE, RECEIVER), (90, BEGIN, RECEIVER), (95, END, 0)])],
+            vec![stamps_of(
+                A,
+                0,
+                &[(50, WAKE, RECEIVER), (90, BEGIN, RECEIVER), (95, END, 0)],
+            )],
         ));
         let (polls, _) = replay.clone_and_conclude();
         assert_eq!(leg(&polls, Path::UserSpace, Leg::WakeToPoll), (1, 40));
@@ -839,8 +847,8 @@ mod tests {
         assert!(replay.switches.is_empty());
     }
 
-    impl PollReplay<Told> {
-        fn clone_and_conclude(&self) -> (Polls, ()) {
+    impl PollReplay<Collected> {
+        fn clone_and_conclude(&self) -> (PollSums, ()) {
             let plain = PollReplay {
                 sums: self.sums.clone(),
                 tasks: self.tasks.clone(),
@@ -854,7 +862,7 @@ mod tests {
     fn tasks_beyond_the_table_are_one() {
         let mut replay = introduced();
         let many: Vec<_> = (1..2_000).flat_map(|n| [(n, BEGIN, n), (n, END, 0)]).collect();
-        replay.polls(&batch(5_000, vec![told(A, 0, &many)]));
+        replay.polls(&batch(5_000, vec![stamps_of(A, 0, &many)]));
         let (polls, _) = replay.conclude();
         assert_eq!((polls.tasks.len(), polls.polls), (MOST_ROWS, 1_999));
         assert_eq!(polls.tasks[0].0.task, OTHER_TASKS);

@@ -63,7 +63,7 @@ pub struct AtSwitches<S> {
 impl<S: SliceSink> AtSwitches<S> {
     /// Creates a converter that sends its slices to `sink`.
     #[must_use]
-    pub fn telling(sink: S) -> Self {
+    pub fn with_sink(sink: S) -> Self {
         Self {
             open: HashMap::new(),
             sink,
@@ -158,7 +158,7 @@ mod tests {
 
     /// The thread, beginning, end and task of each slice.
     fn slices(intervals: &[Interval]) -> Vec<(u32, u64, u64, u64)> {
-        let mut slices = AtSwitches::telling(Vec::new());
+        let mut slices = AtSwitches::with_sink(Vec::new());
         for interval in intervals {
             slices.interval(interval);
         }

@@ -17,7 +17,7 @@ use crate::trace::Aggregates;
 
 /// The switches of one task.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Task {
+pub struct TaskSums {
     /// Number of outermost polls of the task; `None` if they are not counted.
     pub task_switches: Option<u64>,
     /// Number of these polls that hit the kernel; `None` if they are not counted.
@@ -96,8 +96,8 @@ pub fn task_switches(aggregates: &Aggregates) -> Option<TaskSwitches> {
 
 /// Returns every task that was polled at a kernel switch, or whose polls a probe counted.
 #[must_use]
-pub fn tasks(aggregates: &Aggregates, ledger: &Ledger) -> BTreeMap<TaskKey, Task> {
-    let mut tasks: BTreeMap<TaskKey, Task> = BTreeMap::new();
+pub fn tasks(aggregates: &Aggregates, ledger: &Ledger) -> BTreeMap<TaskKey, TaskSums> {
+    let mut tasks: BTreeMap<TaskKey, TaskSums> = BTreeMap::new();
     for (entry, sum) in &ledger.rows {
         if let Some(key) = entry.task {
             let task = tasks.entry(key).or_default();
@@ -248,7 +248,7 @@ mod tests {
         let tasks = tasks(&aggregates, &ledger(&aggregates));
         assert_eq!(
             tasks[&key(2)],
-            Task {
+            TaskSums {
                 task_switches: Some(11),
                 hit_kernel: Some(3),
                 kernel_switches: 4,

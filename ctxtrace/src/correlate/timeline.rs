@@ -16,7 +16,7 @@ use crate::sums::add;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use ctxtrace_common::clock::{Clock, Entered, Leave, Phase, Waking};
+use ctxtrace_common::clock::{Clock, Entered, Leave, NotedWakeup, Phase};
 use ctxtrace_common::event::{Decoded, EVENT_BYTES, Event, In, Out, Sample};
 use ctxtrace_common::histogram::Latency;
 use ctxtrace_common::ledger::Class;
@@ -27,7 +27,7 @@ use ctxtrace_common::thread::ThreadSummary;
 use super::intervals::{Arrival, Before, Departure, Interval, IntervalSink, State, ThreadId, Woken};
 use crate::trace::events::EventSink;
 use crate::trace::run::{Dropped, Timeline};
-use crate::trace::samples::Place;
+use crate::trace::samples::SamplePlace;
 use crate::trace::threads::{MOST_ENDED, keep_most};
 use crate::trace::{Aggregates, Latencies};
 use crate::units::{signed_thousands, thousands};
@@ -62,7 +62,7 @@ pub struct ThreadTotals {
 
 impl ThreadTotals {
     /// Takes the sums that the kernel side made.
-    fn of(thread: &ThreadSummary) -> Self {
+    fn from_summary(thread: &ThreadSummary) -> Self {
         Self {
             start_boottime_ns: thread.start_boottime_ns,
             tgid: thread.tgid,
@@ -150,14 +150,14 @@ struct Live {
     image: u32,
     last_cpu: Option<u16>,
     /// The row of the last switch-out, while its off-CPU time is still to be added.
-    pending: Option<Row>,
+    pending: Option<RowRef>,
     /// Time of the first wakeup since the thread's last switch, at `clock.since_ns`; an earlier time means that there was none.
     /// Not fed to the clock, which takes the wakeup from the switch-in event, because wakeup events can arrive late.
     woken_ns: u64,
     /// What the thread was doing at its last switch-out.
     left_for: LeftFor,
     /// The key and the row of the last switch-out: a cache, because most switch-outs have the key of the previous one.
-    last: Option<(LeftFor, Row)>,
+    last: Option<(LeftFor, RowRef)>,
 }
 
 /// The part of a switch-out's key that differs between switch-outs of the same program.
@@ -182,7 +182,7 @@ impl From<&Out> for LeftFor {
 
 /// The sum in which a switch-out is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Row {
+enum RowRef {
     /// The row of the switch-out's own key, by index.
     Of(u32),
     /// The sum of all switch-outs of this class that have no row.
@@ -248,14 +248,14 @@ pub struct Replay<I = ()> {
 
 impl Default for Replay {
     fn default() -> Self {
-        Self::telling(())
+        Self::with_sink(())
     }
 }
 
 impl<I> Replay<I> {
     /// Creates a replay that sends the intervals to `intervals` as they end.
     #[must_use]
-    pub fn telling(intervals: I) -> Self {
+    pub fn with_sink(intervals: I) -> Self {
         Self {
             events: 0,
             switches: 0,
@@ -328,7 +328,7 @@ impl<I: IntervalSink> Replay<I> {
                     self.switch_in(event, &into, before);
                 }
             }
-            Some(Decoded::Waking {
+            Some(Decoded::Wakeup {
                 tid,
                 noted,
                 newborn,
@@ -337,7 +337,7 @@ impl<I: IntervalSink> Replay<I> {
                 self.wakeups += 1;
                 let live = self.live.get_mut(&tid);
                 let thread = live.map(|live| {
-                    live.first_waking_ns(event.at_ns);
+                    live.first_wakeup_ns(event.at_ns);
                     live.thread()
                 });
                 self.intervals.woken(&Woken {
@@ -418,7 +418,7 @@ impl<I: IntervalSink> Replay<I> {
                 }
                 Phase::Slept | Phase::Runnable => {
                     let mut clock = live.clock;
-                    clock.waking(Waking::OffCpu, live.woken_ns);
+                    clock.wakeup(NotedWakeup::OffCpu, live.woken_ns);
                     let entered = clock.switch_in(now_ns.max(since_ns));
                     for interval in live
                         .off_intervals(now_ns.max(since_ns), &entered, None)
@@ -481,7 +481,7 @@ impl<I: IntervalSink> Replay<I> {
 
     fn sample(&mut self, at_ns: u64, sample: &Sample) {
         let live = self.live(sample.tid);
-        let place = Place {
+        let place = SamplePlace {
             image: Image {
                 tgid: live.totals.tgid,
                 number: live.image,
@@ -543,7 +543,7 @@ impl<I: IntervalSink> Replay<I> {
 
     fn switch_in(&mut self, event: &Event, into: &In, before: Before) {
         let live = self.live(into.tid);
-        live.clock.waking(into.waking, into.woken_ns);
+        live.clock.wakeup(into.wakeup, into.woken_ns);
         let entered = live.clock.switch_in(event.at_ns);
         add(&mut live.totals.off_cpu_ns, entered.off_cpu_ns.or_zero());
         add(&mut live.totals.run_queue_ns, entered.run_queue_ns.or_zero());
@@ -578,7 +578,7 @@ impl<I: IntervalSink> Replay<I> {
         self.lost_wakeups += u64::from(entered.wake_unknown);
     }
 
-    fn row(&mut self, out: &Out, tgid: u32, image: u32) -> Row {
+    fn row(&mut self, out: &Out, tgid: u32, image: u32) -> RowRef {
         let mut key = SumKey::EMPTY;
         key.task = out.task;
         key.tgid = tgid;
@@ -587,21 +587,21 @@ impl<I: IntervalSink> Replay<I> {
         key.reason = out.reason;
         key.throttled = u8::from(out.throttled);
         if let Some(&row) = self.row_of.get(&key) {
-            return Row::Of(row);
+            return RowRef::Of(row);
         }
         if self.rows.len() == MOST_ROWS {
-            return Row::OfClass(class_of(&key));
+            return RowRef::OfClass(class_of(&key));
         }
         let row = self.rows.len() as u32;
         self.rows.push((key, SwitchSum::default()));
         self.row_of.insert(key, row);
-        Row::Of(row)
+        RowRef::Of(row)
     }
 
-    fn sum(&mut self, row: Row) -> &mut SwitchSum {
+    fn sum(&mut self, row: RowRef) -> &mut SwitchSum {
         match row {
-            Row::Of(row) => &mut self.rows[row as usize].1,
-            Row::OfClass(class) => &mut self.overflow[usize::from(class)],
+            RowRef::Of(row) => &mut self.rows[row as usize].1,
+            RowRef::OfClass(class) => &mut self.overflow[usize::from(class)],
         }
     }
 
@@ -631,7 +631,7 @@ impl Live {
         }
     }
 
-    fn first_waking_ns(&mut self, at_ns: u64) {
+    fn first_wakeup_ns(&mut self, at_ns: u64) {
         if self.woken_ns <= self.clock.since_ns {
             self.woken_ns = at_ns;
         }
@@ -721,7 +721,7 @@ pub fn disagreements<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregate
     let counters = &aggregates.counters;
     for (what, events, counted) in [
         ("switches", replay.switches, counters.switches),
-        ("wakeups", replay.wakeups, counters.wakings),
+        ("wakeups", replay.wakeups, counters.wakeups),
         ("lost intervals", replay.lost_intervals, counters.lost_intervals),
         ("lost wakeups", replay.lost_wakeups, counters.lost_wakeups),
         ("threads that were not introduced", replay.strangers, 0),
@@ -824,10 +824,10 @@ fn threads_differ<I: IntervalSink>(replay: &Replay<I>, aggregates: &Aggregates) 
     let records = || aggregates.threads.iter();
     let mut events = sorted(&mut replay.threads());
     let apart = records().filter(|record| record.threads == 1);
-    let mut counted = sorted(&mut apart.map(|record| ThreadTotals::of(&record.thread)));
+    let mut counted = sorted(&mut apart.map(|record| ThreadTotals::from_summary(&record.thread)));
     let (mut of_events, mut of_counted) = (replay.ended.folded, Folded::default());
     for record in records().filter(|record| record.threads != 1) {
-        of_counted.add(record.threads, &ThreadTotals::of(&record.thread));
+        of_counted.add(record.threads, &ThreadTotals::from_summary(&record.thread));
     }
     cancel(&mut events, &mut counted);
     let id = |thread: &ThreadTotals| (thread.start_boottime_ns, thread.tgid);
@@ -872,7 +872,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::correlate::budget::{Budget, Window};
+    use crate::correlate::budget::{ThreadTimeBudget, Window};
     use crate::trace::threads::EndedThreads;
     use crate::trace::{Fate, ThreadRecord, build};
 
@@ -882,7 +882,7 @@ mod tests {
     const ENDS: (Leave, bool) = (Leave::Dead, true);
 
     /// A simple model of the kernel side, which makes the same sums and records the same events.
-    struct Kernel {
+    struct KernelSums {
         now_ns: u64,
         threads: BTreeMap<u32, Thread>,
         ended: Vec<Thread>,
@@ -891,7 +891,7 @@ mod tests {
         events: Vec<Event>,
     }
 
-    impl Kernel {
+    impl KernelSums {
         fn new() -> Self {
             let mut aggregates = build::aggregates(vec![]);
             aggregates.counters.switches = 0;
@@ -916,10 +916,10 @@ mod tests {
                 thread.tgid = 100 + tid / 4;
                 thread
             });
-            if thread.told_tid == tid {
+            if thread.introduced_tid == tid {
                 return;
             }
-            thread.told_tid = tid;
+            thread.introduced_tid = tid;
             let image = Image {
                 tgid: thread.tgid,
                 number: thread.image,
@@ -976,8 +976,8 @@ mod tests {
 
         fn enter(&mut self, event: &mut Event, tid: u32, cpu: u32) {
             let thread = self.threads.get_mut(&tid).expect("met");
-            let (waking, woken_ns) = thread.clock.noted_waking();
-            event.set_in(tid, waking, woken_ns);
+            let (wakeup, woken_ns) = thread.clock.noted_wakeup();
+            event.set_in(tid, wakeup, woken_ns);
             let was_out = thread.clock.is_off();
             let entered = thread.clock.switch_in(self.now_ns);
             thread.off_cpu_ns += entered.off_cpu_ns.or_zero();
@@ -1000,14 +1000,14 @@ mod tests {
         fn wake(&mut self, cpu: u32, tid: u32) {
             self.meet(tid, cpu);
             let thread = self.threads.get_mut(&tid).expect("met");
-            let noted = thread.clock.next_waking();
-            if let Some(waking) = noted {
-                thread.clock.waking(waking, self.now_ns);
+            let noted = thread.clock.next_wakeup();
+            if let Some(wakeup) = noted {
+                thread.clock.wakeup(wakeup, self.now_ns);
             }
-            self.aggregates.counters.wakings += 1;
+            self.aggregates.counters.wakeups += 1;
             let waker = Waker::default();
             self.events
-                .push(Event::waking(self.now_ns, cpu, tid, noted, false, &waker));
+                .push(Event::wakeup(self.now_ns, cpu, tid, noted, false, &waker));
         }
 
         /// Creates a thread that runs for 10 ns and ends.
@@ -1021,7 +1021,7 @@ mod tests {
         fn exec(&mut self, tid: u32) {
             if let Some(thread) = self.threads.get_mut(&tid) {
                 thread.image += 1;
-                thread.told_tid = 0;
+                thread.introduced_tid = 0;
             }
         }
 
@@ -1051,7 +1051,7 @@ mod tests {
     /// thread. `z` is a switch-out to sleep of the thread on the CPU, `r` one of a runnable thread, `x` the last one. A letter
     /// from `A` on is a wakeup of thread 0, 1, ….
     fn draw(lines: &[&str]) -> (Aggregates, Vec<Event>) {
-        let mut kernel = Kernel::new();
+        let mut kernel = KernelSums::new();
         let mut on = vec![None; lines.len()];
         for column in 0..lines.iter().map(|line| line.len()).max().unwrap_or(0) {
             kernel.now_ns += 10;
@@ -1134,7 +1134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_is_told_in_words() {
+    fn a_difference_is_described() {
         let (mut aggregates, events) = draw(&["0-z"]);
         aggregates.counters.switches += 2;
         assert_eq!(
@@ -1162,7 +1162,7 @@ mod tests {
         };
         let into = |at_ns, tid| {
             let mut event = Event::switch(at_ns, 0);
-            event.set_in(tid, Waking::OffCpu, 0);
+            event.set_in(tid, NotedWakeup::OffCpu, 0);
             event
         };
         // The leader, thread 7, is preempted while it ends; thread 9 takes over its id with an `execve`.
@@ -1191,7 +1191,7 @@ mod tests {
 
     #[test]
     fn what_has_no_row_is_counted_by_its_class() {
-        let mut kernel = Kernel::new();
+        let mut kernel = KernelSums::new();
         kernel.meet(1, 0);
         for task in 0..MOST_ROWS as u64 + 10 {
             kernel.now_ns += 10;
@@ -1208,9 +1208,9 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_tells_who_had_the_cpu() {
-        let mut kernel = Kernel::new();
-        let after = |kernel: &mut Kernel| kernel.now_ns += 10;
+    fn a_wait_shows_what_occupied_the_cpu() {
+        let mut kernel = KernelSums::new();
+        let after = |kernel: &mut KernelSums| kernel.now_ns += 10;
         let preempted = |tid| Some((tid, PREEMPTED, key(Class::TaskPreempted, 0)));
         kernel.switch(0, None, Some(2));
         after(&mut kernel);
@@ -1231,7 +1231,7 @@ mod tests {
         // The CPU was idle.
         kernel.switch(0, None, Some(2));
         kernel.events.last_mut().expect("an event").set_cpu_was_idle();
-        let mut replay = Replay::telling(Vec::new());
+        let mut replay = Replay::with_sink(Vec::new());
         replay.events(&kernel.finish().1);
         let intervals = replay.into_intervals();
         let waits = intervals
@@ -1246,10 +1246,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_open_at_the_end_can_be_told() {
+    fn open_intervals_are_emitted_by_close() {
         // At the end, thread 0 is on its CPU, thread 1 is asleep, and thread 2 has been woken and waits for a CPU.
         let (_, events) = draw(&["0.......", "1.z.....", "2.z.C..."]);
-        let mut replay = Replay::telling(Vec::new());
+        let mut replay = Replay::with_sink(Vec::new());
         replay.events(&events);
         let end_ns = 1_000 + 90;
         replay.close(end_ns);
@@ -1270,7 +1270,7 @@ mod tests {
     #[test]
     fn memory_is_for_the_living() {
         let count = 3 * MOST_ENDED as u64;
-        let (mut kernel, mut replay) = (Kernel::new(), Replay::default());
+        let (mut kernel, mut replay) = (KernelSums::new(), Replay::default());
         for _ in 0..count {
             kernel.thread_that_ends();
             replay.events(&std::mem::take(&mut kernel.events));
@@ -1287,7 +1287,7 @@ mod tests {
     /// Both sides fold the threads with the fewest switches; of threads with equally many switches those that ended first.
     #[test]
     fn folded_threads_are_compared_by_their_sums() {
-        let mut kernel = Kernel::new();
+        let mut kernel = KernelSums::new();
         for _ in 0..3 * MOST_ENDED {
             kernel.thread_that_ends();
         }
@@ -1377,9 +1377,9 @@ mod tests {
         #[test]
         fn played_again_a_timeline_gives_what_the_kernel_has_added_up(
             steps in prop::collection::vec((step(), 1_u64..5_000), 1..300),
-            wakings_come in prop::collection::vec(any::<prop::sample::Index>(), 300),
+            wakeups_come in prop::collection::vec(any::<prop::sample::Index>(), 300),
         ) {
-            let mut kernel = Kernel::new();
+            let mut kernel = KernelSums::new();
             for (step, later_ns) in steps {
                 kernel.now_ns += later_ns;
                 match step {
@@ -1401,7 +1401,7 @@ mod tests {
             prop_assert_eq!(in_order.unordered, 0);
 
             // The emitted intervals have the same sums.
-            let mut with_budget = Replay::telling(Budget::of(Window::ALL));
+            let mut with_budget = Replay::with_sink(ThreadTimeBudget::new(Window::ALL));
             with_budget.events(&events);
             let budget = with_budget.into_intervals();
             let sum = |latency| aggregates.latencies.get(latency).sum_ns;
@@ -1410,10 +1410,10 @@ mod tests {
             prop_assert_eq!(budget.in_state(State::Blocked), sum(Latency::Blocked));
 
             // Wakeup events may come at any other position.
-            let is_waking = |event: &&Event| matches!(event.decode(), Some(Decoded::Waking { .. }));
-            let mut shuffled: Vec<Event> = events.iter().filter(|event| !is_waking(event)).copied().collect();
-            for (waking, place) in events.iter().filter(is_waking).zip(&wakings_come) {
-                shuffled.insert(place.index(shuffled.len() + 1), *waking);
+            let is_wakeup = |event: &&Event| matches!(event.decode(), Some(Decoded::Wakeup { .. }));
+            let mut shuffled: Vec<Event> = events.iter().filter(|event| !is_wakeup(event)).copied().collect();
+            for (wakeup, place) in events.iter().filter(is_wakeup).zip(&wakeups_come) {
+                shuffled.insert(place.index(shuffled.len() + 1), *wakeup);
             }
             let differences = disagreements(&replay(&shuffled), &aggregates);
             prop_assert_eq!(differences, Vec::<String>::new());

@@ -8,13 +8,13 @@
 
 use std::collections::HashMap;
 
-use ctxtrace_common::clock::{Leave, Waking};
+use ctxtrace_common::clock::{Leave, NotedWakeup};
 use ctxtrace_common::event::{Decoded, Event, In};
 use ctxtrace_common::wakeup::Waker;
 
 /// A wakeup that ended a sleep, or that started a new thread, with the switch-in that followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wake {
+pub struct EffectiveWakeup {
     /// The waker.
     pub waker: Waker,
     /// Time of the wakeup, `CLOCK_MONOTONIC` nanoseconds.
@@ -30,7 +30,7 @@ pub struct Wake {
 struct Sleeper {
     /// Whether the thread needs a wakeup, because it went to sleep or is new.
     sleeps: bool,
-    /// Time and waker of the latest wakeups, indexed by [`Waking`].
+    /// Time and waker of the latest wakeups, indexed by [`NotedWakeup`].
     noted: [Option<(u64, Waker)>; 2],
 }
 
@@ -44,9 +44,9 @@ pub struct Wakes {
 
 impl Wakes {
     /// Takes the next event. If it is a switch-in that a wakeup led to, returns that wakeup.
-    pub fn event(&mut self, event: &Event) -> Option<Wake> {
+    pub fn event(&mut self, event: &Event) -> Option<EffectiveWakeup> {
         match event.decode()? {
-            Decoded::Waking {
+            Decoded::Wakeup {
                 tid,
                 noted: Some(noted),
                 newborn,
@@ -88,19 +88,19 @@ impl Wakes {
         sleeper.sleeps = leave == Leave::Slept;
     }
 
-    fn entered(&mut self, in_ns: u64, into: &In) -> Option<Wake> {
+    fn entered(&mut self, in_ns: u64, into: &In) -> Option<EffectiveWakeup> {
         let sleeper = self.sleepers.get_mut(&into.tid)?;
         let Sleeper { sleeps, noted } = std::mem::take(sleeper);
         if !sleeps || into.woken_ns == 0 {
             return None;
         }
         // A wakeup with another time is an older one; the matching event was lost.
-        let waking = noted[into.waking as usize].filter(|&(at_ns, _)| at_ns == into.woken_ns);
-        let Some((woken_ns, waker)) = waking else {
+        let wakeup = noted[into.wakeup as usize].filter(|&(at_ns, _)| at_ns == into.woken_ns);
+        let Some((woken_ns, waker)) = wakeup else {
             self.unknown += 1;
             return None;
         };
-        Some(Wake {
+        Some(EffectiveWakeup {
             waker,
             woken_ns,
             tid: into.tid,
@@ -109,7 +109,7 @@ impl Wakes {
     }
 }
 
-const _: () = assert!(Waking::OffCpu as usize == 0 && Waking::OnCpu as usize == 1);
+const _: () = assert!(NotedWakeup::OffCpu as usize == 0 && NotedWakeup::OnCpu as usize == 1);
 
 #[cfg(test)]
 mod tests {
@@ -123,8 +123,8 @@ mod tests {
         }
     }
 
-    fn waking(at_ns: u64, tid: u32, noted: Option<Waking>, by: u32) -> Event {
-        Event::waking(at_ns, 0, tid, noted, false, &waker(by))
+    fn wakeup(at_ns: u64, tid: u32, noted: Option<NotedWakeup>, by: u32) -> Event {
+        Event::wakeup(at_ns, 0, tid, noted, false, &waker(by))
     }
 
     fn out(at_ns: u64, tid: u32, leave: Leave) -> Event {
@@ -133,9 +133,9 @@ mod tests {
         event
     }
 
-    fn into(at_ns: u64, tid: u32, waking: Waking, woken_ns: u64) -> Event {
+    fn into(at_ns: u64, tid: u32, wakeup: NotedWakeup, woken_ns: u64) -> Event {
         let mut event = Event::switch(at_ns, 0);
-        event.set_in(tid, waking, woken_ns);
+        event.set_in(tid, wakeup, woken_ns);
         event
     }
 
@@ -149,24 +149,24 @@ mod tests {
     }
 
     #[test]
-    fn the_first_waking_of_a_sleep_ends_it() {
+    fn the_first_wakeup_of_a_sleep_ends_it() {
         let found = wakes(&[
             out(10, 1, Leave::Slept),
-            waking(20, 1, Some(Waking::OffCpu), 7),
+            wakeup(20, 1, Some(NotedWakeup::OffCpu), 7),
             // Without effect.
-            waking(21, 1, None, 8),
-            into(30, 1, Waking::OffCpu, 20),
+            wakeup(21, 1, None, 8),
+            into(30, 1, NotedWakeup::OffCpu, 20),
         ]);
         assert_eq!(found, [(7, 1, 20, 30)]);
     }
 
     #[test]
-    fn a_waking_may_come_before_the_sleep_that_it_ends() {
+    fn a_wakeup_may_come_before_the_sleep_that_it_ends() {
         let found = wakes(&[
-            waking(8, 1, Some(Waking::OnCpu), 7),
-            waking(9, 1, Some(Waking::OnCpu), 8),
+            wakeup(8, 1, Some(NotedWakeup::OnCpu), 7),
+            wakeup(9, 1, Some(NotedWakeup::OnCpu), 8),
             out(10, 1, Leave::Slept),
-            into(30, 1, Waking::OnCpu, 9),
+            into(30, 1, NotedWakeup::OnCpu, 9),
         ]);
         assert_eq!(found, [(8, 1, 9, 30)]);
     }
@@ -174,12 +174,12 @@ mod tests {
     #[test]
     fn who_was_thrown_out_was_not_woken() {
         let found = wakes(&[
-            waking(9, 1, Some(Waking::OnCpu), 8),
+            wakeup(9, 1, Some(NotedWakeup::OnCpu), 8),
             out(10, 1, Leave::Runnable),
-            into(30, 1, Waking::OnCpu, 9),
+            into(30, 1, NotedWakeup::OnCpu, 9),
             out(40, 1, Leave::Slept),
             // The wakeup of this switch-in was lost, and the earlier wakeup must not be used instead.
-            into(50, 1, Waking::OffCpu, 45),
+            into(50, 1, NotedWakeup::OffCpu, 45),
         ]);
         assert_eq!(found, []);
     }
@@ -187,8 +187,8 @@ mod tests {
     #[test]
     fn a_new_thread_is_woken_by_its_maker() {
         let found = wakes(&[
-            Event::waking(5, 0, 1, Some(Waking::OffCpu), true, &waker(3)),
-            into(6, 1, Waking::OffCpu, 5),
+            Event::wakeup(5, 0, 1, Some(NotedWakeup::OffCpu), true, &waker(3)),
+            into(6, 1, NotedWakeup::OffCpu, 5),
         ]);
         assert_eq!(found, [(3, 1, 5, 6)]);
     }
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_counted() {
         let mut wakes = Wakes::default();
-        for event in [out(10, 1, Leave::Slept), into(30, 1, Waking::OffCpu, 20)] {
+        for event in [out(10, 1, Leave::Slept), into(30, 1, NotedWakeup::OffCpu, 20)] {
             assert_eq!(wakes.event(&event), None);
         }
         assert_eq!(wakes.unknown, 1);

@@ -11,7 +11,7 @@ use crate::trace::{Aggregates, name_of};
 
 /// The wakeups along one edge.
 #[derive(Clone, Debug)]
-pub struct Wakeups {
+pub struct WakeupPair {
     /// What made the wakeups.
     pub origin: Origin,
     /// Name of the task that made the wakeups; `interrupt` for an interrupt; `None` if the waker was not polling a task.
@@ -32,9 +32,9 @@ pub struct Wakeups {
 
 /// Returns every edge whose wakeups ended a sleep, in descending order of their number.
 #[must_use]
-pub fn wakeups(aggregates: &Aggregates) -> Vec<Wakeups> {
-    let names = Names::new(aggregates);
-    let mut wakeups: Vec<Wakeups> = aggregates
+pub fn wakeups(aggregates: &Aggregates) -> Vec<WakeupPair> {
+    let names = ThreadNames::new(aggregates);
+    let mut wakeups: Vec<WakeupPair> = aggregates
         .edges
         .iter()
         .filter(|(_, edge)| edge.count > 0)
@@ -58,13 +58,13 @@ pub fn outsider_name(aggregates: &Aggregates, waker: &Waker) -> Option<[u8; 16]>
 }
 
 /// Looks up the names of threads by id.
-pub struct Names<'a> {
+pub struct ThreadNames<'a> {
     of_targets: HashMap<u32, String>,
     counted: HashMap<u32, bool>,
     aggregates: &'a Aggregates,
 }
 
-impl<'a> Names<'a> {
+impl<'a> ThreadNames<'a> {
     /// Collects the names of the threads of a capture.
     #[must_use]
     pub fn new(aggregates: &'a Aggregates) -> Self {
@@ -97,14 +97,14 @@ impl<'a> Names<'a> {
         name.unwrap_or_else(|| NO_NAME.to_owned())
     }
 
-    fn describe(&self, key: &EdgeKey, edge: &EdgeSums) -> Wakeups {
+    fn describe(&self, key: &EdgeKey, edge: &EdgeSums) -> WakeupPair {
         let origin = Origin::from_number(key.origin.into());
         let waker = key.waker();
         let task = TaskKey {
             task: waker.task(),
             image: waker.program(),
         };
-        Wakeups {
+        WakeupPair {
             origin,
             from_task: match origin {
                 Origin::Task => Some(tasks::name(self.aggregates, task)),

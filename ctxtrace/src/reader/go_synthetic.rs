@@ -29,7 +29,7 @@ pub(super) enum Version {
     Go127,
 }
 
-struct Written {
+struct SyntheticFunction {
     name: String,
     kind: u8,
     code: Vec<u8>,
@@ -39,7 +39,7 @@ struct Written {
 /// The program. Its table does not say where the text begins.
 pub(super) struct GoProgram {
     version: Version,
-    functions: Vec<Written>,
+    functions: Vec<SyntheticFunction>,
 }
 
 impl GoProgram {
@@ -67,7 +67,7 @@ impl GoProgram {
 
     /// Adds a function.
     pub(super) fn function(&mut self, name: &str, kind: u8) {
-        self.functions.push(Written {
+        self.functions.push(SyntheticFunction {
             name: name.to_owned(),
             kind,
             code: Vec::new(),
@@ -110,7 +110,7 @@ impl GoProgram {
         function.code.extend((target.wrapping_sub(behind) as i32).to_le_bytes());
     }
 
-    fn written(&mut self, name: &str) -> &mut Written {
+    fn written(&mut self, name: &str) -> &mut SyntheticFunction {
         let mut functions = self.functions.iter_mut();
         functions
             .find(|function| function.name == name)

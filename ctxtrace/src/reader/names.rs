@@ -49,7 +49,7 @@ pub(super) fn name_functions(
 ) -> io::Result<()> {
     let linkless = without_links(file, bytes)?;
     let loaded = Loaded::new(bytes);
-    let names = Names {
+    let names = FileSymbols {
         source: source_of(linkless.as_ref().unwrap_or(file)),
         debug_source: debug_file.filter(|debug| can_be_opened_again(debug)).map(source_of),
         go_functions: GoFunctions::find(bytes, &loaded),
@@ -95,7 +95,7 @@ pub(super) fn name_functions(
 }
 
 /// The sources of names for one file.
-struct Names<'a> {
+struct FileSymbols<'a> {
     source: Source<'static>,
     debug_source: Option<Source<'static>>,
     loaded: Loaded<'a>,
@@ -105,7 +105,7 @@ struct Names<'a> {
     shown: &'a str,
 }
 
-impl Names<'_> {
+impl FileSymbols<'_> {
     /// The function with code at an offset and the functions inlined there, outermost first. The sources are tried in this order:
     /// the debug file, the file's own symbols, Go's table of functions.
     fn at(&self, offset: u64) -> Vec<Frame> {

@@ -20,8 +20,8 @@ pub(super) const MAX_MEMORY_BYTES: u64 = 4 << 30;
 pub(super) const MAX_FILE_BYTES: u64 = 2 << 30;
 /// Maximum number of descriptors: standard input, output and error, those of a request, and those that blazesym opens again.
 const MAX_DESCRIPTORS: u64 = 32;
-/// The user and group that own no files (systemd: "nobody"; kernel: `DEFAULT_OVERFLOWUID`).
-const NOBODY: u32 = 65_534;
+/// The user and group that own no files (kernel: `DEFAULT_OVERFLOWUID`).
+const OVERFLOW_ID: u32 = 65_534;
 
 /// Enters the sandbox. This cannot be undone.
 pub(super) fn enter() -> Result<(), String> {
@@ -40,8 +40,8 @@ pub(super) fn enter() -> Result<(), String> {
     }
     if geteuid().is_root() {
         setgroups(&[]).map_err(refused("setgroups"))?;
-        setgid(Gid::from_raw(NOBODY)).map_err(refused("setgid"))?;
-        setuid(Uid::from_raw(NOBODY)).map_err(refused("setuid"))?;
+        setgid(Gid::from_raw(OVERFLOW_ID)).map_err(refused("setgid"))?;
+        setuid(Uid::from_raw(OVERFLOW_ID)).map_err(refused("setuid"))?;
     }
     if give_up_capabilities() != 0 {
         return Err(format!("capset failed: {}", std::io::Error::last_os_error()));

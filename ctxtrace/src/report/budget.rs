@@ -21,7 +21,7 @@ pub(super) fn tables(budget: &Budget, unit: Unit, scale: Scale) -> String {
     let tested = match budget.tracing_changed_gap_ns {
         Some(changed) => format!(
             "\nTracing changed the gap by {}: smaller differences are not reliable.",
-            scale.told(changed)
+            scale.with_unit(changed)
         ),
         None => String::new(),
     };
@@ -59,7 +59,8 @@ fn causes(budget: &Budget, scale: Scale) -> Table {
             row.cause.in_words().to_owned(),
             scale.number(row.base_ns),
             scale.number(row.subject_ns),
-            row.added_ns.map_or_else(String::new, |added| told(&added, scale)),
+            row.added_ns
+                .map_or_else(String::new, |added| estimate_text(&added, scale)),
             row.share.map_or_else(String::new, |share| percent(&share)),
         ]);
     }
@@ -68,14 +69,16 @@ fn causes(budget: &Budget, scale: Scale) -> Table {
         "(kernel, run queue and sleep)".to_owned(),
         scale.number(kernel.base_ns),
         scale.number(kernel.subject_ns),
-        kernel.added_ns.map_or_else(String::new, |added| told(&added, scale)),
+        kernel
+            .added_ns
+            .map_or_else(String::new, |added| estimate_text(&added, scale)),
         kernel.share.map_or_else(String::new, |share| percent(&share)),
     ]);
     table
 }
 
 /// Formats an estimate: with its confidence interval, or only the number if it has none.
-fn told(estimate: &Estimate, scale: Scale) -> String {
+fn estimate_text(estimate: &Estimate, scale: Scale) -> String {
     if estimate.half_width().is_finite() {
         estimate.in_unit(scale)
     } else {
@@ -149,8 +152,8 @@ fn check(role: &str, sums: &Sums, scale: Scale) -> String {
          {} samples per run",
         sums.threads,
         if sums.threads == 1 { "" } else { "s" },
-        scale.told(sums.wall_ns),
-        scale.told(sums.alive_ns),
+        scale.with_unit(sums.wall_ns),
+        scale.with_unit(sums.alive_ns),
         100.0 * sums.misses,
         thousands(sums.samples),
     );
@@ -162,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_a_long_name_the_end_is_told() {
+    fn a_long_name_keeps_its_end() {
         assert_eq!(ending("a::b"), "a::b");
         let long = format!("{}::the_function", "module".repeat(20));
         let shortened = ending(&long);

@@ -70,8 +70,8 @@ fn blocks(compared: &Compared) -> Vec<String> {
         }
         figures.add_row([
             printable(&row.name),
-            told(row, row.base),
-            told(row, row.subject),
+            figure_text(row, row.base),
+            figure_text(row, row.subject),
             row.ratio.map_or_else(|| "–".to_owned(), significant),
         ]);
     }
@@ -96,12 +96,12 @@ fn blocks(compared: &Compared) -> Vec<String> {
         compared
             .budget
             .as_ref()
-            .map(|of| budget::tables(of, compared.unit, Scale::of(of.base.wall_ns))),
+            .map(|of| budget::tables(of, compared.unit, Scale::fitting(of.base.wall_ns))),
     );
     blocks
 }
 
-fn told(figure: &Figure, value: Option<f64>) -> String {
+fn figure_text(figure: &Figure, value: Option<f64>) -> String {
     match value {
         Some(ns) if figure.is_time && ns >= 1_000.0 => duration(ns.round() as u64),
         Some(ns) if figure.is_time => format!("{} ns", significant(ns)),

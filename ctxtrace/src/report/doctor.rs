@@ -2,7 +2,7 @@
 
 use super::table::Style;
 use super::{printable, wrapped};
-use crate::analyze::doctor::{Diagnosis, Line, Standing};
+use crate::analyze::doctor::{CheckLine, Diagnosis, Standing};
 
 /// Indent of continuation lines: the width of the first two columns.
 const INDENT: &str = "                           ";
@@ -32,11 +32,11 @@ pub fn render(diagnosis: &Diagnosis, style: Style) -> String {
     text
 }
 
-fn lines(lines: &[Line], style: Style) -> String {
+fn lines(lines: &[CheckLine], style: Style) -> String {
     lines.iter().map(|of| line(of, style)).collect()
 }
 
-fn line(line: &Line, style: Style) -> String {
+fn line(line: &CheckLine, style: Style) -> String {
     let word = match line.standing {
         Standing::Ok => "ok",
         Standing::Less => "less",

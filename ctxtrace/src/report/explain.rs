@@ -114,9 +114,9 @@ fn side(role: &str, side: &Side, answer: &Explanation) -> String {
     let mut text = match (side.groups.as_slice(), &side.ns) {
         ([fast, slow], _) => format!(
             "{role:<8} {} {unit} in {:.0} % of runs, {} in {:.0} %: the runs fall into two groups, so there is no single figure",
-            scale.told(fast.median),
+            scale.with_unit(fast.median),
             100.0 * fast.share,
-            scale.told(slow.median),
+            scale.with_unit(slow.median),
             100.0 * slow.share
         ),
         (_, Some(ns)) => format!("{role:<8} {} {} {unit}", ns.in_unit(scale), scale.name),

@@ -17,7 +17,7 @@ use crate::analyze::summarize::summarize;
 use crate::analyze::summarize::tests::{info, run};
 use crate::correlate::intervals::{Interval, IntervalSink, State, ThreadId};
 use crate::correlate::lanes::tests::woken;
-use crate::correlate::lanes::{Builder, Limits};
+use crate::correlate::lanes::{LanesBuilder, Limits};
 use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::symbolize::stacks::{Resolved, ResolvedStack};
@@ -25,12 +25,12 @@ use crate::trace::build;
 use crate::trace::events::EventSink;
 use crate::trace::polls::{PollBatch, PollClock, PollInfo, Stamp, ThreadStamps};
 use crate::trace::run::Run;
-use crate::trace::samples::Place;
+use crate::trace::samples::SamplePlace;
 use crate::trace::symbols::{Frame, FrameKind};
 use crate::trace::{CpuLosses, Level, ProgramCost};
 use crate::workload::Mode;
 use ctxtrace_abi::rings;
-use ctxtrace_common::clock::{Leave, Waking};
+use ctxtrace_common::clock::{Leave, NotedWakeup};
 use ctxtrace_common::event::Event;
 use ctxtrace_common::handover::Handover;
 use ctxtrace_common::histogram::Latency;
@@ -235,7 +235,7 @@ fn run_to_look_at(turns: u64) -> Run {
     let threads = [(101_u32, &b"</script><b>"[..]), (102, b"\x1b[31m&amp;<!--")];
     run.aggregates.threads[0].thread.comm = [0; 16];
     run.aggregates.threads[0].thread.comm[..threads[0].1.len()].copy_from_slice(threads[0].1);
-    let mut builder = Builder::new(Limits::ONE);
+    let mut builder = LanesBuilder::new(Limits::ONE);
     let image = Image { tgid: 100, number: 0 };
     let interval = |tid, state, class: Class, start_ns, end_ns| Interval {
         thread: ThreadId {
@@ -290,7 +290,7 @@ fn run_to_look_at(turns: u64) -> Run {
     for (index, (key, _)) in run.aggregates.switch_sums.iter_mut().enumerate() {
         key.user_stack = 1 + index as u64 % 2;
     }
-    let place = |user_stack| Place {
+    let place = |user_stack| SamplePlace {
         image,
         in_kernel: false,
         kernel_stack: 0,
@@ -364,7 +364,7 @@ fn run_with_polls() -> Run {
     };
     let came = |at_ns, tid, woken_ns| {
         let mut event = Event::switch(at_ns, 0);
-        event.set_in(tid, Waking::OffCpu, woken_ns);
+        event.set_in(tid, NotedWakeup::OffCpu, woken_ns);
         event
     };
     let mut left = Event::switch(1_500, 1);
@@ -380,7 +380,7 @@ fn run_with_polls() -> Run {
     replay.polls(&PollBatch {
         base_ns: 1_000,
         until_ns: 100_000,
-        homeless: 0,
+        dropped_without_ring: 0,
         threads: vec![
             recorded(
                 101,

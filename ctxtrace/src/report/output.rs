@@ -56,7 +56,7 @@ impl OutputAccess {
     #[must_use]
     pub fn new(user: Option<&Invoker>) -> Self {
         Self {
-            rights: FileRights::of(user),
+            rights: FileRights::for_user(user),
             ..Self::default()
         }
     }

@@ -21,7 +21,7 @@ use prost::Message;
 use super::flamegraph::Labels;
 use super::printable;
 use crate::analyze::attribution::class;
-use crate::correlate::ledger::{Entry, entry_of, overflowed};
+use crate::correlate::ledger::{LedgerEntry, entry_of, overflowed};
 use crate::correlate::tasks;
 use crate::symbolize::stacks::{switched, task_types};
 use crate::target::locate;
@@ -138,7 +138,7 @@ impl<T: Clone + Eq + Hash> Numbered<T> {
 }
 
 /// A location in a stack: the id of the mapping, and its functions by the numbers of their names, innermost first.
-type Place = (u64, Vec<i64>);
+type LocationKey = (u64, Vec<i64>);
 
 /// The key of a sample: the ids of the locations, innermost first, and the labels.
 type Key = (Vec<u64>, Vec<(i64, i64)>);
@@ -147,7 +147,7 @@ type Key = (Vec<u64>, Vec<(i64, i64)>);
 struct Builder {
     strings: Numbered<String>,
     functions: Numbered<i64>,
-    places: Numbered<Place>,
+    places: Numbered<LocationKey>,
     samples: Numbered<Key>,
     values: Vec<(u64, u64)>,
 }
@@ -197,7 +197,13 @@ impl Builder {
         places
     }
 
-    fn labels(&mut self, entry: &Entry, run: &Run, types: &HashMap<TaskKey, String>, thread: &str) -> Vec<(i64, i64)> {
+    fn labels(
+        &mut self,
+        entry: &LedgerEntry,
+        run: &Run,
+        types: &HashMap<TaskKey, String>,
+        thread: &str,
+    ) -> Vec<(i64, i64)> {
         let mut labels = Vec::new();
         let mut label = |key: &str, value: &str| {
             let label = (self.string(key), self.string(&printable(value)));

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::table::{Style, plain_table, shortened, without_trailing_spaces, wrapped};
-use crate::analyze::suite::{Row, Suite};
+use crate::analyze::suite::{Suite, SuiteRow};
 use crate::units::{significant, thousands};
 
 /// Maximum length of a case's name in the terminal table, in characters. A longer name is shortened in its middle.
@@ -148,7 +148,7 @@ fn cells(suite: &Suite, line_end: &str) -> Table {
     table
 }
 
-fn row_cells(row: &Row) -> [String; 8] {
+fn row_cells(row: &SuiteRow) -> [String; 8] {
     let or_none = |value: Option<String>| value.unwrap_or_else(|| NONE.to_owned());
     let whole = |value: f64| thousands(value.round() as u64);
     let figure = |value: Option<f64>| or_none(value.map(significant));

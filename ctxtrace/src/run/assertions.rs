@@ -25,19 +25,19 @@ pub(super) fn all_hold(assertions: &[Assertion], report: &Report, quiet: bool) -
     for assertion in assertions {
         if let Err(not_met) = assertion.evaluate(&report) {
             all_hold = false;
-            tell(&format!("`{assertion}` does not hold: {not_met}"));
+            print_notice(&format!("`{assertion}` does not hold: {not_met}"));
         }
     }
     if all_hold && !quiet {
         match assertions.len() {
-            1 => tell("the assertion holds"),
-            number => tell(&format!("{} assertions hold", thousands(number as u64))),
+            1 => print_notice("the assertion holds"),
+            number => print_notice(&format!("{} assertions hold", thousands(number as u64))),
         }
     }
     Ok(all_hold)
 }
 
 /// Prints a sentence on standard error; write errors are ignored, because the exit status also has the result.
-fn tell(sentence: &str) {
+fn print_notice(sentence: &str) {
     write_notice(&format!("ctxtrace: {}", printable(sentence)));
 }

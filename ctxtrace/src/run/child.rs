@@ -14,7 +14,7 @@ use crate::workload::{self, Outcome, Spec};
 /// How a workload ended, as it reports itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Message {
+pub enum WorkloadMessage {
     /// The workload completed.
     Done(Outcome),
     /// The workload failed with this error.
@@ -38,8 +38,8 @@ pub fn be_a_workload(spec: &str, report_fd: Option<RawFd>, progress_fd: Option<R
         None => Progress::create()?.0,
     };
     let message = match workload::run(&spec, &progress) {
-        Ok(outcome) => Message::Done(outcome),
-        Err(error) => Message::Failed(error.to_string()),
+        Ok(outcome) => WorkloadMessage::Done(outcome),
+        Err(error) => WorkloadMessage::Failed(error.to_string()),
     };
     let line = serde_json::to_string(&message).map_err(|error| Error::Workload(error.to_string()))? + "\n";
     let sent = match report_fd {
@@ -49,7 +49,7 @@ pub fn be_a_workload(spec: &str, report_fd: Option<RawFd>, progress_fd: Option<R
     };
     sent.map_err(Error::system("reporting the outcome"))?;
     Ok(match message {
-        Message::Done(_) => 0,
-        Message::Failed(_) => status::FAILURE,
+        WorkloadMessage::Done(_) => 0,
+        WorkloadMessage::Failed(_) => status::FAILURE,
     })
 }

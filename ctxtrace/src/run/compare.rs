@@ -9,11 +9,11 @@ use std::path::Path;
 
 use super::comparison::{Comparison, Outputs};
 use super::outputs;
-use crate::analyze::budget::account::{Account, Asleep};
+use crate::analyze::budget::account::{Account, SleepCauses};
 use crate::analyze::compare::{self, Captured, units};
 use crate::analyze::summarize::summarize;
 use crate::cli::comparison::CompareSettings;
-use crate::correlate::budget::{Budget, Window};
+use crate::correlate::budget::{ThreadTimeBudget, Window};
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
 use crate::report::output::OutputAccess;
@@ -54,7 +54,7 @@ pub fn compare(settings: &CompareSettings) -> Result<u8> {
     let printed = outputs::print(settings.outputs.table_to_stderr, |style| {
         report::render(&compared, style)
     });
-    written.tell();
+    written.print();
     failed.extend(printed.err());
     Error::all(failed)?;
     Ok(if compared.base.complete && compared.subject.complete {
@@ -120,7 +120,7 @@ impl<'a> Read<'a> {
             .or_else(|| self.events.get(median).copied());
         let (asleep, account) = match window {
             Some(window) if self.saved.info.level == Level::Timeline => {
-                let mut replay = Replay::telling((Budget::of(window), Samples::default()));
+                let mut replay = Replay::with_sink((ThreadTimeBudget::new(window), Samples::default()));
                 read(self.path, |run, batch| {
                     if run == median {
                         replay.events(batch);
@@ -131,13 +131,13 @@ impl<'a> Read<'a> {
                 run.samples = samples;
                 self.saved.charge_samples();
                 let run = &self.saved.runs[median];
-                let asleep = Asleep::of(run, units);
-                let account = Account::of(run, &budget, window, units, &asleep);
+                let asleep = SleepCauses::from_run(run, units);
+                let account = Account::from_timeline(run, &budget, window, units, &asleep);
                 (asleep, account)
             }
             _ => {
                 let run = &self.saved.runs[median];
-                let asleep = Asleep::of(run, units);
+                let asleep = SleepCauses::from_run(run, units);
                 let account = Account::of_sums(run, units, &asleep);
                 (asleep, account)
             }

@@ -1,6 +1,6 @@
 //! The outputs of commands that compare two cases. They are opened before anything is measured and written afterwards.
 
-use super::written::{Opened, Written};
+use super::written::{Opened, WrittenFiles};
 use crate::analyze::budget::account::Stacks;
 use crate::cli::comparison::ComparisonOutputs;
 use crate::error::{Error, Result};
@@ -40,8 +40,8 @@ impl Outputs {
 
     /// Writes the outputs. Returns the files that were written, and the errors. An output that fails does not prevent the others
     /// from being written.
-    pub(super) fn write(self, comparison: &Comparison<'_>) -> (Written, Vec<Error>) {
-        let mut written = Written::default();
+    pub(super) fn write(self, comparison: &Comparison<'_>) -> (WrittenFiles, Vec<Error>) {
+        let mut written = WrittenFiles::default();
         let mut failed = Vec::new();
         let mut note = |made: Result<()>| failed.extend(made.err());
         if let Some(output) = self.json {

@@ -37,7 +37,7 @@ pub use report::report;
 
 use crate::analyze::result::Report;
 use crate::analyze::summarize::summarize;
-use crate::capture::{Kernel, Settings, polls, preflight};
+use crate::capture::{RunningKernel, Settings, polls, preflight};
 use crate::cli::settings::{OutputSettings, RunSettings};
 use crate::error::{Error, Result, status};
 use crate::report::output::OutputAccess;
@@ -46,8 +46,8 @@ use crate::target::user::invoker;
 use crate::trace::run::{ClockAnchor, Host, Info, Run, Subject};
 use crate::workload::pin::allowed_cpus;
 use interrupt::Interrupts;
-use outputs::{Outputs, Told};
-use program::Program;
+use outputs::{OutputData, Outputs};
+use program::WorkloadProgram;
 use save::Saver;
 use watch::{OnInterrupt, Recorder};
 
@@ -62,8 +62,8 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     let user = invoker()?;
     let access = OutputAccess::new(user.as_ref());
     let outputs = Outputs::open(&settings.outputs, &access)?;
-    let program = Program::of(&settings.spec, user.as_ref())?;
-    let kernel = Kernel::discover()?;
+    let program = WorkloadProgram::find_or_build(&settings.spec, user.as_ref())?;
+    let kernel = RunningKernel::discover()?;
     let interrupts = Interrupts::catch()?;
     let info = info(Subject::Workload(settings.spec.clone()), &settings.capture)?;
     let mut saver = Saver::begin(settings.save.as_ref(), &info, &access)?;
@@ -95,7 +95,7 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
     }
 
     let report = summarize(&info, &runs);
-    let data = Told {
+    let data = OutputData {
         info: &info,
         report: &report,
         runs: &runs,

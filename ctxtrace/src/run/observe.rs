@@ -21,20 +21,20 @@ use crate::trace::run::Run;
 use crate::trace::samples::Samples;
 
 /// An observer that processes events, and calls `tick` at every tick.
-pub(super) struct Keeper<'a, F> {
-    kept: Kept<'a>,
+pub(super) struct RecordingObserver<'a, F> {
+    kept: ObservedRun<'a>,
     tick: F,
 }
 
 /// The destinations of the events, and what was computed from them.
-pub(super) struct Kept<'a> {
+pub(super) struct ObservedRun<'a> {
     saver: &'a mut Saver,
     spool: &'a mut Spool,
-    replay: Option<Replay<(Samples, Option<lanes::Builder>)>>,
+    replay: Option<Replay<(Samples, Option<lanes::LanesBuilder>)>>,
     polls: Option<PollReplay>,
 }
 
-impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
+impl<'a, F: FnMut(&Underway<'_>)> RecordingObserver<'a, F> {
     /// `drawn` is the limit on what is kept to draw a timeline; `None` if none is to be drawn.
     pub(super) fn new(
         settings: &Settings,
@@ -43,11 +43,11 @@ impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
         spool: &'a mut Spool,
         tick: F,
     ) -> Self {
-        let lanes = drawn.map(lanes::Builder::new);
-        let replay = (settings.level == Level::Timeline).then(|| Replay::telling((Samples::default(), lanes)));
+        let lanes = drawn.map(lanes::LanesBuilder::new);
+        let replay = (settings.level == Level::Timeline).then(|| Replay::with_sink((Samples::default(), lanes)));
         let polls = settings.polls.then(PollReplay::default);
         Self {
-            kept: Kept {
+            kept: ObservedRun {
                 saver,
                 spool,
                 replay,
@@ -58,19 +58,19 @@ impl<'a, F: FnMut(&Underway<'_>)> Keeper<'a, F> {
     }
 
     /// Stops processing and returns the results.
-    pub(super) fn stop(self) -> Kept<'a> {
+    pub(super) fn stop(self) -> ObservedRun<'a> {
         self.kept
     }
 }
 
 /// The results of a replay at its end. Intervals that are still open are closed at the last event.
-pub(super) fn taken(mut replay: Replay<(Samples, Option<lanes::Builder>)>) -> (Samples, Option<Lanes>) {
+pub(super) fn taken(mut replay: Replay<(Samples, Option<lanes::LanesBuilder>)>) -> (Samples, Option<Lanes>) {
     replay.close(replay.last_ns());
     let (samples, lanes) = replay.into_intervals();
-    (samples, lanes.map(lanes::Builder::finish))
+    (samples, lanes.map(lanes::LanesBuilder::finish))
 }
 
-impl Kept<'_> {
+impl ObservedRun<'_> {
     /// Completes a run that has ended with the results of its events and the names of its stacks, and saves it. The first signal
     /// ends the lookup of names, and the next one ends this process.
     pub(super) fn finish(self, mut run: Run, interrupts: Option<&Interrupts>) -> Run {
@@ -94,7 +94,7 @@ impl Kept<'_> {
     }
 }
 
-impl<F> EventSink for Keeper<'_, F> {
+impl<F> EventSink for RecordingObserver<'_, F> {
     fn events(&mut self, batch: &[Event]) {
         self.kept.replay.events(batch);
         self.kept.polls.events(batch);
@@ -109,7 +109,7 @@ impl<F> EventSink for Keeper<'_, F> {
     }
 }
 
-impl<F: FnMut(&Underway<'_>)> Observer for Keeper<'_, F> {
+impl<F: FnMut(&Underway<'_>)> Observer for RecordingObserver<'_, F> {
     fn tick(&mut self, underway: &Underway<'_>) {
         (self.tick)(underway);
         self.kept.saver.tick(underway);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::save::Saver;
 use super::spool::Spool;
 use super::tables::Tables;
-use super::written::{Opened, Written};
+use super::written::{Opened, WrittenFiles};
 use crate::analyze::profile;
 use crate::analyze::result::Report;
 use crate::cli::settings::OutputSettings;
@@ -39,7 +39,7 @@ pub(super) struct Outputs {
 }
 
 /// The data that outputs are made from.
-pub(super) struct Told<'a> {
+pub(super) struct OutputData<'a> {
     pub(super) info: &'a Info,
     pub(super) report: &'a Report,
     pub(super) runs: &'a [Run],
@@ -81,9 +81,9 @@ impl Outputs {
 
     /// Writes all outputs, completes the capture if one is being saved, and prints the table, even if a file could not be
     /// written. An output that fails does not prevent the others from being written, and each failure is reported.
-    pub(super) fn conclude(self, settings: &OutputSettings, data: Told<'_>, saver: Option<Saver>) -> Result<()> {
+    pub(super) fn conclude(self, settings: &OutputSettings, data: OutputData<'_>, saver: Option<Saver>) -> Result<()> {
         let report = data.report;
-        let mut written = Written::default();
+        let mut written = WrittenFiles::default();
         let mut failed = self.write(data, &mut written);
         let saved = saver.map_or(Ok(()), |saver| saver.end(&mut written));
         failed.extend(saved.err());
@@ -93,8 +93,8 @@ impl Outputs {
 
     /// Writes the outputs except the capture. Stacks and timelines are those of the median run, as are the counts shown with
     /// them. Returns the errors.
-    fn write(self, data: Told<'_>, written: &mut Written) -> Vec<Error> {
-        let Told {
+    fn write(self, data: OutputData<'_>, written: &mut WrittenFiles) -> Vec<Error> {
+        let OutputData {
             info,
             report,
             runs,
@@ -156,7 +156,7 @@ impl Outputs {
             let how = Opened::Page("https://ui.perfetto.dev");
             note(written.stream(output, "timeline", how, |to| {
                 let mut trace = perfetto::Trace::begin(to, info, run, &labels);
-                events.tell(shown, &mut trace)?;
+                events.replay(shown, &mut trace)?;
                 trace.end().map(drop)
             }));
         }
@@ -170,12 +170,12 @@ impl Outputs {
 
 /// Prints the table and then the list of written files. The table goes to standard output, or to standard error if standard
 /// output is used by another output.
-fn print_table(settings: &OutputSettings, report: &Report, written: &Written) -> Result<()> {
+fn print_table(settings: &OutputSettings, report: &Report, written: &WrittenFiles) -> Result<()> {
     if settings.quiet {
         return Ok(());
     }
     print(settings.table_to_stderr, |style| table::render(report, style))?;
-    written.tell();
+    written.print();
     Ok(())
 }
 

@@ -28,7 +28,7 @@ fn beside(executable: &Path, name: &str) -> Result<PathBuf> {
 }
 
 /// An executable, and the arguments that make it run a workload.
-pub(super) struct Program {
+pub(super) struct WorkloadProgram {
     /// Path of the executable.
     pub(super) path: PathBuf,
     /// The arguments before the descriptors.
@@ -39,9 +39,9 @@ pub(super) struct Program {
     variable: Option<(&'static str, String)>,
 }
 
-impl Program {
+impl WorkloadProgram {
     /// Finds the executable, or compiles it.
-    pub(super) fn of(spec: &Spec, user: Option<&Invoker>) -> Result<Self> {
+    pub(super) fn find_or_build(spec: &Spec, user: Option<&Invoker>) -> Result<Self> {
         match spec.language {
             Language::Rust => {
                 let allocator = spec.allocator;

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use nix::sys::signal::Signal;
 
 use super::interrupt::Interrupts;
-use super::observe::Keeper;
-use super::outputs::{Outputs, Told};
+use super::observe::RecordingObserver;
+use super::outputs::{OutputData, Outputs};
 use super::save::Saver;
-use super::watch::{Cut, OnInterrupt, Recorded, Recorder, Underway};
+use super::watch::{Cut, OnInterrupt, RecordedRun, Recorder, Underway};
 use super::{info, verdict};
 use crate::analyze::summarize::summarize;
-use crate::capture::{Kernel, preflight};
+use crate::capture::{RunningKernel, preflight};
 use crate::cli::settings::{RecordSettings, RecordTarget};
 use crate::correlate::lanes::Limits;
 use crate::error::{Result, status};
@@ -39,7 +39,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     let target = Found::find(&settings.target, user.as_ref())?;
     let access = OutputAccess::new(user.as_ref()).reading(target.executable());
     let outputs = Outputs::open(&settings.outputs, &access)?;
-    let kernel = Kernel::discover()?;
+    let kernel = RunningKernel::discover()?;
     let interrupts = Interrupts::catch()?;
     let info = info(target.subject(), &settings.capture)?;
     let mut saver = Saver::begin(settings.save.as_ref(), &info, &access)?;
@@ -52,8 +52,8 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     };
     let drawn = settings.outputs.html.is_some().then_some(Limits::ONE);
     let mut spool = outputs.spool(settings.capture.level);
-    let mut keeper = Keeper::new(&settings.capture, drawn, &mut saver, &mut spool, |_: &Underway<'_>| {});
-    let Recorded { run, cut } = match &target {
+    let mut keeper = RecordingObserver::new(&settings.capture, drawn, &mut saver, &mut spool, |_: &Underway<'_>| {});
+    let RecordedRun { run, cut } = match &target {
         Found::Command { words, program, env } => {
             let args: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();
             let command = Command {
@@ -84,7 +84,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     }
     let runs = [keeper.stop().finish(run, recorder.interrupts)];
     let report = summarize(&info, &runs);
-    let data = Told {
+    let data = OutputData {
         info: &info,
         report: &report,
         runs: &runs,

@@ -5,11 +5,11 @@ use std::io::{self, BufReader, Seek as _};
 use std::path::Path;
 
 use super::observe::taken;
-use super::outputs::{Outputs, Told};
+use super::outputs::{OutputData, Outputs};
 use super::verdict;
 use crate::analyze::summarize::summarize;
 use crate::cli::settings::ReportSettings;
-use crate::correlate::lanes::{Builder, Limits};
+use crate::correlate::lanes::{LanesBuilder, Limits};
 use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
@@ -23,17 +23,17 @@ use crate::trace::run::Dropped;
 use crate::trace::samples::Samples;
 
 /// Reads the events of a capture again, for outputs that need them after the first reading.
-struct Again<'a> {
+struct CaptureEvents<'a> {
     path: &'a Path,
 }
 
-impl EventSource for Again<'_> {
-    fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()> {
+impl EventSource for CaptureEvents<'_> {
+    fn replay(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()> {
         let unreadable = |reason| io::Error::other(format!("reading {} again: {reason}", self.path.display()));
         let file = File::open(self.path)?;
         file::read_with_polls(BufReader::new(file), |of, part| match part {
-            file::Told::Events(batch) if of == run => sink.events(batch),
-            file::Told::Polls(batch) if of == run => sink.polls(batch),
+            file::CapturePart::Events(batch) if of == run => sink.events(batch),
+            file::CapturePart::Polls(batch) if of == run => sink.polls(batch),
             _ => {}
         })
         .map(drop)
@@ -62,32 +62,32 @@ fn sums(file: &File) -> Option<Saved> {
 fn played(file: File, drawn: bool) -> std::result::Result<Saved, String> {
     // The number of runs is known only at the end, so each run may keep less than the one before. Most captures have one run.
     let limits = |before: usize| Limits::for_each_of(before as u64 + 1);
-    let lanes = |before| drawn.then(|| Builder::new(limits(before)));
-    let mut replays: Vec<Replay<(Samples, Option<Builder>)>> = Vec::new();
+    let lanes = |before| drawn.then(|| LanesBuilder::new(limits(before)));
+    let mut replays: Vec<Replay<(Samples, Option<LanesBuilder>)>> = Vec::new();
     let mut polls: Vec<Option<PollReplay>> = Vec::new();
     let mut has_polls = false;
     let mut saved = file::read_with_polls(BufReader::new(file), |run, part| {
-        if let file::Told::Info(info) = part {
+        if let file::CapturePart::Info(info) = part {
             has_polls = info.polls.is_some();
             return;
         }
         // The runs come in order.
         while replays.len() <= run {
-            replays.push(Replay::telling((Samples::default(), lanes(replays.len()))));
+            replays.push(Replay::with_sink((Samples::default(), lanes(replays.len()))));
             polls.push(has_polls.then(PollReplay::default));
         }
         match part {
-            file::Told::Info(_) => {}
-            file::Told::Events(batch) => {
+            file::CapturePart::Info(_) => {}
+            file::CapturePart::Events(batch) => {
                 replays[run].events(batch);
                 polls[run].events(batch);
             }
-            file::Told::Polls(batch) => polls[run].polls(batch),
+            file::CapturePart::Polls(batch) => polls[run].polls(batch),
         }
     })?;
     if saved.info.level == Level::Timeline {
         while replays.len() < saved.runs.len() {
-            replays.push(Replay::telling((Samples::default(), lanes(replays.len()))));
+            replays.push(Replay::with_sink((Samples::default(), lanes(replays.len()))));
         }
         replays.truncate(saved.runs.len());
         let last = saved.runs.len() - 1;
@@ -179,12 +179,12 @@ pub fn report(settings: &ReportSettings) -> Result<u8> {
         report.complete = false;
         report.cut_short = Some(format!("the file is damaged: {damage}"));
     }
-    let data = Told {
+    let data = OutputData {
         info: &saved.info,
         report: &report,
         runs: &saved.runs,
         damage: saved.damage.as_deref(),
-        events: &mut Again { path },
+        events: &mut CaptureEvents { path },
     };
     outputs.conclude(&settings.outputs, data, None)?;
     let verdict = verdict(&settings.outputs, &report)?;
@@ -203,7 +203,7 @@ mod tests {
     use crate::trace::build;
     use crate::trace::file::Writer;
     use crate::trace::run::{Run, Timeline};
-    use crate::trace::samples::Place;
+    use crate::trace::samples::SamplePlace;
     use ctxtrace_common::process::Image;
 
     /// Whether the sums in a capture are sufficient for a report. The capture has one run with one event.
@@ -241,7 +241,7 @@ mod tests {
         });
         assert!(is_enough(&run, Level::Timeline, |_| {}));
         assert!(!is_enough(&run, Level::Timeline, |bytes| bytes.truncate(bytes.len() - 1)));
-        let place = Place {
+        let place = SamplePlace {
             image: Image::default(),
             in_kernel: false,
             kernel_stack: 0,

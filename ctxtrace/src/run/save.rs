@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use ctxtrace_common::event::Event;
 
 use super::watch::Underway;
-use super::written::{Opened, Written};
+use super::written::{Opened, WrittenFiles};
 use crate::cli::settings::SaveSettings;
 use crate::error::{Error, Result};
 use crate::report::output::{OutputAccess, place_of_capture};
 use crate::report::place::{NamelessFile, OutputPlace, Replace, UserFile};
-use crate::trace::file::{Place, Writer};
+use crate::trace::file::{CapturePath, Writer};
 use crate::trace::polls::PollBatch;
 use crate::trace::run::{Info, Run};
 use crate::units::thousands;
@@ -110,7 +110,7 @@ impl Saver {
     /// # Errors
     ///
     /// If the file could not be written, now or earlier.
-    pub(super) fn end(self, written: &mut Written) -> Result<()> {
+    pub(super) fn end(self, written: &mut WrittenFiles) -> Result<()> {
         let Some(mut saving) = self.0 else { return Ok(()) };
         let mut dropped = 0;
         if let (None, Some(writer)) = (&saving.error, saving.writer.take()) {
@@ -186,10 +186,10 @@ impl CaptureFiles {
 #[derive(Clone)]
 struct SharedFiles(Rc<RefCell<CaptureFiles>>);
 
-impl Place for SharedFiles {
-    type File = BufWriter<UserFile>;
+impl CapturePath for SharedFiles {
+    type CaptureFile = BufWriter<UserFile>;
 
-    fn successor(&mut self) -> io::Result<Self::File> {
+    fn successor(&mut self) -> io::Result<Self::CaptureFile> {
         let mut files = self.0.borrow_mut();
         let successor = files.place.folder().nameless_file()?;
         let writer = BufWriter::new(successor.writer()?);
@@ -197,7 +197,7 @@ impl Place for SharedFiles {
         Ok(writer)
     }
 
-    fn take_over(&mut self, _file: &mut Self::File) -> io::Result<()> {
+    fn take_over(&mut self, _file: &mut Self::CaptureFile) -> io::Result<()> {
         let files = &mut *self.0.borrow_mut();
         if let Some(mut successor) = files.successor.take() {
             if files.is_at_path {

@@ -19,7 +19,7 @@ const POLLS: u64 = 1 << 63;
 /// One file per run, if an output needs the events.
 pub(super) struct Spool {
     folder: Option<OutputFolder>,
-    runs: Vec<Kept>,
+    runs: Vec<FinishedFile>,
     now: Option<Keeping>,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Spool {
 struct Keeping(io::Result<BufWriter<UserFile>>);
 
 /// The file of a run that has ended.
-type Kept = io::Result<File>;
+type FinishedFile = io::Result<File>;
 
 impl Spool {
     /// Creates a spool that writes to files in this folder, or that keeps nothing if there is no folder.
@@ -86,7 +86,7 @@ impl EventSink for Spool {
 }
 
 impl EventSource for Spool {
-    fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()> {
+    fn replay(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()> {
         let file = match self.runs.get_mut(run) {
             Some(Ok(file)) => file,
             Some(Err(error)) => return Err(io::Error::new(error.kind(), format!("spooling the events: {error}"))),
@@ -119,9 +119,9 @@ mod tests {
     use crate::target::user::FileRights;
 
     #[derive(Default)]
-    struct Told(Vec<Event>);
+    struct CollectedEvents(Vec<Event>);
 
-    impl EventSink for Told {
+    impl EventSink for CollectedEvents {
         fn events(&mut self, batch: &[Event]) {
             self.0.extend_from_slice(batch);
         }
@@ -131,9 +131,9 @@ mod tests {
         (0..count).map(|at_ns| Event::switch(at_ns, cpu)).collect()
     }
 
-    fn told(spool: &mut Spool, run: usize) -> Vec<Event> {
-        let mut sink = Told::default();
-        spool.tell(run, &mut sink).expect("the spool is readable");
+    fn read_back(spool: &mut Spool, run: usize) -> Vec<Event> {
+        let mut sink = CollectedEvents::default();
+        spool.replay(run, &mut sink).expect("the spool is readable");
         sink.0
     }
 
@@ -158,26 +158,26 @@ mod tests {
             "the file must have no name"
         );
         for _ in 0..2 {
-            assert_eq!(told(&mut spool, 0), first);
+            assert_eq!(read_back(&mut spool, 0), first);
         }
-        assert_eq!(told(&mut spool, 1), []);
-        assert_eq!(told(&mut spool, 2), events(2, 1));
+        assert_eq!(read_back(&mut spool, 1), []);
+        assert_eq!(read_back(&mut spool, 2), events(2, 1));
     }
 
     #[test]
-    fn what_could_not_be_kept_is_told_when_it_is_asked_for() {
+    fn spool_errors_are_reported_on_read() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let held = OutputFolder::open(folder.path(), &FileRights::default()).expect("the folder is readable");
         drop(folder);
         let mut spool = Spool::new(Some(held));
         spool.events(&events(2, 1));
         spool.end_run();
-        let error = spool.tell(0, &mut ()).expect_err("the folder is missing");
+        let error = spool.replay(0, &mut ()).expect_err("the folder is missing");
         assert!(error.to_string().starts_with("spooling the events: "), "{error}");
     }
 
     #[test]
-    fn nothing_is_kept_for_nobody() {
+    fn nothing_is_spooled_without_a_folder() {
         let mut spool = Spool::new(None);
         spool.events(&events(2, 1));
         spool.end_run();

@@ -6,13 +6,13 @@
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::interrupt::Interrupts;
-use super::program::Program;
+use super::program::WorkloadProgram;
 use super::watch::{OnInterrupt, Recorder};
-use super::written::{Opened, Written};
+use super::written::{Opened, WrittenFiles};
 use super::{host, info, outputs, workload};
-use crate::analyze::suite::{Measured, cases, name, suite};
+use crate::analyze::suite::{MeasuredCase, cases, name, suite};
 use crate::analyze::summarize::summarize;
-use crate::capture::{Kernel, Settings, preflight};
+use crate::capture::{RunningKernel, Settings, preflight};
 use crate::cli::settings::SuiteSettings;
 use crate::error::{Error, Result, status};
 use crate::report::output::{Output, OutputAccess};
@@ -38,7 +38,7 @@ pub fn run(settings: &SuiteSettings) -> Result<u8> {
     };
     let (json, markdown) = (open(&settings.json)?, open(&settings.markdown)?);
     let mut cases = Cases::prepare(settings, user.as_ref());
-    let kernel = Kernel::discover()?;
+    let kernel = RunningKernel::discover()?;
     let interrupts = Interrupts::catch()?;
     let recorder = Recorder {
         kernel: &kernel,
@@ -68,7 +68,7 @@ pub fn run(settings: &SuiteSettings) -> Result<u8> {
         settings.repeat,
         &cases.into_measured(),
     );
-    let mut written = Written::default();
+    let mut written = WrittenFiles::default();
     let mut failed = Vec::new();
     if let Some(output) = json {
         let made = json::render(&table);
@@ -82,7 +82,7 @@ pub fn run(settings: &SuiteSettings) -> Result<u8> {
     if !settings.quiet {
         let printed = outputs::print(settings.table_to_stderr, |style| report::render(&table, style));
         failed.extend(printed.err());
-        written.tell();
+        written.print();
     }
     Error::all(failed)?;
     Ok(if interrupts.any_seen() {
@@ -96,14 +96,14 @@ pub fn run(settings: &SuiteSettings) -> Result<u8> {
     })
 }
 
-struct Cases(Vec<Case>);
+struct Cases(Vec<SuiteCase>);
 
-struct Case {
+struct SuiteCase {
     /// The row of the case in the table.
     place: usize,
     /// The program to start; `None` if it cannot be started.
-    program: Option<Program>,
-    measured: Measured,
+    program: Option<WorkloadProgram>,
+    measured: MeasuredCase,
 }
 
 impl Cases {
@@ -111,10 +111,10 @@ impl Cases {
     fn prepare(settings: &SuiteSettings, user: Option<&Invoker>) -> Self {
         let specs = cases(settings.iterations).into_iter().enumerate();
         let cases = specs.map(|(place, spec)| {
-            let program = Program::of(&spec, user);
-            let mut measured = Measured::nothing(spec);
+            let program = WorkloadProgram::find_or_build(&spec, user);
+            let mut measured = MeasuredCase::nothing(spec);
             measured.cut_short = program.as_ref().err().map(Error::to_string);
-            Case {
+            SuiteCase {
                 place,
                 program: program.ok(),
                 measured,
@@ -123,13 +123,13 @@ impl Cases {
         Self(cases.collect())
     }
 
-    fn into_measured(mut self) -> Vec<Measured> {
+    fn into_measured(mut self) -> Vec<MeasuredCase> {
         self.0.sort_by_key(|case| case.place);
         self.0.into_iter().map(|case| case.measured).collect()
     }
 }
 
-impl Case {
+impl SuiteCase {
     /// Runs the case once untraced and once traced, unless it has failed before.
     fn measure(&mut self, recorder: &Recorder<'_>, interrupts: &Interrupts, user: Option<&Invoker>) -> Result<()> {
         let Some(program) = self.program.as_ref().filter(|_| self.measured.cut_short.is_none()) else {

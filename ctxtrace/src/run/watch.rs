@@ -13,7 +13,7 @@ use super::ending::{Ending, all_have_ended};
 use super::interrupt::Interrupts;
 use super::priority::Raised;
 use crate::capture::polls::{self, PollRings};
-use crate::capture::{Kernel, Session, Settings};
+use crate::capture::{RunningKernel, Session, Settings};
 use crate::correlate::intervals::IntervalSink;
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result};
@@ -34,7 +34,7 @@ const TICK: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy)]
 pub struct Recorder<'a> {
     /// The running kernel.
-    pub kernel: &'a Kernel,
+    pub kernel: &'a RunningKernel,
     /// What to record.
     pub settings: Settings,
     /// Ctrl-C and similar signals, if they are caught.
@@ -68,7 +68,7 @@ pub struct Cut {
 
 /// A recording that has ended. Its stacks have no names yet.
 #[derive(Debug)]
-pub struct Recorded {
+pub struct RecordedRun {
     /// The recorded data.
     pub run: Run,
     /// What happened before the target's end, if anything.
@@ -130,7 +130,7 @@ impl Recorder<'_> {
         clippy::redundant_closure_for_method_calls,
         reason = "the method path has one lifetime, but the command with the rings has another"
     )]
-    pub fn command(&self, command: &Command<'_>, observer: &mut dyn Observer) -> Result<Recorded> {
+    pub fn command(&self, command: &Command<'_>, observer: &mut dyn Observer) -> Result<RecordedRun> {
         let rings = self.poll_rings()?;
         let suspended = match &rings {
             Some(rings) => with_rings(command, rings, |command| command.launch_suspended()),
@@ -195,7 +195,7 @@ impl Recorder<'_> {
         children: bool,
         began: impl FnOnce(),
         observer: &mut dyn Observer,
-    ) -> Result<Recorded> {
+    ) -> Result<RecordedRun> {
         let settings = Settings {
             follow_children: children,
             ..self.settings
@@ -216,7 +216,7 @@ impl Recorder<'_> {
             follow_descendants(&mut session, &mut tracker, pid)?;
         }
         let processes = session.processes()?.into_iter().map(|(pid, _)| pid);
-        let first_reading = FirstReading::of(processes);
+        let first_reading = FirstReading::read(processes);
         began();
         let watch = Watch {
             recorder: self,
@@ -259,9 +259,9 @@ impl Recorder<'_> {
         since: Instant,
         launched: Option<(Launched, Option<Ended>)>,
         cut: Cut,
-    ) -> Result<Recorded> {
+    ) -> Result<RecordedRun> {
         let aggregates = session.finish(tracker, sink)?;
-        Ok(Recorded {
+        Ok(RecordedRun {
             run: Run {
                 aggregates,
                 symbols: Symbols::default(),

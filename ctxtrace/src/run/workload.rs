@@ -10,13 +10,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use super::bar::Bar;
-use super::child::Message;
+use super::child::WorkloadMessage;
 use super::interrupt::Interrupts;
-use super::observe::Keeper;
-use super::program::Program;
+use super::observe::RecordingObserver;
+use super::program::WorkloadProgram;
 use super::save::Saver;
 use super::spool::Spool;
-use super::watch::{Observer, Recorded, Recorder, Underway};
+use super::watch::{Observer, RecordedRun, Recorder, Underway};
 use crate::cli::settings::RunSettings;
 use crate::correlate::lanes::Limits;
 use crate::error::{Error, Result};
@@ -28,7 +28,7 @@ use crate::workload::progress::Progress;
 
 /// One start of a workload: the pipe for its report, and its progress counter.
 struct Start<'a> {
-    program: &'a Program,
+    program: &'a WorkloadProgram,
     user: Option<&'a Invoker>,
     progress: Progress,
     progress_fd: OwnedFd,
@@ -37,14 +37,14 @@ struct Start<'a> {
 }
 
 /// What a workload has reported about itself.
-struct Told {
+struct WorkloadReport {
     outcome: Option<Outcome>,
     messages_seen: u64,
     cut_short: Option<String>,
 }
 
 impl<'a> Start<'a> {
-    fn new(program: &'a Program, user: Option<&'a Invoker>) -> Result<Self> {
+    fn new(program: &'a WorkloadProgram, user: Option<&'a Invoker>) -> Result<Self> {
         let (progress, progress_fd) = Progress::create()?;
         let (report, report_writer) = std::io::pipe().map_err(Error::system("pipe"))?;
         Ok(Self {
@@ -77,15 +77,15 @@ impl<'a> Start<'a> {
     /// # Errors
     ///
     /// If the workload failed before its first message, and was not interrupted. In this case only the reason can be reported.
-    fn told(mut self, interrupted: Option<Signal>, exit: Exit) -> Result<Told> {
+    fn finish(mut self, interrupted: Option<Signal>, exit: Exit) -> Result<WorkloadReport> {
         let message = last_message(&mut self.report);
         let messages_seen = self.progress.messages();
-        if let (Some(Message::Failed(reason)), 0, None) = (&message, messages_seen, interrupted) {
+        if let (Some(WorkloadMessage::Failed(reason)), 0, None) = (&message, messages_seen, interrupted) {
             return Err(Error::Workload(reason.clone()));
         }
-        Ok(Told {
+        Ok(WorkloadReport {
             outcome: match &message {
-                Some(Message::Done(outcome)) => Some(*outcome),
+                Some(WorkloadMessage::Done(outcome)) => Some(*outcome),
                 _ => None,
             },
             messages_seen,
@@ -97,7 +97,7 @@ impl<'a> Start<'a> {
 /// Runs the workload once under tracing; `number` is the number of the repetition, counted from 1.
 pub(super) fn recorded(
     settings: &RunSettings,
-    program: &Program,
+    program: &WorkloadProgram,
     recorder: &Recorder<'_>,
     user: Option<&Invoker>,
     number: u64,
@@ -116,7 +116,7 @@ pub(super) fn recorded(
         .html
         .is_some()
         .then(|| Limits::for_each_of(settings.repeat));
-    let mut keeper = Keeper::new(&settings.capture, drawn, saver, spool, |underway: &Underway<'_>| {
+    let mut keeper = RecordingObserver::new(&settings.capture, drawn, saver, spool, |underway: &Underway<'_>| {
         if bar.is_wanted() {
             bar.update(start.progress.messages(), underway.session.switches_so_far());
         }
@@ -128,7 +128,7 @@ pub(super) fn recorded(
 
 /// Runs the workload once under tracing. The observer gets the events.
 pub(super) fn observed(
-    program: &Program,
+    program: &WorkloadProgram,
     recorder: &Recorder<'_>,
     user: Option<&Invoker>,
     observer: &mut dyn Observer,
@@ -138,9 +138,9 @@ pub(super) fn observed(
     finished(recorded, start)
 }
 
-fn finished(recorded: Recorded, start: Start<'_>) -> Result<Run> {
-    let Recorded { mut run, cut } = recorded;
-    let reported = start.told(cut.interrupted, run.exit.unwrap_or_default())?;
+fn finished(recorded: RecordedRun, start: Start<'_>) -> Result<Run> {
+    let RecordedRun { mut run, cut } = recorded;
+    let reported = start.finish(cut.interrupted, run.exit.unwrap_or_default())?;
     run.messages_seen = reported.messages_seen;
     run.outcome = reported.outcome;
     run.cut_short = reported.cut_short;
@@ -152,13 +152,17 @@ fn finished(recorded: Recorded, start: Start<'_>) -> Result<Run> {
 /// # Errors
 ///
 /// If the workload cannot be started, or fails. An interrupted run is not an error but `Ok(None)`.
-pub(super) fn timed(program: &Program, interrupts: &Interrupts, user: Option<&Invoker>) -> Result<Option<Outcome>> {
+pub(super) fn timed(
+    program: &WorkloadProgram,
+    interrupts: &Interrupts,
+    user: Option<&Invoker>,
+) -> Result<Option<Outcome>> {
     timed_with(program, interrupts, user, |_| Ok(()))
 }
 
 /// Like [`timed`]; `begin` is called when the child is about to execute its program.
 pub(super) fn timed_with(
-    program: &Program,
+    program: &WorkloadProgram,
     interrupts: &Interrupts,
     user: Option<&Invoker>,
     begin: impl FnOnce(&Suspended) -> Result<()>,
@@ -171,7 +175,7 @@ pub(super) fn timed_with(
     })?;
     let interrupted = until_the_end(&child, interrupts)?;
     let exit = child.wait()?.exit;
-    let reported = start.told(interrupted, exit)?;
+    let reported = start.finish(interrupted, exit)?;
     match (reported.outcome, reported.cut_short) {
         _ if interrupted.is_some() => Ok(None),
         (Some(outcome), None) => Ok(Some(outcome)),
@@ -201,7 +205,7 @@ pub(super) fn until_the_end(child: &Child, interrupts: &Interrupts) -> Result<Op
 }
 
 /// The message that the workload sent before it ended; `None` if there is no valid one.
-fn last_message(report: &mut PipeReader) -> Option<Message> {
+fn last_message(report: &mut PipeReader) -> Option<WorkloadMessage> {
     // A process that outlives the workload may hold the pipe open, so read what is there without waiting.
     fcntl(&*report, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).ok()?;
     let mut text = Vec::new();
@@ -210,13 +214,13 @@ fn last_message(report: &mut PipeReader) -> Option<Message> {
 }
 
 /// Why the run is partial; `None` if it is complete.
-fn cut_short(signal: Option<Signal>, message: Option<&Message>, exit: Exit) -> Option<String> {
+fn cut_short(signal: Option<Signal>, message: Option<&WorkloadMessage>, exit: Exit) -> Option<String> {
     if let Some(signal) = signal {
         return Some(format!("interrupted by {signal}"));
     }
     match (message, exit.signal, exit.status) {
-        (Some(Message::Done(_)), None, Some(0)) => None,
-        (Some(Message::Failed(reason)), _, _) => Some(format!("the workload failed: {reason}")),
+        (Some(WorkloadMessage::Done(_)), None, Some(0)) => None,
+        (Some(WorkloadMessage::Failed(reason)), _, _) => Some(format!("the workload failed: {reason}")),
         (_, Some(number), _) => {
             let name = Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.to_string());
             Some(format!("the workload was killed by {name}"))
@@ -237,14 +241,14 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_whole_only_if_everything_says_so() {
-        let done = Message::Done(Outcome {
+    fn a_run_is_complete_only_if_all_sources_agree() {
+        let done = WorkloadMessage::Done(Outcome {
             elapsed_ns: 1,
             messages: 1,
             started_ns: None,
             max_in_flight: None,
         });
-        let failed = Message::Failed("no pipe".to_owned());
+        let failed = WorkloadMessage::Failed("no pipe".to_owned());
         assert_eq!(cut_short(None, Some(&done), ended(Some(0), None)), None);
         for (signal, message, ended, reason) in [
             (

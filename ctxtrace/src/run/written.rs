@@ -15,7 +15,7 @@ const LONGEST_PATH: usize = 28;
 
 /// The files that were written, in order.
 #[derive(Debug, Default)]
-pub(super) struct Written(Vec<Made>);
+pub(super) struct WrittenFiles(Vec<Made>);
 
 #[derive(Debug)]
 struct Made {
@@ -43,7 +43,7 @@ pub(super) enum Opened {
     DuckDb,
 }
 
-impl Written {
+impl WrittenFiles {
     pub(super) fn add(&mut self, path: &Path, what: impl Into<String>, how: Opened) {
         self.0.push(Made {
             path: path.to_owned(),
@@ -61,7 +61,7 @@ impl Written {
         self.stream(output, what, how, |to| to.write_all(bytes))
     }
 
-    /// Like [`Written::commit`], for outputs that are too large to be held in memory.
+    /// Like [`WrittenFiles::commit`], for outputs that are too large to be held in memory.
     ///
     /// # Errors
     ///
@@ -82,7 +82,7 @@ impl Written {
     }
 
     /// Prints the summary on standard error; write errors are ignored.
-    pub(super) fn tell(&self) {
+    pub(super) fn print(&self) {
         let _ = write_text(Stream::Error, &self.in_words(), Styles::Escaped);
     }
 
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn every_file_is_named_once_with_what_opens_it() {
-        let mut written = Written::default();
+        let mut written = WrittenFiles::default();
         written.add(Path::new("run.json"), "result", Opened::With("jq ."));
         written.add(Path::new("off cpu.svg"), "off-CPU flamegraph", Opened::Browser);
         written.add(Path::new("fleet"), "tables", Opened::DuckDb);

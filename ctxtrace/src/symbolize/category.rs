@@ -182,7 +182,7 @@ fn kernel_entry(frames: &[Frame]) -> String {
 }
 
 /// The names that a rule matches.
-enum Names {
+enum NamePattern {
     /// Paths with these prefixes. The leading bracket of `<Type as Trait>::function` is ignored.
     Begin(&'static [&'static str]),
     /// Functions without a path that have one of these names; a `*` at the end stands for any suffix.
@@ -190,10 +190,10 @@ enum Names {
 }
 
 /// The first rule that matches decides, so the more specific rules come first.
-const RULES: [(Category, Names); 14] = [
+const RULES: [(Category, NamePattern); 14] = [
     (
         Category::Allocator,
-        Names::Are(&[
+        NamePattern::Are(&[
             "malloc",
             "free",
             "calloc",
@@ -242,7 +242,7 @@ const RULES: [(Category, Names); 14] = [
     ),
     (
         Category::Allocator,
-        Names::Begin(&[
+        NamePattern::Begin(&[
             "alloc::alloc::",
             "std::alloc::",
             "tikv_jemallocator::",
@@ -255,7 +255,7 @@ const RULES: [(Category, Names); 14] = [
     ),
     (
         Category::Channel,
-        Names::Begin(&[
+        NamePattern::Begin(&[
             "futures_channel::",
             "tokio::sync::mpsc",
             "tokio::sync::oneshot",
@@ -274,7 +274,7 @@ const RULES: [(Category, Names); 14] = [
     ),
     (
         Category::Channel,
-        Names::Are(&[
+        NamePattern::Are(&[
             "runtime.chansend*",
             "runtime.chanrecv*",
             "runtime.send",
@@ -287,7 +287,7 @@ const RULES: [(Category, Names); 14] = [
     ),
     (
         Category::Wakers,
-        Names::Begin(&[
+        NamePattern::Begin(&[
             "core::task::wake",
             "alloc::task::",
             "futures_core::task::",
@@ -301,11 +301,11 @@ const RULES: [(Category, Names); 14] = [
     ),
     (
         Category::Wakers,
-        Names::Are(&["runtime.ready*", "runtime.goready*", "runtime.wakep"]),
+        NamePattern::Are(&["runtime.ready*", "runtime.goready*", "runtime.wakep"]),
     ),
     (
         Category::Scheduler,
-        Names::Begin(&[
+        NamePattern::Begin(&[
             "tokio::runtime::",
             "tokio::task::",
             "tokio::loom::",
@@ -316,7 +316,7 @@ const RULES: [(Category, Names); 14] = [
     ),
     (
         Category::Scheduler,
-        Names::Are(&[
+        NamePattern::Are(&[
             "runtime.schedule",
             "runtime.findRunnable",
             "runtime.findrunnable",
@@ -341,7 +341,7 @@ const RULES: [(Category, Names); 14] = [
     ),
     (
         Category::Locks,
-        Names::Begin(&[
+        NamePattern::Begin(&[
             "std::sync::mutex",
             "std::sync::poison",
             "std::sync::rwlock",
@@ -359,7 +359,7 @@ const RULES: [(Category, Names); 14] = [
     ),
     (
         Category::Locks,
-        Names::Are(&[
+        NamePattern::Are(&[
             "pthread_mutex_*",
             "__pthread_mutex_*",
             "___pthread_mutex_*",
@@ -381,7 +381,7 @@ const RULES: [(Category, Names); 14] = [
     ),
     (
         Category::Sleep,
-        Names::Begin(&[
+        NamePattern::Begin(&[
             "std::thread::sleep",
             "std::sys::thread",
             "std::sys::pal::unix::thread::Thread::sleep",
@@ -389,7 +389,7 @@ const RULES: [(Category, Names); 14] = [
     ),
     (
         Category::Sleep,
-        Names::Are(&[
+        NamePattern::Are(&[
             "nanosleep",
             "__nanosleep",
             "__GI___nanosleep",
@@ -403,7 +403,7 @@ const RULES: [(Category, Names); 14] = [
     ),
     (
         Category::Combinators,
-        Names::Begin(&[
+        NamePattern::Begin(&[
             "futures_util::",
             "futures_sink::",
             "tokio_stream::",
@@ -414,7 +414,7 @@ const RULES: [(Category, Names); 14] = [
     ),
     (
         Category::Io,
-        Names::Are(&[
+        NamePattern::Are(&[
             "read",
             "write",
             "__read*",
@@ -446,7 +446,7 @@ const RULES: [(Category, Names); 14] = [
 ];
 
 /// Crates and types whose code counts as part of its caller.
-const ANYBODYS: [&str; 22] = [
+const GENERAL_PURPOSE: [&str; 22] = [
     "core",
     "alloc",
     "std",
@@ -477,8 +477,8 @@ fn of_function(name: &str) -> Option<Category> {
     let path = bare(name);
     for (category, names) in &RULES {
         let fits = match names {
-            Names::Begin(prefixes) => prefixes.iter().any(|prefix| path.starts_with(prefix)),
-            Names::Are(functions) => functions.iter().any(|function| match function.strip_suffix('*') {
+            NamePattern::Begin(prefixes) => prefixes.iter().any(|prefix| path.starts_with(prefix)),
+            NamePattern::Are(functions) => functions.iter().any(|function| match function.strip_suffix('*') {
                 Some(prefix) => name.starts_with(prefix),
                 None => name == *function,
             }),
@@ -489,7 +489,7 @@ fn of_function(name: &str) -> Option<Category> {
     }
     // In `u64 as core::cmp::PartialOrd>::lt` the type comes before the trait.
     let krate = path.split([':', ' ', '>']).next().unwrap_or(path);
-    if ANYBODYS.contains(&krate) && path.contains("::") {
+    if GENERAL_PURPOSE.contains(&krate) && path.contains("::") {
         return None;
     }
     match path.split_once("::") {

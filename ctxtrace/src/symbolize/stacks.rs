@@ -12,12 +12,12 @@ use ctxtrace_common::wakeup::Origin;
 
 use super::{ENTRY_POINTS, future};
 use crate::analyze::attribution::class;
-use crate::correlate::ledger::{Entry, entry_of};
+use crate::correlate::ledger::{LedgerEntry, entry_of};
 use crate::correlate::tasks;
-use crate::correlate::wakeups::Names;
+use crate::correlate::wakeups::ThreadNames;
 use crate::target::locate;
 use crate::trace::run::Run;
-use crate::trace::samples::Place;
+use crate::trace::samples::SamplePlace;
 use crate::trace::symbols::{Frame, FrameKind, Symbols};
 use crate::trace::{Aggregates, name_of};
 
@@ -72,7 +72,7 @@ pub(super) fn image_of(key: &SumKey) -> Image {
 
 /// What a thread was doing at a switch-out, as the outermost frames of its stack: `task: sender` followed by `blocked` or
 /// `preempted`, or the class alone.
-fn doing(entry: &Entry, aggregates: &Aggregates) -> Vec<Frame> {
+fn doing(entry: &LedgerEntry, aggregates: &Aggregates) -> Vec<Frame> {
     let frame = |name: String| Frame {
         kind: FrameKind::Doing,
         name: name.into(),
@@ -151,7 +151,7 @@ pub fn switches(run: &Run) -> Resolved {
 
 /// The stacks of a run's samples. `places` has the number of samples of each place; all samples together represent `on_cpu_ns`.
 #[must_use]
-pub fn samples(run: &Run, places: &BTreeMap<Place, u64>, on_cpu_ns: u64) -> Resolved {
+pub fn samples(run: &Run, places: &BTreeMap<SamplePlace, u64>, on_cpu_ns: u64) -> Resolved {
     let mut resolved = Resolved::default();
     let mut merged = Merged::default();
     let total: u64 = places.values().saturating_sum();
@@ -179,7 +179,7 @@ pub fn switched(run: &Run, key: &SumKey) -> Vec<Frame> {
 
 /// The stack of a sample, outermost frame first.
 #[must_use]
-pub fn sampled(run: &Run, place: &Place) -> Vec<Frame> {
+pub fn sampled(run: &Run, place: &SamplePlace) -> Vec<Frame> {
     let mut frames =
         user_stack(run, place.image, place.user_stack).unwrap_or_else(|| vec![Frame::reason("no user stack")]);
     if place.in_kernel {
@@ -192,11 +192,11 @@ pub fn sampled(run: &Run, place: &Place) -> Vec<Frame> {
 #[must_use]
 pub fn wakers(run: &Run) -> Resolved {
     let aggregates = &run.aggregates;
-    let names = Names::new(aggregates);
+    let names = ThreadNames::new(aggregates);
     let mut resolved = Resolved::default();
     let mut merged = Merged::default();
     for (key, sum) in &aggregates.waker_sums {
-        let woken = Entry {
+        let woken = LedgerEntry {
             class: Class::from_number(key.to_class.into()).unwrap_or(Class::Unattributed),
             reason: Unattributed::None,
             task: (key.to_task != 0).then_some(TaskKey {
@@ -302,7 +302,7 @@ mod tests {
         let mut aggregates = build::aggregates(vec![]);
         let image = Image { tgid: 100, number: 0 };
         aggregates.names.insert(image, vec![String::new(), "sender".to_owned()]);
-        let task = |class| Entry {
+        let task = |class| LedgerEntry {
             class,
             reason: Unattributed::None,
             task: Some(TaskKey { task: 1, image }),
@@ -315,7 +315,7 @@ mod tests {
         };
         assert_eq!(names(task(Class::TaskPreempted)), ["task: sender", "preempted"]);
         assert_eq!(names(task(Class::Yielded)), ["task: sender", "yielded"]);
-        let parked = Entry {
+        let parked = LedgerEntry {
             task: None,
             ..task(Class::WorkerParked)
         };
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_outside_every_mapping_says_so() {
+    fn unmapped_addresses_have_reasons() {
         let mut aggregates = build::aggregates(vec![]);
         let mut key = build::sum_key(Class::WorkerParked, 0);
         key.user_stack = 1;

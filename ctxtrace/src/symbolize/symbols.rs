@@ -270,9 +270,9 @@ mod tests {
     }
 
     #[test]
-    fn a_look_up_that_is_interrupted_says_so() {
+    fn an_interrupted_lookup_has_a_reason() {
         let (mappings, image) = this_process();
-        let address = a_look_up_that_is_interrupted_says_so as *const () as u64;
+        let address = an_interrupted_lookup_has_a_reason as *const () as u64;
         let (interrupt, mut signal) = std::io::pipe().expect("the pipe is created");
         std::io::Write::write_all(&mut signal, b"!").expect("the pipe is written");
         let frames = frames_at(&mappings, image, address, Some(interrupt.as_fd()));

@@ -76,7 +76,7 @@ impl CgroupWatch {
     pub fn start(threads_known: bool) -> Self {
         let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         Self {
-            mounts: Mounts::of(&mountinfo),
+            mounts: Mounts::parse(&mountinfo),
             groups: BTreeMap::new(),
             threads_known,
             ticks: 0,
@@ -281,7 +281,7 @@ struct Mount {
 
 impl Mounts {
     /// Parses `/proc/self/mountinfo`.
-    fn of(mountinfo: &str) -> Self {
+    fn parse(mountinfo: &str) -> Self {
         let mut mounts = Self::default();
         for line in mountinfo.lines() {
             let Some((mounted, of)) = line.split_once(" - ") else {
@@ -395,7 +395,7 @@ mod tests {
 
     #[test]
     fn hierarchies_are_found_where_they_are_mounted() {
-        let mounts = Mounts::of(
+        let mounts = Mounts::parse(
             "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
              37 31 0:34 /pod /my\\040place rw,relatime shared:9 - cgroup cgroup rw,freezer\n\
              41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n",
@@ -408,7 +408,7 @@ mod tests {
         assert_eq!(directory(Controller::FreezerV1, "/pod/c"), Some("/my place/c".into()));
         assert_eq!(directory(Controller::FreezerV1, "/other"), None, "not mounted here");
         assert_eq!(directory(Controller::V2, "/"), Some("/sys/fs/cgroup/unified".into()));
-        assert!(Mounts::of("").why_no_quota().is_some());
+        assert!(Mounts::parse("").why_no_quota().is_some());
     }
 
     #[test]

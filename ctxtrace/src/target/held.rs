@@ -98,11 +98,11 @@ pub struct HeldFile {
     file: File,
     identity: FileIdentity,
     path: PathBuf,
-    written: Written,
+    written: WriteStamp,
 }
 
 /// The time of the last write (seconds and nanoseconds) and the size of a file, to detect that it was written to.
-type Written = (i64, i64, u64);
+type WriteStamp = (i64, i64, u64);
 
 impl HeldFile {
     /// Opens a file by a path of this process and determines its identity. Only regular files are opened.
@@ -177,7 +177,7 @@ impl HeldFile {
     }
 }
 
-fn written(metadata: &std::fs::Metadata) -> Written {
+fn written(metadata: &std::fs::Metadata) -> WriteStamp {
     (metadata.mtime(), metadata.mtime_nsec(), metadata.size())
 }
 

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 /// The CPU times of the machine since its boot and of this process since its start, up to one moment, in nanoseconds.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
+pub struct CpuTimes {
     /// The time of all CPUs together.
     all_ns: u64,
     /// The time in which the CPUs were busy, without stolen time.
@@ -28,7 +28,7 @@ pub struct Others {
     pub stolen: f64,
 }
 
-impl Load {
+impl CpuTimes {
     /// Reads the times up to now from `/proc/stat`, which counts in ticks of 10 ms, and with `getrusage`.
     ///
     /// # Errors
@@ -74,13 +74,13 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_is_others() {
-        let before = Load {
+        let before = CpuTimes {
             all_ns: 1_000,
             busy_ns: 500,
             stolen_ns: 10,
             own_ns: 100,
         };
-        let now = Load {
+        let now = CpuTimes {
             all_ns: 3_000,
             busy_ns: 1_500,
             stolen_ns: 110,
@@ -98,12 +98,12 @@ mod tests {
 
     #[test]
     fn this_process_is_not_somebody_else() {
-        let before = Load::now().expect("a reading");
+        let before = CpuTimes::now().expect("a reading");
         let mut sum = 0_u64;
         for number in 0..100_000_000_u64 {
             sum = std::hint::black_box(sum.wrapping_add(number));
         }
-        let now = Load::now().expect("a reading");
+        let now = CpuTimes::now().expect("a reading");
         assert!(now.own_ns > before.own_ns && now.all_ns >= before.all_ns);
     }
 }

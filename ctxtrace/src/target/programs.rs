@@ -171,10 +171,10 @@ impl Programs {
         let mut examined = Vec::new();
         for image in waiting.into_iter().filter(|&image| !mappings.is_refused(image)) {
             match self.next_step(image, mappings, reader) {
-                Step::Assigned(locator) => examined.push((image, locator)),
-                Step::Wait if mappings.is_current(image) => self.waiting.push(image),
+                AssignStep::Assigned(locator) => examined.push((image, locator)),
+                AssignStep::Wait if mappings.is_current(image) => self.waiting.push(image),
                 // A program that is still unknown when its image is replaced by another one is examined after the run.
-                Step::Known | Step::Wait => {}
+                AssignStep::Known | AssignStep::Wait => {}
             }
         }
         examined
@@ -202,22 +202,22 @@ impl Programs {
             .collect();
     }
 
-    fn next_step(&mut self, image: Image, mappings: &Mappings, reader: &mut impl Examiner) -> Step {
+    fn next_step(&mut self, image: Image, mappings: &Mappings, reader: &mut impl Examiner) -> AssignStep {
         let executed = self.executed(image, mappings);
         let Some((mapping, file)) = executed.and_then(|mapping| Some((mapping, mapping.file?))) else {
-            return Step::Wait;
+            return AssignStep::Wait;
         };
         if self.is_assigned(image, file) {
-            return Step::Known;
+            return AssignStep::Known;
         }
         if self.index_of(file).is_some() {
-            return Step::Assigned(self.assign(image, &mapping.path, file, Found::default));
+            return AssignStep::Assigned(self.assign(image, &mapping.path, file, Found::default));
         }
         // If the file is not held, it may still be opened through another process later.
         let held = mappings.file(mapping).ok();
         match held.and_then(|held| reader.examine_within(held, PATIENCE)) {
-            Some(found) => Step::Assigned(self.assign(image, &mapping.path, file, || found)),
-            None => Step::Wait,
+            Some(found) => AssignStep::Assigned(self.assign(image, &mapping.path, file, || found)),
+            None => AssignStep::Wait,
         }
     }
 
@@ -378,7 +378,7 @@ enum Searched {
 }
 
 /// The result of the next attempt to determine the program of an image.
-enum Step {
+enum AssignStep {
     /// The program is known now.
     Assigned(Locator),
     /// The program was known before.

@@ -34,7 +34,7 @@ pub struct FirstReading {
 impl FirstReading {
     /// Reads the threads of these processes.
     #[must_use]
-    pub fn of(processes: impl Iterator<Item = u32>) -> Self {
+    pub fn read(processes: impl Iterator<Item = u32>) -> Self {
         let at = Instant::now();
         let mut threads = HashMap::new();
         for pid in processes {
@@ -95,7 +95,7 @@ mod tests {
         }
         let this = std::process::id();
         let tid = nix::unistd::gettid().as_raw() as u32;
-        let reading = FirstReading::of([pid, this].into_iter());
+        let reading = FirstReading::read([pid, this].into_iter());
         std::thread::sleep(std::time::Duration::from_millis(20));
         let silent = reading.silent();
         let _ = sleeper.kill();

@@ -42,7 +42,7 @@ pub fn invoker() -> Result<Option<Invoker>> {
     let invoker = from_variables(std::env::var_os("SUDO_UID"), std::env::var_os("SUDO_GID"))?;
     if let Some(user) = &invoker {
         let refused = |source| Error::Sudo(format!("switching to user {} failed: {source}", user.uid));
-        FileRights::of(Some(user)).apply(|| Ok(())).map_err(refused)?;
+        FileRights::for_user(Some(user)).apply(|| Ok(())).map_err(refused)?;
     }
     Ok(invoker)
 }
@@ -99,7 +99,7 @@ impl FileRights {
     /// Returns the rights of `user`, who invoked `sudo`. If it is `None`, returns the rights of this process without the
     /// capabilities that it has for tracing.
     #[must_use]
-    pub fn of(user: Option<&Invoker>) -> Self {
+    pub fn for_user(user: Option<&Invoker>) -> Self {
         Self(match user {
             Some(user) => Whose::Invoker(Arc::new(user.clone())),
             None if !geteuid().is_root() && procfs::effective_capabilities() != 0 => Whose::WithoutCapabilities,
@@ -350,7 +350,7 @@ mod tests {
         for (uid, gid) in [
             (Some("1000"), None),
             (None, Some("1000")),
-            (Some("nobody"), Some("1000")),
+            (Some("daemon"), Some("1000")),
             (Some("1000"), Some("")),
             (Some("+1000"), Some("1000")),
             (Some("-1"), Some("1000")),
@@ -370,7 +370,7 @@ mod tests {
             gid: Gid::from_raw(12_346),
             groups: vec![Gid::from_raw(12_347)],
         };
-        let rights = FileRights::of(Some(&user));
+        let rights = FileRights::for_user(Some(&user));
         let work = || {
             // A nested call changes nothing, and restores nothing when it ends.
             rights.apply(|| Ok(()))?;

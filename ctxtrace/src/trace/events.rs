@@ -25,7 +25,7 @@ pub trait EventSource {
     /// # Errors
     ///
     /// If the events can no longer be read.
-    fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()>;
+    fn replay(&mut self, run: usize, sink: &mut dyn EventSink) -> io::Result<()>;
 }
 
 /// Ignores all events: for the levels at which none are recorded.

@@ -2,7 +2,7 @@
 //!
 //! * [`Cell`]s cover the whole timeline. Each is a period of fixed length, a power of two in nanoseconds, with the thread's time
 //!   in every state. The sum of two neighbours is a cell of twice the length, so a viewer can compute every coarser level.
-//! * [`Span`]s and [`Wake`]s are the individual intervals and wakeups. They are complete only in the periods of [`Lanes::exact`]:
+//! * [`Span`]s and [`LaneWakeup`]s are the individual intervals and wakeups. They are complete only in the periods of [`Lanes::exact`]:
 //!   the whole timeline if that is short, otherwise a number of evenly spaced windows, and one window around each of
 //!   [`Lanes::moments`].
 //!
@@ -66,7 +66,7 @@ pub struct Span {
 
 /// One wakeup that may have ended a sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wake {
+pub struct LaneWakeup {
     /// Time of the wakeup, `CLOCK_MONOTONIC` nanoseconds.
     pub at_ns: u64,
     /// The lane of the thread that made the wakeup, if it has a lane.
@@ -139,7 +139,7 @@ pub struct Lanes {
     /// Whether spans and wakeups are complete in the whole timeline.
     pub is_exact: bool,
     /// The wakeups, in the order of their times.
-    pub wakes: Vec<Wake>,
+    pub wakes: Vec<LaneWakeup>,
     /// The longest intervals of each kind, the longest first.
     pub moments: Vec<Moment>,
     /// The tasks that cells, spans, wakeups and moments refer to.

@@ -42,7 +42,7 @@ pub struct Machine {
     /// The problem with the kernel's BTF, if there is one.
     pub btf_problem: Option<String>,
     /// Whether a wakeup made in an interrupt can be distinguished from one made by the interrupted thread; `None` without BTF.
-    pub tells_interrupts: Option<bool>,
+    pub distinguishes_interrupts: Option<bool>,
     /// The kernel's lockdown mode, for example `none`; `None` if the kernel has no lockdown.
     pub lockdown: Option<String>,
     /// `kernel.perf_event_paranoid`.

@@ -33,7 +33,7 @@ pub struct PollInfo {
 
 /// What a stamp records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum StampKind {
     /// The thread begins to poll this task.
     Begin(u64),
     /// The poll ends.
@@ -73,13 +73,13 @@ impl Stamp {
     /// What the stamp records. A task has the probe's id, or 0 if its number is too high for a stamp.
     #[inline]
     #[must_use]
-    pub fn what(self) -> What {
+    pub fn what(self) -> StampKind {
         let task = || long_task((self.0 >> KIND_BITS) as u32 & ((1 << TASK_BITS) - 1));
         match self.0 & ((1 << KIND_BITS) - 1) {
-            BEGIN => What::Begin(task()),
-            END => What::End,
+            BEGIN => StampKind::Begin(task()),
+            END => StampKind::End,
             // `of_record` accepts only three kinds.
-            _ => What::Wake(task()),
+            _ => StampKind::Wake(task()),
         }
     }
 }
@@ -107,7 +107,7 @@ pub struct PollBatch {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub until_ns: u64,
     /// Number of lost stamps that belong to no known thread, or to a thread without a ring.
-    pub homeless: u64,
+    pub dropped_without_ring: u64,
     /// The stamps by thread.
     pub threads: Vec<ThreadStamps>,
 }
@@ -119,7 +119,7 @@ impl PollBatch {
     /// Whether the batch has neither stamps nor losses.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.threads.is_empty() && self.homeless == 0
+        self.threads.is_empty() && self.dropped_without_ring == 0
     }
 
     /// Number of stamps in the batch.
@@ -132,9 +132,13 @@ impl PollBatch {
     #[must_use]
     pub fn as_lost(&self) -> Self {
         let lost = |thread: &ThreadStamps| thread.lost.saturating_add(thread.stamps.len() as u64);
-        let homeless = self.threads.iter().map(lost).fold(self.homeless, u64::saturating_add);
+        let dropped_without_ring = self
+            .threads
+            .iter()
+            .map(lost)
+            .fold(self.dropped_without_ring, u64::saturating_add);
         Self {
-            homeless,
+            dropped_without_ring,
             threads: Vec::new(),
             ..*self
         }
@@ -145,7 +149,7 @@ impl PollBatch {
     pub fn to_bytes(&self) -> Vec<u8> {
         let stamps: usize = self.threads.iter().map(|thread| thread.stamps.len()).sum();
         let mut bytes = Vec::with_capacity(HEADER * (1 + self.threads.len()) + 8 * stamps);
-        for number in [self.base_ns, self.until_ns, self.homeless] {
+        for number in [self.base_ns, self.until_ns, self.dropped_without_ring] {
             bytes.extend(number.to_le_bytes());
         }
         for thread in &self.threads {
@@ -170,7 +174,7 @@ impl PollBatch {
         let mut batch = Self {
             base_ns: words.next()?,
             until_ns: words.next()?,
-            homeless: words.next()?,
+            dropped_without_ring: words.next()?,
             threads: Vec::new(),
         };
         while !words.0.is_empty() {
@@ -388,7 +392,7 @@ pub struct Chain {
 
 /// The sums of the stamps of a run.
 #[derive(Clone, Debug, Default)]
-pub struct Polls {
+pub struct PollSums {
     /// Number of stamps.
     pub stamps: u64,
     /// Number of outermost polls that were begun.
@@ -441,7 +445,7 @@ mod tests {
         PollBatch {
             base_ns: 1_000,
             until_ns: 9_000,
-            homeless: 3,
+            dropped_without_ring: 3,
             threads: vec![
                 thread(8, 0, vec![stamp(BEGIN, 5, 10), stamp(END, 0, 20)]),
                 thread(9, 4, vec![]),
@@ -453,9 +457,9 @@ mod tests {
     #[test]
     fn a_stamp_says_what_and_when() {
         let begin = stamp(BEGIN, 5, 10);
-        assert_eq!((begin.what(), begin.since_base_ns()), (What::Begin(5), 10));
-        assert_eq!(stamp(END, 0, 0).what(), What::End);
-        assert_eq!(stamp(WAKE, HOOKED | 6, 1).what(), What::Wake(HOOKED | 6));
+        assert_eq!((begin.what(), begin.since_base_ns()), (StampKind::Begin(5), 10));
+        assert_eq!(stamp(END, 0, 0).what(), StampKind::End);
+        assert_eq!(stamp(WAKE, HOOKED | 6, 1).what(), StampKind::Wake(HOOKED | 6));
         assert_eq!(stamp(END, 0, u64::MAX).since_base_ns(), LONGEST_NS);
         assert_eq!(Stamp::of_record(0, 7), None);
         assert_eq!(Stamp::of_record(owner(1, 2), 7), None);
@@ -471,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_anybody_are_no_danger() {
+    fn forged_bytes_are_rejected() {
         let bytes = batch().to_bytes();
         for end in 0..bytes.len() {
             // A cut between two threads leaves a valid batch; any other cut is an error.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::lanes::Lanes;
-use super::polls::{PollInfo, Polls};
+use super::polls::{PollInfo, PollSums};
 use super::samples::Samples;
 use super::symbols::Symbols;
 use super::{Aggregates, Level};
@@ -236,7 +236,7 @@ pub struct Run {
     pub timeline: Option<Timeline>,
     /// The sums of the polls; `None` if no polls were recorded.
     #[serde(skip)]
-    pub polls: Option<Polls>,
+    pub polls: Option<PollSums>,
     /// The samples of what the target did on its CPUs; empty without `--sample`.
     #[serde(skip)]
     pub samples: Samples,

@@ -6,7 +6,7 @@ use ctxtrace_common::process::Image;
 
 /// The code that a thread was executing when the timer took a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
+pub struct SamplePlace {
     /// The program that the thread ran.
     pub image: Image,
     /// Whether the thread was in the kernel.
@@ -21,14 +21,14 @@ pub struct Place {
 /// at its end.
 #[derive(Clone, Debug, Default)]
 pub struct Samples {
-    places: Vec<Place>,
-    place_of: HashMap<Place, u32>,
+    places: Vec<SamplePlace>,
+    place_of: HashMap<SamplePlace, u32>,
     taken: Vec<(u64, u32)>,
 }
 
 impl Samples {
     /// Adds one sample.
-    pub fn add(&mut self, at_ns: u64, place: Place) {
+    pub fn add(&mut self, at_ns: u64, place: SamplePlace) {
         let index = *self.place_of.entry(place).or_insert_with(|| {
             self.places.push(place);
             self.places.len() as u32 - 1
@@ -38,12 +38,12 @@ impl Samples {
 
     /// The distinct places, in the order of their first samples.
     #[must_use]
-    pub fn places(&self) -> &[Place] {
+    pub fn places(&self) -> &[SamplePlace] {
         &self.places
     }
 
     /// Iterates over the samples: the time of each (`CLOCK_MONOTONIC`, nanoseconds) and its place.
-    pub fn iter(&self) -> impl Iterator<Item = (u64, Place)> {
+    pub fn iter(&self) -> impl Iterator<Item = (u64, SamplePlace)> {
         self.taken
             .iter()
             .map(|&(at_ns, index)| (at_ns, self.places[index as usize]))
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn a_place_is_kept_once_and_every_sample_comes_back() {
-        let place = |user_stack| Place {
+        let place = |user_stack| SamplePlace {
             image: Image { tgid: 1, number: 0 },
             in_kernel: false,
             kernel_stack: 0,

@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_not_there_is_said_to_be_missing() {
+    fn a_missing_name_has_a_reason() {
         let mut symbols = Symbols::default();
         symbols.kernel.insert(1, vec![(FrameKind::Kernel, 9)]);
         assert_eq!(symbols.kernel(1).expect("there")[0].kind, FrameKind::Reason);

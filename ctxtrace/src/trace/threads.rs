@@ -43,7 +43,7 @@ struct FoldKey {
 }
 
 impl FoldKey {
-    fn of(thread: &ThreadSummary) -> Self {
+    fn new(thread: &ThreadSummary) -> Self {
         let image = Image {
             tgid: thread.tgid,
             number: thread.image,
@@ -134,7 +134,7 @@ pub(crate) fn keep_most<T>(
 }
 
 fn add_folded(folded: &mut HashMap<FoldKey, ThreadRecord>, record: &ThreadRecord) {
-    let key = FoldKey::of(&record.thread);
+    let key = FoldKey::new(&record.thread);
     let key = if folded.contains_key(&key) || folded.len() < MOST_NAMES {
         key
     } else {
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn few_threads_are_all_told_apart() {
+    fn few_threads_are_all_individual() {
         let records = ended(MOST_ENDED as u64, |number| thread(number, "worker"));
         assert!(records.iter().all(|record| record.threads == 1));
         assert!(

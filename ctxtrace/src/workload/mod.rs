@@ -278,7 +278,7 @@ pub struct Spec {
 impl Spec {
     /// Returns the workload of this mode with every option at its default.
     #[must_use]
-    pub fn of(mode: Mode) -> Self {
+    pub fn new(mode: Mode) -> Self {
         Self {
             mode,
             language: mode.default_language(),
@@ -299,7 +299,7 @@ impl Spec {
     /// Describes the workload in a few words: its mode, its buffer, and every option that is not at its default.
     #[must_use]
     pub fn in_words(&self) -> String {
-        let default = Self::of(self.mode);
+        let default = Self::new(self.mode);
         let mut words = vec![self.mode.name().to_owned()];
         let mut add = |is_shown: bool, what: String| {
             if is_shown {

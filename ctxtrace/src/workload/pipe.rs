@@ -19,12 +19,12 @@ use super::{MESSAGE, Outcome, Spec, altered};
 use crate::error::{Error, Result};
 
 /// The two pipe ends of one side.
-struct Line {
+struct PipePair {
     from_peer: OwnedFd,
     to_peer: OwnedFd,
 }
 
-impl Line {
+impl PipePair {
     /// Creates two sides that are connected by two pipes.
     fn pair() -> Result<(Self, Self)> {
         let (ping_read, ping_write) = pipe().map_err(Error::errno("pipe"))?;
@@ -92,7 +92,7 @@ fn peer_gone() -> Error {
 /// Runs the workload `thread`, between two threads of this process.
 pub(super) fn between_threads(spec: &Spec, progress: &Progress) -> Result<Outcome> {
     let pinning = Pinning::new(spec.pin, 2)?;
-    let (near, far) = Line::pair()?;
+    let (near, far) = PipePair::pair()?;
     let iterations = spec.iterations;
     std::thread::scope(|scope| {
         let echo = std::thread::Builder::new().name("pong".to_owned());
@@ -119,7 +119,7 @@ pub(super) fn between_threads(spec: &Spec, progress: &Progress) -> Result<Outcom
 /// Runs the workload `process`, between this process and a child.
 pub(super) fn between_processes(spec: &Spec, progress: &Progress) -> Result<Outcome> {
     let pinning = Pinning::new(spec.pin, 2)?;
-    let (near, far) = Line::pair()?;
+    let (near, far) = PipePair::pair()?;
     let parent = nix::unistd::getpid();
     // SAFETY: this process has only one thread, so the child may call any function after the fork.
     match unsafe { fork() }.map_err(Error::errno("fork"))? {
@@ -174,7 +174,7 @@ mod tests {
     fn spec(mode: Mode, iterations: u64) -> Spec {
         Spec {
             iterations,
-            ..Spec::of(mode)
+            ..Spec::new(mode)
         }
     }
 
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn an_altered_message_is_noticed() {
-        let (near, far) = Line::pair().expect("pipes");
+        let (near, far) = PipePair::pair().expect("pipes");
         far.send(b"jim0").expect("sent");
         let error = near.receive(7).expect_err("altered");
         assert!(error.to_string().contains("message 7"), "{error}");
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_goes_away_is_noticed() {
-        let (near, far) = Line::pair().expect("pipes");
+        let (near, far) = PipePair::pair().expect("pipes");
         drop(far);
         assert!(
             near.receive(0)

@@ -13,7 +13,7 @@ const SEQ_INCREMENTAL_STATE_CLEARED: i64 = 1;
 
 /// One `sched_switch`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Switch {
+pub(crate) struct DecodedSwitch {
     pub(crate) cpu: i64,
     pub(crate) at: i64,
     pub(crate) prev: i64,
@@ -25,7 +25,7 @@ pub(crate) struct Switch {
 
 /// One `sched_waking` or `sched_wakeup_new`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Waking {
+pub(crate) struct DecodedWakeup {
     pub(crate) at: i64,
     pub(crate) by: i64,
     pub(crate) woken: i64,
@@ -34,7 +34,7 @@ pub(crate) struct Waking {
 
 /// The type of an event on a track, with the value if it is a counter's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum TrackEventKind {
     Begin,
     End,
     Instant,
@@ -46,7 +46,7 @@ pub(crate) enum Kind {
 pub(crate) struct TrackEvent {
     pub(crate) at: i64,
     pub(crate) track: i64,
-    pub(crate) kind: Kind,
+    pub(crate) kind: TrackEventKind,
     pub(crate) name: String,
     pub(crate) says: Vec<(String, String)>,
     pub(crate) flows: Vec<i64>,
@@ -75,8 +75,8 @@ pub(crate) struct Slice {
 /// A decoded trace. The lists are in the order of the file.
 #[derive(Debug, Default)]
 pub(crate) struct Trace {
-    pub(crate) switches: Vec<Switch>,
-    pub(crate) wakings: Vec<Waking>,
+    pub(crate) switches: Vec<DecodedSwitch>,
+    pub(crate) wakeups: Vec<DecodedWakeup>,
     pub(crate) track_events: Vec<TrackEvent>,
     pub(crate) tracks: BTreeMap<i64, Track>,
     /// The process id of each thread in the process trees, by thread id.
@@ -218,7 +218,7 @@ impl Trace {
         if let Some(switch) = child(event, "sched_switch") {
             let prev = id(&*switch, "prev_pid");
             assert_eq!(by, prev);
-            self.switches.push(Switch {
+            self.switches.push(DecodedSwitch {
                 cpu,
                 at,
                 prev,
@@ -229,9 +229,9 @@ impl Trace {
             });
         }
         for (kind, is_new) in [("sched_waking", false), ("sched_wakeup_new", true)] {
-            if let Some(waking) = child(event, kind) {
-                let woken = id(&*waking, "pid");
-                self.wakings.push(Waking { at, by, woken, is_new });
+            if let Some(wakeup) = child(event, kind) {
+                let woken = id(&*wakeup, "pid");
+                self.wakeups.push(DecodedWakeup { at, by, woken, is_new });
             }
         }
         if let Some(created) = child(event, "task_newtask") {
@@ -258,10 +258,10 @@ impl Trace {
 
     fn track_event(&mut self, at: i64, event: &dyn MessageDyn) {
         let kind = match number(event, "type").expect("a type") {
-            1 => Kind::Begin,
-            2 => Kind::End,
-            3 => Kind::Instant,
-            4 => Kind::Counter(number(event, "counter_value").expect("a value")),
+            1 => TrackEventKind::Begin,
+            2 => TrackEventKind::End,
+            3 => TrackEventKind::Instant,
+            4 => TrackEventKind::Counter(number(event, "counter_value").expect("a value")),
             other => panic!("unknown event type {other}"),
         };
         let name = match number(event, "name_iid") {
@@ -301,8 +301,8 @@ impl Trace {
         for event in self.by_time() {
             let stack = open.entry(event.track).or_default();
             match event.kind {
-                Kind::Begin => stack.push(event),
-                Kind::End => {
+                TrackEventKind::Begin => stack.push(event),
+                TrackEventKind::End => {
                     let begin = stack.pop().expect("every end has a beginning");
                     slices.push(Slice {
                         track: event.track,
@@ -312,7 +312,7 @@ impl Trace {
                         depth: stack.len(),
                     });
                 }
-                Kind::Instant | Kind::Counter(_) => {}
+                TrackEventKind::Instant | TrackEventKind::Counter(_) => {}
             }
         }
         assert!(open.values().all(Vec::is_empty), "a slice without end");
@@ -340,7 +340,11 @@ impl Trace {
     fn check(&self) {
         for event in &self.track_events {
             let track = self.tracks.get(&event.track).expect("every track is described");
-            assert_eq!(track.is_counter, matches!(event.kind, Kind::Counter(_)), "{event:?}");
+            assert_eq!(
+                track.is_counter,
+                matches!(event.kind, TrackEventKind::Counter(_)),
+                "{event:?}"
+            );
         }
         self.slices();
         self.check_order();
@@ -356,7 +360,7 @@ impl Trace {
             assert!(
                 events
                     .iter()
-                    .all(|event| matches!(event.kind, Kind::Begin | Kind::Instant))
+                    .all(|event| matches!(event.kind, TrackEventKind::Begin | TrackEventKind::Instant))
             );
         }
         let mut freed = HashSet::new();
@@ -375,9 +379,9 @@ impl Trace {
         for event in &self.track_events {
             let track = &self.tracks[&event.track];
             let in_order = match event.kind {
-                Kind::Counter(_) => true,
-                Kind::Begin | Kind::End => track.thread.is_some(),
-                Kind::Instant => false,
+                TrackEventKind::Counter(_) => true,
+                TrackEventKind::Begin | TrackEventKind::End => track.thread.is_some(),
+                TrackEventKind::Instant => false,
             };
             if in_order {
                 let before = last.insert(event.track, event.at).unwrap_or(i64::MIN);

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::privileges::{as_nobody, for_nobody};
+use crate::privileges::{as_unprivileged_user, copy_for_unprivileged_user};
 use crate::support::{at_work, command, said, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -192,14 +192,14 @@ impl Builds {
 }
 
 /// What a recording printed and the stacks that it wrote.
-struct Recorded {
+struct FileRecording {
     table: String,
     stacks: String,
 }
 
-impl Recorded {
+impl FileRecording {
     /// Records a command.
-    fn of<S: AsRef<std::ffi::OsStr>>(words: &[S]) -> Self {
+    fn record_command<S: AsRef<std::ffi::OsStr>>(words: &[S]) -> Self {
         let folded = tempfile::NamedTempFile::new().expect("a file");
         let output = command("record --weight count --folded")
             .arg(folded.path())
@@ -219,7 +219,7 @@ impl Recorded {
         Self::attached_by(command(""), waiting, options)
     }
 
-    /// Does the same as [`Recorded::attached`] with this command, which starts ctxtrace.
+    /// Does the same as [`FileRecording::attached`] with this command, which starts ctxtrace.
     fn attached_by(mut recorder: Command, waiting: &mut Child, options: &str) -> Self {
         use std::io::Write as _;
 
@@ -272,7 +272,8 @@ fn waiting(program: &mut Command) -> Child {
 fn a_program_that_is_replaced_while_it_runs_keeps_its_names() {
     let builds = Builds::new();
     let (alpha, omega) = (builds.napper("alpha"), builds.napper("omega"));
-    Recorded::of(&[alpha.as_os_str(), "replace".as_ref(), omega.as_os_str()]).assert_naps("alpha", "omega");
+    FileRecording::record_command(&[alpha.as_os_str(), "replace".as_ref(), omega.as_os_str()])
+        .assert_naps("alpha", "omega");
 }
 
 fn a_program_that_was_deleted_before_the_attach_has_names() {
@@ -280,7 +281,7 @@ fn a_program_that_was_deleted_before_the_attach_has_names() {
     let (alpha, omega) = (builds.napper("alpha"), builds.napper("omega"));
     let mut process = waiting(Command::new(&alpha).arg("wait"));
     std::fs::rename(&omega, &alpha).expect("the file is replaced");
-    Recorded::attached(&mut process, "").assert_naps("alpha", "omega");
+    FileRecording::attached(&mut process, "").assert_naps("alpha", "omega");
 }
 
 fn two_programs_at_one_path_have_their_own_names() {
@@ -293,7 +294,7 @@ fn two_programs_at_one_path_have_their_own_names() {
         omega.display(),
         server = server.display()
     );
-    let recorded = Recorded::of(&["sh", "-c", &line]);
+    let recorded = FileRecording::record_command(&["sh", "-c", &line]);
     let naps = (recorded.naps_in("alpha_nap"), recorded.naps_in("omega_nap"));
     assert_eq!(naps, (NAPS, NAPS), "{}", recorded.stacks);
 }
@@ -304,7 +305,7 @@ fn a_program_in_another_mount_namespace_has_its_own_names() {
     let (inside, outside) = (alpha.display(), omega.display());
     let bind = format!("mount --make-rprivate / && mount --bind {inside} {outside}");
     let line = format!("{bind} && exec {outside}");
-    Recorded::of(&["unshare", "-m", "sh", "-c", &line]).assert_naps("alpha", "omega");
+    FileRecording::record_command(&["unshare", "-m", "sh", "-c", &line]).assert_naps("alpha", "omega");
     let line = format!("{bind} && read line && exec {outside}");
     let mut process = waiting(Command::new("unshare").args(["-m", "sh", "-c", &line]));
     let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/mnt")).expect("readable");
@@ -312,11 +313,11 @@ fn a_program_in_another_mount_namespace_has_its_own_names() {
     wait_until("the process has its own namespace", || {
         namespace(&pid) != namespace("self")
     });
-    Recorded::attached(&mut process, "").assert_naps("alpha", "omega");
+    FileRecording::attached(&mut process, "").assert_naps("alpha", "omega");
     // A child creates the namespace while the process is recorded.
     let line = format!("read line; unshare -m sh -c '{bind} && {outside}'; true");
     let mut process = waiting(Command::new("sh").args(["-c", &line]));
-    Recorded::attached(&mut process, "--children").assert_naps("alpha", "omega");
+    FileRecording::attached(&mut process, "--children").assert_naps("alpha", "omega");
 }
 
 fn a_program_on_overlayfs_has_names_after_it_was_replaced() {
@@ -335,7 +336,7 @@ fn a_program_on_overlayfs_has_names_after_it_was_replaced() {
         merged = builds.path("merged").display(),
         omega = omega.display(),
     );
-    Recorded::of(&["unshare", "-m", "sh", "-c", &line]).assert_naps("alpha", "omega");
+    FileRecording::record_command(&["unshare", "-m", "sh", "-c", &line]).assert_naps("alpha", "omega");
 }
 
 /// The bind mount is in the mount namespace of the tracer. So the tracer finds the executed file at the path while the program
@@ -345,13 +346,13 @@ fn a_program_that_is_bound_over_another_one_has_its_own_names() {
     let (alpha, omega) = (builds.napper("alpha"), builds.napper("omega"));
     let (inside, outside) = (alpha.display(), omega.display());
     let line = format!("mount --bind {inside} {outside} && {outside}; umount -l {outside}");
-    Recorded::of(&["sh", "-c", &line]).assert_naps("alpha", "omega");
+    FileRecording::record_command(&["sh", "-c", &line]).assert_naps("alpha", "omega");
     // The same file has another path in a folder that is bound to another mount point.
     std::fs::create_dir(builds.path("elsewhere")).expect("the folder is created");
     let (folder, elsewhere) = (builds.folder.path().display(), builds.path("elsewhere"));
     let elsewhere = elsewhere.display();
     let line = format!("mount --bind {folder} {elsewhere} && {elsewhere}/alpha; umount -l {elsewhere}");
-    Recorded::of(&["sh", "-c", &line]).assert_naps("alpha", "omega");
+    FileRecording::record_command(&["sh", "-c", &line]).assert_naps("alpha", "omega");
 }
 
 /// A program that loads the library of its argument, waits for a line, and naps in the library.
@@ -371,14 +372,14 @@ int main(int argc, char **argv) {
 fn without_map_files_a_library_is_found_by_its_path_or_not_named() {
     use std::os::unix::fs::PermissionsExt as _;
 
-    let (_folder, ctxtrace) = for_nobody();
+    let (_folder, ctxtrace) = copy_for_unprivileged_user();
     let builds = Builds::new();
     std::fs::set_permissions(builds.folder.path(), std::fs::Permissions::from_mode(0o755))
         .expect("the permissions are set");
     let program = builds.build("program", WAITS_LOADED, &["-ldl"]);
     let recorded = |is_replaced: bool, recorder: Command| {
         let (red, blue) = (builds.library("red"), builds.library("blue"));
-        let mut process = waiting(as_nobody(&program, None).arg(&red));
+        let mut process = waiting(as_unprivileged_user(&program, None).arg(&red));
         let maps = format!("/proc/{}/maps", process.id());
         wait_until("the program has loaded the library", || {
             std::fs::read_to_string(&maps).is_ok_and(|maps| maps.contains("red"))
@@ -386,11 +387,11 @@ fn without_map_files_a_library_is_found_by_its_path_or_not_named() {
         if is_replaced {
             std::fs::rename(&blue, &red).expect("the file is replaced");
         }
-        Recorded::attached_by(recorder, &mut process, "")
+        FileRecording::attached_by(recorder, &mut process, "")
     };
-    let by_nobody = || as_nobody(&ctxtrace, Some("+bpf,+perfmon,+syslog"));
-    recorded(false, by_nobody()).assert_naps("red", "blue");
-    let replaced = recorded(true, by_nobody());
+    let by_unprivileged_user = || as_unprivileged_user(&ctxtrace, Some("+bpf,+perfmon,+syslog"));
+    recorded(false, by_unprivileged_user()).assert_naps("red", "blue");
+    let replaced = recorded(true, by_unprivileged_user());
     let unknown = replaced.naps_in("red was replaced while it ran");
     assert_eq!(unknown, NAPS, "{}", replaced.stacks);
     assert_eq!(replaced.naps_in("_nap"), 0, "{}", replaced.stacks);
@@ -404,14 +405,15 @@ fn a_program_in_a_changed_root_has_names() {
     let root = builds.path("root");
     std::fs::create_dir(&root).expect("the folder is created");
     std::fs::copy(&alpha, root.join("server")).expect("the file is copied");
-    Recorded::of(&["chroot".as_ref(), root.as_os_str(), "/server".as_ref()]).assert_naps("alpha", "omega");
+    FileRecording::record_command(&["chroot".as_ref(), root.as_os_str(), "/server".as_ref()])
+        .assert_naps("alpha", "omega");
 }
 
 fn a_program_without_a_path_has_names() {
     let builds = Builds::new();
     let alpha = builds.napper("alpha");
     let starter = builds.build("starter", FROM_MEMORY, &[]);
-    let recorded = Recorded::of(&[starter.as_os_str(), alpha.as_os_str()]);
+    let recorded = FileRecording::record_command(&[starter.as_os_str(), alpha.as_os_str()]);
     recorded.assert_naps("alpha", "omega");
 }
 
@@ -419,7 +421,7 @@ fn libraries_at_one_address_do_not_get_each_others_names() {
     let builds = Builds::new();
     let (red, blue) = (builds.library("red"), builds.library("blue"));
     let loads = builds.build("loads", LOADS, &["-ldl"]);
-    let recorded = Recorded::of(&[&loads, &red, &blue]);
+    let recorded = FileRecording::record_command(&[&loads, &red, &blue]);
     for name in ["red_nap", "blue_nap"] {
         let naps = recorded.naps_in(name);
         assert!(naps == 0 || naps == NAPS, "{name} {naps}: {}", recorded.stacks);
@@ -428,7 +430,7 @@ fn libraries_at_one_address_do_not_get_each_others_names() {
     let known = recorded.naps_in("red_nap") + recorded.naps_in("blue_nap");
     assert_eq!(known + recorded.naps_in(reason), 2 * NAPS, "{}", recorded.stacks);
     // A library that is loaded twice is the same file at the same addresses.
-    let recorded = Recorded::of(&[&loads, &red, &red]);
+    let recorded = FileRecording::record_command(&[&loads, &red, &red]);
     assert_eq!(recorded.naps_in("red_nap"), 2 * NAPS, "{}", recorded.stacks);
 }
 
@@ -437,7 +439,7 @@ fn mappings_of_other_programs_cost_no_name_and_are_no_loss() {
     let mut noise = Command::new(builds.build("noise", MAPS, &[]))
         .spawn()
         .expect("the program starts");
-    let recorded = Recorded::of(&[builds.build("loads", LOADS, &["-ldl"]), builds.library("late")]);
+    let recorded = FileRecording::record_command(&[builds.build("loads", LOADS, &["-ldl"]), builds.library("late")]);
     noise.kill().expect("the signal is sent");
     noise.wait().expect("the program ends");
     assert_eq!(recorded.naps_in("late_nap"), NAPS, "{}", recorded.stacks);
@@ -474,7 +476,7 @@ fn a_process_with_odd_names_in_its_maps_is_attached_to() {
         let path = folder.join("napper");
         std::fs::copy(&alpha, &path).expect("the file is copied");
         let mut process = waiting(Command::new(&path).arg("wait"));
-        Recorded::attached(&mut process, "").assert_naps("alpha", "omega");
+        FileRecording::attached(&mut process, "").assert_naps("alpha", "omega");
     }
     // The process has its own root, in which the path of the executable is `/SYSV`. In `maps`, names of System V shared memory
     // begin with this text.
@@ -491,13 +493,13 @@ fn a_process_with_odd_names_in_its_maps_is_attached_to() {
     wait_until("the process runs /SYSV", || {
         std::fs::read_link(&executable).is_ok_and(|path| path.ends_with("SYSV"))
     });
-    Recorded::attached(&mut process, "").assert_naps("alpha", "omega");
+    FileRecording::attached(&mut process, "").assert_naps("alpha", "omega");
 }
 
 fn a_pipe_in_place_of_the_program_is_not_opened() {
     let builds = Builds::new();
     let alpha = builds.napper("alpha");
-    Recorded::of(&[alpha.as_os_str(), "pipe".as_ref()]).assert_naps("alpha", "omega");
+    FileRecording::record_command(&[alpha.as_os_str(), "pipe".as_ref()]).assert_naps("alpha", "omega");
 }
 
 fn the_program_is_examined_and_not_its_loader() {

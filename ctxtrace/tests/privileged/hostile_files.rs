@@ -63,12 +63,12 @@ pub(crate) const LONG_TESTS: &[(&str, fn())] = &[
 ];
 
 /// A folder with a copy of this executable, which runs one of [`crate::programs`].
-struct Target {
+struct HostileTarget {
     folder: tempfile::TempDir,
     program: &'static str,
 }
 
-impl Target {
+impl HostileTarget {
     fn new(program: &'static str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("the permissions are set");
@@ -204,7 +204,7 @@ fn large_file(executable: &Path, number: usize) -> PathBuf {
 }
 
 fn an_executable_replaced_by_a_fifo_is_not_waited_for() {
-    let target = Target::new("replaced");
+    let target = HostileTarget::new("replaced");
     let fifo = target.path().with_file_name("replacement");
     nix::unistd::mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).expect("the FIFO is created");
     let stacks = target.stacks();
@@ -212,7 +212,7 @@ fn an_executable_replaced_by_a_fifo_is_not_waited_for() {
 }
 
 fn an_executable_replaced_by_a_device_is_not_opened() {
-    let target = Target::new("replaced");
+    let target = HostileTarget::new("replaced");
     let device = target.path().with_file_name("replacement");
     mknod(&device, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 3)).expect("the device is created");
     let opened = opened_events(&device);
@@ -235,7 +235,7 @@ fn opened_events(path: &Path) -> OwnedFd {
 
 fn debug_information_of_an_impossible_size_costs_its_own_names() {
     for size in [1 << 62, u64::MAX] {
-        let target = Target::new("replaced");
+        let target = HostileTarget::new("replaced");
         target.compress_debug_info(b"", size);
         let stacks = target.stacks();
         assert!(stacks.contains("[unknown: target "), "{stacks}");
@@ -259,7 +259,7 @@ fn bomb() -> Vec<u8> {
 }
 
 fn debug_information_beyond_the_memory_costs_its_own_names() {
-    let target = Target::new("replaced");
+    let target = HostileTarget::new("replaced");
     target.compress_debug_info(&bomb(), 1 << 20);
     let stacks = target.stacks();
     // A slow machine reaches the time limit first.
@@ -275,7 +275,7 @@ fn debug_information_beyond_the_memory_costs_its_own_names() {
 }
 
 fn a_debug_link_to_a_fifo_is_not_followed() {
-    let target = Target::new("replaced");
+    let target = HostileTarget::new("replaced");
     let fifo = target.folder.path().join("fifo");
     nix::unistd::mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).expect("the FIFO is created");
     let data = [fifo.as_os_str().as_encoded_bytes(), &[0; 8]].concat();
@@ -307,7 +307,7 @@ fn millions_of_units_end_an_examination() {
         .compress_vec(&units, &mut block, FlushCompress::Full)
         .expect("the data is compressed");
     let packed = [&[0x78, 0x01], block.repeat(32).as_slice()].concat();
-    let target = Target::new("replaced");
+    let target = HostileTarget::new("replaced");
     target.compress_debug_info(&packed, 32 * units.len() as u64);
     let mut doctor = command("doctor --");
     let output = doctor.arg(target.path()).output().expect("the program starts");
@@ -317,7 +317,7 @@ fn millions_of_units_end_an_examination() {
 }
 
 fn files_that_are_truncated_at_the_end_are_survived() {
-    let target = Target::new("maps-large-files");
+    let target = HostileTarget::new("maps-large-files");
     for number in 0..LARGE_FILES {
         let file = File::create(large_file(&target.path(), number)).expect("the file is created");
         let mut header = [0_u8; 120];
@@ -373,7 +373,7 @@ fn is_zombie(pid: Pid) -> bool {
 
 /// Starts a recording and waits until its reading process looks up names in a file, which takes seconds. Returns the child, the
 /// tracer and the reading process.
-fn slow_look_up(target: &Target) -> (Child, Pid, Pid) {
+fn slow_look_up(target: &HostileTarget) -> (Child, Pid, Pid) {
     target.compress_debug_info(&bomb(), 1 << 20);
     let recording = target
         .record()
@@ -420,7 +420,7 @@ fn is_reader(pid: i32) -> bool {
 }
 
 fn a_signal_ends_the_look_up_of_names() {
-    let target = Target::new("replaced");
+    let target = HostileTarget::new("replaced");
     let (recording, tracer, _) = slow_look_up(&target);
     kill(tracer, Signal::SIGTERM).expect("the process is alive");
     let output = recording.wait_with_output().expect("the program ends");
@@ -434,7 +434,7 @@ fn a_signal_ends_the_look_up_of_names() {
 }
 
 fn a_reading_process_that_is_killed_costs_no_recording() {
-    let target = Target::new("replaced");
+    let target = HostileTarget::new("replaced");
     let (recording, _, reader) = slow_look_up(&target);
     kill(reader, Signal::SIGKILL).expect("the process is alive");
     let output = recording.wait_with_output().expect("the program ends");
@@ -446,7 +446,7 @@ fn a_reading_process_that_is_killed_costs_no_recording() {
 }
 
 fn the_reading_process_has_no_privileges() {
-    let target = Target::new("replaced");
+    let target = HostileTarget::new("replaced");
     let (recording, tracer, reader) = slow_look_up(&target);
     // The seccomp filter is the last restriction that the reading process applies to itself.
     let mut status = String::new();

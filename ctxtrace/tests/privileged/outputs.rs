@@ -74,7 +74,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 /// The id of the user who runs ctxtrace with sudo.
 const USER: u32 = 65_534;
 /// The id of another user, who is neither root nor [`USER`].
-const SOMEBODY: u32 = 12_345;
+const OTHER_USER: u32 = 12_345;
 
 /// Returns the path of a capture that has the data for all outputs of these tests.
 fn capture() -> PathBuf {
@@ -239,7 +239,7 @@ int main(int argc, char **argv) {
 
 fn a_pipe_that_is_swapped_with_a_device_is_refused() {
     const ATTEMPTS: usize = 60;
-    let folder = folder(SOMEBODY, 0o755);
+    let folder = folder(OTHER_USER, 0o755);
     let source = folder.path().join("exchanger.c");
     let program = folder.path().join("exchanger");
     fs::write(&source, EXCHANGER).expect("the file is written");
@@ -280,18 +280,18 @@ fn tables_do_not_go_through_a_planted_link() {
     let secret = folder(0, 0o700);
     // The link replaces the output folder itself, or a folder in it; it lies in a folder where all users may create links.
     for inner in [false, true] {
-        let place = folder(SOMEBODY, 0o1777);
+        let place = folder(OTHER_USER, 0o1777);
         let fleet = place.path().join("fleet");
         let link = if inner {
             fs::create_dir(&fleet).expect("the folder is created");
-            chown(&fleet, Some(SOMEBODY), Some(SOMEBODY)).expect("the owner is set");
+            chown(&fleet, Some(OTHER_USER), Some(OTHER_USER)).expect("the owner is set");
             fs::set_permissions(&fleet, fs::Permissions::from_mode(0o777)).expect("the permissions are set");
             fleet.join("host")
         } else {
             fleet.clone()
         };
         symlink(secret.path(), &link).expect("the link is created");
-        lchown(&link, Some(SOMEBODY), Some(SOMEBODY)).expect("the owner is set");
+        lchown(&link, Some(OTHER_USER), Some(OTHER_USER)).expect("the owner is set");
         for command in [command as fn(&str) -> Command, under_sudo] {
             let output = report(command, "--parquet", &fleet);
             assert_eq!(output.status.code(), Some(1));
@@ -330,7 +330,7 @@ fn under_sudo_only_the_users_files_are_replaced() {
     let shared = folder(0, 0o1777);
     let theirs = shared.path().join("theirs.json");
     fs::write(&theirs, "theirs").expect("the file is written");
-    chown(&theirs, Some(SOMEBODY), Some(SOMEBODY)).expect("the owner is set");
+    chown(&theirs, Some(OTHER_USER), Some(OTHER_USER)).expect("the owner is set");
     let output = report(under_sudo, "--json", &theirs);
     assert!(said(&output).contains("a file of user 12345"), "{}", stderr(&output));
     assert_eq!(fs::read(&theirs).expect("the file exists"), b"theirs");
@@ -348,7 +348,7 @@ fn outputs_are_the_users() {
     assert_eq!((new.uid(), new.gid(), new.mode() & 0o777), (USER, USER, 0o640));
     assert!(is_json(&fs::read(&path).expect("the file exists")));
     // The user may write to this folder only because of its group, `nogroup`, of which root is not a member.
-    let groups = self::folder(SOMEBODY, 0o770);
+    let groups = self::folder(OTHER_USER, 0o770);
     chown(groups.path(), None, Some(USER)).expect("the owner is set");
     succeeded(&report(under_sudo, "--json", &groups.path().join("x.json")));
 }
@@ -358,7 +358,7 @@ fn a_pipe_of_another_user_is_refused_at_once() {
     let pipe = place.path().join("x.json");
     mkfifo(&pipe, Mode::from_bits_truncate(0o666)).expect("the FIFO is created");
     fs::set_permissions(&pipe, fs::Permissions::from_mode(0o666)).expect("the permissions are set");
-    chown(&pipe, Some(SOMEBODY), Some(SOMEBODY)).expect("the owner is set");
+    chown(&pipe, Some(OTHER_USER), Some(OTHER_USER)).expect("the owner is set");
     for command in [command as fn(&str) -> Command, under_sudo] {
         let mut child = command("report --quiet")
             .arg(capture())
@@ -521,7 +521,7 @@ fn ids_of_sudo_that_name_no_user_are_refused() {
     for (uid, gid) in [
         (Some("65534"), None),
         (None, Some("65534")),
-        (Some("nobody"), Some("65534")),
+        (Some("daemon"), Some("65534")),
         (Some("65534"), Some("")),
         (Some("4294967295"), Some("65534")),
         (Some("65534"), Some("4294967295")),

@@ -6,7 +6,7 @@ use std::io::BufReader;
 
 use ctxtrace::correlate::polls::{PollReplay, PollSlice};
 use ctxtrace::trace::events::EventSink;
-use ctxtrace::trace::file::{Told, read_with_polls};
+use ctxtrace::trace::file::{CapturePart, read_with_polls};
 use ctxtrace_common::event::Decoded;
 use serde_json::Value;
 
@@ -122,12 +122,12 @@ fn as_many_polls_are_recorded_as_the_probe_counted() {
 /// The times of the first and the last event of each thread, by thread id.
 type Lives = HashMap<u32, (u64, u64)>;
 
-fn told(capture: &std::path::Path) -> (Vec<PollSlice>, Lives) {
+fn read_polls(capture: &std::path::Path) -> (Vec<PollSlice>, Lives) {
     let mut replay: PollReplay<Vec<PollSlice>> = PollReplay::default();
     let mut lives = Lives::new();
     let file = BufReader::new(File::open(capture).expect("the file exists"));
     read_with_polls(file, |_, item| match item {
-        Told::Events(batch) => {
+        CapturePart::Events(batch) => {
             replay.events(batch);
             for event in batch {
                 let tids = match event.decode() {
@@ -140,8 +140,8 @@ fn told(capture: &std::path::Path) -> (Vec<PollSlice>, Lives) {
                 }
             }
         }
-        Told::Polls(batch) => replay.polls(batch),
-        Told::Info(info) => assert!(info.polls.is_some()),
+        CapturePart::Polls(batch) => replay.polls(batch),
+        CapturePart::Info(info) => assert!(info.polls.is_some()),
     })
     .expect("a readable capture");
     (replay.conclude().1, lives)
@@ -156,7 +156,7 @@ fn polls_follow_one_another_within_their_threads_lives() {
     );
     let output = ctxtrace(&line);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let (slices, lives) = told(&capture);
+    let (slices, lives) = read_polls(&capture);
     assert!(slices.len() > 50_000);
     let mut last: HashMap<u32, u64> = HashMap::new();
     for slice in &slices {

@@ -66,23 +66,23 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ),
 ];
 
-const NOBODY: u32 = 65_534;
+const UNPRIVILEGED_USER: u32 = 65_534;
 
 /// The capabilities for loading and attaching BPF programs, in the notation of `setpriv`.
 const TRACING: &str = "+bpf,+perfmon";
 
 /// Copies ctxtrace to a new folder of the unprivileged user 65534, where all users can execute it. Returns the folder and the copy.
-pub(crate) fn for_nobody() -> (TempDir, PathBuf) {
+pub(crate) fn copy_for_unprivileged_user() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir_in("/tmp").expect("a temporary folder");
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("the permissions are set");
     let program = folder.path().join("ctxtrace");
     std::fs::copy(CTXTRACE, &program).expect("the file is copied");
-    chown(folder.path(), Some(NOBODY), Some(NOBODY)).expect("the owner is set");
+    chown(folder.path(), Some(UNPRIVILEGED_USER), Some(UNPRIVILEGED_USER)).expect("the owner is set");
     (folder, program)
 }
 
 /// Returns a command that runs a program as user 65534, with these inheritable and ambient capabilities.
-pub(crate) fn as_nobody(program: &Path, capabilities: Option<&str>) -> Command {
+pub(crate) fn as_unprivileged_user(program: &Path, capabilities: Option<&str>) -> Command {
     require_program("setpriv", "util-linux");
     let mut command = Command::new("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
@@ -122,7 +122,7 @@ fn traces_without_root(folder: &TempDir, mut command: Command) {
     let output = child.wait_with_output().expect("the program ends");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let metadata = std::fs::metadata(&json).expect("the file exists");
-    assert_eq!((metadata.uid(), metadata.gid()), (NOBODY, NOBODY));
+    assert_eq!((metadata.uid(), metadata.gid()), (UNPRIVILEGED_USER, UNPRIVILEGED_USER));
     let json: Value = serde_json::from_slice(&std::fs::read(&json).expect("the file exists")).expect("valid JSON");
     assert_eq!(number(&json, "/reconciliation/difference"), 0);
     assert!(number(&json, "/kernel_switches/total") >= 200_000);
@@ -131,7 +131,10 @@ fn traces_without_root(folder: &TempDir, mut command: Command) {
 /// Checks that the workload runs as user 65534, without capabilities.
 fn assert_holds_nothing(workload: &Process) {
     let status = workload.status().expect("the process is alive");
-    assert_eq!((status.ruid, status.euid, status.suid), (NOBODY, NOBODY, NOBODY));
+    assert_eq!(
+        (status.ruid, status.euid, status.suid),
+        (UNPRIVILEGED_USER, UNPRIVILEGED_USER, UNPRIVILEGED_USER)
+    );
     assert_eq!(
         (status.capeff, status.capprm, status.capinh, status.capamb),
         (0, 0, 0, Some(0))
@@ -144,18 +147,18 @@ fn assert_holds_nothing(workload: &Process) {
 }
 
 fn with_ambient_capabilities_a_user_traces_and_the_workload_has_none() {
-    let (folder, program) = for_nobody();
-    traces_without_root(&folder, as_nobody(&program, Some(TRACING)));
+    let (folder, program) = copy_for_unprivileged_user();
+    traces_without_root(&folder, as_unprivileged_user(&program, Some(TRACING)));
 }
 
 fn with_file_capabilities_a_user_traces_and_the_workload_has_none() {
-    let (folder, program) = for_nobody();
+    let (folder, program) = copy_for_unprivileged_user();
     set_capabilities(&program, "cap_bpf,cap_perfmon=ep");
-    traces_without_root(&folder, as_nobody(&program, None));
+    traces_without_root(&folder, as_unprivileged_user(&program, None));
 }
 
 fn with_capabilities_a_child_of_another_user_is_not_recorded() {
-    let (folder, program) = for_nobody();
+    let (folder, program) = copy_for_unprivileged_user();
     let others = folder.path().join("others-program");
     std::fs::copy("/bin/sleep", &others).expect("the file is copied");
     std::fs::set_permissions(&others, std::fs::Permissions::from_mode(0o4755)).expect("the permissions are set");
@@ -175,7 +178,7 @@ fn with_capabilities_a_child_of_another_user_is_not_recorded() {
         child.is_some()
     });
     let json = folder.path().join("x.json");
-    let output = as_nobody(&program, Some(TRACING))
+    let output = as_unprivileged_user(&program, Some(TRACING))
         .args([
             "record",
             "--children",
@@ -330,7 +333,7 @@ fn record_shell_with(stranger: &Stranger, mut recorder: Command, level: &str) ->
     };
     wait_until("the shell runs", is_bash);
     let json = tempfile::NamedTempFile::new_in(stranger.folder.path()).expect("a file");
-    chown(json.path(), Some(NOBODY), Some(NOBODY)).expect("the owner is set");
+    chown(json.path(), Some(UNPRIVILEGED_USER), Some(UNPRIVILEGED_USER)).expect("the owner is set");
     recorder
         .args([
             "record",
@@ -377,10 +380,10 @@ fn has_nothing_of(stranger: &Stranger, json: &Value, output: &Output) {
 }
 
 fn a_stranger_is_recorded_up_to_its_start(stranger: &Stranger) {
-    let (_folder, program) = for_nobody();
+    let (_folder, program) = copy_for_unprivileged_user();
     set_capabilities(&program, "cap_bpf,cap_perfmon=ep");
     for level in ["stacks", "timeline"] {
-        let (json, output) = record_shell_with(stranger, as_nobody(&program, None), level);
+        let (json, output) = record_shell_with(stranger, as_unprivileged_user(&program, None), level);
         has_nothing_of(stranger, &json, &output);
         if level == "timeline" {
             assert_eq!(json["timeline"]["agrees"], Value::Bool(true), "{:#}", json["timeline"]);
@@ -403,11 +406,11 @@ fn with_capabilities_an_unreadable_program_is_recorded_up_to_its_start() {
 }
 
 fn with_capabilities_an_unreadable_command_is_recorded_up_to_its_start() {
-    let (folder, program) = for_nobody();
+    let (folder, program) = copy_for_unprivileged_user();
     set_capabilities(&program, "cap_bpf,cap_perfmon=ep");
     let stranger = Stranger::build().with_mode(0o711);
     let json = folder.path().join("x.json");
-    let output = as_nobody(&program, None)
+    let output = as_unprivileged_user(&program, None)
         .args(["record", "--json"])
         .arg(&json)
         .arg("--")
@@ -439,9 +442,9 @@ fn root_records_what_a_user_may_not_trace() {
 }
 
 fn with_one_of_the_capabilities_nothing_is_traced() {
-    let (_folder, program) = for_nobody();
+    let (_folder, program) = copy_for_unprivileged_user();
     for (capability, missing) in [("+bpf", "CAP_PERFMON"), ("+perfmon", "CAP_BPF")] {
-        let output = as_nobody(&program, Some(capability))
+        let output = as_unprivileged_user(&program, Some(capability))
             .args(["run", "--mode", "process", "--iterations", "100"])
             .output()
             .expect("the program starts");
@@ -482,8 +485,8 @@ fn the_doctor_finds_nothing_in_the_way() {
 
 fn the_doctor_names_the_command_that_works_and_it_does() {
     require_program("setcap", "libcap2-bin");
-    let (_folder, program) = for_nobody();
-    let (json, status) = diagnosis(as_nobody(&program, None));
+    let (_folder, program) = copy_for_unprivileged_user();
+    let (json, status) = diagnosis(as_unprivileged_user(&program, None));
     assert_eq!(
         (&json["tracing_works"], status),
         (&Value::Bool(false), Some(1)),
@@ -501,7 +504,7 @@ fn the_doctor_names_the_command_that_works_and_it_does() {
     let setcap = fix.split_once("sudo setcap ").expect("a setcap command").1;
     let set = Command::new("setcap").args(setcap.split_whitespace()).status();
     assert!(set.expect("setcap starts").success());
-    let (json, status) = diagnosis(as_nobody(&program, None));
+    let (json, status) = diagnosis(as_unprivileged_user(&program, None));
     assert_eq!(
         (&json["tracing_works"], status),
         (&Value::Bool(true), Some(0)),
@@ -514,7 +517,7 @@ fn the_doctor_names_the_command_that_works_and_it_does() {
 
 /// Runs ctxtrace as root with the variables that sudo sets for user 65534, with its JSON report at `path`.
 fn under_sudo(path: &Path) -> Output {
-    let (_folder, program) = for_nobody();
+    let (_folder, program) = copy_for_unprivileged_user();
     Command::new(program)
         .args([
             "run",
@@ -528,8 +531,8 @@ fn under_sudo(path: &Path) -> Output {
         ])
         .arg(path)
         .stdin(Stdio::null())
-        .env("SUDO_UID", NOBODY.to_string())
-        .env("SUDO_GID", NOBODY.to_string())
+        .env("SUDO_UID", UNPRIVILEGED_USER.to_string())
+        .env("SUDO_GID", UNPRIVILEGED_USER.to_string())
         .output()
         .expect("the program starts")
 }
@@ -557,12 +560,12 @@ fn a_planted_link_is_refused_and_not_followed() {
         let said = stderr(&output);
         assert!(said.contains("a symbolic link of user 12345"), "{said}");
         // A link of the user's own is replaced.
-        lchown(&path, Some(NOBODY), Some(NOBODY)).expect("the owner is set");
+        lchown(&path, Some(UNPRIVILEGED_USER), Some(UNPRIVILEGED_USER)).expect("the owner is set");
         let output = under_sudo(&path);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         let metadata = std::fs::symlink_metadata(&path).expect("the file exists");
         assert!(metadata.is_file(), "the link was not replaced by a file");
-        assert_eq!((metadata.uid(), metadata.gid()), (NOBODY, NOBODY));
+        assert_eq!((metadata.uid(), metadata.gid()), (UNPRIVILEGED_USER, UNPRIVILEGED_USER));
     }
     assert_eq!(std::fs::read_to_string(&precious).expect("the file exists"), "precious");
     assert!(!missing.exists(), "a file was created at the target of the link");

@@ -37,7 +37,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 const HZ: u32 = 997;
 
 fn sampled(program: &str) -> Run {
-    let mut replay = Replay::telling(Samples::default());
+    let mut replay = Replay::with_sink(Samples::default());
     let mut run = trace_samples(program, HZ, &mut replay);
     reconciled(&run);
     run.samples = replay.into_intervals();
@@ -61,7 +61,7 @@ fn samples_find_a_thread_where_it_spends_its_time() {
         ),
         (0, 0)
     );
-    let profile = Profile::of(&run, &places(&run, |_| true));
+    let profile = Profile::from_places(&run, &places(&run, |_| true));
     let expected = on_cpu_seconds(&run) * f64::from(HZ);
     let samples = profile.samples() as f64;
     assert!(

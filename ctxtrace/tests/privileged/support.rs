@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use ctxtrace::capture::{Kernel, Settings};
+use ctxtrace::capture::{RunningKernel, Settings};
 use ctxtrace::correlate::ledger::{Ledger, ledger};
 use ctxtrace::correlate::reconcile::{Reconciliation, reconcile};
 use ctxtrace::correlate::tasks;
@@ -140,7 +140,7 @@ fn trace_at(settings: Settings, executable: &Path, env: &[(&str, &str)], observe
         own_group: true,
     };
     let recorder = Recorder {
-        kernel: &Kernel::discover().expect("a kernel with BTF"),
+        kernel: &RunningKernel::discover().expect("a kernel with BTF"),
         settings,
         interrupts: None,
         on_interrupt: OnInterrupt::Kill,

@@ -61,7 +61,7 @@ fn read(path: &Path) -> Vec<u8> {
 fn check(trace: &Trace, json: &Value) -> usize {
     let of_target = trace.switches.iter().filter(|switch| switch.prev != 0).count();
     assert_eq!(of_target as i64, number(json, "/kernel_switches/total"));
-    assert_eq!(trace.wakings.len() as i64, number(json, "/timeline/wakeups"));
+    assert_eq!(trace.wakeups.len() as i64, number(json, "/timeline/wakeups"));
     let flows = trace.flows().len() as i64;
     assert_eq!(
         flows,

@@ -34,14 +34,18 @@ pub(super) fn plain() -> PathBuf {
 }
 
 /// The result of `ctxtrace record` of a command.
-pub(super) struct Recorded {
+pub(super) struct RecordedSwitches {
     pub(super) finished: Finished,
     /// The JSON report.
     pub(super) report: Value,
 }
 
 /// Records a command. `run` is [`child::run`] or [`child::run_and_watch`].
-pub(super) fn record(options: &[&str], words: &[&str], run: fn(&mut Command) -> Result<Finished>) -> Result<Recorded> {
+pub(super) fn record(
+    options: &[&str],
+    words: &[&str],
+    run: fn(&mut Command) -> Result<Finished>,
+) -> Result<RecordedSwitches> {
     let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
     let json = folder.path().join("report.json");
     let mut command = Command::new(program());
@@ -53,7 +57,7 @@ pub(super) fn record(options: &[&str], words: &[&str], run: fn(&mut Command) -> 
         .arg("--")
         .args(words);
     let finished = run(&mut command)?;
-    Ok(Recorded {
+    Ok(RecordedSwitches {
         finished,
         report: read(&json)?,
     })

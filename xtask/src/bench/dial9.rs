@@ -6,8 +6,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use super::losses::Losses;
-use super::rounds::Sample;
-use super::workloads::Case;
+use super::rounds::RoundSample;
+use super::workloads::WorkloadCase;
 use crate::process;
 
 /// Builds the program, which is a separate workspace with its own lock file and flags. Fails if it does not build on this machine,
@@ -22,7 +22,7 @@ pub(super) fn build() -> Result<()> {
 }
 
 /// Runs a case once. `sees` selects what dial9 records: `off`, `polls` or `wakes`.
-pub(super) fn run(sees: &str, case: &Case) -> Result<Sample> {
+pub(super) fn run(sees: &str, case: &WorkloadCase) -> Result<RoundSample> {
     let (mode, buffer) = case.plain.split_at(1);
     let mut command = Command::new(folder().join("release/ping-pong-under-dial9"));
     let text = process::output(
@@ -33,7 +33,7 @@ pub(super) fn run(sees: &str, case: &Case) -> Result<Sample> {
             .args(buffer),
     )?;
     let (ns, lost) = read(&text).context("the program under dial9 printed no numbers")?;
-    Ok(Sample {
+    Ok(RoundSample {
         ns: ns / case.iterations as f64,
         lost,
     })
@@ -49,7 +49,7 @@ fn read(text: &str) -> Option<(f64, Losses)> {
     let ns = numbers.next()?.parse().ok()?;
     let _events: u64 = numbers.next()?.parse().ok()?;
     let dropped = numbers.next()?.parse().ok()?;
-    Some((ns, Losses::of("batches of events", dropped)))
+    Some((ns, Losses::single("batches of events", dropped)))
 }
 
 #[cfg(test)]
@@ -58,7 +58,10 @@ mod tests {
 
     #[test]
     fn what_the_program_prints_is_understood() {
-        assert_eq!(read("1500 30 2\n"), Some((1_500.0, Losses::of("batches of events", 2))));
+        assert_eq!(
+            read("1500 30 2\n"),
+            Some((1_500.0, Losses::single("batches of events", 2)))
+        );
         assert_eq!(read("1500 30 0\n"), Some((1_500.0, Losses::default())));
         assert_eq!(read("1500"), None);
     }

@@ -17,15 +17,15 @@ pub(super) fn quantile(values: &[f64], q: f64) -> f64 {
 
 /// The median and the quartiles of some measurements.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Spread {
+pub(super) struct ValueSpread {
     pub(super) median: f64,
     pub(super) lower: f64,
     pub(super) upper: f64,
 }
 
-impl Spread {
+impl ValueSpread {
     /// Computes the spread of some values, or `None` if there are none.
-    pub(super) fn of(values: &[f64]) -> Option<Self> {
+    pub(super) fn from_values(values: &[f64]) -> Option<Self> {
         (!values.is_empty()).then(|| Self {
             median: quantile(values, 0.5),
             lower: quantile(values, 0.25),
@@ -40,7 +40,7 @@ impl Spread {
 }
 
 /// Formats the spread as `1.02 (1.01 to 1.05)`. The precision of the format is the number of decimals, by default 2.
-impl fmt::Display for Spread {
+impl fmt::Display for ValueSpread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let decimals = f.precision().unwrap_or(2);
         let Self { median, lower, upper } = self;
@@ -94,17 +94,17 @@ mod tests {
 
     #[test]
     fn a_spread_is_the_middle_half() {
-        let spread = Spread::of(&[5.0, 1.0, 4.0, 2.0, 3.0]).expect("at least one value");
+        let spread = ValueSpread::from_values(&[5.0, 1.0, 4.0, 2.0, 3.0]).expect("at least one value");
         assert_eq!(spread.to_string(), "3.00 (2.00 to 4.00)");
         assert_eq!(format!("{spread:.0}"), "3 (2 to 4)");
-        assert_eq!(Spread::of(&[]), None);
+        assert_eq!(ValueSpread::from_values(&[]), None);
     }
 
     #[test]
     fn a_round_in_which_the_base_shows_nothing_counts_against_the_subject() {
         let ratios = ratios(&[10.0, 20.0, 30.0], &[5.0, -1.0, 60.0]);
         assert_eq!(ratios, [2.0, f64::INFINITY, 0.5]);
-        let spread = Spread::of(&ratios).expect("at least one value");
+        let spread = ValueSpread::from_values(&ratios).expect("at least one value");
         assert_eq!(spread.to_string(), "2.00 (2.00 to inf)");
         assert_eq!(spread.to_json()["upper_quartile"], Value::Null);
     }

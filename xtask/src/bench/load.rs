@@ -107,7 +107,7 @@ fn cpus() -> usize {
 }
 
 /// The measurements of a load at a level.
-struct Row {
+struct LoadRow {
     load: Load,
     level: &'static str,
     /// The kernel switches of the whole machine per second, as the kernel counts them.
@@ -147,11 +147,11 @@ pub(super) fn main(seconds: u64, json: Option<&Path>) -> Result<()> {
 }
 
 /// Measures a load untraced and at each level, and appends the rows.
-fn measure(load: Load, seconds: u64, rows: &mut Vec<Row>) -> Result<()> {
+fn measure(load: Load, seconds: u64, rows: &mut Vec<LoadRow>) -> Result<()> {
     let words = load.words(seconds)?;
     eprintln!("{}: untraced", load.name());
     let (_, switches_per_second) = counted(|| run(&words))?;
-    rows.push(Row {
+    rows.push(LoadRow {
         load,
         level: "untraced",
         switches_per_second,
@@ -162,7 +162,7 @@ fn measure(load: Load, seconds: u64, rows: &mut Vec<Row>) -> Result<()> {
         eprintln!("{}: {level}", load.name());
         let (recorded, switches_per_second) =
             counted(|| ctxtrace::record(&["--level", level], &words, child::run_and_watch))?;
-        rows.push(Row {
+        rows.push(LoadRow {
             load,
             level,
             switches_per_second,
@@ -231,7 +231,7 @@ fn switches_in(stat: &str) -> Option<u64> {
 }
 
 #[expect(clippy::print_stdout, reason = "the table is the output of the command")]
-fn print(rows: &[Row], failures: &[(Load, String)], seconds: u64) {
+fn print(rows: &[LoadRow], failures: &[(Load, String)], seconds: u64) {
     println!(
         "{:42} {:>10} {:>10} {:>12} {:>9} {:>9}  lost",
         format!("switches/s, runs of {seconds} s"),
@@ -272,7 +272,7 @@ fn print(rows: &[Row], failures: &[(Load, String)], seconds: u64) {
     );
 }
 
-fn to_json(rows: &[Row], failures: &[(Load, String)], seconds: u64) -> Value {
+fn to_json(rows: &[LoadRow], failures: &[(Load, String)], seconds: u64) -> Value {
     let rows: Vec<Value> = rows
         .iter()
         .map(|row| {
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(traced.switches_per_second, 500_000.0);
         assert!((traced.own_cpu_share * cpus() as f64 - 0.1).abs() < 1e-9);
         assert_eq!(traced.programs_share, None);
-        assert_eq!(traced.lost, Losses::of("timeline_events", 5));
+        assert_eq!(traced.lost, Losses::single("timeline_events", 5));
         assert_eq!(traced.advice.as_deref(), Some("a larger --ring-size makes room"));
         assert_eq!(advice("Lost   nothing\n"), None);
         assert_eq!(

@@ -12,27 +12,27 @@ use super::figures::thousands;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Losses {
     counts: BTreeMap<String, u64>,
-    is_not_told: bool,
+    is_unreported: bool,
 }
 
 impl Losses {
     /// Returns the losses of a tracer that does not report them.
-    pub(super) fn not_told() -> Self {
+    pub(super) fn unreported() -> Self {
         Self {
-            is_not_told: true,
+            is_unreported: true,
             ..Self::default()
         }
     }
 
     /// Returns losses of one name.
-    pub(super) fn of(name: &str, count: u64) -> Self {
+    pub(super) fn single(name: &str, count: u64) -> Self {
         Self::from_iter([(name.to_owned(), count)])
     }
 
     /// Returns the losses in `lost` of a JSON report of ctxtrace.
     pub(super) fn in_report(report: &Value) -> Self {
         let Some(lost) = report["lost"].as_object() else {
-            return Self::not_told();
+            return Self::unreported();
         };
         let counts = lost
             .iter()
@@ -42,7 +42,7 @@ impl Losses {
 
     /// Returns the JSON object, or null if the tracer does not report its losses.
     pub(super) fn to_json(&self) -> Value {
-        if self.is_not_told {
+        if self.is_unreported {
             Value::Null
         } else {
             json!(self.counts)
@@ -54,14 +54,14 @@ impl FromIterator<(String, u64)> for Losses {
     fn from_iter<I: IntoIterator<Item = (String, u64)>>(counts: I) -> Self {
         Self {
             counts: counts.into_iter().filter(|(_, count)| *count > 0).collect(),
-            is_not_told: false,
+            is_unreported: false,
         }
     }
 }
 
 impl AddAssign for Losses {
     fn add_assign(&mut self, other: Self) {
-        self.is_not_told |= other.is_not_told;
+        self.is_unreported |= other.is_unreported;
         for (name, count) in other.counts {
             *self.counts.entry(name).or_default() += count;
         }
@@ -75,7 +75,7 @@ impl fmt::Display for Losses {
             .iter()
             .map(|(name, count)| format!("{} {}", thousands(*count), name.replace('_', " ")))
             .collect();
-        f.pad(&match (counts.is_empty(), self.is_not_told) {
+        f.pad(&match (counts.is_empty(), self.is_unreported) {
             (true, true) => "not reported".to_owned(),
             (true, false) => "nothing".to_owned(),
             (false, _) => counts.join(", "),
@@ -97,11 +97,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_not_the_same_as_nothing_told() {
-        assert_eq!(Losses::of("events", 0).to_string(), "nothing");
+    fn no_losses_differ_from_unreported_losses() {
+        assert_eq!(Losses::single("events", 0).to_string(), "nothing");
         assert_eq!(Losses::default().to_json(), json!({}));
-        assert_eq!(Losses::in_report(&json!({})), Losses::not_told());
-        assert_eq!(Losses::not_told().to_string(), "not reported");
-        assert_eq!(Losses::not_told().to_json(), Value::Null);
+        assert_eq!(Losses::in_report(&json!({})), Losses::unreported());
+        assert_eq!(Losses::unreported().to_string(), "not reported");
+        assert_eq!(Losses::unreported().to_json(), Value::Null);
     }
 }

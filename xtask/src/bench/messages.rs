@@ -7,16 +7,16 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::dial9;
-use super::figures::{Spread, ratios};
+use super::figures::{ValueSpread, ratios};
 use super::losses::Losses;
-use super::rounds::{self, Measured, Row, Sample};
+use super::rounds::{self, MeasuredRow, RoundSample, UnmeasuredRow};
 use super::switches::verdict;
-use super::workloads::{Case, of_tasks};
+use super::workloads::{WorkloadCase, of_tasks};
 
 /// The tracer of a row.
 enum Onlooker {
     /// No tracer.
-    Nobody,
+    Untraced,
     /// ctxtrace at a level, possibly with more options.
     Ctxtrace(&'static [&'static str]),
     /// dial9, which records this (`polls` or `wakes`); `off` is the same program without dial9.
@@ -36,7 +36,7 @@ struct Spec {
 const ROWS: [Spec; 8] = [
     Spec {
         name: "untraced",
-        onlooker: Onlooker::Nobody,
+        onlooker: Onlooker::Untraced,
         base: 0,
         goal: None,
     },
@@ -87,7 +87,7 @@ const ROWS: [Spec; 8] = [
 /// The table of one case.
 struct OfCase {
     name: &'static str,
-    rows: Vec<Measured>,
+    rows: Vec<MeasuredRow>,
 }
 
 /// The tables of all cases.
@@ -100,10 +100,10 @@ impl Messages {
     /// Measures all rows of all cases. If the program under dial9 does not build, its rows have the error instead of figures.
     pub(super) fn measure(rounds: usize) -> Result<Self> {
         let without_dial9 = dial9::build().err().map(|error| format!("{error:#}"));
-        let measure = |case: &'static Case| {
-            let rows: Vec<Row<'_>> = ROWS
+        let measure = |case: &'static WorkloadCase| {
+            let rows: Vec<UnmeasuredRow<'_>> = ROWS
                 .iter()
-                .map(|spec| Row {
+                .map(|spec| UnmeasuredRow {
                     name: spec.name,
                     run: Box::new(|| run(&spec.onlooker, case, without_dial9.as_deref())),
                 })
@@ -126,7 +126,7 @@ impl Messages {
                 self.rounds
             );
             for (index, row) in case.rows.iter().enumerate() {
-                match (&row.failure, Spread::of(&row.ns), case.ratio(index)) {
+                match (&row.failure, ValueSpread::from_values(&row.ns), case.ratio(index)) {
                     (None, Some(ns), Some(ratio)) => println!(
                         "{:32} {:>8.1}  {:31} {:18}  {}",
                         row.name,
@@ -160,15 +160,15 @@ impl Messages {
 
 impl OfCase {
     /// Returns the ratio of a row to the row that it is compared with, or `None` if either was not measured.
-    fn ratio(&self, index: usize) -> Option<Spread> {
-        Spread::of(&ratios(&self.rows[index].ns, &self.rows[ROWS[index].base].ns))
+    fn ratio(&self, index: usize) -> Option<ValueSpread> {
+        ValueSpread::from_values(&ratios(&self.rows[index].ns, &self.rows[ROWS[index].base].ns))
     }
 
     fn to_json(&self) -> Value {
-        let of_row = |(index, row): (usize, &Measured)| {
+        let of_row = |(index, row): (usize, &MeasuredRow)| {
             let mut json = row.to_json();
             json["base"] = json!(ROWS[ROWS[index].base].name);
-            json["ratio"] = json!(self.ratio(index).map(Spread::to_json));
+            json["ratio"] = json!(self.ratio(index).map(ValueSpread::to_json));
             json["goal_at_most"] = json!(ROWS[index].goal);
             json
         };
@@ -178,12 +178,12 @@ impl OfCase {
 }
 
 /// Runs a case once.
-fn run(onlooker: &Onlooker, case: &Case, without_dial9: Option<&str>) -> Result<Sample> {
+fn run(onlooker: &Onlooker, case: &WorkloadCase, without_dial9: Option<&str>) -> Result<RoundSample> {
     match onlooker {
-        Onlooker::Nobody => Ok(Sample::untraced(case.untraced()?)),
+        Onlooker::Untraced => Ok(RoundSample::untraced(case.untraced()?)),
         Onlooker::Ctxtrace(level) => {
             let (ns, report) = case.traced(level)?;
-            Ok(Sample {
+            Ok(RoundSample {
                 ns,
                 lost: Losses::in_report(&report),
             })
@@ -210,13 +210,18 @@ mod tests {
                 "{}",
                 row.name
             );
-            assert_eq!(!is_of_dial9, matches!(base.onlooker, Onlooker::Nobody), "{}", row.name);
+            assert_eq!(
+                !is_of_dial9,
+                matches!(base.onlooker, Onlooker::Untraced),
+                "{}",
+                row.name
+            );
         }
     }
 
     #[test]
     fn a_row_without_its_base_has_no_ratio() {
-        let row = |index: usize, ns: Vec<f64>| Measured {
+        let row = |index: usize, ns: Vec<f64>| MeasuredRow {
             name: ROWS[index].name.to_owned(),
             ns,
             lost: Losses::default(),

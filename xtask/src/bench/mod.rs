@@ -33,12 +33,12 @@ mod workloads;
 pub(crate) struct Args {
     /// What to measure
     #[command(subcommand)]
-    what: What,
+    what: Benchmark,
 }
 
 /// The benchmarks.
 #[derive(Debug, clap::Subcommand)]
-enum What {
+enum Benchmark {
     /// Compare the built-in workloads with minimal programs that do the same: the cost of harness and probe
     Workloads {
         /// Pairs of runs for each case
@@ -61,7 +61,7 @@ enum What {
     Overhead {
         /// Measure only this part; may be given several times
         #[arg(long, value_enum)]
-        only: Vec<overhead::Part>,
+        only: Vec<overhead::ReportedPart>,
         /// Number of rounds; a round runs every row once
         #[arg(long, default_value_t = 7)]
         rounds: usize,
@@ -99,19 +99,19 @@ enum What {
 pub(crate) fn main(args: &Args) -> Result<()> {
     ctxtrace::build()?;
     match &args.what {
-        What::Workloads { pairs } => workloads::against_plain(*pairs),
-        What::Tracing { pairs, level, polls } => {
+        Benchmark::Workloads { pairs } => workloads::against_plain(*pairs),
+        Benchmark::Tracing { pairs, level, polls } => {
             let level = if *polls { "timeline" } else { level };
             workloads::against_untraced(*pairs, level, *polls)
         }
-        What::Overhead {
+        Benchmark::Overhead {
             only,
             rounds,
             iterations,
             json,
         } => overhead::main(only, *rounds, *iterations, json.as_deref()),
-        What::Report { rounds, millions, json } => report::main(*rounds, millions, json.as_deref()),
-        What::Load { seconds, json } => load::main(*seconds, json.as_deref()),
+        Benchmark::Report { rounds, millions, json } => report::main(*rounds, millions, json.as_deref()),
+        Benchmark::Load { seconds, json } => load::main(*seconds, json.as_deref()),
     }
 }
 

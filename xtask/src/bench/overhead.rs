@@ -12,7 +12,7 @@ use crate::process;
 
 /// The parts of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Part {
+pub(super) enum ReportedPart {
     /// A switch of the ping-pong, pinned to one CPU
     Pinned,
     /// A switch of the ping-pong, not pinned
@@ -22,20 +22,20 @@ pub(super) enum Part {
 }
 
 /// All parts, in the order in which they are measured.
-const PARTS: [Part; 3] = [Part::Pinned, Part::Unpinned, Part::Messages];
+const PARTS: [ReportedPart; 3] = [ReportedPart::Pinned, ReportedPart::Unpinned, ReportedPart::Messages];
 
 /// Measures and prints one part after the other. `only` selects parts, all if it is empty. `iterations` is the number of round
 /// trips of a run.
-pub(super) fn main(only: &[Part], rounds: usize, iterations: u64, json: Option<&Path>) -> Result<()> {
+pub(super) fn main(only: &[ReportedPart], rounds: usize, iterations: u64, json: Option<&Path>) -> Result<()> {
     if !process::is_root() {
         bail!("the tools trace the whole system, which needs root: sudo cargo xtask bench overhead");
     }
     let mut figures = Map::new();
     for part in PARTS.into_iter().filter(|part| only.is_empty() || only.contains(part)) {
         let (name, of_part) = match part {
-            Part::Pinned => ("pinned", switches(Placing::Pinned, rounds, iterations)?),
-            Part::Unpinned => ("unpinned", switches(Placing::Free, rounds, iterations)?),
-            Part::Messages => {
+            ReportedPart::Pinned => ("pinned", switches(Placing::Pinned, rounds, iterations)?),
+            ReportedPart::Unpinned => ("unpinned", switches(Placing::Free, rounds, iterations)?),
+            ReportedPart::Messages => {
                 let messages = Messages::measure(rounds)?;
                 messages.print();
                 ("messages", messages.to_json())

@@ -54,7 +54,7 @@ mod tests {
     fn what_perf_says_is_understood() {
         let stats =
             "Aggregated stats:\n  TOTAL events:    1004440\n   LOST events:   3  ( 0.0%)\n LOST_SAMPLES events:  0\n";
-        assert_eq!(losses_in(stats), Losses::of("lost records", 3));
+        assert_eq!(losses_in(stats), Losses::single("lost records", 3));
         assert_eq!(
             samples_in("x\n[ perf record: Captured and wrote 104.135 MB p.data (1003742 samples) ]\n"),
             Some(1_003_742)

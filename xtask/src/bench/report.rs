@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use super::figures::{Spread, megabytes, ratios, thousands};
+use super::figures::{ValueSpread, megabytes, ratios, thousands};
 use super::losses::Losses;
 use super::{child, ctxtrace, perf, switches};
 use crate::process;
@@ -206,8 +206,8 @@ struct Ratio {
     by: Tool,
     /// The size, in millions of events.
     millions: u64,
-    by_event: Spread,
-    by_switch: Spread,
+    by_event: ValueSpread,
+    by_switch: ValueSpread,
 }
 
 fn compare(recordings: &[Recording]) -> Vec<Ratio> {
@@ -220,7 +220,8 @@ fn compare(recordings: &[Recording]) -> Vec<Ratio> {
         .filter(|ours| ours.by != Tool::Perf)
         .filter_map(|ours| {
             let perf = perf_of(ours.millions)?;
-            let ratio = |figure: fn(&Recording) -> Vec<f64>| Spread::of(&ratios(&figure(perf), &figure(ours)));
+            let ratio =
+                |figure: fn(&Recording) -> Vec<f64>| ValueSpread::from_values(&ratios(&figure(perf), &figure(ours)));
             Some(Ratio {
                 by: ours.by,
                 millions: perf.millions,
@@ -246,9 +247,9 @@ fn print(recordings: &[Recording], ratios: &[Ratio], rounds: usize, without_perf
     );
     for recording in recordings {
         let (Some(all), Some(event), Some(switch)) = (
-            Spread::of(&recording.ns),
-            Spread::of(&recording.per_event()),
-            Spread::of(&recording.per_switch()),
+            ValueSpread::from_values(&recording.ns),
+            ValueSpread::from_values(&recording.per_event()),
+            ValueSpread::from_values(&recording.per_switch()),
         ) else {
             continue;
         };
@@ -296,7 +297,7 @@ fn print(recordings: &[Recording], ratios: &[Ratio], rounds: usize, without_perf
 /// Returns the time per event of the largest capture divided by that of the smallest, which is 1 if the time is linear in the size.
 fn growth(recordings: &[Recording], by: Tool) -> Option<f64> {
     let ours = || recordings.iter().filter(|recording| recording.by == by);
-    let per_event = |recording: &Recording| Some(Spread::of(&recording.per_event())?.median);
+    let per_event = |recording: &Recording| Some(ValueSpread::from_values(&recording.per_event())?.median);
     let smallest = ours().min_by_key(|recording| recording.events)?;
     let largest = ours().max_by_key(|recording| recording.events)?;
     (largest.events > smallest.events).then_some(per_event(largest)? / per_event(smallest)?)
@@ -313,8 +314,8 @@ fn to_json(recordings: &[Recording], ratios: &[Ratio], without_perf: Option<&str
                 "kernel_switches": recording.switches,
                 "file_bytes": recording.bytes,
                 "ns": recording.ns,
-                "ns_per_event": Spread::of(&recording.per_event()).map(Spread::to_json),
-                "ns_per_switch": Spread::of(&recording.per_switch()).map(Spread::to_json),
+                "ns_per_event": ValueSpread::from_values(&recording.per_event()).map(ValueSpread::to_json),
+                "ns_per_switch": ValueSpread::from_values(&recording.per_switch()).map(ValueSpread::to_json),
                 "peak_bytes": recording.peak_bytes,
             })
         })

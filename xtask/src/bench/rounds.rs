@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use super::losses::Losses;
 
 /// The result of one run.
-pub(super) struct Sample {
+pub(super) struct RoundSample {
     /// Nanoseconds per switch or per message.
     pub(super) ns: f64,
     pub(super) lost: Losses,
 }
 
-impl Sample {
+impl RoundSample {
     /// Returns the result of an untraced run, which loses nothing.
     pub(super) fn untraced(ns: f64) -> Self {
         Self {
@@ -24,14 +24,14 @@ impl Sample {
 }
 
 /// A row of the table before it is measured.
-pub(super) struct Row<'a> {
+pub(super) struct UnmeasuredRow<'a> {
     pub(super) name: &'a str,
     /// Runs the row once.
-    pub(super) run: Box<dyn Fn() -> Result<Sample> + 'a>,
+    pub(super) run: Box<dyn Fn() -> Result<RoundSample> + 'a>,
 }
 
 /// A row of the table after it was measured.
-pub(super) struct Measured {
+pub(super) struct MeasuredRow {
     pub(super) name: String,
     /// Nanoseconds per switch or per message, round by round. Empty if one of the runs failed.
     pub(super) ns: Vec<f64>,
@@ -41,7 +41,7 @@ pub(super) struct Measured {
     pub(super) failure: Option<String>,
 }
 
-impl Measured {
+impl MeasuredRow {
     fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -52,7 +52,7 @@ impl Measured {
     }
 
     /// Runs the row once and adds the result, unless an earlier run has failed.
-    fn add(&mut self, row: &Row<'_>) {
+    fn add(&mut self, row: &UnmeasuredRow<'_>) {
         if self.failure.is_some() {
             return;
         }
@@ -75,8 +75,8 @@ impl Measured {
 }
 
 /// Measures all rows. Fails if the first row fails, because the others are compared with it.
-pub(super) fn measure(what: &str, rounds: usize, rows: &[Row<'_>]) -> Result<Vec<Measured>> {
-    let mut measured: Vec<Measured> = rows.iter().map(|row| Measured::new(row.name)).collect();
+pub(super) fn measure(what: &str, rounds: usize, rows: &[UnmeasuredRow<'_>]) -> Result<Vec<MeasuredRow>> {
+    let mut measured: Vec<MeasuredRow> = rows.iter().map(|row| MeasuredRow::new(row.name)).collect();
     for round in 0..rounds {
         for place in 0..rows.len() {
             let index = (place + round) % rows.len();
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn each_round_begins_with_another_row_and_a_row_that_fails_says_why() {
         let order = RefCell::new(String::new());
-        let row = |name: &'static str, fails: bool| Row {
+        let row = |name: &'static str, fails: bool| UnmeasuredRow {
             name,
             run: Box::new({
                 let order = &order;
@@ -108,9 +108,9 @@ mod tests {
                     if fails && order.borrow().len() > 3 {
                         bail!("it broke");
                     }
-                    Ok(Sample {
+                    Ok(RoundSample {
                         ns: 1.0,
-                        lost: Losses::of("events", 2),
+                        lost: Losses::single("events", 2),
                     })
                 }
             }),
@@ -119,7 +119,7 @@ mod tests {
         let measured = measure("a test", 3, &rows).expect("the first row does not fail");
         assert_eq!(*order.borrow(), "abcbcaca");
         assert_eq!(measured[0].ns, [1.0; 3]);
-        assert_eq!(measured[0].lost, Losses::of("events", 6));
+        assert_eq!(measured[0].lost, Losses::single("events", 6));
         assert_eq!(measured[1].failure.as_deref(), Some("it broke"));
         assert!(
             measured[1].ns.is_empty(),
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn without_its_base_nothing_is_measured() {
-        let row = Row {
+        let row = UnmeasuredRow {
             name: "untraced",
             run: Box::new(|| bail!("it broke")),
         };

@@ -9,9 +9,9 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::figures::{Spread, differences, ratios};
+use super::figures::{ValueSpread, differences, ratios};
 use super::losses::Losses;
-use super::rounds::{self, Measured, Row, Sample};
+use super::rounds::{self, MeasuredRow, RoundSample, UnmeasuredRow};
 use super::tools::{self, Running, Tool};
 use super::{child, ctxtrace};
 use crate::process;
@@ -19,7 +19,7 @@ use crate::process;
 /// The tracer of a row.
 enum Tracer {
     /// No tracer.
-    Nobody,
+    Untraced,
     /// `ctxtrace record` of the target at this level.
     Ctxtrace(&'static str),
     /// ctxtrace records another process, which shows the cost for programs that are not traced.
@@ -38,7 +38,7 @@ const OFFCPUTIME: &str = "offcputime";
 const PERF: &str = "perf sched record";
 
 const TRACERS: [(&str, Tracer); 12] = [
-    (UNTRACED, Tracer::Nobody),
+    (UNTRACED, Tracer::Untraced),
     (
         EMPTY,
         Tracer::System(Tool {
@@ -163,7 +163,7 @@ impl Placing {
 pub(super) struct Switches {
     placing: Placing,
     rounds: usize,
-    rows: Vec<Measured>,
+    rows: Vec<MeasuredRow>,
     /// The added cost of each row: its nanoseconds per switch minus those of the untraced row in the same round.
     added: Vec<Vec<f64>>,
 }
@@ -171,9 +171,9 @@ pub(super) struct Switches {
 impl Switches {
     /// Measures all rows. `iterations` is the number of round trips of a run.
     pub(super) fn measure(placing: Placing, rounds: usize, iterations: u64) -> Result<Self> {
-        let rows: Vec<Row<'_>> = TRACERS
+        let rows: Vec<UnmeasuredRow<'_>> = TRACERS
             .iter()
-            .map(|(name, tracer)| Row {
+            .map(|(name, tracer)| UnmeasuredRow {
                 name,
                 run: Box::new(move || run(tracer, placing, iterations)),
             })
@@ -192,10 +192,10 @@ impl Switches {
     }
 
     /// Returns the ratios that have a goal: the row of ctxtrace, the row of the other tool, the goal, and the ratio.
-    fn ratios(&self) -> impl Iterator<Item = (&str, &str, f64, Spread)> {
+    fn ratios(&self) -> impl Iterator<Item = (&str, &str, f64, ValueSpread)> {
         let added = |name| Some(&self.added[self.rows.iter().position(|row| row.name == name)?]);
         GOALS.iter().filter_map(move |&(subject, peer, goal)| {
-            let spread = Spread::of(&ratios(added(subject)?, added(peer)?))?;
+            let spread = ValueSpread::from_values(&ratios(added(subject)?, added(peer)?))?;
             Some((subject, peer, goal, spread))
         })
     }
@@ -211,7 +211,11 @@ impl Switches {
             self.rounds
         );
         for (row, added) in self.rows.iter().zip(&self.added) {
-            match (&row.failure, Spread::of(&row.ns), Spread::of(added)) {
+            match (
+                &row.failure,
+                ValueSpread::from_values(&row.ns),
+                ValueSpread::from_values(added),
+            ) {
                 (None, Some(ns), Some(added)) => println!(
                     "{:34} {:>8.0} {:>8.0}  {:24}  {}",
                     row.name,
@@ -265,15 +269,15 @@ pub(super) fn verdict(ratio: f64, at_most: f64) -> &'static str {
 }
 
 /// Runs the target once under a tracer.
-fn run(tracer: &Tracer, placing: Placing, iterations: u64) -> Result<Sample> {
+fn run(tracer: &Tracer, placing: Placing, iterations: u64) -> Result<RoundSample> {
     let target = || target(placing, iterations);
     match tracer {
-        Tracer::Nobody => Ok(Sample::untraced(target()?)),
+        Tracer::Untraced => Ok(RoundSample::untraced(target()?)),
         Tracer::Ctxtrace(level) => {
             let words = placing.target(iterations);
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
             let recorded = ctxtrace::record(&["--level", level], &words, child::run)?;
-            Ok(Sample {
+            Ok(RoundSample {
                 ns: per_switch(&recorded.finished.stdout, iterations)?,
                 lost: Losses::in_report(&recorded.report),
             })
@@ -288,18 +292,18 @@ fn run(tracer: &Tracer, placing: Placing, iterations: u64) -> Result<Sample> {
             let ns = target()?;
             let said = tracer.end();
             let lost = said.lines().find_map(|line| line.strip_prefix("Lost")).map(str::trim);
-            Ok(Sample {
+            Ok(RoundSample {
                 ns,
                 lost: match lost {
                     Some("nothing") => Losses::default(),
-                    Some(other) => Losses::of(other, 1),
-                    None => Losses::not_told(),
+                    Some(other) => Losses::single(other, 1),
+                    None => Losses::unreported(),
                 },
             })
         }
         Tracer::System(tool) => {
             let (ns, lost) = tool.beside(target)?;
-            Ok(Sample { ns, lost })
+            Ok(RoundSample { ns, lost })
         }
     }
 }
@@ -350,7 +354,7 @@ mod tests {
 
     #[test]
     fn ratios_are_of_what_is_added_round_by_round() {
-        let row = |name: &str, ns: [f64; 3]| Measured {
+        let row = |name: &str, ns: [f64; 3]| MeasuredRow {
             name: name.to_owned(),
             ns: ns.to_vec(),
             lost: Losses::default(),

@@ -58,8 +58,8 @@ impl Tool {
     }
 
     fn losses(&self, said: &str) -> Losses {
-        self.loses.map_or_else(Losses::not_told, |(words, what)| {
-            Losses::of(what, said.lines().filter(|line| line.contains(words)).count() as u64)
+        self.loses.map_or_else(Losses::unreported, |(words, what)| {
+            Losses::single(what, said.lines().filter(|line| line.contains(words)).count() as u64)
         })
     }
 }
@@ -206,11 +206,11 @@ mod tests {
         };
         let (result, lost) = tool.beside(|| Ok(7)).expect("sh runs");
         assert_eq!(result, 7);
-        assert_eq!(lost, Losses::of("events", 2));
+        assert_eq!(lost, Losses::single("events", 2));
     }
 
     #[test]
-    fn a_tool_that_ends_by_itself_says_so() {
+    fn a_tool_that_ends_early_is_an_error() {
         let tool = Tool {
             words: &["sh", "-c", "echo no rights; exit 3"],
             package: "dash",

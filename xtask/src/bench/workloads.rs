@@ -7,11 +7,11 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use super::ctxtrace;
-use super::figures::{Spread, quantile, ratios};
+use super::figures::{ValueSpread, quantile, ratios};
 use crate::process;
 
 /// A case: the specification of a workload, and the arguments of the plain program that does the same.
-pub(super) struct Case {
+pub(super) struct WorkloadCase {
     pub(super) name: &'static str,
     pub(super) iterations: u64,
     /// The specification of the workload, in which `ITERATIONS` stands for the number.
@@ -21,38 +21,38 @@ pub(super) struct Case {
 }
 
 /// All cases. Those without tasks come first.
-const CASES: [Case; 6] = [
-    Case {
+const CASES: [WorkloadCase; 6] = [
+    WorkloadCase {
         name: "process",
         iterations: 100_000,
         spec: r#"{"mode":"process","iterations":ITERATIONS,"pin":"same-cpu"}"#,
         plain: &["process"],
     },
-    Case {
+    WorkloadCase {
         name: "thread",
         iterations: 100_000,
         spec: r#"{"mode":"thread","iterations":ITERATIONS,"pin":"same-cpu"}"#,
         plain: &["thread"],
     },
-    Case {
+    WorkloadCase {
         name: "task, buffer 0",
         iterations: 1_000_000,
         spec: r#"{"mode":"task","iterations":ITERATIONS,"pin":"none","buffer":0,"root":"spawned"}"#,
         plain: &["task", "0"],
     },
-    Case {
+    WorkloadCase {
         name: "task, buffer 4096",
         iterations: 4_000_000,
         spec: r#"{"mode":"task","iterations":ITERATIONS,"pin":"none","buffer":4096,"root":"spawned"}"#,
         plain: &["task", "4096"],
     },
-    Case {
+    WorkloadCase {
         name: "task-pool, buffer 0",
         iterations: 1_000_000,
         spec: r#"{"mode":"task-pool","iterations":ITERATIONS,"pin":"none","buffer":0,"workers":2,"root":"spawned"}"#,
         plain: &["task-pool", "0"],
     },
-    Case {
+    WorkloadCase {
         name: "task-pool, buffer 4096",
         iterations: 4_000_000,
         spec: r#"{"mode":"task-pool","iterations":ITERATIONS,"pin":"none","buffer":4096,"workers":2,"root":"spawned"}"#,
@@ -64,18 +64,24 @@ const CASES: [Case; 6] = [
 const FIRST_OF_TASKS: usize = 2;
 
 /// Returns the cases with tasks.
-pub(super) fn of_tasks() -> &'static [Case] {
+pub(super) fn of_tasks() -> &'static [WorkloadCase] {
     &CASES[FIRST_OF_TASKS..]
 }
 
 /// Compares the workloads with the plain programs and prints the table.
 pub(super) fn against_plain(pairs: usize) -> Result<()> {
-    compare(pairs, &CASES, ["workload", "plain"], Case::untraced, Case::plain)
+    compare(
+        pairs,
+        &CASES,
+        ["workload", "plain"],
+        WorkloadCase::untraced,
+        WorkloadCase::plain,
+    )
 }
 
 /// Compares traced workloads with untraced ones and prints the table.
 pub(super) fn against_untraced(pairs: usize, level: &str, polls: bool) -> Result<()> {
-    let traced = |options: &'static [&'static str]| move |case: &Case| Ok(case.traced(options)?.0);
+    let traced = |options: &'static [&'static str]| move |case: &WorkloadCase| Ok(case.traced(options)?.0);
     if polls {
         let names = ["with polls", "untraced"];
         return compare(
@@ -83,21 +89,21 @@ pub(super) fn against_untraced(pairs: usize, level: &str, polls: bool) -> Result
             of_tasks(),
             names,
             traced(&["timeline", "--polls"]),
-            Case::untraced,
+            WorkloadCase::untraced,
         );
     }
-    let of_level = |case: &Case| Ok(case.traced(&[level])?.0);
-    compare(pairs, &CASES, ["traced", "untraced"], of_level, Case::untraced)
+    let of_level = |case: &WorkloadCase| Ok(case.traced(&[level])?.0);
+    compare(pairs, &CASES, ["traced", "untraced"], of_level, WorkloadCase::untraced)
 }
 
 /// Measures pairs of runs of each case, and prints the medians and the ratio.
 #[expect(clippy::print_stdout, reason = "the table is the output of the command")]
 fn compare(
     pairs: usize,
-    cases: &[Case],
+    cases: &[WorkloadCase],
     names: [&str; 2],
-    subject: impl Fn(&Case) -> Result<f64>,
-    base: impl Fn(&Case) -> Result<f64>,
+    subject: impl Fn(&WorkloadCase) -> Result<f64>,
+    base: impl Fn(&WorkloadCase) -> Result<f64>,
 ) -> Result<()> {
     println!(
         "{:24} {:>12} {:>12}   ratio (quartiles of {pairs} pairs)",
@@ -115,7 +121,7 @@ fn compare(
                 subjects.push(subject(case)?);
             }
         }
-        let ratio = Spread::of(&ratios(&subjects, &bases)).context("there were no pairs")?;
+        let ratio = ValueSpread::from_values(&ratios(&subjects, &bases)).context("there were no pairs")?;
         println!(
             "{:24} {:>12.1} {:>12.1}   {ratio:.3}",
             case.name,
@@ -126,7 +132,7 @@ fn compare(
     Ok(())
 }
 
-impl Case {
+impl WorkloadCase {
     /// Runs the traced workload, and returns the nanoseconds per message and the report. `level` is a level, which may be followed
     /// by more options.
     pub(super) fn traced(&self, level: &[&str]) -> Result<(f64, Value)> {

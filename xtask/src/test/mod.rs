@@ -21,7 +21,7 @@ use cargo_metadata::{Artifact, Message, TargetKind};
 
 use self::outcome::Outcome;
 use self::repeat::Repetition;
-use crate::kernels::{self, Kernel, KernelTest, Way};
+use crate::kernels::{self, KernelImage, KernelTest, Way};
 use crate::{process, setup, tokio_releases};
 
 /// The integration test of the crate `ctxtrace` that needs root.
@@ -63,7 +63,7 @@ pub(crate) struct Args {
 
     /// Run only privileged tests, on this kernel in QEMU; may be given several times
     #[arg(long, value_enum, value_name = "VERSION")]
-    kernel: Vec<Kernel>,
+    kernel: Vec<KernelImage>,
 
     /// Add these words to the kernel's command line; with preempt=full the tests that count sleeps do not run
     #[arg(long, value_name = "WORDS", requires = "kernel")]

@@ -56,7 +56,7 @@ pub(super) fn run(tests: &[String], repetition: Repetition<'_>, command: impl Fn
             if there >= round as usize {
                 continue;
             }
-            let load = repetition.beside_load.then(Load::start).transpose()?;
+            let load = repetition.beside_load.then(BusyPrograms::start).transpose()?;
             let (result, output) = run_once(test, &mut command(test))?;
             drop(load);
             eprintln!("round {round}: {test}: {} in {:.1} s", result.word, result.seconds);
@@ -190,9 +190,9 @@ pub(super) fn build_id(executables: &[PathBuf]) -> Result<String> {
 }
 
 /// Programs that keep all CPUs busy. They are killed when the value is dropped, and end by themselves after [`LIMIT`] of CPU time.
-struct Load(Vec<Child>);
+struct BusyPrograms(Vec<Child>);
 
-impl Load {
+impl BusyPrograms {
     fn start() -> Result<Self> {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let mut load = Self(Vec::new());
@@ -206,7 +206,7 @@ impl Load {
     }
 }
 
-impl Drop for Load {
+impl Drop for BusyPrograms {
     fn drop(&mut self) {
         for child in &mut self.0 {
             let _ = child.kill();

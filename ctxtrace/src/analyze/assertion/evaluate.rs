@@ -2,11 +2,11 @@
 
 use serde_json::Value;
 
-use super::{Assertion, Bound, Condition, Number, Step, Steps, parse, schema};
+use super::{Assertion, Bound, Condition, Number, PathStep, Steps, parse, schema};
 
 /// Maximum number of existing values that a message lists if the selected value does not exist. The message gives the number of
 /// the remaining values.
-const OTHERS_TOLD: usize = 8;
+const MAX_OTHERS_LISTED: usize = 8;
 
 /// Why an assertion does not hold.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -30,7 +30,7 @@ fn value_in_words(value: &Result<Bound, String>, summed: Option<usize>) -> Strin
 }
 
 /// A value in the report and its path.
-struct Place<'a> {
+struct ReportValue<'a> {
     /// The path in the form that `unavailable` uses.
     path: String,
     value: &'a Value,
@@ -44,7 +44,7 @@ impl Assertion {
     /// If the assertion does not hold. An assertion on a null never holds. The error has the value that was found.
     pub fn evaluate(&self, report: &Value) -> Result<(), NotMet> {
         let places = self.places(report)?;
-        let selects = self.path.iter().any(|step| matches!(step, Step::Select(_)));
+        let selects = self.path.iter().any(|step| matches!(step, PathStep::Select(_)));
         let found = match places.as_slice() {
             [one] if !selects => compared(one, report)?,
             several => Bound::Number(sum(several, report)?),
@@ -69,8 +69,8 @@ impl Assertion {
     }
 
     /// Returns every value that the path leads to.
-    fn places<'a>(&self, report: &'a Value) -> Result<Vec<Place<'a>>, NotMet> {
-        let mut places = vec![Place {
+    fn places<'a>(&self, report: &'a Value) -> Result<Vec<ReportValue<'a>>, NotMet> {
+        let mut places = vec![ReportValue {
             path: String::new(),
             value: report,
         }];
@@ -81,9 +81,9 @@ impl Assertion {
                     return Err(null(place, report));
                 }
                 match step {
-                    Step::Field(name) => next.push(field(place, name)),
-                    Step::Index(index) => next.push(element(place, *index)?),
-                    Step::Select(conditions) => {
+                    PathStep::Field(name) => next.push(field(place, name)),
+                    PathStep::Index(index) => next.push(element(place, *index)?),
+                    PathStep::Select(conditions) => {
                         next.extend(selected(place, conditions, &self.path[..index])?);
                     }
                 }
@@ -94,19 +94,19 @@ impl Assertion {
     }
 }
 
-fn field<'a>(place: &Place<'a>, name: &str) -> Place<'a> {
+fn field<'a>(place: &ReportValue<'a>, name: &str) -> ReportValue<'a> {
     let dot = if place.path.is_empty() { "" } else { "." };
-    Place {
+    ReportValue {
         path: format!("{}{dot}{name}", place.path),
         // Indexing with an absent field gives null.
         value: &place.value[name],
     }
 }
 
-fn element<'a>(place: &Place<'a>, index: usize) -> Result<Place<'a>, NotMet> {
+fn element<'a>(place: &ReportValue<'a>, index: usize) -> Result<ReportValue<'a>, NotMet> {
     let path = format!("{}[{index}]", place.path);
     match place.value.get(index) {
-        Some(value) => Ok(Place { path, value }),
+        Some(value) => Ok(ReportValue { path, value }),
         None => {
             let length = place.value.as_array().map_or(0, Vec::len);
             Err(NotMet {
@@ -123,7 +123,11 @@ fn element<'a>(place: &Place<'a>, index: usize) -> Result<Place<'a>, NotMet> {
 
 /// Returns the elements that meet all conditions. Fails if the value of a condition may be misspelt. `steps` is the path of the
 /// list.
-fn selected<'a>(place: &Place<'a>, conditions: &[Condition], steps: &[Step]) -> Result<Vec<Place<'a>>, NotMet> {
+fn selected<'a>(
+    place: &ReportValue<'a>,
+    conditions: &[Condition],
+    steps: &[PathStep],
+) -> Result<Vec<ReportValue<'a>>, NotMet> {
     let elements = place.value.as_array().map_or(&[][..], Vec::as_slice);
     for condition in conditions {
         let anywhere = elements.iter().any(|element| meets(element, condition));
@@ -145,7 +149,7 @@ fn selected<'a>(place: &Place<'a>, conditions: &[Condition], steps: &[Step]) -> 
         .iter()
         .enumerate()
         .filter(|(_, element)| meets_all(element))
-        .map(|(index, value)| Place {
+        .map(|(index, value)| ReportValue {
             path: format!("{}[{index}]", place.path),
             value,
         })
@@ -177,8 +181,8 @@ fn others(elements: &[Value], key: &str) -> String {
             values.push(value);
         }
     }
-    let rest = values.len().saturating_sub(OTHERS_TOLD);
-    values.truncate(OTHERS_TOLD);
+    let rest = values.len().saturating_sub(MAX_OTHERS_LISTED);
+    values.truncate(MAX_OTHERS_LISTED);
     match (values.is_empty(), rest) {
         (true, _) => String::new(),
         (false, 0) => format!("; existing values: {}", values.join(", ")),
@@ -186,7 +190,7 @@ fn others(elements: &[Value], key: &str) -> String {
     }
 }
 
-fn compared(place: &Place<'_>, report: &Value) -> Result<Bound, NotMet> {
+fn compared(place: &ReportValue<'_>, report: &Value) -> Result<Bound, NotMet> {
     match place.value {
         Value::Bool(flag) => Ok(Bound::Flag(*flag)),
         Value::Number(number) => of_json(number).map(Bound::Number).ok_or_else(|| null(place, report)),
@@ -194,7 +198,7 @@ fn compared(place: &Place<'_>, report: &Value) -> Result<Bound, NotMet> {
     }
 }
 
-fn sum(places: &[Place<'_>], report: &Value) -> Result<Number, NotMet> {
+fn sum(places: &[ReportValue<'_>], report: &Value) -> Result<Number, NotMet> {
     let mut sum = Number::Whole(0);
     for place in places {
         match compared(place, report)? {
@@ -214,7 +218,7 @@ fn of_json(number: &serde_json::Number) -> Option<Number> {
 }
 
 /// Makes the error for a null. The reason comes from the report's `unavailable`.
-fn null(place: &Place<'_>, report: &Value) -> NotMet {
+fn null(place: &ReportValue<'_>, report: &Value) -> NotMet {
     let entries = report["unavailable"].as_array().into_iter().flatten();
     let reason = entries
         .filter(|entry| entry["path"].as_str().is_some_and(|path| covers(path, &place.path)))

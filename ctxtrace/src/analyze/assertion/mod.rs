@@ -32,7 +32,7 @@ pub use evaluate::NotMet;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assertion {
     /// The path of the figure in the report. Never empty.
-    path: Vec<Step>,
+    path: Vec<PathStep>,
     operator: Operator,
     bound: Bound,
 }
@@ -42,7 +42,7 @@ impl Eq for Assertion {}
 
 /// One step of a path into the report.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
+enum PathStep {
     /// `.name`: a field.
     Field(String),
     /// `[3]`: an element of a list by its index.
@@ -160,16 +160,16 @@ impl fmt::Display for Assertion {
 }
 
 /// A path, or the beginning of a path, that is displayed as text.
-struct Steps<'a>(&'a [Step]);
+struct Steps<'a>(&'a [PathStep]);
 
 impl fmt::Display for Steps<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, step) in self.0.iter().enumerate() {
             match step {
-                Step::Field(name) if index == 0 => f.write_str(name)?,
-                Step::Field(name) => write!(f, ".{name}")?,
-                Step::Index(index) => write!(f, "[{index}]")?,
-                Step::Select(conditions) => conditions.iter().try_for_each(|condition| write!(f, "{condition}"))?,
+                PathStep::Field(name) if index == 0 => f.write_str(name)?,
+                PathStep::Field(name) => write!(f, ".{name}")?,
+                PathStep::Index(index) => write!(f, "[{index}]")?,
+                PathStep::Select(conditions) => conditions.iter().try_for_each(|condition| write!(f, "{condition}"))?,
             }
         }
         Ok(())

@@ -11,7 +11,7 @@
 //!
 //! Spaces are allowed between any two of these elements.
 
-use super::{Assertion, Bound, Condition, Invalid, Number, Operator, Step};
+use super::{Assertion, Bound, Condition, Invalid, Number, Operator, PathStep};
 
 /// Parses an expression.
 pub(super) fn parse(text: &str) -> Result<Assertion, Invalid> {
@@ -23,14 +23,14 @@ pub(super) fn parse(text: &str) -> Result<Assertion, Invalid> {
     Ok(Assertion { path, operator, bound })
 }
 
-fn path(cursor: &mut Cursor<'_>) -> Result<Vec<Step>, Invalid> {
-    let mut steps = vec![Step::Field(name(cursor)?)];
+fn path(cursor: &mut Cursor<'_>) -> Result<Vec<PathStep>, Invalid> {
+    let mut steps = vec![PathStep::Field(name(cursor)?)];
     loop {
         if cursor.take(".") {
-            steps.push(Step::Field(name(cursor)?));
+            steps.push(PathStep::Field(name(cursor)?));
         } else if cursor.take("[") {
             match (bracket(cursor)?, steps.last_mut()) {
-                (Step::Select(more), Some(Step::Select(conditions))) => conditions.extend(more),
+                (PathStep::Select(more), Some(PathStep::Select(conditions))) => conditions.extend(more),
                 (step, _) => steps.push(step),
             }
         } else {
@@ -52,7 +52,7 @@ fn name(cursor: &mut Cursor<'_>) -> Result<String, Invalid> {
 }
 
 /// Parses the rest of a step after `[`, up to and including `]`.
-fn bracket(cursor: &mut Cursor<'_>) -> Result<Step, Invalid> {
+fn bracket(cursor: &mut Cursor<'_>) -> Result<PathStep, Invalid> {
     cursor.skip_spaces();
     let digits = cursor.take_while(|c| c.is_ascii_digit());
     let step = if digits.is_empty() {
@@ -61,10 +61,10 @@ fn bracket(cursor: &mut Cursor<'_>) -> Result<Step, Invalid> {
             return Err(cursor.expected("`=` and a value"));
         }
         let value = value(cursor)?;
-        Step::Select(vec![Condition { key, value }])
+        PathStep::Select(vec![Condition { key, value }])
     } else {
         let too_large = |_| Invalid(format!("`[{digits}]` is not an index: the number is too large"));
-        Step::Index(digits.parse().map_err(too_large)?)
+        PathStep::Index(digits.parse().map_err(too_large)?)
     };
     if cursor.take("]") {
         Ok(step)

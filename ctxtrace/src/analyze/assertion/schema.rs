@@ -5,7 +5,7 @@
 use serde_json::{Map, Value};
 
 use super::parse::number;
-use super::{Assertion, Bound, Condition, Invalid, Operator, Step, Steps};
+use super::{Assertion, Bound, Condition, Invalid, Operator, PathStep, Steps};
 use crate::analyze::result::Report;
 
 /// Names with at least this similarity (Jaro-Winkler, 0 to 1) are suggested.
@@ -22,7 +22,7 @@ pub(super) fn check(assertion: &Assertion) -> Result<(), Invalid> {
     let steps = &assertion.path;
     let shape = schema.walk(steps)?;
     let path = Steps(steps);
-    let selects = steps.iter().any(|step| matches!(step, Step::Select(_)));
+    let selects = steps.iter().any(|step| matches!(step, PathStep::Select(_)));
     match (shape, assertion.bound) {
         (Shape::Number, Bound::Number(_)) => Ok(()),
         (Shape::Number, Bound::Flag(_)) => Err(Invalid(format!(
@@ -51,7 +51,7 @@ pub(super) fn check(assertion: &Assertion) -> Result<(), Invalid> {
 }
 
 /// Whether the schema lists the possible values of the field `key` in the elements of the list at `steps`.
-pub(super) fn lists_values(steps: &[Step], key: &str) -> bool {
+pub(super) fn lists_values(steps: &[PathStep], key: &str) -> bool {
     let schema = schemars::schema_for!(Report);
     let schema = Schema {
         root: schema.as_value(),
@@ -117,7 +117,7 @@ impl<'a> Schema<'a> {
     }
 
     /// Returns the shape at the end of a path.
-    fn walk(&self, steps: &[Step]) -> Result<Shape<'a>, Invalid> {
+    fn walk(&self, steps: &[PathStep]) -> Result<Shape<'a>, Invalid> {
         let mut shape = self.shape(self.root);
         for (index, step) in steps.iter().enumerate() {
             shape = self.step(&shape, &steps[..index], step)?;
@@ -126,27 +126,27 @@ impl<'a> Schema<'a> {
     }
 
     /// Returns the shape after one more step. `before` is the path that leads to `shape`.
-    fn step(&self, shape: &Shape<'a>, before: &[Step], step: &Step) -> Result<Shape<'a>, Invalid> {
+    fn step(&self, shape: &Shape<'a>, before: &[PathStep], step: &PathStep) -> Result<Shape<'a>, Invalid> {
         let whole = Steps(before);
         match (shape, step) {
-            (Shape::Group(fields), Step::Field(name)) => match fields.get(name) {
+            (Shape::Group(fields), PathStep::Field(name)) => match fields.get(name) {
                 Some(schema) => Ok(self.shape(schema)),
                 None => Err(self.unknown(before, fields, name)),
             },
-            (Shape::List(element), Step::Field(name)) => Err(Invalid(format!(
+            (Shape::List(element), PathStep::Field(name)) => Err(Invalid(format!(
                 "`{whole}` is a list: select elements, as in {whole}[0].{name} or {whole}[key=value].{name}{}",
                 self.keys(element)
             ))),
-            (Shape::List(element), Step::Index(_)) => Ok(self.shape(element)),
-            (Shape::List(element), Step::Select(conditions)) => {
+            (Shape::List(element), PathStep::Index(_)) => Ok(self.shape(element)),
+            (Shape::List(element), PathStep::Select(conditions)) => {
                 let of_element = self.shape(element);
                 for condition in conditions {
                     self.condition(&whole, &of_element, condition)?;
                 }
                 Ok(of_element)
             }
-            (_, Step::Field(name)) => Err(Invalid(format!("`{whole}` is not a group and has no `{name}`"))),
-            (_, Step::Index(_) | Step::Select(_)) => Err(Invalid(format!("`{whole}` is not a list"))),
+            (_, PathStep::Field(name)) => Err(Invalid(format!("`{whole}` is not a group and has no `{name}`"))),
+            (_, PathStep::Index(_) | PathStep::Select(_)) => Err(Invalid(format!("`{whole}` is not a list"))),
         }
     }
 
@@ -185,7 +185,7 @@ impl<'a> Schema<'a> {
     }
 
     /// Makes the error for a name that does not exist, with suggestions.
-    fn unknown(&self, before: &[Step], fields: &Map<String, Value>, name: &str) -> Invalid {
+    fn unknown(&self, before: &[PathStep], fields: &Map<String, Value>, name: &str) -> Invalid {
         let whole = if before.is_empty() {
             "the report".to_owned()
         } else {

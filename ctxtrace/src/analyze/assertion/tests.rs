@@ -339,13 +339,13 @@ fn for_each_figure(value: &Value, path: &str, visit: &mut impl FnMut(&str, &Valu
     }
 }
 
-fn some_step() -> impl Strategy<Value = Step> {
+fn some_step() -> impl Strategy<Value = PathStep> {
     let name = "[a-zA-Z_][a-zA-Z0-9_-]{0,8}";
     let condition = (name, any::<String>()).prop_map(|(key, value)| Condition { key, value });
     prop_oneof![
-        name.prop_map(Step::Field),
-        any::<usize>().prop_map(Step::Index),
-        prop::collection::vec(condition, 1..3).prop_map(Step::Select),
+        name.prop_map(PathStep::Field),
+        any::<usize>().prop_map(PathStep::Index),
+        prop::collection::vec(condition, 1..3).prop_map(PathStep::Select),
     ]
 }
 
@@ -359,7 +359,7 @@ fn some_bound() -> impl Strategy<Value = Bound> {
 }
 
 fn some_assertion() -> impl Strategy<Value = Assertion> {
-    let first = "[a-zA-Z_][a-zA-Z0-9_-]{0,8}".prop_map(Step::Field);
+    let first = "[a-zA-Z_][a-zA-Z0-9_-]{0,8}".prop_map(PathStep::Field);
     let operator = prop::sample::select(Operator::ALL.to_vec());
     let more = prop::collection::vec(some_step(), 0..5);
     (first, more, operator, some_bound()).prop_map(|(first, more, operator, bound)| {
@@ -367,7 +367,7 @@ fn some_assertion() -> impl Strategy<Value = Assertion> {
         for step in more {
             // Two consecutive selections are one step.
             match (step, steps.last_mut()) {
-                (Step::Select(more), Some(Step::Select(conditions))) => conditions.extend(more),
+                (PathStep::Select(more), Some(PathStep::Select(conditions))) => conditions.extend(more),
                 (step, _) => steps.push(step),
             }
         }

@@ -22,10 +22,10 @@ use std::collections::BTreeMap;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::stack::{SumKey, SwitchSum};
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::analyze::profile;
-use crate::correlate::budget::{Budget, Window};
+use crate::correlate::budget::{ThreadTimeBudget, Window};
 use crate::correlate::intervals::{Before, State};
 use crate::correlate::ledger::{entry_of, ledger};
 use crate::symbolize::category::{Belongs, Category, calls_from, off_cpu, on_cpu};
@@ -34,7 +34,7 @@ use crate::trace::run::Run;
 use crate::trace::symbols::Frame;
 
 /// How a thread spent a part of its time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Spent {
     /// On a CPU, in the program.
@@ -67,7 +67,7 @@ impl Spent {
 }
 
 /// The cause of a part of the time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// Code of this category: its own time, the time of its system calls, and the time it sleeps.
@@ -96,7 +96,7 @@ impl Cause {
 
 /// A part of the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Part {
+pub struct TimePart {
     /// How the time was spent.
     pub spent: Spent,
     /// For time off the CPU, the number of the class of the switch-out that began it.
@@ -105,7 +105,7 @@ pub struct Part {
     pub cause: Cause,
 }
 
-impl Part {
+impl TimePart {
     /// Returns the class of the ledger. `None` for time on the CPU.
     #[must_use]
     pub fn class(&self) -> Option<Class> {
@@ -137,7 +137,7 @@ pub type Stacks = BTreeMap<Vec<Frame>, f64>;
 
 /// What threads sleep for, from a run with stacks.
 #[derive(Clone, Debug, Default)]
-pub struct Asleep {
+pub struct SleepCauses {
     /// Off-CPU time in nanoseconds, by the number of the class and by the category of the code that slept.
     classes: BTreeMap<u8, BTreeMap<Category, u64>>,
     /// Off-CPU time by what the threads were doing and by the stacks of their switch-outs.
@@ -153,10 +153,10 @@ fn wait_of(run: &Run) -> Cause {
     }
 }
 
-impl Asleep {
+impl SleepCauses {
     /// Adds up the off-CPU time of a run with stacks, in which `messages` messages were handled.
     #[must_use]
-    pub fn of(run: &Run, messages: f64) -> Self {
+    pub fn from_run(run: &Run, messages: f64) -> Self {
         let mut asleep = Self::default();
         for stack in stacks::switches(run).stacks {
             asleep.stacks.insert(stack.frames, stack.ns as f64 / messages);
@@ -177,7 +177,7 @@ impl Asleep {
     /// CPU did before, and `run_queue` is the cause of a wait that is not attributed to a sleep.
     fn wait(&self, class: u8, before: Option<Before>, run_queue: Cause) -> Vec<(Cause, f64)> {
         let belongs_to_sleep = |category| {
-            let slept = Part {
+            let slept = TimePart {
                 spent: Spent::Blocked,
                 class,
                 cause: Cause::Code(category),
@@ -236,7 +236,7 @@ fn off_cpu_by_class(run: &Run) -> BTreeMap<Class, u64> {
 #[derive(Clone, Debug, Default)]
 pub struct Account {
     /// Every part, in nanoseconds per message.
-    pub parts: BTreeMap<Part, f64>,
+    pub parts: BTreeMap<TimePart, f64>,
     /// On-CPU time by function, in nanoseconds per message.
     pub functions: BTreeMap<Belongs, f64>,
     /// On-CPU time by stack, in nanoseconds per message.
@@ -257,7 +257,13 @@ impl Account {
     /// Makes the account of a run with samples. `budget` has the sums of the run's timeline in `window`, in which `messages`
     /// messages were handled.
     #[must_use]
-    pub fn of(run: &Run, budget: &Budget, window: Window, messages: f64, asleep: &Asleep) -> Self {
+    pub fn from_timeline(
+        run: &Run,
+        budget: &ThreadTimeBudget,
+        window: Window,
+        messages: f64,
+        asleep: &SleepCauses,
+    ) -> Self {
         let mut account = Self {
             switches: budget.switches() as f64 / messages,
             wall_ns: (window.to_ns - window.from_ns) as f64 / messages,
@@ -268,7 +274,7 @@ impl Account {
         let places = profile::places(run, |at_ns| window.clip(at_ns, at_ns + 1).is_some());
         account.samples = places.values().saturating_sum();
         let on_cpu_ns = budget.in_state(State::OnCpu) as f64 / messages;
-        let part = |spent, class, cause| Part { spent, class, cause };
+        let part = |spent, class, cause| TimePart { spent, class, cause };
         let run_queue = wait_of(run);
         for (place, &count) in &places {
             let frames = stacks::sampled(run, place);
@@ -308,7 +314,7 @@ impl Account {
     /// Makes the account of a run without a timeline, from the sums over the whole run. For each class it is not known how long
     /// threads slept and how long they were ready to run. It is also not known what their on-CPU time was for.
     #[must_use]
-    pub fn of_sums(run: &Run, messages: f64, asleep: &Asleep) -> Self {
+    pub fn of_sums(run: &Run, messages: f64, asleep: &SleepCauses) -> Self {
         let threads = || run.aggregates.threads.iter().map(|record| &record.thread);
         let mut account = Self {
             switches: run.switches() as f64 / messages,
@@ -318,7 +324,7 @@ impl Account {
         };
         let on_cpu_ns: u64 = threads().map(|thread| thread.on_cpu_ns).saturating_sum();
         account.add(
-            Part {
+            TimePart {
                 spent: Spent::OnCpu,
                 class: 0,
                 cause: Cause::Code(Category::Unknown),
@@ -330,7 +336,7 @@ impl Account {
             *throttled.entry(entry_of(key, &run.aggregates).class).or_default() += sum.off_cpu_ns;
         }
         for (class, ns) in &throttled {
-            let part = Part {
+            let part = TimePart {
                 spent: Spent::OffCpu,
                 class: *class as u8,
                 cause: Cause::Quota,
@@ -341,7 +347,7 @@ impl Account {
             let class = of_class as u8;
             let off_cpu_ns = off_cpu_ns.saturating_sub(throttled.get(&of_class).copied().unwrap_or(0));
             for (category, share) in asleep.shares(class) {
-                let part = Part {
+                let part = TimePart {
                     spent: Spent::OffCpu,
                     class,
                     cause: Cause::Code(category),
@@ -354,7 +360,7 @@ impl Account {
         account
     }
 
-    fn add(&mut self, part: Part, ns: f64) {
+    fn add(&mut self, part: TimePart, ns: f64) {
         *self.parts.entry(part).or_default() += ns;
     }
 
@@ -385,7 +391,7 @@ impl Account {
 
     /// Returns the sum of the parts for which `fits` returns true.
     #[must_use]
-    pub fn sum(&self, fits: impl Fn(&Part) -> bool) -> f64 {
+    pub fn sum(&self, fits: impl Fn(&TimePart) -> bool) -> f64 {
         self.parts.iter().filter(|(part, _)| fits(part)).map(|(_, ns)| ns).sum()
     }
 
@@ -401,8 +407,8 @@ impl Account {
 mod tests {
     use super::*;
 
-    fn part(spent: Spent, class: Class, category: Category) -> Part {
-        Part {
+    fn part(spent: Spent, class: Class, category: Category) -> TimePart {
+        TimePart {
             spent,
             class: class as u8,
             cause: Cause::Code(category),
@@ -460,7 +466,7 @@ mod tests {
                 BTreeMap::from([(Category::Locks, 30), (Category::Scheduler, 10)]),
             )
         };
-        let asleep = Asleep {
+        let asleep = SleepCauses {
             classes: BTreeMap::from([
                 of(Class::TaskBlocked),
                 of(Class::WorkerParked),
@@ -490,6 +496,6 @@ mod tests {
 
     #[test]
     fn a_class_that_never_slept_in_the_run_with_stacks_is_unknown() {
-        assert_eq!(Asleep::default().shares(5), [(Category::Unknown, 1.0)]);
+        assert_eq!(SleepCauses::default().shares(5), [(Category::Unknown, 1.0)]);
     }
 }

@@ -10,9 +10,9 @@ pub mod account;
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use account::{Account, Cause, Part, Spent};
+use account::{Account, Cause, Spent, TimePart};
 
 use crate::analyze::attribution::class;
 use crate::analyze::percentile::median;
@@ -25,7 +25,7 @@ use crate::symbolize::category::{Belongs, Category};
 const MOST_FUNCTIONS: usize = 20;
 
 /// The unit that times and counts are divided by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unit {
     /// A message of a built-in workload.
@@ -50,7 +50,7 @@ impl Unit {
 
 /// How the threads of base and subject spend their time, in the measured section of the workload. Times are in nanoseconds per
 /// message, run or second.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Budget {
     /// Number of traced runs of each case.
     pub runs: u64,
@@ -69,7 +69,7 @@ pub struct Budget {
     /// The added time by cause, the largest difference first.
     pub causes: Vec<CauseRow>,
     /// Time in the kernel or caused by it, of all causes together. The cost of kernel switches is a part of this time.
-    pub kernel: Kernel,
+    pub kernel: KernelTime,
     /// Every part of the budget.
     pub parts: Vec<PartRow>,
     /// The functions whose on-CPU time differs most, at most 20.
@@ -77,7 +77,7 @@ pub struct Budget {
 }
 
 /// The sums of one case. Times are in nanoseconds per message, run or second.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Sums {
     /// Number of threads.
     pub threads: u64,
@@ -97,7 +97,7 @@ pub struct Sums {
 }
 
 /// The time spent for one cause. Time spent waiting for work is not included.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct CauseRow {
     /// The cause.
     pub cause: Cause,
@@ -113,8 +113,8 @@ pub struct CauseRow {
 
 /// Time in the kernel or caused by it, of all causes together: the kernel's code, the run queue, and sleep other than waiting for
 /// work.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Kernel {
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct KernelTime {
     /// Kernel switches of the base per message, run or second.
     pub base_switches: f64,
     /// Kernel switches of the subject per message, run or second.
@@ -130,7 +130,7 @@ pub struct Kernel {
 }
 
 /// One part of the budget.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PartRow {
     /// How the time is spent.
     pub spent: Spent,
@@ -147,7 +147,7 @@ pub struct PartRow {
 }
 
 /// On-CPU time of one function.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct FunctionRow {
     /// Name of the function.
     pub function: String,
@@ -191,7 +191,7 @@ pub fn budget(pairs: Pairs<'_>, confidence: f64) -> Option<Budget> {
             .map(|(base, subject)| subject.busy_ns() - base.busy_ns())
             .collect(),
     };
-    let keys: BTreeSet<Part> = bases
+    let keys: BTreeSet<TimePart> = bases
         .iter()
         .chain(&subjects)
         .flat_map(|account| account.parts.keys().copied())
@@ -252,7 +252,7 @@ impl Compared<'_> {
         )
     }
 
-    fn causes(&self, keys: &BTreeSet<Part>, confidence: f64) -> Vec<CauseRow> {
+    fn causes(&self, keys: &BTreeSet<TimePart>, confidence: f64) -> Vec<CauseRow> {
         let busy: BTreeSet<Cause> = keys
             .iter()
             .filter(|part| !part.is_waiting())
@@ -277,10 +277,10 @@ impl Compared<'_> {
         causes
     }
 
-    fn kernel(&self, confidence: f64) -> Kernel {
+    fn kernel(&self, confidence: f64) -> KernelTime {
         let (base_switches, subject_switches, _) = self.of(|account| account.switches);
         let (base_ns, subject_ns, differences) = self.of(Account::kernel_ns);
-        Kernel {
+        KernelTime {
             base_switches,
             subject_switches,
             base_ns,
@@ -290,7 +290,7 @@ impl Compared<'_> {
         }
     }
 
-    fn part(&self, part: &Part) -> PartRow {
+    fn part(&self, part: &TimePart) -> PartRow {
         let (base_ns, subject_ns, _) = self.of(|account| account.sum(|other| other == part));
         PartRow {
             spent: part.spent,

@@ -1,6 +1,6 @@
 //! The lines about a machine.
 
-use super::{Line, Standing};
+use super::{CheckLine, Standing};
 use crate::trace::machine::{Answer, Machine, Wanted};
 
 const CAP_SYS_PTRACE: u64 = 1 << 19;
@@ -20,7 +20,7 @@ const CAPABILITIES: [(u64, &str); 5] = [
 
 /// Returns the lines about this machine.
 #[must_use]
-pub fn machine(facts: &Machine) -> Vec<Line> {
+pub fn machine(facts: &Machine) -> Vec<CheckLine> {
     let mut lines = vec![
         kernel(facts),
         btf(facts),
@@ -62,28 +62,28 @@ fn program(facts: &Machine) -> String {
     }
 }
 
-fn kernel(facts: &Machine) -> Line {
+fn kernel(facts: &Machine) -> CheckLine {
     let found = format!("Linux {} on {}", facts.kernel, facts.architecture);
     if facts.architecture == "x86_64" {
-        Line::ok("kernel", found)
+        CheckLine::ok("kernel", found)
     } else {
-        Line::new("kernel", Standing::Missing, format!("{found}: ctxtrace is for x86-64"))
+        CheckLine::new("kernel", Standing::Missing, format!("{found}: ctxtrace is for x86-64"))
     }
 }
 
-fn btf(facts: &Machine) -> Line {
+fn btf(facts: &Machine) -> CheckLine {
     match &facts.btf_problem {
-        None => Line::ok(
+        None => CheckLine::ok(
             "BTF",
             "the kernel's BTF describes every type and field that ctxtrace needs",
         ),
-        Some(problem) => Line::new("BTF", Standing::Missing, problem.clone()).fixed_by(
+        Some(problem) => CheckLine::new("BTF", Standing::Missing, problem.clone()).fixed_by(
             "sudo apt install linux-image-amd64 && sudo reboot   # Debian; elsewhere the distribution's own kernel",
         ),
     }
 }
 
-fn rights(facts: &Machine) -> Line {
+fn rights(facts: &Machine) -> CheckLine {
     let held: Vec<&str> = CAPABILITIES
         .into_iter()
         .filter(|(capability, _)| facts.capabilities & capability != 0)
@@ -100,10 +100,10 @@ fn rights(facts: &Machine) -> Line {
         format!("running as user {}, with {held}", facts.user)
     };
     if may_trace(facts) {
-        return Line::ok("rights", who);
+        return CheckLine::ok("rights", who);
     }
     let program = program(facts);
-    Line::new(
+    CheckLine::new(
         "rights",
         Standing::Missing,
         format!("{who}; tracing requires root, or CAP_BPF and CAP_PERFMON"),
@@ -114,14 +114,14 @@ fn rights(facts: &Machine) -> Line {
     ))
 }
 
-fn pid_namespace(facts: &Machine) -> Line {
+fn pid_namespace(facts: &Machine) -> CheckLine {
     if facts.first_pid_namespace {
-        return Line::ok(
+        return CheckLine::ok(
             "pid namespace",
             "process ids here are the same as in the kernel's events",
         );
     }
-    Line::new(
+    CheckLine::new(
         "pid namespace",
         Standing::Missing,
         "ctxtrace runs in a PID namespace of its own (a container), where process ids differ from those in the kernel's events",
@@ -129,21 +129,21 @@ fn pid_namespace(facts: &Machine) -> Line {
     .fixed_by("docker run --pid=host …   # or run ctxtrace on the host")
 }
 
-fn lockdown(facts: &Machine) -> Line {
+fn lockdown(facts: &Machine) -> CheckLine {
     match facts.lockdown.as_deref() {
-        None => Line::ok("lockdown", "this kernel has no lockdown, or does not show it"),
-        Some("confidentiality") => Line::new(
+        None => CheckLine::ok("lockdown", "this kernel has no lockdown, or does not show it"),
+        Some("confidentiality") => CheckLine::new(
             "lockdown",
             Standing::Missing,
             "[confidentiality]: BPF programs may not read the kernel's memory",
         )
         .fixed_by("boot without lockdown=confidentiality on the kernel's command line"),
-        Some(level) => Line::ok("lockdown", format!("[{level}]: does not prevent tracing")),
+        Some(level) => CheckLine::ok("lockdown", format!("[{level}]: does not prevent tracing")),
     }
 }
 
 /// Groups related requirements into one line that names what is missing and what will be unavailable because of that.
-fn kinds(about: &'static str, wanted: &[Wanted], facts: &Machine) -> Line {
+fn kinds(about: &'static str, wanted: &[Wanted], facts: &Machine) -> CheckLine {
     let missing: Vec<(&Wanted, &str)> = wanted
         .iter()
         .filter_map(|one| match &one.answer {
@@ -159,9 +159,9 @@ fn kinds(about: &'static str, wanted: &[Wanted], facts: &Machine) -> Line {
             .join(", ");
         // Helpers cannot be tested one by one: the kernel's list is the only source. Programs that load have used them.
         if about == "helpers" || wanted.iter().all(|one| one.answer == Answer::Works) {
-            return Line::ok(about, names);
+            return CheckLine::ok(about, names);
         }
-        return Line::new(
+        return CheckLine::new(
             about,
             Standing::Unknown,
             format!("the kernel reports that it has {names}; this user may not test whether they work"),
@@ -177,7 +177,7 @@ fn kinds(about: &'static str, wanted: &[Wanted], facts: &Machine) -> Line {
     } else {
         Standing::Less
     };
-    let line = Line::new(about, standing, sentences.collect::<Vec<_>>().join("; "));
+    let line = CheckLine::new(about, standing, sentences.collect::<Vec<_>>().join("; "));
     if standing == Standing::Missing {
         line.fixed_by("sudo apt install linux-image-amd64 && sudo reboot   # Linux 5.10 or later, with BPF")
     } else {
@@ -185,30 +185,30 @@ fn kinds(about: &'static str, wanted: &[Wanted], facts: &Machine) -> Line {
     }
 }
 
-fn wakers(facts: &Machine) -> Line {
-    match facts.tells_interrupts {
-        Some(true) => Line::ok("wakers", "wakeups by interrupts are distinguished from wakeups by the interrupted thread"),
-        Some(false) => Line::new(
+fn wakers(facts: &Machine) -> CheckLine {
+    match facts.distinguishes_interrupts {
+        Some(true) => CheckLine::ok("wakers", "wakeups by interrupts are distinguished from wakeups by the interrupted thread"),
+        Some(false) => CheckLine::new(
             "wakers",
             Standing::Less,
             "the kernel's per-CPU variables are neither in BTF nor readable in /proc/kallsyms: the wakers are not reported",
         )
         .fixed_by(format!("sudo {} doctor   # root can read them", program(facts))),
-        None => Line::new("wakers", Standing::Unknown, "this requires BTF"),
+        None => CheckLine::new("wakers", Standing::Unknown, "this requires BTF"),
     }
 }
 
-fn kernel_names(facts: &Machine) -> Line {
+fn kernel_names(facts: &Machine) -> CheckLine {
     let setting = facts.kptr_restrict.map_or("kernel.kptr_restrict".to_owned(), |value| {
         format!("kernel.kptr_restrict = {value}")
     });
     if facts.kernel_symbols {
-        return Line::ok(
+        return CheckLine::ok(
             "kernel names",
             format!("kernel functions have names in stacks ({setting})"),
         );
     }
-    let line = Line::new(
+    let line = CheckLine::new(
         "kernel names",
         Standing::Less,
         format!(
@@ -225,11 +225,11 @@ fn kernel_names(facts: &Machine) -> Line {
     }
 }
 
-fn others_processes(facts: &Machine) -> Line {
+fn others_processes(facts: &Machine) -> CheckLine {
     if facts.user == 0 || facts.capabilities & (CAP_SYS_PTRACE | CAP_SYS_ADMIN) != 0 {
-        return Line::ok("attaching", "ctxtrace can attach to any process (record -p)");
+        return CheckLine::ok("attaching", "ctxtrace can attach to any process (record -p)");
     }
-    Line::new(
+    CheckLine::new(
         "attaching",
         Standing::Less,
         "ctxtrace can attach only to processes of this user (record -p): the programs and libraries of other users' processes cannot be read",
@@ -240,11 +240,11 @@ fn others_processes(facts: &Machine) -> Line {
     ))
 }
 
-fn cost(facts: &Machine) -> Line {
+fn cost(facts: &Machine) -> CheckLine {
     if facts.user == 0 || facts.capabilities & CAP_SYS_ADMIN != 0 || facts.bpf_stats_enabled == Some(1) {
-        return Line::ok("cost", "the kernel measures the cost of tracing");
+        return CheckLine::ok("cost", "the kernel measures the cost of tracing");
     }
-    Line::new(
+    CheckLine::new(
         "cost",
         Standing::Less,
         "the cost of tracing is not measured: the kernel times BPF programs only with CAP_SYS_ADMIN",
@@ -252,11 +252,11 @@ fn cost(facts: &Machine) -> Line {
     .fixed_by("sudo sysctl kernel.bpf_stats_enabled=1")
 }
 
-fn unprivileged_bpf(facts: &Machine) -> Line {
+fn unprivileged_bpf(facts: &Machine) -> CheckLine {
     let value = facts
         .unprivileged_bpf_disabled
         .map_or("not available".to_owned(), |value| value.to_string());
-    Line::ok(
+    CheckLine::ok(
         "unprivileged BPF",
         format!(
             "kernel.unprivileged_bpf_disabled is {value}; it does not affect users who have the rights for tracing"
@@ -264,21 +264,21 @@ fn unprivileged_bpf(facts: &Machine) -> Line {
     )
 }
 
-fn perf_event_paranoid(facts: &Machine) -> Line {
+fn perf_event_paranoid(facts: &Machine) -> CheckLine {
     let value = facts
         .perf_event_paranoid
         .map_or("not available".to_owned(), |value| value.to_string());
-    Line::ok(
+    CheckLine::ok(
         "perf events",
         format!("kernel.perf_event_paranoid is {value}; CAP_PERFMON overrides it"),
     )
 }
 
-fn locked_memory(facts: &Machine) -> Line {
+fn locked_memory(facts: &Machine) -> CheckLine {
     let limit = facts.memlock_bytes.map_or("no limit".to_owned(), |bytes| {
         format!("a limit of {}", mebibytes(bytes))
     });
-    Line::ok(
+    CheckLine::ok(
         "locked memory",
         format!(
             "{limit} for this user; BPF maps do not count towards it since Linux 5.11, and ctxtrace raises it on older kernels"
@@ -286,10 +286,10 @@ fn locked_memory(facts: &Machine) -> Line {
     )
 }
 
-fn free_memory(facts: &Machine) -> Line {
+fn free_memory(facts: &Machine) -> CheckLine {
     let needed = mebibytes(facts.needed_bytes);
     match facts.available_bytes {
-        Some(available) if available < 2 * facts.needed_bytes => Line::new(
+        Some(available) if available < 2 * facts.needed_bytes => CheckLine::new(
             "memory",
             Standing::Less,
             format!(
@@ -298,14 +298,14 @@ fn free_memory(facts: &Machine) -> Line {
             ),
         )
         .fixed_by("use smaller maps: --max-threads 1024 --max-stacks 1024, and --ring-size 4MiB for --level timeline"),
-        Some(available) => Line::ok(
+        Some(available) => CheckLine::ok(
             "memory",
             format!(
                 "{} are available, of which maps and ring buffers need {needed}",
                 mebibytes(available)
             ),
         ),
-        None => Line::new(
+        None => CheckLine::new(
             "memory",
             Standing::Unknown,
             "/proc/meminfo does not say how much memory is available",
@@ -313,11 +313,13 @@ fn free_memory(facts: &Machine) -> Line {
     }
 }
 
-fn hardware_counters(facts: &Machine) -> Line {
+fn hardware_counters(facts: &Machine) -> CheckLine {
     match &facts.hardware_counters {
-        Answer::Works | Answer::Described => Line::ok("hardware counters", "cycles and instructions can be counted"),
+        Answer::Works | Answer::Described => {
+            CheckLine::ok("hardware counters", "cycles and instructions can be counted")
+        }
         Answer::Missing(reason) => {
-            let line = Line::new(
+            let line = CheckLine::new(
                 "hardware counters",
                 Standing::Less,
                 format!("{reason}; only the counters that `explain` reports need them"),
@@ -331,10 +333,10 @@ fn hardware_counters(facts: &Machine) -> Line {
     }
 }
 
-fn cpus(facts: &Machine) -> Line {
+fn cpus(facts: &Machine) -> CheckLine {
     let (allowed, online) = (facts.cpus_allowed, facts.cpus_online);
     if allowed < 2 {
-        return Line::new(
+        return CheckLine::new(
             "CPUs",
             Standing::Less,
             format!(
@@ -342,7 +344,7 @@ fn cpus(facts: &Machine) -> Line {
             ),
         );
     }
-    Line::ok(
+    CheckLine::ok(
         "CPUs",
         format!("{online} CPUs are online, of which {allowed} may be used"),
     )
@@ -375,7 +377,7 @@ pub(crate) mod tests {
             capabilities: u64::MAX >> 23,
             first_pid_namespace: true,
             btf_problem: None,
-            tells_interrupts: Some(true),
+            distinguishes_interrupts: Some(true),
             lockdown: Some("none".to_owned()),
             perf_event_paranoid: Some(2),
             kptr_restrict: Some(0),
@@ -406,7 +408,7 @@ pub(crate) mod tests {
             kptr_restrict: Some(1),
             lockdown: Some("confidentiality".to_owned()),
             first_pid_namespace: false,
-            tells_interrupts: Some(false),
+            distinguishes_interrupts: Some(false),
             available_bytes: Some(100 << 20),
             cpus_allowed: 1,
             hardware_counters: Answer::Missing(
@@ -426,7 +428,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn line(facts: &Machine, about: &str) -> Line {
+    fn line(facts: &Machine, about: &str) -> CheckLine {
         let mut lines = machine(facts).into_iter();
         lines
             .find(|line| line.about == about)

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 pub use machine::machine;
-pub use program::{Program, program};
+pub use program::{ExaminedProgram, program};
 
 /// Fixtures for the tests of the renderers.
 #[cfg(test)]
@@ -39,7 +39,7 @@ pub enum Standing {
 
 /// One line: what was found about one requirement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct Line {
+pub struct CheckLine {
     /// What the line is about, for example `kernel`.
     pub about: &'static str,
     /// The verdict.
@@ -50,7 +50,7 @@ pub struct Line {
     pub fix: Option<String>,
 }
 
-impl Line {
+impl CheckLine {
     fn new(about: &'static str, standing: Standing, found: impl Into<String>) -> Self {
         Self {
             about,
@@ -78,16 +78,16 @@ pub struct Diagnosis {
     /// Whether tracing works on this machine for this user.
     pub tracing_works: bool,
     /// The lines about the machine.
-    pub machine: Vec<Line>,
+    pub machine: Vec<CheckLine>,
     /// The program named on the command line. Null if none was named.
-    pub program: Option<Program>,
+    pub program: Option<ExaminedProgram>,
 }
 
 impl Diagnosis {
     /// Makes the result from the lines about the machine and the program.
     #[must_use]
-    pub fn new(machine: Vec<Line>, program: Option<Program>) -> Self {
-        let prevents_tracing = |line: &Line| line.standing == Standing::Missing;
+    pub fn new(machine: Vec<CheckLine>, program: Option<ExaminedProgram>) -> Self {
+        let prevents_tracing = |line: &CheckLine| line.standing == Standing::Missing;
         Self {
             schema: SCHEMA,
             tracing_works: !machine.iter().any(prevents_tracing),

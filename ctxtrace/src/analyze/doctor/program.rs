@@ -6,7 +6,7 @@ use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Reason};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Line, Standing};
+use super::{CheckLine, Standing};
 use crate::target::locate::{Found, Frames, Look, Parts, in_words, is_of_go, is_of_tokio};
 
 /// A program is reported as keeping frame pointers if at least this share of its functions does, 0 to 1.
@@ -16,18 +16,18 @@ const FEW: f64 = 0.2;
 
 /// What was found about a program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct Program {
+pub struct ExaminedProgram {
     /// Path of the program as it was given on the command line.
     pub path: String,
     /// How the program's tasks would be found, for example `probe+tokio`. Null if they would not be found.
     pub locator: Option<String>,
     /// The lines about the program.
-    pub lines: Vec<Line>,
+    pub lines: Vec<CheckLine>,
 }
 
 /// Returns what is reported about the file at `path`. `look` is the kind of file, and `found` is what was found in it.
 #[must_use]
-pub fn program(path: &Path, look: &Look, found: &Found) -> Program {
+pub fn program(path: &Path, look: &Look, found: &Found) -> ExaminedProgram {
     let (locator, lines) = match look {
         Look::Unreadable(why) => (
             None,
@@ -44,21 +44,21 @@ pub fn program(path: &Path, look: &Look, found: &Found) -> Program {
         Look::Foreign => (
             None,
             vec![
-                Line::new("architecture", Standing::Missing, "the program is not for x86-64")
+                CheckLine::new("architecture", Standing::Missing, "the program is not for x86-64")
                     .fixed_by("build it for x86_64-unknown-linux-gnu, or with GOARCH=amd64"),
             ],
         ),
         Look::Executable(parts) => (locator(found), executable(parts, found)),
     };
-    Program {
+    ExaminedProgram {
         path: path.to_string_lossy().into_owned(),
         locator,
         lines,
     }
 }
 
-fn unreadable(why: &str) -> Line {
-    Line::new("program", Standing::Missing, why).fixed_by("name an executable file that this user can read")
+fn unreadable(why: &str) -> CheckLine {
+    CheckLine::new("program", Standing::Missing, why).fixed_by("name an executable file that this user can read")
 }
 
 /// Returns the names of the locators that would be used, joined with `+`. Returns `None` if there are none.
@@ -71,9 +71,9 @@ fn locator(found: &Found) -> Option<String> {
     (!names.is_empty()).then(|| names.join("+"))
 }
 
-fn executable(parts: &Parts, found: &Found) -> Vec<Line> {
+fn executable(parts: &Parts, found: &Found) -> Vec<CheckLine> {
     vec![
-        Line::ok("architecture", "x86-64"),
+        CheckLine::ok("architecture", "x86-64"),
         tasks(found),
         probe(found),
         tokio(found),
@@ -89,20 +89,20 @@ fn has(found: &Found, flag: u32) -> bool {
     found.locator.flags & flag != 0
 }
 
-fn tasks(found: &Found) -> Line {
+fn tasks(found: &Found) -> CheckLine {
     match locator(found) {
-        Some(locator) => Line::ok("tasks", format!("tasks would be found by {locator}")),
-        None if found.reason() == Reason::None => Line::ok(
+        Some(locator) => CheckLine::ok("tasks", format!("tasks would be found by {locator}")),
+        None if found.reason() == Reason::None => CheckLine::ok(
             "tasks",
             "the program has no tasks of a known runtime: switches are reported by thread",
         ),
-        None => Line::new("tasks", Standing::Missing, in_words(found.reason())),
+        None => CheckLine::new("tasks", Standing::Missing, in_words(found.reason())),
     }
 }
 
-fn probe(found: &Found) -> Line {
+fn probe(found: &Found) -> CheckLine {
     if has(found, HAS_PROBE) {
-        return Line::ok(
+        return CheckLine::ok(
             "probe",
             "ctxtrace-probe is linked: tasks have names, and every poll is counted",
         );
@@ -110,23 +110,23 @@ fn probe(found: &Found) -> Line {
     let detail = found.detail.as_deref().filter(|detail| detail.contains("probe"));
     // Without tokio there are no polls, so the missing probe is not a loss.
     if detail.is_none() && !has(found, HAS_TOKIO) && !is_of_tokio(found.reason()) {
-        return Line::ok(
+        return CheckLine::ok(
             "probe",
             "ctxtrace-probe is not linked, and the program has no tokio whose tasks it would name",
         );
     }
     let why = detail.map_or("no symbol of ctxtrace-probe", |detail| detail);
-    Line::new("probe", Standing::Less, format!("{why}: polls are not counted"))
+    CheckLine::new("probe", Standing::Less, format!("{why}: polls are not counted"))
         .fixed_by("cargo add ctxtrace-probe   # and wrap futures with `traced`")
 }
 
-fn tokio(found: &Found) -> Line {
+fn tokio(found: &Found) -> CheckLine {
     let version = found
         .tokio_version
         .as_ref()
         .map_or("tokio".to_owned(), |version| format!("tokio {version}"));
     if has(found, HAS_TOKIO) {
-        return Line::ok(
+        return CheckLine::ok(
             "tokio",
             format!("{version}: tasks are found in its thread-local CONTEXT"),
         );
@@ -136,7 +136,7 @@ fn tokio(found: &Found) -> Line {
             .detail
             .as_ref()
             .map_or(String::new(), |detail| format!(" ({detail})"));
-        let line = Line::new(
+        let line = CheckLine::new(
             "tokio",
             Standing::Missing,
             format!("{version}: {}{detail}", in_words(found.reason())),
@@ -148,19 +148,19 @@ fn tokio(found: &Found) -> Line {
             _ => line,
         };
     }
-    Line::ok("tokio", "the program does not contain tokio")
+    CheckLine::ok("tokio", "the program does not contain tokio")
 }
 
-fn go(found: &Found) -> Line {
+fn go(found: &Found) -> CheckLine {
     let version = found
         .go_version
         .as_ref()
         .map_or("Go".to_owned(), |version| format!("Go {version}"));
     if has(found, HAS_GO) {
-        return Line::ok("Go", format!("{version}: goroutines are found in its thread-local g"));
+        return CheckLine::ok("Go", format!("{version}: goroutines are found in its thread-local g"));
     }
     if is_of_go(found.reason()) {
-        let line = Line::new(
+        let line = CheckLine::new(
             "Go",
             Standing::Missing,
             format!("{version}: {}", in_words(found.reason())),
@@ -172,12 +172,12 @@ fn go(found: &Found) -> Line {
             _ => line,
         };
     }
-    Line::ok("Go", "the program is not written in Go")
+    CheckLine::ok("Go", "the program is not written in Go")
 }
 
-fn symbols(parts: &Parts, found: &Found) -> Line {
+fn symbols(parts: &Parts, found: &Found) -> CheckLine {
     if parts.symbols {
-        return Line::ok("symbols", "the program's functions have names in stacks");
+        return CheckLine::ok("symbols", "the program's functions have names in stacks");
     }
     // Go programs contain a second table of function names, which strip does not remove.
     let consequence = if has(found, HAS_GO) {
@@ -185,15 +185,15 @@ fn symbols(parts: &Parts, found: &Found) -> Line {
     } else {
         "the program is stripped: its functions have no names in stacks"
     };
-    Line::new("symbols", Standing::Less, consequence)
+    CheckLine::new("symbols", Standing::Less, consequence)
         .fixed_by("build the program with `strip = false`, and do not run strip on it")
 }
 
-fn debug_info(parts: &Parts) -> Line {
+fn debug_info(parts: &Parts) -> CheckLine {
     if parts.debug_info {
-        return Line::ok("debug info", "the program has debug info: inlined functions are shown");
+        return CheckLine::ok("debug info", "the program has debug info: inlined functions are shown");
     }
-    Line::new(
+    CheckLine::new(
         "debug info",
         Standing::Less,
         "the program has no debug info: inlined functions will not be shown",
@@ -201,24 +201,24 @@ fn debug_info(parts: &Parts) -> Line {
     .fixed_by("CARGO_PROFILE_RELEASE_DEBUG=2 cargo build --release   # for C: cc -g")
 }
 
-fn thread_locals(parts: &Parts) -> Line {
+fn thread_locals(parts: &Parts) -> CheckLine {
     match parts.tls_bytes {
-        Some(bytes) => Line::ok(
+        Some(bytes) => CheckLine::ok(
             "thread-locals",
             format!("{bytes} bytes per thread, at a fixed offset from the thread pointer"),
         ),
-        None => Line::ok("thread-locals", "the program has no thread-locals of its own"),
+        None => CheckLine::ok("thread-locals", "the program has no thread-locals of its own"),
     }
 }
 
-fn frame_pointers(parts: &Parts, found: &Found) -> Line {
+fn frame_pointers(parts: &Parts, found: &Found) -> CheckLine {
     const ABOUT: &str = "frame pointers";
     let fix = "RUSTFLAGS='-C force-frame-pointers=yes' cargo build --release   # for C: cc -fno-omit-frame-pointer";
     if found.go_version.is_some() {
-        return Line::ok(ABOUT, "Go keeps frame pointers: user stacks are complete");
+        return CheckLine::ok(ABOUT, "Go keeps frame pointers: user stacks are complete");
     }
     let Some(frames) = parts.frames else {
-        return Line::new(
+        return CheckLine::new(
             ABOUT,
             Standing::Unknown,
             "the program has no .eh_frame section, so it is not known whether its functions keep frame pointers",
@@ -227,11 +227,11 @@ fn frame_pointers(parts: &Parts, found: &Found) -> Line {
     let share = frames.with_pointer as f64 / frames.functions as f64;
     let found = in_numbers(frames);
     if share >= MOST {
-        Line::ok(ABOUT, format!("{found}: user stacks are complete"))
+        CheckLine::ok(ABOUT, format!("{found}: user stacks are complete"))
     } else if share < FEW {
-        Line::new(ABOUT, Standing::Less, format!("{found}: user stacks end early")).fixed_by(fix)
+        CheckLine::new(ABOUT, Standing::Less, format!("{found}: user stacks end early")).fixed_by(fix)
     } else {
-        Line::new(ABOUT, Standing::Less, format!("{found}: user stacks may end early")).fixed_by(fix)
+        CheckLine::new(ABOUT, Standing::Less, format!("{found}: user stacks may end early")).fixed_by(fix)
     }
 }
 
@@ -266,7 +266,7 @@ pub(crate) mod tests {
     }
 
     /// Returns the lines about a server that was built in release mode with cargo's default profile.
-    pub(crate) fn server() -> Program {
+    pub(crate) fn server() -> ExaminedProgram {
         let mut found = found(0, Reason::NoTypeInfo);
         found.tokio_version = Some("1.54.1".to_owned());
         let look = Look::Executable(Parts {
@@ -276,7 +276,7 @@ pub(crate) mod tests {
         program(Path::new("target/release/server"), &look, &found)
     }
 
-    fn standing(program: &Program, about: &str) -> Standing {
+    fn standing(program: &ExaminedProgram, about: &str) -> Standing {
         program
             .lines
             .iter()
@@ -340,7 +340,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_no_program_says_so() {
+    fn a_file_that_is_not_a_program_is_reported() {
         for look in [
             Look::Unreadable("permission denied".to_owned()),
             Look::NotElf,

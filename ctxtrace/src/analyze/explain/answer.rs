@@ -1,9 +1,9 @@
 //! Makes the answer from the runs.
 
-use super::intervention::Kind;
+use super::intervention::InterventionKind;
 use super::result::{CounterRow, Explanation, Gap, NotTried, Others, SCHEMA, Side, Tried};
 use super::verdict;
-use crate::analyze::budget::account::{Account, Asleep};
+use crate::analyze::budget::account::{Account, SleepCauses};
 use crate::analyze::budget::{Pairs, Unit, budget};
 use crate::analyze::percentile::median;
 use crate::analyze::result::{Host, Unavailable};
@@ -56,14 +56,14 @@ pub struct Trial {
     /// What was changed.
     pub what: String,
     /// What the intervention can show.
-    pub kind: Kind,
+    pub kind: InterventionKind,
     /// The runs of the intervention.
     pub runs: Runs,
 }
 
 /// What is known about one of the two cases.
 #[derive(Clone, Debug)]
-pub struct Case {
+pub struct CaseFacts {
     /// Name of the case.
     pub name: String,
     /// Number of messages that a channel holds.
@@ -77,13 +77,13 @@ pub type CountedPair = (Vec<(Counted, f64)>, Vec<(Counted, f64)>);
 
 /// All measurements.
 #[derive(Clone, Debug)]
-pub struct Measured {
+pub struct Measurements {
     /// The unit that times and counts are divided by.
     pub unit: Unit,
     /// The case that the subject is compared with.
-    pub base: Case,
+    pub base: CaseFacts,
     /// The case whose slowness is to be explained.
-    pub subject: Case,
+    pub subject: CaseFacts,
     /// Untraced runs from which the gap is computed.
     pub gap: Vec<Pair>,
     /// Budgets of traced runs of the base and the subject.
@@ -91,7 +91,7 @@ pub struct Measured {
     /// Number of traced runs that are not used because their parts do not add up.
     pub discarded: u64,
     /// What threads sleep for, from one run of the base and one of the subject.
-    pub asleep: Option<(Asleep, Asleep)>,
+    pub asleep: Option<(SleepCauses, SleepCauses)>,
     /// What the processor and the kernel counted, for each pair of runs.
     pub counters: Vec<CountedPair>,
     /// Counters that are not available, and why.
@@ -153,9 +153,9 @@ pub fn are_narrow<'a>(runs: impl ExactSizeIterator<Item = &'a Runs>) -> bool {
 
 /// Makes the answer.
 #[must_use]
-pub fn explain(version: &str, host: &Host, measured: &Measured) -> Explanation {
+pub fn explain(version: &str, host: &Host, measured: &Measurements) -> Explanation {
     let gap = gap_of(&measured.gap);
-    let side = |case: &Case, of: fn(&Pair) -> f64| {
+    let side = |case: &CaseFacts, of: fn(&Pair) -> f64| {
         let values: Vec<f64> = measured.gap.iter().map(of).collect();
         Side {
             name: case.name.clone(),
@@ -192,7 +192,7 @@ pub fn explain(version: &str, host: &Host, measured: &Measured) -> Explanation {
         unavailable: Vec::new(),
     };
     explanation.unavailable = unavailable(&explanation, measured);
-    (explanation.verdict, explanation.not_explained) = verdict::of(&explanation);
+    (explanation.verdict, explanation.not_explained) = verdict::verdict(&explanation);
     explanation
 }
 
@@ -249,7 +249,7 @@ fn counters(pairs: &[CountedPair]) -> Vec<CounterRow> {
     first.iter().map(row).collect()
 }
 
-fn unavailable(explanation: &Explanation, measured: &Measured) -> Vec<Unavailable> {
+fn unavailable(explanation: &Explanation, measured: &Measurements) -> Vec<Unavailable> {
     let mut list: Vec<Unavailable> = measured
         .no_counters
         .iter()
@@ -286,7 +286,7 @@ fn unavailable(explanation: &Explanation, measured: &Measured) -> Vec<Unavailabl
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::analyze::budget::account::{Cause, Part, Spent};
+    use crate::analyze::budget::account::{Cause, Spent, TimePart};
     use crate::analyze::explain::result::{Evidence, Says};
     use crate::symbolize::category::{Belongs, Category};
     use ctxtrace_common::ledger::Class;
@@ -318,7 +318,7 @@ pub(crate) mod tests {
                 Cause::Code(category)
             };
             let class = class as u8;
-            *account.parts.entry(Part { spent, class, cause }).or_default() += ns;
+            *account.parts.entry(TimePart { spent, class, cause }).or_default() += ns;
             if spent == Spent::OnCpuUser {
                 let belongs = Belongs {
                     category,
@@ -332,15 +332,15 @@ pub(crate) mod tests {
         account
     }
 
-    fn case(name: &str, buffer: u64, max_in_flight: Option<u64>) -> Case {
-        Case {
+    fn case(name: &str, buffer: u64, max_in_flight: Option<u64>) -> CaseFacts {
+        CaseFacts {
             name: name.to_owned(),
             buffer: Some(buffer),
             max_in_flight,
         }
     }
 
-    fn trial(name: &str, kind: Kind, base: f64, subject: f64) -> Trial {
+    fn trial(name: &str, kind: InterventionKind, base: f64, subject: f64) -> Trial {
         let pairs = |base: f64, subject: f64, from: usize| {
             let pair = |index| Pair {
                 base: base + noise(index) / 10.0,
@@ -359,7 +359,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn measured() -> Measured {
+    fn measured() -> Measurements {
         let gap = |index| Pair {
             base: 80.0 + noise(index) / 10.0,
             subject: 290.0 + noise(index + 2),
@@ -411,7 +411,7 @@ pub(crate) mod tests {
             let of = |faults: f64| vec![(Counted::PageFaults, faults + noise(index) / 1e4)];
             (of(0.001), of(0.002))
         };
-        Measured {
+        Measurements {
             unit: Unit::Message,
             base: case("task, buffer 4096", 4_096, Some(8_195)),
             subject: case("task-pool, buffer 4096", 4_096, Some(8_196)),
@@ -422,10 +422,10 @@ pub(crate) mod tests {
             counters: (0..9).map(counted).collect(),
             no_counters: vec![(Counted::Cycles, "this machine has none".to_owned())],
             interventions: vec![
-                trial("one-worker", Kind::Concurrency, 80.0, 95.0),
-                trial("jemalloc", Kind::Part, 79.0, 160.0),
-                trial("block-on-root", Kind::Part, 80.0, 292.0),
-                trial("buffer-0", Kind::Load, 380.0, 900.0),
+                trial("one-worker", InterventionKind::Concurrency, 80.0, 95.0),
+                trial("jemalloc", InterventionKind::Part, 79.0, 160.0),
+                trial("block-on-root", InterventionKind::Part, 80.0, 292.0),
+                trial("buffer-0", InterventionKind::Load, 380.0, 900.0),
             ],
             not_tried: vec![
                 NotTried {
@@ -458,7 +458,7 @@ pub(crate) mod tests {
         measured.gap = without_a_gap_pairs();
         measured.accounts.clear();
         measured.counters.clear();
-        measured.interventions = vec![trial("pipelined", Kind::Load, 290.0, 80.0)];
+        measured.interventions = vec![trial("pipelined", InterventionKind::Load, 290.0, 80.0)];
         measured.others = Some(Others {
             share: 0.3,
             stolen: 0.01,
@@ -515,7 +515,7 @@ pub(crate) mod tests {
     fn a_cause_is_named_although_its_share_has_no_interval() {
         let mut measured = measured();
         // One run of the base waited so long for a CPU that it took longer than its subject.
-        let waiting = Part {
+        let waiting = TimePart {
             spent: Spent::RunQueue,
             class: 0,
             cause: Cause::RunQueue,
@@ -541,7 +541,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn without_a_gap_there_is_no_cause_but_what_makes_one_is_told() {
+    fn without_a_gap_changes_that_create_one_are_reported() {
         let answer = without_a_gap();
         assert!(!answer.gap.is_clear);
         assert_eq!(about(&answer, Says::Cause), ["buffer"]);

@@ -3,15 +3,15 @@
 //! The list is generic: it has every property of a case that can be set. The runs show which of them matter.
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::workload::pin::Pin;
 use crate::workload::{Allocator, Channel, Language, Mode, Protocol, Root, Spec};
 
 /// What an intervention shows if it closes the gap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum InterventionKind {
     /// The intervention exchanges a part of the program: that part is in the cause.
     Part,
     /// The intervention removes or adds concurrency: the cause needs concurrency, whatever the cause is.
@@ -28,7 +28,7 @@ pub struct Intervention<C> {
     /// What is changed, in a form that can follow "with".
     pub what: String,
     /// What the intervention can show.
-    pub kind: Kind,
+    pub kind: InterventionKind,
     /// The base with the change. `None` if the intervention does not change it.
     pub base: Option<C>,
     /// The subject with the change. `None` if the intervention does not change it.
@@ -57,7 +57,7 @@ pub fn of_workloads(base: &Spec, subject: &Spec) -> Vec<Intervention<Spec>> {
         set(&mut changed);
         Some(changed)
     };
-    add("one-worker", "one worker", Kind::Concurrency, &|spec| {
+    add("one-worker", "one worker", InterventionKind::Concurrency, &|spec| {
         spec.workers?;
         with(spec, &|spec| {
             spec.workers = Some(1);
@@ -66,21 +66,34 @@ pub fn of_workloads(base: &Spec, subject: &Spec) -> Vec<Intervention<Spec>> {
             }
         })
     });
-    add("one-cpu", "all threads on one CPU", Kind::Concurrency, &|spec| {
-        with(spec, &|spec| spec.pin = Pin::SameCpu)
-    });
-    add("jemalloc", "jemalloc as the allocator", Kind::Part, &|spec| {
-        (spec.language == Language::Rust).then_some(())?;
-        with(spec, &|spec| spec.allocator = Allocator::Jemalloc)
-    });
-    add("lock-step", "one message in flight at a time", Kind::Load, &|spec| {
-        spec.protocol()?;
-        with(spec, &|spec| spec.protocol = Some(Protocol::LockStep))
-    });
+    add(
+        "one-cpu",
+        "all threads on one CPU",
+        InterventionKind::Concurrency,
+        &|spec| with(spec, &|spec| spec.pin = Pin::SameCpu),
+    );
+    add(
+        "jemalloc",
+        "jemalloc as the allocator",
+        InterventionKind::Part,
+        &|spec| {
+            (spec.language == Language::Rust).then_some(())?;
+            with(spec, &|spec| spec.allocator = Allocator::Jemalloc)
+        },
+    );
+    add(
+        "lock-step",
+        "one message in flight at a time",
+        InterventionKind::Load,
+        &|spec| {
+            spec.protocol()?;
+            with(spec, &|spec| spec.protocol = Some(Protocol::LockStep))
+        },
+    );
     add(
         "pipelined",
         "messages sent as soon as there is room",
-        Kind::Load,
+        InterventionKind::Load,
         &|spec| {
             spec.protocol()?;
             with(spec, &|spec| spec.protocol = Some(Protocol::Pipelined))
@@ -89,7 +102,7 @@ pub fn of_workloads(base: &Spec, subject: &Spec) -> Vec<Intervention<Spec>> {
     add(
         "tokio-channel",
         "tokio's mpsc in place of futures'",
-        Kind::Part,
+        InterventionKind::Part,
         &|spec| {
             spec.channel()?;
             (spec.buffer? > 0).then_some(())?;
@@ -99,7 +112,7 @@ pub fn of_workloads(base: &Spec, subject: &Spec) -> Vec<Intervention<Spec>> {
     add(
         "separate-cpus",
         "each worker on a CPU of its own",
-        Kind::Concurrency,
+        InterventionKind::Concurrency,
         &|spec| {
             (spec.mode == Mode::TaskPool && spec.workers? > 1).then_some(())?;
             with(spec, &|spec| spec.pin = Pin::SplitCpus)
@@ -108,7 +121,7 @@ pub fn of_workloads(base: &Spec, subject: &Spec) -> Vec<Intervention<Spec>> {
     add(
         "block-on-root",
         "the receiver as the root of block_on",
-        Kind::Part,
+        InterventionKind::Part,
         &|spec| {
             spec.root?;
             with(spec, &|spec| spec.root = Some(Root::BlockOn))
@@ -122,7 +135,7 @@ pub fn of_workloads(base: &Spec, subject: &Spec) -> Vec<Intervention<Spec>> {
             Intervention {
                 name: "idle-thread".to_owned(),
                 what: "an idle second thread beside the base".to_owned(),
-                kind: Kind::Part,
+                kind: InterventionKind::Part,
                 base: with(base, &|spec| spec.idle_threads = 1),
                 subject: None,
             },
@@ -139,7 +152,7 @@ pub fn of_workloads(base: &Spec, subject: &Spec) -> Vec<Intervention<Spec>> {
         list.push(Intervention {
             name: format!("buffer-{buffer}"),
             what: format!("a buffer of {buffer}"),
-            kind: Kind::Load,
+            kind: InterventionKind::Load,
             // If the cases differ in their buffers, only the subject's buffer is changed.
             base: if base.buffer == subject.buffer {
                 room(base)
@@ -191,7 +204,7 @@ pub fn of_commands(
         both(
             "one-cpu".to_owned(),
             "all threads on one CPU".to_owned(),
-            Kind::Concurrency,
+            InterventionKind::Concurrency,
             &|case| {
                 case.cpu = Some(cpu);
             },
@@ -199,7 +212,7 @@ pub fn of_commands(
         both(
             "one-worker".to_owned(),
             "TOKIO_WORKER_THREADS=1".to_owned(),
-            Kind::Concurrency,
+            InterventionKind::Concurrency,
             &|case| case.variables.push(("TOKIO_WORKER_THREADS".to_owned(), "1".to_owned())),
         ),
     ];
@@ -207,7 +220,7 @@ pub fn of_commands(
         list.push(both(
             (*name).to_owned(),
             format!("{name} preloaded as the allocator"),
-            Kind::Part,
+            InterventionKind::Part,
             &|case| {
                 case.variables.push(("LD_PRELOAD".to_owned(), path.clone()));
             },
@@ -227,7 +240,7 @@ mod tests {
     fn case(mode: Mode, buffer: usize) -> Spec {
         Spec {
             buffer: Some(buffer),
-            ..Spec::of(mode)
+            ..Spec::new(mode)
         }
     }
 

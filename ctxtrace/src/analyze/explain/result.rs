@@ -4,9 +4,9 @@
 //! subject adds.
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::intervention::Kind;
+use super::intervention::InterventionKind;
 use crate::analyze::budget::{Budget, Unit};
 use crate::analyze::result::{Host, Unavailable};
 use crate::analyze::statistics::estimate::Estimate;
@@ -18,7 +18,7 @@ use crate::units::Scale;
 pub const SCHEMA: &str = "ctxtrace.explain/1";
 
 /// The full answer of `ctxtrace explain`. Times are in nanoseconds per `unit`.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     /// Name and version of the format: `ctxtrace.explain/1`.
     pub schema: String,
@@ -61,12 +61,12 @@ impl Explanation {
     /// Returns the unit in which times are shown to people.
     #[must_use]
     pub fn scale(&self) -> Scale {
-        Scale::of(self.base.ns.map_or(0.0, |ns| ns.value))
+        Scale::fitting(self.base.ns.map_or(0.0, |ns| ns.value))
     }
 }
 
 /// CPU time that the measured programs did not get, as shares of the time of all CPUs from the first run to the last, 0 to 1.
-#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Others {
     /// Share that other programs used.
     pub share: f64,
@@ -83,7 +83,7 @@ impl Others {
 }
 
 /// One of the two cases, measured without tracing.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Side {
     /// Name of the case.
     pub name: String,
@@ -98,7 +98,7 @@ pub struct Side {
 }
 
 /// The difference between the two cases.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Gap {
     /// Time of the subject minus time of the base, in nanoseconds per unit.
     pub ns: Option<Estimate>,
@@ -111,7 +111,7 @@ pub struct Gap {
 }
 
 /// One counter over the whole life of untraced runs, including start and end of the program.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct CounterRow {
     /// What is counted.
     pub counted: Counted,
@@ -124,14 +124,14 @@ pub struct CounterRow {
 }
 
 /// One intervention: a change of one property of the cases, and its effect.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Tried {
     /// Name of the intervention.
     pub name: String,
     /// What was changed.
     pub what: String,
     /// What the intervention can show.
-    pub kind: Kind,
+    pub kind: InterventionKind,
     /// Time of the base with the change, in nanoseconds per unit.
     pub base_ns: Option<f64>,
     /// Time of the subject with the change, in nanoseconds per unit.
@@ -145,7 +145,7 @@ pub struct Tried {
 }
 
 /// An intervention that was not tried.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NotTried {
     /// Name of the intervention.
     pub name: String,
@@ -154,7 +154,7 @@ pub struct NotTried {
 }
 
 /// What a claim is based on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Evidence {
     /// The budget of traced runs.
@@ -166,7 +166,7 @@ pub enum Evidence {
 }
 
 /// What a claim says about the cause or intervention that it names in `about`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Says {
     /// It is a part of the cause, or the cause is a part of it.
@@ -181,7 +181,7 @@ pub enum Says {
 }
 
 /// A claim that the measurements support.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Claim {
     /// What is claimed.
     pub says: Says,

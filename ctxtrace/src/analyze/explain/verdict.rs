@@ -8,10 +8,10 @@
 //! The largest share that kernel switches can have is always reported, whether it is small or large, because it is the question
 //! that this program answers.
 
-use super::intervention::Kind;
+use super::intervention::InterventionKind;
 use super::result::{Claim, Evidence, Explanation, Says, Side, Tried};
 use crate::analyze::budget::account::Spent;
-use crate::analyze::budget::{Budget, CauseRow, Kernel, is_named};
+use crate::analyze::budget::{Budget, CauseRow, KernelTime, is_named};
 use crate::units::significant;
 
 /// An intervention that certainly closes less than this share of the gap is not the cause.
@@ -22,7 +22,7 @@ const SMALL: f64 = 0.02;
 
 /// Returns the claims, and the sentences about what is not explained.
 #[must_use]
-pub fn of(explanation: &Explanation) -> (Vec<Claim>, Vec<String>) {
+pub fn verdict(explanation: &Explanation) -> (Vec<Claim>, Vec<String>) {
     let Some(gap) = explanation.gap.ns else {
         return (Vec::new(), vec!["Nothing was measured.".to_owned()]);
     };
@@ -36,7 +36,7 @@ pub fn of(explanation: &Explanation) -> (Vec<Claim>, Vec<String>) {
         let rows = budget.causes.iter().filter(|row| may_be_claimed(row, floor));
         claims.extend(rows.map(|row| of_cause(row, budget, explanation)));
     }
-    claims.extend(closing(explanation, &[Kind::Part], Says::Cause));
+    claims.extend(closing(explanation, &[InterventionKind::Part], Says::Cause));
     strongest_first(&mut claims);
     claims.extend(
         explanation
@@ -44,7 +44,7 @@ pub fn of(explanation: &Explanation) -> (Vec<Claim>, Vec<String>) {
             .as_ref()
             .map(|budget| of_kernel(&budget.kernel, explanation)),
     );
-    for kind in [Kind::Concurrency, Kind::Load] {
+    for kind in [InterventionKind::Concurrency, InterventionKind::Load] {
         let mut conditions = closing(explanation, &[kind], Says::Condition);
         strongest_first(&mut conditions);
         claims.extend(conditions);
@@ -53,7 +53,9 @@ pub fn of(explanation: &Explanation) -> (Vec<Claim>, Vec<String>) {
         explanation
             .interventions
             .iter()
-            .filter(|tried| tried.kind == Kind::Part && tried.closes.is_some_and(|closes| closes.is_below(HARDLY)))
+            .filter(|tried| {
+                tried.kind == InterventionKind::Part && tried.closes.is_some_and(|closes| closes.is_below(HARDLY))
+            })
             .filter(|tried| tried.closes.is_some_and(|closes| !closes.is_above(0.0)))
             .map(|tried| of_no_cause(tried, explanation)),
     );
@@ -74,7 +76,7 @@ fn may_be_claimed(row: &CauseRow, floor: f64) -> bool {
 }
 
 /// Returns the claims about interventions of these kinds that close a part of the gap.
-fn closing(explanation: &Explanation, kinds: &[Kind], says: Says) -> Vec<Claim> {
+fn closing(explanation: &Explanation, kinds: &[InterventionKind], says: Says) -> Vec<Claim> {
     explanation
         .interventions
         .iter()
@@ -107,7 +109,7 @@ fn of_cause(row: &CauseRow, budget: &Budget, explanation: &Explanation) -> Claim
             .filter(|part| part.spent == spent && part.cause == row.cause && !part.is_waiting);
         let ns: f64 = of.map(|part| part.subject_ns - part.base_ns).sum();
         (ns.abs() >= 0.05 * (row.subject_ns - row.base_ns).abs())
-            .then(|| format!("{} {}", spent.in_words(), scale.told(ns)))
+            .then(|| format!("{} {}", spent.in_words(), scale.with_unit(ns)))
     })
     .collect();
     let unit = explanation.unit.in_words();
@@ -122,7 +124,7 @@ fn of_cause(row: &CauseRow, budget: &Budget, explanation: &Explanation) -> Claim
             "{}: {share} of the thread time that the subject adds, {} of {} {unit} (budget: {})",
             row.cause.in_words(),
             scale.number(row.subject_ns - row.base_ns),
-            scale.told(budget.added_ns),
+            scale.with_unit(budget.added_ns),
             parts.join(", ")
         ),
         about: row.cause.in_words().to_owned(),
@@ -131,7 +133,7 @@ fn of_cause(row: &CauseRow, budget: &Budget, explanation: &Explanation) -> Claim
     }
 }
 
-fn of_kernel(kernel: &Kernel, explanation: &Explanation) -> Claim {
+fn of_kernel(kernel: &KernelTime, explanation: &Explanation) -> Claim {
     let scale = explanation.scale();
     let unit = explanation.unit.in_words();
     let share = match (kernel.share, kernel.added_ns) {
@@ -271,7 +273,7 @@ fn not_explained(explanation: &Explanation, claims: &[Claim], gap_ns: f64) -> Ve
     let closing: Vec<&Tried> = explanation
         .interventions
         .iter()
-        .filter(|tried| tried.kind == Kind::Part && tried.closes.is_some_and(|closes| closes.is_above(0.0)))
+        .filter(|tried| tried.kind == InterventionKind::Part && tried.closes.is_some_and(|closes| closes.is_above(0.0)))
         .collect();
     if causes.len() > 1 && !closing.is_empty() {
         left.push(
@@ -288,7 +290,7 @@ fn not_explained(explanation: &Explanation, claims: &[Claim], gap_ns: f64) -> Ve
         Some((tried, closes)) if closes.value < 0.9 => left.push(format!(
             "{:.0} % of the gap ({} {unit}) remains with {}, and no other exchanged part closes more.",
             100.0 * (1.0 - closes.value),
-            scale.told(gap_ns * (1.0 - closes.value)),
+            scale.with_unit(gap_ns * (1.0 - closes.value)),
             tried.what,
         )),
         Some(_) => {}
@@ -311,9 +313,9 @@ fn not_explained(explanation: &Explanation, claims: &[Claim], gap_ns: f64) -> Ve
             left.push(format!(
                 "Runs of {} fall into two groups, {} ({:.0} %) and {} ({:.0} %): it is not known why a run is in one or the other.",
                 side.name,
-                scale.told(fast.median),
+                scale.with_unit(fast.median),
                 100.0 * fast.share,
-                scale.told(slow.median),
+                scale.with_unit(slow.median),
                 100.0 * slow.share
             ));
         }
@@ -340,8 +342,8 @@ fn unnamed(budget: &Budget, causes: &[&Claim], explanation: &Explanation) -> Str
     let unnamed: f64 = added.filter(|added| *added > 0.0).sum();
     format!(
         "Of the {} {} of thread time that the subject adds, {} are in parts that are too small or too uncertain to be named.",
-        scale.told(budget.added_ns),
+        scale.with_unit(budget.added_ns),
         explanation.unit.in_words(),
-        scale.told(unnamed)
+        scale.with_unit(unnamed)
     )
 }

@@ -1,12 +1,12 @@
 //! Estimates of a figure with a confidence interval, computed from the runs of several blocks.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::signed_rank::{averages, outside};
 use crate::units::Scale;
 
 /// An estimate of a figure with its confidence interval.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Estimate {
     /// The estimate.
     pub value: f64,
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interval_is_told_as_it_lies() {
+    fn an_asymmetric_interval_is_printed_as_a_range() {
         let estimate = |low, high| Estimate {
             value: 0.12,
             low,
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_is_said_to_be_too_little() {
+    fn too_few_values_have_no_interval() {
         assert_eq!(centre(&[], 0.95), None);
         assert_eq!(centre(&[1.0, f64::NAN], 0.95), None);
         let few = centre(&[1.0, 2.0, 3.0], 0.95).expect("values");

@@ -1,12 +1,12 @@
 //! Determines whether runs fall into two groups. If they do, each group has a figure of its own, because no run is near the mean
 //! of all runs.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::analyze::percentile::median;
 
 /// Runs whose results are close together.
-#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Group {
     /// Median of the group.
     pub median: f64,
@@ -85,7 +85,7 @@ mod tests {
     }
 
     /// Returns how many of a thousand samples are split into two groups.
-    fn told_apart(runs: usize, draw: impl Fn(&mut fastrand::Rng) -> f64) -> usize {
+    fn samples_split(runs: usize, draw: impl Fn(&mut fastrand::Rng) -> f64) -> usize {
         let mut random = fastrand::Rng::with_seed(42);
         let sample = |_| groups(&(0..runs).map(|_| draw(&mut random)).collect::<Vec<_>>()).len();
         (0..1_000).map(sample).filter(|&count| count == 2).count()
@@ -95,20 +95,20 @@ mod tests {
     fn one_group_is_seldom_taken_for_two() {
         for runs in [15, 20, 30, 60] {
             let of = [
-                told_apart(runs, normal),
-                told_apart(runs, |random| (0.3 * normal(random)).exp()),
-                told_apart(runs, |random| 1.0 - 0.1 * (1.0 - random.f64()).ln()),
-                told_apart(runs, fastrand::Rng::f64),
+                samples_split(runs, normal),
+                samples_split(runs, |random| (0.3 * normal(random)).exp()),
+                samples_split(runs, |random| 1.0 - 0.1 * (1.0 - random.f64()).ln()),
+                samples_split(runs, fastrand::Rng::f64),
             ];
             assert!(of.iter().all(|&of| of <= 20), "{runs}: {of:?}");
         }
     }
 
     #[test]
-    fn two_groups_are_told_apart() {
+    fn two_groups_are_detected() {
         for runs in [20, 30, 60] {
             let of = [
-                told_apart(runs, |random| {
+                samples_split(runs, |random| {
                     let slow = random.f64() < 0.4;
                     if slow {
                         150.0 + 4.0 * normal(random)
@@ -116,7 +116,7 @@ mod tests {
                         100.0 + 3.0 * normal(random)
                     }
                 }),
-                told_apart(runs, |random| {
+                samples_split(runs, |random| {
                     let slow = random.f64() < 0.35;
                     (if slow { 1.5 } else { 1.0 }) + 0.03 * normal(random)
                 }),

@@ -39,7 +39,7 @@ struct Node {
 
 impl Tree {
     /// Makes the tree of these stacks; `None` if there are no frames.
-    pub(super) fn of(resolved: &Resolved) -> Option<Self> {
+    pub(super) fn new(resolved: &Resolved) -> Option<Self> {
         Self::bounded(resolved, MOST_NODES)
     }
 
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn stacks_share_what_they_have_in_common() {
-        let tree = Tree::of(&resolved(&[
+        let tree = Tree::new(&resolved(&[
             "a 1 5",
             "a;b;c 2 20",
             "a;b;d 3 30",
@@ -215,6 +215,6 @@ mod tests {
 
     #[test]
     fn nothing_has_no_tree() {
-        assert_eq!(Tree::of(&Resolved::default()), None);
+        assert_eq!(Tree::new(&Resolved::default()), None);
     }
 }

@@ -56,7 +56,7 @@ const LICENCES: &str = include_str!("../../../web/vendor/LICENCES.txt");
 ///
 /// If the data cannot be serialised. No report should cause this.
 pub fn render(report: &Report, run: &Run, runs: &[Run]) -> Result<Vec<u8>> {
-    let page = Page::of(report, run, runs);
+    let page = Page::new(report, run, runs);
     let (style, script) = (STYLES.join("\n"), SCRIPTS.join("\n;\n"));
     let policy = format!(
         "default-src 'none'; script-src '{}'; style-src '{}'; img-src data:; base-uri 'none'; form-action 'none'",
@@ -81,7 +81,7 @@ pub fn render(report: &Report, run: &Run, runs: &[Run]) -> Result<Vec<u8>> {
 /// The data of the page without the page, as indented JSON. The golden test compares it.
 #[cfg(test)]
 pub(super) fn data(report: &Report, run: &Run, runs: &[Run]) -> Result<Vec<u8>> {
-    super::json::render(&Page::of(report, run, runs))
+    super::json::render(&Page::new(report, run, runs))
 }
 
 /// Fills the placeholders of a template. Placeholders within inserted text are not replaced.

@@ -7,7 +7,7 @@ use ctxtrace_common::histogram::{Histogram, Latency as Kind, SUB_BUCKETS, lower_
 use serde::Serialize;
 
 use super::flame::Tree;
-use super::timeline::Timeline;
+use super::timeline::PageTimeline;
 use crate::analyze::profile;
 use crate::analyze::result::{Class, Distribution, Report, WakeupOrigin};
 use crate::report::printable;
@@ -30,10 +30,10 @@ pub(super) struct Page {
     verdict: String,
     facts: Vec<Fact>,
     alerts: Vec<Alert>,
-    ledger: Ledger,
+    ledger: PageLedger,
     distributions: Vec<Plot>,
     latency: Table,
-    timeline: Part<Timeline>,
+    timeline: PagePart<PageTimeline>,
     flames: Vec<Flame>,
     tables: Vec<Table>,
     trust: Vec<Statement>,
@@ -58,14 +58,14 @@ struct Alert {
 /// A part of the page whose data may not have been recorded.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum Part<T> {
+enum PagePart<T> {
     Here(T),
     /// A sentence that says why the part is missing.
     Missing(String),
 }
 
 #[derive(Clone, Debug, Serialize)]
-struct Ledger {
+struct PageLedger {
     total: String,
     rows: Vec<LedgerRow>,
     notes: Vec<String>,
@@ -124,7 +124,7 @@ struct Flame {
     intro: &'static str,
     /// The unit of the counts.
     unit: &'static str,
-    tree: Part<Tree>,
+    tree: PagePart<Tree>,
     notes: Vec<String>,
 }
 
@@ -136,7 +136,7 @@ struct Statement {
 }
 
 impl Page {
-    pub(super) fn of(report: &Report, run: &Run, runs: &[Run]) -> Self {
+    pub(super) fn new(report: &Report, run: &Run, runs: &[Run]) -> Self {
         let mut latencies = Latencies::default();
         for run in runs {
             latencies.merge(&run.aggregates.latencies);
@@ -151,9 +151,9 @@ impl Page {
             distributions: plots(report, &latencies),
             latency: latency_table(report),
             timeline: match &run.lanes {
-                Some(lanes) if !lanes.lanes.is_empty() => Part::Here(Timeline::of(lanes, report, run)),
-                Some(_) => Part::Missing("There were no events to draw.".to_owned()),
-                None => Part::Missing(format!(
+                Some(lanes) if !lanes.lanes.is_empty() => PagePart::Here(PageTimeline::pack(lanes, report, run)),
+                Some(_) => PagePart::Missing("There were no events to draw.".to_owned()),
+                None => PagePart::Missing(format!(
                     "The timeline was not recorded: --level {} counts switches without recording the time of each one. Use \
                      --level timeline to record it.",
                     report.level.name()
@@ -318,7 +318,7 @@ fn meaning(class: Class) -> &'static str {
     }
 }
 
-fn ledger(report: &Report) -> Ledger {
+fn ledger(report: &Report) -> PageLedger {
     let total = report.kernel_switches.total;
     let classes = table::by_class(report);
     let total_ns: u64 = classes.iter().map(|(_, _, ns)| ns).saturating_sum();
@@ -341,7 +341,7 @@ fn ledger(report: &Report) -> Ledger {
             notes.push(note);
         }
     }
-    Ledger {
+    PageLedger {
         total: thousands(total),
         rows: classes.iter().map(row).collect(),
         notes,
@@ -683,9 +683,9 @@ fn flames(report: &Report, run: &Run) -> Vec<Flame> {
         "Stacks of switches were not recorded: --level {} does not take them. Use --level stacks (the default) to record them.",
         level.name()
     );
-    let here = |resolved: &Resolved, otherwise: &str| match Tree::of(resolved) {
-        Some(tree) => Part::Here(tree),
-        None => Part::Missing(otherwise.to_owned()),
+    let here = |resolved: &Resolved, otherwise: &str| match Tree::new(resolved) {
+        Some(tree) => PagePart::Here(tree),
+        None => PagePart::Missing(otherwise.to_owned()),
     };
     let switches = match level {
         Level::Stacks => stacks::switches(run),
@@ -714,7 +714,7 @@ fn flames(report: &Report, run: &Run) -> Vec<Flame> {
             tree: if level == Level::Stacks {
                 here(&switches, "There was no kernel switch.")
             } else {
-                Part::Missing(without_stacks.clone())
+                PagePart::Missing(without_stacks.clone())
             },
             notes: broken(&switches),
         },

@@ -14,14 +14,14 @@ use crate::analyze::attribution::class;
 use crate::analyze::result::Report;
 use crate::correlate::tasks;
 use crate::report::{printable, table};
-use crate::trace::lanes::{Cell, Lane, Lanes, Moment, MomentKind, Shown, Span, Wake};
+use crate::trace::lanes::{Cell, Lane, LaneWakeup, Lanes, Moment, MomentKind, Shown, Span};
 use crate::trace::run::Run;
 use crate::trace::{Aggregates, name_of};
 use crate::units::{duration, thousands};
 
 /// The timeline as the page's script reads it. The documentation of this module defines the encoding.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Timeline {
+pub(super) struct PageTimeline {
     /// Length of the timeline.
     length_ns: u64,
     /// Length of a cell.
@@ -73,10 +73,10 @@ struct PackedMoment {
     to_ns: u64,
 }
 
-impl Timeline {
+impl PageTimeline {
     /// Packs the lanes of a run.
-    pub(super) fn of(lanes: &Lanes, report: &Report, run: &Run) -> Self {
-        let names = Names::of(report, run);
+    pub(super) fn pack(lanes: &Lanes, report: &Report, run: &Run) -> Self {
+        let names = PageNames::new(report, run);
         let first_cell = lanes.lanes.iter().map(|lane| lane.first_cell).min().unwrap_or(0);
         let cells_from_ns = (first_cell * lanes.cell_ns).cast_signed() - lanes.start_ns.cast_signed();
         let relative = |ns: u64| ns.saturating_sub(lanes.start_ns);
@@ -97,7 +97,7 @@ impl Timeline {
             lanes: lanes
                 .lanes
                 .iter()
-                .map(|lane| PackedLane::of(lane, lanes, first_cell, &names))
+                .map(|lane| PackedLane::pack(lane, lanes, first_cell, &names))
                 .collect(),
             classes,
             exact: lanes
@@ -115,7 +115,7 @@ impl Timeline {
 }
 
 impl PackedLane {
-    fn of(lane: &Lane, lanes: &Lanes, first_cell: u64, names: &Names<'_>) -> Self {
+    fn pack(lane: &Lane, lanes: &Lanes, first_cell: u64, names: &PageNames<'_>) -> Self {
         let mut shares = Vec::with_capacity(Shown::COUNT * lane.cells.len());
         let (mut switches, mut tasks) = (Vec::new(), Vec::new());
         for cell in &lane.cells {
@@ -159,7 +159,7 @@ fn packed_spans(spans: &[Span], start_ns: u64) -> String {
     BASE64.encode(&bytes)
 }
 
-fn packed_wakes(wakes: &[Wake], start_ns: u64) -> String {
+fn packed_wakes(wakes: &[LaneWakeup], start_ns: u64) -> String {
     let mut bytes = Vec::new();
     let mut last_ns = start_ns;
     for wake in wakes {
@@ -184,14 +184,14 @@ fn put(bytes: &mut Vec<u8>, mut number: u64) {
 }
 
 /// Looks up the names of threads and tasks.
-struct Names<'a> {
+struct PageNames<'a> {
     threads: HashMap<(u32, u64), String>,
     types: HashMap<(u64, u32), &'a str>,
     aggregates: &'a Aggregates,
 }
 
-impl<'a> Names<'a> {
-    fn of(report: &'a Report, run: &'a Run) -> Self {
+impl<'a> PageNames<'a> {
+    fn new(report: &'a Report, run: &'a Run) -> Self {
         let threads = run.aggregates.threads.iter().map(|record| &record.thread);
         let key = |thread: &ctxtrace_common::thread::ThreadSummary| (thread.tid, thread.start_boottime_ns);
         let typed = report.tasks.iter().filter_map(|task| {
@@ -221,7 +221,7 @@ impl<'a> Names<'a> {
     }
 }
 
-fn in_words(moment: &Moment, lane: &Lane, names: &Names<'_>, tasks: &[String]) -> String {
+fn in_words(moment: &Moment, lane: &Lane, names: &PageNames<'_>, tasks: &[String]) -> String {
     let (thread, took) = (format!("{} {}", names.of_thread(lane), lane.tid), duration(moment.ns()));
     let task = (moment.task as usize).checked_sub(1).and_then(|index| tasks.get(index));
     match (moment.kind, task) {

@@ -42,7 +42,7 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(info: &Info, run: &Run, index: usize) -> Self {
+    fn new(info: &Info, run: &Run, index: usize) -> Self {
         const LONGEST_HOST: usize = 64;
         let host = info.host.name.clone();
         let run = info.run_id(run, index);
@@ -94,7 +94,7 @@ fn write_tables(
         .workload
         .and_then(|workload| workload.runs.iter().position(|run| run.median));
     for (index, run) in runs.iter().enumerate() {
-        let place = sums::Place {
+        let place = sums::RunPosition {
             index,
             runs: runs.len(),
             median: index == median.unwrap_or(0),

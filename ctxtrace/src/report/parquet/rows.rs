@@ -102,7 +102,7 @@ pub(super) struct Host<'a> {
 
 /// One program that was run, and how its tasks are found.
 #[derive(Clone, Debug, ParquetRecordWriter)]
-pub(super) struct Program<'a> {
+pub(super) struct ProgramRow<'a> {
     pub(super) host: &'a str,
     pub(super) run: &'a str,
     /// Path of the executable.
@@ -119,7 +119,7 @@ pub(super) struct Program<'a> {
 
 /// Kernel switches of one class and, if there is one, one task.
 #[derive(Clone, Debug, ParquetRecordWriter)]
-pub(super) struct Ledger<'a> {
+pub(super) struct LedgerRecord<'a> {
     pub(super) host: &'a str,
     pub(super) run: &'a str,
     pub(super) class: &'a str,
@@ -137,7 +137,7 @@ pub(super) struct Ledger<'a> {
 
 /// One task.
 #[derive(Clone, Debug, ParquetRecordWriter)]
-pub(super) struct Task<'a> {
+pub(super) struct TaskRow<'a> {
     pub(super) host: &'a str,
     pub(super) run: &'a str,
     pub(super) id: i64,
@@ -154,7 +154,7 @@ pub(super) struct Task<'a> {
 
 /// Wakeups that ended a sleep, from one waker to one thread.
 #[derive(Clone, Debug, ParquetRecordWriter)]
-pub(super) struct Wakeups<'a> {
+pub(super) struct WakeupPairRow<'a> {
     pub(super) host: &'a str,
     pub(super) run: &'a str,
     pub(super) origin: &'a str,
@@ -175,7 +175,7 @@ pub(super) struct Wakeups<'a> {
 
 /// One of the five distributions.
 #[derive(Clone, Debug, ParquetRecordWriter)]
-pub(super) struct Latency<'a> {
+pub(super) struct LatencyRow<'a> {
     pub(super) host: &'a str,
     pub(super) run: &'a str,
     /// `off_cpu`, `blocked`, `run_queue`, `on_cpu`, `wake_to_run`.
@@ -206,7 +206,7 @@ pub(super) struct LatencyBucket<'a> {
 
 /// One thread.
 #[derive(Clone, Debug, ParquetRecordWriter)]
-pub(super) struct Thread<'a> {
+pub(super) struct ThreadRow<'a> {
     pub(super) host: &'a str,
     pub(super) run: &'a str,
     pub(super) pid: i32,
@@ -226,7 +226,7 @@ pub(super) struct Thread<'a> {
 /// One kernel switch (`--level timeline`). Rows are in the order in which the off-CPU intervals ended; intervals that are open at
 /// the end of the recording come last.
 #[derive(Clone, Debug, ParquetRecordWriter)]
-pub(super) struct Switch<'a> {
+pub(super) struct SwitchRow<'a> {
     pub(super) host: &'a str,
     pub(super) run: &'a str,
     /// When the thread was switched out: `CLOCK_MONOTONIC`.
@@ -264,7 +264,7 @@ pub(super) struct Switch<'a> {
 
 /// One wakeup of a thread (`--level timeline`). Wakeups that did not end a sleep are included.
 #[derive(Clone, Debug, ParquetRecordWriter)]
-pub(super) struct Waking<'a> {
+pub(super) struct WakeupRow<'a> {
     pub(super) host: &'a str,
     pub(super) run: &'a str,
     /// When the wakeup was made: `CLOCK_MONOTONIC`.

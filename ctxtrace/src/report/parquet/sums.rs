@@ -8,7 +8,7 @@ use parquet::record::RecordWriter;
 
 use super::file::TableFile;
 use super::folder::Folder;
-use super::rows::{Host, Latency, LatencyBucket, Ledger, Program, Task, Thread, Wakeups};
+use super::rows::{Host, LatencyBucket, LatencyRow, LedgerRecord, ProgramRow, TaskRow, ThreadRow, WakeupPairRow};
 use super::{Identity, signed, small};
 use crate::analyze::result::{Distribution, Lost, Report};
 use crate::analyze::summarize::summarize;
@@ -25,7 +25,7 @@ const KINDS: [(&str, Kind); 5] = [
 ];
 
 /// The position of a run in its capture.
-pub(super) struct Place<'a> {
+pub(super) struct RunPosition<'a> {
     /// Index of the run, from 0.
     pub(super) index: usize,
     /// Number of runs in the capture.
@@ -37,14 +37,14 @@ pub(super) struct Place<'a> {
 }
 
 /// Writes the tables of one run; the table `host` is the last one.
-pub(super) fn write(folder: &mut Folder, info: &Info, run: &Run, place: &Place<'_>) -> io::Result<()> {
+pub(super) fn write(folder: &mut Folder, info: &Info, run: &Run, place: &RunPosition<'_>) -> io::Result<()> {
     let mut report = summarize(info, std::slice::from_ref(run));
     if let Some(damage) = place.damage {
         report.complete = false;
         report.cut_short = Some(format!("the file is damaged: {damage}"));
     }
-    let identity = Identity::of(info, run, place.index);
-    let programs = Programs::of(run);
+    let identity = Identity::new(info, run, place.index);
+    let programs = Programs::new(run);
     table(folder, "programs", &identity, &program_rows(&identity, &report))?;
     table(folder, "ledger", &identity, &ledger_rows(&identity, &report, &programs))?;
     table(folder, "tasks", &identity, &task_rows(&identity, &report, &programs))?;
@@ -57,7 +57,7 @@ pub(super) fn write(folder: &mut Folder, info: &Info, run: &Run, place: &Place<'
         &identity,
         &thread_rows(&identity, &report, &programs),
     )?;
-    let words = Words::of(info, &report);
+    let words = Words::new(info, &report);
     table(
         folder,
         "host",
@@ -82,7 +82,7 @@ struct Programs<'a> {
 }
 
 impl<'a> Programs<'a> {
-    fn of(run: &'a Run) -> Self {
+    fn new(run: &'a Run) -> Self {
         let all = run.aggregates.programs.all().iter();
         Self {
             run,
@@ -101,8 +101,8 @@ impl<'a> Programs<'a> {
     }
 }
 
-fn program_rows<'a>(of: &'a Identity, report: &'a Report) -> Vec<Program<'a>> {
-    let rows = report.locators.iter().map(|locator| Program {
+fn program_rows<'a>(of: &'a Identity, report: &'a Report) -> Vec<ProgramRow<'a>> {
+    let rows = report.locators.iter().map(|locator| ProgramRow {
         host: &of.host,
         run: &of.run,
         program: &locator.program,
@@ -116,10 +116,10 @@ fn program_rows<'a>(of: &'a Identity, report: &'a Report) -> Vec<Program<'a>> {
     rows.collect()
 }
 
-fn ledger_rows<'a>(of: &'a Identity, report: &'a Report, programs: &'a Programs<'_>) -> Vec<Ledger<'a>> {
+fn ledger_rows<'a>(of: &'a Identity, report: &'a Report, programs: &'a Programs<'_>) -> Vec<LedgerRecord<'a>> {
     let rows = report.ledger.iter().map(|row| {
         let (program, build) = row.pid.map_or((None, None), |pid| programs.get(pid));
-        Ledger {
+        LedgerRecord {
             host: &of.host,
             run: &of.run,
             class: row.class.name(),
@@ -136,10 +136,10 @@ fn ledger_rows<'a>(of: &'a Identity, report: &'a Report, programs: &'a Programs<
     rows.collect()
 }
 
-fn task_rows<'a>(of: &'a Identity, report: &'a Report, programs: &'a Programs<'_>) -> Vec<Task<'a>> {
+fn task_rows<'a>(of: &'a Identity, report: &'a Report, programs: &'a Programs<'_>) -> Vec<TaskRow<'a>> {
     let rows = report.tasks.iter().map(|task| {
         let (program, build) = programs.get(task.pid);
-        Task {
+        TaskRow {
             host: &of.host,
             run: &of.run,
             id: signed(task.id),
@@ -157,8 +157,8 @@ fn task_rows<'a>(of: &'a Identity, report: &'a Report, programs: &'a Programs<'_
     rows.collect()
 }
 
-fn wakeup_rows<'a>(of: &'a Identity, report: &'a Report) -> Vec<Wakeups<'a>> {
-    let rows = report.wakeups.iter().map(|wakeups| Wakeups {
+fn wakeup_rows<'a>(of: &'a Identity, report: &'a Report) -> Vec<WakeupPairRow<'a>> {
+    let rows = report.wakeups.iter().map(|wakeups| WakeupPairRow {
         host: &of.host,
         run: &of.run,
         origin: wakeups.origin.name(),
@@ -190,10 +190,10 @@ fn distribution(report: &Report, kind: Kind) -> &Distribution {
     }
 }
 
-fn latency_rows<'a>(of: &'a Identity, report: &Report) -> Vec<Latency<'a>> {
+fn latency_rows<'a>(of: &'a Identity, report: &Report) -> Vec<LatencyRow<'a>> {
     let rows = KINDS.iter().map(|&(kind, latency)| {
         let distribution = distribution(report, latency);
-        Latency {
+        LatencyRow {
             host: &of.host,
             run: &of.run,
             kind,
@@ -227,10 +227,10 @@ fn bucket_rows<'a>(of: &'a Identity, run: &Run) -> Vec<LatencyBucket<'a>> {
     rows.collect()
 }
 
-fn thread_rows<'a>(of: &'a Identity, report: &'a Report, programs: &'a Programs<'_>) -> Vec<Thread<'a>> {
+fn thread_rows<'a>(of: &'a Identity, report: &'a Report, programs: &'a Programs<'_>) -> Vec<ThreadRow<'a>> {
     let rows = report.threads.iter().map(|thread| {
         let (program, build) = programs.get(thread.pid);
-        Thread {
+        ThreadRow {
             host: &of.host,
             run: &of.run,
             pid: small(thread.pid),
@@ -257,7 +257,7 @@ struct Words {
 }
 
 impl Words {
-    fn of(info: &Info, report: &Report) -> Self {
+    fn new(info: &Info, report: &Report) -> Self {
         let name = match (&report.workload, &report.target) {
             (Some(workload), _) => workload.mode.name(),
             (None, Some(target)) => target.name.rsplit('/').next().unwrap_or_default(),
@@ -276,7 +276,7 @@ fn host_row<'a>(
     info: &'a Info,
     report: &'a Report,
     words: &'a Words,
-    place: &Place<'_>,
+    place: &RunPosition<'_>,
     pid: Option<u32>,
 ) -> Host<'a> {
     let (switches, task_switches, lost) = (&report.kernel_switches, report.task_switches.as_ref(), &report.lost);

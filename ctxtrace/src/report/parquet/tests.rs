@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use ctxtrace_common::clock::{Leave, Waking as Noted};
+use ctxtrace_common::clock::{Leave, NotedWakeup as Noted};
 use ctxtrace_common::event::Event;
 use ctxtrace_common::histogram::Latency as Kind;
 use ctxtrace_common::ledger::Class;
@@ -35,15 +35,15 @@ fn golden_parquet_schema() {
     }
     tables! {
         "host": Host,
-        "programs": Program,
-        "ledger": Ledger,
-        "tasks": Task,
-        "wakeups": Wakeups,
-        "latency": Latency,
+        "programs": ProgramRow,
+        "ledger": LedgerRecord,
+        "tasks": TaskRow,
+        "wakeups": WakeupPairRow,
+        "latency": LatencyRow,
         "latency_buckets": LatencyBucket,
-        "threads": Thread,
-        "switches": Switch,
-        "wakings": Waking,
+        "threads": ThreadRow,
+        "switches": SwitchRow,
+        "wakings": WakeupRow,
         "polls": Poll,
     }
     golden("parquet.schema", text);
@@ -53,7 +53,7 @@ fn golden_parquet_schema() {
 struct Events(Vec<Vec<Event>>);
 
 impl EventSource for Events {
-    fn tell(&mut self, run: usize, sink: &mut dyn EventSink) -> std::io::Result<()> {
+    fn replay(&mut self, run: usize, sink: &mut dyn EventSink) -> std::io::Result<()> {
         // One event per batch: the length of a batch must not matter.
         let events = self.0.get(run).into_iter().flatten();
         events.for_each(|event| sink.events(std::slice::from_ref(event)));
@@ -142,10 +142,10 @@ fn events() -> Vec<Event> {
     dead.set_out(101, Leave::Dead, true, &build::sum_key(Class::Exited, 0));
     vec![
         Event::thread(900, 0, 101, 0, 77, image, true),
-        Event::waking(900, 0, 101, Some(Noted::OffCpu), true, &Waker::default()),
+        Event::wakeup(900, 0, 101, Some(Noted::OffCpu), true, &Waker::default()),
         came,
         left,
-        Event::waking(5_000, 0, 101, Some(Noted::OffCpu), false, &waker),
+        Event::wakeup(5_000, 0, 101, Some(Noted::OffCpu), false, &waker),
         back,
         dead,
     ]
@@ -162,7 +162,7 @@ fn with_names() -> Run {
 }
 
 #[test]
-fn every_switch_and_waking_is_a_row() {
+fn every_switch_and_wakeup_is_a_row() {
     let place = tempfile::tempdir().expect("a temporary folder is created");
     let mut folder = Folder::open(place.path(), &OutputAccess::new(None)).expect("the folder is writable");
     let info = timeline();

@@ -10,7 +10,7 @@ use std::hash::Hash;
 use std::io;
 use std::sync::Arc;
 
-use ctxtrace_common::clock::Waking as Noted;
+use ctxtrace_common::clock::NotedWakeup as Noted;
 use ctxtrace_common::event::Event;
 use ctxtrace_common::locator::Reason;
 use ctxtrace_common::process::{Image, TaskKey};
@@ -20,7 +20,7 @@ use parquet::record::RecordWriter;
 
 use super::file::TableFile;
 use super::folder::Folder;
-use super::rows::{Poll, Switch, Waking};
+use super::rows::{Poll, SwitchRow, WakeupRow};
 use super::{Identity, signed, small};
 use crate::analyze::attribution;
 use crate::correlate::intervals::{Arrival, Departure, Interval, IntervalSink, ThreadId, Woken};
@@ -28,7 +28,7 @@ use crate::correlate::ledger::entry_of;
 use crate::correlate::polls::{PollReplay, PollSink, PollSlice};
 use crate::correlate::tasks;
 use crate::correlate::timeline::Replay;
-use crate::correlate::wakeups::Names as WakerNames;
+use crate::correlate::wakeups::ThreadNames as WakerNames;
 use crate::target::locate;
 use crate::trace::events::{EventSink, EventSource};
 use crate::trace::polls::PollBatch;
@@ -44,13 +44,13 @@ const MOST_NAMES: usize = 1 << 16;
 pub(super) fn write(folder: &mut Folder, info: &Info, runs: &[Run], events: &mut dyn EventSource) -> io::Result<()> {
     for (index, run) in runs.iter().enumerate() {
         let mut both = Both {
-            replay: Replay::telling(Rows::begin(folder, info, run, index)?),
+            replay: Replay::with_sink(EventTables::begin(folder, info, run, index)?),
             polls: match info.polls {
-                Some(_) => Some(PollReplay::telling(PollRows::begin(folder, info, run, index)?)),
+                Some(_) => Some(PollReplay::with_sink(PollRows::begin(folder, info, run, index)?)),
                 None => None,
             },
         };
-        events.tell(index, &mut both)?;
+        events.replay(index, &mut both)?;
         both.replay.into_intervals().end(folder)?;
         if let Some(polls) = both.polls {
             polls.conclude().1.end(folder)?;
@@ -61,7 +61,7 @@ pub(super) fn write(folder: &mut Folder, info: &Info, runs: &[Run], events: &mut
 
 /// Replays the events of a run for the tables of switches and wakeups and, if polls were recorded, for the table of polls.
 struct Both<'a> {
-    replay: Replay<Rows<'a>>,
+    replay: Replay<EventTables<'a>>,
     polls: Option<PollReplay<PollRows<'a>>>,
 }
 
@@ -86,7 +86,7 @@ struct Doing {
     task: Option<NamedTask>,
 }
 
-/// A row of the table of switches, before it is written; see [`Switch`].
+/// A row of the table of switches, before it is written; see [`SwitchRow`].
 struct Departed {
     departure: Departure,
     thread: Arc<str>,
@@ -94,7 +94,7 @@ struct Departed {
     arrival: Option<Arrival>,
 }
 
-/// A row of the table of wakeups, before it is written; see [`Waking`].
+/// A row of the table of wakeups, before it is written; see [`WakeupRow`].
 struct Awoken {
     woken: Woken,
     pid: Option<u32>,
@@ -108,31 +108,31 @@ struct NamedWaker {
 }
 
 /// Collects and writes the switches and wakeups of one run.
-struct Rows<'a> {
+struct EventTables<'a> {
     identity: Identity,
     info: &'a Info,
-    names: Names<'a>,
+    names: RowNames<'a>,
     /// The switch-outs of threads that are off the CPU.
     away: HashMap<ThreadId, Departed>,
     switches: Vec<Departed>,
     switches_file: TableFile,
-    wakings: Vec<Awoken>,
-    wakings_file: TableFile,
+    wakeups: Vec<Awoken>,
+    wakeups_file: TableFile,
     failed: Option<io::Error>,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> EventTables<'a> {
     fn begin(folder: &mut Folder, info: &'a Info, run: &'a Run, index: usize) -> io::Result<Self> {
-        let identity = Identity::of(info, run, index);
+        let identity = Identity::new(info, run, index);
         Ok(Self {
-            switches_file: TableFile::begin::<Switch<'_>>(folder, "switches", &identity.file_name)?,
-            wakings_file: TableFile::begin::<Waking<'_>>(folder, "wakings", &identity.file_name)?,
+            switches_file: TableFile::begin::<SwitchRow<'_>>(folder, "switches", &identity.file_name)?,
+            wakeups_file: TableFile::begin::<WakeupRow<'_>>(folder, "wakings", &identity.file_name)?,
             identity,
             info,
-            names: Names::of(&run.aggregates),
+            names: RowNames::new(&run.aggregates),
             away: HashMap::new(),
             switches: Vec::new(),
-            wakings: Vec::new(),
+            wakeups: Vec::new(),
             failed: None,
         })
     }
@@ -144,12 +144,12 @@ impl<'a> Rows<'a> {
             self.push(departed);
         }
         self.write_switches();
-        self.write_wakings();
+        self.write_wakeups();
         if let Some(error) = self.failed {
             return Err(error);
         }
         self.switches_file.end(folder)?;
-        self.wakings_file.end(folder)
+        self.wakeups_file.end(folder)
     }
 
     fn push(&mut self, departed: Departed) {
@@ -165,10 +165,10 @@ impl<'a> Rows<'a> {
         write_group(&mut self.switches_file, &mut self.failed, &departed, row);
     }
 
-    fn write_wakings(&mut self) {
-        let awoken = std::mem::take(&mut self.wakings);
-        let row = |row| waking_row(&self.identity, self.info, row);
-        write_group(&mut self.wakings_file, &mut self.failed, &awoken, row);
+    fn write_wakeups(&mut self) {
+        let awoken = std::mem::take(&mut self.wakeups);
+        let row = |row| wakeup_row(&self.identity, self.info, row);
+        write_group(&mut self.wakeups_file, &mut self.failed, &awoken, row);
     }
 }
 
@@ -183,7 +183,7 @@ where
     }
 }
 
-impl IntervalSink for Rows<'_> {
+impl IntervalSink for EventTables<'_> {
     fn interval(&mut self, _interval: &Interval) {}
 
     fn left(&mut self, departure: &Departure) {
@@ -210,14 +210,14 @@ impl IntervalSink for Rows<'_> {
 
     fn woken(&mut self, woken: &Woken) {
         let (pid, thread) = self.names.of_tid(woken.tid);
-        self.wakings.push(Awoken {
+        self.wakeups.push(Awoken {
             woken: *woken,
             pid,
             thread,
             waker: self.names.of_waker(&woken.waker),
         });
-        if self.wakings.len() == ROWS_IN_GROUP {
-            self.write_wakings();
+        if self.wakeups.len() == ROWS_IN_GROUP {
+            self.write_wakeups();
         }
     }
 }
@@ -233,7 +233,7 @@ struct Polled {
 struct PollRows<'a> {
     identity: Identity,
     info: &'a Info,
-    names: Names<'a>,
+    names: RowNames<'a>,
     polls: Vec<Polled>,
     file: TableFile,
     failed: Option<io::Error>,
@@ -241,12 +241,12 @@ struct PollRows<'a> {
 
 impl<'a> PollRows<'a> {
     fn begin(folder: &mut Folder, info: &'a Info, run: &'a Run, index: usize) -> io::Result<Self> {
-        let identity = Identity::of(info, run, index);
+        let identity = Identity::new(info, run, index);
         Ok(Self {
             file: TableFile::begin::<Poll<'_>>(folder, "polls", &identity.file_name)?,
             identity,
             info,
-            names: Names::of(&run.aggregates),
+            names: RowNames::new(&run.aggregates),
             polls: Vec::new(),
             failed: None,
         })
@@ -295,7 +295,7 @@ fn time_ns(info: &Info, at_ns: u64) -> i64 {
     signed(info.started.realtime_ns).saturating_add(since)
 }
 
-fn switch_row<'r>(of: &'r Identity, info: &Info, row: &'r Departed) -> Switch<'r> {
+fn switch_row<'r>(of: &'r Identity, info: &Info, row: &'r Departed) -> SwitchRow<'r> {
     let departure = &row.departure;
     let entered = row.arrival.map(|arrival| arrival.entered).unwrap_or_default();
     let (task, task_id) = row
@@ -303,7 +303,7 @@ fn switch_row<'r>(of: &'r Identity, info: &Info, row: &'r Departed) -> Switch<'r
         .task
         .as_ref()
         .map_or((None, None), |(name, id)| (Some(name.as_str()), Some(*id)));
-    Switch {
+    SwitchRow {
         host: &of.host,
         run: &of.run,
         at_ns: signed(departure.at_ns),
@@ -326,7 +326,7 @@ fn switch_row<'r>(of: &'r Identity, info: &Info, row: &'r Departed) -> Switch<'r
     }
 }
 
-fn waking_row<'r>(of: &'r Identity, info: &Info, row: &'r Awoken) -> Waking<'r> {
+fn wakeup_row<'r>(of: &'r Identity, info: &Info, row: &'r Awoken) -> WakeupRow<'r> {
     let woken = &row.woken;
     let origin = Origin::from_number(woken.waker.origin);
     let (task, task_id) = row
@@ -334,7 +334,7 @@ fn waking_row<'r>(of: &'r Identity, info: &Info, row: &'r Awoken) -> Waking<'r> 
         .task
         .as_ref()
         .map_or((None, None), |(name, id)| (Some(name.as_str()), Some(*id)));
-    Waking {
+    WakeupRow {
         host: &of.host,
         run: &of.run,
         at_ns: signed(woken.at_ns),
@@ -376,7 +376,7 @@ fn poll_row<'r>(of: &'r Identity, info: &Info, polled: &'r Polled) -> Poll<'r> {
 }
 
 /// Looks up the names in a run. Names that were made are cached.
-struct Names<'a> {
+struct RowNames<'a> {
     aggregates: &'a Aggregates,
     wakers: WakerNames<'a>,
     /// Process id and name of the last thread that had a thread id.
@@ -388,8 +388,8 @@ struct Names<'a> {
     named_wakers: Made<Waker, NamedWaker>,
 }
 
-impl<'a> Names<'a> {
-    fn of(aggregates: &'a Aggregates) -> Self {
+impl<'a> RowNames<'a> {
+    fn new(aggregates: &'a Aggregates) -> Self {
         let mut of_tids = HashMap::new();
         let mut of_threads = HashMap::new();
         for record in &aggregates.threads {

@@ -49,7 +49,7 @@ use crate::correlate::polls::{PollReplay, PollSlice};
 use crate::correlate::slices::{AtSwitches, TaskSlice};
 use crate::correlate::tasks;
 use crate::correlate::timeline::Replay;
-use crate::correlate::wakes::{Wake, Wakes};
+use crate::correlate::wakes::{EffectiveWakeup, Wakes};
 use crate::correlate::wakeups::outsider_name;
 use crate::symbolize::stacks::task_types;
 use crate::trace::events::EventSink;
@@ -58,7 +58,7 @@ use crate::trace::polls::PollBatch;
 use crate::trace::run::{Info, Run};
 
 /// The name of thread 0, which stands for every thread outside of the target.
-const NOBODY: &str = "not recorded";
+const OUTSIDE_THREAD_NAME: &str = "not recorded";
 
 /// Maximum number of events that wait for the polls of their time. This is more than the rings hold, so only a forged file
 /// exceeds it. Beyond it the oldest events are drawn without polls.
@@ -78,7 +78,7 @@ const FIRST_OF_THREADS: u64 = 16;
 
 /// The state of a thread between two events.
 #[derive(Clone, Debug, Default)]
-struct Thread {
+struct ThreadTrack {
     start_boottime_ns: u64,
     tgid: u32,
     comm: String,
@@ -112,7 +112,7 @@ struct WithPolls {
     /// Events that wait because the polls of their time have not come yet.
     waiting: VecDeque<Event>,
     /// Ids of the threads whose polls were recorded.
-    telling: HashSet<u32>,
+    recorded_tids: HashSet<u32>,
 }
 
 /// Writes the trace of one run. It is a sink of the run's events and polls. The documentation of this module describes the trace.
@@ -128,7 +128,7 @@ pub struct Trace<'a, W> {
     wakes: Wakes,
     /// Present if polls were recorded. Events then wait until the polls of their time have come.
     polls: Option<WithPolls>,
-    threads: HashMap<u32, Thread>,
+    threads: HashMap<u32, ThreadTrack>,
     processes: HashMap<u32, Process>,
     /// The names that were written for threads of other programs, by thread id.
     named_outsiders: HashMap<u32, [u8; 16]>,
@@ -138,7 +138,7 @@ pub struct Trace<'a, W> {
     flows: u64,
     waiting: i64,
     switches: i64,
-    switches_told_ns: Option<u64>,
+    last_switch_counter_ns: Option<u64>,
     first_ns: Option<u64>,
     last_ns: u64,
 }
@@ -154,7 +154,7 @@ impl<'a, W: Write> Trace<'a, W> {
             bundles: Bundles::default(),
             boot_minus_monotonic_ns: info.started.boot_minus_monotonic_ns(),
             types: task_types(&run.aggregates, &run.symbols),
-            replay: Replay::telling(AtSwitches::default()),
+            replay: Replay::with_sink(AtSwitches::default()),
             wakes: Wakes::default(),
             polls: info.polls.map(|_| WithPolls::default()),
             threads: HashMap::new(),
@@ -165,7 +165,7 @@ impl<'a, W: Write> Trace<'a, W> {
             flows: 0,
             waiting: 0,
             switches: 0,
-            switches_told_ns: None,
+            last_switch_counter_ns: None,
             first_ns: None,
             last_ns: 0,
         };
@@ -274,7 +274,7 @@ impl<'a, W: Write> Trace<'a, W> {
     fn comm(&self, tid: u32) -> String {
         match self.threads.get(&tid) {
             Some(thread) => thread.comm.clone(),
-            None if tid == 0 => NOBODY.to_owned(),
+            None if tid == 0 => OUTSIDE_THREAD_NAME.to_owned(),
             None => String::new(),
         }
     }
@@ -282,15 +282,15 @@ impl<'a, W: Write> Trace<'a, W> {
     // --- Threads -----------------------------------------------------------------------------------------------------
 
     /// The state of the thread with this id. It is created if the event that introduces the thread was lost.
-    fn thread(&mut self, tid: u32, at_ns: u64) -> &mut Thread {
-        self.threads.entry(tid).or_insert_with(|| Thread {
+    fn thread(&mut self, tid: u32, at_ns: u64) -> &mut ThreadTrack {
+        self.threads.entry(tid).or_insert_with(|| ThreadTrack {
             seen_ns: at_ns,
-            ..Thread::default()
+            ..ThreadTrack::default()
         })
     }
 
     fn introduce(&mut self, event: &Event, tid: u32, previous_tid: u32, start_boottime_ns: u64, tgid: u32, new: bool) {
-        let is_same = |thread: &Thread| thread.start_boottime_ns == start_boottime_ns;
+        let is_same = |thread: &ThreadTrack| thread.start_boottime_ns == start_boottime_ns;
         if self.threads.get(&tid).is_some_and(is_same) {
             return;
         }
@@ -304,12 +304,12 @@ impl<'a, W: Write> Trace<'a, W> {
             thread
         } else {
             self.processes.entry(tgid).or_default().living += 1;
-            Thread {
+            ThreadTrack {
                 start_boottime_ns,
                 tgid,
                 is_new: new,
                 seen_ns: event.at_ns,
-                ..Thread::default()
+                ..ThreadTrack::default()
             }
         };
         let other = self.threads.insert(tid, thread);
@@ -398,7 +398,7 @@ impl<'a, W: Write> Trace<'a, W> {
 
     // --- Events of the kernel ----------------------------------------------------------------------------------------
 
-    fn waking(&mut self, event: &Event, tid: u32, newborn: bool, waker: &Waker) {
+    fn wakeup(&mut self, event: &Event, tid: u32, newborn: bool, waker: &Waker) {
         self.name_outsider(event, waker);
         let thread = self.thread(tid, event.at_ns);
         let (comm, tgid) = (thread.comm.clone(), thread.tgid);
@@ -475,10 +475,10 @@ impl<'a, W: Write> Trace<'a, W> {
         };
         self.kernel(event, out_tid, Ftrace::SchedSwitch(switch));
         let next_ns = self
-            .switches_told_ns
+            .last_switch_counter_ns
             .map_or(0, |at_ns| at_ns.saturating_add(COUNTER_STEP_NS));
         if event.at_ns >= next_ns {
-            self.switches_told_ns = Some(event.at_ns);
+            self.last_switch_counter_ns = Some(event.at_ns);
             self.counter(SWITCHES, event.at_ns, self.switches);
         }
         if let Some(out) = out.filter(|out| out.leave == Leave::Dead) {
@@ -594,7 +594,11 @@ impl<'a, W: Write> Trace<'a, W> {
     fn slices(&mut self) {
         // The vector is given back empty, to reuse its allocation.
         let mut slices = std::mem::take(self.replay.intervals_mut().sink_mut());
-        let has_polls = |tid| self.polls.as_ref().is_some_and(|polls| polls.telling.contains(&tid));
+        let has_polls = |tid| {
+            self.polls
+                .as_ref()
+                .is_some_and(|polls| polls.recorded_tids.contains(&tid))
+        };
         slices.retain(|slice| !has_polls(slice.thread.tid));
         for slice in &slices {
             self.task_slice(slice);
@@ -667,7 +671,7 @@ impl<'a, W: Write> Trace<'a, W> {
     }
 
     /// Begins the flow of a wakeup that led to a switch-in. A slice or an event of the woken thread will end it.
-    fn flow(&mut self, wake: &Wake) {
+    fn flow(&mut self, wake: &EffectiveWakeup) {
         self.end_of_flow(wake.tid);
         self.flows += 1;
         let flow = self.flows;
@@ -724,9 +728,9 @@ impl<'a, W: Write> Trace<'a, W> {
         }
         match event.decode() {
             Some(Decoded::Switch { out, into }) => self.switch(event, out.as_ref(), into.as_ref()),
-            Some(Decoded::Waking {
+            Some(Decoded::Wakeup {
                 tid, newborn, waker, ..
-            }) => self.waking(event, tid, newborn, &waker),
+            }) => self.wakeup(event, tid, newborn, &waker),
             Some(Decoded::Thread {
                 tid,
                 previous_tid,
@@ -790,7 +794,9 @@ impl<W: Write> EventSink for Trace<'_, W> {
     fn polls(&mut self, batch: &PollBatch) {
         let Some(polls) = &mut self.polls else { return };
         polls.replay.polls(batch);
-        polls.telling.extend(batch.threads.iter().map(|thread| thread.tid));
+        polls
+            .recorded_tids
+            .extend(batch.threads.iter().map(|thread| thread.tid));
         let mut slices = std::mem::take(polls.replay.sink_mut());
         // A poll is emitted when it ends, so a long poll comes late. The sort is stable: the polls of one thread keep their
         // order.

@@ -1,7 +1,7 @@
 //! Tests that write synthetic timelines as traces and decode them with an independent implementation.
 
 use ctxtrace_abi::rings;
-use ctxtrace_common::clock::{Leave, Waking};
+use ctxtrace_common::clock::{Leave, NotedWakeup};
 use ctxtrace_common::event::Event;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{GO_TASK, TOKIO_TASK};
@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::analyze::summarize::tests::info;
-use crate::report::decode::perfetto::{self as decoded, Kind, Slice, Switch};
+use crate::report::decode::perfetto::{self as decoded, DecodedSwitch, Slice, TrackEventKind};
 use crate::report::golden::golden;
 use crate::trace::polls::{PollClock, PollInfo, Stamp, ThreadStamps};
 use crate::trace::run::ClockAnchor;
@@ -38,7 +38,7 @@ impl Drawn {
         self.0.push(Event::name(at_ns, 0, tid, &name));
     }
 
-    fn switch(&mut self, at_ns: u64, cpu: u32, out: Option<Goes>, into: Option<(u32, Waking, u64)>) {
+    fn switch(&mut self, at_ns: u64, cpu: u32, out: Option<Goes>, into: Option<(u32, NotedWakeup, u64)>) {
         let mut event = Event::switch(at_ns, cpu);
         if let Some(Goes(tid, leave, class, task)) = out {
             let mut key = SumKey::EMPTY;
@@ -58,8 +58,8 @@ impl Drawn {
             origin: origin as u32,
             ..Waker::default()
         };
-        let noted = Some(Waking::OffCpu);
-        self.0.push(Event::waking(at_ns, cpu, tid, noted, newborn, &waker));
+        let noted = Some(NotedWakeup::OffCpu);
+        self.0.push(Event::wakeup(at_ns, cpu, tid, noted, newborn, &waker));
     }
 }
 
@@ -75,8 +75,8 @@ impl Drawn {
 fn drawn() -> Vec<Event> {
     use Class::{Exited, TaskBlocked, TaskPreempted, ThreadBlocked, ThreadPreempted};
     let mut drawn = Drawn::default();
-    let off = |woken_ns| (Waking::OffCpu, woken_ns);
-    let into = |tid, (noted, woken_ns): (Waking, u64)| Some((tid, noted, woken_ns));
+    let off = |woken_ns| (NotedWakeup::OffCpu, woken_ns);
+    let into = |tid, (noted, woken_ns): (NotedWakeup, u64)| Some((tid, noted, woken_ns));
     drawn.meet(1_000, 100, "a", false);
     drawn.switch(1_000, 0, None, into(100, off(0)));
     drawn.meet(1_020, 102, "<b>\u{1b}[31m\u{202e}", false);
@@ -104,7 +104,7 @@ fn drawn() -> Vec<Event> {
         1_360,
         0,
         Some(Goes(100, Leave::Dead, Exited, 0)),
-        into(102, (Waking::OffCpu, 0)),
+        into(102, (NotedWakeup::OffCpu, 0)),
     );
     drawn.switch(1_400, 0, Some(Goes(102, Leave::Dead, Exited, 0)), None);
     drawn.wake(1_430, 1, 101, false, Origin::Interrupt, 0);
@@ -176,7 +176,7 @@ fn every_switch_is_one_of_the_kernels() {
         .find(|switch| switch.prev != 0 && switch.next != 0);
     assert_eq!(
         *first_of_both.expect("a switch between two threads of the target"),
-        Switch {
+        DecodedSwitch {
             cpu: 0,
             at: BOOT + 1_290,
             prev: 102,
@@ -191,7 +191,7 @@ fn every_switch_is_one_of_the_kernels() {
         let before = on.insert(switch.cpu, switch.next).unwrap_or(switch.prev);
         assert_eq!(before, switch.prev, "{switch:?}");
     }
-    let wakeups: Vec<(i64, i64, bool)> = trace.wakings.iter().map(|of| (of.by, of.woken, of.is_new)).collect();
+    let wakeups: Vec<(i64, i64, bool)> = trace.wakeups.iter().map(|of| (of.by, of.woken, of.is_new)).collect();
     assert_eq!(
         wakeups,
         [
@@ -229,7 +229,10 @@ fn a_slice_is_a_task_known_at_a_switch() {
             ("\u{fffd}]0;owned\u{fffd}".to_owned(), 1_240, 1_320),
         ]
     );
-    let begins = trace.track_events.iter().filter(|event| event.kind == Kind::Begin);
+    let begins = trace
+        .track_events
+        .iter()
+        .filter(|event| event.kind == TrackEventKind::Begin);
     let says: Vec<_> = begins.filter_map(|event| event.says.first().cloned()).collect();
     assert!(
         says.contains(&("switched out".to_owned(), "task blocked".to_owned())),
@@ -240,7 +243,7 @@ fn a_slice_is_a_task_known_at_a_switch() {
 
 /// The same events with recorded polls: two polls that the switches also show, and a short one before them.
 #[test]
-fn who_tells_of_polls_has_a_slice_for_each() {
+fn a_thread_with_recorded_polls_has_a_slice_for_each() {
     let stamp = |(ns, kind, task)| {
         let record = rings::record(rings::what(kind, rings::short_task(task)), 0);
         Stamp::of_record(record, ns).expect("the record is a valid stamp")
@@ -257,7 +260,7 @@ fn who_tells_of_polls_has_a_slice_for_each() {
     let batch = PollBatch {
         base_ns: 1_000,
         until_ns: 1_400,
-        homeless: 0,
+        dropped_without_ring: 0,
         threads: vec![ThreadStamps {
             tgid: 100,
             tid: 101,
@@ -285,7 +288,7 @@ fn who_tells_of_polls_has_a_slice_for_each() {
 }
 
 #[test]
-fn a_flow_leads_from_the_waking_to_the_task() {
+fn a_flow_leads_from_the_wakeup_to_the_task() {
     let trace = read(&drawn());
     let flows: Vec<Vec<(String, String, i64)>> = trace
         .flows()
@@ -329,7 +332,7 @@ fn counters_follow_the_threads() {
         let events = trace.track_events.iter().filter(of);
         events
             .map(|event| match event.kind {
-                Kind::Counter(value) => (event.at - BOOT, value),
+                TrackEventKind::Counter(value) => (event.at - BOOT, value),
                 _ => unreachable!("the track has only counter values"),
             })
             .collect()
@@ -377,7 +380,7 @@ fn the_measured_section_lies_within_the_recording() {
 }
 
 #[test]
-fn losses_are_told_where_perfetto_looks_for_them() {
+fn losses_are_marked_where_perfetto_reads_them() {
     let mut run = run();
     run.aggregates.lost_by_cpu = vec![
         CpuLosses {
@@ -402,13 +405,13 @@ fn nothing_recorded_is_a_trace_too() {
 }
 
 #[test]
-fn of_very_many_tasks_names_are_said_again() {
+fn names_are_interned_again_after_clearing() {
     let mut drawn = Drawn::default();
     drawn.meet(1, 100, "a", false);
     let tasks = 70_000;
     for number in 1..=tasks {
         let at_ns = number * 10;
-        drawn.switch(at_ns, 0, None, Some((100, Waking::OffCpu, 0)));
+        drawn.switch(at_ns, 0, None, Some((100, NotedWakeup::OffCpu, 0)));
         let goes = Goes(100, Leave::Runnable, Class::TaskPreempted, TOKIO_TASK | number);
         drawn.switch(at_ns + 5, 0, Some(goes), None);
     }
@@ -429,7 +432,7 @@ fn a_goroutine_goes_by_its_function_too() {
     run.symbols.add_start(key, "main.reader".to_owned());
     let mut drawn = Drawn::default();
     drawn.meet(1, 100, "a", false);
-    drawn.switch(2, 0, None, Some((100, Waking::OffCpu, 0)));
+    drawn.switch(2, 0, None, Some((100, NotedWakeup::OffCpu, 0)));
     drawn.switch(3, 0, Some(Goes(100, Leave::Slept, Class::TaskBlocked, key.task)), None);
     let trace = decoded::Trace::read(&written(&run, &drawn.0));
     assert_eq!(trace.task_slices()[0].name, "goroutine 7 main.reader");
@@ -451,12 +454,12 @@ proptest! {
             .collect();
         let trace = read(&events);
         let outs = |event: &&Event| matches!(event.decode(), Some(Decoded::Switch { out: Some(_), .. }));
-        let is_wakeup = |event: &&Event| matches!(event.decode(), Some(Decoded::Waking { .. }));
+        let is_wakeup = |event: &&Event| matches!(event.decode(), Some(Decoded::Wakeup { .. }));
         prop_assert_eq!(
             trace.switches.iter().filter(|switch| switch.prev != 0).count(),
             events.iter().filter(outs).count()
         );
-        prop_assert_eq!(trace.wakings.len(), events.iter().filter(is_wakeup).count());
+        prop_assert_eq!(trace.wakeups.len(), events.iter().filter(is_wakeup).count());
     }
 
     /// Arbitrary bytes as events, with any times, do not make the writer panic.

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ledger_that_does_not_add_up_says_so() {
+    fn a_ledger_that_does_not_add_up_is_reported() {
         let mut run = run(670_000);
         run.aggregates.switch_sums[0].1.count += 1;
         let report = summarize(&info(Mode::Task), &[run]);
@@ -201,7 +201,7 @@ mod tests {
             count_in_flight: true,
             idle_threads: 1,
             allocator: Allocator::Jemalloc,
-            ..Spec::of(Mode::Task)
+            ..Spec::new(Mode::Task)
         };
         let lines = in_words(variant, Some(1_234));
         assert_eq!(
@@ -210,11 +210,11 @@ mod tests {
         );
         assert_eq!(lines[1], "  1,000 messages");
         assert_eq!(lines[4], "  At most 1,234 messages in flight");
-        let usual = in_words(Spec::of(Mode::Go), None);
+        let usual = in_words(Spec::new(Mode::Go), None);
         assert_eq!(usual[0], "go, buffer 0, 2 workers, not pinned, 1,000 messages");
         let variant = Spec {
             protocol: Some(Protocol::Pipelined),
-            ..Spec::of(Mode::Go)
+            ..Spec::new(Mode::Go)
         };
         assert_eq!(
             in_words(variant, None)[0],

@@ -48,7 +48,7 @@ pub(super) fn latencies(report: &Report) -> String {
         ("on-CPU", &latency.on_cpu),
         ("wake to run", &latency.wake_to_run),
     ];
-    let scale = Scale::of(rows.iter().map(|(_, distribution)| *distribution));
+    let scale = PictureScale::from_distributions(rows.iter().map(|(_, distribution)| *distribution));
     let scale_in_words = scale.in_words();
     let header = [
         "Intervals",
@@ -172,17 +172,17 @@ fn quotas_in_words(throttling: &Throttling, run_queue_ns: u64) -> Vec<String> {
 
 /// The powers of ten that the pictures show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Scale {
+struct PictureScale {
     /// The exponent of the first power of ten.
     first: u32,
     /// Number of powers of ten.
     decades: usize,
 }
 
-impl Scale {
+impl PictureScale {
     /// Returns the scale from the shortest to the longest of all intervals. If there are more than [`DECADES`] powers of ten, the
     /// shortest intervals are counted in the first bar.
-    fn of<'a>(distributions: impl Iterator<Item = &'a Distribution>) -> Self {
+    fn from_distributions<'a>(distributions: impl Iterator<Item = &'a Distribution>) -> Self {
         let mut decades = distributions.flat_map(|of| of.buckets.iter().map(|&(ns, _)| decade(ns)));
         let Some(one) = decades.next() else {
             return Self { first: 0, decades: 0 };
@@ -230,7 +230,7 @@ fn decade(ns: u64) -> u32 {
     ns.max(1).ilog10()
 }
 
-fn distribution_row(name: &str, distribution: &Distribution, scale: &Scale) -> Vec<String> {
+fn distribution_row(name: &str, distribution: &Distribution, scale: &PictureScale) -> Vec<String> {
     let time = |ns: Option<u64>| ns.map_or_else(|| "–".to_owned(), duration);
     vec![
         name.to_owned(),

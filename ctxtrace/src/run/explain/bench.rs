@@ -6,25 +6,25 @@
 use ctxtrace_common::event::Event;
 use indicatif::ProgressBar;
 
-use super::case::{Arm, Case, Place, Took};
+use super::case::{Arm, CaseEnvironment, PreparedCase, Took};
 use super::effort::Effort;
-use crate::analyze::budget::account::{Account, Asleep};
+use crate::analyze::budget::account::{Account, SleepCauses};
 use crate::analyze::explain::answer::{
-    self, CONFIDENCE, Measured, Pair, Runs, Trial, are_narrow, blocks_for, gap_of, is_enough,
+    self, CONFIDENCE, Measurements, Pair, Runs, Trial, are_narrow, blocks_for, gap_of, is_enough,
 };
 use crate::analyze::explain::intervention::Intervention;
 use crate::analyze::explain::result::{NotTried, Others};
 use crate::analyze::statistics::family;
 use crate::analyze::statistics::order::Order;
 use crate::capture::Settings;
-use crate::correlate::budget::{Budget, Window};
+use crate::correlate::budget::{ThreadTimeBudget, Window};
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result};
 use crate::run::suite::bar;
 use crate::run::watch::Observer;
 use crate::symbolize::symbols;
 use crate::target::counters;
-use crate::target::load::Load;
+use crate::target::load::CpuTimes;
 use crate::trace::Level;
 use crate::trace::events::EventSink;
 use crate::trace::samples::Samples;
@@ -47,15 +47,15 @@ pub(super) struct Chosen<C> {
 
 /// A sink that collects all events.
 #[derive(Default)]
-struct Collected(Vec<Event>);
+struct EventCollector(Vec<Event>);
 
-impl EventSink for Collected {
+impl EventSink for EventCollector {
     fn events(&mut self, batch: &[Event]) {
         self.0.extend_from_slice(batch);
     }
 }
 
-impl Observer for Collected {}
+impl Observer for EventCollector {}
 
 /// Whether the measurement continues.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -66,10 +66,10 @@ enum Go {
 
 /// The environment of the measurement, and the results so far.
 pub(super) struct Bench<'a> {
-    place: Place<'a>,
+    place: CaseEnvironment<'a>,
     effort: Effort,
     order: Order,
-    measured: Measured,
+    measured: Measurements,
     progress: ProgressBar,
 }
 
@@ -78,14 +78,14 @@ pub(super) struct Bench<'a> {
 /// # Errors
 ///
 /// If a case cannot be run, or if it fails.
-pub(super) fn measure<C: Case>(
-    place: Place<'_>,
+pub(super) fn measure<C: PreparedCase>(
+    place: CaseEnvironment<'_>,
     effort: Effort,
     base: &C,
     subject: &C,
     chosen: Chosen<C>,
-) -> Result<Measured> {
-    let case = |case: &C| answer::Case {
+) -> Result<Measurements> {
+    let case = |case: &C| answer::CaseFacts {
         name: case.name(),
         buffer: case.buffer(),
         max_in_flight: None,
@@ -94,7 +94,7 @@ pub(super) fn measure<C: Case>(
         place,
         effort,
         order: Order::new(fastrand::u64(..)),
-        measured: Measured {
+        measured: Measurements {
             unit: C::UNIT,
             base: case(base),
             subject: case(subject),
@@ -111,10 +111,10 @@ pub(super) fn measure<C: Case>(
         },
         progress: bar(4, false),
     };
-    let before = Load::now()?;
+    let before = CpuTimes::now()?;
     let went = bench.all(base, subject, chosen.interventions)?;
     bench.progress.finish_and_clear();
-    let others = Load::now()?.others_since(&before);
+    let others = CpuTimes::now()?.others_since(&before);
     let mut measured = bench.measured;
     measured.others = Some(Others {
         share: others.share,
@@ -127,7 +127,7 @@ pub(super) fn measure<C: Case>(
 }
 
 impl Bench<'_> {
-    fn all<C: Case>(&mut self, base: &C, subject: &C, interventions: Vec<Intervention<C>>) -> Result<Go> {
+    fn all<C: PreparedCase>(&mut self, base: &C, subject: &C, interventions: Vec<Intervention<C>>) -> Result<Go> {
         let sides = [
             base.prepare(&self.place, self.effort.run)?,
             subject.prepare(&self.place, self.effort.run)?,
@@ -199,7 +199,7 @@ impl Bench<'_> {
     fn block_of(
         &mut self,
         arms: &[&Arm],
-        run: impl Fn(&Place<'_>, &Arm) -> Result<Option<Took>>,
+        run: impl Fn(&CaseEnvironment<'_>, &Arm) -> Result<Option<Took>>,
     ) -> Result<Option<Vec<Took>>> {
         let mut took: Vec<Option<Took>> = arms.iter().map(|_| None).collect();
         for index in self.order.block(arms.len()) {
@@ -227,7 +227,7 @@ impl Bench<'_> {
         Ok(Go::On)
     }
 
-    fn interventions<C: Case>(&mut self, sides: &[Arm; 2], interventions: Vec<Intervention<C>>) -> Result<Go> {
+    fn interventions<C: PreparedCase>(&mut self, sides: &[Arm; 2], interventions: Vec<Intervention<C>>) -> Result<Go> {
         // The unchanged base and subject are arms 0 and 1, followed by the changed cases.
         let mut arms: Vec<Arm> = Vec::new();
         let mut tried: Vec<(Intervention<C>, usize, usize)> = Vec::new();
@@ -281,7 +281,7 @@ impl Bench<'_> {
     }
 
     /// Measures the budgets of traced runs.
-    fn accounts<C: Case>(&mut self, base: &C, subject: &C) -> Result<Go> {
+    fn accounts<C: PreparedCase>(&mut self, base: &C, subject: &C) -> Result<Go> {
         let duration = self.effort.traced_run;
         let arms = [
             base.prepare(&self.place, duration)?,
@@ -297,7 +297,7 @@ impl Bench<'_> {
             if self.place.interrupts.take().is_some() {
                 return Ok(Go::Interrupted);
             }
-            asleep.push(Asleep::of(&run, messages(outcome)));
+            asleep.push(SleepCauses::from_run(&run, messages(outcome)));
         }
         let stage = self.effort.budget.begin();
         let needed = family::blocks_needed(family::each(CONFIDENCE, CAUSES));
@@ -321,19 +321,19 @@ impl Bench<'_> {
             let [base, subject] = both;
             self.measured.accounts.push((base, subject));
         }
-        if let Ok([base, subject]) = <[Asleep; 2]>::try_from(asleep) {
+        if let Ok([base, subject]) = <[SleepCauses; 2]>::try_from(asleep) {
             self.measured.asleep = Some((base, subject));
         }
         Ok(Go::On)
     }
 
-    fn account(&self, arm: &Arm, asleep: &Asleep) -> Result<Account> {
+    fn account(&self, arm: &Arm, asleep: &SleepCauses) -> Result<Account> {
         let settings = Settings {
             level: Level::Timeline,
             sample_hz: Some(SAMPLE_HZ),
             ..Settings::default()
         };
-        let mut collected = Collected::default();
+        let mut collected = EventCollector::default();
         let (mut run, outcome) = arm.trace(&self.place, settings, &mut collected)?;
         let events = &collected.0;
         let window = match outcome {
@@ -345,14 +345,14 @@ impl Bench<'_> {
                 to_ns: events.last().map_or(0, |event| event.at_ns),
             },
         };
-        let mut replay = Replay::telling((Budget::of(window), Samples::default()));
+        let mut replay = Replay::with_sink((ThreadTimeBudget::new(window), Samples::default()));
         replay.events(events);
         let (budget, samples) = replay.into_intervals();
         run.symbols = symbols::resolve_until(&run.aggregates, &samples, Some(self.place.interrupts.fd()));
         // The caller checks whether a signal was seen.
         let _ = self.place.interrupts.take();
         run.samples = samples;
-        Ok(Account::of(&run, &budget, window, messages(outcome), asleep))
+        Ok(Account::from_timeline(&run, &budget, window, messages(outcome), asleep))
     }
 }
 

@@ -10,10 +10,10 @@ use nix::sched::{CpuSet, sched_setaffinity};
 
 use crate::analyze::budget::Unit;
 use crate::analyze::explain::intervention::CommandCase;
-use crate::capture::{Kernel, Settings};
+use crate::capture::{RunningKernel, Settings};
 use crate::error::{Error, Result};
 use crate::run::interrupt::Interrupts;
-use crate::run::program::Program;
+use crate::run::program::WorkloadProgram;
 use crate::run::watch::{Observer, OnInterrupt, Recorder};
 use crate::run::workload;
 use crate::target::counters::{Counted, Counters};
@@ -27,19 +27,19 @@ use crate::workload::{Outcome, Spec};
 
 /// The shared environment of all runs.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
-    pub(super) kernel: &'a Kernel,
+pub(super) struct CaseEnvironment<'a> {
+    pub(super) kernel: &'a RunningKernel,
     pub(super) interrupts: &'a Interrupts,
     pub(super) user: Option<&'a Invoker>,
 }
 
 /// A description of a case that can be prepared for running.
-pub(super) trait Case: Clone + PartialEq {
+pub(super) trait PreparedCase: Clone + PartialEq {
     /// The unit that the times are divided by.
     const UNIT: Unit;
 
     /// Prepares the case so that one run takes about this long, if its length can be chosen.
-    fn prepare(&self, place: &Place<'_>, duration: Duration) -> Result<Arm>;
+    fn prepare(&self, place: &CaseEnvironment<'_>, duration: Duration) -> Result<Arm>;
 
     /// The same case, which also counts the maximum number of messages in flight; `None` if the case cannot count them.
     fn counting(&self) -> Option<Self>;
@@ -55,7 +55,7 @@ pub(super) trait Case: Clone + PartialEq {
 pub(super) struct Arm(Start);
 
 enum Start {
-    Workload(Program),
+    Workload(WorkloadProgram),
     Command {
         program: PathBuf,
         words: Vec<OsString>,
@@ -67,10 +67,10 @@ enum Start {
 /// Number of messages of the run that measures how long one message takes.
 const CALIBRATION: u64 = 50_000;
 
-impl Case for Spec {
+impl PreparedCase for Spec {
     const UNIT: Unit = Unit::Message;
 
-    fn prepare(&self, place: &Place<'_>, duration: Duration) -> Result<Arm> {
+    fn prepare(&self, place: &CaseEnvironment<'_>, duration: Duration) -> Result<Arm> {
         let few = Self {
             // A round trip of processes takes a hundred times as long as a message of tasks.
             iterations: if self.mode.is_tasks() {
@@ -80,7 +80,7 @@ impl Case for Spec {
             },
             ..self.clone()
         };
-        let program = Program::of(&few, place.user)?;
+        let program = WorkloadProgram::find_or_build(&few, place.user)?;
         let Some(outcome) = workload::timed(&program, place.interrupts, place.user)? else {
             return Err(Error::Workload("interrupted".to_owned()));
         };
@@ -89,7 +89,9 @@ impl Case for Spec {
             iterations,
             ..self.clone()
         };
-        Ok(Arm(Start::Workload(Program::of(&enough, place.user)?)))
+        Ok(Arm(Start::Workload(WorkloadProgram::find_or_build(
+            &enough, place.user,
+        )?)))
     }
 
     fn counting(&self) -> Option<Self> {
@@ -110,10 +112,10 @@ impl Case for Spec {
     }
 }
 
-impl Case for CommandCase {
+impl PreparedCase for CommandCase {
     const UNIT: Unit = Unit::Run;
 
-    fn prepare(&self, place: &Place<'_>, _duration: Duration) -> Result<Arm> {
+    fn prepare(&self, place: &CaseEnvironment<'_>, _duration: Duration) -> Result<Arm> {
         let mut environment = Environment::for_user(place.user);
         for (name, value) in &self.variables {
             environment = environment.with(name, value);
@@ -161,12 +163,12 @@ pub(super) struct Took {
 
 impl Arm {
     /// Runs the case once, untraced. `None` if it was interrupted.
-    pub(super) fn time(&self, place: &Place<'_>) -> Result<Option<Took>> {
+    pub(super) fn time(&self, place: &CaseEnvironment<'_>) -> Result<Option<Took>> {
         self.count(place, &[])
     }
 
     /// Like [`Arm::time`], and also counts these events. Counting has a cost at each switch.
-    pub(super) fn count(&self, place: &Place<'_>, counted: &[Counted]) -> Result<Option<Took>> {
+    pub(super) fn count(&self, place: &CaseEnvironment<'_>, counted: &[Counted]) -> Result<Option<Took>> {
         let mut counters = None;
         let begin = |suspended: &Suspended| {
             if !counted.is_empty() {
@@ -197,7 +199,7 @@ impl Arm {
 
     fn time_command(
         &self,
-        place: &Place<'_>,
+        place: &CaseEnvironment<'_>,
         begin: impl FnOnce(&Suspended) -> Result<()>,
     ) -> Result<Option<Duration>> {
         self.with_command(place.user, |command| {
@@ -222,7 +224,7 @@ impl Arm {
     /// Runs the case once, traced.
     pub(super) fn trace(
         &self,
-        place: &Place<'_>,
+        place: &CaseEnvironment<'_>,
         settings: Settings,
         observer: &mut dyn Observer,
     ) -> Result<(Run, Option<Outcome>)> {

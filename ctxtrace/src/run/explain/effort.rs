@@ -68,7 +68,7 @@ pub(super) struct Effort {
 }
 
 impl Effort {
-    pub(super) fn of(quick: bool, unit: Unit) -> Self {
+    pub(super) fn new(quick: bool, unit: Unit) -> Self {
         let seconds = |seconds| Stage {
             limit: Duration::from_secs(seconds),
             gives_up: unit == Unit::Message,

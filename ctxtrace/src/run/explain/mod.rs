@@ -13,17 +13,17 @@ mod case;
 mod effort;
 
 use bench::{Chosen, measure};
-use case::{Case, Place};
+use case::{CaseEnvironment, PreparedCase};
 use effort::Effort;
 
 use super::comparison::{self, Comparison};
 use super::interrupt::Interrupts;
 use super::{host, outputs};
 use crate::analyze::budget::account::{Account, Stacks};
-use crate::analyze::explain::answer::{Measured, explain};
+use crate::analyze::explain::answer::{Measurements, explain};
 use crate::analyze::explain::intervention::{CommandCase, Intervention, of_commands, of_workloads};
 use crate::analyze::explain::result::NotTried;
-use crate::capture::{Kernel, preflight};
+use crate::capture::{RunningKernel, preflight};
 use crate::cli::comparison::{Cases, ExplainSettings};
 use crate::error::{Error, Result, status};
 use crate::report::output::OutputAccess;
@@ -41,9 +41,9 @@ pub fn run(settings: &ExplainSettings) -> Result<u8> {
     preflight::check()?;
     let user = invoker()?;
     let outputs = comparison::Outputs::open(&settings.outputs, &OutputAccess::new(user.as_ref()))?;
-    let kernel = Kernel::discover()?;
+    let kernel = RunningKernel::discover()?;
     let interrupts = Interrupts::catch()?;
-    let place = Place {
+    let place = CaseEnvironment {
         kernel: &kernel,
         interrupts: &interrupts,
         user: user.as_ref(),
@@ -69,7 +69,7 @@ pub fn run(settings: &ExplainSettings) -> Result<u8> {
         },
     });
     let printed = outputs::print(settings.outputs.table_to_stderr, |style| report::render(&answer, style));
-    written.tell();
+    written.print();
     failed.extend(printed.err());
     Error::all(failed)?;
     Ok(if interrupts.any_seen() {
@@ -81,15 +81,15 @@ pub fn run(settings: &ExplainSettings) -> Result<u8> {
     })
 }
 
-fn measured(settings: &ExplainSettings, place: Place<'_>) -> Result<Measured> {
+fn measured(settings: &ExplainSettings, place: CaseEnvironment<'_>) -> Result<Measurements> {
     match &settings.cases {
         Cases::Workloads { base, subject } => {
-            let effort = Effort::of(settings.quick, Spec::UNIT);
+            let effort = Effort::new(settings.quick, Spec::UNIT);
             let chosen = choose(settings, of_workloads(base, subject), effort.most)?;
             measure(place, effort, base.as_ref(), subject.as_ref(), chosen)
         }
         Cases::Commands { base, subject } => {
-            let effort = Effort::of(settings.quick, CommandCase::UNIT);
+            let effort = Effort::new(settings.quick, CommandCase::UNIT);
             let case = |words: &Vec<String>| CommandCase {
                 words: words.clone(),
                 variables: Vec::new(),
@@ -105,7 +105,7 @@ fn measured(settings: &ExplainSettings, place: Place<'_>) -> Result<Measured> {
 }
 
 /// On-CPU time by stack of base and subject, each as the mean of its traced runs.
-fn mean_stacks(measured: &Measured) -> (Stacks, Stacks) {
+fn mean_stacks(measured: &Measurements) -> (Stacks, Stacks) {
     let mean = |side: fn(&(Account, Account)) -> &Account| {
         let mut mean = Stacks::new();
         for account in &measured.accounts {

@@ -15,13 +15,13 @@ const ENTRIES_BETWEEN_LOOKS: u64 = 1 << 16;
 
 /// The remaining budget of an examination.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct ExaminationBudget {
     bytes: Cell<u64>,
     entries: Cell<u64>,
     deadline: Instant,
 }
 
-impl Budget {
+impl ExaminationBudget {
     /// Returns a full budget, whose time starts now.
     pub(super) fn new() -> Self {
         Self {
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn all_sections_take_their_bytes_from_one_budget() {
-        let budget = Budget::new();
+        let budget = ExaminationBudget::new();
         assert!(budget.take_bytes(MAX_BYTES / 2));
         assert!(!budget.take_bytes(MAX_BYTES));
         assert!(budget.take_bytes(MAX_BYTES / 2), "a refused request takes nothing");
@@ -74,9 +74,9 @@ mod tests {
 
     #[test]
     fn entries_end() {
-        let budget = Budget {
+        let budget = ExaminationBudget {
             entries: Cell::new(2),
-            ..Budget::new()
+            ..ExaminationBudget::new()
         };
         assert!(budget.take_entry() && budget.take_entry() && !budget.take_entry());
         assert!(budget.is_exhausted());
@@ -84,9 +84,9 @@ mod tests {
 
     #[test]
     fn time_ends() {
-        let budget = Budget {
+        let budget = ExaminationBudget {
             deadline: Instant::now(),
-            ..Budget::new()
+            ..ExaminationBudget::new()
         };
         assert!(budget.is_exhausted() && budget.is_out_of_time());
     }

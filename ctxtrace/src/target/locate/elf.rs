@@ -12,7 +12,7 @@ use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, SectionHeader, Sym
 use object::{CompressionFormat, LittleEndian, Object, ObjectSection};
 use ruzstd::decoding::StreamingDecoder;
 
-use super::budget::Budget;
+use super::budget::ExaminationBudget;
 
 /// The number of bytes that are decompressed between two readings of the clock.
 const PIECE_BYTES: usize = 1 << 20;
@@ -31,7 +31,7 @@ pub(super) const HEADER_BYTES: usize = 20;
 
 /// The kind of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ElfKind {
     /// Not an ELF file.
     NotElf,
     /// An ELF file for another machine, or for x32.
@@ -41,20 +41,20 @@ pub(super) enum Kind {
 }
 
 /// Determines the kind of a file from its first [`HEADER_BYTES`] bytes.
-pub(super) fn kind(bytes: &[u8]) -> Kind {
+pub(super) fn kind(bytes: &[u8]) -> ElfKind {
     const CLASS_64: u8 = 2;
     const LITTLE: u8 = 1;
     let Some(header) = bytes
         .get(..HEADER_BYTES)
         .filter(|header| header.starts_with(b"\x7fELF"))
     else {
-        return Kind::NotElf;
+        return ElfKind::NotElf;
     };
     let machine = u16::from_le_bytes([header[18], header[19]]);
     if header[4] == CLASS_64 && header[5] == LITTLE && machine == EM_X86_64 {
-        Kind::X86_64
+        ElfKind::X86_64
     } else {
-        Kind::Foreign
+        ElfKind::Foreign
     }
 }
 
@@ -86,7 +86,7 @@ pub(super) struct DebugSections<'a> {
 /// An ELF file for x86-64.
 pub(super) struct Elf<'a> {
     file: ElfFile64<'a, LittleEndian>,
-    budget: Budget,
+    budget: ExaminationBudget,
 }
 
 impl<'a> Elf<'a> {
@@ -96,12 +96,12 @@ impl<'a> Elf<'a> {
         let linked = matches!(file.elf_header().e_type(LittleEndian), ET_EXEC | ET_DYN);
         linked.then(|| Self {
             file,
-            budget: Budget::new(),
+            budget: ExaminationBudget::new(),
         })
     }
 
     /// The remaining budget for this file.
-    pub(super) fn budget(&self) -> &Budget {
+    pub(super) fn budget(&self) -> &ExaminationBudget {
         &self.budget
     }
 
@@ -288,7 +288,7 @@ fn name_at(strings: &[u8], offset: u32) -> Option<&str> {
 }
 
 /// Decompresses a section; `None` if its size differs from the announced `size` or is beyond the budget.
-fn decompress(format: CompressionFormat, bytes: &[u8], size: u64, budget: &Budget) -> Option<Vec<u8>> {
+fn decompress(format: CompressionFormat, bytes: &[u8], size: u64, budget: &ExaminationBudget) -> Option<Vec<u8>> {
     if !budget.take_bytes(size) {
         return None;
     }
@@ -311,7 +311,7 @@ fn decompress(format: CompressionFormat, bytes: &[u8], size: u64, budget: &Budge
 }
 
 /// Reads until the end, or until `out` has `length` bytes; `None` if the time limit passes first.
-fn read_piecewise(from: &mut impl Read, out: &mut Vec<u8>, length: usize, budget: &Budget) -> Option<()> {
+fn read_piecewise(from: &mut impl Read, out: &mut Vec<u8>, length: usize, budget: &ExaminationBudget) -> Option<()> {
     while out.len() < length {
         let wanted = (length - out.len()).min(PIECE_BYTES);
         let read = from.by_ref().take(wanted as u64).read_to_end(out).ok()?;

@@ -11,7 +11,7 @@ use ctxtrace_common::locator::{GoLayout, Reason};
 
 use super::buildinfo;
 use super::elf::{DebugSections, Elf, ThreadLocal};
-use super::types::{Missing, Place, Types, Value};
+use super::types::{EntryPosition, Missing, TypedValue, Types};
 
 /// The size in bytes of the thread-local `g`.
 const POINTER_BYTES: u64 = 8;
@@ -128,9 +128,9 @@ fn below_tp(elf: &Elf<'_>) -> Result<u64, Reason> {
 }
 
 /// Reads the offsets from the types, in the order of [`TABLE`].
-fn fields(types: &Types<'_>, g: Place) -> Result<[u32; 4], Missing> {
+fn fields(types: &Types<'_>, g: EntryPosition) -> Result<[u32; 4], Missing> {
     let within = |place, name: &str| {
-        let member = types.member(Value { place, offset: 0 }, name)?;
+        let member = types.member(TypedValue { place, offset: 0 }, name)?;
         let kind = types.unnamed(member.place)?;
         match (types.size(kind)?, u32::try_from(member.offset)) {
             (8, Ok(offset)) => Ok((kind, offset)),

@@ -41,7 +41,7 @@ use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Locator, Reason};
 use serde::{Deserialize, Serialize};
 
 use super::held::MissingFile;
-use elf::{Elf, HEADER_BYTES, Kind, ThreadLocal};
+use elf::{Elf, ElfKind, HEADER_BYTES, ThreadLocal};
 pub use frames::Frames;
 pub use role::{LinkRole, link_role};
 use tokio::Sought;
@@ -134,9 +134,9 @@ pub struct Parts {
 #[must_use]
 pub fn look_at_bytes(bytes: &[u8]) -> Look {
     match elf::kind(bytes) {
-        Kind::NotElf => Look::NotElf,
-        Kind::Foreign => Look::Foreign,
-        Kind::X86_64 => Elf::parse(bytes).map_or_else(unlinked, |elf| {
+        ElfKind::NotElf => Look::NotElf,
+        ElfKind::Foreign => Look::Foreign,
+        ElfKind::X86_64 => Elf::parse(bytes).map_or_else(unlinked, |elf| {
             let frames = elf
                 .unwind_section()
                 .map(|(section, address)| frames::count(&section, address))
@@ -160,16 +160,16 @@ fn unlinked() -> Look {
 pub fn is_elf(file: &File) -> bool {
     let mut header = [0; HEADER_BYTES];
     file.read_exact_at(&mut header, 0)
-        .is_ok_and(|()| !matches!(elf::kind(&header), Kind::NotElf))
+        .is_ok_and(|()| !matches!(elf::kind(&header), ElfKind::NotElf))
 }
 
 /// Whether a file contains tokio's runtime. Used for shared objects, whose thread-locals have no fixed offset.
 #[must_use]
 pub fn mentions_tokio(bytes: &[u8]) -> bool {
     match elf::kind(bytes) {
-        Kind::NotElf => false,
-        Kind::Foreign => signs::in_bytes(bytes),
-        Kind::X86_64 => Elf::parse(bytes).map_or_else(
+        ElfKind::NotElf => false,
+        ElfKind::Foreign => signs::in_bytes(bytes),
+        ElfKind::X86_64 => Elf::parse(bytes).map_or_else(
             || signs::in_bytes(bytes),
             |elf| elf.has_thread_local(tokio::is_context) || elf.loaded().iter().any(|part| signs::in_bytes(part)),
         ),
@@ -180,9 +180,9 @@ pub fn mentions_tokio(bytes: &[u8]) -> bool {
 #[must_use]
 pub fn mentions_go(bytes: &[u8]) -> bool {
     match elf::kind(bytes) {
-        Kind::NotElf => false,
-        Kind::Foreign => go::is_go_for_another_machine(bytes),
-        Kind::X86_64 => Elf::parse(bytes).is_some_and(|elf| go::is_go(&elf)),
+        ElfKind::NotElf => false,
+        ElfKind::Foreign => go::is_go_for_another_machine(bytes),
+        ElfKind::X86_64 => Elf::parse(bytes).is_some_and(|elf| go::is_go(&elf)),
     }
 }
 
@@ -226,7 +226,9 @@ pub fn in_words(reason: Reason) -> &'static str {
             "the program contains tokio or Go but is not for x86-64; build it for `x86_64-unknown-linux-gnu`, or with \
              `GOARCH=amd64`"
         }
-        Reason::Overwritten => "the memory for the current task holds an impossible value; the program has overwritten it",
+        Reason::Overwritten => {
+            "the memory for the current task holds an impossible value; the program has overwritten it"
+        }
         Reason::Unreadable => {
             "the executable could not be read: it is damaged, or its file could not be opened while it ran; start the program \
              with ctxtrace, so that its file can be opened"
@@ -254,18 +256,18 @@ pub fn in_words(reason: Reason) -> &'static str {
 #[must_use]
 pub fn examine_bytes(bytes: &[u8]) -> Found {
     match elf::kind(bytes) {
-        Kind::Foreign if signs::in_bytes(bytes) || go::is_go_for_another_machine(bytes) => {
+        ElfKind::Foreign if signs::in_bytes(bytes) || go::is_go_for_another_machine(bytes) => {
             Found::because(Reason::NotX86_64)
         }
-        Kind::Foreign => Found::default(),
-        Kind::X86_64 => {
+        ElfKind::Foreign => Found::default(),
+        ElfKind::X86_64 => {
             let found = Elf::parse(bytes).map_or_else(|| Found::because(Reason::Unreadable), |elf| examine_elf(&elf));
             Found {
                 build_id: build_id(bytes),
                 ..found
             }
         }
-        Kind::NotElf => Found::because(Reason::Unreadable),
+        ElfKind::NotElf => Found::because(Reason::Unreadable),
     }
 }
 

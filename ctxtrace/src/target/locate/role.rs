@@ -7,7 +7,7 @@ use object::LittleEndian;
 use object::elf::{DT_NULL, DT_SONAME, ET_DYN, FileHeader64, PT_DYNAMIC, PT_INTERP};
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
 
-use super::elf::{Kind, kind};
+use super::elf::{ElfKind, kind};
 
 /// The maximum number of bytes that are read of a file's headers, and of its dynamic section. The rest is ignored.
 const READ_BYTES: u64 = 64 << 10;
@@ -36,7 +36,7 @@ pub fn link_role(file: &File) -> LinkRole {
 fn role_of(file: &File) -> Option<LinkRole> {
     let endian = LittleEndian;
     let head = read_part(file, 0, READ_BYTES)?;
-    if kind(&head) != Kind::X86_64 {
+    if kind(&head) != ElfKind::X86_64 {
         return None;
     }
     let header = FileHeader64::<LittleEndian>::parse(&*head).ok()?;

@@ -236,7 +236,11 @@ fn the_thread_pointer_is_where_the_segment_ends_once_aligned() {
     // The segment keeps its address modulo the alignment, so the padding is only 40 bytes: 0x4010 + 200 + 40 is a multiple of 64.
     assert_eq!(below(0x4010, 200, 64), 240 - 40);
     assert_eq!(below(0x4000, 200, 3), 0, "the alignment is not a power of two");
-    assert_eq!(below(0x4000, 100, 8), 0, "the segment is too small for the thread-local");
+    assert_eq!(
+        below(0x4000, 100, 8),
+        0,
+        "the segment is too small for the thread-local"
+    );
 }
 
 const GO: GoLayout = GoLayout {

@@ -17,10 +17,10 @@
 use ctxtrace_common::locator::{Field, MAX_CONTEXT_BYTES, TokioLayout};
 use memchr::memmem;
 
-use super::budget::Budget;
+use super::budget::ExaminationBudget;
 use super::elf::{DebugSections, ThreadLocal};
 use super::signs;
-use super::types::{Discriminant, Missing, Place, Types, Value, too_much};
+use super::types::{Discriminant, EntryPosition, Missing, TypedValue, Types, too_much};
 
 /// The maximum nesting depth of wrapper types, such as `Cell`. Deeper nesting is an unknown layout.
 const MAX_WRAPPERS: usize = 8;
@@ -45,7 +45,7 @@ pub(super) fn is_context(name: &str) -> bool {
 /// Determines the layout of the thread-local, and the release of tokio if the type information names it.
 pub(super) fn locate(
     sections: &DebugSections<'_>,
-    budget: &Budget,
+    budget: &ExaminationBudget,
     context: &ThreadLocal<'_>,
     below_tp: u64,
 ) -> (Sought, Option<String>) {
@@ -77,8 +77,8 @@ pub(super) fn locate(
     }
 }
 
-fn layout(types: &Types<'_>, variable: Place, symbol_size: u64, below_tp: u64) -> Result<Sought, Missing> {
-    let storage = Value {
+fn layout(types: &Types<'_>, variable: EntryPosition, symbol_size: u64, below_tp: u64) -> Result<Sought, Missing> {
+    let storage = TypedValue {
         place: variable,
         offset: 0,
     };
@@ -125,7 +125,7 @@ fn layout(types: &Types<'_>, variable: Place, symbol_size: u64, below_tp: u64) -
 }
 
 /// Whether this type is the context of a tokio without the feature `rt`.
-fn is_without_runtime(types: &Types<'_>, place: Place) -> Result<bool, Missing> {
+fn is_without_runtime(types: &Types<'_>, place: EntryPosition) -> Result<bool, Missing> {
     if types.name(place)? != "Context" {
         return Ok(false);
     }
@@ -138,7 +138,7 @@ fn is_without_runtime(types: &Types<'_>, place: Place) -> Result<bool, Missing> 
 }
 
 /// Returns the value inside any wrapper types; in each of them the member is called `value`.
-fn peel(types: &Types<'_>, value: Value) -> Result<Value, Missing> {
+fn peel(types: &Types<'_>, value: TypedValue) -> Result<TypedValue, Missing> {
     const WRAPPERS: [&str; 5] = ["Cell<", "UnsafeCell<", "RefCell<", "ManuallyDrop<", "MaybeDangling<"];
     let mut value = value;
     for _ in 0..MAX_WRAPPERS {
@@ -151,7 +151,7 @@ fn peel(types: &Types<'_>, value: Value) -> Result<Value, Missing> {
     Err(types.missing(value.place, "value"))
 }
 
-fn null_pointer(types: &Types<'_>, pointer: Value) -> Result<Discriminant, Missing> {
+fn null_pointer(types: &Types<'_>, pointer: TypedValue) -> Result<Discriminant, Missing> {
     if !types.is_pointer(pointer.place)? {
         return Err(types.missing(pointer.place, "pointer"));
     }
@@ -163,7 +163,7 @@ fn null_pointer(types: &Types<'_>, pointer: Value) -> Result<Discriminant, Missi
 }
 
 /// Describes an integer or a `bool`, and the value to compare it with, as a discriminant.
-fn number(types: &Types<'_>, of: Value, value: u64) -> Result<Discriminant, Missing> {
+fn number(types: &Types<'_>, of: TypedValue, value: u64) -> Result<Discriminant, Missing> {
     Ok(Discriminant {
         offset: of.offset,
         size: types.size(of.place)?,
@@ -172,7 +172,7 @@ fn number(types: &Types<'_>, of: Value, value: u64) -> Result<Discriminant, Miss
 }
 
 /// Returns the `u64` inside `Option<Id>`, through any number of tuple structures with one member.
-fn task_number(types: &Types<'_>, option: Value) -> Result<Discriminant, Missing> {
+fn task_number(types: &Types<'_>, option: TypedValue) -> Result<Discriminant, Missing> {
     let mut number = types.payload(option, "Some")?;
     for _ in 0..MAX_WRAPPERS {
         if !types.has_member(number.place, "__0")? {

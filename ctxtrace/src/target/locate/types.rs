@@ -13,11 +13,11 @@ use gimli::{
     constants,
 };
 
-use super::budget::Budget;
+use super::budget::ExaminationBudget;
 use super::elf::DebugSections;
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
-type Entry<'a> = DebuggingInformationEntry<Bytes<'a>>;
+type DieEntry<'a> = DebuggingInformationEntry<Bytes<'a>>;
 
 /// The maximum number of units, whose headers are kept in memory; beyond it the search fails. A browser has about 50,000 units.
 const MAX_UNITS: usize = 1 << 20;
@@ -40,7 +40,7 @@ impl From<gimli::Error> for Missing {
 
 /// The position of a DWARF entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct EntryPosition {
     /// The index of the entry's unit.
     unit: usize,
     /// The offset of the entry in that unit.
@@ -49,9 +49,9 @@ pub(super) struct Place {
 
 /// A value in the thread-local: its type and its offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Value {
+pub(super) struct TypedValue {
     /// The entry of the value's type.
-    pub(super) place: Place,
+    pub(super) place: EntryPosition,
     /// The offset from the beginning of the thread-local, in bytes.
     pub(super) offset: u64,
 }
@@ -83,14 +83,14 @@ pub(super) struct Types<'a> {
     /// The abbreviation list that was read last. It is often needed again: after LTO all units share one list, and otherwise the
     /// types that belong together are in one unit.
     abbreviations: RefCell<Option<(DebugAbbrevOffset, Rc<Abbreviations>)>>,
-    budget: &'a Budget,
+    budget: &'a ExaminationBudget,
 }
 
 impl<'a> Types<'a> {
     /// Reads the headers of all units.
     ///
     /// Fails if there are more units than [`MAX_UNITS`] or than the budget allows.
-    pub(super) fn new(sections: &'a DebugSections<'_>, budget: &'a Budget) -> Result<Self, Missing> {
+    pub(super) fn new(sections: &'a DebugSections<'_>, budget: &'a ExaminationBudget) -> Result<Self, Missing> {
         let mut headers = Vec::new();
         let info = DebugInfo::new(&sections.info, LittleEndian);
         let mut units = info.units();
@@ -114,7 +114,7 @@ impl<'a> Types<'a> {
     /// Returns the type of the variable with this symbol, and the name of the unit that declares it; `None` if no unit does.
     ///
     /// Units whose names contain `hint` are read first, which are usually the few units of one crate among thousands.
-    pub(super) fn variable(&self, symbol: &str, hint: &str) -> Result<Option<(Place, String)>, Missing> {
+    pub(super) fn variable(&self, symbol: &str, hint: &str) -> Result<Option<(EntryPosition, String)>, Missing> {
         let mut others = Vec::new();
         for index in 0..self.headers.len() {
             match self.unit_and_name(index) {
@@ -141,7 +141,7 @@ impl<'a> Types<'a> {
     /// Returns the structure with this name that is declared at the top level of a unit; `None` if there is none.
     ///
     /// Units whose name is `hint` are read first.
-    pub(super) fn structure(&self, name: &str, hint: &str) -> Result<Option<Place>, Missing> {
+    pub(super) fn structure(&self, name: &str, hint: &str) -> Result<Option<EntryPosition>, Missing> {
         let mut others = Vec::new();
         for index in 0..self.headers.len() {
             match self.unit_and_name(index) {
@@ -162,7 +162,7 @@ impl<'a> Types<'a> {
         Ok(None)
     }
 
-    fn structure_in(&self, index: usize, unit: &Unit<'a>, name: &str) -> Result<Option<Place>, Missing> {
+    fn structure_in(&self, index: usize, unit: &Unit<'a>, name: &str) -> Result<Option<EntryPosition>, Missing> {
         let mut entries = unit.header.entries_raw(&unit.abbreviations, None)?;
         let mut attributes = Vec::new();
         while !entries.is_empty() {
@@ -180,7 +180,7 @@ impl<'a> Types<'a> {
                 attribute.name() == constants::DW_AT_name && self.text(unit, attribute.value()) == Some(name.as_bytes())
             });
             if is_it {
-                return Ok(Some(Place { unit: index, offset }));
+                return Ok(Some(EntryPosition { unit: index, offset }));
             }
         }
         Ok(None)
@@ -195,7 +195,7 @@ impl<'a> Types<'a> {
         }
     }
 
-    fn variable_in(&self, index: usize, unit: &Unit<'a>, symbol: &str) -> Result<Option<Place>, Missing> {
+    fn variable_in(&self, index: usize, unit: &Unit<'a>, symbol: &str) -> Result<Option<EntryPosition>, Missing> {
         let mut entries = unit.header.entries_raw(&unit.abbreviations, None)?;
         let mut attributes = Vec::new();
         while !entries.is_empty() {
@@ -225,13 +225,13 @@ impl<'a> Types<'a> {
     }
 
     /// The name of a type, without its namespaces.
-    pub(super) fn name(&self, place: Place) -> Result<String, Missing> {
+    pub(super) fn name(&self, place: EntryPosition) -> Result<String, Missing> {
         let (unit, entry) = self.entry(place)?;
         Ok(self.name_of(&unit, &entry).unwrap_or_default())
     }
 
     /// The size of a type in bytes.
-    pub(super) fn size(&self, place: Place) -> Result<u64, Missing> {
+    pub(super) fn size(&self, place: EntryPosition) -> Result<u64, Missing> {
         let (_, entry) = self.entry(place)?;
         match entry
             .attr_value(constants::DW_AT_byte_size)
@@ -245,12 +245,12 @@ impl<'a> Types<'a> {
     }
 
     /// Whether a type is a pointer.
-    pub(super) fn is_pointer(&self, place: Place) -> Result<bool, Missing> {
+    pub(super) fn is_pointer(&self, place: EntryPosition) -> Result<bool, Missing> {
         Ok(self.entry(place)?.1.tag() == constants::DW_TAG_pointer_type)
     }
 
     /// Resolves typedefs to the type itself. Go writes a typedef for each type.
-    pub(super) fn unnamed(&self, place: Place) -> Result<Place, Missing> {
+    pub(super) fn unnamed(&self, place: EntryPosition) -> Result<EntryPosition, Missing> {
         let mut place = place;
         for _ in 0..MAX_NAMES {
             let (_, entry) = self.entry(place)?;
@@ -265,7 +265,7 @@ impl<'a> Types<'a> {
     }
 
     /// The type that a pointer points to, with typedefs resolved.
-    pub(super) fn target(&self, pointer: Place) -> Result<Place, Missing> {
+    pub(super) fn target(&self, pointer: EntryPosition) -> Result<EntryPosition, Missing> {
         let (_, entry) = self.entry(pointer)?;
         let kind = entry.attr_value(constants::DW_AT_type);
         match kind.filter(|_| entry.tag() == constants::DW_TAG_pointer_type) {
@@ -275,12 +275,12 @@ impl<'a> Types<'a> {
     }
 
     /// Whether a structure has a member with this name.
-    pub(super) fn has_member(&self, place: Place, name: &str) -> Result<bool, Missing> {
+    pub(super) fn has_member(&self, place: EntryPosition, name: &str) -> Result<bool, Missing> {
         Ok(self.find_member(place, name)?.is_some())
     }
 
     /// Returns the member with this name of a structure.
-    pub(super) fn member(&self, of: Value, name: &str) -> Result<Value, Missing> {
+    pub(super) fn member(&self, of: TypedValue, name: &str) -> Result<TypedValue, Missing> {
         let (place, offset) = self
             .find_member(of.place, name)?
             .ok_or_else(|| self.missing(of.place, name))?;
@@ -288,11 +288,11 @@ impl<'a> Types<'a> {
             .offset
             .checked_add(offset)
             .ok_or_else(|| self.missing(of.place, name))?;
-        Ok(Value { place, offset })
+        Ok(TypedValue { place, offset })
     }
 
     /// Returns the integer, and its value, which mean that an enumeration is in the variant with this name.
-    pub(super) fn discriminant(&self, of: Value, variant: &str) -> Result<Discriminant, Missing> {
+    pub(super) fn discriminant(&self, of: TypedValue, variant: &str) -> Result<Discriminant, Missing> {
         let missing = || self.missing(of.place, variant);
         let (_, entry) = self.entry(of.place)?;
         let (size, offset, value) = if entry.tag() == constants::DW_TAG_enumeration_type {
@@ -320,26 +320,26 @@ impl<'a> Types<'a> {
     }
 
     /// Returns the data of a variant of an enumeration: a structure with members `__0`, `__1` and so on, or with named members.
-    pub(super) fn payload(&self, of: Value, variant: &str) -> Result<Value, Missing> {
+    pub(super) fn payload(&self, of: TypedValue, variant: &str) -> Result<TypedValue, Missing> {
         let missing = || self.missing(of.place, variant);
         let part = self.variant_part(of.place)?.ok_or_else(missing)?;
         let (member, _) = self.find_variant(part, variant)?.ok_or_else(missing)?;
         let (_, entry) = self.entry(member)?;
         let kind = entry.attr_value(constants::DW_AT_type).ok_or_else(missing)?;
         let offset = location(&entry).and_then(|offset| of.offset.checked_add(offset));
-        Ok(Value {
+        Ok(TypedValue {
             place: self.referred(member.unit, kind)?,
             offset: offset.ok_or_else(missing)?,
         })
     }
 
     /// Returns the error for a type that lacks the item `name`.
-    pub(super) fn missing(&self, place: Place, name: &str) -> Missing {
+    pub(super) fn missing(&self, place: EntryPosition, name: &str) -> Missing {
         let owner = self.name(place).unwrap_or_default();
         Missing(format!("`{owner}` has no `{name}`"))
     }
 
-    fn find_member(&self, place: Place, name: &str) -> Result<Option<(Place, u64)>, Missing> {
+    fn find_member(&self, place: EntryPosition, name: &str) -> Result<Option<(EntryPosition, u64)>, Missing> {
         for (place, unit, entry) in self.children(place)? {
             if entry.tag() == constants::DW_TAG_member && self.is_named(&unit, &entry, name) {
                 let kind = entry.attr_value(constants::DW_AT_type);
@@ -351,7 +351,7 @@ impl<'a> Types<'a> {
         Ok(None)
     }
 
-    fn enumerator(&self, place: Place, name: &str) -> Result<Option<u64>, Missing> {
+    fn enumerator(&self, place: EntryPosition, name: &str) -> Result<Option<u64>, Missing> {
         let children = self.children(place)?;
         let found = children
             .iter()
@@ -359,7 +359,7 @@ impl<'a> Types<'a> {
         Ok(found.and_then(|(_, _, entry)| number(entry, constants::DW_AT_const_value)))
     }
 
-    fn variant_part(&self, place: Place) -> Result<Option<Place>, Missing> {
+    fn variant_part(&self, place: EntryPosition) -> Result<Option<EntryPosition>, Missing> {
         let children = self.children(place)?;
         let part = children
             .iter()
@@ -368,7 +368,7 @@ impl<'a> Types<'a> {
     }
 
     /// Returns the member that represents the variant with this name, and the value of the discriminant for this variant.
-    fn find_variant(&self, part: Place, name: &str) -> Result<Option<(Place, Option<u64>)>, Missing> {
+    fn find_variant(&self, part: EntryPosition, name: &str) -> Result<Option<(EntryPosition, Option<u64>)>, Missing> {
         for (variant, _, entry) in self.children(part)? {
             if entry.tag() != constants::DW_TAG_variant {
                 continue;
@@ -383,11 +383,11 @@ impl<'a> Types<'a> {
     }
 
     /// Returns the direct children of an entry.
-    fn children(&self, place: Place) -> Result<Vec<(Place, Rc<Unit<'a>>, Entry<'a>)>, Missing> {
+    fn children(&self, place: EntryPosition) -> Result<Vec<(EntryPosition, Rc<Unit<'a>>, DieEntry<'a>)>, Missing> {
         let unit = Rc::new(self.unit(place.unit)?);
         let mut children = Vec::new();
         let mut entries = unit.header.entries_raw(&unit.abbreviations, Some(place.offset))?;
-        let mut entry = Entry::null();
+        let mut entry = DieEntry::null();
         entries.read_entry(&mut entry)?;
         while !entries.is_empty() && entries.next_depth() > 0 && children.len() < MAX_CHILDREN {
             self.step()?;
@@ -397,7 +397,7 @@ impl<'a> Types<'a> {
                     entries.skip_attributes(abbreviation.attributes())?;
                 }
             } else if entries.read_entry(&mut entry)? {
-                let place = Place {
+                let place = EntryPosition {
                     unit: place.unit,
                     offset,
                 };
@@ -407,7 +407,7 @@ impl<'a> Types<'a> {
         Ok(children)
     }
 
-    fn entry(&self, place: Place) -> Result<(Unit<'a>, Entry<'a>), Missing> {
+    fn entry(&self, place: EntryPosition) -> Result<(Unit<'a>, DieEntry<'a>), Missing> {
         self.step()?;
         let unit = self.unit(place.unit)?;
         let entry = unit.header.entry(&unit.abbreviations, place.offset)?;
@@ -415,15 +415,15 @@ impl<'a> Types<'a> {
     }
 
     /// Returns the entry that an attribute refers to. It may be in another unit, because LTO merges equal types of several units.
-    fn referred(&self, from: usize, value: AttributeValue<Bytes<'a>>) -> Result<Place, Missing> {
+    fn referred(&self, from: usize, value: AttributeValue<Bytes<'a>>) -> Result<EntryPosition, Missing> {
         match value {
-            AttributeValue::UnitRef(offset) => Ok(Place { unit: from, offset }),
+            AttributeValue::UnitRef(offset) => Ok(EntryPosition { unit: from, offset }),
             AttributeValue::DebugInfoRef(offset) => self.place_of(offset),
             _ => Err(Missing("a type is not in the same file".into())),
         }
     }
 
-    fn place_of(&self, offset: DebugInfoOffset) -> Result<Place, Missing> {
+    fn place_of(&self, offset: DebugInfoOffset) -> Result<EntryPosition, Missing> {
         let after = self
             .headers
             .partition_point(|header| header.debug_info_offset().is_some_and(|start| start <= offset));
@@ -432,7 +432,7 @@ impl<'a> Types<'a> {
             .and_then(|unit| Some((unit, self.headers.get(unit)?)));
         unit.and_then(|(unit, header)| {
             let offset = offset.to_unit_offset(header)?;
-            Some(Place { unit, offset })
+            Some(EntryPosition { unit, offset })
         })
         .ok_or_else(|| Missing("a type is not in the same file".into()))
     }
@@ -480,12 +480,12 @@ impl<'a> Types<'a> {
         Ok(abbreviations)
     }
 
-    fn is_named(&self, unit: &Unit<'a>, entry: &Entry<'a>, name: &str) -> bool {
+    fn is_named(&self, unit: &Unit<'a>, entry: &DieEntry<'a>, name: &str) -> bool {
         let value = entry.attr_value(constants::DW_AT_name);
         value.and_then(|value| self.text(unit, value)) == Some(name.as_bytes())
     }
 
-    fn name_of(&self, unit: &Unit<'a>, entry: &Entry<'a>) -> Option<String> {
+    fn name_of(&self, unit: &Unit<'a>, entry: &DieEntry<'a>) -> Option<String> {
         let text = self.text(unit, entry.attr_value(constants::DW_AT_name)?)?;
         Some(String::from_utf8_lossy(text).into_owned())
     }
@@ -522,12 +522,12 @@ pub(super) fn too_much() -> Missing {
     Missing("the DWARF is too large to be read".into())
 }
 
-fn location(entry: &Entry<'_>) -> Option<u64> {
+fn location(entry: &DieEntry<'_>) -> Option<u64> {
     number(entry, constants::DW_AT_data_member_location)
 }
 
 /// Returns an integer attribute. A negative value is returned as the unsigned integer with the same bits.
-fn number(entry: &Entry<'_>, name: constants::DwAt) -> Option<u64> {
+fn number(entry: &DieEntry<'_>, name: constants::DwAt) -> Option<u64> {
     let value = entry.attr_value(name)?;
     value
         .udata_value()

@@ -16,7 +16,7 @@ const COMPRESSION: i32 = 1;
 /// The kind of a block's contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Kind {
+pub(super) enum BlockKind {
     Info = 1,
     Threads = 2,
     State = 3,
@@ -29,7 +29,7 @@ pub(super) enum Kind {
     Played = 10,
 }
 
-impl Kind {
+impl BlockKind {
     fn from_number(number: u32) -> Option<Self> {
         let kinds = [
             Self::Info,
@@ -48,13 +48,13 @@ impl Kind {
 }
 
 /// Size in the file of an empty block of this kind, in bytes.
-pub(super) fn empty_bytes(kind: Kind) -> io::Result<u64> {
+pub(super) fn empty_bytes(kind: BlockKind) -> io::Result<u64> {
     Ok(packed(kind, &[])?.len() as u64)
 }
 
 /// Encodes one block as it is stored in a file. The block is written with a single call, so that it is either complete or, if the
 /// disk is full, recognisably incomplete.
-pub(super) fn packed(kind: Kind, bytes: &[u8]) -> io::Result<Vec<u8>> {
+pub(super) fn packed(kind: BlockKind, bytes: &[u8]) -> io::Result<Vec<u8>> {
     if bytes.len() > LONGEST {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
@@ -83,7 +83,7 @@ pub(super) fn packed(kind: Kind, bytes: &[u8]) -> io::Result<Vec<u8>> {
 /// The next part of a file.
 pub(super) enum Next {
     /// An uncompressed block.
-    Block(Kind, Vec<u8>),
+    Block(BlockKind, Vec<u8>),
     /// An undamaged block that was skipped, because its kind is not wanted or was added by a later release.
     Passed,
     /// The end of the file, at a position where a block could begin.
@@ -95,7 +95,7 @@ pub(super) enum Next {
 /// # Errors
 ///
 /// Returns a sentence that describes the damage to the file.
-pub(super) fn read(from: &mut impl Read, room: &mut Room, wanted: impl Fn(Kind) -> bool) -> Result<Next, String> {
+pub(super) fn read(from: &mut impl Read, room: &mut Room, wanted: impl Fn(BlockKind) -> bool) -> Result<Next, String> {
     let mut header = [0; HEADER];
     match read_up_to(from, &mut header)? {
         0 => return Ok(Next::Nothing),
@@ -127,7 +127,7 @@ pub(super) fn read(from: &mut impl Read, room: &mut Room, wanted: impl Fn(Kind) 
     if crc32fast::hash(&packed) != checksum {
         return Err("a block is damaged".to_owned());
     }
-    let Some(kind) = Kind::from_number(number(1)).filter(|&kind| wanted(kind)) else {
+    let Some(kind) = BlockKind::from_number(number(1)).filter(|&kind| wanted(kind)) else {
         return Ok(Next::Passed);
     };
     room.unpack(kind, HEADER + stored, unpacked)?;

@@ -31,8 +31,8 @@ mod read;
 pub(in crate::trace) mod room;
 mod write;
 
-pub use read::{Saved, Told, read, read_sums, read_with_polls};
-pub use write::{Limits, Place, Writer};
+pub use read::{CapturePart, Saved, read, read_sums, read_with_polls};
+pub use write::{CapturePath, Limits, Writer};
 
 /// The first bytes of a capture.
 const MAGIC: [u8; 12] = *b"ctxtrace\0\0\0\0";

@@ -5,7 +5,7 @@ use std::io::Read;
 use ctxtrace_common::event::{EVENT_BYTES, Event};
 use ctxtrace_common::process::Image;
 
-use super::block::{self, Kind, Next};
+use super::block::{self, BlockKind, Next};
 use super::room::{MOST_RUNS, Room, too_much};
 use super::{MAGIC, VERSION, VERSION_WITHOUT_DROPS};
 use crate::trace::polls::PollBatch;
@@ -71,7 +71,7 @@ impl Saved {
 /// ends before the first saved state.
 pub fn read(from: impl Read, mut events: impl FnMut(usize, &[Event])) -> Result<Saved, String> {
     read_with_polls(from, |run, part| {
-        if let Told::Events(batch) = part {
+        if let CapturePart::Events(batch) = part {
             events(run, batch);
         }
     })
@@ -79,7 +79,7 @@ pub fn read(from: impl Read, mut events: impl FnMut(usize, &[Event])) -> Result<
 
 /// A part of a capture that the reader passes to its caller while it reads the file.
 #[derive(Clone, Copy, Debug)]
-pub enum Told<'a> {
+pub enum CapturePart<'a> {
     /// The metadata of the capture, which comes first.
     Info(&'a Info),
     /// Events of the timeline.
@@ -93,7 +93,7 @@ pub enum Told<'a> {
 /// # Errors
 ///
 /// The errors of [`read`].
-pub fn read_with_polls(from: impl Read, pass_on: impl FnMut(usize, Told<'_>)) -> Result<Saved, String> {
+pub fn read_with_polls(from: impl Read, pass_on: impl FnMut(usize, CapturePart<'_>)) -> Result<Saved, String> {
     read_wanted(from, |_| true, pass_on)
 }
 
@@ -103,26 +103,30 @@ pub fn read_with_polls(from: impl Read, pass_on: impl FnMut(usize, Told<'_>)) ->
 ///
 /// The errors of [`read`].
 pub fn read_sums(from: impl Read) -> Result<Saved, String> {
-    read_wanted(from, |kind| !matches!(kind, Kind::Events | Kind::Polls), |_, _| {})
+    read_wanted(
+        from,
+        |kind| !matches!(kind, BlockKind::Events | BlockKind::Polls),
+        |_, _| {},
+    )
 }
 
 fn read_wanted(
     mut from: impl Read,
-    wanted: impl Fn(Kind) -> bool,
-    mut pass_on: impl FnMut(usize, Told<'_>),
+    wanted: impl Fn(BlockKind) -> bool,
+    mut pass_on: impl FnMut(usize, CapturePart<'_>),
 ) -> Result<Saved, String> {
     check_version(&mut from)?;
     let mut reading = Reading::default();
     let damage = loop {
         match block::read(&mut from, &mut reading.room, &wanted) {
-            Ok(Next::Block(Kind::End, _)) => break None,
-            Ok(Next::Block(Kind::Events, bytes)) => {
+            Ok(Next::Block(BlockKind::End, _)) => break None,
+            Ok(Next::Block(BlockKind::Events, bytes)) => {
                 let run = reading.runs.len();
                 let room = &mut reading.room;
                 let handed_over = room.fits(bytes.len() as u64).and_then(|()| {
                     hand_over(&bytes, |batch| {
                         room.play(batch)?;
-                        pass_on(run, Told::Events(batch));
+                        pass_on(run, CapturePart::Events(batch));
                         Ok(())
                     })
                 });
@@ -130,16 +134,16 @@ fn read_wanted(
                     break Some(damage);
                 }
             }
-            Ok(Next::Block(Kind::Polls, bytes)) => match reading.polls(&bytes) {
-                Ok(batch) => pass_on(reading.runs.len(), Told::Polls(&batch)),
+            Ok(Next::Block(BlockKind::Polls, bytes)) => match reading.polls(&bytes) {
+                Ok(batch) => pass_on(reading.runs.len(), CapturePart::Polls(&batch)),
                 Err(damage) => break Some(damage),
             },
             Ok(Next::Block(kind, bytes)) => {
                 if let Err(damage) = reading.take(kind, &bytes) {
                     break Some(damage);
                 }
-                if let (Kind::Info, Some(info)) = (kind, &reading.info) {
-                    pass_on(0, Told::Info(info));
+                if let (BlockKind::Info, Some(info)) = (kind, &reading.info) {
+                    pass_on(0, CapturePart::Info(info));
                 }
             }
             Ok(Next::Passed) => {}
@@ -194,49 +198,49 @@ impl Reading {
         Ok(batch)
     }
 
-    fn take(&mut self, kind: Kind, bytes: &[u8]) -> Result<(), String> {
+    fn take(&mut self, kind: BlockKind, bytes: &[u8]) -> Result<(), String> {
         match kind {
-            Kind::Info => {
+            BlockKind::Info => {
                 self.info = Some(self.room.decode(bytes)?);
                 self.room.hold();
             }
-            Kind::Threads => {
+            BlockKind::Threads => {
                 let before = self.room.replaceable();
                 self.threads.append(&mut self.room.decode(bytes)?);
                 self.threads_take += self.room.replaceable() - before;
             }
-            Kind::State => {
+            BlockKind::State => {
                 let before = self.room.replaceable() - std::mem::take(&mut self.threads_take);
                 let mut run: Run = self.room.decode(bytes)?;
                 run.aggregates.threads = std::mem::take(&mut self.threads);
                 self.state = Some(run);
                 self.room.replaced(before);
             }
-            Kind::Names => {
+            BlockKind::Names => {
                 let symbols: Symbols = self.room.decode(bytes)?;
                 if let Some(run) = &mut self.state {
                     self.room.charge(resolved_bytes(&run.aggregates, &symbols))?;
                     run.symbols = symbols;
                 }
             }
-            Kind::EndOfRun if self.runs.len() == MOST_RUNS => {
+            BlockKind::EndOfRun if self.runs.len() == MOST_RUNS => {
                 return Err(format!("it claims to contain more than {MOST_RUNS} runs"));
             }
-            Kind::EndOfRun => {
+            BlockKind::EndOfRun => {
                 self.runs.extend(self.state.take());
                 self.room.hold();
                 self.room.next_run();
             }
-            Kind::Dropped => {
+            BlockKind::Dropped => {
                 self.dropped.resize(self.runs.len(), Dropped::default());
                 self.dropped.push(self.room.decode(bytes)?);
             }
-            Kind::Played => {
+            BlockKind::Played => {
                 self.played.resize(self.runs.len(), None);
                 self.played.push(Some(self.room.decode(bytes)?));
                 self.room.hold();
             }
-            Kind::Events | Kind::Polls | Kind::End => {}
+            BlockKind::Events | BlockKind::Polls | BlockKind::End => {}
         }
         Ok(())
     }

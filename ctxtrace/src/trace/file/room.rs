@@ -21,7 +21,7 @@ use ctxtrace_common::event::{Decoded, Event};
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::block::Kind;
+use super::block::BlockKind;
 use crate::printable::{cut_name, printable};
 use crate::trace::polls::PollBatch;
 
@@ -96,9 +96,13 @@ impl MetThreads {
 impl Room {
     /// Charges for a block that is about to be decompressed. Blocks other than events count for a sixteenth of their size: most
     /// of them are CBOR, which contains the names of fields and so compresses much better than events.
-    pub(super) fn unpack(&mut self, kind: Kind, stored: usize, unpacked: usize) -> Result<(), String> {
+    pub(super) fn unpack(&mut self, kind: BlockKind, stored: usize, unpacked: usize) -> Result<(), String> {
         self.stored += stored as u64;
-        self.unpacked += if kind == Kind::Events { unpacked } else { unpacked / 16 } as u64;
+        self.unpacked += if kind == BlockKind::Events {
+            unpacked
+        } else {
+            unpacked / 16
+        } as u64;
         if self.unpacked > UNPACKED_OF_ANY_FILE + UNPACKED_OF_A_BYTE * self.stored {
             return Err(format!(
                 "its first {} bytes unpack to far more data than a recording of that size contains",
@@ -156,7 +160,7 @@ impl Room {
                     let met: u64 = tids.into_iter().flatten().map(&mut meet).sum();
                     met + if ended { FOR_AN_ENDED_THREAD } else { 0 }
                 }
-                Some(Decoded::Waking { tid, waker, .. }) => meet(tid) + meet(waker.tid),
+                Some(Decoded::Wakeup { tid, waker, .. }) => meet(tid) + meet(waker.tid),
                 Some(Decoded::Sample(sample)) => meet(sample.tid) + FOR_A_SAMPLE,
                 Some(Decoded::Name { tid, .. } | Decoded::Exec { tid, .. }) => meet(tid),
                 None => 0,
@@ -266,9 +270,9 @@ fn cost(mut bytes: &[u8]) -> u64 {
 pub(in crate::trace) fn rows<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
-    struct Rows<T>(PhantomData<T>);
+    struct RowBound<T>(PhantomData<T>);
 
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Rows<T> {
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for RowBound<T> {
         type Value = Vec<T>;
 
         fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -287,7 +291,7 @@ pub(in crate::trace) fn rows<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
         }
     }
 
-    deserializer.deserialize_seq(Rows(PhantomData))
+    deserializer.deserialize_seq(RowBound(PhantomData))
 }
 
 /// Decodes a list like [`rows`], for a field that may be missing. serde calls this function only if the field is present.

@@ -152,8 +152,8 @@ impl Drawer {
     }
 }
 
-impl Place for Drawer {
-    type File = InDrawer;
+impl CapturePath for Drawer {
+    type CaptureFile = InDrawer;
 
     fn successor(&mut self) -> io::Result<InDrawer> {
         Ok(self.make())
@@ -222,7 +222,7 @@ fn noise(from_ns: u64, count: u64) -> Vec<Event> {
                 tid: random.u32(..),
                 ..Waker::default()
             };
-            Event::waking(at_ns, 0, random.u32(..), None, false, &waker)
+            Event::wakeup(at_ns, 0, random.u32(..), None, false, &waker)
         })
         .collect()
 }
@@ -336,7 +336,7 @@ fn polls(from_ns: u64, count: u64) -> PollBatch {
     PollBatch {
         base_ns: from_ns,
         until_ns: from_ns + count,
-        homeless: 0,
+        dropped_without_ring: 0,
         threads: vec![ThreadStamps {
             tgid: 100,
             tid: 101,
@@ -355,9 +355,9 @@ fn polls_come_out_as_they_went_in_after_the_events_of_their_time() {
     let bytes = writer.end().expect("written");
     let mut order = Vec::new();
     let saved = read_with_polls(bytes.as_slice(), |run, part| match part {
-        Told::Info(part) => order.push(format!("{}", *part == info())),
-        Told::Events(batch) => order.push(format!("{run}: {} events", batch.len())),
-        Told::Polls(batch) => {
+        CapturePart::Info(part) => order.push(format!("{}", *part == info())),
+        CapturePart::Events(batch) => order.push(format!("{run}: {} events", batch.len())),
+        CapturePart::Polls(batch) => {
             assert_eq!(*batch, polls(5, 100));
             order.push(format!("{run}: polls"));
         }
@@ -388,9 +388,9 @@ fn polls_are_bounded_with_the_events() {
     drop(writer.end().expect("written"));
     let (mut there, mut lost) = (0, 0);
     let saved = read_with_polls(drawer.at_place().as_slice(), |_, part| {
-        if let Told::Polls(batch) = part {
+        if let CapturePart::Polls(batch) = part {
             there += batch.stamps();
-            lost += batch.homeless;
+            lost += batch.dropped_without_ring;
         }
     })
     .expect("a capture");
@@ -443,7 +443,7 @@ fn counts_that_have_no_room_are_an_error_and_leave_what_was_there() {
 fn half_an_event_is_damage() {
     let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
     writer.checkpoint(&run()).expect("written");
-    writer.raw(block::Kind::Events, &[0; 50]);
+    writer.raw(block::BlockKind::Events, &[0; 50]);
     let saved = read(writer.to_bytes().as_slice(), |_, _| panic!("no whole event")).expect("a capture");
     assert!(saved.damage.expect("damaged").contains("middle"));
     assert!(!saved.is_whole);
@@ -469,7 +469,7 @@ fn a_run_that_died_is_read_up_to_its_last_checkpoint() {
 }
 
 #[test]
-fn what_is_no_capture_says_so() {
+fn other_files_are_rejected() {
     for bytes in [&b""[..], b"ctxtrace", b"#!/bin/sh\necho not one of ours", &[0; 1_000]] {
         let reason = read(bytes, |_, _| {}).expect_err("foreign");
         assert!(reason.contains("not a ctxtrace capture"), "{reason}");
@@ -497,7 +497,7 @@ fn a_damaged_block_ends_the_readable_part() {
 }
 
 /// A capture with forged contents.
-fn hostile(blocks: impl IntoIterator<Item = (block::Kind, Vec<u8>)>) -> Vec<u8> {
+fn hostile(blocks: impl IntoIterator<Item = (block::BlockKind, Vec<u8>)>) -> Vec<u8> {
     let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
     writer.checkpoint(&small_run()).expect("written");
     for (kind, bytes) in blocks {
@@ -522,7 +522,7 @@ fn encoded(value: &impl serde::Serialize) -> Vec<u8> {
 #[test]
 fn a_file_that_unpacks_to_far_more_than_it_has_is_refused() {
     let zeroes = vec![0; 40 << 20];
-    let bytes = hostile((0..7).map(|_| (block::Kind::Events, zeroes.clone())));
+    let bytes = hostile((0..7).map(|_| (block::BlockKind::Events, zeroes.clone())));
     assert!(bytes.len() < 1 << 20);
     let mut events = 0;
     let saved = read(bytes.as_slice(), |_, batch| events += batch.len()).expect("the state before");
@@ -534,7 +534,7 @@ fn a_file_that_unpacks_to_far_more_than_it_has_is_refused() {
 #[test]
 fn a_file_that_takes_far_more_memory_than_it_has_bytes_is_refused() {
     let names = std::collections::HashMap::from([("names", vec![""; 16 << 20])]);
-    let damage = damage_of(&hostile([(block::Kind::Names, encoded(&names))]));
+    let damage = damage_of(&hostile([(block::BlockKind::Names, encoded(&names))]));
     assert_eq!(
         damage,
         "it claims to contain more than a recording of its size can contain"
@@ -543,7 +543,7 @@ fn a_file_that_takes_far_more_memory_than_it_has_bytes_is_refused() {
     let mut state = small_run();
     let image = Image { tgid: 100, number: 0 };
     state.aggregates.names.insert(image, vec![String::new(); 16 << 20]);
-    let damage = damage_of(&hostile([(block::Kind::State, encoded(&state))]));
+    let damage = damage_of(&hostile([(block::BlockKind::State, encoded(&state))]));
     assert!(damage.contains("more than a recording of its size can"), "{damage}");
 }
 
@@ -617,8 +617,8 @@ proptest! {
             }
         }
         let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
-        writer.raw(block::Kind::Threads, &threads);
-        writer.raw(block::Kind::State, &state);
+        writer.raw(block::BlockKind::Threads, &threads);
+        writer.raw(block::BlockKind::State, &state);
         let bytes = writer.end().expect("written");
         if let Ok(saved) = read(bytes.as_slice(), |_, _| {}) {
             let _ = seen(&saved);
@@ -661,7 +661,7 @@ proptest! {
             replay.polls(&PollBatch {
                 base_ns: few(header[0]),
                 until_ns: few(header[1]),
-                homeless: few(header[2]),
+                dropped_without_ring: few(header[2]),
                 threads: vec![part(header[0], &stamps[..half]), part(header[1], &stamps[half..])],
             });
         }

@@ -23,7 +23,7 @@ use ctxtrace_common::event::{Decoded, Event};
 use ctxtrace_common::process::Image;
 use serde::Serialize;
 
-use super::block::{self, Kind};
+use super::block::{self, BlockKind};
 use super::{MAGIC, THREADS_PER_BLOCK, VERSION, VERSION_WITHOUT_DROPS};
 use crate::trace::polls::PollBatch;
 use crate::trace::run::{Dropped, Info, Played, Run};
@@ -48,31 +48,31 @@ impl Limits {
 const MOST_POLLS: u64 = 4;
 
 /// The path of a capture: creates successor files, and moves them to the path.
-pub trait Place {
+pub trait CapturePath {
     /// A file that is written sequentially.
-    type File: Write;
+    type CaptureFile: Write;
 
     /// Creates a new file that is not yet at the capture's path.
     ///
     /// # Errors
     ///
     /// If the file cannot be created.
-    fn successor(&mut self) -> io::Result<Self::File>;
+    fn successor(&mut self) -> io::Result<Self::CaptureFile>;
 
     /// Replaces the file at the capture's path by the latest successor.
     ///
     /// # Errors
     ///
     /// If the successor cannot be moved to the path.
-    fn take_over(&mut self, successor: &mut Self::File) -> io::Result<()>;
+    fn take_over(&mut self, successor: &mut Self::CaptureFile) -> io::Result<()>;
 }
 
 /// A place without successors, for a capture without limits.
 #[derive(Debug)]
 pub struct Endless<W>(std::marker::PhantomData<W>);
 
-impl<W: Write> Place for Endless<W> {
-    type File = W;
+impl<W: Write> CapturePath for Endless<W> {
+    type CaptureFile = W;
 
     fn successor(&mut self) -> io::Result<W> {
         Err(io::ErrorKind::Unsupported.into())
@@ -85,7 +85,7 @@ impl<W: Write> Place for Endless<W> {
 
 /// One file that is being written.
 #[derive(Debug)]
-struct Part<W> {
+struct PartFile<W> {
     to: W,
     bytes: u64,
     /// The part of `bytes` that the file began with.
@@ -96,7 +96,7 @@ struct Part<W> {
     dropped: u64,
 }
 
-impl<W: Write> Part<W> {
+impl<W: Write> PartFile<W> {
     /// Begins a file with the magic bytes, the version and these contents.
     fn begin(mut to: W, version: u32, contents: &[u8], dropped: u64) -> io::Result<Self> {
         let mut beginning = MAGIC.to_vec();
@@ -128,18 +128,18 @@ impl<W: Write> Part<W> {
 
 /// A capture that is being written.
 #[derive(Debug)]
-pub struct Writer<P: Place> {
+pub struct Writer<P: CapturePath> {
     place: P,
     limits: Limits,
     info: Vec<u8>,
-    part: Part<P::File>,
-    successor: Option<Part<P::File>>,
+    part: PartFile<P::CaptureFile>,
+    successor: Option<PartFile<P::CaptureFile>>,
     /// The finished runs: the numbers of their events and stamps, and their blocks.
-    over: Vec<(Told, Vec<u8>)>,
+    over: Vec<(RunVolume, Vec<u8>)>,
     /// The blocks of the latest state of the current run.
     state: Vec<u8>,
     /// The numbers of events and stamps of the current run.
-    told: Told,
+    volume: RunVolume,
     /// Time of the latest event.
     now_ns: u64,
     threads: Threads,
@@ -156,23 +156,23 @@ impl<W: Write> Writer<Endless<W>> {
     }
 }
 
-impl<P: Place> Writer<P> {
+impl<P: CapturePath> Writer<P> {
     /// Begins a capture with these limits, in a file that is already at the capture's path.
     ///
     /// # Errors
     ///
     /// If the file cannot be written.
-    pub fn within(limits: Limits, place: P, to: P::File, info: &Info) -> io::Result<Self> {
-        let info = block::packed(Kind::Info, &encode(info)?)?;
+    pub fn within(limits: Limits, place: P, to: P::CaptureFile, info: &Info) -> io::Result<Self> {
+        let info = block::packed(BlockKind::Info, &encode(info)?)?;
         Ok(Self {
             place,
             limits,
-            part: Part::begin(to, VERSION_WITHOUT_DROPS, &info, 0)?,
+            part: PartFile::begin(to, VERSION_WITHOUT_DROPS, &info, 0)?,
             info,
             successor: None,
             over: Vec::new(),
             state: Vec::new(),
-            told: Told::default(),
+            volume: RunVolume::default(),
             now_ns: 0,
             threads: Threads::default(),
         })
@@ -201,9 +201,9 @@ impl<P: Place> Writer<P> {
         let (Some(first), Some(last)) = (batch.first(), batch.last()) else {
             return Ok(());
         };
-        let block = block::packed(Kind::Events, bytemuck::cast_slice(batch))?;
+        let block = block::packed(BlockKind::Events, bytemuck::cast_slice(batch))?;
         self.append(&block, Some(first.at_ns))?;
-        self.told.events += batch.len() as u64;
+        self.volume.events += batch.len() as u64;
         self.now_ns = last.at_ns;
         if self.limits.any() {
             self.threads.follow(batch);
@@ -218,17 +218,17 @@ impl<P: Place> Writer<P> {
     ///
     /// If the file cannot be written.
     pub fn polls(&mut self, batch: &PollBatch) -> io::Result<()> {
-        let mut block = block::packed(Kind::Polls, &batch.to_bytes())?;
+        let mut block = block::packed(BlockKind::Polls, &batch.to_bytes())?;
         if self
             .limits
             .max_bytes
             .is_some_and(|most| block.len() as u64 > most / MOST_POLLS)
         {
             // Such a large batch would displace everything else in the file.
-            block = block::packed(Kind::Polls, &batch.as_lost().to_bytes())?;
+            block = block::packed(BlockKind::Polls, &batch.as_lost().to_bytes())?;
         }
         self.append(&block, batch.threads.first().map(|_| batch.base_ns))?;
-        self.told.stamps += batch.stamps();
+        self.volume.stamps += batch.stamps();
         if self.limits.any() {
             self.look_ahead()?;
         }
@@ -242,22 +242,22 @@ impl<P: Place> Writer<P> {
     /// If the file cannot be written.
     pub fn run(&mut self, run: &Run) -> io::Result<()> {
         let mut blocks = state_blocks(run)?;
-        blocks.extend(block::packed(Kind::Names, &encode(&run.symbols)?)?);
+        blocks.extend(block::packed(BlockKind::Names, &encode(&run.symbols)?)?);
         if let Some(timeline) = &run.timeline {
             let played = Played {
                 timeline: timeline.clone(),
                 samples: run.samples.len() as u64,
             };
-            blocks.extend(block::packed(Kind::Played, &encode(&played)?)?);
+            blocks.extend(block::packed(BlockKind::Played, &encode(&played)?)?);
         }
-        blocks.extend(block::packed(Kind::EndOfRun, &[])?);
+        blocks.extend(block::packed(BlockKind::EndOfRun, &[])?);
         self.append(&blocks, None)?;
         if self.limits.any() {
-            self.over.push((self.told, blocks));
+            self.over.push((self.volume, blocks));
             self.state.clear();
             self.threads = Threads::default();
         }
-        self.told = Told::default();
+        self.volume = RunVolume::default();
         Ok(())
     }
 
@@ -276,8 +276,8 @@ impl<P: Place> Writer<P> {
     /// # Errors
     ///
     /// If the file cannot be written.
-    pub fn end(mut self) -> io::Result<P::File> {
-        self.part.append(&block::packed(Kind::End, &[])?, None)?;
+    pub fn end(mut self) -> io::Result<P::CaptureFile> {
+        self.part.append(&block::packed(BlockKind::End, &[])?, None)?;
         self.part.to.flush()?;
         Ok(self.part.to)
     }
@@ -291,7 +291,7 @@ impl<P: Place> Writer<P> {
     /// Appends blocks that must be in the same file. If they exceed the size limit, the successor takes over first.
     fn append(&mut self, blocks: &[u8], first_ns: Option<u64>) -> io::Result<()> {
         if let Some(most) = self.limits.max_bytes {
-            let needed = blocks.len() as u64 + block::empty_bytes(Kind::End)?;
+            let needed = blocks.len() as u64 + block::empty_bytes(BlockKind::End)?;
             if self.part.bytes + needed > most {
                 self.take_over()?;
             }
@@ -321,7 +321,7 @@ impl<P: Place> Writer<P> {
     fn look_ahead(&mut self) -> io::Result<()> {
         let keep_ns = self.limits.keep_ns;
         let most = self.limits.max_bytes;
-        let is_half_full = |part: &Part<P::File>| {
+        let is_half_full = |part: &PartFile<P::CaptureFile>| {
             most.is_some_and(|most| part.bytes >= part.base + most.saturating_sub(part.base) / 2)
         };
         if self
@@ -348,35 +348,35 @@ impl<P: Place> Writer<P> {
         Ok(())
     }
 
-    fn begin_successor(&mut self) -> io::Result<Part<P::File>> {
+    fn begin_successor(&mut self) -> io::Result<PartFile<P::CaptureFile>> {
         let mut contents = self.info.clone();
-        let dropped = |told: Told, told_again| {
+        let dropped = |volume: RunVolume, told_again| {
             let dropped = Dropped {
-                events: told.events,
+                events: volume.events,
                 told_again,
-                stamps: told.stamps,
+                stamps: volume.stamps,
             };
-            block::packed(Kind::Dropped, &encode(&dropped)?)
+            block::packed(BlockKind::Dropped, &encode(&dropped)?)
         };
-        for (told, blocks) in &self.over {
-            contents.extend(dropped(*told, 0)?);
+        for (volume, blocks) in &self.over {
+            contents.extend(dropped(*volume, 0)?);
             contents.extend(blocks);
         }
         let introductions = self.threads.introductions(self.now_ns);
-        contents.extend(dropped(self.told, introductions.len() as u64)?);
+        contents.extend(dropped(self.volume, introductions.len() as u64)?);
         if !introductions.is_empty() {
-            contents.extend(block::packed(Kind::Events, bytemuck::cast_slice(&introductions))?);
+            contents.extend(block::packed(BlockKind::Events, bytemuck::cast_slice(&introductions))?);
         }
         contents.extend(&self.state);
-        let all = self.over.iter().map(|(told, _)| told).chain([&self.told]);
-        let of_all_runs = all.map(|told| told.events + told.stamps).sum();
-        Part::begin(self.place.successor()?, VERSION, &contents, of_all_runs)
+        let all = self.over.iter().map(|(volume, _)| volume).chain([&self.volume]);
+        let of_all_runs = all.map(|volume| volume.events + volume.stamps).sum();
+        PartFile::begin(self.place.successor()?, VERSION, &contents, of_all_runs)
     }
 }
 
 /// The numbers of events and stamps that a run has sent to the capture.
 #[derive(Clone, Copy, Debug, Default)]
-struct Told {
+struct RunVolume {
     events: u64,
     stamps: u64,
 }
@@ -456,9 +456,9 @@ impl Threads {
 fn state_blocks(run: &Run) -> io::Result<Vec<u8>> {
     let mut blocks = Vec::new();
     for threads in run.aggregates.threads.chunks(THREADS_PER_BLOCK) {
-        blocks.extend(block::packed(Kind::Threads, &encode(&threads)?)?);
+        blocks.extend(block::packed(BlockKind::Threads, &encode(&threads)?)?);
     }
-    blocks.extend(block::packed(Kind::State, &encode(run)?)?);
+    blocks.extend(block::packed(BlockKind::State, &encode(run)?)?);
     Ok(blocks)
 }
 
@@ -476,7 +476,7 @@ impl Writer<Endless<Vec<u8>>> {
     }
 
     /// Appends a block with any contents.
-    pub(super) fn raw(&mut self, kind: Kind, bytes: &[u8]) {
+    pub(super) fn raw(&mut self, kind: BlockKind, bytes: &[u8]) {
         let block = block::packed(kind, bytes).expect("a block");
         self.part.append(&block, None).expect("memory is writable");
     }

@@ -83,8 +83,8 @@ struct Players<S, R, V> {
 /// Selects the script of the workload, and measures how long the three tasks need for all messages.
 fn play(spec: &Spec, progress: &Progress, runtime: &Runtime) -> Result<Outcome> {
     match spec.plant {
-        Some(Plant::Mutex) => return arrange(spec, progress, runtime, Locking::of(true)),
-        Some(Plant::OwnMutexes) => return arrange(spec, progress, runtime, Locking::of(false)),
+        Some(Plant::Mutex) => return arrange(spec, progress, runtime, Locking::new(true)),
+        Some(Plant::OwnMutexes) => return arrange(spec, progress, runtime, Locking::new(false)),
         Some(Plant::Sleep) => return arrange(spec, progress, runtime, Dozing::default()),
         Some(Plant::Allocations) => return arrange(spec, progress, runtime, Hoarding),
         None if !spec.count_in_flight => return arrange(spec, progress, runtime, Plain),
@@ -237,7 +237,7 @@ mod tests {
                                 root: Some(root),
                                 channel: Some(channel),
                                 protocol: Some(protocol),
-                                ..Spec::of(mode)
+                                ..Spec::new(mode)
                             };
                             if channel == Channel::Tokio && buffer == 0 {
                                 run(&spec, &progress).expect_err("a buffer of 0");
@@ -267,7 +267,7 @@ mod tests {
                             channel: Some(channel),
                             protocol: Some(protocol),
                             plant: Some(plant),
-                            ..Spec::of(mode)
+                            ..Spec::new(mode)
                         };
                         let outcome = run(&spec, &progress).expect("a run");
                         assert_eq!(outcome.messages, 3_000, "{spec:?}");
@@ -289,7 +289,7 @@ mod tests {
                 channel: Some(channel),
                 protocol: Some(protocol),
                 count_in_flight: true,
-                ..Spec::of(mode)
+                ..Spec::new(mode)
             };
             run(&spec, &progress).expect("a run").max_in_flight.expect("a count")
         };

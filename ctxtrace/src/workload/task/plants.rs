@@ -28,7 +28,7 @@ pub(super) struct Locking {
 
 impl Locking {
     /// Creates the script that is cloned for each task. If `shared`, the clones share the lock.
-    pub(super) fn of(shared: bool) -> Self {
+    pub(super) fn new(shared: bool) -> Self {
         Self {
             // The work is a xorshift generator, whose state must not be 0.
             lock: Arc::new(Mutex::new(1)),
@@ -45,7 +45,7 @@ impl Clone for Locking {
                 shared: true,
             }
         } else {
-            Self::of(false)
+            Self::new(false)
         }
     }
 }
