@@ -15,6 +15,7 @@ mod dist;
 mod ebpf;
 mod fuzz;
 mod kernels;
+mod listings;
 mod msrv;
 mod process;
 mod run;
@@ -55,6 +56,8 @@ enum Chore {
     Fuzz(fuzz::Args),
     /// Check that all dependencies can be built with the minimum supported Rust version
     Msrv,
+    /// Make the listings in the documents from saved results
+    Listings(listings::Args),
     /// Make the release archive, its checksums and its bill of materials
     Dist,
     /// Test HTML reports in a headless browser
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Chore::Run(args) => run::main(&args),
         Chore::Fuzz(args) => fuzz::main(&args),
         Chore::Msrv => msrv::main(),
+        Chore::Listings(args) => listings::main(&args),
         Chore::Dist => dist::main(),
         Chore::TestWeb => test_web::main(),
         Chore::VendorWeb(args) => vendor_web::main(&args),
