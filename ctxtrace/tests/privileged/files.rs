@@ -2,6 +2,7 @@
 //!
 //! The programs are written in C, so that every nap is in one function, whose name identifies the build.
 
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -105,6 +106,8 @@ void play(int n) { for (int i = 0; i < n; i++) NAME(); }
 /// A program that loads each library of its arguments, naps in it, and unloads it.
 const LOADS: &str = r#"
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <stdlib.h>
 #include <unistd.h>
 int main(int argc, char **argv) {
     sleep(1);
@@ -114,6 +117,8 @@ int main(int argc, char **argv) {
         ((void (*)(int))dlsym(lib, "play"))(60);
         dlclose(lib);
     }
+    char *last = getenv("LAST_FIFO"), letter;
+    if (last) read(open(last, O_RDONLY), &letter, 1);
     return 0;
 }
 "#;
@@ -200,8 +205,14 @@ struct FileRecording {
 impl FileRecording {
     /// Records a command.
     fn record_command<S: AsRef<std::ffi::OsStr>>(words: &[S]) -> Self {
+        Self::record_command_with(words, "UNUSED", Path::new(""))
+    }
+
+    /// Records a command with this environment variable.
+    fn record_command_with<S: AsRef<std::ffi::OsStr>>(words: &[S], variable: &str, value: &Path) -> Self {
         let folded = tempfile::NamedTempFile::new().expect("a file");
         let output = command("record --weight count --folded")
+            .env(variable, value)
             .arg(folded.path())
             .arg("--")
             .args(words)
@@ -434,14 +445,31 @@ fn libraries_at_one_address_do_not_get_each_others_names() {
     assert_eq!(recorded.naps_in("red_nap"), 2 * NAPS, "{}", recorded.stacks);
 }
 
+/// The reports of the other program's mappings overflow the rings all the time. The recorded program ends later than the other one, so its
+/// mappings can be read once more.
 fn mappings_of_other_programs_cost_no_name_and_are_no_loss() {
     let builds = Builds::new();
+    let last = builds.path("last");
+    nix::unistd::mkfifo(&last, nix::sys::stat::Mode::S_IRWXU).expect("the FIFO is made");
     let mut noise = Command::new(builds.build("noise", MAPS, &[]))
         .spawn()
         .expect("the program starts");
-    let recorded = FileRecording::record_command(&[builds.build("loads", LOADS, &["-ldl"]), builds.library("late")]);
-    noise.kill().expect("the signal is sent");
-    noise.wait().expect("the program ends");
+    let words = [builds.build("loads", LOADS, &["-ldl"]), builds.library("late")];
+    let recorded = std::thread::scope(|scope| {
+        let recording = scope.spawn(|| FileRecording::record_command_with(&words, "LAST_FIFO", &last));
+        // The program opens the other end when it has finished its naps.
+        let mut end = None;
+        wait_until("the program has finished its naps", || {
+            let mut options = std::fs::OpenOptions::new();
+            end = options.write(true).custom_flags(libc::O_NONBLOCK).open(&last).ok();
+            end.is_some()
+        });
+        noise.kill().expect("the signal is sent");
+        noise.wait().expect("the program ends");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        drop(end);
+        recording.join().expect("the recording succeeds")
+    });
     assert_eq!(recorded.naps_in("late_nap"), NAPS, "{}", recorded.stacks);
     assert!(!recorded.table.contains("mapping"), "{}", recorded.table);
 }
