@@ -3,7 +3,7 @@
 //! The modules, in the order in which data flows through them:
 //!
 //! 1. [`workload`]: the built-in programs under test.
-//! 2. [`target`]: starts a target suspended or attaches to a running one, and examines its process and its files.
+//! 2. [`tracee`]: starts a target suspended or attaches to a running one, and examines its process and its files.
 //! 3. [`capture`]: loads and attaches the BPF programs and drains their maps and rings. The only module that uses aya.
 //! 4. [`trace`]: the recorded data, decoded but not interpreted, and the capture file.
 //! 5. [`correlate`]: pure functions that compare the traced data with the kernel's own counts and replay events.
@@ -11,7 +11,7 @@
 //! 7. [`analyze`]: pure functions that compute percentiles and the result of a run.
 //! 8. [`report`]: renders a result in every output format.
 //!
-//! [`reader`] reads the executables of targets in a separate process without privileges; the modules from `target` on use it.
+//! [`reader`] reads the executables of targets in a separate process without privileges; the modules from `tracee` on use it.
 //!
 //! [`run`] implements the commands with these modules. [`cli`] turns a command line into plain settings.
 //! `docs/ARCHITECTURE.md` has a diagram of the whole.
@@ -29,8 +29,8 @@ pub mod report;
 pub mod run;
 pub mod sums;
 pub mod symbolize;
-pub mod target;
 pub mod terminal;
 pub mod trace;
+pub mod tracee;
 pub mod units;
 pub mod workload;

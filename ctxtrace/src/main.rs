@@ -9,9 +9,9 @@ use ctxtrace::cli::comparison::{CompareSettings, ExplainSettings};
 use ctxtrace::cli::settings::{RecordSettings, ReportSettings, RunSettings, SuiteSettings};
 use ctxtrace::cli::{Cli, Command};
 use ctxtrace::error::{Result, status};
-use ctxtrace::target::descriptors;
-use ctxtrace::target::user::keep_capabilities_from_children;
 use ctxtrace::terminal::{print_usage, write_notice};
+use ctxtrace::tracee::descriptors;
+use ctxtrace::tracee::user::keep_capabilities_from_children;
 use ctxtrace::{reader, run};
 use nix::sys::signal::{SigHandler, Signal, signal};
 

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use ctxtrace::reader::FileReader;
-use ctxtrace::target::held::HeldFile;
 use ctxtrace::trace::Latencies;
 use ctxtrace::trace::file::{self, CapturePart, Writer};
 use ctxtrace::trace::polls::PollBatch;
 use ctxtrace::trace::run::{Info, Run};
+use ctxtrace::tracee::held::HeldFile;
 use ctxtrace_common::event::Event;
 use ctxtrace_common::histogram::{Latency, upper_bound};
 use ctxtrace_common::ledger::Class;

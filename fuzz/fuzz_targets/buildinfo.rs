@@ -36,5 +36,5 @@ fn elf_with(name: &str, contents: &[u8]) -> Vec<u8> {
 }
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let _ = ctxtrace::target::locate::examine_bytes(&elf_with(".go.buildinfo", bytes));
+    let _ = ctxtrace::tracee::locate::examine_bytes(&elf_with(".go.buildinfo", bytes));
 });

@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let _ = ctxtrace::target::locate::examine_bytes(bytes);
+    let _ = ctxtrace::tracee::locate::examine_bytes(bytes);
 });

@@ -10,7 +10,7 @@ use crate::toolchain::{self, Compiler, DEBIAN_PACKAGES, LINKER_VERSION, NIGHTLY,
 const DENY_VERSION: &str = "0.20.2";
 
 /// Programs that the tests start or are built with, and the Debian packages that contain them. Any version of Go works that is
-/// listed in `ctxtrace/src/target/locate/go.rs`; the oldest of them is that of Debian 12.
+/// listed in `ctxtrace/src/tracee/locate/go.rs`; the oldest of them is that of Debian 12.
 const FOR_TESTS: [(&str, &str); 14] = [
     ("bpftool", "bpftool"),
     ("cc", "gcc"),

@@ -19,10 +19,10 @@ use super::unseen;
 use crate::correlate::ledger::Ledger;
 use crate::correlate::tasks;
 use crate::correlate::wakeups::wakeups as edges;
-use crate::target::locate;
-use crate::target::programs::Program;
 use crate::trace::Aggregates;
 use crate::trace::run::Run;
+use crate::tracee::locate;
+use crate::tracee::programs::Program;
 use crate::workload::Outcome;
 
 /// Why the figures about polls are null if no program of the target uses the probe.

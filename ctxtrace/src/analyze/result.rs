@@ -11,11 +11,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::symbolize::category::Category;
-use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
 use crate::trace::polls::PollClock;
 pub use crate::trace::polls::{Leg, Path};
 pub use crate::trace::run::Host;
+use crate::tracee::programs::LocatorChoice;
 use crate::units::thousands;
 use crate::workload::pin::Pin;
 use crate::workload::{Allocator, Channel, Language, Mode, Protocol, Root};

@@ -12,9 +12,9 @@ use super::summarize::Nulls;
 use crate::correlate::ledger::{Ledger, LedgerEntry, entry_of};
 use crate::correlate::tasks;
 use crate::symbolize::stacks;
-use crate::target::silent::SilentThread;
 use crate::trace::run::Run;
 use crate::trace::{Aggregates, Fate, Level, ThreadRecord, name_of};
+use crate::tracee::silent::SilentThread;
 
 /// Number of open intervals, and the sum of their times so far in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

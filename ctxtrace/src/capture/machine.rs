@@ -13,9 +13,9 @@ use perf_event::events::Hardware;
 use super::offsets::{BTF_PATH, Description};
 use super::{EXIT, PROGRAMS, RENAME, RunningKernel, Tried, WAKEUP_TIMER, events, preflight, sampling, tried};
 use crate::error::{Error, Result};
-use crate::target::procfs::effective_capabilities;
 use crate::trace::Level;
 use crate::trace::machine::{Answer, Machine, Wanted};
+use crate::tracee::procfs::effective_capabilities;
 
 /// Types of maps that ctxtrace creates, with their names in the kernel.
 const MAPS: [(MapType, &str); 4] = [

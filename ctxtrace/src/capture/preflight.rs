@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use nix::unistd::geteuid;
 
 use crate::error::{Error, Result};
-use crate::target::procfs::effective_capabilities;
+use crate::tracee::procfs::effective_capabilities;
 
 /// The initial pid namespace: `PROC_PID_INIT_INO` (kernel: `include/linux/proc_ns.h`).
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";

@@ -15,8 +15,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::analyze::assertion::Assertion;
 use crate::report::Weight;
-use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
+use crate::tracee::programs::LocatorChoice;
 use crate::workload::pin::Pin;
 use crate::workload::{Allocator, Channel, Language, Mode, Plant, Protocol, Root};
 

@@ -14,9 +14,9 @@ use crate::cli::{CaseArgs, OutputArgs, RecordArgs, RecordingArgs, ReportArgs, Ru
 use crate::error::{Error, Result};
 use crate::report::Weight;
 use crate::report::output::Destination;
-use crate::target::programs::LocatorChoice;
 use crate::trace::Level;
 use crate::trace::file::Limits;
+use crate::tracee::programs::LocatorChoice;
 use crate::workload::pin::Pin;
 use crate::workload::{Channel, Language, Mode, Spec};
 

@@ -6,7 +6,7 @@
 //! ```text
 //!   tracer                                          reading process (`ctxtrace read-files`)
 //!   open: regular files only, never a device
-//!   FileReader ── Request, descriptor (SCM_RIGHTS) ─▶ serve: maps the file, target::locate, names (blazesym)
+//!   FileReader ── Request, descriptor (SCM_RIGHTS) ─▶ serve: maps the file, tracee::locate, names (blazesym)
 //!              ◀── Reply, bounded and checked ──────  no privileges, RLIMIT_AS, seccomp (sandbox)
 //!   deadline; if it dies: a ReadFailure
 //! ```
@@ -58,10 +58,10 @@ pub use open::open_regular_file;
 use process::ReaderProcess;
 pub use serve::serve;
 
-use crate::target::held::{FileIdentity, HeldFile};
-use crate::target::locate::{Found, Look};
-use crate::target::programs::{Examiner, Runtimes};
 use crate::trace::symbols::Frame;
+use crate::tracee::held::{FileIdentity, HeldFile};
+use crate::tracee::locate::{Found, Look};
+use crate::tracee::programs::{Examiner, Runtimes};
 
 /// The argument that makes this executable run as the reading process.
 pub const SUBCOMMAND: &str = "read-files";

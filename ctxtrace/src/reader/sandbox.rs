@@ -12,7 +12,7 @@ use seccompiler::{
     TargetArch, apply_filter_all_threads,
 };
 
-use crate::target::user::give_up_capabilities;
+use crate::tracee::user::give_up_capabilities;
 
 /// Maximum memory of the reading process in bytes, including mapped files. An allocation beyond it fails and ends the process.
 pub(super) const MAX_MEMORY_BYTES: u64 = 4 << 30;

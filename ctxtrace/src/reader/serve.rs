@@ -10,7 +10,7 @@ use object::{Object as _, ObjectSection as _};
 
 use super::message::{self, DebugLink, LENGTH_BYTES, MAX_BUILD_ID_BYTES, MAX_REQUEST_BYTES, Reply, Request};
 use super::{names, sandbox};
-use crate::target::locate;
+use crate::tracee::locate;
 
 /// Gives up all privileges, then answers requests until the tracer closes the socket. Returns the exit status.
 #[must_use]

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use super::place::{DeviceInode, Existing, OutputFolder, OutputPlace, Replace, UserFile, inherited_descriptor};
 use crate::error::{Error, Result};
-use crate::target::user::{FileRights, Invoker};
 use crate::terminal::data_output;
+use crate::tracee::user::{FileRights, Invoker};
 
 /// Size of the buffer of [`Output::stream`] in bytes. Output is written to the kernel in pieces of this size.
 const WRITTEN_AT_ONCE: usize = 256 << 10;

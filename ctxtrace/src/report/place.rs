@@ -23,7 +23,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat, stat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
-use crate::target::user::FileRights;
+use crate::tracee::user::FileRights;
 
 /// Maximum length of a chain of symbolic links (kernel: `MAXSYMLINKS`). A longer chain fails with `ELOOP`.
 const MOST_LINKS: u32 = 40;

@@ -24,10 +24,10 @@ use crate::analyze::attribution::class;
 use crate::correlate::ledger::{LedgerEntry, entry_of, overflowed};
 use crate::correlate::tasks;
 use crate::symbolize::stacks::{switched, task_types};
-use crate::target::locate;
 use crate::trace::name_of;
 use crate::trace::run::{Info, Run};
 use crate::trace::symbols::{Frame, FrameKind};
+use crate::tracee::locate;
 
 #[derive(Clone, PartialEq, Message)]
 struct Profile {

@@ -19,11 +19,11 @@ use crate::error::{Error, Result, status};
 use crate::report::output::OutputAccess;
 use crate::report::place::DeviceInode;
 use crate::report::{compare as report, differential, json, table};
-use crate::target::user::invoker;
 use crate::trace::events::EventSink;
 use crate::trace::file::{self, Saved};
 use crate::trace::samples::Samples;
 use crate::trace::{Level, run::Run};
+use crate::tracee::user::invoker;
 
 /// Reads both captures, and writes every output.
 ///

@@ -11,9 +11,9 @@ use crate::report::doctor::render;
 use crate::report::json;
 use crate::report::output::{Destination, Output, OutputAccess};
 use crate::report::place::DeviceInode;
-use crate::target::locate::{Found, Look};
-use crate::target::user::invoker;
 use crate::trace::machine::Machine;
+use crate::tracee::locate::{Found, Look};
+use crate::tracee::user::invoker;
 
 /// Inspects the machine and the program, writes the outputs, and returns the status: 0 if tracing works for this user.
 ///

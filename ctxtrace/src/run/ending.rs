@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::capture::Session;
 use crate::error::Result;
-use crate::target::{pidfd, procfs};
+use crate::tracee::{pidfd, procfs};
 
 /// Time between SIGTERM and SIGKILL.
 const TIME_TO_END: Duration = Duration::from_secs(2);

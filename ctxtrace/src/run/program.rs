@@ -5,9 +5,9 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::target::environment::Environment;
-use crate::target::toolchain::{self, Compiler, Source};
-use crate::target::user::Invoker;
+use crate::tracee::environment::Environment;
+use crate::tracee::toolchain::{self, Compiler, Source};
+use crate::tracee::user::Invoker;
 use crate::workload::pin::{Pin, Pinning};
 use crate::workload::{Allocator, Language, PING_PONG_IN_GO, PROCESS_IN_C, Protocol, Spec};
 

@@ -19,13 +19,13 @@ use crate::error::{Result, status};
 use crate::report::output::OutputAccess;
 use crate::report::place::DeviceInode;
 use crate::report::printable;
-use crate::target::attach::{Attached, descendants, may_be_traced};
-use crate::target::environment::Environment;
-use crate::target::launch::Command;
-use crate::target::search::find_program;
-use crate::target::user::{Invoker, invoker};
 use crate::terminal::write_notice;
 use crate::trace::run::{Exit, Subject};
+use crate::tracee::attach::{Attached, descendants, may_be_traced};
+use crate::tracee::environment::Environment;
+use crate::tracee::launch::Command;
+use crate::tracee::search::find_program;
+use crate::tracee::user::{Invoker, invoker};
 
 /// Records a command or a process, writes every output, and returns the exit status, which is the command's if there is a
 /// command.

@@ -15,12 +15,12 @@ use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
 use crate::report::output::OutputAccess;
 use crate::report::place::DeviceInode;
-use crate::target::user::invoker;
 use crate::trace::Level;
 use crate::trace::events::{EventSink, EventSource};
 use crate::trace::file::{self, Saved};
 use crate::trace::run::Dropped;
 use crate::trace::samples::Samples;
+use crate::tracee::user::invoker;
 
 /// Reads the events of a capture again, for outputs that need them after the first reading.
 struct CaptureEvents<'a> {

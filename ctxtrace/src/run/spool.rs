@@ -116,7 +116,7 @@ impl EventSource for Spool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::user::FileRights;
+    use crate::tracee::user::FileRights;
 
     #[derive(Default)]
     struct CollectedEvents(Vec<Event>);

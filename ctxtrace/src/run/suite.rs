@@ -17,10 +17,10 @@ use crate::cli::settings::SuiteSettings;
 use crate::error::{Error, Result, status};
 use crate::report::output::{Output, OutputAccess};
 use crate::report::{json, suite as report};
-use crate::target::user::{Invoker, invoker};
 use crate::terminal::Stream;
 use crate::trace::Level;
 use crate::trace::run::Subject;
+use crate::tracee::user::{Invoker, invoker};
 
 /// Measures every case, writes every output, and returns the exit status. A case that cannot be run becomes a row with the
 /// reason.

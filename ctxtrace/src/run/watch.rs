@@ -17,14 +17,14 @@ use crate::capture::{RunningKernel, Session, Settings};
 use crate::correlate::intervals::IntervalSink;
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result};
-use crate::target::attach::{Attached, descendants, may_be_traced};
-use crate::target::launch::{Child, Command, Ended};
-use crate::target::mappings::Tracker;
-use crate::target::silent::FirstReading;
 use crate::trace::events::EventSink;
 use crate::trace::run::{Launched, Run};
 use crate::trace::samples::Samples;
 use crate::trace::symbols::Symbols;
+use crate::tracee::attach::{Attached, descendants, may_be_traced};
+use crate::tracee::launch::{Child, Command, Ended};
+use crate::tracee::mappings::Tracker;
+use crate::tracee::silent::FirstReading;
 
 /// How often the tracer wakes up while the target runs. This is seldom, because each time it takes a CPU for some microseconds.
 /// The rings have room for the events of a much longer time.

@@ -20,9 +20,9 @@ use super::watch::{Observer, RecordedRun, Recorder, Underway};
 use crate::cli::settings::RunSettings;
 use crate::correlate::lanes::Limits;
 use crate::error::{Error, Result};
-use crate::target::launch::{Child, Command, Suspended};
-use crate::target::user::Invoker;
 use crate::trace::run::{Exit, Run};
+use crate::tracee::launch::{Child, Command, Suspended};
+use crate::tracee::user::Invoker;
 use crate::workload::Outcome;
 use crate::workload::progress::Progress;
 

@@ -15,11 +15,11 @@ use crate::analyze::attribution::class;
 use crate::correlate::ledger::{LedgerEntry, entry_of};
 use crate::correlate::tasks;
 use crate::correlate::wakeups::ThreadNames;
-use crate::target::locate;
 use crate::trace::run::Run;
 use crate::trace::samples::SamplePlace;
 use crate::trace::symbols::{Frame, FrameKind, Symbols};
 use crate::trace::{Aggregates, name_of};
+use crate::tracee::locate;
 
 /// Switch-outs, wakeups or samples with the same resolved stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -280,8 +280,8 @@ fn is_complete(user: &[Frame]) -> bool {
 mod tests {
     use super::*;
     use crate::symbolize::symbols;
-    use crate::target::mappings::Mapping;
     use crate::trace::build;
+    use crate::tracee::mappings::Mapping;
     use ctxtrace_common::stack::SwitchSum;
 
     fn frame(kind: FrameKind, name: &str) -> Frame {

@@ -18,11 +18,11 @@ use ctxtrace_common::process::Image;
 
 use super::goroutine;
 use crate::reader::{FileReader, Places, ReadFailure, symbolized_frames};
-use crate::target::held::FileIdentity;
-use crate::target::mappings::{Mapping, Mappings};
 use crate::trace::Aggregates;
 use crate::trace::samples::Samples;
 use crate::trace::symbols::{Frame, FrameKind, Symbols};
+use crate::tracee::held::FileIdentity;
+use crate::tracee::mappings::{Mapping, Mappings};
 
 /// The kernel functions that raise the tracepoints. Frames further in belong to ctxtrace.
 const TRACED_FUNCTIONS: [&str; 3] = ["__schedule", "try_to_wake_up", "wake_up_new_task"];

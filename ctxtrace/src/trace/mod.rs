@@ -42,9 +42,9 @@ use self::cgroups::Cgroups;
 use self::file::room::{rows, some_rows};
 use self::wakeups::EdgeSums;
 use crate::printable::cut_name;
-use crate::target::mappings::Mappings;
-use crate::target::programs::Programs;
-use crate::target::silent::SilentThread;
+use crate::tracee::mappings::Mappings;
+use crate::tracee::programs::Programs;
+use crate::tracee::silent::SilentThread;
 
 /// Maximum length of a task's name in bytes; longer names in a file are cut. A program stores at most
 /// [`ctxtrace_abi::NAME_BYTES`] bytes, and each byte that is not valid UTF-8 becomes a replacement character of three bytes.

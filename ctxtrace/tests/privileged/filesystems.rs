@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ctxtrace::target::programs::LocatorChoice;
+use ctxtrace::tracee::programs::LocatorChoice;
 use ctxtrace_common::locator::HAS_TOKIO;
 use ctxtrace_common::process::Image;
 use tempfile::TempDir;

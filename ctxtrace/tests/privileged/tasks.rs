@@ -6,9 +6,9 @@ use std::process::Command;
 
 use ctxtrace::correlate::tasks;
 use ctxtrace::correlate::wakeups::wakeups;
-use ctxtrace::target::programs::LocatorChoice;
 use ctxtrace::trace::name_of;
 use ctxtrace::trace::run::Run;
+use ctxtrace::tracee::programs::LocatorChoice;
 use ctxtrace_abi::NAMED_TASKS;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{OTHER_TASKS, Reason};

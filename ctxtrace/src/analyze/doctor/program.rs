@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{CheckLine, Standing};
-use crate::target::locate::{Found, Frames, Look, Parts, in_words, is_of_go, is_of_tokio};
+use crate::tracee::locate::{Found, Frames, Look, Parts, in_words, is_of_go, is_of_tokio};
 
 /// A program is reported as keeping frame pointers if at least this share of its functions does, 0 to 1.
 const MOST: f64 = 0.9;

@@ -11,7 +11,7 @@ use crate::analyze::budget::{Budget, Unit};
 use crate::analyze::result::{Host, Unavailable};
 use crate::analyze::statistics::estimate::Estimate;
 use crate::analyze::statistics::groups::Group;
-use crate::target::counters::Counted;
+use crate::tracee::counters::Counted;
 use crate::units::Scale;
 
 /// Name and version of the format.

@@ -29,11 +29,11 @@ use crate::correlate::polls::{PollReplay, PollSink, PollSlice};
 use crate::correlate::tasks;
 use crate::correlate::timeline::Replay;
 use crate::correlate::wakeups::ThreadNames as WakerNames;
-use crate::target::locate;
 use crate::trace::events::{EventSink, EventSource};
 use crate::trace::polls::PollBatch;
 use crate::trace::run::{Info, Run};
 use crate::trace::{Aggregates, name_of};
+use crate::tracee::locate;
 
 /// Rows in a full row group. The rows that are kept in memory take some tens of megabytes.
 const ROWS_IN_GROUP: usize = 1 << 16;

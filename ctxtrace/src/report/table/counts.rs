@@ -7,7 +7,7 @@ use super::{Style, agrees};
 use crate::analyze::result::{Locator, Report, Thread, Timeline};
 use crate::report::printable;
 use crate::sums::SaturatingSum as _;
-use crate::target::programs::LocatorChoice;
+use crate::tracee::programs::LocatorChoice;
 use crate::units::{bytes, duration, signed_thousands, thousands};
 
 /// Maximum number of programs named for each way of finding tasks; the others are counted.

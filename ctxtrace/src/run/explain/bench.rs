@@ -23,11 +23,11 @@ use crate::error::{Error, Result};
 use crate::run::suite::bar;
 use crate::run::watch::Observer;
 use crate::symbolize::symbols;
-use crate::target::counters;
-use crate::target::load::CpuTimes;
 use crate::trace::Level;
 use crate::trace::events::EventSink;
 use crate::trace::samples::Samples;
+use crate::tracee::counters;
+use crate::tracee::load::CpuTimes;
 use crate::workload::Outcome;
 
 /// Samples per second. This number does not divide the rate of any timer.

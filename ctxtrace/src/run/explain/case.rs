@@ -16,13 +16,13 @@ use crate::run::interrupt::Interrupts;
 use crate::run::program::WorkloadProgram;
 use crate::run::watch::{Observer, OnInterrupt, Recorder};
 use crate::run::workload;
-use crate::target::counters::{Counted, Counters};
-use crate::target::environment::Environment;
-use crate::target::launch::{Command, Suspended};
-use crate::target::search::find_program;
-use crate::target::user::Invoker;
 use crate::terminal::data_output;
 use crate::trace::run::Run;
+use crate::tracee::counters::{Counted, Counters};
+use crate::tracee::environment::Environment;
+use crate::tracee::launch::{Command, Suspended};
+use crate::tracee::search::find_program;
+use crate::tracee::user::Invoker;
 use crate::workload::{Outcome, Spec};
 
 /// The shared environment of all runs.

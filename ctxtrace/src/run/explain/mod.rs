@@ -28,7 +28,7 @@ use crate::cli::comparison::{Cases, ExplainSettings};
 use crate::error::{Error, Result, status};
 use crate::report::output::OutputAccess;
 use crate::report::{differential, explain as report, json};
-use crate::target::user::invoker;
+use crate::tracee::user::invoker;
 use crate::workload::Spec;
 use crate::workload::pin::allowed_cpus;
 

@@ -7,7 +7,7 @@ use std::pin::Pin as Pinned;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ctxtrace::target::locate::examine_bytes;
+use ctxtrace::tracee::locate::examine_bytes;
 use ctxtrace::workload::pin::{Pin, Pinning};
 use ctxtrace_probe::{runtime_thread, traced};
 use tokio::runtime::{Builder, Runtime};

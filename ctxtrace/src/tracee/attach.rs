@@ -214,7 +214,7 @@ fn in_words(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::procfs::is_gone;
+    use crate::tracee::procfs::is_gone;
     use std::process::{Command, Stdio};
 
     fn refusal(pid: u32) -> String {

@@ -413,8 +413,8 @@ fn restrict(locator: &mut Locator, choice: LocatorChoice) {
 mod tests {
     use super::*;
     use crate::reader::FileReader;
-    use crate::target::held::MissingFile;
-    use crate::target::mappings::Mapping;
+    use crate::tracee::held::MissingFile;
+    use crate::tracee::mappings::Mapping;
 
     const IMAGE: Image = Image { tgid: 7, number: 1 };
 
