@@ -72,7 +72,7 @@ pub struct Event {
     class: u8,
     /// Switch: the reason, as in [`SumKey`].
     reason: u8,
-    /// Wakeup: an [`crate::wakeup::Origin`].
+    /// Wakeup: an [`crate::wakeup::WakeupOrigin`].
     origin: u8,
     reserved: u8,
 }
@@ -462,7 +462,7 @@ const _: () = assert!(size_of::<RingState>() == 256);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wakeup::Origin;
+    use crate::wakeup::WakeupOrigin;
 
     fn key(class: u8, reason: u8, task: u64) -> SumKey {
         let mut key = SumKey::EMPTY;
@@ -546,7 +546,7 @@ mod tests {
     #[test]
     fn a_wakeup_names_its_maker() {
         let program = Image { tgid: 20, number: 3 };
-        let waker = Waker::new(Origin::Task, 21, program, 9);
+        let waker = Waker::new(WakeupOrigin::Task, 21, program, 9);
         for noted in [None, Some(NotedWakeup::OffCpu), Some(NotedWakeup::OnCpu)] {
             for newborn in [false, true] {
                 let decoded = Event::wakeup(1, 2, 5, noted, newborn, &waker).decode();

@@ -19,33 +19,38 @@ pub const STATE_FROZEN: u32 = 0x8000;
 /// it while a thread waits for the child of its `vfork`, whether or not anything is frozen.
 pub const JOBCTL_TRAP_FREEZE: u64 = 1 << 23;
 
-/// The class of a kernel switch.
+/// Class of a kernel switch: what the thread was doing when it was switched out.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema),
+    serde(rename_all = "kebab-case")
+)]
 pub enum Class {
-    /// The thread's last switch.
+    /// The last switch-out of a thread that ended.
     Exited = 1,
-    /// The thread was stopped, by a signal, a debugger or the freezer of its cgroup.
+    /// The thread was stopped by a signal or a debugger, or was frozen.
     Stopped = 2,
-    /// It could not be determined what the thread was doing; there is a [`Reason`].
+    /// It is not known what the thread was doing.
     Unattributed = 3,
-    /// The thread gave up the CPU itself, with `sched_yield`.
+    /// The thread yielded by itself (`sched_yield`).
     Yielded = 4,
-    /// The thread went to sleep while it polled a task.
+    /// The thread slept while it polled a task.
     TaskBlocked = 5,
     /// The thread was preempted while it polled a task.
     TaskPreempted = 6,
-    /// A thread of a runtime had nothing to poll and went to sleep, in a futex or epoll wait.
+    /// A thread of a runtime had nothing to poll and parked.
     WorkerParked = 7,
-    /// A thread of a pool for blocking work went to sleep because there was no work.
+    /// A thread of the pool for blocking work had no work.
     PoolIdle = 8,
-    /// A thread of a runtime went to sleep between polls, for another reason.
+    /// A thread of a runtime slept between polls for another reason.
     RuntimeBlocked = 9,
     /// A thread of a runtime was preempted between polls.
     RuntimePreempted = 10,
-    /// Another thread went to sleep.
+    /// Any other thread slept.
     ThreadBlocked = 11,
-    /// Another thread was preempted.
+    /// Any other thread was preempted.
     ThreadPreempted = 12,
 }
 
@@ -68,6 +73,44 @@ impl Class {
         Self::ThreadBlocked,
         Self::ThreadPreempted,
     ];
+
+    /// Returns the name of the class in the JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exited => "exited",
+            Self::Stopped => "stopped",
+            Self::Unattributed => "unattributed",
+            Self::Yielded => "yielded",
+            Self::TaskBlocked => "task-blocked",
+            Self::TaskPreempted => "task-preempted",
+            Self::WorkerParked => "worker-parked",
+            Self::PoolIdle => "pool-idle",
+            Self::RuntimeBlocked => "runtime-blocked",
+            Self::RuntimePreempted => "runtime-preempted",
+            Self::ThreadBlocked => "thread-blocked",
+            Self::ThreadPreempted => "thread-preempted",
+        }
+    }
+
+    /// Returns the name of the class as in the JSON, with spaces in place of hyphens.
+    #[must_use]
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Exited => "exited",
+            Self::Stopped => "stopped",
+            Self::Unattributed => "unattributed",
+            Self::Yielded => "yielded",
+            Self::TaskBlocked => "task blocked",
+            Self::TaskPreempted => "task preempted",
+            Self::WorkerParked => "worker parked",
+            Self::PoolIdle => "pool idle",
+            Self::RuntimeBlocked => "runtime blocked",
+            Self::RuntimePreempted => "runtime preempted",
+            Self::ThreadBlocked => "thread blocked",
+            Self::ThreadPreempted => "thread preempted",
+        }
+    }
 
     /// Returns the class with this number, or `None` if there is none.
     #[must_use]

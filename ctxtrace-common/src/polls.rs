@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn a_switch_out_within_a_poll_is_no_hit() {
         let (hits, polls) = play("(p)(z)()?");
-        assert_eq!(hits, []);
+        assert!(hits.is_empty(), "{hits:?}");
         assert_eq!(polls.hits(), 0);
     }
 
@@ -294,7 +294,7 @@ mod tests {
     #[test]
     fn the_last_park_stays_unconfirmed() {
         let (hits, polls) = play("()z?");
-        assert_eq!(hits, []);
+        assert!(hits.is_empty(), "{hits:?}");
         assert_eq!(polls.unconfirmed(), Some(Gap::Parked));
     }
 

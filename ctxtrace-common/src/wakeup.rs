@@ -11,25 +11,43 @@ use crate::words::store;
 /// Number of buckets of an edge's distribution: those for all values below 2^36 ns (69 s), and one for larger values.
 pub const EDGE_BUCKETS: usize = SUB_BUCKETS * (36 - SUB_BITS as usize + 1) + 1;
 
-/// The kind of context that made a wakeup.
+/// What made a wakeup.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Origin {
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema),
+    serde(rename_all = "kebab-case")
+)]
+pub enum WakeupOrigin {
     /// It is not known what made the wakeup.
     Unknown = 0,
-    /// An interrupt or softirq, such as a timer or a device; never the thread that it interrupted.
+    /// An interrupt, for example of a timer or a device. No thread made the wakeup.
     Interrupt = 1,
-    /// A thread of the target, polling a task.
+    /// A thread of the target that was polling a task.
     Task = 2,
-    /// A thread of a runtime, between polls.
+    /// A thread of a runtime between polls.
     Runtime = 3,
-    /// Any other thread of the target.
+    /// Another thread of the target.
     Thread = 4,
-    /// A thread that is not the target's.
+    /// A thread of another program.
     Outside = 5,
 }
 
-impl Origin {
+impl WakeupOrigin {
+    /// Returns the name of the origin in the JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Interrupt => "interrupt",
+            Self::Task => "task",
+            Self::Runtime => "runtime",
+            Self::Thread => "thread",
+            Self::Outside => "outside",
+        }
+    }
+
     /// Returns the origin with this number.
     #[must_use]
     pub fn from_number(number: u32) -> Self {
@@ -47,7 +65,7 @@ impl Origin {
 /// The maker of a wakeup, as it is stored in the record of the woken thread.
 ///
 /// A thread outside the target has no known task and no known program. If such a thread is the waker
-/// ([`Origin::Outside`]), the name that it has at that moment is stored instead: the first half in `task`, the second
+/// ([`WakeupOrigin::Outside`]), the name that it has at that moment is stored instead: the first half in `task`, the second
 /// half in `tgid` and `image`. So the name is part of every key that contains a waker, and a thread that changes its
 /// name becomes another waker. For such a thread, [`Waker::task()`] and [`Waker::program`] return nothing, and
 /// [`Waker::outsider_name`] returns its name.
@@ -67,7 +85,7 @@ pub struct Waker {
     pub tgid: u32,
     /// See [`Waker::program`].
     pub image: u32,
-    /// An [`Origin`].
+    /// An [`WakeupOrigin`].
     pub origin: u32,
 }
 
@@ -88,7 +106,7 @@ impl Waker {
         store(&mut self.tid, 0);
         store(&mut self.tgid, 0);
         store(&mut self.image, 0);
-        store(&mut self.origin, Origin::Unknown as u32);
+        store(&mut self.origin, WakeupOrigin::Unknown as u32);
     }
 
     /// Sets the program, for a waker that is a thread of the target.
@@ -107,7 +125,7 @@ impl Waker {
     /// Sets a waker outside the target with this name, padded with zeroes.
     #[inline(always)]
     pub fn set_outsider(&mut self, name: [u64; 2]) {
-        self.origin = Origin::Outside as u32;
+        self.origin = WakeupOrigin::Outside as u32;
         store(&mut self.task, name[0]);
         store(&mut self.tgid, name[1] as u32);
         store(&mut self.image, (name[1] >> 32) as u32);
@@ -115,7 +133,7 @@ impl Waker {
 
     /// Makes a waker that polls a task of a program, without stacks.
     #[must_use]
-    pub fn new(origin: Origin, tid: u32, program: Image, task: u64) -> Self {
+    pub fn new(origin: WakeupOrigin, tid: u32, program: Image, task: u64) -> Self {
         Self {
             task,
             kernel_stack: 0,
@@ -152,7 +170,7 @@ impl Waker {
     #[inline(always)]
     #[must_use]
     pub fn is_of_target(&self) -> bool {
-        self.origin != Origin::Outside as u32 && self.tgid != 0
+        self.origin != WakeupOrigin::Outside as u32 && self.tgid != 0
     }
 
     /// Returns the task that the waker was polling, or 0.
@@ -178,7 +196,7 @@ impl Waker {
     /// versions that did not record the name, it consists of zeroes.
     #[must_use]
     pub fn outsider_name(&self) -> Option<[u8; 16]> {
-        (self.origin == Origin::Outside as u32).then(|| name_in(self.task, self.tgid, self.image))
+        (self.origin == WakeupOrigin::Outside as u32).then(|| name_in(self.task, self.tgid, self.image))
     }
 
     /// Copies another waker, word by word, as in [`Waker::clear`].
@@ -207,7 +225,7 @@ pub struct EdgeKey {
     pub from_tgid: u32,
     /// As in [`Waker`].
     pub from_image: u32,
-    /// An [`Origin`].
+    /// An [`WakeupOrigin`].
     pub origin: u16,
     /// The [`crate::table`] generation of the edge. Only keys in the kernel's table have one; elsewhere it is 0.
     #[cfg_attr(feature = "serde", serde(skip))]
@@ -449,14 +467,14 @@ mod tests {
     #[test]
     fn every_origin_has_its_number_back() {
         for origin in [
-            Origin::Unknown,
-            Origin::Interrupt,
-            Origin::Task,
-            Origin::Runtime,
-            Origin::Thread,
-            Origin::Outside,
+            WakeupOrigin::Unknown,
+            WakeupOrigin::Interrupt,
+            WakeupOrigin::Task,
+            WakeupOrigin::Runtime,
+            WakeupOrigin::Thread,
+            WakeupOrigin::Outside,
         ] {
-            assert_eq!(Origin::from_number(origin as u32), origin);
+            assert_eq!(WakeupOrigin::from_number(origin as u32), origin);
         }
     }
 }

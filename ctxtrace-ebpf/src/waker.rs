@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::bpf_get_current_comm;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel};
 use ctxtrace_common::locator::Doing;
 use ctxtrace_common::process::Image;
-use ctxtrace_common::wakeup::{Origin, Waker};
+use ctxtrace_common::wakeup::{Waker, WakeupOrigin};
 
 use crate::locate::locate;
 use crate::maps::{PREEMPT_COUNTERS, Scratch, THREADS, WITH_WAKER_STACKS};
@@ -44,8 +44,8 @@ pub(crate) fn waker(ctx: *mut core::ffi::c_void, scratch: &mut Scratch) {
     scratch.waker.clear();
     match is_interrupt(current) {
         // The idle task makes no wakeups of its own, so this one is attributed to an interrupt.
-        Some(true) => scratch.waker.origin = Origin::Interrupt as u32,
-        Some(false) if tid == 0 => scratch.waker.origin = Origin::Interrupt as u32,
+        Some(true) => scratch.waker.origin = WakeupOrigin::Interrupt as u32,
+        Some(false) if tid == 0 => scratch.waker.origin = WakeupOrigin::Interrupt as u32,
         Some(false) => from_thread(current, tid, scratch),
         None => {}
     }
@@ -53,7 +53,7 @@ pub(crate) fn waker(ctx: *mut core::ffi::c_void, scratch: &mut Scratch) {
         if let Walked::Stack(key) = walk(ctx, Space::KernelAtTracepoint, scratch) {
             scratch.waker.kernel_stack = key;
         }
-        if scratch.waker.origin != Origin::Interrupt as u32
+        if scratch.waker.origin != WakeupOrigin::Interrupt as u32
             && let Walked::Stack(key) = walk(ctx, Space::User, scratch)
         {
             scratch.waker.user_stack = key;
@@ -78,9 +78,9 @@ fn from_thread(current: u64, tid: u32, scratch: &mut Scratch) {
     let plain = locate(thread, thread_pointer_of(current), scratch);
     scratch.waker.set_task(plain.task());
     let origin = match plain.shape() {
-        Doing::Task(_) => Origin::Task,
-        Doing::Runtime | Doing::PoolIdle => Origin::Runtime,
-        Doing::Other | Doing::Unknown(_) => Origin::Thread,
+        Doing::Task(_) => WakeupOrigin::Task,
+        Doing::Runtime | Doing::PoolIdle => WakeupOrigin::Runtime,
+        Doing::Other | Doing::Unknown(_) => WakeupOrigin::Thread,
     };
     scratch.waker.origin = origin as u32;
 }

@@ -4,16 +4,12 @@ use crate::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, HashMap};
 
 use ctxtrace_common::histogram::upper_bound;
-use ctxtrace_common::ledger::Class as Kind;
 use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Reason};
 use ctxtrace_common::polls::Gap;
 use ctxtrace_common::process::TaskKey;
-use ctxtrace_common::wakeup::Origin;
 
 use super::percentile::of_buckets;
-use super::result::{
-    Class, Hits, LedgerRow, Locator, MessagesPerPoll, Task, TaskSwitches, TaskType, WakeupOrigin, Wakeups,
-};
+use super::result::{Hits, LedgerRow, Locator, MessagesPerPoll, Task, TaskSwitches, TaskType, Wakeups};
 use super::summarize::Nulls;
 use super::unseen;
 use crate::correlate::ledger::Ledger;
@@ -83,7 +79,7 @@ pub(super) fn ledger_rows(aggregates: &Aggregates, ledger: &Ledger, nulls: &mut 
         .rows
         .iter()
         .map(|(entry, sum)| LedgerRow {
-            class: class(entry.class),
+            class: entry.class,
             reason: (entry.reason != Reason::None).then(|| locate::in_words(entry.reason).to_owned()),
             task: entry.task.map(|key| tasks::name(aggregates, key)),
             task_id: entry.task.map(|key| tasks::number(key.task)),
@@ -95,25 +91,6 @@ pub(super) fn ledger_rows(aggregates: &Aggregates, ledger: &Ledger, nulls: &mut 
         })
         .collect();
     unseen::with_open(rows, aggregates, ledger, nulls)
-}
-
-/// Converts a class of the ledger to the class in the result.
-#[must_use]
-pub fn class(kind: Kind) -> Class {
-    match kind {
-        Kind::Exited => Class::Exited,
-        Kind::Stopped => Class::Stopped,
-        Kind::Unattributed => Class::Unattributed,
-        Kind::Yielded => Class::Yielded,
-        Kind::TaskBlocked => Class::TaskBlocked,
-        Kind::TaskPreempted => Class::TaskPreempted,
-        Kind::WorkerParked => Class::WorkerParked,
-        Kind::PoolIdle => Class::PoolIdle,
-        Kind::RuntimeBlocked => Class::RuntimeBlocked,
-        Kind::RuntimePreempted => Class::RuntimePreempted,
-        Kind::ThreadBlocked => Class::ThreadBlocked,
-        Kind::ThreadPreempted => Class::ThreadPreempted,
-    }
 }
 
 pub(super) fn task_rows(
@@ -182,7 +159,7 @@ pub(super) fn wakeups(aggregates: &Aggregates, nulls: &mut Nulls) -> Vec<Wakeups
         let buckets = edge.buckets();
         let percentile = |p| of_buckets(&buckets, p).map_or(0, |ns| ns.min(edge.max_ns));
         rows.push(Wakeups {
-            origin: origin(wakeups.origin),
+            origin: wakeups.origin,
             from_task: wakeups.from_task,
             from_thread: wakeups.from_thread,
             from_tid: wakeups.from_tid,
@@ -203,19 +180,6 @@ pub(super) fn wakeups(aggregates: &Aggregates, nulls: &mut Nulls) -> Vec<Wakeups
         });
     }
     rows
-}
-
-/// Converts the origin of a wakeup to the origin in the result.
-#[must_use]
-pub fn origin(origin: Origin) -> WakeupOrigin {
-    match origin {
-        Origin::Unknown => WakeupOrigin::Unknown,
-        Origin::Interrupt => WakeupOrigin::Interrupt,
-        Origin::Task => WakeupOrigin::Task,
-        Origin::Runtime => WakeupOrigin::Runtime,
-        Origin::Thread => WakeupOrigin::Thread,
-        Origin::Outside => WakeupOrigin::Outside,
-    }
 }
 
 pub(super) fn locators(aggregates: &Aggregates) -> Vec<Locator> {

@@ -19,6 +19,8 @@ use crate::tracee::programs::LocatorChoice;
 use crate::units::thousands;
 use crate::workload::pin::Pin;
 use crate::workload::{Allocator, Channel, Language, Mode, Protocol, Root};
+pub use ctxtrace_common::ledger::Class;
+pub use ctxtrace_common::wakeup::WakeupOrigin;
 
 /// Name and version of the format of the report.
 pub const SCHEMA: &str = "ctxtrace.report/1";
@@ -280,76 +282,6 @@ pub struct MessagesPerPoll {
     pub max: u64,
 }
 
-/// Class of a kernel switch: what the thread was doing when it was switched out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Class {
-    /// The last switch-out of a thread that ended.
-    Exited,
-    /// The thread was stopped by a signal or a debugger, or was frozen.
-    Stopped,
-    /// It is not known what the thread was doing.
-    Unattributed,
-    /// The thread yielded by itself (`sched_yield`).
-    Yielded,
-    /// The thread slept while it polled a task.
-    TaskBlocked,
-    /// The thread was preempted while it polled a task.
-    TaskPreempted,
-    /// A thread of a runtime had nothing to poll and parked.
-    WorkerParked,
-    /// A thread of the pool for blocking work had no work.
-    PoolIdle,
-    /// A thread of a runtime slept between polls for another reason.
-    RuntimeBlocked,
-    /// A thread of a runtime was preempted between polls.
-    RuntimePreempted,
-    /// Any other thread slept.
-    ThreadBlocked,
-    /// Any other thread was preempted.
-    ThreadPreempted,
-}
-
-impl Class {
-    /// Returns the name of the class in the JSON.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Exited => "exited",
-            Self::Stopped => "stopped",
-            Self::Unattributed => "unattributed",
-            Self::Yielded => "yielded",
-            Self::TaskBlocked => "task-blocked",
-            Self::TaskPreempted => "task-preempted",
-            Self::WorkerParked => "worker-parked",
-            Self::PoolIdle => "pool-idle",
-            Self::RuntimeBlocked => "runtime-blocked",
-            Self::RuntimePreempted => "runtime-preempted",
-            Self::ThreadBlocked => "thread-blocked",
-            Self::ThreadPreempted => "thread-preempted",
-        }
-    }
-
-    /// Returns the name of the class as in the JSON, with spaces in place of hyphens.
-    #[must_use]
-    pub fn in_words(self) -> &'static str {
-        match self {
-            Self::Exited => "exited",
-            Self::Stopped => "stopped",
-            Self::Unattributed => "unattributed",
-            Self::Yielded => "yielded",
-            Self::TaskBlocked => "task blocked",
-            Self::TaskPreempted => "task preempted",
-            Self::WorkerParked => "worker parked",
-            Self::PoolIdle => "pool idle",
-            Self::RuntimeBlocked => "runtime blocked",
-            Self::RuntimePreempted => "runtime preempted",
-            Self::ThreadBlocked => "thread blocked",
-            Self::ThreadPreempted => "thread preempted",
-        }
-    }
-}
-
 /// The kernel switches of one class and, if a task was polled, of one task.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct LedgerRow {
@@ -413,39 +345,6 @@ pub struct TaskType {
     pub kernel_switches: u64,
     /// Off-CPU time after those kernel switches, in nanoseconds.
     pub off_cpu_ns: u64,
-}
-
-/// What made a wakeup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum WakeupOrigin {
-    /// It is not known what made the wakeup.
-    Unknown,
-    /// An interrupt, for example of a timer or a device. No thread made the wakeup.
-    Interrupt,
-    /// A thread of the target that was polling a task.
-    Task,
-    /// A thread of a runtime between polls.
-    Runtime,
-    /// Another thread of the target.
-    Thread,
-    /// A thread of another program.
-    Outside,
-}
-
-impl WakeupOrigin {
-    /// Returns the name of the origin in the JSON.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Interrupt => "interrupt",
-            Self::Task => "task",
-            Self::Runtime => "runtime",
-            Self::Thread => "thread",
-            Self::Outside => "outside",
-        }
-    }
 }
 
 /// Wakeups of one thread by one waker that ended a sleep.

@@ -4,9 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use ctxtrace_common::clock::Phase;
-use ctxtrace_common::ledger::Class as Kind;
+use ctxtrace_common::ledger::Class;
 
-use super::attribution::class;
 use super::result::{LedgerRow, OpenInterval, RunningProcess, Thread, ThreadState};
 use super::summarize::Nulls;
 use crate::correlate::ledger::{Ledger, LedgerEntry, entry_of};
@@ -91,7 +90,7 @@ pub(super) fn open_intervals(run: &Run) -> Option<Vec<OpenInterval>> {
                 tid: open.tid,
                 pid: open.key.tgid,
                 thread: names.get(&open.tid).cloned().unwrap_or_default(),
-                class: class(entry.class),
+                class: entry.class,
                 task: entry.task.map(|key| tasks::name(aggregates, key)),
                 off_ns: open.off_ns,
                 stack: stack.into_iter().map(|frame| frame.name).collect(),
@@ -104,7 +103,7 @@ pub(super) fn open_intervals(run: &Run) -> Option<Vec<OpenInterval>> {
 
 /// Returns all threads of a run. Threads without a switch come last.
 pub(super) fn threads(aggregates: &Aggregates) -> Vec<Thread> {
-    let open: HashMap<u32, (u64, Kind)> = aggregates
+    let open: HashMap<u32, (u64, Class)> = aggregates
         .open
         .iter()
         .flatten()
@@ -114,7 +113,7 @@ pub(super) fn threads(aggregates: &Aggregates) -> Vec<Thread> {
         let is_alive = record.fate == Fate::Alive;
         let open = open.get(&record.thread.tid).filter(|_| is_alive);
         Thread {
-            state: state(record, open.is_some_and(|(_, class)| *class == Kind::Stopped)),
+            state: state(record, open.is_some_and(|(_, class)| *class == Class::Stopped)),
             open_off_cpu_ns: open.map(|&(ns, _)| ns),
             ..of_record(record)
         }
@@ -208,7 +207,7 @@ mod tests {
         let mut aggregates = build::aggregates(vec![asleep, running, build::thread(102, "ended", 1, 0)]);
         aggregates.open = Some(vec![crate::trace::OpenInterval {
             tid: 101,
-            key: build::sum_key(Kind::ThreadBlocked, 0),
+            key: build::sum_key(Class::ThreadBlocked, 0),
             off_ns: 900,
         }]);
         aggregates.silent = vec![SilentThread {

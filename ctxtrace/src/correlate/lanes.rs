@@ -34,7 +34,7 @@ use std::collections::{HashMap, VecDeque};
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::OTHER_TASKS;
 use ctxtrace_common::process::{Image, TaskKey};
-use ctxtrace_common::wakeup::Origin;
+use ctxtrace_common::wakeup::WakeupOrigin;
 
 use super::intervals::{Interval, IntervalSink, State, ThreadId, Woken};
 use crate::trace::lanes::{Cell, Lane, LaneWakeup, Lanes, Moment, MomentKind, Shown, Span};
@@ -641,7 +641,7 @@ impl IntervalSink for LanesBuilder {
         let Some(to) = self.lane(thread) else { return };
         let waker = &woken.waker;
         // The thread that an interrupt interrupted did not make the wakeup.
-        let by_a_thread = Origin::from_number(waker.origin) != Origin::Interrupt && waker.tid != 0;
+        let by_a_thread = WakeupOrigin::from_number(waker.origin) != WakeupOrigin::Interrupt && waker.tid != 0;
         let from = by_a_thread.then(|| self.lane_of_tid.get(&waker.tid).copied()).flatten();
         let wake = LaneWakeup {
             at_ns: woken.at_ns,
@@ -818,14 +818,14 @@ pub(crate) mod tests {
     #[test]
     fn wakeups_have_both_ends_and_interrupts_have_one() {
         let mut builder = drawn(LIMITS, &["==", "..="]);
-        let by = |origin: Origin, tid| Waker {
+        let by = |origin: WakeupOrigin, tid| Waker {
             origin: origin as u32,
             tid,
             ..Waker::default()
         };
-        builder.woken(&woken(1_500, thread(2), &by(Origin::Thread, 1)));
-        builder.woken(&woken(1_600, thread(2), &by(Origin::Interrupt, 1)));
-        builder.woken(&woken(1_700, thread(2), &by(Origin::Outside, 77)));
+        builder.woken(&woken(1_500, thread(2), &by(WakeupOrigin::Thread, 1)));
+        builder.woken(&woken(1_600, thread(2), &by(WakeupOrigin::Interrupt, 1)));
+        builder.woken(&woken(1_700, thread(2), &by(WakeupOrigin::Outside, 77)));
         let ends: Vec<_> = builder.finish().wakes.iter().map(|wake| (wake.from, wake.to)).collect();
         assert_eq!(ends, [(Some(0), 1), (None, 1), (None, 1)]);
     }
@@ -845,7 +845,7 @@ pub(crate) mod tests {
             builder.interval(&interval(tid, State::OnCpu, Class::ThreadBlocked, at_ns, at_ns + 1_024));
             let waker = Waker {
                 tid,
-                origin: Origin::Thread as u32,
+                origin: WakeupOrigin::Thread as u32,
                 ..Waker::default()
             };
             builder.woken(&woken(at_ns + 1_000, thread(3 - tid), &waker));

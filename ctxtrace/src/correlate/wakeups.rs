@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use ctxtrace_common::process::TaskKey;
-use ctxtrace_common::wakeup::{EdgeKey, Origin, Waker};
+use ctxtrace_common::wakeup::{EdgeKey, Waker, WakeupOrigin};
 
 use super::tasks;
 use crate::trace::wakeups::EdgeSums;
@@ -13,7 +13,7 @@ use crate::trace::{Aggregates, name_of};
 #[derive(Clone, Debug)]
 pub struct WakeupPair {
     /// What made the wakeups.
-    pub origin: Origin,
+    pub origin: WakeupOrigin,
     /// Name of the task that made the wakeups; `interrupt` for an interrupt; `None` if the waker was not polling a task.
     pub from_task: Option<String>,
     /// Name of the thread that made the wakeups; `interrupt` for an interrupt.
@@ -87,18 +87,18 @@ impl<'a> ThreadNames<'a> {
     /// The name of the thread that made a wakeup; `interrupt` for an interrupt, `unknown` for an unknown waker.
     #[must_use]
     pub fn of_waker(&self, waker: &Waker) -> String {
-        let name = match Origin::from_number(waker.origin) {
-            Origin::Interrupt => return "interrupt".to_owned(),
-            Origin::Unknown => return "unknown".to_owned(),
-            Origin::Task | Origin::Runtime | Origin::Thread => self.of(waker.tid),
-            Origin::Outside if waker.tid == 0 => self.of(0),
-            Origin::Outside => outsider_name(self.aggregates, waker).map(|comm| name_of(&comm)),
+        let name = match WakeupOrigin::from_number(waker.origin) {
+            WakeupOrigin::Interrupt => return "interrupt".to_owned(),
+            WakeupOrigin::Unknown => return "unknown".to_owned(),
+            WakeupOrigin::Task | WakeupOrigin::Runtime | WakeupOrigin::Thread => self.of(waker.tid),
+            WakeupOrigin::Outside if waker.tid == 0 => self.of(0),
+            WakeupOrigin::Outside => outsider_name(self.aggregates, waker).map(|comm| name_of(&comm)),
         };
         name.unwrap_or_else(|| NO_NAME.to_owned())
     }
 
     fn describe(&self, key: &EdgeKey, edge: &EdgeSums) -> WakeupPair {
-        let origin = Origin::from_number(key.origin.into());
+        let origin = WakeupOrigin::from_number(key.origin.into());
         let waker = key.waker();
         let task = TaskKey {
             task: waker.task(),
@@ -107,8 +107,8 @@ impl<'a> ThreadNames<'a> {
         WakeupPair {
             origin,
             from_task: match origin {
-                Origin::Task => Some(tasks::name(self.aggregates, task)),
-                Origin::Interrupt => Some("interrupt".to_owned()),
+                WakeupOrigin::Task => Some(tasks::name(self.aggregates, task)),
+                WakeupOrigin::Interrupt => Some("interrupt".to_owned()),
                 _ => None,
             },
             from_thread: self.of_waker(&waker),
@@ -127,7 +127,7 @@ mod tests {
     use crate::trace::build;
     use ctxtrace_common::process::Image;
 
-    fn key(origin: Origin, from_tid: u32, from_task: u64, to_tid: u32) -> EdgeKey {
+    fn key(origin: WakeupOrigin, from_tid: u32, from_task: u64, to_tid: u32) -> EdgeKey {
         let waker = Waker {
             task: from_task,
             tid: from_tid,
@@ -166,15 +166,15 @@ mod tests {
             };
             aggregates.edges.push((key, edge));
         };
-        edge(key(Origin::Task, 101, 1, 102), 9);
-        edge(key(Origin::Interrupt, 0, 0, 102), 3);
+        edge(key(WakeupOrigin::Task, 101, 1, 102), 9);
+        edge(key(WakeupOrigin::Interrupt, 0, 0, 102), 3);
         // As in a capture of a version that recorded one name for each thread.
-        let mut unnamed = key(Origin::Outside, 7, 0, 102);
+        let mut unnamed = key(WakeupOrigin::Outside, 7, 0, 102);
         unnamed.from_tgid = 0;
         edge(unnamed, 2);
         edge(renamed(b"alpha"), 50);
         edge(renamed(b"beta\0"), 500);
-        edge(key(Origin::Runtime, 101, 0, 102), 0);
+        edge(key(WakeupOrigin::Runtime, 101, 0, 102), 0);
         let found: Vec<_> = wakeups(&aggregates)
             .into_iter()
             .map(|wakeups| {

@@ -39,7 +39,7 @@ use ctxtrace_common::locator::Reason;
 use ctxtrace_common::polls::{Gap, PollCounts};
 use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::stack::{SumKey, SwitchSum};
-use ctxtrace_common::wakeup::{Edge, EdgeKey, Origin, Waker};
+use ctxtrace_common::wakeup::{Edge, EdgeKey, Waker, WakeupOrigin};
 
 fn manifest() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -130,7 +130,7 @@ fn add_tasks(run: &mut Run) {
         task: 1,
         tid: 101,
         tgid: 100,
-        origin: Origin::Task as u32,
+        origin: WakeupOrigin::Task as u32,
         ..Waker::default()
     };
     let mut edge = Edge::EMPTY;
@@ -262,7 +262,7 @@ fn run_to_look_at(turns: u64) -> Run {
             task: u64::from(other - 100),
             tid: other,
             tgid: 100,
-            origin: Origin::Task as u32,
+            origin: WakeupOrigin::Task as u32,
             ..Waker::default()
         };
         builder.woken(&woken(

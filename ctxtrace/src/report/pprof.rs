@@ -20,7 +20,6 @@ use prost::Message;
 
 use super::flamegraph::Labels;
 use super::printable;
-use crate::analyze::attribution::class;
 use crate::correlate::ledger::{LedgerEntry, entry_of, overflowed};
 use crate::correlate::tasks;
 use crate::symbolize::stacks::{switched, task_types};
@@ -215,7 +214,7 @@ impl Builder {
                 label("task type", of);
             }
         }
-        label("class", class(entry.class).in_words());
+        label("class", entry.class.in_words());
         if entry.reason != Reason::None {
             label("reason", locate::in_words(entry.reason));
         }
@@ -460,7 +459,7 @@ mod tests {
         let ledger = ledger(&run.aggregates);
         for of in Class::ALL {
             let sum = ledger.of(of);
-            let sums = profile.sums(&[("class", class(of).in_words())]);
+            let sums = profile.sums(&[("class", of.in_words())]);
             assert_eq!(sums, [sum.count as i64, sum.off_cpu_ns as i64], "{of:?}");
         }
         assert_eq!(profile.sums(&[])[0], 64);

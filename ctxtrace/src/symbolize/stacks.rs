@@ -8,10 +8,9 @@ use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{OTHER_TASKS, Reason as Unattributed};
 use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::stack::{SumKey, UserStack};
-use ctxtrace_common::wakeup::Origin;
+use ctxtrace_common::wakeup::WakeupOrigin;
 
 use super::{ENTRY_POINTS, future};
-use crate::analyze::attribution::class;
 use crate::correlate::ledger::{LedgerEntry, entry_of};
 use crate::correlate::tasks;
 use crate::correlate::wakeups::ThreadNames;
@@ -77,7 +76,7 @@ fn doing(entry: &LedgerEntry, aggregates: &Aggregates) -> Vec<Frame> {
         kind: FrameKind::Doing,
         name: name.into(),
     };
-    let class = class(entry.class).in_words();
+    let class = entry.class.in_words();
     match entry.task {
         Some(task) => vec![
             frame(format!("task: {}", tasks::name(aggregates, task))),
@@ -214,7 +213,7 @@ pub fn wakers(run: &Run) -> Resolved {
             name: format!("woken by {}", names.of_waker(from)).into(),
         });
         let image = from.program();
-        if Origin::from_number(from.origin) == Origin::Task {
+        if WakeupOrigin::from_number(from.origin) == WakeupOrigin::Task {
             let task = TaskKey {
                 task: from.task(),
                 image,

@@ -13,7 +13,7 @@ use ctxtrace::tracee::locate::Found;
 use ctxtrace::tracee::programs::LocatorChoice;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{HAS_GO, Reason};
-use ctxtrace_common::wakeup::Origin;
+use ctxtrace_common::wakeup::WakeupOrigin;
 use procfs::process::Process;
 use tempfile::TempDir;
 
@@ -511,12 +511,12 @@ fn goroutines_make_wakeups() {
     let edges = wakeups(&traced.aggregates);
     let by_main = edges
         .iter()
-        .filter(|edge| edge.origin == Origin::Task && edge.from_task.as_deref() == Some("goroutine 1"));
+        .filter(|edge| edge.origin == WakeupOrigin::Task && edge.from_task.as_deref() == Some("goroutine 1"));
     // The main goroutine writes to the pipe and starts threads.
     let count: u64 = by_main.map(|edge| edge.edge.count).sum();
     assert!(count > 0, "{edges:#?}");
     assert!(
-        edges.iter().any(|edge| edge.origin == Origin::Interrupt),
+        edges.iter().any(|edge| edge.origin == WakeupOrigin::Interrupt),
         "no wakeup by the timers that end the naps: {edges:#?}"
     );
 }

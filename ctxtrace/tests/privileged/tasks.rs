@@ -12,7 +12,7 @@ use ctxtrace::tracee::programs::LocatorChoice;
 use ctxtrace_abi::NAMED_TASKS;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{OTHER_TASKS, Reason};
-use ctxtrace_common::wakeup::Origin;
+use ctxtrace_common::wakeup::WakeupOrigin;
 
 use crate::harness::{require_program, require_variable};
 use crate::programs;
@@ -284,7 +284,7 @@ fn a_wakeup_by_a_timer_has_the_waker_interrupt() {
         of.map(|edge| edge.edge.count).sum()
     };
     let lost = traced.aggregates.counters.lost_wakeups + traced.aggregates.counters.lost_intervals;
-    assert!(count(Origin::Interrupt) + lost >= SLEEPS, "{to_sleeper:?}");
+    assert!(count(WakeupOrigin::Interrupt) + lost >= SLEEPS, "{to_sleeper:?}");
     assert!(
         !to_sleeper.iter().any(|edge| edge.from_thread == "spinner"),
         "a timer's wakeup was attributed to the interrupted spinner: {to_sleeper:?}"

@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use account::{Account, Cause, Spent, TimePart};
 
-use crate::analyze::attribution::class;
 use crate::analyze::percentile::median;
 use crate::analyze::result::Class;
 use crate::analyze::statistics::estimate::{Estimate, centre, share};
@@ -294,7 +293,7 @@ impl Compared<'_> {
         let (base_ns, subject_ns, _) = self.of(|account| account.sum(|other| other == part));
         PartRow {
             spent: part.spent,
-            class: part.class().map(class),
+            class: part.class(),
             cause: part.cause,
             is_waiting: part.is_waiting(),
             base_ns,

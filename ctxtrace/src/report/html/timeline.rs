@@ -10,7 +10,6 @@ use ctxtrace_common::process::TaskKey;
 use data_encoding::BASE64;
 use serde::Serialize;
 
-use crate::analyze::attribution::class;
 use crate::analyze::result::Report;
 use crate::correlate::tasks;
 use crate::report::{printable, table};
@@ -88,7 +87,7 @@ impl PageTimeline {
             to_ns: relative(moment.end_ns),
         };
         let classes = (0..Class::COUNT as u32)
-            .map(|number| Class::from_number(number).map_or("", |of| class(of).in_words()))
+            .map(|number| Class::from_number(number).map_or("", Class::in_words))
             .collect();
         Self {
             length_ns: lanes.end_ns - lanes.start_ns,

@@ -8,7 +8,7 @@ use ctxtrace_common::event::Event;
 use ctxtrace_common::histogram::Latency as Kind;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::process::Image;
-use ctxtrace_common::wakeup::{Origin, Waker};
+use ctxtrace_common::wakeup::{Waker, WakeupOrigin};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use parquet::schema::printer::print_schema;
@@ -133,7 +133,7 @@ fn events() -> Vec<Event> {
         task: 1,
         tid: 102,
         tgid: 100,
-        origin: Origin::Task as u32,
+        origin: WakeupOrigin::Task as u32,
         ..Waker::default()
     };
     let mut back = Event::switch(6_500, 1);

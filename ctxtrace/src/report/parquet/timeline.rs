@@ -15,14 +15,13 @@ use ctxtrace_common::event::Event;
 use ctxtrace_common::locator::Reason;
 use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::stack::SumKey;
-use ctxtrace_common::wakeup::{Origin, Waker};
+use ctxtrace_common::wakeup::{Waker, WakeupOrigin};
 use parquet::record::RecordWriter;
 
 use super::file::TableFile;
 use super::folder::Folder;
 use super::rows::{Poll, SwitchRow, WakeupRow};
 use super::{Identity, signed, small};
-use crate::analyze::attribution;
 use crate::correlate::intervals::{Arrival, Departure, Interval, IntervalSink, ThreadId, Woken};
 use crate::correlate::ledger::entry_of;
 use crate::correlate::polls::{PollReplay, PollSink, PollSlice};
@@ -328,7 +327,7 @@ fn switch_row<'r>(of: &'r Identity, info: &Info, row: &'r Departed) -> SwitchRow
 
 fn wakeup_row<'r>(of: &'r Identity, info: &Info, row: &'r Awoken) -> WakeupRow<'r> {
     let woken = &row.woken;
-    let origin = Origin::from_number(woken.waker.origin);
+    let origin = WakeupOrigin::from_number(woken.waker.origin);
     let (task, task_id) = row
         .waker
         .task
@@ -348,7 +347,7 @@ fn wakeup_row<'r>(of: &'r Identity, info: &Info, row: &'r Awoken) -> WakeupRow<'
             Noted::OnCpu => "on-cpu",
         }),
         newborn: woken.newborn,
-        origin: attribution::origin(origin).name(),
+        origin: origin.name(),
         from_pid: woken.waker.is_of_target().then(|| small(woken.waker.program().tgid)),
         from_tid: (woken.waker.tid != 0).then(|| small(woken.waker.tid)),
         from_thread: &row.waker.thread,
@@ -441,7 +440,7 @@ impl<'a> RowNames<'a> {
             (key.tgid, key.image) = (departure.image.tgid, departure.image.number);
             let entry = entry_of(&key, self.aggregates);
             Doing {
-                class: attribution::class(entry.class).name(),
+                class: entry.class.name(),
                 reason: (entry.reason != Reason::None).then(|| locate::in_words(entry.reason)),
                 task: entry.task.map(|key| named(self.aggregates, key)),
             }
@@ -450,7 +449,7 @@ impl<'a> RowNames<'a> {
 
     fn of_waker(&mut self, waker: &Waker) -> Arc<NamedWaker> {
         self.named_wakers.get(*waker, || {
-            let task = (Origin::from_number(waker.origin) == Origin::Task).then_some(TaskKey {
+            let task = (WakeupOrigin::from_number(waker.origin) == WakeupOrigin::Task).then_some(TaskKey {
                 task: waker.task(),
                 image: waker.program(),
             });

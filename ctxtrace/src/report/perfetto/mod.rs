@@ -31,7 +31,7 @@ use ctxtrace_common::clock::Leave;
 use ctxtrace_common::event::{Decoded, Event, In, Out};
 use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::stack::SumKey;
-use ctxtrace_common::wakeup::{Origin, Waker};
+use ctxtrace_common::wakeup::{Waker, WakeupOrigin};
 
 use self::packets::{Named, Packets};
 use self::proto::{
@@ -42,7 +42,6 @@ use self::proto::{
 use self::sched::{Bundles, CLONE_THREAD, PRIORITY};
 use super::flamegraph::Labels;
 use super::printable;
-use crate::analyze::attribution::class;
 use crate::correlate::intervals::ThreadId;
 use crate::correlate::ledger::entry_of;
 use crate::correlate::polls::{PollReplay, PollSlice};
@@ -661,7 +660,7 @@ impl<'a, W: Write> Trace<'a, W> {
         let mut key = SumKey::EMPTY;
         (key.task, key.tgid, key.image) = (slice.task, tgid, image);
         (key.class, key.reason) = (number, reason);
-        class(entry_of(&key, &self.run.aggregates).class).in_words()
+        entry_of(&key, &self.run.aggregates).class.in_words()
     }
 
     // --- Flows -------------------------------------------------------------------------------------------------------
@@ -676,10 +675,12 @@ impl<'a, W: Write> Trace<'a, W> {
         self.flows += 1;
         let flow = self.flows;
         let waker = &wake.waker;
-        let track = match Origin::from_number(waker.origin) {
-            Origin::Interrupt => INTERRUPTS,
-            Origin::Outside => OTHER_PROGRAMS,
-            Origin::Task | Origin::Runtime | Origin::Thread if self.threads.contains_key(&waker.tid) => {
+        let track = match WakeupOrigin::from_number(waker.origin) {
+            WakeupOrigin::Interrupt => INTERRUPTS,
+            WakeupOrigin::Outside => OTHER_PROGRAMS,
+            WakeupOrigin::Task | WakeupOrigin::Runtime | WakeupOrigin::Thread
+                if self.threads.contains_key(&waker.tid) =>
+            {
                 self.track(waker.tid, wake.woken_ns)
             }
             _ => UNKNOWN_WAKERS,

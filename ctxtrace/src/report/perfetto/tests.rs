@@ -7,7 +7,7 @@ use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{GO_TASK, TOKIO_TASK};
 use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::stack::SumKey;
-use ctxtrace_common::wakeup::{Origin, Waker};
+use ctxtrace_common::wakeup::{Waker, WakeupOrigin};
 use proptest::prelude::*;
 
 use super::*;
@@ -51,7 +51,7 @@ impl Drawn {
         self.0.push(event);
     }
 
-    fn wake(&mut self, at_ns: u64, cpu: u32, tid: u32, newborn: bool, origin: Origin, by: u32) {
+    fn wake(&mut self, at_ns: u64, cpu: u32, tid: u32, newborn: bool, origin: WakeupOrigin, by: u32) {
         let waker = Waker {
             tid: by,
             tgid: if by >= 100 { 100 } else { 0 },
@@ -82,15 +82,15 @@ fn drawn() -> Vec<Event> {
     drawn.meet(1_020, 102, "<b>\u{1b}[31m\u{202e}", false);
     drawn.switch(1_020, 1, Some(Goes(102, Leave::Slept, ThreadBlocked, 0)), None);
     drawn.meet(1_030, 101, "w", true);
-    drawn.wake(1_030, 0, 101, true, Origin::Thread, 100);
+    drawn.wake(1_030, 0, 101, true, WakeupOrigin::Thread, 100);
     drawn.switch(1_080, 1, None, into(101, off(1_030)));
     drawn.switch(1_100, 0, Some(Goes(100, Leave::Slept, ThreadBlocked, 0)), None);
     drawn.switch(1_150, 1, Some(Goes(101, Leave::Slept, TaskBlocked, 1)), None);
-    drawn.wake(1_160, 0, 102, false, Origin::Outside, 7);
+    drawn.wake(1_160, 0, 102, false, WakeupOrigin::Outside, 7);
     drawn.switch(1_180, 0, None, into(102, off(1_160)));
-    drawn.wake(1_200, 0, 101, false, Origin::Thread, 102);
+    drawn.wake(1_200, 0, 101, false, WakeupOrigin::Thread, 102);
     drawn.switch(1_240, 1, None, into(101, off(1_200)));
-    drawn.wake(1_280, 0, 100, false, Origin::Thread, 102);
+    drawn.wake(1_280, 0, 100, false, WakeupOrigin::Thread, 102);
     drawn.switch(
         1_290,
         0,
@@ -107,7 +107,7 @@ fn drawn() -> Vec<Event> {
         into(102, (NotedWakeup::OffCpu, 0)),
     );
     drawn.switch(1_400, 0, Some(Goes(102, Leave::Dead, Exited, 0)), None);
-    drawn.wake(1_430, 1, 101, false, Origin::Interrupt, 0);
+    drawn.wake(1_430, 1, 101, false, WakeupOrigin::Interrupt, 0);
     drawn.switch(1_450, 1, None, into(101, off(1_430)));
     drawn.switch(1_500, 1, Some(Goes(101, Leave::Dead, Exited, 0)), None);
     drawn.0
