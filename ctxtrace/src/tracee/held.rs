@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_written_to_is_said_to_be_changed() {
+    fn a_written_file_is_reported_as_changed() {
         let (_folder, path, identity) = file();
         let mut held = HeldFiles::default();
         held.hold(&sought(NamedBy::Report(identity), &path));

@@ -1190,7 +1190,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_mappings_are_none_and_the_reason_is_said() {
+    fn too_many_mappings_are_dropped_with_a_reason() {
         let changes: Vec<Change> = (0..=MOST_MAPPINGS as u64)
             .map(|index| mapped(7, mapping(0x2000 * index, "/flood")))
             .collect();

@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_came_too_late_is_said_to_be_gone() {
+    fn a_replaced_file_is_reported() {
         let gone = FileIdentity {
             major: 0,
             minor: 1,
@@ -569,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_object_that_was_not_searched_is_said() {
+    fn an_unsearched_shared_object_is_reported() {
         let mut mappings = mapped(&[&sh()]);
         mappings.add(
             IMAGE,
@@ -632,7 +632,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_asked_for_is_no_failure() {
+    fn unrequested_locators_have_no_reason() {
         let left = |reason, choice| {
             let mut locator = Locator {
                 reason: reason as u32,

@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_that_says_what_is_wrong_is_told() {
+    fn the_error_line_is_selected() {
         assert_eq!(
             first_line(b"# command-line-arguments\n./main.go:3:2: undefined: x\n"),
             "./main.go:3:2: undefined: x"

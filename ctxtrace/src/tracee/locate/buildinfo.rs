@@ -107,7 +107,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn both_forms_tell_the_version() {
+    fn both_forms_contain_the_version() {
         let nowhere = |_| None;
         assert_eq!(
             in_info(&inline("go1.27.3 X:nodwarf5"), nowhere).as_deref(),

@@ -266,7 +266,7 @@ fn goroutines_are_found_by_types_or_by_version() {
 }
 
 #[test]
-fn a_version_that_nobody_has_looked_at_is_not_guessed() {
+fn an_unknown_go_version_is_not_guessed() {
     for (buildinfo, detail) in [
         (inline("go1.99"), "Go 1.99"),
         (inline("devel go1.27-0123"), "Go devel go1.27-0123"),
@@ -333,7 +333,7 @@ fn the_build_information_may_point_to_the_version() {
 }
 
 #[test]
-fn go_and_tokio_are_told_apart_and_may_be_together() {
+fn go_and_tokio_are_distinguished_and_may_be_together() {
     let mut both = Program::with_tokio(Some(Info::of_tokio("")));
     let found = examine_bytes(&both.bytes());
     assert_eq!((found.locator.flags, found.go_version), (HAS_TOKIO, None));
@@ -354,7 +354,7 @@ fn go_and_tokio_are_told_apart_and_may_be_together() {
 }
 
 #[test]
-fn a_go_program_for_another_machine_says_so() {
+fn a_go_program_for_another_machine_is_reported() {
     let mut bytes = Program::of_go(None, inline("go1.27.3")).bytes();
     bytes[18] = 183;
     assert_eq!(examine_bytes(&bytes), Found::because(Reason::NotX86_64));
