@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_process_is_said_to_be_stopped() {
+    fn a_stopped_process_gets_a_note() {
         let sleeper = Sleeper::start();
         let pid = nix::unistd::Pid::from_raw(sleeper.0.id() as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("stopped");

@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_child_tells_its_signal() {
+    fn a_killed_child_reports_its_signal() {
         let args = ["sh", "-c", "kill -SEGV $$"].map(OsStr::new);
         let mut child = command(Path::new("/bin/sh"), &args)
             .launch_suspended()

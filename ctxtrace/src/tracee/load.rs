@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_not_somebody_else() {
+    fn own_time_is_not_counted_as_others() {
         let before = CpuTimes::now().expect("a reading");
         let mut sum = 0_u64;
         for number in 0..100_000_000_u64 {
