@@ -166,23 +166,26 @@ impl Programs {
         Ok(listing.cut(&output))
     }
 
-    /// Makes the saved results anew.
+    /// Makes the saved results anew. ctxtrace runs from a folder of its own, because a capture contains the path of the program.
     fn record(&self) -> Result<()> {
-        let folder = process::root().join("docs").join("examples");
-        fs::create_dir_all(&folder).context("cannot make docs/examples")?;
+        let results = process::root().join("docs").join("examples");
+        fs::create_dir_all(&results).context("cannot make docs/examples")?;
+        let installed = std::env::temp_dir().join("ctxtrace-listings");
+        fs::create_dir_all(&installed).with_context(|| format!("cannot make {}", installed.display()))?;
+        let built = self.ctxtrace.parent().context("a program is in a folder")?;
+        for name in ["ctxtrace", "ctxtrace-workload-jemalloc"] {
+            fs::copy(built.join(name), installed.join(name)).with_context(|| format!("cannot copy {name}"))?;
+        }
         let runs: [(&[&str], &str); 3] = [
-            (
-                &["run", "--mode", "task-pool", "--quiet", "--force", "-o"],
-                "task-pool.ctx",
-            ),
-            (&["suite", "--quiet", "--json"], "suite.json"),
+            (&["run", "--mode", "task-pool", "-o"], "task-pool.ctx"),
+            (&["suite", "--json"], "suite.json"),
             (&["explain", "--json"], "explain.json"),
         ];
         for (words, file) in runs {
-            let mut command = process::as_root(&self.ctxtrace);
-            process::run(command.current_dir(&folder).args(words).arg(folder.join(file)))?;
+            let mut command = process::as_root(installed.join("ctxtrace"));
+            process::run(command.args(words).arg(results.join(file)))?;
         }
-        Ok(())
+        fs::remove_dir_all(&installed).with_context(|| format!("cannot remove {}", installed.display()))
     }
 }
 
