@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use ciborium::Value;
-use hostile::{Block, Choices, Contents, EVENT, EVENTS, NAMES, Parts, STATE, field, list};
+use hostile::{Block, Choices, Contents, END_OF_RUN, EVENT, EVENTS, NAMES, PLAYED, Parts, STATE, field, list};
 
 /// The address space limit of the command, in bytes: the 1 GiB that is promised for any file, and 256 MiB for the program itself.
 /// An allocation beyond it fails, which aborts the command and fails the test.
@@ -157,9 +157,12 @@ fn with_events(events: Vec<u8>) -> Parts {
     parts
 }
 
+/// A text with harmful characters, none of which may reach a terminal. Its part `]0;t` is harmless.
+const HOSTILE: &str = "\u{1b}]0;t\u{7}\u{9b}2J\u{202e}\r\u{1b}[1m";
+
 #[test]
 fn no_text_of_a_capture_reaches_a_terminal() {
-    let hostile = "\u{1b}]0;t\u{7}\u{9b}2J\u{202e}\r\u{1b}[1m";
+    let hostile = HOSTILE;
     for name in ["v1-go.ctx", "v1-polls.ctx", "v1-stacks.ctx", "v1-timeline.ctx"] {
         let mut parts = seed(name);
         let count = parts.blocks.len();
@@ -176,6 +179,60 @@ fn no_text_of_a_capture_reaches_a_terminal() {
         }
         is_harmless(&parts);
     }
+}
+
+/// Sets a field, whether it exists or not.
+fn set(of: &mut Value, name: &str, value: Value) {
+    let entries = of.as_map_mut().expect("a map");
+    entries.retain(|(key, _)| key.as_text() != Some(name));
+    entries.push((Value::from(name), value));
+}
+
+/// Asserts that a capture is harmless, and that its report contains a sentence and a part of the hostile text.
+#[track_caller]
+fn is_harmless_and_reported(capture: &Parts, sentence: &str) {
+    is_harmless(capture);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("hostile.ctx");
+    std::fs::write(&file, capture.written()).expect("written");
+    let output = ctxtrace(&["report".into(), file]);
+    let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains(sentence) && said.contains("]0;t"), "{said}");
+}
+
+/// The captures of the tests have no such reason, so it is added.
+#[test]
+fn the_reason_of_an_early_end_does_not_reach_a_terminal() {
+    for name in ["v1-go.ctx", "v1-polls.ctx", "v1-stacks.ctx", "v1-timeline.ctx"] {
+        let mut parts = seed(name);
+        set(parts.value(STATE), "cut_short", Value::from(HOSTILE));
+        is_harmless_and_reported(&parts, "PARTIAL: ");
+    }
+}
+
+/// The captures of the tests have no such disagreements, so they are added.
+#[test]
+fn what_a_timeline_disagrees_in_does_not_reach_a_terminal() {
+    let field = |name: &str, value: Value| (Value::from(name), value);
+    let numbers = ["events", "bytes", "switches", "wakeups", "first_ns", "dropped"];
+    let mut timeline: Vec<_> = numbers.map(|name| field(name, Value::from(7))).into();
+    let disagreements = vec![Value::from(HOSTILE), Value::from("the ledger, class by class")];
+    timeline.push(field("disagreements", Value::Array(disagreements)));
+    let played = vec![
+        field("timeline", Value::Map(timeline)),
+        field("samples", Value::from(0)),
+    ];
+    let mut parts = seed("v1-timeline.ctx");
+    parts.blocks.retain(|block| block.kind != PLAYED);
+    let at = parts.blocks.iter().position(|block| block.kind == END_OF_RUN);
+    parts.blocks.insert(
+        at.expect("a run that is whole"),
+        Block {
+            kind: PLAYED,
+            contents: Contents::Value(Value::Map(played)),
+        },
+    );
+    is_harmless_and_reported(&parts, "REPLAYED, THEY GIVE OTHER COUNTS");
 }
 
 fn replace_texts(value: &mut Value, by: &str) {

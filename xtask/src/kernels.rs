@@ -85,6 +85,13 @@ const MEMORY_MB: u32 = 3_072;
 /// The parts of the kernel that the tests use and that Debian builds as modules.
 const MODULES: [&str; 1] = ["overlay"];
 
+/// The cgroup hierarchies that the tests use: the folder in `/sys/fs/cgroup`, and the options of `mount`.
+const CGROUPS: [(&str, &str); 3] = [
+    ("cpu", "-t cgroup -o cpu"),
+    ("freezer", "-t cgroup -o freezer"),
+    ("unified", "-t cgroup2"),
+];
+
 /// The maximum run time of a guest in seconds. After this time it is killed and the command fails.
 const LIMIT_S: u32 = 900;
 
@@ -244,7 +251,7 @@ fn fill(root: &Path, privileged: &Path, others: &[PathBuf], tests: &[&str]) -> R
         .context("there is no busybox")?;
     fs::copy(busybox, root.join("bin/busybox")).context("cannot copy busybox")?;
     for name in [
-        "cat", "echo", "false", "grep", "insmod", "ip", "mount", "poweroff", "sh", "sleep", "true", "umount",
+        "cat", "echo", "false", "grep", "insmod", "ip", "mkdir", "mount", "poweroff", "sh", "sleep", "true", "umount",
     ] {
         symlink("busybox", root.join("bin").join(name)).context("cannot create the guest's commands")?;
     }
@@ -316,6 +323,14 @@ fn script(privileged: &Path, tests: &[&str]) -> String {
          cd {}\n",
         privileged.parent().unwrap_or(Path::new("/")).display()
     );
+    // Without a hierarchy its tests would be skipped, so a missing one is a failure.
+    script.push_str("mount -t tmpfs none /sys/fs/cgroup\n");
+    for (folder, options) in CGROUPS {
+        script.push_str(&format!(
+            "mkdir /sys/fs/cgroup/{folder}; mount {options} none /sys/fs/cgroup/{folder} || \
+             {{ echo this kernel has no cgroup hierarchy {folder}; failed=1; }}\n"
+        ));
+    }
     for test in tests {
         script.push_str(&format!("{program} --test-threads=1 --exact {test} || failed=1\n"));
     }
@@ -440,6 +455,10 @@ mod tests {
             assert!(script.contains(&format!("--exact {test} || failed=1")), "{test}");
         }
         assert!(script.contains("cd /x/deps\n"));
+        for (folder, options) in CGROUPS {
+            let mounts = format!("mount {options} none /sys/fs/cgroup/{folder}");
+            assert!(script.contains(&mounts), "{folder}");
+        }
         assert!(script.trim_end().ends_with("poweroff -f") && script.contains(MARK));
     }
 

@@ -176,9 +176,19 @@ impl FileReader {
         Self::default()
     }
 
+    /// Whether the reading process runs.
+    #[cfg(test)]
+    pub(crate) fn has_process(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// Determines how the tasks of an executable are found. Blocks until the answer comes. `shown` is the file's name in reasons.
     pub fn examine(&mut self, file: &File, shown: &Path) -> Found {
-        match self.ask(&Request::Examine, &[file], Deadline::after(EXAMINATION_TIME)) {
+        self.examine_by(file, shown, Deadline::after(EXAMINATION_TIME))
+    }
+
+    fn examine_by(&mut self, file: &File, shown: &Path, deadline: Deadline<'_>) -> Found {
+        match self.ask(&Request::Examine, &[file], deadline) {
             Ok(Reply::Examined(found)) => found,
             Ok(_) => unreadable(&ReadFailure::Nonsense, shown),
             Err(failure) => unreadable(&failure, shown),
@@ -425,14 +435,24 @@ impl Examiner for FileReader {
         if Instant::now() >= until {
             return unreadable(&ReadFailure::NoTimeLeft(limit), held.shown_path());
         }
-        Examiner::examine(self, held)
+        self.examine_by(held.file(), held.shown_path(), Deadline::at(until, EXAMINATION_TIME))
     }
 
     fn examine_within(&mut self, held: &Arc<HeldFile>, patience: Duration) -> Option<Found> {
         Self::examine_within(self, held, patience)
     }
 
-    fn mentions(&mut self, held: &HeldFile, runtimes: Runtimes, until: Instant, shown: &str) -> Result<bool, String> {
+    fn mentions_until(
+        &mut self,
+        held: &HeldFile,
+        runtimes: Runtimes,
+        until: Instant,
+        limit: Duration,
+        shown: &str,
+    ) -> Result<bool, String> {
+        if Instant::now() >= until {
+            return Err(ReadFailure::NoTimeLeft(limit).in_words(shown));
+        }
         Self::mentions(self, held.file(), runtimes.tokio, runtimes.go, until).map_err(|failure| failure.in_words(shown))
     }
 }

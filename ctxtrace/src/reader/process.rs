@@ -85,7 +85,10 @@ impl ReaderProcess {
                 Ok(sent) => (rest, files) = (&rest[sent..], &[]),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, deadline)?,
-                Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(self.cause_of_death()),
+                // A process that cannot give up its privileges sends the reason before it ends.
+                Err(Errno::EPIPE | Errno::ECONNRESET) => {
+                    return Err(self.answer_so_far().err().unwrap_or(ReadFailure::Nonsense));
+                }
                 Err(errno) => return Err(ReadFailure::System(errno.to_string())),
             }
         }
@@ -226,6 +229,22 @@ fn command() -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reason_that_came_before_the_process_ended_is_reported() {
+        let (socket, theirs) =
+            socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).expect("a pair of sockets");
+        let reply = message::encode(&Reply::Failed("a reason".to_owned())).expect("a short message");
+        message::send(theirs.as_fd(), &reply, &[]).expect("the reply is sent");
+        drop(theirs);
+        let mut process = ReaderProcess {
+            child: Command::new("true").spawn().expect("the program starts"),
+            socket,
+            received: Vec::new(),
+        };
+        let sent = process.send(&Request::Examine, &[], Deadline::after(Duration::from_secs(10)));
+        assert_eq!(sent, Err(ReadFailure::System("a reason".to_owned())));
+    }
 
     #[test]
     fn how_it_ended_says_why() {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
 use seccompiler::{
@@ -36,6 +36,9 @@ pub(super) fn enter() -> Result<(), String> {
         (Resource::RLIMIT_CORE, 0),
         (Resource::RLIMIT_NOFILE, MAX_DESCRIPTORS),
     ] {
+        // A lower hard limit stays: raising it requires `CAP_SYS_RESOURCE`, which root may lack in a container.
+        let (_, hard) = getrlimit(resource).map_err(refused("getrlimit"))?;
+        let limit = limit.min(hard);
         setrlimit(resource, limit, limit).map_err(refused("setrlimit"))?;
     }
     if geteuid().is_root() {

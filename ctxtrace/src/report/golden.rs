@@ -512,6 +512,65 @@ fn golden_compared() {
     );
 }
 
+/// A name in which GitHub would find links, a mention and a reference.
+const LINKS: &str = "[x](http://e.org) @name www.e.org o/r#1";
+
+/// Asserts that a Markdown text contains the name, and that no link results from it.
+#[track_caller]
+fn assert_no_link(markdown: &str) {
+    let mut fence: Option<&str> = None;
+    let mut names = 0;
+    for line in markdown.lines() {
+        let backticks = line.len() - line.trim_start_matches('`').len();
+        match fence {
+            Some(begun) if line == begun => fence = None,
+            // Text in a fence makes no links.
+            Some(_) => {}
+            None if backticks >= 3 => fence = Some(&line[..backticks]),
+            None => {
+                names += line.matches("name").count();
+                for link in ["[x](", "://", "@name", "www.e", "#1"] {
+                    let is_there = line.match_indices(link).any(|(at, _)| !line[..at].ends_with('\\'));
+                    assert!(!is_there, "{link} in {line:?}");
+                }
+            }
+        }
+    }
+    assert_eq!(fence, None, "a fence does not end");
+    assert!(names >= 2, "{markdown}");
+}
+
+#[test]
+fn names_make_no_links_in_markdown() {
+    let links = || LINKS.to_owned();
+    let mut compared = compare_tests::drawn();
+    compared.ctxtrace_version = links();
+    for side in [&mut compared.base, &mut compared.subject] {
+        (side.name, side.host.name, side.host.kernel) = (links(), links(), links());
+        side.complete = false;
+    }
+    for figure in &mut compared.figures {
+        figure.name = format!("```\n{LINKS}");
+    }
+    assert_no_link(&super::compare::markdown(&compared));
+    for mut answer in [explain_tests::with_a_gap(), explain_tests::without_a_gap()] {
+        (answer.ctxtrace_version, answer.host.kernel) = (links(), links());
+        (answer.base.name, answer.subject.name) = (links(), links());
+        for claim in &mut answer.verdict {
+            claim.sentence = links();
+        }
+        answer.not_explained = vec![links()];
+        assert_no_link(&explain::markdown(&answer));
+    }
+    let mut suite = suite_tests::drawn();
+    (suite.host.name, suite.host.kernel) = (links(), links());
+    for row in &mut suite.rows {
+        row.name = links();
+        row.cut_short = Some(links());
+    }
+    assert_no_link(&suite::markdown(&suite));
+}
+
 /// A machine on which everything works, and one on which little works, with a program that lacks what tracing of tasks needs.
 #[test]
 fn golden_diagnoses() {

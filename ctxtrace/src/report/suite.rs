@@ -53,7 +53,7 @@ pub fn markdown(suite: &Suite) -> String {
     table.load_style(presets::ASCII_MARKDOWN);
     let mut text = format!(
         "{}\n\n{table}\n\n{}\n",
-        headline(suite),
+        super::markdown_text(&headline(suite)),
         notes(suite).replace('\n', "\n\n")
     );
     for problem in problems(suite) {
@@ -153,7 +153,7 @@ fn row_cells(row: &SuiteRow) -> [String; 8] {
     let whole = |value: f64| thousands(value.round() as u64);
     let figure = |value: Option<f64>| or_none(value.map(significant));
     [
-        row.name.clone(),
+        super::markdown_text(&row.name),
         or_none(row.messages_per_second.map(whole)),
         or_none(row.ns_per_message.map(|ns| {
             format!(

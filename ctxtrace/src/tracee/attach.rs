@@ -188,10 +188,15 @@ const NO_PROCESS: &str = "there is no such process";
 fn what_lacks() -> &'static str {
     /// The bit of the capability mask (kernel: `include/uapi/linux/capability.h`).
     const CAP_SYS_PTRACE: u64 = 1 << 19;
-    match (
+    advice(
         geteuid().is_root(),
         procfs::effective_capabilities() & CAP_SYS_PTRACE != 0,
-    ) {
+    )
+}
+
+/// Returns the advice for a user with these rights.
+fn advice(is_root: bool, has_ptrace: bool) -> &'static str {
+    match (is_root, has_ptrace) {
         (false, _) => "run ctxtrace as root",
         (true, false) => {
             "root lacks CAP_SYS_PTRACE here, as in a container; run ctxtrace on the host or give the container this capability"
@@ -256,6 +261,16 @@ mod tests {
         let tid = nix::unistd::gettid().as_raw() as u32;
         let process = format!("-p {}", std::process::id());
         assert!(refusal(tid).contains(&process), "{}", refusal(tid));
+    }
+
+    #[test]
+    fn root_is_not_advised_to_be_root() {
+        for has_ptrace in [false, true] {
+            assert!(!advice(true, has_ptrace).contains("as root"), "{has_ptrace}");
+            assert!(advice(false, has_ptrace).contains("as root"), "{has_ptrace}");
+        }
+        assert!(advice(true, false).contains("CAP_SYS_PTRACE"));
+        assert!(!advice(true, true).contains("CAP_SYS_PTRACE"), "it is there");
     }
 
     #[test]

@@ -561,6 +561,53 @@ mod tests {
         assert_eq!(held.count(), 1);
     }
 
+    /// In the root of another process, an absolute symbolic link leads to a file below this root.
+    #[test]
+    fn an_absolute_link_below_a_root_stays_below_it() {
+        let place = tempfile::tempdir().expect("a folder");
+        let outside = place.path().join("libraries");
+        let root = place.path().join("root");
+        let inside = root.join(outside.strip_prefix("/").expect("absolute"));
+        for (folder, contents) in [(&outside, "outside"), (&inside, "inside")] {
+            std::fs::create_dir_all(folder).expect("made");
+            std::fs::write(folder.join("library.so"), contents).expect("written");
+        }
+        std::os::unix::fs::symlink(&outside, root.join("link")).expect("linked");
+        // A symbolic link to a folder above the root leads to the root.
+        std::os::unix::fs::symlink("../../../../../..", root.join("up")).expect("linked");
+        let up = Path::new("/up").join(outside.strip_prefix("/").expect("absolute"));
+        let handle = handle_of(&root).expect("opened");
+        for path in [Path::new("/link/library.so"), &up.join("library.so")] {
+            let below = handle_below(&handle, path).expect("opened");
+            let (held, _) = HeldFile::of_handle(&below, path).expect("held");
+            let contents = std::fs::read_to_string(held.path()).expect("read");
+            assert_eq!(contents, "inside", "{}", path.display());
+        }
+        assert!(handle_below(&handle, Path::new("/link/other.so")).is_err());
+    }
+
+    /// If the root of a process with other files cannot be opened, the file at the same path here says nothing about the process's file.
+    #[test]
+    fn a_process_elsewhere_that_has_ended_leads_to_no_file() {
+        let (_folder, path, identity) = file();
+        let gone = FileIdentity {
+            inode: identity.inode + 1,
+            ..identity
+        };
+        let why = |is_elsewhere| {
+            let mut held = HeldFiles::default();
+            held.hold(&SoughtFile {
+                // The kernel assigns no thread id as large as this one (kernel: `PID_MAX_LIMIT`).
+                tid: 1 << 23,
+                is_elsewhere,
+                ..sought(NamedBy::Report(gone), &path)
+            });
+            held.get(&gone).map(|_| ()).expect_err("not there")
+        };
+        assert_eq!(why(true), MissingFile::OutOfReach);
+        assert_eq!(why(false), MissingFile::Replaced);
+    }
+
     #[test]
     fn files_that_no_image_needs_are_let_go() {
         let (folder, path, identity) = file();

@@ -36,6 +36,11 @@ const MAPPINGS_RING_BYTES: usize = 256 << 10;
 /// The size in bytes of the ring buffer of each CPU for reports of forks and `execve`: about 5,000 reports between two readings.
 /// After a loss, the images are taken from the kernel side; see [`Tracker::renumber`].
 const PROCESSES_RING_BYTES: usize = 256 << 10;
+/// The size of the header of a report in bytes (`struct perf_event_header`, kernel: `include/uapi/linux/perf_event.h`).
+const REPORT_HEADER_BYTES: usize = 8;
+/// The size of the longest report in bytes: a path of 4,096 bytes, and the fields before and after it. If a ring buffer has less
+/// space left, reports may have been lost.
+const LONGEST_REPORT_BYTES: usize = (4 << 10) + 128;
 /// The maximum number of mappings kept of one image. If an image has more mappings that do not touch each other, none is kept and
 /// its code has no names.
 const MOST_MAPPINGS: usize = 8_192;
@@ -888,15 +893,17 @@ fn read_rings(rings: &mut [Sampler], most_bytes: usize, changes: &mut Vec<(u64, 
         {
             // With `sample_id_all` and only `PERF_SAMPLE_TIME`, every record except `MMAP` ends with its time stamp.
             let bytes = record.to_contiguous();
-            bytes_left = bytes_left.saturating_sub(bytes.len());
+            bytes_left = bytes_left.saturating_sub(REPORT_HEADER_BYTES + bytes.len());
             let time_ns = bytes.last_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
             match record.parse_record() {
                 Ok(Record::Lost(_)) | Err(_) => lost = true,
                 Ok(parsed) => changes.extend(change_of(&parsed, record.misc()).map(|change| (time_ns, change))),
             }
         }
-        // The rest of the ring is read next time, after newer records of other CPUs were applied, so it counts as lost.
-        lost |= bytes_left == 0;
+        // The rest of the ring is read next time, after newer records of other CPUs were applied, so it counts as lost. If the ring
+        // buffer had no space for another report, the last ones may be lost: the kernel reports the loss only before the next
+        // report that it has space for.
+        lost |= bytes_left < LONGEST_REPORT_BYTES;
     }
     lost
 }

@@ -50,7 +50,15 @@ pub trait Examiner {
     /// # Errors
     ///
     /// If the file cannot be read before `until`. The error is the reason as a clause, in which `shown` is the name of the file.
-    fn mentions(&mut self, held: &HeldFile, runtimes: Runtimes, until: Instant, shown: &str) -> Result<bool, String>;
+    /// `limit` is the total time for all files, which ends at `until`.
+    fn mentions_until(
+        &mut self,
+        held: &HeldFile,
+        runtimes: Runtimes,
+        until: Instant,
+        limit: Duration,
+        shown: &str,
+    ) -> Result<bool, String>;
 }
 
 /// The runtimes that shared objects are searched for.
@@ -257,8 +265,13 @@ impl Programs {
     /// Assigns the remaining images after the run, and searches shared objects for tokio and Go. All of this may take 10 s at
     /// most. If not all shared objects of a program were searched in this time, its detail gives the reason.
     pub fn complete(&mut self, mappings: &Mappings, reader: &mut impl Examiner) {
+        self.complete_within(COMPLETION_TIME, mappings, reader);
+    }
+
+    /// Like [`Programs::complete`], with another total time for all files.
+    fn complete_within(&mut self, limit: Duration, mappings: &Mappings, reader: &mut impl Examiner) {
         self.forget_refused(mappings);
-        let until = Instant::now() + COMPLETION_TIME;
+        let until = Instant::now() + limit;
         let unassigned: Vec<Image> = mappings
             .images()
             .map(|(image, _)| image)
@@ -271,7 +284,7 @@ impl Programs {
                 .or_else(|| mappings.files_of(image).next());
             if let Some((mapping, file)) = mapping.and_then(|mapping| Some((mapping, mapping.file?))) {
                 self.assign(image, &mapping.path, file, || match mappings.file(mapping) {
-                    Ok(held) => reader.examine_until(held, until, COMPLETION_TIME),
+                    Ok(held) => reader.examine_until(held, until, limit),
                     Err(why) => Found::missing(&mapping.path, why),
                 });
             }
@@ -299,7 +312,7 @@ impl Programs {
                     continue;
                 };
                 let searched = objects.entry(identity).or_insert_with(|| match mappings.file(mapping) {
-                    Ok(held) => match reader.mentions(held, runtimes, until, &shown) {
+                    Ok(held) => match reader.mentions_until(held, runtimes, until, limit, &shown) {
                         Ok(true) => Searched::Runtime,
                         Ok(false) => Searched::Nothing,
                         Err(why) => Searched::Failed(why),
@@ -595,6 +608,98 @@ mod tests {
             detail.starts_with("not every shared object was searched for a runtime: libgone.so"),
             "{detail}"
         );
+    }
+
+    /// An examiner that uses up the time of each request, and finds nothing.
+    #[derive(Default)]
+    struct SlowExaminer {
+        until: Vec<Instant>,
+        limits: Vec<Duration>,
+    }
+
+    impl SlowExaminer {
+        fn take_all(&mut self, until: Instant, limit: Duration) {
+            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+            self.until.push(until);
+            self.limits.push(limit);
+        }
+    }
+
+    impl Examiner for SlowExaminer {
+        fn examine(&mut self, _held: &HeldFile) -> Found {
+            panic!("it would take more than the time for all files")
+        }
+
+        fn examine_until(&mut self, _held: &HeldFile, until: Instant, limit: Duration) -> Found {
+            self.take_all(until, limit);
+            Found::default()
+        }
+
+        fn examine_within(&mut self, _held: &Arc<HeldFile>, _patience: Duration) -> Option<Found> {
+            None
+        }
+
+        fn mentions_until(
+            &mut self,
+            _held: &HeldFile,
+            _runtimes: Runtimes,
+            until: Instant,
+            limit: Duration,
+            shown: &str,
+        ) -> Result<bool, String> {
+            self.take_all(until, limit);
+            Err(format!("{shown} takes long"))
+        }
+    }
+
+    #[test]
+    fn all_files_together_have_one_deadline() {
+        const FILES: usize = 50;
+        const LIMIT: Duration = Duration::from_millis(20);
+        let folder = tempfile::tempdir().expect("a folder");
+        let libraries: Vec<PathBuf> = (0..FILES)
+            .map(|number| {
+                let path = folder.path().join(format!("lib{number}.so"));
+                std::fs::write(&path, number.to_string()).expect("written");
+                path
+            })
+            .collect();
+        let shell = sh();
+        let files: Vec<&Path> = std::iter::once(&shell)
+            .chain(&libraries)
+            .map(PathBuf::as_path)
+            .collect();
+        let mappings = mapped(&files);
+        let (mut programs, mut slow) = (Programs::new(LocatorChoice::Auto), SlowExaminer::default());
+        programs.complete_within(LIMIT, &mappings, &mut slow);
+        // The program and each library are requested once, all with the same deadline.
+        assert_eq!(slow.until.len(), 1 + FILES);
+        assert!(
+            slow.until.iter().all(|until| *until == slow.until[0]),
+            "{:?}",
+            slow.until
+        );
+        assert!(slow.limits.iter().all(|limit| *limit == LIMIT), "{:?}", slow.limits);
+        let detail = programs.get(IMAGE).expect("assigned").found.detail.as_deref();
+        assert_eq!(
+            detail,
+            Some("not every shared object was searched for a runtime: lib0.so takes long")
+        );
+    }
+
+    /// If no time is left, the reader starts no reading process, and the reason names the total time for all files.
+    #[test]
+    fn what_is_left_at_the_deadline_is_not_read() {
+        let mappings = mapped(&[&sh(), &own()]);
+        let mut programs = Programs::new(LocatorChoice::Auto);
+        let held = HeldFile::open(&sh()).expect("opened");
+        programs.expect(IMAGE, &held, &mut FileReader::new());
+        let mut reader = FileReader::new();
+        programs.complete_within(Duration::ZERO, &mappings, &mut reader);
+        let found = &programs.get(IMAGE).expect("assigned").found;
+        let detail = found.detail.as_deref().expect("said");
+        assert!(detail.contains("reading all files took longer than 0 s"), "{detail}");
+        assert!(!reader.has_process());
     }
 
     #[test]

@@ -9,6 +9,10 @@ pub(crate) const STATE: u32 = 3;
 pub(crate) const NAMES: u32 = 4;
 /// The kind of blocks with events.
 pub(crate) const EVENTS: u32 = 5;
+/// The kind of empty blocks at the end of a run.
+pub(crate) const END_OF_RUN: u32 = 6;
+/// The kind of blocks with the counts of the events of a run.
+pub(crate) const PLAYED: u32 = 10;
 /// The kind of blocks with polls.
 const POLLS: u32 = 9;
 /// The size of the magic number and the version at the beginning of a capture, in bytes.

@@ -9,21 +9,30 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::harness::skip;
-use crate::support::{command, number, recorder_at_work, stderr, stdout, wait_until};
+use crate::support::{command, number, recorder_at_work, stderr, stdout, switches_of_process, wait_until};
 
-pub(crate) const TESTS: &[(&str, fn())] = &[
+pub(crate) const KERNEL_TESTS: &[(&str, fn())] = &[
     ("a_quota_is_named", a_quota_is_named),
     (
         "the_quota_of_a_parent_counts_for_a_child_without_one",
         the_quota_of_a_parent_counts_for_a_child_without_one,
     ),
-    ("the_freezer_of_cgroup_v1_stops", the_freezer_of_cgroup_v1_stops),
-    ("the_freezer_of_cgroup_v2_stops", the_freezer_of_cgroup_v2_stops),
     (
-        "a_waker_has_the_name_that_it_had_at_the_wakeup",
-        a_waker_has_the_name_that_it_had_at_the_wakeup,
+        "the_time_throttled_is_what_the_kernel_has_added",
+        the_time_throttled_is_what_the_kernel_has_added,
     ),
+    ("the_freezer_of_cgroup_v1_stops", the_freezer_of_cgroup_v1_stops),
+    (
+        "a_sleep_that_cgroup_v1_freezes_stays_a_sleep",
+        a_sleep_that_cgroup_v1_freezes_stays_a_sleep,
+    ),
+    ("the_freezer_of_cgroup_v2_stops", the_freezer_of_cgroup_v2_stops),
 ];
+
+pub(crate) const TESTS: &[(&str, fn())] = &[(
+    "a_waker_has_the_name_that_it_had_at_the_wakeup",
+    a_waker_has_the_name_that_it_had_at_the_wakeup,
+)];
 
 /// A cgroup that is removed when the value is dropped.
 pub(crate) struct Cgroup(PathBuf);
@@ -111,8 +120,13 @@ impl Loop {
     /// Starts the process in a cgroup.
     fn start(cgroup: &Cgroup) -> Self {
         let script = format!("echo $$ >{}/cgroup.procs; while :; do :; done", cgroup.0.display());
-        let mut bash = Command::new("bash");
-        let running = Self(bash.args(["-c", &script]).spawn().expect("bash starts"));
+        Self::of_script(cgroup, &script)
+    }
+
+    /// Starts a shell script that moves its shell to the cgroup, and waits until it is there.
+    fn of_script(cgroup: &Cgroup, script: &str) -> Self {
+        let mut shell = Command::new("sh");
+        let running = Self(shell.args(["-c", script]).spawn().expect("the shell starts"));
         let pid = running.0.id().to_string();
         wait_until("the process is in the cgroup", || {
             cgroup.read("cgroup.procs").lines().any(|line| line == pid)
@@ -181,12 +195,55 @@ fn the_freezer_of_cgroup_v2_stops() {
     a_freeze_is_a_stop(&cgroup, ["cgroup.freeze", "1", "0"], ["cgroup.events", "frozen 1"]);
 }
 
+/// From Linux 6.1 on, a sleeping thread is not switched out again when cgroup v1 freezes it: its sleep continues. Earlier kernels wake
+/// it, and then switch it out as frozen.
+fn a_sleep_that_cgroup_v1_freezes_stays_a_sleep() {
+    let cgroup = Cgroup::new(&mounted("cgroup", Some("freezer")), &[]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let fifo = folder.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let script = format!(
+        "echo $$ >{}/cgroup.procs; read line <{}; exec sleep 1000",
+        cgroup.0.display(),
+        fifo.display()
+    );
+    let sleeper = Loop::of_script(&cgroup, &script);
+    let pid = sleeper.0.id() as i32;
+    let report = folder.path().join("report.json");
+    let recorder = recorder_at_work(&format!("record -p {pid} --json {}", report.display()));
+    fs::write(&fifo, "go\n").expect("the shell reads");
+    wait_until("it sleeps", || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.is_ok_and(|stat| stat.contains("(sleep) S "))
+    });
+    let switches = switches_of_process(pid).expect("it lives");
+    cgroup.write("freezer.state", "FROZEN");
+    wait_until("it is frozen", || cgroup.read("freezer.state").trim() == "FROZEN");
+    let is_woken = switches_of_process(pid).expect("it lives") != switches;
+    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("sent");
+    let output = recorder.wait_with_output().expect("ended");
+    cgroup.write("freezer.state", "THAWED");
+    drop(sleeper);
+    let json: Value = serde_json::from_slice(&fs::read(&report).expect("the report")).expect("JSON");
+    assert_eq!(number(&json, "/reconciliation/difference"), 0, "{}", stderr(&output));
+    let frozen = json["frozen_cgroups"].as_array().expect("a list");
+    assert!(frozen.iter().any(|path| *path == cgroup.path()), "{frozen:?}");
+    assert!(stderr(&output).contains("was frozen during"), "{}", stderr(&output));
+    let rows = json["ledger"].as_array().expect("rows").iter();
+    let open: Vec<&Value> = rows.clone().filter(|row| number(row, "/open") > 0).collect();
+    let class = if is_woken { "stopped" } else { "thread-blocked" };
+    assert_eq!(open.len(), 1, "{:#}", json["ledger"]);
+    assert_eq!(open[0]["class"], class, "{:#}", json["ledger"]);
+    let stopped = rows.filter(|row| row["class"] == "stopped").count();
+    assert_eq!(stopped, usize::from(is_woken), "{:#}", json["ledger"]);
+}
+
 /// Returns a shell script that moves its shell to `cgroup` and computes until the quota of `limited` has throttled it in at least
 /// `periods` periods.
 fn busy_until_throttled(cgroup: &Cgroup, limited: &Cgroup, periods: u64) -> String {
     format!(
         "echo $$ >{}/cgroup.procs; n=0; while [ $n -lt {periods} ]; do \
-         for i in {{1..2000}}; do :; done; \
+         i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; \
          while read -r name value; do [ $name = nr_throttled ] && n=$value; done <{}/cpu.stat; done; true",
         cgroup.0.display(),
         limited.0.display()
@@ -229,11 +286,59 @@ fn the_quota_of_a_parent_counts_for_a_child_without_one() {
     }
 }
 
+/// Returns a number from `cpu.stat` of a cgroup.
+fn stat(cgroup: &Cgroup, name: &str) -> i64 {
+    let text = cgroup.read("cpu.stat");
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    value.unwrap_or_else(|| panic!("no {name} in {text}"))
+}
+
+/// A sleeping process is recorded while another process, in the same cgroup, exceeds the quota. The reported values are compared with the
+/// differences of the kernel's counters: at least the difference during the other process, at most the difference over the whole
+/// recording.
+fn the_time_throttled_is_what_the_kernel_has_added() {
+    const NAMES: [&str; 3] = ["nr_periods", "nr_throttled", "throttled_time"];
+    let cgroup = limited_to_a_twentieth();
+    let read = || NAMES.map(|name| stat(&cgroup, name));
+    let script = format!("echo $$ >{}/cgroup.procs; exec sleep 1000", cgroup.0.display());
+    let sleeper = Loop::of_script(&cgroup, &script);
+    let report = tempfile::NamedTempFile::new().expect("a file");
+    let before = read();
+    let recorder = recorder_at_work(&format!(
+        "record -p {} --level counts --json {}",
+        sleeper.0.id(),
+        report.path().display()
+    ));
+    let begun = read();
+    let busy = Loop::start(&cgroup);
+    wait_until("it is throttled", || stat(&cgroup, "nr_throttled") >= begun[1] + 5);
+    drop(busy);
+    let ended = read();
+    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("sent");
+    let output = recorder.wait_with_output().expect("ended");
+    let after = read();
+    drop(sleeper);
+    let json: Value = serde_json::from_slice(&fs::read(report.path()).expect("the report")).expect("JSON");
+    let quotas = json["throttling"]["cgroups"].as_array().expect("a list");
+    let quota = quotas.iter().find(|quota| quota["path"] == cgroup.path());
+    let quota = quota.unwrap_or_else(|| panic!("{}: {quotas:?}", stderr(&output)));
+    for (index, field) in ["periods", "throttled_periods", "throttled_ns"].into_iter().enumerate() {
+        let (least, most) = (ended[index] - begun[index], after[index] - before[index]);
+        let reported = number(quota, &format!("/{field}"));
+        assert!(
+            least > 0 && (least..=most).contains(&reported),
+            "{field}: {reported}, the kernel has added {least} to {most}"
+        );
+    }
+}
+
 fn recorded(script: &str) -> (Value, String) {
     let file = tempfile::NamedTempFile::new().expect("a file");
     let output = command("record --json")
         .arg(file.path())
-        .args(["--", "bash", "-c", script])
+        .args(["--", "sh", "-c", script])
         .output()
         .expect("the program starts");
     assert!(output.status.success(), "{}", stderr(&output));
@@ -247,10 +352,7 @@ fn a_quota_is_named() {
         &cpu_v1(),
         &[("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "20000")],
     );
-    let script = format!(
-        "echo $$ >{}/tasks; timeout 1 bash -c 'while :; do :; done'; true",
-        cgroup.0.display()
-    );
+    let script = busy_until_throttled(&cgroup, &cgroup, 10);
     let (json, text) = recorded(&script);
     assert!(number(&json, "/throttling/cgroups/0/throttled_periods") > 0, "{json}");
     assert!(text.contains("CPU quota"), "{text}");

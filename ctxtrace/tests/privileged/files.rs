@@ -72,7 +72,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 ];
 
 /// The number of naps of each program.
-const NAPS: usize = 60;
+pub(crate) const NAPS: usize = 60;
 
 /// A program that naps in the function `NAME`. Before, it waits for a line if its first argument is `wait`, replaces its own file
 /// by that of the second argument if the first is `replace`, and replaces its own file by a FIFO if the first is `pipe`.
@@ -151,22 +151,22 @@ int main(int argc, char **argv) {
 }
 "#;
 
-struct Builds {
+pub(crate) struct Builds {
     folder: TempDir,
 }
 
 impl Builds {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             folder: tempfile::tempdir().expect("a temporary folder"),
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn build(&self, name: &str, source: &str, options: &[&str]) -> PathBuf {
+    pub(crate) fn build(&self, name: &str, source: &str, options: &[&str]) -> PathBuf {
         let (file, built) = (self.path(&format!("{name}.c")), self.path(name));
         std::fs::write(&file, source).expect("the file is written");
         let flags = [
@@ -191,15 +191,15 @@ impl Builds {
         self.build(name, NAPPER, &[&format!("-DNAME={name}_nap")])
     }
 
-    fn library(&self, name: &str) -> PathBuf {
+    pub(crate) fn library(&self, name: &str) -> PathBuf {
         self.build(name, LIBRARY, &[&format!("-DNAME={name}_nap"), "-shared", "-fPIC"])
     }
 }
 
 /// What a recording printed and the stacks that it wrote.
-struct FileRecording {
-    table: String,
-    stacks: String,
+pub(crate) struct FileRecording {
+    pub(crate) table: String,
+    pub(crate) stacks: String,
 }
 
 impl FileRecording {
@@ -258,7 +258,7 @@ impl FileRecording {
     }
 
     /// Returns the number of naps in stacks that contain this function.
-    fn naps_in(&self, function: &str) -> usize {
+    pub(crate) fn naps_in(&self, function: &str) -> usize {
         self.stacks
             .lines()
             .filter(|line| line.contains(function) && line.contains("nanosleep"))
@@ -267,7 +267,7 @@ impl FileRecording {
     }
 
     #[track_caller]
-    fn assert_naps(&self, of: &str, not_of: &str) {
+    pub(crate) fn assert_naps(&self, of: &str, not_of: &str) {
         let naps = (
             self.naps_in(&format!("{of}_nap")),
             self.naps_in(&format!("{not_of}_nap")),

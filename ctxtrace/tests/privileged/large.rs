@@ -87,7 +87,7 @@ int main(void) {
 const IN_TURN: i64 = 40_000;
 
 /// A program that creates `COUNT` threads, each after the previous one has exited.
-const ONE_BY_ONE: &str = r"
+pub(crate) const ONE_BY_ONE: &str = r"
 #include <pthread.h>
 static void *nothing(void *none) { return 0; }
 int main(void) {
@@ -318,7 +318,7 @@ int main(void) {
 }"#;
 
 /// Defines `COUNT` in a C source.
-fn counted(count: i64, source: &str) -> String {
+pub(crate) fn counted(count: i64, source: &str) -> String {
     format!("#define COUNT {count}\n{source}")
 }
 
@@ -328,7 +328,7 @@ const MOST_RESIDENT_KB: i64 = 300 * 1_000_000 / 1_024;
 /// A program that runs a command and prints its maximum resident set size in units of 1,024 bytes. The tests do not start the
 /// command themselves, because the kernel includes what a process had before its `execve` (kernel: `fs/exec.c`, `exec_mmap()`),
 /// which would be the memory of the tests.
-const MEASURE: &str = r#"#include <fcntl.h>
+pub(crate) const MEASURE: &str = r#"#include <fcntl.h>
 #include <stdio.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -404,7 +404,7 @@ fn record(name: &str, source: &str, options: &str, folder: &Path) -> Value {
     report
 }
 
-fn build(name: &str, source: &str, folder: &Path) -> PathBuf {
+pub(crate) fn build(name: &str, source: &str, folder: &Path) -> PathBuf {
     let (file, built) = (folder.join(format!("{name}.c")), folder.join(name));
     std::fs::write(&file, source).expect("the file is written");
     let flags = [

@@ -6,6 +6,7 @@
 //! Some tests trace a program written for the purpose ([`programs`]). That program is this executable, started again with
 //! `CTXTRACE_TEST_PROGRAM` set to the program's name; it then runs that program instead of the tests.
 
+mod advice;
 mod captures;
 mod cgroups;
 mod cli;
@@ -16,10 +17,17 @@ mod explain;
 mod faults;
 mod files;
 mod filesystems;
+mod folding;
 mod go;
 mod harness;
 mod hostile_files;
+mod hostile_sizes;
+mod interposed;
 mod large;
+mod layouts;
+mod locators;
+mod mappings;
+mod names;
 mod outputs;
 mod polls;
 mod privileges;
@@ -52,6 +60,7 @@ const TABLES: &[(TestKind, TestTable)] = &[
     (Ordinary, tasks::TESTS),
     (Ordinary, record::TESTS),
     (Ordinary, captures::TESTS),
+    (Kernel, cgroups::KERNEL_TESTS),
     (Ordinary, cgroups::TESTS),
     #[cfg(feature = "parquet")]
     (Ordinary, tables::TESTS),
@@ -70,16 +79,26 @@ const TABLES: &[(TestKind, TestTable)] = &[
     (Ordinary, viewers::TESTS),
     (Ordinary, cli::TESTS),
     (Ordinary, privileges::TESTS),
+    (Ordinary, advice::TESTS),
     (Ordinary, outputs::TESTS),
+    (Ordinary, interposed::TESTS),
     (Ordinary, files::TESTS),
+    (Ordinary, locators::TESTS),
+    (Ordinary, mappings::TESTS),
+    (Ordinary, layouts::TESTS),
+    (Long, layouts::LONG_TESTS),
     (Kernel, filesystems::KERNEL_TESTS),
     (Ordinary, filesystems::TESTS),
     (Ordinary, hostile_files::TESTS),
     (Long, hostile_files::LONG_TESTS),
+    (Ordinary, hostile_sizes::TESTS),
+    (Long, hostile_sizes::LONG_TESTS),
+    (Ordinary, names::TESTS),
     (Ordinary, unseen::TESTS),
     (Ordinary, faults::TESTS),
     (Long, faults::LONG_TESTS),
     (Ordinary, large::TESTS),
+    (Ordinary, folding::TESTS),
     (Long, large::LONG_TESTS),
     (Ordinary, storms::TESTS),
     (Long, storms::LONG_TESTS),

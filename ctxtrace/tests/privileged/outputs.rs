@@ -72,17 +72,17 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 ];
 
 /// The id of the user who runs ctxtrace with sudo.
-const USER: u32 = 65_534;
+pub(crate) const USER: u32 = 65_534;
 /// The id of another user, who is neither root nor [`USER`].
-const OTHER_USER: u32 = 12_345;
+pub(crate) const OTHER_USER: u32 = 12_345;
 
 /// Returns the path of a capture that has the data for all outputs of these tests.
-fn capture() -> PathBuf {
+pub(crate) fn capture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/captures/v1-stacks.ctx")
 }
 
 /// Creates a folder in `/tmp` with this owner and mode.
-fn folder(owner: u32, mode: u32) -> TempDir {
+pub(crate) fn folder(owner: u32, mode: u32) -> TempDir {
     let folder = tempfile::tempdir_in("/tmp").expect("a temporary folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).expect("the permissions are set");
     chown(folder.path(), Some(owner), Some(owner)).expect("the owner is set");
@@ -90,7 +90,7 @@ fn folder(owner: u32, mode: u32) -> TempDir {
 }
 
 /// Returns `ctxtrace` with the variables that sudo sets when [`USER`] runs it as root.
-fn under_sudo(line: &str) -> Command {
+pub(crate) fn under_sudo(line: &str) -> Command {
     let mut command = command(line);
     command
         .env("SUDO_UID", USER.to_string())
@@ -99,7 +99,7 @@ fn under_sudo(line: &str) -> Command {
 }
 
 /// Runs `ctxtrace report` on the capture with an option and its path.
-fn report(command: impl FnOnce(&str) -> Command, option: &str, path: &Path) -> Output {
+pub(crate) fn report(command: impl FnOnce(&str) -> Command, option: &str, path: &Path) -> Output {
     let mut command = command("report --quiet");
     command.arg(capture()).arg(option).arg(path);
     command.output().expect("the program starts")
@@ -119,7 +119,7 @@ fn script(folder: &Path, text: &str) -> Output {
         .expect("bash is installed")
 }
 
-fn names(folder: &Path) -> Vec<String> {
+pub(crate) fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).expect("a readable folder").flatten();
     let mut names: Vec<String> = entries
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
@@ -128,7 +128,7 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-fn is_json(text: &[u8]) -> bool {
+pub(crate) fn is_json(text: &[u8]) -> bool {
     serde_json::from_slice::<serde_json::Value>(text).is_ok()
 }
 

@@ -193,7 +193,7 @@ fn tasks_beyond_the_tables_are_summed_and_counted() {
 }
 
 /// Returns the names of the tasks with `task-blocked` switches and their numbers of these switches, in descending order.
-fn blocked(traced: &Run) -> Vec<(String, u64)> {
+pub(crate) fn blocked(traced: &Run) -> Vec<(String, u64)> {
     let ledger = ledger_of(traced);
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for (entry, sum) in ledger

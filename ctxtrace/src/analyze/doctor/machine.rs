@@ -193,9 +193,18 @@ fn wakers(facts: &Machine) -> CheckLine {
             Standing::Less,
             "the kernel's per-CPU variables are neither in BTF nor readable in /proc/kallsyms: the wakers are not reported",
         )
-        .fixed_by(format!("sudo {} doctor   # root can read them", program(facts))),
+        .fixed_by(if facts.user == 0 {
+            root_lacks("CAP_SYSLOG")
+        } else {
+            format!("sudo {} doctor   # root can read them", program(facts))
+        }),
         None => CheckLine::new("wakers", Standing::Unknown, "this requires BTF"),
     }
+}
+
+/// Advises root what to do about a capability that it lacks, as in a container.
+fn root_lacks(capability: &str) -> String {
+    format!("run ctxtrace on the host, or give the container {capability}")
 }
 
 fn kernel_names(facts: &Machine) -> CheckLine {
@@ -218,6 +227,7 @@ fn kernel_names(facts: &Machine) -> CheckLine {
     match facts.kptr_restrict {
         // From 2 on, the kernel hides the addresses from all users, including root.
         Some(value) if value >= 2 => line.fixed_by("sudo sysctl kernel.kptr_restrict=1"),
+        _ if facts.user == 0 => line.fixed_by(root_lacks("CAP_SYSLOG")),
         _ => line.fixed_by(format!(
             "sudo setcap cap_bpf,cap_perfmon,cap_syslog=ep {}   # or run it as root",
             program(facts)
@@ -226,15 +236,18 @@ fn kernel_names(facts: &Machine) -> CheckLine {
 }
 
 fn others_processes(facts: &Machine) -> CheckLine {
-    if facts.user == 0 || facts.capabilities & (CAP_SYS_PTRACE | CAP_SYS_ADMIN) != 0 {
+    if facts.capabilities & (CAP_SYS_PTRACE | CAP_SYS_ADMIN) != 0 {
         return CheckLine::ok("attaching", "ctxtrace can attach to any process (record -p)");
     }
-    CheckLine::new(
+    let line = CheckLine::new(
         "attaching",
         Standing::Less,
         "ctxtrace can attach only to processes of this user (record -p): the programs and libraries of other users' processes cannot be read",
-    )
-    .fixed_by(format!(
+    );
+    if facts.user == 0 {
+        return line.fixed_by(root_lacks("CAP_SYS_PTRACE"));
+    }
+    line.fixed_by(format!(
         "sudo setcap cap_bpf,cap_perfmon,cap_syslog,cap_sys_ptrace=ep {}   # or run it as root",
         program(facts)
     ))
@@ -470,6 +483,30 @@ pub(crate) mod tests {
             ..facts
         };
         assert_eq!(line(&half, "rights").standing, Standing::Missing);
+    }
+
+    #[test]
+    fn root_that_lacks_capabilities_is_not_advised_to_be_root() {
+        let facts = Machine {
+            capabilities: 0,
+            kernel_symbols: false,
+            kptr_restrict: Some(1),
+            distinguishes_interrupts: Some(false),
+            ..good()
+        };
+        for (about, capability) in [
+            ("wakers", "CAP_SYSLOG"),
+            ("kernel names", "CAP_SYSLOG"),
+            ("attaching", "CAP_SYS_PTRACE"),
+        ] {
+            let line = line(&facts, about);
+            assert_eq!(line.standing, Standing::Less, "{line:?}");
+            assert!(line.fix.is_some_and(|fix| fix.ends_with(capability)), "{about}");
+        }
+        for line in machine(&facts) {
+            let fix = line.fix.unwrap_or_default();
+            assert!(!fix.contains("root") && !fix.contains("sudo"), "{fix}");
+        }
     }
 
     #[test]

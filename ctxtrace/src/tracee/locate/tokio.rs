@@ -49,16 +49,18 @@ pub(super) fn locate(
     context: &ThreadLocal<'_>,
     below_tp: u64,
 ) -> (Sought, Option<String>) {
-    // The debug info is read only if it contains the symbol. Line tables alone do not contain it, but can be large.
-    let symbol = context.mangled.as_bytes();
-    if memmem::find(&sections.str, symbol).is_none() && memmem::find(&sections.info, symbol).is_none() {
-        // Sections that were not read because of their size may contain the types.
-        let sought = if sections.is_whole {
+    // Sections that were not read because of their size may contain the types.
+    let without_types = || {
+        if sections.is_whole {
             Sought::NoTypes
         } else {
             Sought::Unknown(too_much().0)
-        };
-        return (sought, None);
+        }
+    };
+    // Line tables alone are large too, and do not name a variable: no need to read them.
+    let symbol = context.mangled.as_bytes();
+    if memmem::find(&sections.str, symbol).is_none() && memmem::find(&sections.info, symbol).is_none() {
+        return (without_types(), None);
     }
     let types = match Types::new(sections, budget) {
         Ok(types) => types,
@@ -72,7 +74,7 @@ pub(super) fn locate(
                 signs::version(unit.as_bytes()),
             )
         }
-        Ok(None) => (Sought::NoTypes, None),
+        Ok(None) => (without_types(), None),
         Err(Missing(what)) => (Sought::Unknown(what), None),
     }
 }
