@@ -487,7 +487,7 @@ function fillTimeline() {
         button("−", "Zoom out", () => view.zoom(2.5)),
         button("+", "Zoom in", () => view.zoom(0.4)),
         button("→", "Move to the right", () => view.pan(0.5)),
-        button("All", "Show everything", () => view.show(...view.whole))));
+        button("All", "All: show the whole recording", () => view.show(...view.whole))));
     if (timeline.moments.length > 0) {
       const select = make("select", { id: "moments" }, make("option", { value: "" }, "go to one of the longest …"),
         ...timeline.moments.map((moment, index) => make("option", { value: String(index) }, moment.text)));
