@@ -142,21 +142,41 @@ impl Drop for Loop {
     }
 }
 
+/// A freeze of a cgroup. It ends when the value is dropped, also if the test fails: a frozen process of cgroup v1 cannot be killed.
+struct Freeze<'a> {
+    cgroup: &'a Cgroup,
+    switch: &'a str,
+    thaws: &'a str,
+}
+
+impl<'a> Freeze<'a> {
+    /// Starts to freeze the cgroup by writing `freezes` to the file `switch`. Writing `thaws` ends the freeze.
+    fn begin(cgroup: &'a Cgroup, [switch, freezes, thaws]: [&'a str; 3]) -> Self {
+        cgroup.write(switch, freezes);
+        Self { cgroup, switch, thaws }
+    }
+}
+
+impl Drop for Freeze<'_> {
+    fn drop(&mut self) {
+        self.cgroup.write(self.switch, self.thaws);
+    }
+}
+
 /// Records a process that computes, freezes its cgroup until the recording has ended, and checks that the report has the freeze as
-/// a stop. Writing `freezes` or `thaws` to the file `switch` freezes or thaws the cgroup; the cgroup is frozen when the file
-/// `state` contains the line `frozen`.
-fn a_freeze_is_a_stop(cgroup: &Cgroup, [switch, freezes, thaws]: [&str; 3], [state, frozen]: [&str; 2]) {
+/// a stop. `switch` is explained at [`Freeze::begin`]; the cgroup is frozen when the file `state` contains the line `frozen`.
+fn a_freeze_is_a_stop(cgroup: &Cgroup, switch: [&str; 3], [state, frozen]: [&str; 2]) {
     let running = Loop::start(cgroup);
     let report = tempfile::NamedTempFile::new().expect("a file");
     let line = format!("record -p {} --json {}", running.0.id(), report.path().display());
     let recorder = recorder_at_work(&line);
-    cgroup.write(switch, freezes);
+    let freeze = Freeze::begin(cgroup, switch);
     wait_until("the cgroup is frozen", || {
         cgroup.read(state).lines().any(|line| line == frozen)
     });
     kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("the signal is sent");
     let output = recorder.wait_with_output().expect("the program ends");
-    cgroup.write(switch, thaws);
+    drop(freeze);
     drop(running);
     let json: Value = serde_json::from_slice(&fs::read(report.path()).expect("the file exists")).expect("valid JSON");
     assert_eq!(number(&json, "/reconciliation/difference"), 0, "{}", stderr(&output));
@@ -195,11 +215,18 @@ fn the_freezer_of_cgroup_v2_stops() {
     a_freeze_is_a_stop(&cgroup, ["cgroup.freeze", "1", "0"], ["cgroup.events", "frozen 1"]);
 }
 
+/// Whether the running kernel is older than Linux 6.1.
+fn is_older_than_6_1() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("the file is readable");
+    let mut numbers = release.split('.').map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) < (Some(6), Some(1))
+}
+
 /// From Linux 6.1 on, a sleeping thread is not switched out again when cgroup v1 freezes it: its sleep continues. Earlier kernels wake
 /// it, and then switch it out as frozen.
 fn a_sleep_that_cgroup_v1_freezes_stays_a_sleep() {
     let cgroup = Cgroup::new(&mounted("cgroup", Some("freezer")), &[]);
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let fifo = folder.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
     let script = format!(
@@ -211,22 +238,25 @@ fn a_sleep_that_cgroup_v1_freezes_stays_a_sleep() {
     let pid = sleeper.0.id() as i32;
     let report = folder.path().join("report.json");
     let recorder = recorder_at_work(&format!("record -p {pid} --json {}", report.display()));
-    fs::write(&fifo, "go\n").expect("the shell reads");
+    fs::write(&fifo, "go\n").expect("the line is written");
     wait_until("it sleeps", || {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
         stat.is_ok_and(|stat| stat.contains("(sleep) S "))
     });
-    let switches = switches_of_process(pid).expect("it lives");
-    cgroup.write("freezer.state", "FROZEN");
-    wait_until("it is frozen", || cgroup.read("freezer.state").trim() == "FROZEN");
-    let is_woken = switches_of_process(pid).expect("it lives") != switches;
-    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("sent");
-    let output = recorder.wait_with_output().expect("ended");
-    cgroup.write("freezer.state", "THAWED");
+    let switches = switches_of_process(pid).expect("the process runs");
+    let freeze = Freeze::begin(&cgroup, ["freezer.state", "FROZEN", "THAWED"]);
+    wait_until("the cgroup is frozen", || {
+        cgroup.read("freezer.state").trim() == "FROZEN"
+    });
+    let is_woken = switches_of_process(pid).expect("the process runs") != switches;
+    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("the signal is sent");
+    let output = recorder.wait_with_output().expect("the program ends");
+    drop(freeze);
     drop(sleeper);
-    let json: Value = serde_json::from_slice(&fs::read(&report).expect("the report")).expect("JSON");
+    assert_eq!(is_woken, is_older_than_6_1(), "the kernel woke the sleeping thread");
+    let json: Value = serde_json::from_slice(&fs::read(&report).expect("the file exists")).expect("valid JSON");
     assert_eq!(number(&json, "/reconciliation/difference"), 0, "{}", stderr(&output));
-    let frozen = json["frozen_cgroups"].as_array().expect("a list");
+    let frozen = json["frozen_cgroups"].as_array().expect("an array");
     assert!(frozen.iter().any(|path| *path == cgroup.path()), "{frozen:?}");
     assert!(stderr(&output).contains("was frozen during"), "{}", stderr(&output));
     let rows = json["ledger"].as_array().expect("rows").iter();
@@ -305,6 +335,10 @@ fn the_time_throttled_is_what_the_kernel_has_added() {
     let script = format!("echo $$ >{}/cgroup.procs; exec sleep 1000", cgroup.0.display());
     let sleeper = Loop::of_script(&cgroup, &script);
     let report = tempfile::NamedTempFile::new().expect("a file");
+    // What was counted before the recording must not be reported.
+    let busy = Loop::start(&cgroup);
+    wait_until("it is throttled", || stat(&cgroup, "nr_throttled") >= 5);
+    drop(busy);
     let before = read();
     let recorder = recorder_at_work(&format!(
         "record -p {} --level counts --json {}",
@@ -316,12 +350,12 @@ fn the_time_throttled_is_what_the_kernel_has_added() {
     wait_until("it is throttled", || stat(&cgroup, "nr_throttled") >= begun[1] + 5);
     drop(busy);
     let ended = read();
-    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("sent");
-    let output = recorder.wait_with_output().expect("ended");
+    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("the signal is sent");
+    let output = recorder.wait_with_output().expect("the program ends");
     let after = read();
     drop(sleeper);
-    let json: Value = serde_json::from_slice(&fs::read(report.path()).expect("the report")).expect("JSON");
-    let quotas = json["throttling"]["cgroups"].as_array().expect("a list");
+    let json: Value = serde_json::from_slice(&fs::read(report.path()).expect("the file exists")).expect("valid JSON");
+    let quotas = json["throttling"]["cgroups"].as_array().expect("an array");
     let quota = quotas.iter().find(|quota| quota["path"] == cgroup.path());
     let quota = quota.unwrap_or_else(|| panic!("{}: {quotas:?}", stderr(&output)));
     for (index, field) in ["periods", "throttled_periods", "throttled_ns"].into_iter().enumerate() {
