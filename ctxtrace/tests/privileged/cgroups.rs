@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::harness::skip;
-use crate::support::{command, number, recorder_at_work, stderr, stdout, switches_of_process, wait_until};
+use crate::support::{command, number, recorder_at_work, stderr, stdout, wait_until};
 
 pub(crate) const KERNEL_TESTS: &[(&str, fn())] = &[
     ("a_quota_is_named", a_quota_is_named),
@@ -25,6 +25,10 @@ pub(crate) const KERNEL_TESTS: &[(&str, fn())] = &[
     (
         "a_sleep_that_cgroup_v1_freezes_stays_a_sleep",
         a_sleep_that_cgroup_v1_freezes_stays_a_sleep,
+    ),
+    (
+        "a_read_that_cgroup_v1_freezes_becomes_a_stop",
+        a_read_that_cgroup_v1_freezes_becomes_a_stop,
     ),
     ("the_freezer_of_cgroup_v2_stops", the_freezer_of_cgroup_v2_stops),
 ];
@@ -215,57 +219,77 @@ fn the_freezer_of_cgroup_v2_stops() {
     a_freeze_is_a_stop(&cgroup, ["cgroup.freeze", "1", "0"], ["cgroup.events", "frozen 1"]);
 }
 
-/// Whether the running kernel is older than Linux 6.1.
-fn is_older_than_6_1() -> bool {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("the file is readable");
-    let mut numbers = release.split('.').map_while(|number| number.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) < (Some(6), Some(1))
+/// If cgroup v1 freezes a thread in a freezable sleep, as in `nanosleep`, the thread is not switched out again, and its sleep continues.
+fn a_sleep_that_cgroup_v1_freezes_stays_a_sleep() {
+    assert_eq!(class_of_frozen_sleep("sleep", "sleep 1000"), "thread-blocked");
 }
 
-/// From Linux 6.1 on, a sleeping thread is not switched out again when cgroup v1 freezes it: its sleep continues. Earlier kernels wake
-/// it, and then switch it out as frozen.
-fn a_sleep_that_cgroup_v1_freezes_stays_a_sleep() {
+/// If cgroup v1 freezes a thread in another sleep, as in a read from a pipe, the kernel wakes the thread and then switches it out as frozen.
+fn a_read_that_cgroup_v1_freezes_becomes_a_stop() {
+    assert_eq!(class_of_frozen_sleep("cat", "cat"), "stopped");
+}
+
+/// Records a process that executes `command`, whose name is `name`, and that sleeps until its cgroup is frozen. The standard input of the
+/// command is an empty FIFO. Returns the class of the interval that is open at the end of the recording, which is the only one that may be
+/// a stop.
+fn class_of_frozen_sleep(name: &str, command: &str) -> String {
     let cgroup = Cgroup::new(&mounted("cgroup", Some("freezer")), &[]);
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let fifo = folder.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let [start, empty] = ["start", "empty"].map(|name| {
+        let fifo = folder.path().join(name);
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("the FIFO is created");
+        fifo
+    });
+    let _writer = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&empty)
+        .expect("the FIFO is opened");
     let script = format!(
-        "echo $$ >{}/cgroup.procs; read line <{}; exec sleep 1000",
+        "echo $$ >{}/cgroup.procs; read line <{}; exec {command} <{}",
         cgroup.0.display(),
-        fifo.display()
+        start.display(),
+        empty.display()
     );
     let sleeper = Loop::of_script(&cgroup, &script);
     let pid = sleeper.0.id() as i32;
     let report = folder.path().join("report.json");
     let recorder = recorder_at_work(&format!("record -p {pid} --json {}", report.display()));
-    fs::write(&fifo, "go\n").expect("the line is written");
-    wait_until("it sleeps", || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-        stat.is_ok_and(|stat| stat.contains("(sleep) S "))
+    fs::write(&start, "go\n").expect("the line is written");
+    let sleeps = format!("({name}) S ");
+    wait_until("the process sleeps", || {
+        fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(&sleeps))
     });
-    let switches = switches_of_process(pid).expect("the process runs");
     let freeze = Freeze::begin(&cgroup, ["freezer.state", "FROZEN", "THAWED"]);
     wait_until("the cgroup is frozen", || {
         cgroup.read("freezer.state").trim() == "FROZEN"
     });
-    let is_woken = switches_of_process(pid).expect("the process runs") != switches;
     kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("the signal is sent");
     let output = recorder.wait_with_output().expect("the program ends");
     drop(freeze);
     drop(sleeper);
-    assert_eq!(is_woken, is_older_than_6_1(), "the kernel woke the sleeping thread");
     let json: Value = serde_json::from_slice(&fs::read(&report).expect("the file exists")).expect("valid JSON");
     assert_eq!(number(&json, "/reconciliation/difference"), 0, "{}", stderr(&output));
     let frozen = json["frozen_cgroups"].as_array().expect("an array");
     assert!(frozen.iter().any(|path| *path == cgroup.path()), "{frozen:?}");
-    assert!(stderr(&output).contains("was frozen during"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("was frozen during the recording"),
+        "{}",
+        stderr(&output)
+    );
     let rows = json["ledger"].as_array().expect("rows").iter();
     let open: Vec<&Value> = rows.clone().filter(|row| number(row, "/open") > 0).collect();
-    let class = if is_woken { "stopped" } else { "thread-blocked" };
     assert_eq!(open.len(), 1, "{:#}", json["ledger"]);
-    assert_eq!(open[0]["class"], class, "{:#}", json["ledger"]);
-    let stopped = rows.filter(|row| row["class"] == "stopped").count();
-    assert_eq!(stopped, usize::from(is_woken), "{:#}", json["ledger"]);
+    assert_eq!(number(open[0], "/open"), 1, "{:#}", json["ledger"]);
+    for row in rows.filter(|row| row["class"] == "stopped") {
+        assert_eq!(
+            (number(row, "/count"), number(row, "/off_cpu_ns")),
+            (1, 0),
+            "{:#}",
+            json["ledger"]
+        );
+    }
+    open[0]["class"].as_str().expect("a class").to_owned()
 }
 
 /// Returns a shell script that moves its shell to `cgroup` and computes until the quota of `limited` has throttled it in at least
