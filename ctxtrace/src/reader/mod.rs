@@ -61,7 +61,7 @@ pub use serve::serve;
 use crate::trace::symbols::Frame;
 use crate::tracee::held::{FileIdentity, HeldFile};
 use crate::tracee::locate::{Found, Look};
-use crate::tracee::programs::{Examiner, Runtimes};
+use crate::tracee::programs::{CommonDeadline, Examiner, Runtimes};
 
 /// The argument that makes this executable run as the reading process.
 pub const SUBCOMMAND: &str = "read-files";
@@ -431,11 +431,14 @@ impl Examiner for FileReader {
         Self::examine(self, held.file(), held.shown_path())
     }
 
-    fn examine_until(&mut self, held: &HeldFile, until: Instant, limit: Duration) -> Found {
-        if Instant::now() >= until {
-            return unreadable(&ReadFailure::NoTimeLeft(limit), held.shown_path());
+    fn examine_until(&mut self, held: &HeldFile, deadline: CommonDeadline) -> Found {
+        match check_time_left(deadline) {
+            Ok(()) => {
+                let deadline = Deadline::at(deadline.until, EXAMINATION_TIME);
+                self.examine_by(held.file(), held.shown_path(), deadline)
+            }
+            Err(failure) => unreadable(&failure, held.shown_path()),
         }
-        self.examine_by(held.file(), held.shown_path(), Deadline::at(until, EXAMINATION_TIME))
     }
 
     fn examine_within(&mut self, held: &Arc<HeldFile>, patience: Duration) -> Option<Found> {
@@ -446,15 +449,21 @@ impl Examiner for FileReader {
         &mut self,
         held: &HeldFile,
         runtimes: Runtimes,
-        until: Instant,
-        limit: Duration,
+        deadline: CommonDeadline,
         shown: &str,
     ) -> Result<bool, String> {
-        if Instant::now() >= until {
-            return Err(ReadFailure::NoTimeLeft(limit).in_words(shown));
-        }
-        Self::mentions(self, held.file(), runtimes.tokio, runtimes.go, until).map_err(|failure| failure.in_words(shown))
+        check_time_left(deadline)
+            .and_then(|()| Self::mentions(self, held.file(), runtimes.tokio, runtimes.go, deadline.until))
+            .map_err(|failure| failure.in_words(shown))
     }
+}
+
+/// Fails if the time for all files is over, so that no reading process is started.
+fn check_time_left(deadline: CommonDeadline) -> Result<(), ReadFailure> {
+    if Instant::now() >= deadline.until {
+        return Err(ReadFailure::NoTimeLeft(deadline.limit));
+    }
+    Ok(())
 }
 
 /// The result for an executable that could not be read.

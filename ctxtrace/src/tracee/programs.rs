@@ -37,9 +37,8 @@ pub trait Examiner {
     /// Determines how the tasks of an executable are found, and waits for the result.
     fn examine(&mut self, held: &HeldFile) -> Found;
 
-    /// Like [`Examiner::examine`], but does not start after `until`; the file then counts as unreadable. `limit` is the total
-    /// time for all files, which ends at `until` and which the reason mentions.
-    fn examine_until(&mut self, held: &HeldFile, until: Instant, limit: Duration) -> Found;
+    /// Like [`Examiner::examine`], but does not start after `deadline`; the file then counts as unreadable.
+    fn examine_until(&mut self, held: &HeldFile, deadline: CommonDeadline) -> Found;
 
     /// Like [`Examiner::examine`], but waits for `patience` at most; `None` if the result is not available yet and must be
     /// requested again later.
@@ -49,16 +48,33 @@ pub trait Examiner {
     ///
     /// # Errors
     ///
-    /// If the file cannot be read before `until`. The error is the reason as a clause, in which `shown` is the name of the file.
-    /// `limit` is the total time for all files, which ends at `until`.
+    /// If the file cannot be read before `deadline`. The error is the reason as a clause, in which `shown` is the name of the file.
     fn mentions_until(
         &mut self,
         held: &HeldFile,
         runtimes: Runtimes,
-        until: Instant,
-        limit: Duration,
+        deadline: CommonDeadline,
         shown: &str,
     ) -> Result<bool, String>;
+}
+
+/// The end of the time in which all files of a recording must be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommonDeadline {
+    /// The last moment for reading.
+    pub until: Instant,
+    /// The total time for all files, which ends at `until`; used in the reason for a failure.
+    pub limit: Duration,
+}
+
+impl CommonDeadline {
+    /// Returns the deadline that is `limit` from now.
+    fn after(limit: Duration) -> Self {
+        Self {
+            until: Instant::now() + limit,
+            limit,
+        }
+    }
 }
 
 /// The runtimes that shared objects are searched for.
@@ -271,7 +287,7 @@ impl Programs {
     /// Like [`Programs::complete`], with another total time for all files.
     fn complete_within(&mut self, limit: Duration, mappings: &Mappings, reader: &mut impl Examiner) {
         self.forget_refused(mappings);
-        let until = Instant::now() + limit;
+        let deadline = CommonDeadline::after(limit);
         let unassigned: Vec<Image> = mappings
             .images()
             .map(|(image, _)| image)
@@ -284,7 +300,7 @@ impl Programs {
                 .or_else(|| mappings.files_of(image).next());
             if let Some((mapping, file)) = mapping.and_then(|mapping| Some((mapping, mapping.file?))) {
                 self.assign(image, &mapping.path, file, || match mappings.file(mapping) {
-                    Ok(held) => reader.examine_until(held, until, limit),
+                    Ok(held) => reader.examine_until(held, deadline),
                     Err(why) => Found::missing(&mapping.path, why),
                 });
             }
@@ -312,7 +328,7 @@ impl Programs {
                     continue;
                 };
                 let searched = objects.entry(identity).or_insert_with(|| match mappings.file(mapping) {
-                    Ok(held) => match reader.mentions_until(held, runtimes, until, limit, &shown) {
+                    Ok(held) => match reader.mentions_until(held, runtimes, deadline, &shown) {
                         Ok(true) => Searched::Runtime,
                         Ok(false) => Searched::Nothing,
                         Err(why) => Searched::Failed(why),
@@ -468,6 +484,25 @@ mod tests {
         programs.get(IMAGE).expect("assigned").path.clone()
     }
 
+    /// A file that does not exist.
+    const GONE: FileIdentity = FileIdentity {
+        major: 0,
+        minor: 1,
+        inode: 2,
+        generation: Some(3),
+    };
+
+    /// A mapping of a file at addresses that [`mapped`] does not use.
+    fn mapping_of(path: PathBuf, file: FileIdentity) -> Mapping {
+        Mapping {
+            start: 0x10_0000,
+            end: 0x20_0000,
+            file_offset: 0,
+            path,
+            file: Some(file),
+        }
+    }
+
     #[test]
     fn a_program_is_known_by_the_file_that_is_mapped_first() {
         let mappings = mapped(&[Path::new("[vdso]"), &sh(), &own()]);
@@ -487,16 +522,7 @@ mod tests {
         assert_eq!(programs.examine_new(&mappings, &mut reader), []);
         assert_eq!(programs.waiting, [IMAGE]);
         let held = mappings.hold(&own()).expect("held");
-        mappings.add(
-            IMAGE,
-            [Mapping {
-                start: 0x10_0000,
-                end: 0x20_0000,
-                file_offset: 0,
-                path: own(),
-                file: Some(held.identity()),
-            }],
-        );
+        mappings.add(IMAGE, [mapping_of(own(), held.identity())]);
         while programs.get(IMAGE).is_none() {
             programs.examine_new(&mappings, &mut reader);
         }
@@ -530,14 +556,8 @@ mod tests {
 
     #[test]
     fn a_replaced_file_is_reported() {
-        let gone = FileIdentity {
-            major: 0,
-            minor: 1,
-            inode: 2,
-            generation: Some(3),
-        };
         let mut programs = Programs::new(LocatorChoice::Auto);
-        programs.assign(IMAGE, Path::new("/srv/server"), gone, || {
+        programs.assign(IMAGE, Path::new("/srv/server"), GONE, || {
             Found::missing(Path::new("/srv/server"), MissingFile::Replaced)
         });
         let found = &programs.get(IMAGE).expect("assigned").found;
@@ -584,21 +604,7 @@ mod tests {
     #[test]
     fn an_unsearched_shared_object_is_reported() {
         let mut mappings = mapped(&[&sh()]);
-        mappings.add(
-            IMAGE,
-            [Mapping {
-                start: 0x10_0000,
-                end: 0x20_0000,
-                file_offset: 0,
-                path: "/srv/libgone.so".into(),
-                file: Some(FileIdentity {
-                    major: 0,
-                    minor: 1,
-                    inode: 2,
-                    generation: Some(3),
-                }),
-            }],
-        );
+        mappings.add(IMAGE, [mapping_of("/srv/libgone.so".into(), GONE)]);
         let mut programs = Programs::new(LocatorChoice::Auto);
         programs.complete(&mappings, &mut FileReader::new());
         let found = &programs.get(IMAGE).expect("assigned").found;
@@ -613,15 +619,13 @@ mod tests {
     /// An examiner that uses up the time of each request, and finds nothing.
     #[derive(Default)]
     struct SlowExaminer {
-        until: Vec<Instant>,
-        limits: Vec<Duration>,
+        deadlines: Vec<CommonDeadline>,
     }
 
     impl SlowExaminer {
-        fn take_all(&mut self, until: Instant, limit: Duration) {
-            std::thread::sleep(until.saturating_duration_since(Instant::now()));
-            self.until.push(until);
-            self.limits.push(limit);
+        fn take_all(&mut self, deadline: CommonDeadline) {
+            std::thread::sleep(deadline.until.saturating_duration_since(Instant::now()));
+            self.deadlines.push(deadline);
         }
     }
 
@@ -630,8 +634,8 @@ mod tests {
             panic!("it would take more than the time for all files")
         }
 
-        fn examine_until(&mut self, _held: &HeldFile, until: Instant, limit: Duration) -> Found {
-            self.take_all(until, limit);
+        fn examine_until(&mut self, _held: &HeldFile, deadline: CommonDeadline) -> Found {
+            self.take_all(deadline);
             Found::default()
         }
 
@@ -643,11 +647,10 @@ mod tests {
             &mut self,
             _held: &HeldFile,
             _runtimes: Runtimes,
-            until: Instant,
-            limit: Duration,
+            deadline: CommonDeadline,
             shown: &str,
         ) -> Result<bool, String> {
-            self.take_all(until, limit);
+            self.take_all(deadline);
             Err(format!("{shown} takes long"))
         }
     }
@@ -673,13 +676,14 @@ mod tests {
         let (mut programs, mut slow) = (Programs::new(LocatorChoice::Auto), SlowExaminer::default());
         programs.complete_within(LIMIT, &mappings, &mut slow);
         // The program and each library are requested once, all with the same deadline.
-        assert_eq!(slow.until.len(), 1 + FILES);
+        assert_eq!(slow.deadlines.len(), 1 + FILES);
+        let first = slow.deadlines[0];
+        assert_eq!(first.limit, LIMIT);
         assert!(
-            slow.until.iter().all(|until| *until == slow.until[0]),
+            slow.deadlines.iter().all(|deadline| *deadline == first),
             "{:?}",
-            slow.until
+            slow.deadlines
         );
-        assert!(slow.limits.iter().all(|limit| *limit == LIMIT), "{:?}", slow.limits);
         let detail = programs.get(IMAGE).expect("assigned").found.detail.as_deref();
         assert_eq!(
             detail,
