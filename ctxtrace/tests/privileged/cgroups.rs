@@ -167,6 +167,26 @@ impl Drop for Freeze<'_> {
     }
 }
 
+/// Ends the recording of a process in a frozen cgroup, then the freeze and the process. Checks that the report has the freeze, and returns
+/// the report.
+fn end_while_frozen(recorder: Child, freeze: Freeze<'_>, process: Loop, report: &Path) -> Value {
+    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("the signal is sent");
+    let output = recorder.wait_with_output().expect("the program ends");
+    let path = freeze.cgroup.path();
+    drop(freeze);
+    drop(process);
+    let json: Value = serde_json::from_slice(&fs::read(report).expect("the file exists")).expect("valid JSON");
+    assert_eq!(number(&json, "/reconciliation/difference"), 0, "{}", stderr(&output));
+    let frozen = json["frozen_cgroups"].as_array().expect("an array");
+    assert!(frozen.iter().any(|listed| *listed == path), "{frozen:?}");
+    assert!(
+        stderr(&output).contains("was frozen during the recording"),
+        "{}",
+        stderr(&output)
+    );
+    json
+}
+
 /// Records a process that computes, freezes its cgroup until the recording has ended, and checks that the report has the freeze as
 /// a stop. `switch` is explained at [`Freeze::begin`]; the cgroup is frozen when the file `state` contains the line `frozen`.
 fn a_freeze_is_a_stop(cgroup: &Cgroup, switch: [&str; 3], [state, frozen]: [&str; 2]) {
@@ -178,12 +198,7 @@ fn a_freeze_is_a_stop(cgroup: &Cgroup, switch: [&str; 3], [state, frozen]: [&str
     wait_until("the cgroup is frozen", || {
         cgroup.read(state).lines().any(|line| line == frozen)
     });
-    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("the signal is sent");
-    let output = recorder.wait_with_output().expect("the program ends");
-    drop(freeze);
-    drop(running);
-    let json: Value = serde_json::from_slice(&fs::read(report.path()).expect("the file exists")).expect("valid JSON");
-    assert_eq!(number(&json, "/reconciliation/difference"), 0, "{}", stderr(&output));
+    let json = end_while_frozen(recorder, freeze, running, report.path());
     let of_class = |class: &str| -> i64 {
         let rows = json["ledger"].as_array().expect("rows").iter();
         rows.filter(|row| row["class"] == class)
@@ -193,13 +208,6 @@ fn a_freeze_is_a_stop(cgroup: &Cgroup, switch: [&str; 3], [state, frozen]: [&str
     // The process never sleeps, so only the freezer can take it off the CPU in another state than runnable.
     assert!(of_class("stopped") >= 1, "{:#}", json["ledger"]);
     assert_eq!(of_class("thread-blocked"), 0, "{:#}", json["ledger"]);
-    let frozen = json["frozen_cgroups"].as_array().expect("an array");
-    assert!(frozen.iter().any(|path| *path == cgroup.path()), "{frozen:?}");
-    assert!(
-        stderr(&output).contains("was frozen during the recording"),
-        "{}",
-        stderr(&output)
-    );
 }
 
 fn the_freezer_of_cgroup_v1_stops() {
@@ -264,19 +272,7 @@ fn class_of_frozen_sleep(name: &str, command: &str) -> String {
     wait_until("the cgroup is frozen", || {
         cgroup.read("freezer.state").trim() == "FROZEN"
     });
-    kill(Pid::from_raw(recorder.id() as i32), Signal::SIGINT).expect("the signal is sent");
-    let output = recorder.wait_with_output().expect("the program ends");
-    drop(freeze);
-    drop(sleeper);
-    let json: Value = serde_json::from_slice(&fs::read(&report).expect("the file exists")).expect("valid JSON");
-    assert_eq!(number(&json, "/reconciliation/difference"), 0, "{}", stderr(&output));
-    let frozen = json["frozen_cgroups"].as_array().expect("an array");
-    assert!(frozen.iter().any(|path| *path == cgroup.path()), "{frozen:?}");
-    assert!(
-        stderr(&output).contains("was frozen during the recording"),
-        "{}",
-        stderr(&output)
-    );
+    let json = end_while_frozen(recorder, freeze, sleeper, &report);
     let rows = json["ledger"].as_array().expect("rows").iter();
     let open: Vec<&Value> = rows.clone().filter(|row| number(row, "/open") > 0).collect();
     assert_eq!(open.len(), 1, "{:#}", json["ledger"]);

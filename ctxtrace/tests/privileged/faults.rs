@@ -1,15 +1,15 @@
 //! Failures during a recording: what survives them and how ctxtrace reports them.
 
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::{
-    CTXTRACE, bpf_objects, command, ctxtrace, held_by, held_by_no_process, number, processes_with, stderr, stdout,
-    wait_for_switches, wait_for_workload, wait_until,
+    CTXTRACE, SpawnPiped, bpf_objects, command, ctxtrace, held_by, held_by_no_process, number, processes_with, stderr,
+    stdout, wait_for_switches, wait_for_workload, wait_until,
 };
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -95,10 +95,7 @@ fn long_run(extra: &str) -> (Child, Pid) {
         "run --mode process --iterations {} {extra}",
         many_iterations()
     ))
-    .stdout(Stdio::piped())
-    .stderr(Stdio::piped())
-    .spawn()
-    .expect("the program starts");
+    .spawn_piped();
     let workload = wait_for_workload(&child);
     // This many switches mean that the workload has exchanged messages.
     wait_for_switches(workload.pid, 1_000);

@@ -17,7 +17,7 @@ use object::LittleEndian;
 use object::read::elf::{ElfFile64, FileHeader, SectionHeader};
 use procfs::process::Process;
 
-use crate::support::{CTXTRACE, stderr, wait_until};
+use crate::support::{CTXTRACE, SpawnPiped, stderr, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
@@ -327,12 +327,7 @@ fn files_that_are_truncated_at_the_end_are_survived() {
         (&file).write_all(&header).expect("the file is written");
         file.set_len(1 << 30).expect("the size of the file is set");
     }
-    let recording = target
-        .record()
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
+    let recording = target.record().spawn_piped();
     // The files are truncated and extended repeatedly until the recording ends.
     let pid = Pid::from_raw(recording.id() as i32);
     let mut length = 1 << 30;
@@ -360,12 +355,7 @@ fn is_zombie(pid: Pid) -> bool {
 /// tracer and the reading process.
 fn slow_look_up(target: &HostileTarget) -> (Child, Pid, Pid) {
     target.compress_debug_info(&bomb(), 1 << 20);
-    let recording = target
-        .record()
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
+    let recording = target.record().spawn_piped();
     let mut tracer = None;
     wait_until("ctxtrace runs", || {
         tracer = children(recording.id() as i32).into_iter().next();

@@ -6,12 +6,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use ctxtrace::capture::{RunningKernel, Settings};
-use ctxtrace::run::watch::{Observer, OnInterrupt, Recorder, Underway};
+use ctxtrace::capture::Settings;
+use ctxtrace::run::watch::{Observer, Underway};
 use ctxtrace::trace::events::EventSink;
 use ctxtrace::trace::run::Run;
 use ctxtrace::tracee::environment::Environment;
-use ctxtrace::tracee::launch;
 use ctxtrace::tracee::locate::examine_bytes;
 use ctxtrace::tracee::programs::Program;
 use ctxtrace_abi::{MAGIC, ThreadState};
@@ -24,6 +23,7 @@ use object::elf::PT_TLS;
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 
 use crate::large::build;
+use crate::support::{launch_command, with_recorder};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[(
     "eighty_layouts_at_a_time_are_all_attributed",
@@ -142,28 +142,19 @@ fn record(count: u64) -> Run {
     let file = folder.path().join("script");
     fs::write(&file, script + "wait\n").expect("the file is written");
     let words = [OsStr::new("sh"), file.as_os_str()];
-    let command = launch::Command {
-        program: Path::new("/bin/sh"),
-        args: &words,
-        env: &Environment::for_user(None),
-        inherit: &[],
-        user: None,
-        own_group: true,
-    };
-    let recorder = Recorder {
-        kernel: &RunningKernel::discover().expect("a kernel with BTF"),
-        settings: Settings::default(),
-        interrupts: None,
-        on_interrupt: OnInterrupt::Kill,
-        // Ends the programs if they are not all examined, so that the test fails and does not hang.
-        duration: Some(std::time::Duration::from_secs(120)),
-    };
+    let environment = Environment::for_user(None);
+    let command = launch_command(Path::new("/bin/sh"), &words, &environment);
     let mut gate = LayoutGate {
         fifo,
         programs: count as usize,
         open: None,
     };
-    let recorded = recorder.command(&command, &mut gate).expect("the command is recorded");
+    // The duration ends the programs if they are not all examined, so that the test fails and does not hang.
+    let duration = Some(std::time::Duration::from_secs(120));
+    let recorded = with_recorder(Settings::default(), duration, |recorder| {
+        recorder.command(&command, &mut gate)
+    });
+    let recorded = recorded.expect("the command is recorded");
     assert!(gate.open.is_some(), "not all programs were examined in time");
     let layouts: BTreeSet<u64> = probed(&recorded.run)
         .map(|program| program.found.locator.probe_below_tp)

@@ -10,14 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use ctxtrace::capture::{RunningKernel, Settings};
-use ctxtrace::run::watch::{Observer, OnInterrupt, Recorder, Underway};
+use ctxtrace::capture::Settings;
+use ctxtrace::run::watch::{Observer, Underway};
 use ctxtrace::trace::events::EventSink;
 use ctxtrace::trace::name_of;
 use ctxtrace::trace::run::Run;
 use ctxtrace::tracee::attach::Attached;
 use ctxtrace::tracee::environment::Environment;
-use ctxtrace::tracee::launch;
 use ctxtrace::tracee::programs::{LocatorChoice, Program};
 use ctxtrace_common::event::Event;
 use ctxtrace_common::ledger::Class;
@@ -30,7 +29,7 @@ use tempfile::TempDir;
 
 use crate::harness::require_variable;
 use crate::programs::VARIABLE;
-use crate::support::{ledger_of, switches_of, wait_until};
+use crate::support::{launch_command, ledger_of, switches_of, wait_until, with_recorder};
 use crate::tasks::blocked;
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -240,32 +239,22 @@ fn has_tokio(program: &Program) -> bool {
     program.found.locator.flags & HAS_TOKIO != 0
 }
 
-fn with_recorder<T>(locator: LocatorChoice, record: impl FnOnce(&Recorder<'_>) -> T) -> T {
-    record(&Recorder {
-        kernel: &RunningKernel::discover().expect("a kernel with BTF"),
-        settings: Settings {
-            locator,
-            ..Settings::default()
-        },
-        interrupts: None,
-        on_interrupt: OnInterrupt::Kill,
-        duration: None,
-    })
+/// Returns the settings of a recording with these locators.
+fn settings(locator: LocatorChoice) -> Settings {
+    Settings {
+        locator,
+        ..Settings::default()
+    }
 }
 
 /// Records a shell command, and creates the files of the gates while it runs.
 fn record_line(line: &str, environment: &Environment, locator: LocatorChoice, gates: Vec<StartGate<'_>>) -> Run {
     let words = ["sh", "-c", line].map(OsStr::new);
-    let command = launch::Command {
-        program: Path::new("/bin/sh"),
-        args: &words,
-        env: environment,
-        inherit: &[],
-        user: None,
-        own_group: true,
-    };
+    let command = launch_command(Path::new("/bin/sh"), &words, environment);
     let mut gates = StartGates(gates);
-    let recorded = with_recorder(locator, |recorder| recorder.command(&command, &mut gates));
+    let recorded = with_recorder(settings(locator), None, |recorder| {
+        recorder.command(&command, &mut gates)
+    });
     let run = recorded.expect("the command is recorded").run;
     assert_eq!(run.exit.expect("waited for").status, Some(0), "{line}");
     run
@@ -297,7 +286,7 @@ fn record_process(place: &LocatorFiles, waiting: &mut WaitingProgram, locator: L
     };
     let began = || fs::write(first, "").expect("the file is written");
     let mut gates = StartGates(gates);
-    let recorded = with_recorder(locator, |recorder| {
+    let recorded = with_recorder(settings(locator), None, |recorder| {
         recorder.process(&attached, children, began, &mut gates)
     });
     assert!(waiting.0.wait().expect("a child process").success());

@@ -9,7 +9,9 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::programs::{CROWD, VARIABLE};
-use crate::support::{command, ctxtrace, number, processes_with, recorder_at_work, said, stderr, stdout, wait_until};
+use crate::support::{
+    SpawnPiped, command, ctxtrace, number, processes_with, recorder_at_work, said, stderr, stdout, wait_until,
+};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
@@ -102,10 +104,7 @@ fn a_commands_streams_and_status_are_its_own() {
     let mut child = command("record --level counts -- sh -c")
         .arg(script)
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
+        .spawn_piped();
     child
         .stdin
         .take()
@@ -146,11 +145,7 @@ fn a_command_that_cannot_be_executed_has_its_own_status() {
 }
 
 fn started(mut command: Command) -> Child {
-    command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts")
+    command.spawn_piped()
 }
 
 fn pid(child: &Child) -> Pid {

@@ -1,7 +1,6 @@
 //! Timer samples of the CPUs (`--sample`), compared with programs whose CPU use is known in advance.
 
 use std::path::Path;
-use std::process::Stdio;
 
 use ctxtrace::analyze::profile::{Profile, places};
 use ctxtrace::correlate::timeline::Replay;
@@ -14,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::{
-    command, ctxtrace, number, reconciled, stderr, stdout, trace_samples, wait_for_workload, wait_until,
+    SpawnPiped, command, ctxtrace, number, reconciled, stderr, stdout, trace_samples, wait_for_workload, wait_until,
 };
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -124,10 +123,7 @@ fn lost_samples_are_counted_and_reported() {
     let run = command(&format!(
         "run --mode task --iterations 4000000 --level timeline --sample {HZ} --max-stacks 1 --ring-size 160 --json -"
     ))
-    .stdout(Stdio::piped())
-    .stderr(Stdio::piped())
-    .spawn()
-    .expect("the program starts");
+    .spawn_piped();
     let tracer = Pid::from_raw(run.id() as i32);
     let workload = wait_for_workload(&run);
     let ticks = || {

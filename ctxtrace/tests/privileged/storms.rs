@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::harness::skip;
 use crate::programs::VARIABLE;
 use crate::support::{
-    CTXTRACE, command, ctxtrace, held_by_no_process, number, recorder_at_work, said, stderr, stdout,
+    CTXTRACE, SpawnPiped, command, ctxtrace, held_by_no_process, number, recorder_at_work, said, stderr, stdout,
     switches_of_process, trace_program, wait_for_switches, wait_for_workload, wait_until,
 };
 
@@ -101,11 +101,7 @@ fn pause(ms: u64) {
 }
 
 fn long_run(line: &str) -> Child {
-    let run = command(line)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
+    let run = command(line).spawn_piped();
     wait_for_switches(wait_for_workload(&run).pid, 1_000);
     run
 }
@@ -193,10 +189,7 @@ fn a_stopped_tracer_loses_events_and_no_counts() {
         .arg("--")
         .arg(executable)
         .env(VARIABLE, "thread-storm")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
+        .spawn_piped();
     wait_until("the recorder has a child", || {
         std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", recorder.id()))
             .is_ok_and(|children| !children.trim().is_empty())

@@ -1,12 +1,10 @@
 //! `ctxtrace suite`: the table has every case of the article, and the counts of each case are those of the kernel.
 
-use std::process::Stdio;
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{command, number, said, stderr, stdout, wait_until};
+use crate::support::{SpawnPiped, command, number, said, stderr, stdout, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
@@ -79,10 +77,7 @@ fn an_interrupted_suite_reports_the_cases_so_far() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let child = command("suite --iterations 200000000 --json suite.json")
         .current_dir(folder.path())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
+        .spawn_piped();
     let id = child.id();
     wait_until("the first workload runs", || {
         let all = procfs::process::all_processes().expect("/proc is readable").flatten();

@@ -1,9 +1,11 @@
 //! Functions that several test modules use: they run `ctxtrace`, trace a test program, and find BPF objects and processes.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use ctxtrace::capture::{RunningKernel, Settings};
 use ctxtrace::correlate::ledger::{Ledger, ledger};
@@ -131,24 +133,43 @@ fn trace_at(settings: Settings, executable: &Path, env: &[(&str, &str)], observe
     for &(name, value) in env {
         environment = environment.with(name, value);
     }
-    let command = launch::Command {
-        program: executable,
-        args: &[executable.as_os_str()],
-        env: &environment,
+    let words = [executable.as_os_str()];
+    let command = launch_command(executable, &words, &environment);
+    let traced = with_recorder(settings, None, |recorder| recorder.command(&command, observer));
+    let mut run = traced.expect("the program is traced").run;
+    run.symbols = symbols::resolve(&run.aggregates, &run.samples);
+    run
+}
+
+/// Returns the description of a program that a [`Recorder`] starts as the user of the tests. `words` are its name and its arguments.
+pub(crate) fn launch_command<'a>(
+    program: &'a Path,
+    words: &'a [&'a OsStr],
+    environment: &'a Environment,
+) -> launch::Command<'a> {
+    launch::Command {
+        program,
+        args: words,
+        env: environment,
         inherit: &[],
         user: None,
         own_group: true,
-    };
-    let recorder = Recorder {
+    }
+}
+
+/// Calls `record` with a recorder that records in this process, for `duration` at most.
+pub(crate) fn with_recorder<T>(
+    settings: Settings,
+    duration: Option<Duration>,
+    record: impl FnOnce(&Recorder<'_>) -> T,
+) -> T {
+    record(&Recorder {
         kernel: &RunningKernel::discover().expect("a kernel with BTF"),
         settings,
         interrupts: None,
         on_interrupt: OnInterrupt::Kill,
-        duration: None,
-    };
-    let mut run = recorder.command(&command, observer).expect("the program is traced").run;
-    run.symbols = symbols::resolve(&run.aggregates, &run.samples);
-    run
+        duration,
+    })
 }
 
 /// Returns the ledger of a traced program. Panics if its counts do not add up to the number of kernel switches.
@@ -279,7 +300,7 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         if condition() {
             return;
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
     }
     panic!("this did not become true within two minutes: {what}");
 }
@@ -307,6 +328,21 @@ fn workload_of(tracer: u32) -> Option<Process> {
         .find(|process| is_child(process) && is_workload(process))
 }
 
+/// Starts commands whose output a test reads.
+pub(crate) trait SpawnPiped {
+    /// Starts the command with pipes for its standard output and standard error.
+    fn spawn_piped(&mut self) -> Child;
+}
+
+impl SpawnPiped for Command {
+    fn spawn_piped(&mut self) -> Child {
+        self.stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts")
+    }
+}
+
 /// Starts `ctxtrace` with these arguments, which attach it to a running process, and returns when it records. Its standard output
 /// and standard error are piped.
 pub(crate) fn recorder_at_work(line: &str) -> Child {
@@ -316,11 +352,7 @@ pub(crate) fn recorder_at_work(line: &str) -> Child {
 /// Starts a command that attaches `ctxtrace` to a running process, and returns when it records. Its standard output and standard
 /// error are piped.
 pub(crate) fn at_work(mut recorder: Command) -> Child {
-    let mut recorder = recorder
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
+    let mut recorder = recorder.spawn_piped();
     let mut said = Vec::new();
     let mut byte = [0];
     while !String::from_utf8_lossy(&said).contains("; Ctrl-C ends it") {

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::programs::VARIABLE;
 use crate::programs::unseen::HEADLESS_STATUS;
-use crate::support::{command, ctxtrace, number, processes_with, said, stderr, stdout, wait_until};
+use crate::support::{SpawnPiped, command, ctxtrace, number, processes_with, said, stderr, stdout, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     (
@@ -260,11 +260,7 @@ fn processes_that_outlive_the_command_are_named() {
 fn a_second_interrupt_kills_everything() {
     let mut command = command("record --level counts -- sh -c");
     command.arg("trap '' INT; (setsid sleep 4713.25 &); echo ready; while :; do sleep 0.01; done");
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
+    let mut child = command.spawn_piped();
     let mut line = [0; 6];
     child
         .stdout
