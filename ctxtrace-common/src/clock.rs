@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   slept:      out ───── blocked ─────┬── run queue ──┬ in        still runnable:  out ──── run queue ────┬ in
-//!                                                                            wakeup          │                                                   │
+//!                                      wakeup          │                                                   │
 //!                                      └─ wake to run ─┘
 //!
 //!   raced:      ── on ── wakeup ── out ───── run queue ─────┬ in   (blocked = 0)
