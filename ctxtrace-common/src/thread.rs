@@ -175,7 +175,7 @@ impl ThreadSummary {
     #[inline(always)]
     #[must_use]
     pub fn traced(&self) -> u64 {
-        self.traced_voluntary + self.traced_involuntary
+        self.traced_voluntary.saturating_add(self.traced_involuntary)
     }
 
     /// Returns the number of switches that the kernel counted during tracing.

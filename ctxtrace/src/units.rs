@@ -117,7 +117,7 @@ pub fn significant(value: f64) -> String {
 
 /// The number of decimals that gives three significant digits, at most 9.
 fn decimals_for(magnitude: f64) -> i32 {
-    (2 - magnitude.log10().floor() as i32).clamp(0, 9)
+    2_i32.saturating_sub(magnitude.log10().floor() as i32).clamp(0, 9)
 }
 
 #[cfg(test)]
@@ -189,5 +189,6 @@ mod tests {
         assert_eq!(significant(1_234.5), "1,235");
         assert_eq!(significant(-1_234.5), "-1,235");
         assert_eq!(significant(-0.25), "-0.250");
+        assert_eq!(significant(f64::MIN_POSITIVE), "0.000000000");
     }
 }

@@ -26,6 +26,10 @@ pub(crate) struct Args {
     /// Seconds to run each target
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
+    /// The seed of the random alterations, so that a run tries the same inputs as an earlier one; a new one for each run if it is
+    /// not given
+    #[arg(long, value_name = "N")]
+    seed: Option<u32>,
     /// Run only these targets
     #[arg(value_name = "TARGET")]
     targets: Vec<String>,
@@ -80,6 +84,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
                 "-verbosity=1",
             ])
             .arg(format!("-max_total_time={}", args.seconds))
+            .args(args.seed.map(|seed| format!("-seed={seed}")))
             .arg(prefix)
             .arg(&found)
             .arg(process::root().join("fuzz/seeds").join(name));

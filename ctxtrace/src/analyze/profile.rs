@@ -3,7 +3,7 @@
 //! A sample shows where a thread was, not for how long. The total on-CPU time is known exactly from the switches, and is divided
 //! among the samples.
 
-use crate::sums::SaturatingSum;
+use crate::sums::{SaturatingSum, add};
 use std::collections::BTreeMap;
 
 use crate::symbolize::category::{Belongs, Category, on_cpu};
@@ -53,18 +53,18 @@ impl Profile {
     }
 
     fn add(&mut self, belongs: Belongs, samples: u64, in_kernel: bool) {
-        *self.by.entry(belongs).or_default() += samples;
-        self.samples += samples;
-        self.in_kernel += if in_kernel { samples } else { 0 };
+        add(self.by.entry(belongs).or_default(), samples);
+        add(&mut self.samples, samples);
+        add(&mut self.in_kernel, if in_kernel { samples } else { 0 });
     }
 
     /// Adds the samples of another run.
     pub fn merge(&mut self, other: &Self) {
         for (belongs, samples) in &other.by {
-            *self.by.entry(belongs.clone()).or_default() += samples;
+            add(self.by.entry(belongs.clone()).or_default(), *samples);
         }
-        self.samples += other.samples;
-        self.in_kernel += other.in_kernel;
+        add(&mut self.samples, other.samples);
+        add(&mut self.in_kernel, other.in_kernel);
     }
 
     /// Returns the number of samples.
@@ -84,7 +84,7 @@ impl Profile {
     pub fn categories(&self) -> Vec<Share<Category>> {
         let mut by: BTreeMap<Category, u64> = BTreeMap::new();
         for (belongs, samples) in &self.by {
-            *by.entry(belongs.category).or_default() += samples;
+            add(by.entry(belongs.category).or_default(), *samples);
         }
         sorted(by.into_iter().map(|(of, samples)| Share { of, samples }).collect())
     }

@@ -589,7 +589,7 @@ impl Thread {
     /// Whether the thread made no kernel switch during the recording.
     #[must_use]
     pub fn is_silent(&self) -> bool {
-        self.voluntary + self.involuntary == 0
+        self.voluntary == 0 && self.involuntary == 0
     }
 }
 

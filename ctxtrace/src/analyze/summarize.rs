@@ -517,7 +517,7 @@ fn open_off_intervals(aggregates: &Aggregates) -> u64 {
         .iter()
         .filter(open)
         .map(|record| record.threads)
-        .sum()
+        .saturating_sum()
 }
 
 fn latency(latencies: &Latencies, open_off: u64, open_ns: Option<u64>, nulls: &mut Nulls) -> Latency {
@@ -586,7 +586,7 @@ fn lost_in(run: &Run) -> Lost {
         .count() as u64;
     let counters = &aggregates.counters;
     Lost {
-        events: counters.lost_events + vanished,
+        events: counters.lost_events.saturating_add(vanished),
         intervals: counters.lost_intervals,
         wakeups: counters.lost_wakeups,
         stacks: counters.lost_stacks,
@@ -594,7 +594,7 @@ fn lost_in(run: &Run) -> Lost {
         stack_sums: counters.lost_stack_sums,
         mistaken_stacks: counters.mistaken_stacks,
         task_reads: counters.lost_task_reads,
-        tasks: counters.lost_tasks + beyond_the_tables(aggregates),
+        tasks: counters.lost_tasks.saturating_add(beyond_the_tables(aggregates)),
         wakeup_edges: counters.lost_wakeup_edges,
         handovers: counters.lost_handovers,
         threads: counters.lost_threads,

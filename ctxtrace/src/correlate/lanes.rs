@@ -274,15 +274,15 @@ impl LanesBuilder {
         let lane = &mut self.lanes[lane as usize];
         self.cells += lane.missing(span, shift);
         lane.extend(span, shift);
-        // Events that are out of order may begin before the lane's first cell. Their time is added to the first cells.
+        // Events that are out of order may begin before the lane's first cell. Their time before it is added to it in one step,
+        // because a forged time may lie years before it.
         let mut at_ns = span.start_ns;
         while at_ns < span.end_ns {
-            let number = at_ns >> shift;
+            let number = (at_ns >> shift).max(lane.first_cell);
             // The last possible cell ends at the maximum of the clock.
             let end_ns = (number + 1).saturating_mul(1 << shift);
             let part_ns = end_ns.min(span.end_ns) - at_ns;
-            let cell = number.saturating_sub(lane.first_cell);
-            let Some(into) = lane.cells.get_mut(cell as usize) else {
+            let Some(into) = lane.cells.get_mut((number - lane.first_cell) as usize) else {
                 break;
             };
             let ns = &mut into.ns[span.shown as usize];
@@ -787,6 +787,16 @@ pub(crate) mod tests {
         assert!(lanes.lanes[0].cells.len() <= LIMITS.cells);
         let total: u64 = lanes.lanes[0].cells.iter().flat_map(|cell| cell.ns).sum();
         assert_eq!(total, hour - 1_000);
+    }
+
+    #[test]
+    fn an_interval_from_years_before_its_lane_is_added_to_the_first_cell() {
+        let mut builder = LanesBuilder::new(LIMITS);
+        let year = 365 * 24 * 3_600 * 1_000_000_000;
+        builder.interval(&interval(1, State::OnCpu, Class::ThreadBlocked, year, year + 1_024));
+        builder.interval(&interval(1, State::Blocked, Class::ThreadBlocked, 0, year));
+        let lanes = builder.finish();
+        assert_eq!(lanes.lanes[0].cells[0].ns.into_iter().max(), Some(year));
     }
 
     #[test]

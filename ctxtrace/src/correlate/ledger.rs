@@ -45,8 +45,8 @@ impl Ledger {
     pub fn of(&self, class: Class) -> SwitchSum {
         let rows = self.rows.iter().filter(|(entry, _)| entry.class == class);
         rows.fold(SwitchSum::default(), |sum, (_, row)| SwitchSum {
-            count: sum.count + row.count,
-            off_cpu_ns: sum.off_cpu_ns + row.off_cpu_ns,
+            count: sum.count.saturating_add(row.count),
+            off_cpu_ns: sum.off_cpu_ns.saturating_add(row.off_cpu_ns),
         })
     }
 

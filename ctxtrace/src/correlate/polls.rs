@@ -228,7 +228,7 @@ impl<S> PollReplay<S> {
     #[must_use]
     pub fn conclude(mut self) -> (PollSums, S) {
         let mut tasks: Vec<_> = self.tasks.into_iter().map(|task| (task.key, task.sums)).collect();
-        tasks.retain(|(_, sums)| sums.polls + sums.wakes > 0);
+        tasks.retain(|(_, sums)| sums.polls > 0 || sums.wakes > 0);
         let ended: u64 = tasks.iter().map(|(_, sums)| sums.poll.count()).saturating_sum();
         self.sums.open = self.sums.polls - ended;
         self.sums.tasks = tasks;

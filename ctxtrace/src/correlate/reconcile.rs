@@ -29,10 +29,12 @@ pub struct ThreadCounts {
 }
 
 impl ThreadCounts {
-    /// The traced count minus the kernel's count: negative if events were lost, 0 if the counts agree.
+    /// The traced count minus the kernel's count: negative if events were lost, 0 if the counts agree. A difference beyond the
+    /// range of the result is its nearest value.
     #[must_use]
     pub fn difference(&self) -> i64 {
-        self.traced as i64 - self.kernel as i64
+        let difference = i128::from(self.traced) - i128::from(self.kernel);
+        difference.clamp(i64::MIN.into(), i64::MAX.into()) as i64
     }
 }
 
@@ -173,6 +175,19 @@ mod tests {
         assert!(!reconciliation.holds());
         assert_eq!(reconciliation.threads[0].difference(), -3);
         assert_eq!(reconciliation.threads[1].difference(), 0);
+    }
+
+    #[test]
+    fn a_difference_beyond_its_range_is_the_nearest_value() {
+        let counts = |traced, kernel| ThreadCounts {
+            tid: 1,
+            name: String::new(),
+            traced,
+            kernel,
+        };
+        assert_eq!(counts(u64::MAX, 0).difference(), i64::MAX);
+        assert_eq!(counts(0, u64::MAX).difference(), i64::MIN);
+        assert_eq!(counts(u64::MAX, u64::MAX - 1).difference(), 1);
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl ThreadTotals {
 
     /// Whether the thread has neither switches nor time.
     fn is_idle(&self) -> bool {
-        self.voluntary + self.involuntary + self.on_cpu_ns + self.run_queue_ns == 0
+        [self.voluntary, self.involuntary, self.on_cpu_ns, self.run_queue_ns] == [0; 4]
     }
 
     /// The sum of the totals of two threads, without ids.

@@ -16,6 +16,7 @@ use crate::report::output::{Output, OutputAccess};
 use crate::report::place::OutputFolder;
 use crate::report::table::{self, Style};
 use crate::report::{Weight, folded, html, json, perfetto, pprof};
+use crate::sums::SaturatingSum as _;
 use crate::symbolize::stacks;
 use crate::terminal::{Stream, Styles, write_text};
 use crate::trace::Level;
@@ -134,7 +135,7 @@ impl Outputs {
         }
         if let Some(output) = self.on_cpu_flamegraph {
             let threads = run.aggregates.threads.iter();
-            let on_cpu_ns = threads.map(|record| record.thread.on_cpu_ns).sum();
+            let on_cpu_ns = threads.map(|record| record.thread.on_cpu_ns).saturating_sum();
             let resolved = stacks::samples(run, &profile::places(run, |_| true), on_cpu_ns);
             let made = flamegraph::render(&resolved, Subject::Samples, self.weight, &labels);
             note(made.and_then(|svg| written.commit(output, &svg, "on-CPU flamegraph", Opened::Browser)));

@@ -11,6 +11,7 @@ use ctxtrace_common::process::TaskKey;
 use serde::{Deserialize, Serialize};
 
 use super::merge;
+use crate::sums::add;
 
 /// The clock from which the probe reads the times of its stamps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -338,8 +339,8 @@ pub struct TaskPolls {
 impl TaskPolls {
     /// Adds the sums of another run.
     pub fn merge(&mut self, other: &Self) {
-        self.polls += other.polls;
-        self.wakes += other.wakes;
+        add(&mut self.polls, other.polls);
+        add(&mut self.wakes, other.wakes);
         self.poll.merge(&other.poll);
         for (mine, theirs) in self.delays.iter_mut().zip(&other.delays) {
             mine.merge(theirs);

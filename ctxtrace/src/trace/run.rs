@@ -13,6 +13,7 @@ use super::polls::{PollInfo, PollSums};
 use super::samples::Samples;
 use super::symbols::Symbols;
 use super::{Aggregates, Level};
+use crate::sums::SaturatingSum as _;
 use crate::workload::{Outcome, Spec};
 
 /// The metadata of a capture, common to all of its runs.
@@ -272,7 +273,7 @@ impl Run {
             .threads
             .iter()
             .map(|record| record.thread.traced())
-            .sum()
+            .saturating_sum()
     }
 }
 

@@ -3,6 +3,8 @@
 use ctxtrace_common::wakeup::{EDGE_BUCKETS, Edge, EdgeKey};
 use serde::{Deserialize, Serialize};
 
+use crate::sums::add;
+
 /// The sums of one [`Edge`], with only the non-empty buckets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EdgeSums {
@@ -76,16 +78,16 @@ impl std::ops::AddAssign<&Self> for EdgeSums {
             max_ns,
             buckets: _,
         } = other;
-        self.count += count;
-        self.wasted += wasted;
-        self.wasted_on_cpu_ns += wasted_on_cpu_ns;
-        self.timed += timed;
-        self.waking_ns += waking_ns;
+        add(&mut self.count, *count);
+        add(&mut self.wasted, *wasted);
+        add(&mut self.wasted_on_cpu_ns, *wasted_on_cpu_ns);
+        add(&mut self.timed, *timed);
+        add(&mut self.waking_ns, *waking_ns);
         self.sum_ns = self.sum_ns.wrapping_add(*sum_ns);
         self.max_ns = self.max_ns.max(*max_ns);
         let mut buckets = self.buckets();
         for (sum, count) in buckets.iter_mut().zip(other.buckets()) {
-            *sum += count;
+            add(sum, count);
         }
         self.buckets = filled(&buckets);
     }

@@ -227,7 +227,7 @@ impl SleepCauses {
 fn off_cpu_by_class(run: &Run) -> BTreeMap<Class, u64> {
     let mut classes = BTreeMap::new();
     for (entry, sum) in ledger(&run.aggregates).rows {
-        *classes.entry(entry.class).or_default() += sum.off_cpu_ns;
+        add(classes.entry(entry.class).or_default(), sum.off_cpu_ns);
     }
     classes
 }
@@ -333,7 +333,8 @@ impl Account {
         );
         let mut throttled: BTreeMap<Class, u64> = BTreeMap::new();
         for (key, sum) in run.aggregates.switch_sums.iter().filter(|(key, _)| key.throttled != 0) {
-            *throttled.entry(entry_of(key, &run.aggregates).class).or_default() += sum.off_cpu_ns;
+            let of_class = throttled.entry(entry_of(key, &run.aggregates).class).or_default();
+            add(of_class, sum.off_cpu_ns);
         }
         for (class, ns) in &throttled {
             let part = TimePart {

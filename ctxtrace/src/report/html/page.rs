@@ -602,7 +602,12 @@ fn wakeups(report: &Report) -> Table {
 
 fn threads(report: &Report) -> Table {
     let mut busiest: Vec<_> = report.threads.iter().collect();
-    busiest.sort_by_key(|thread| (std::cmp::Reverse(thread.voluntary + thread.involuntary), thread.tid));
+    busiest.sort_by_key(|thread| {
+        (
+            std::cmp::Reverse(thread.voluntary.saturating_add(thread.involuntary)),
+            thread.tid,
+        )
+    });
     let (rows, notes) = bounded(&busiest, "threads", |thread| {
         vec![
             text(&thread.name),

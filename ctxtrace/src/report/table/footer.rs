@@ -3,6 +3,7 @@
 use super::Style;
 use super::layout::{labelled, plainly};
 use crate::analyze::result::{CpuLosses, Report};
+use crate::sums::SaturatingSum as _;
 use crate::trace::Level;
 use crate::units::{duration, significant, thousands};
 
@@ -26,7 +27,7 @@ pub(super) fn footer(report: &Report, style: Style) -> String {
 }
 
 fn lost_by_cpu(losses: &CpuLosses) -> String {
-    let lost = losses.events + losses.timeline_events;
+    let lost = losses.events.saturating_add(losses.timeline_events);
     format!("{} on CPU {}", thousands(lost), losses.cpu)
 }
 
@@ -43,9 +44,20 @@ pub(in crate::report) fn refusal(report: &Report) -> Option<&'static str> {
 pub(in crate::report) fn room(report: &Report) -> Option<String> {
     let lost = &report.lost;
     let options = [
-        ("--max-threads", lost.threads + lost.thread_records),
-        ("--max-stacks", lost.stacks + lost.stack_sums + lost.sample_stacks),
-        ("--ring-size", lost.timeline_events + lost.samples),
+        (
+            "--max-threads",
+            [lost.threads, lost.thread_records].iter().saturating_sum(),
+        ),
+        (
+            "--max-stacks",
+            [lost.stacks, lost.stack_sums, lost.sample_stacks]
+                .iter()
+                .saturating_sum(),
+        ),
+        (
+            "--ring-size",
+            [lost.timeline_events, lost.samples].iter().saturating_sum(),
+        ),
         ("--poll-ring-size", lost.poll_stamps),
     ];
     let wanted: Vec<&str> = options

@@ -255,7 +255,12 @@ pub(super) fn threads(report: &Report) -> String {
         "off-CPU",
     ]);
     let mut busiest: Vec<_> = report.threads.iter().collect();
-    busiest.sort_by_key(|thread| (std::cmp::Reverse(thread.voluntary + thread.involuntary), thread.tid));
+    busiest.sort_by_key(|thread| {
+        (
+            std::cmp::Reverse(thread.voluntary.saturating_add(thread.involuntary)),
+            thread.tid,
+        )
+    });
     let (shown, rest) = busiest.split_at(busiest.len().min(THREADS_SHOWN));
     for thread in shown {
         if let (true, Some(state)) = (thread.is_silent(), thread.state) {

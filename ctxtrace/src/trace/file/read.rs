@@ -182,8 +182,6 @@ struct Reading {
     played: Vec<Option<Played>>,
     /// The memory that the contents of the file take.
     room: Room,
-    /// The part of the room's replaceable memory that is taken by `threads`, in bytes.
-    threads_take: u64,
     /// The thread records that belong to the next state block.
     threads: Vec<ThreadRecord>,
     /// The latest state of the run that is being read.
@@ -205,16 +203,12 @@ impl Reading {
                 self.room.hold();
             }
             BlockKind::Threads => {
-                let before = self.room.replaceable();
-                self.threads.append(&mut self.room.decode(bytes)?);
-                self.threads_take += self.room.replaceable() - before;
+                self.threads.append(&mut self.room.decode_for_the_next_state(bytes)?);
             }
             BlockKind::State => {
-                let before = self.room.replaceable() - std::mem::take(&mut self.threads_take);
-                let mut run: Run = self.room.decode(bytes)?;
+                let mut run: Run = self.room.decode_state(bytes)?;
                 run.aggregates.threads = std::mem::take(&mut self.threads);
                 self.state = Some(run);
-                self.room.replaced(before);
             }
             BlockKind::Names => {
                 let symbols: Symbols = self.room.decode(bytes)?;

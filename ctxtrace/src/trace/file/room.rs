@@ -63,8 +63,10 @@ pub(super) struct Room {
     unpacked: u64,
     /// Memory that is kept until the end.
     held: u64,
-    /// Memory that the next state replaces.
+    /// Memory that the next state replaces, and that of the records that belong to it.
     replaceable: u64,
+    /// The part of `replaceable` that the next state does not replace: the records that belong to it.
+    of_the_next_state: u64,
     /// The threads in the events of the current run.
     threads: MetThreads,
 }
@@ -129,6 +131,26 @@ impl Room {
         });
         self.replaceable += charge + (most - taken - LEFT.replace(u64::MAX));
         value
+    }
+
+    /// Decodes records that belong to the next state, as [`decode`](Self::decode) does.
+    pub(super) fn decode_for_the_next_state<T: for<'de> Deserialize<'de>>(
+        &mut self,
+        bytes: &[u8],
+    ) -> Result<T, String> {
+        let before = self.replaceable;
+        let value = self.decode(bytes);
+        self.of_the_next_state += self.replaceable - before;
+        value
+    }
+
+    /// Decodes a state, as [`decode`](Self::decode) does, and releases the memory of the state that it replaces.
+    pub(super) fn decode_state<T: for<'de> Deserialize<'de>>(&mut self, bytes: &[u8]) -> Result<T, String> {
+        let replaced = self.replaceable - self.of_the_next_state;
+        let value = self.decode(bytes)?;
+        self.replaceable -= replaced;
+        self.of_the_next_state = 0;
+        Ok(value)
     }
 
     /// Charges for data that is computed from decoded data: the stacks of a run with their names.
@@ -208,19 +230,10 @@ impl Room {
         FOR_ANY_FILE + FOR_A_BYTE * self.stored
     }
 
-    /// Releases `before` bytes of replaceable memory: a new state has replaced the one before it.
-    pub(super) fn replaced(&mut self, before: u64) {
-        self.replaceable -= before;
-    }
-
-    /// Memory that the next state replaces, in bytes.
-    pub(super) fn replaceable(&self) -> u64 {
-        self.replaceable
-    }
-
-    /// Ends a run: its memory is kept from now on.
+    /// Keeps all memory until the end, because no later state replaces it.
     pub(super) fn hold(&mut self) {
         self.held += std::mem::take(&mut self.replaceable);
+        self.of_the_next_state = 0;
     }
 }
 
@@ -304,6 +317,23 @@ pub(in crate::trace) fn some_rows<'de, T: Deserialize<'de>, D: Deserializer<'de>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_before_a_block_that_is_kept_are_kept_with_it() {
+        let mut room = Room::default();
+        let item: &[u8] = &[1];
+        room.decode_for_the_next_state::<u8>(item).expect("decoded");
+        room.hold();
+        room.decode_state::<u8>(item).expect("decoded");
+        assert_eq!((room.held, room.replaceable), (FOR_AN_ITEM, FOR_AN_ITEM));
+        room.decode_for_the_next_state::<u8>(item).expect("decoded");
+        room.decode_state::<u8>(item).expect("decoded");
+        assert_eq!(
+            room.replaceable,
+            2 * FOR_AN_ITEM,
+            "the first state is replaced, and its records are not"
+        );
+    }
 
     #[test]
     fn items_and_texts_are_charged_as_they_were_encoded() {
