@@ -5,7 +5,7 @@
 //! 1. [`workload`]: the built-in programs under test.
 //! 2. [`tracee`]: starts a target suspended or attaches to a running one, and examines its process and its files.
 //! 3. [`capture`]: loads and attaches the BPF programs and drains their maps and rings. The only module that uses aya.
-//! 4. [`trace`]: the recorded data, decoded but not interpreted, and the capture file.
+//! 4. [`ctxtrace_format`]: the recorded data, decoded but not interpreted, and the capture file.
 //! 5. [`correlate`]: pure functions that compare the traced data with the kernel's own counts and replay events.
 //! 6. [`symbolize`]: translates addresses to names.
 //! 7. [`analyze`]: pure functions that compute percentiles and the result of a run.
@@ -23,14 +23,11 @@ pub mod capture;
 pub mod cli;
 pub mod correlate;
 pub mod error;
-pub mod printable;
 pub mod reader;
 pub mod report;
 pub mod run;
-pub mod sums;
 pub mod symbolize;
 pub mod terminal;
-pub mod trace;
 pub mod tracee;
 pub mod units;
 pub mod workload;

@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, StdoutLock, Write};
 
-use crate::printable::{is_harmful, printable_lines};
+use ctxtrace_format::printable::{is_harmful, printable_lines};
 
 /// The escape sequence for bold text.
 pub const BOLD: &str = "\x1b[1m";

@@ -10,16 +10,16 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use ctxtrace::reader::FileReader;
-use ctxtrace::trace::Latencies;
-use ctxtrace::trace::file::{self, CapturePart, Writer};
-use ctxtrace::trace::polls::PollBatch;
-use ctxtrace::trace::run::{Info, Run};
-use ctxtrace::tracee::held::HeldFile;
 use ctxtrace_common::event::Event;
 use ctxtrace_common::histogram::{Latency, upper_bound};
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::process::Image;
+use ctxtrace_format::Latencies;
+use ctxtrace_format::executable::Found;
+use ctxtrace_format::file::{self, CapturePart, Writer};
+use ctxtrace_format::polls::PollBatch;
+use ctxtrace_format::programs::Program;
+use ctxtrace_format::run::{Info, Run};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde_json::{Map, Value, json};
 
@@ -149,11 +149,17 @@ fn spoil(run: &mut Run, number: u64, sums_only: bool) {
         }
     }
     let processes: BTreeSet<u32> = run.aggregates.threads.iter().map(|record| record.thread.tgid).collect();
+    let programs = &mut run.aggregates.programs;
+    let next_build = programs.push(Program {
+        path: "/srv/the-next-build".into(),
+        found: Found {
+            build_id: Some("0123456789abcdef".to_owned()),
+            ..Found::default()
+        },
+        file: None,
+    });
     for tgid in processes {
-        let image = Image { tgid, number: 99 };
-        let held =
-            HeldFile::open_as(Path::new("/bin/true"), Path::new("/srv/the-next-build")).expect("the file exists");
-        run.aggregates.programs.expect(image, &held, &mut FileReader::new());
+        programs.assign(Image { tgid, number: 99 }, Some(next_build));
     }
 }
 

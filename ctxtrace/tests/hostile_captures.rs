@@ -76,7 +76,7 @@ fn harmful(bytes: &[u8]) -> Option<String> {
     };
     let found = text
         .char_indices()
-        .find(|&(_, c)| c != '\n' && ctxtrace::printable::is_harmful(c))?;
+        .find(|&(_, c)| c != '\n' && ctxtrace_format::printable::is_harmful(c))?;
     let before = text[..found.0].chars().rev().take(60).collect::<Vec<_>>();
     Some(format!(
         "{:?} after {:?}",

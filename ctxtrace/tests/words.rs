@@ -70,6 +70,7 @@ const ROOTS: &[&str] = &[
     "ctxtrace-abi",
     "ctxtrace-common",
     "ctxtrace-ebpf",
+    "ctxtrace-format",
     "ctxtrace-probe",
     "deny.toml",
     "docs",

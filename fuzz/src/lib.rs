@@ -10,12 +10,12 @@ use ctxtrace::analyze::summarize::summarize;
 use ctxtrace::cli::comparison::CompareSettings;
 use ctxtrace::cli::settings::ReportSettings;
 use ctxtrace::cli::{Cli, Command as CliCommand};
-use ctxtrace::printable::is_harmful;
+use ctxtrace_format::printable::is_harmful;
 use ctxtrace::report::flamegraph::{self, Labels, Subject};
 use ctxtrace::report::{Weight, folded, table};
 use ctxtrace::run;
 use ctxtrace::symbolize::stacks::Resolved;
-use ctxtrace::trace::file;
+use ctxtrace_format::file;
 
 /// Output options of `report`, grouped by the data that a capture must have for them.
 const OUTPUTS: [&[&str]; 5] = [

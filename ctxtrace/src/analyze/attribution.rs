@@ -1,6 +1,6 @@
 //! The part of the result that attributes kernel switches to tasks: what the program was doing at each switch.
 
-use crate::sums::{SaturatingSum, add};
+use ctxtrace_format::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, HashMap};
 
 use ctxtrace_common::histogram::upper_bound;
@@ -15,11 +15,11 @@ use super::unseen;
 use crate::correlate::ledger::Ledger;
 use crate::correlate::tasks;
 use crate::correlate::wakeups::wakeups as edges;
-use crate::trace::Aggregates;
-use crate::trace::run::Run;
-use crate::tracee::locate;
-use crate::tracee::programs::Program;
-use crate::workload::Outcome;
+use ctxtrace_format::Aggregates;
+use ctxtrace_format::executable::reason_in_words;
+use ctxtrace_format::programs::Program;
+use ctxtrace_format::run::Run;
+use ctxtrace_format::workload::Outcome;
 
 /// Why the figures about polls are null if no program of the target uses the probe.
 const NO_PROBE: &str = "no thread of the target counts its polls: the program does not use ctxtrace-probe";
@@ -80,7 +80,7 @@ pub(super) fn ledger_rows(aggregates: &Aggregates, ledger: &Ledger, nulls: &mut 
         .iter()
         .map(|(entry, sum)| LedgerRow {
             class: entry.class,
-            reason: (entry.reason != Reason::None).then(|| locate::in_words(entry.reason).to_owned()),
+            reason: (entry.reason != Reason::None).then(|| reason_in_words(entry.reason).to_owned()),
             task: entry.task.map(|key| tasks::name(aggregates, key)),
             task_id: entry.task.map(|key| tasks::number(key.task)),
             pid: entry.task.map(|key| key.image.tgid),
@@ -211,7 +211,7 @@ fn locator(program: &Program) -> Locator {
                 .detail
                 .as_ref()
                 .map_or(String::new(), |detail| format!(" ({detail})"));
-            format!("{}{detail}", locate::in_words(reason))
+            format!("{}{detail}", reason_in_words(reason))
         }),
         note: found.detail.clone().filter(|_| reason == Reason::None),
     }

@@ -3,7 +3,7 @@
 //! One recording of each case shows how the two recordings differ, not whether another pair would differ in the same way. So
 //! there are no intervals and no claims here. [`crate::analyze::explain`] makes them from many runs.
 
-use crate::sums::SaturatingSum;
+use ctxtrace_format::sums::SaturatingSum;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use super::budget::account::{Account, SleepCauses};
 use super::budget::{Budget, Pairs, Unit, budget};
 use super::explain::answer::CONFIDENCE;
 use super::result::{Class, Distribution, Host, LedgerRow, Report, Unavailable};
-use crate::trace::Level;
+use ctxtrace_format::Level;
 
 /// Name and version of the format.
 pub const SCHEMA: &str = "ctxtrace.compare/1";
@@ -269,7 +269,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::analyze::summarize::summarize;
     use crate::analyze::summarize::tests::{info, run};
-    use crate::workload::Mode;
+    use ctxtrace_format::workload::Mode;
 
     fn captured(mode: Mode, elapsed_ns: u64) -> Captured {
         let run = run(elapsed_ns);

@@ -8,9 +8,9 @@ use super::percentile::percentile;
 use super::result::{PollLeg, PollPath, PolledTask, Polls, Spread, TaskWakes};
 use super::summarize::Nulls;
 use crate::correlate::tasks;
-use crate::trace::Aggregates;
-use crate::trace::polls::{Leg, Path, PollInfo, PollWaker, TaskPolls, WakeEdge};
-use crate::trace::run::{Info, Run};
+use ctxtrace_format::Aggregates;
+use ctxtrace_format::polls::{Leg, Path, PollInfo, PollWaker, TaskPolls, WakeEdge};
+use ctxtrace_format::run::{Info, Run};
 
 /// Maximum number of tasks, and of pairs of waker and task, in the result. The rows with the fewest polls or wakes are left out.
 const MOST_ROWS: usize = 256;

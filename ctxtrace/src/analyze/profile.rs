@@ -3,13 +3,13 @@
 //! A sample shows where a thread was, not for how long. The total on-CPU time is known exactly from the switches, and is divided
 //! among the samples.
 
-use crate::sums::{SaturatingSum, add};
+use ctxtrace_format::sums::{SaturatingSum, add};
 use std::collections::BTreeMap;
 
 use crate::symbolize::category::{Belongs, Category, on_cpu};
 use crate::symbolize::stacks;
-use crate::trace::run::Run;
-use crate::trace::samples::SamplePlace;
+use ctxtrace_format::run::Run;
+use ctxtrace_format::samples::SamplePlace;
 
 /// Number of samples by function.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

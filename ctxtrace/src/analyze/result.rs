@@ -6,21 +6,21 @@
 
 use std::sync::Arc;
 
-use crate::sums::add;
+use ctxtrace_format::sums::add;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::symbolize::category::Category;
-use crate::trace::Level;
-use crate::trace::polls::PollClock;
-pub use crate::trace::polls::{Leg, Path};
-pub use crate::trace::run::Host;
-use crate::tracee::programs::LocatorChoice;
 use crate::units::thousands;
-use crate::workload::pin::Pin;
-use crate::workload::{Allocator, Channel, Language, Mode, Protocol, Root};
 pub use ctxtrace_common::ledger::Class;
 pub use ctxtrace_common::wakeup::WakeupOrigin;
+use ctxtrace_format::Level;
+use ctxtrace_format::polls::PollClock;
+pub use ctxtrace_format::polls::{Leg, Path};
+use ctxtrace_format::programs::LocatorChoice;
+pub use ctxtrace_format::run::Host;
+use ctxtrace_format::workload::Pin;
+use ctxtrace_format::workload::{Allocator, Channel, Language, Mode, Protocol, Root};
 
 /// Name and version of the format of the report.
 pub const SCHEMA: &str = "ctxtrace.report/1";

@@ -11,7 +11,7 @@ use super::percentile::median;
 use super::result::{Host, Report, Unavailable};
 use super::summarize::Nulls;
 use crate::units::thousands;
-use crate::workload::{Language, Mode, Outcome, Spec};
+use ctxtrace_format::workload::{Language, Mode, Outcome, Spec};
 
 /// Name and version of the format.
 pub const SCHEMA: &str = "ctxtrace.suite/1";
@@ -307,7 +307,7 @@ pub(crate) mod tests {
                 let mut traced = run(500_000 + number);
                 traced.aggregates.counters.switches += number;
                 let mut info = info(case.spec.mode);
-                info.subject = crate::trace::run::Subject::Workload(case.spec.clone());
+                info.subject = ctxtrace_format::run::Subject::Workload(case.spec.clone());
                 case.traced.push(summarize(&info, &[traced]));
             }
         }

@@ -3,9 +3,9 @@
 //! With `--repeat` the headline figures are those of the *median run* by time per message. They come from one real run, so they
 //! agree with each other. Latencies and losses are summed over all runs.
 
-use crate::sums::SaturatingSum;
 use ctxtrace_common::histogram::{Histogram, Latency as Kind, lower_bound};
 use ctxtrace_common::thread::REFUSED;
+use ctxtrace_format::sums::SaturatingSum;
 
 use super::attribution;
 use super::percentile::percentile;
@@ -22,10 +22,10 @@ use crate::correlate::reconcile::{self, reconcile};
 use crate::correlate::tasks::beyond_the_tables;
 use crate::symbolize::category::{Belongs, Category};
 use crate::symbolize::stacks;
-use crate::trace::ThreadRecord;
-use crate::trace::run::{Info, Launched, Run, Subject};
-use crate::trace::{Aggregates, Fate, Latencies};
-use crate::workload::{Language, Mode, Outcome, Spec};
+use ctxtrace_format::ThreadRecord;
+use ctxtrace_format::run::{Info, Launched, Run, Subject};
+use ctxtrace_format::workload::{Language, Mode, Outcome, Spec};
+use ctxtrace_format::{Aggregates, Fate, Latencies};
 
 fn reconciled(run: &Run) -> reconcile::Reconciliation {
     reconcile(&run.aggregates.threads, run.launched.as_ref())
@@ -664,11 +664,11 @@ fn overhead(aggregates: &Aggregates, nulls: &mut Nulls) -> Overhead {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::trace::run::{ClockAnchor, Exit, Host, Timeline};
-    use crate::trace::{Level, build};
-    use crate::workload::Mode;
-    use crate::workload::pin::Pin;
     use ctxtrace_common::thread::KernelCount;
+    use ctxtrace_format::run::{ClockAnchor, Exit, Host, Timeline};
+    use ctxtrace_format::workload::Mode;
+    use ctxtrace_format::workload::Pin;
+    use ctxtrace_format::{Level, build};
 
     #[test]
     fn a_forged_distribution_does_not_panic() {
@@ -768,7 +768,10 @@ pub(crate) mod tests {
                     if exit.is_some() {
                         run.timeline = Some(Timeline::default());
                     }
-                    run.aggregates.cost.programs.push(crate::trace::ProgramCost::default());
+                    run.aggregates
+                        .cost
+                        .programs
+                        .push(ctxtrace_format::ProgramCost::default());
                     let report = summarize(&about(subject.clone()), &[run]);
                     let json = serde_json::to_value(&report).expect("JSON");
                     let mut nulls = Vec::new();
@@ -835,7 +838,7 @@ pub(crate) mod tests {
         run.aggregates.counters.switches = 400;
         run.aggregates.counters.wakeups = 100;
         run.aggregates.latencies.get_mut(Kind::OnCpu).record(1_000_000);
-        let cost = |name: &str, timed_ns| crate::trace::ProgramCost {
+        let cost = |name: &str, timed_ns| ctxtrace_format::ProgramCost {
             name: name.to_owned(),
             timed_runs: 10,
             timed_ns,
@@ -894,7 +897,7 @@ pub(crate) mod tests {
 
     #[test]
     fn losses_of_every_cpu_are_added_up() {
-        let losses = |cpu, timeline_events| crate::trace::CpuLosses {
+        let losses = |cpu, timeline_events| ctxtrace_format::CpuLosses {
             cpu,
             events: 1,
             timeline_events,

@@ -11,9 +11,9 @@ use super::summarize::Nulls;
 use crate::correlate::ledger::{Ledger, LedgerEntry, entry_of};
 use crate::correlate::tasks;
 use crate::symbolize::stacks;
-use crate::trace::run::Run;
-use crate::trace::{Aggregates, Fate, Level, ThreadRecord, name_of};
-use crate::tracee::silent::SilentThread;
+use ctxtrace_format::SilentThread;
+use ctxtrace_format::run::Run;
+use ctxtrace_format::{Aggregates, Fate, Level, ThreadRecord, name_of};
 
 /// Number of open intervals, and the sum of their times so far in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -192,8 +192,8 @@ pub(super) fn still_running(aggregates: &Aggregates) -> Vec<RunningProcess> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::build;
     use ctxtrace_common::clock::Leave;
+    use ctxtrace_format::build;
 
     /// Returns aggregates with a thread that is asleep since 100 ns, a thread that is on the CPU, a thread that has ended, and a
     /// thread without a switch.
@@ -205,7 +205,7 @@ mod tests {
         running.fate = Fate::Alive;
         running.thread.clock.switch_in(100);
         let mut aggregates = build::aggregates(vec![asleep, running, build::thread(102, "ended", 1, 0)]);
-        aggregates.open = Some(vec![crate::trace::OpenInterval {
+        aggregates.open = Some(vec![ctxtrace_format::OpenInterval {
             tid: 101,
             key: build::sum_key(Class::ThreadBlocked, 0),
             off_ns: 900,

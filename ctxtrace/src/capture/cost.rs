@@ -16,7 +16,7 @@ use nix::sys::time::TimeVal;
 
 use super::{missing, refused};
 use crate::error::Result;
-use crate::trace::{ProgramCost, TracerCost};
+use ctxtrace_format::{ProgramCost, TracerCost};
 
 /// The statistics are on during one tick in this many.
 const TICKS_A_CYCLE: u64 = 20;

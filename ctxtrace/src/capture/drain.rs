@@ -21,7 +21,7 @@ use ctxtrace_common::wakeup::{Edge, EdgeAddition, EdgeKey, WakerAddition, WakerS
 use super::wire::Wire;
 use super::{batch, missing, refused};
 use crate::error::{Error, Result};
-use crate::trace::wakeups::{EdgeSums, others};
+use ctxtrace_format::wakeups::{EdgeSums, others};
 
 /// Maximum number of distinct sums of switch-outs, and of wakeups by stack; each takes about 100 bytes. Beyond it switch-outs are
 /// summed by class and counted in `lost.stack_sums`, and wakeups are counted in `lost.wakeup_edges`.
@@ -371,7 +371,7 @@ mod tests {
     use ctxtrace_common::wakeup::What;
 
     use super::*;
-    use crate::trace::build;
+    use ctxtrace_format::build;
 
     fn sum(count: u64) -> SwitchSum {
         SwitchSum {

@@ -21,7 +21,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::{missing, refused};
 use crate::error::{Error, Result};
-use crate::trace::events::EventSink;
+use ctxtrace_format::events::EventSink;
 
 /// Upper bound on the time between an event and its appearance in the ring, nanoseconds. Later ones can be out of order.
 const MARGIN_NS: u64 = 1_000_000;

@@ -13,9 +13,9 @@ use perf_event::events::Hardware;
 use super::offsets::{BTF_PATH, Description};
 use super::{EXIT, PROGRAMS, RENAME, RunningKernel, Tried, WAKEUP_TIMER, events, preflight, sampling, tried};
 use crate::error::{Error, Result};
-use crate::trace::Level;
-use crate::trace::machine::{Answer, Machine, Wanted};
 use crate::tracee::procfs::effective_capabilities;
+use ctxtrace_format::Level;
+use ctxtrace_format::machine::{Answer, Machine, Wanted};
 
 /// Types of maps that ctxtrace creates, with their names in the kernel.
 const MAPS: [(MapType, &str); 4] = [
@@ -52,53 +52,51 @@ const BETTER_HELPERS: [(&str, &str); 2] = [
 /// Memory of the tables with default settings in bytes, mostly for stacks and threads.
 const TABLE_BYTES: u64 = 48 << 20;
 
-impl Machine {
-    /// Inspects the machine that this process runs on.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel's release or the list of CPUs cannot be read.
-    pub fn this() -> Result<Self> {
-        let described = Description::of_running_kernel();
-        let kernel = RunningKernel::discover();
-        let may_trace = preflight::may_trace();
-        let online = aya::util::online_cpus().map_err(|(what, error)| Error::system(what)(error))?;
-        let per_cpu = 1 << 20;
-        Ok(Self {
-            kernel: proc_sys("kernel/osrelease").ok_or_else(|| {
-                Error::system("reading the kernel's release in /proc/sys/kernel")(ErrorKind::NotFound.into())
-            })?,
-            architecture: std::env::consts::ARCH.to_owned(),
-            program: std::env::current_exe().unwrap_or_else(|_| "ctxtrace".into()),
-            user: geteuid().as_raw(),
-            capabilities: effective_capabilities(),
-            first_pid_namespace: preflight::is_first_pid_namespace(),
-            btf_problem: kernel.as_ref().err().map(ToString::to_string),
-            distinguishes_interrupts: kernel
-                .as_ref()
-                .ok()
-                .map(|kernel| kernel.offsets.can_identify_interrupts()),
-            lockdown: fs::read_to_string("/sys/kernel/security/lockdown")
-                .ok()
-                .map(|text| chosen(&text)),
-            perf_event_paranoid: proc_sys_number("kernel/perf_event_paranoid"),
-            kptr_restrict: proc_sys_number("kernel/kptr_restrict"),
-            unprivileged_bpf_disabled: proc_sys_number("kernel/unprivileged_bpf_disabled"),
-            bpf_stats_enabled: proc_sys_number("kernel/bpf_stats_enabled"),
-            kernel_symbols: shows_addresses(),
-            memlock_bytes: memlock(),
-            available_bytes: procfs::Current::current()
-                .ok()
-                .and_then(|memory: procfs::Meminfo| memory.mem_available),
-            needed_bytes: TABLE_BYTES + (events::DEFAULT_RING_BYTES as u64).max(per_cpu * online.len() as u64),
-            cpus_online: online.len(),
-            cpus_allowed: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            hardware_counters: hardware_counters(),
-            maps: maps(may_trace, described.as_ref()),
-            helpers: helpers(described.as_ref()),
-            programs: programs(may_trace, kernel.as_ref().ok(), described.as_ref()),
-        })
-    }
+/// Inspects the machine that this process runs on.
+///
+/// # Errors
+///
+/// If the kernel's release or the list of CPUs cannot be read.
+pub fn this_machine() -> Result<Machine> {
+    let described = Description::of_running_kernel();
+    let kernel = RunningKernel::discover();
+    let may_trace = preflight::may_trace();
+    let online = aya::util::online_cpus().map_err(|(what, error)| Error::system(what)(error))?;
+    let per_cpu = 1 << 20;
+    Ok(Machine {
+        kernel: proc_sys("kernel/osrelease").ok_or_else(|| {
+            Error::system("reading the kernel's release in /proc/sys/kernel")(ErrorKind::NotFound.into())
+        })?,
+        architecture: std::env::consts::ARCH.to_owned(),
+        program: std::env::current_exe().unwrap_or_else(|_| "ctxtrace".into()),
+        user: geteuid().as_raw(),
+        capabilities: effective_capabilities(),
+        first_pid_namespace: preflight::is_first_pid_namespace(),
+        btf_problem: kernel.as_ref().err().map(ToString::to_string),
+        distinguishes_interrupts: kernel
+            .as_ref()
+            .ok()
+            .map(|kernel| kernel.offsets.can_identify_interrupts()),
+        lockdown: fs::read_to_string("/sys/kernel/security/lockdown")
+            .ok()
+            .map(|text| chosen(&text)),
+        perf_event_paranoid: proc_sys_number("kernel/perf_event_paranoid"),
+        kptr_restrict: proc_sys_number("kernel/kptr_restrict"),
+        unprivileged_bpf_disabled: proc_sys_number("kernel/unprivileged_bpf_disabled"),
+        bpf_stats_enabled: proc_sys_number("kernel/bpf_stats_enabled"),
+        kernel_symbols: shows_addresses(),
+        memlock_bytes: memlock(),
+        available_bytes: procfs::Current::current()
+            .ok()
+            .and_then(|memory: procfs::Meminfo| memory.mem_available),
+        needed_bytes: TABLE_BYTES + (events::DEFAULT_RING_BYTES as u64).max(per_cpu * online.len() as u64),
+        cpus_online: online.len(),
+        cpus_allowed: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        hardware_counters: hardware_counters(),
+        maps: maps(may_trace, described.as_ref()),
+        helpers: helpers(described.as_ref()),
+        programs: programs(may_trace, kernel.as_ref().ok(), described.as_ref()),
+    })
 }
 
 fn proc_sys(name: &str) -> Option<String> {
@@ -306,7 +304,7 @@ mod tests {
 
     #[test]
     fn the_machine_can_be_inspected_without_privileges() {
-        let machine = Machine::this().expect("the machine has a /proc");
+        let machine = this_machine().expect("the machine has a /proc");
         assert!(!machine.kernel.is_empty());
         assert!(machine.cpus_online >= 1 && machine.cpus_allowed >= 1);
         assert_eq!(machine.maps.len(), MAPS.len());

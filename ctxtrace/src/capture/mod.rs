@@ -23,7 +23,7 @@ mod cost;
 mod drain;
 pub mod events;
 mod layouts;
-mod machine;
+pub mod machine;
 pub mod offsets;
 pub mod polls;
 pub mod preflight;
@@ -54,17 +54,19 @@ use ctxtrace_common::thread::{PENDING_SUM, REFUSED, Thread, ThreadSummary};
 
 use crate::error::{Error, Result};
 use crate::reader::FileReader;
-use crate::trace::events::EventSink;
-use crate::trace::run::ClockAnchor;
-use crate::trace::threads::EndedThreads;
-use crate::trace::{Aggregates, CpuLosses, Fate, Latencies, Level, OpenInterval, ThreadRecord, merge, name_of};
 use crate::tracee::cgroups::CgroupWatch;
 use crate::tracee::held::HeldFile;
+use crate::tracee::held::HeldFiles;
 use crate::tracee::locate::is_elf;
-use crate::tracee::mappings::{Mappings, Tracker};
+use crate::tracee::mappings::{FollowedMappings, Tracker};
 use crate::tracee::procfs;
-use crate::tracee::programs::{LocatorChoice, Programs};
+use crate::tracee::programs::ProgramSearch;
 use cost::CostMeter;
+use ctxtrace_format::events::EventSink;
+use ctxtrace_format::programs::LocatorChoice;
+use ctxtrace_format::run::ClockAnchor;
+use ctxtrace_format::threads::EndedThreads;
+use ctxtrace_format::{Aggregates, CpuLosses, Fate, Latencies, Level, OpenInterval, ThreadRecord, merge, name_of};
 use drain::{DrainedTables, Drainer, entries};
 use events::{EventRings, Layout};
 use layouts::{Layouts, LocatorSlot};
@@ -196,7 +198,7 @@ pub struct Session {
     /// One sum per program, because there may be very many threads.
     handovers: HashMap<Image, Handover>,
     names: HashMap<Image, Vec<String>>,
-    programs: Programs,
+    programs: ProgramSearch,
     reader: FileReader,
     cgroups: CgroupWatch,
     layouts: Layouts,
@@ -303,7 +305,7 @@ impl Session {
             collected: DrainedTables::default(),
             handovers: HashMap::new(),
             names: HashMap::new(),
-            programs: Programs::new(settings.locator),
+            programs: ProgramSearch::new(settings.locator),
             reader: FileReader::new(),
             cgroups: CgroupWatch::start(kernel.offsets.has_throttled()),
             layouts: Layouts::default(),
@@ -621,7 +623,7 @@ impl Session {
     /// # Errors
     ///
     /// If a map cannot be read.
-    pub fn so_far(&self, mappings: &Mappings) -> Result<Aggregates> {
+    pub fn so_far(&self, mappings: &FollowedMappings) -> Result<Aggregates> {
         // No thread is reported as vanished: the last switch of a thread that is ending now may still be seen.
         let now_ns = ClockAnchor::now().monotonic_ns;
         self.aggregates(self.collected.clone(), mappings, &HashSet::new(), now_ns)
@@ -631,7 +633,7 @@ impl Session {
     fn aggregates(
         &self,
         mut collected: DrainedTables,
-        mappings: &Mappings,
+        mappings: &FollowedMappings,
         vanished: &HashSet<u64>,
         until_ns: u64,
     ) -> Result<Aggregates> {
@@ -669,8 +671,8 @@ impl Session {
             outsiders: HashMap::new(),
             waker_sums: sorted(collected.waker_sums),
             lost_programs: self.lost_programs,
-            programs: self.programs.clone(),
-            mappings: mappings.clone(),
+            programs: self.programs.programs().clone(),
+            mappings: mappings.recorded().clone(),
             recursion_misses: self.cost.recursion_misses(),
             cost: self.cost.so_far(),
             cgroups: Some(self.cgroups.so_far()),
@@ -685,12 +687,12 @@ impl Session {
 
     /// Waits until the last thread of every process that has ended has made its last switch, which comes after the process has
     /// been reaped. Then detaches the programs and reads back all tables. Processes that are still alive are reported in their
-    /// current state.
+    /// current state. The held files are those in which the names of functions are looked up.
     ///
     /// # Errors
     ///
     /// If a map cannot be read.
-    pub fn finish(mut self, mut tracker: Tracker, sink: &mut dyn EventSink) -> Result<Aggregates> {
+    pub fn finish(mut self, mut tracker: Tracker, sink: &mut dyn EventSink) -> Result<(Aggregates, HeldFiles)> {
         let deadline = Instant::now() + LAST_SWITCH_TIMEOUT;
         while self.last_switch_is_to_come()? && Instant::now() < deadline {
             std::thread::sleep(Duration::from_micros(200));
@@ -727,7 +729,7 @@ impl Session {
         let collected = std::mem::take(&mut self.collected);
         let mut aggregates = self.aggregates(collected, &mappings, &vanished, until_ns)?;
         aggregates.count_lost_code();
-        Ok(aggregates)
+        Ok((aggregates, mappings.into_held()))
     }
 
     /// The threads that are gone although no program run saw their last switch, by the address of their record.

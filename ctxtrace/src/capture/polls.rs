@@ -31,8 +31,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::events::monotonic_ns;
 use crate::error::{Error, Result};
-use crate::trace::events::EventSink;
-use crate::trace::polls::{PollBatch, PollClock, PollInfo, Stamp, ThreadStamps};
+use ctxtrace_format::events::EventSink;
+use ctxtrace_format::polls::{PollBatch, PollClock, PollInfo, Stamp, ThreadStamps};
 
 /// Number of rings, and so of threads that can have a ring at a time. Only pages that are written to take memory.
 const RINGS: usize = 256;
@@ -506,8 +506,8 @@ impl PollRings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::polls::StampKind;
     use ctxtrace_abi::rings::{BEGIN, CLAIMED, END, last, owner, record, short_task, what};
+    use ctxtrace_format::polls::StampKind;
     use memmap2::MmapMut;
 
     const SMALL: usize = LEAST_CAPACITY * 8;

@@ -6,8 +6,8 @@ use super::settings::{same_place, spec};
 use super::{CaseArgs, CompareArgs, ComparisonOutputArgs, ExplainArgs};
 use crate::error::{Error, Result};
 use crate::report::output::Destination;
-use crate::workload::pin::Pin;
-use crate::workload::{Mode, Spec};
+use ctxtrace_format::workload::Pin;
+use ctxtrace_format::workload::{Mode, Spec};
 
 /// The outputs of a comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -15,10 +15,10 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::analyze::assertion::Assertion;
 use crate::report::Weight;
-use crate::trace::Level;
-use crate::tracee::programs::LocatorChoice;
-use crate::workload::pin::Pin;
-use crate::workload::{Allocator, Channel, Language, Mode, Plant, Protocol, Root};
+use ctxtrace_format::Level;
+use ctxtrace_format::programs::LocatorChoice;
+use ctxtrace_format::workload::Pin;
+use ctxtrace_format::workload::{Allocator, Channel, Language, Mode, Plant, Protocol, Root};
 
 /// Shows which task switches of an async program hit the kernel, and what that costs
 #[derive(Debug, Parser)]

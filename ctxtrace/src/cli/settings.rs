@@ -14,11 +14,11 @@ use crate::cli::{CaseArgs, OutputArgs, RecordArgs, RecordingArgs, ReportArgs, Ru
 use crate::error::{Error, Result};
 use crate::report::Weight;
 use crate::report::output::Destination;
-use crate::trace::Level;
-use crate::trace::file::Limits;
-use crate::tracee::programs::LocatorChoice;
-use crate::workload::pin::Pin;
-use crate::workload::{Channel, Language, Mode, Spec};
+use ctxtrace_format::Level;
+use ctxtrace_format::file::Limits;
+use ctxtrace_format::programs::LocatorChoice;
+use ctxtrace_format::workload::Pin;
+use ctxtrace_format::workload::{Channel, Language, Mode, Spec};
 
 /// `ctxtrace run`, every option resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -521,8 +521,8 @@ fn outputs(args: OutputArgs) -> Result<OutputSettings> {
 mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
-    use crate::workload::{Allocator, Plant, Protocol, Root};
     use clap::Parser;
+    use ctxtrace_format::workload::{Allocator, Plant, Protocol, Root};
 
     fn settings(line: &str) -> Result<RunSettings> {
         let cli = Cli::try_parse_from(["ctxtrace", "run"].into_iter().chain(line.split_whitespace()))

@@ -5,13 +5,13 @@
 //! for which the timeline does not show the thread's state, because an event was lost or the thread was not known yet. It is
 //! reported as a part of its own.
 
-use crate::sums::{SaturatingSum, add};
+use ctxtrace_format::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, HashMap};
 
 use ctxtrace_common::process::{Image, TaskKey};
 
 use super::intervals::{Before, Departure, Interval, IntervalSink, State, ThreadId};
-use crate::workload::Outcome;
+use ctxtrace_format::workload::Outcome;
 
 /// A period of time, in `CLOCK_MONOTONIC` nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use ctxtrace_common::event::Out;
 use ctxtrace_common::process::Image;
 use ctxtrace_common::wakeup::Waker;
 
-use crate::trace::samples::{SamplePlace, Samples};
+use ctxtrace_format::samples::{SamplePlace, Samples};
 
 /// The identity of a thread. It stays unique when another thread gets the same thread id later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -37,7 +37,7 @@ use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::wakeup::WakeupOrigin;
 
 use super::intervals::{Interval, IntervalSink, State, ThreadId, Woken};
-use crate::trace::lanes::{Cell, Lane, LaneWakeup, Lanes, Moment, MomentKind, Shown, Span};
+use ctxtrace_format::lanes::{Lane, LaneWakeup, Lanes, Moment, MomentKind, Shown, Span};
 
 /// How much data may be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -421,7 +421,7 @@ impl LanesBuilder {
             moments: Vec::new(),
             tasks: self.tasks,
         };
-        lanes.take_items(&self.kept, &places);
+        add_items(&mut lanes, &self.kept, &places);
         let moments = self.moments.iter().filter_map(|around| {
             let lane = places[around.moment.lane as usize]?;
             Some(Moment { lane, ..around.moment })
@@ -487,111 +487,30 @@ fn joined(pieces: &[(u64, u64)]) -> Vec<(u64, u64)> {
     joined
 }
 
-impl Lanes {
-    /// Adds the kept intervals and wakeups to the result, in order and without duplicates.
-    fn take_items(&mut self, items: &[Item], places: &[Option<u32>]) {
-        for item in items {
-            match *item {
-                Item::Span { lane, span } => {
-                    if let Some(place) = places[lane as usize] {
-                        self.lanes[place as usize].spans.push(span);
-                    }
+/// Adds the kept intervals and wakeups to the result, in order and without duplicates.
+fn add_items(lanes: &mut Lanes, items: &[Item], places: &[Option<u32>]) {
+    for item in items {
+        match *item {
+            Item::Span { lane, span } => {
+                if let Some(place) = places[lane as usize] {
+                    lanes.lanes[place as usize].spans.push(span);
                 }
-                Item::LaneWakeup(wake) => {
-                    if let Some(to) = places[wake.to as usize] {
-                        let from = wake.from.and_then(|from| places[from as usize]);
-                        self.wakes.push(LaneWakeup { from, to, ..wake });
-                    }
+            }
+            Item::LaneWakeup(wake) => {
+                if let Some(to) = places[wake.to as usize] {
+                    let from = wake.from.and_then(|from| places[from as usize]);
+                    lanes.wakes.push(LaneWakeup { from, to, ..wake });
                 }
             }
         }
-        for lane in &mut self.lanes {
-            lane.spans.sort_by_key(|span| (span.start_ns, span.end_ns));
-            lane.spans.dedup();
-        }
-        self.wakes.sort_by_key(|wake| (wake.at_ns, wake.to, wake.from));
-        self.wakes.dedup();
     }
+    for lane in &mut lanes.lanes {
+        lane.spans.sort_by_key(|span| (span.start_ns, span.end_ns));
+        lane.spans.dedup();
+    }
+    lanes.wakes.sort_by_key(|wake| (wake.at_ns, wake.to, wake.from));
+    lanes.wakes.dedup();
 }
-
-impl Moment {
-    /// Duration in nanoseconds.
-    #[must_use]
-    pub fn ns(&self) -> u64 {
-        self.end_ns.saturating_sub(self.start_ns)
-    }
-}
-
-impl Lane {
-    /// Number of cells that must be added for this interval.
-    fn missing(&self, span: &Span, shift: u32) -> usize {
-        let (first, last) = (span.start_ns >> shift, (span.end_ns - 1) >> shift);
-        let begun = if self.cells.is_empty() { first } else { self.first_cell };
-        ((last + 1).saturating_sub(begun + self.cells.len() as u64)) as usize
-    }
-
-    fn extend(&mut self, span: &Span, shift: u32) {
-        if self.cells.is_empty() {
-            self.first_cell = span.start_ns >> shift;
-        }
-        let missing = self.missing(span, shift);
-        self.cells.resize(self.cells.len() + missing, Cell::default());
-    }
-
-    fn coarsen(&mut self) {
-        if self.cells.is_empty() {
-            return;
-        }
-        let odd = self.first_cell % 2 == 1;
-        let mut coarse = Vec::with_capacity(self.cells.len() / 2 + 1);
-        let mut rest = self.cells.as_slice();
-        if odd {
-            coarse.push(rest[0]);
-            rest = &rest[1..];
-        }
-        for pair in rest.chunks(2) {
-            let mut sum = pair[0];
-            if let Some(second) = pair.get(1) {
-                sum.add(second);
-            }
-            coarse.push(sum);
-        }
-        self.first_cell /= 2;
-        self.cells = coarse;
-    }
-
-    /// The time on a CPU and in a run queue, nanoseconds.
-    fn busy_ns(&self) -> u64 {
-        let busy = |cell: &Cell| cell.ns[Shown::OnCpu as usize].saturating_add(cell.ns[Shown::RunQueue as usize]);
-        self.cells.iter().map(busy).fold(0, u64::saturating_add)
-    }
-}
-
-impl Cell {
-    /// Adds another cell.
-    pub fn add(&mut self, other: &Self) {
-        for (mine, theirs) in self.ns.iter_mut().zip(&other.ns) {
-            *mine = mine.saturating_add(*theirs);
-        }
-        self.switches = self.switches.saturating_add(other.switches);
-        if other.task != 0 {
-            self.vote(other.task, other.lead_ns);
-        }
-    }
-
-    /// The majority vote algorithm of Boyer and Moore, weighted by time.
-    fn vote(&mut self, task: u32, ns: u64) {
-        if self.task == task {
-            self.lead_ns = self.lead_ns.saturating_add(ns);
-        } else if self.task == 0 || ns > self.lead_ns {
-            self.lead_ns = if self.task == 0 { ns } else { ns - self.lead_ns };
-            self.task = task;
-        } else {
-            self.lead_ns -= ns;
-        }
-    }
-}
-
 /// The state as which an interval is drawn.
 fn shown(interval: &Interval) -> Shown {
     let has_class = |class: Class| interval.reason == 0 && interval.class == class as u8;
@@ -660,6 +579,7 @@ pub(crate) mod tests {
 
     use ctxtrace_common::clock::NotedWakeup;
     use ctxtrace_common::wakeup::Waker;
+    use ctxtrace_format::lanes::Cell;
 
     use super::*;
 

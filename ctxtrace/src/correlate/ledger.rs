@@ -5,7 +5,7 @@
 //! proves to have no tasks, these switches keep the class of an ordinary thread. If a program proves to have its runtime in a
 //! shared object, its switches become unattributed.
 
-use crate::sums::{SaturatingSum, add};
+use ctxtrace_format::sums::{SaturatingSum, add};
 use std::collections::BTreeMap;
 
 use ctxtrace_common::ledger::Class;
@@ -13,7 +13,7 @@ use ctxtrace_common::locator::{OTHER_TASKS, Reason};
 use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::stack::{SumKey, SwitchSum};
 
-use crate::trace::Aggregates;
+use ctxtrace_format::Aggregates;
 
 /// The row of the ledger that a kernel switch belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,7 +125,7 @@ pub fn overflowed(class: Class) -> LedgerEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::build;
+    use ctxtrace_format::build;
 
     fn sum(count: u64, off_cpu_ns: u64) -> SwitchSum {
         SwitchSum { count, off_cpu_ns }

@@ -23,3 +23,6 @@ pub mod tasks;
 pub mod timeline;
 pub mod wakes;
 pub mod wakeups;
+
+#[cfg(test)]
+mod tests;

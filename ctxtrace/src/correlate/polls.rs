@@ -27,7 +27,7 @@
 //! to the delay. If it came before the wake, or if the thread did not sleep, the thread was already coming, and there are two
 //! legs.
 
-use crate::sums::SaturatingSum;
+use ctxtrace_format::sums::SaturatingSum;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
@@ -38,8 +38,8 @@ use ctxtrace_common::locator::OTHER_TASKS;
 use ctxtrace_common::process::{Image, TaskKey};
 
 use super::timeline::IdHasher;
-use crate::trace::events::EventSink;
-use crate::trace::polls::{Leg, Path, PollBatch, PollSums, PollWaker, Stamp, StampKind, TaskPolls, WakeEdge};
+use ctxtrace_format::events::EventSink;
+use ctxtrace_format::polls::{Leg, Path, PollBatch, PollSums, PollWaker, Stamp, StampKind, TaskPolls, WakeEdge};
 
 /// Maximum number of tasks, and of pairs of waker and task. Further tasks are summed in one row; further pairs are not recorded.
 const MOST_ROWS: usize = 1_024;
@@ -582,10 +582,10 @@ impl PolledTaskSums {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::polls::ThreadStamps;
     use ctxtrace_abi::rings::{BEGIN, END, WAKE, record, short_task, what};
     use ctxtrace_common::clock::NotedWakeup;
     use ctxtrace_common::stack::SumKey;
+    use ctxtrace_format::polls::ThreadStamps;
 
     const A: u32 = 11;
     const B: u32 = 12;

@@ -9,11 +9,11 @@
 //! leader, because that switch comes after the kernel has accounted for the thread; the last switch of the leader may or may not
 //! be contained. It includes the switches of the launched process before tracing began.
 
-use crate::sums::SaturatingSum;
 use ctxtrace_common::thread::{KernelCount, REFUSED};
+use ctxtrace_format::sums::SaturatingSum;
 
-use crate::trace::run::Launched;
-use crate::trace::{Fate, ThreadRecord, name_of};
+use ctxtrace_format::run::Launched;
+use ctxtrace_format::{Fate, ThreadRecord, name_of};
 
 /// The two counts of one thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,7 +145,7 @@ fn counts(record: &ThreadRecord, base: KernelCount) -> ThreadCounts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::build;
+    use ctxtrace_format::build;
 
     const LAUNCHED: Launched = Launched {
         pid: 100,

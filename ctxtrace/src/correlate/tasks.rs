@@ -3,7 +3,7 @@
 //! The probe counts the polls. A program without a probe therefore has tasks, which tokio and Go number, but no counts of task
 //! switches.
 
-use crate::sums::{SaturatingSum, add};
+use ctxtrace_format::sums::{SaturatingSum, add};
 use std::collections::BTreeMap;
 
 use ctxtrace_abi::{HOOKED, MESSAGE_BUCKETS, NAMED_TASKS, TASK_INDICES};
@@ -13,7 +13,7 @@ use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::thread::INHERITED;
 
 use super::ledger::Ledger;
-use crate::trace::Aggregates;
+use ctxtrace_format::Aggregates;
 
 /// The switches of one task.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -210,10 +210,10 @@ pub fn beyond_the_tables(aggregates: &Aggregates) -> u64 {
 mod tests {
     use super::super::ledger::ledger;
     use super::*;
-    use crate::trace::build;
     use ctxtrace_common::handover::Handover;
     use ctxtrace_common::ledger::Class;
     use ctxtrace_common::stack::SwitchSum;
+    use ctxtrace_format::build;
 
     const IMAGE: Image = Image { tgid: 100, number: 0 };
 

@@ -12,7 +12,7 @@
 //! wakeup that ended the sleep. Events of different threads may be out of order; they are counted ([`Replay::unordered`]) and
 //! have no other effect.
 
-use crate::sums::add;
+use ctxtrace_format::sums::add;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -25,12 +25,12 @@ use ctxtrace_common::stack::{SumKey, SwitchSum};
 use ctxtrace_common::thread::ThreadSummary;
 
 use super::intervals::{Arrival, Before, Departure, Interval, IntervalSink, State, ThreadId, Woken};
-use crate::trace::events::EventSink;
-use crate::trace::run::{Dropped, Timeline};
-use crate::trace::samples::SamplePlace;
-use crate::trace::threads::{MOST_ENDED, keep_most};
-use crate::trace::{Aggregates, Latencies};
 use crate::units::{signed_thousands, thousands};
+use ctxtrace_format::events::EventSink;
+use ctxtrace_format::run::{Dropped, Timeline};
+use ctxtrace_format::samples::SamplePlace;
+use ctxtrace_format::threads::{MOST_ENDED, keep_most};
+use ctxtrace_format::{Aggregates, Latencies};
 
 /// Maximum number of rows of the ledger. Switch-outs that need a further row are summed by class. It is more than the kernel side
 /// keeps at a time.
@@ -873,8 +873,8 @@ mod tests {
 
     use super::*;
     use crate::correlate::budget::{ThreadTimeBudget, Window};
-    use crate::trace::threads::EndedThreads;
-    use crate::trace::{Fate, ThreadRecord, build};
+    use ctxtrace_format::threads::EndedThreads;
+    use ctxtrace_format::{Fate, ThreadRecord, build};
 
     /// The kinds of switch-outs in these tests: how the thread leaves, and whether the kernel counts the switch as voluntary.
     const SLEEPS: (Leave, bool) = (Leave::Slept, true);

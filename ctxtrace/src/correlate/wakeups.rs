@@ -6,8 +6,8 @@ use ctxtrace_common::process::TaskKey;
 use ctxtrace_common::wakeup::{EdgeKey, Waker, WakeupOrigin};
 
 use super::tasks;
-use crate::trace::wakeups::EdgeSums;
-use crate::trace::{Aggregates, name_of};
+use ctxtrace_format::wakeups::EdgeSums;
+use ctxtrace_format::{Aggregates, name_of};
 
 /// The wakeups along one edge.
 #[derive(Clone, Debug)]
@@ -124,8 +124,8 @@ impl<'a> ThreadNames<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::build;
     use ctxtrace_common::process::Image;
+    use ctxtrace_format::build;
 
     fn key(origin: WakeupOrigin, from_tid: u32, from_task: u64, to_tid: u32) -> EdgeKey {
         let waker = Waker {

@@ -13,8 +13,8 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::trace::symbols::{Frame, FrameKind};
-use crate::tracee::locate::{Found, Look};
+use ctxtrace_format::executable::{Found, Look};
+use ctxtrace_format::symbols::{Frame, FrameKind};
 
 /// Size in bytes of the length that precedes a message.
 pub(super) const LENGTH_BYTES: usize = 4;

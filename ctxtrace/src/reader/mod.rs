@@ -58,10 +58,11 @@ pub use open::open_regular_file;
 use process::ReaderProcess;
 pub use serve::serve;
 
-use crate::trace::symbols::Frame;
-use crate::tracee::held::{FileIdentity, HeldFile};
-use crate::tracee::locate::{Found, Look};
+use crate::tracee::held::HeldFile;
 use crate::tracee::programs::{CommonDeadline, Examiner, Runtimes};
+use ctxtrace_format::executable::{Found, Look};
+use ctxtrace_format::mappings::FileIdentity;
+use ctxtrace_format::symbols::Frame;
 
 /// The argument that makes this executable run as the reading process.
 pub const SUBCOMMAND: &str = "read-files";

@@ -22,8 +22,8 @@ use super::go_functions::GoFunctions;
 use super::go_wrappers::{Callee, Wrappers};
 use super::loaded::Loaded;
 use super::message::{MAX_FRAMES, MAX_NAME_BYTES};
-use crate::printable::cut_name;
-use crate::trace::symbols::{Frame, FrameKind};
+use ctxtrace_format::printable::cut_name;
+use ctxtrace_format::symbols::{Frame, FrameKind};
 
 /// Sections that make blazesym open other files.
 const LINK_SECTIONS: [&[u8]; 3] = [b".gnu_debuglink", b".gnu_debugaltlink", b".debug_sup"];

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use nix::sys::signal::Signal;
 
 use super::*;
-use crate::trace::symbols::FrameKind;
 use crate::tracee::locate::examine_bytes;
+use ctxtrace_format::symbols::FrameKind;
 
 /// Set in the environment of the process that is to run as the reading process.
 pub(super) const VARIABLE: &str = "CTXTRACE_TEST_READER";
@@ -38,12 +38,12 @@ fn file_of(bytes: &[u8]) -> File {
 /// Offset in the file of a function's code in this executable.
 fn offset_of(function: *const ()) -> u64 {
     let address = function as u64;
-    let mappings = crate::tracee::mappings::Mappings::of_process(std::process::id());
+    let mappings = crate::tracee::mappings::FollowedMappings::of_process(std::process::id());
     let image = ctxtrace_common::process::Image {
         tgid: std::process::id(),
         number: 0,
     };
-    let mapping = mappings.find(image, address).expect("the address is mapped");
+    let mapping = mappings.recorded().find(image, address).expect("the address is mapped");
     mapping.offset_of(address)
 }
 

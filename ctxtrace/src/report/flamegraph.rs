@@ -13,7 +13,7 @@ use inferno::flamegraph::{self, Options};
 use super::{Weight, folded, printable};
 use crate::error::{Error, Result};
 use crate::symbolize::stacks::Resolved;
-use crate::trace::symbols::FrameKind;
+use ctxtrace_format::symbols::FrameKind;
 
 /// Text of the subtitle.
 pub struct Labels {
@@ -167,7 +167,7 @@ mod tests {
         render(&resolved, Subject::Switches, Weight::Count, &labels).expect("two switches can be drawn");
     }
     use crate::symbolize::stacks::ResolvedStack;
-    use crate::trace::symbols::Frame;
+    use ctxtrace_format::symbols::Frame;
 
     fn resolved() -> Resolved {
         let frame = |kind, name: &str| Frame {

@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use super::{Weight, printable};
 use crate::symbolize::stacks::ResolvedStack;
-use crate::trace::symbols::{Frame, FrameKind};
+use ctxtrace_format::symbols::{Frame, FrameKind};
 
 /// Renders the stacks as lines, each ended by a newline. The value is nanoseconds for [`Weight::Time`], and the number of
 /// switches, wakeups or samples for [`Weight::Count`].

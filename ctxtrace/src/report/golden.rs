@@ -21,14 +21,6 @@ use crate::correlate::lanes::{LanesBuilder, Limits};
 use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
 use crate::symbolize::stacks::{Resolved, ResolvedStack};
-use crate::trace::build;
-use crate::trace::events::EventSink;
-use crate::trace::polls::{PollBatch, PollClock, PollInfo, Stamp, ThreadStamps};
-use crate::trace::run::Run;
-use crate::trace::samples::SamplePlace;
-use crate::trace::symbols::{Frame, FrameKind};
-use crate::trace::{CpuLosses, Level, ProgramCost};
-use crate::workload::Mode;
 use ctxtrace_abi::rings;
 use ctxtrace_common::clock::{Leave, NotedWakeup};
 use ctxtrace_common::event::Event;
@@ -40,6 +32,14 @@ use ctxtrace_common::polls::{Gap, PollCounts};
 use ctxtrace_common::process::{Image, TaskKey};
 use ctxtrace_common::stack::{SumKey, SwitchSum};
 use ctxtrace_common::wakeup::{Edge, EdgeKey, Waker, WakeupOrigin};
+use ctxtrace_format::build;
+use ctxtrace_format::events::EventSink;
+use ctxtrace_format::polls::{PollBatch, PollClock, PollInfo, Stamp, ThreadStamps};
+use ctxtrace_format::run::Run;
+use ctxtrace_format::samples::SamplePlace;
+use ctxtrace_format::symbols::{Frame, FrameKind};
+use ctxtrace_format::workload::Mode;
+use ctxtrace_format::{CpuLosses, Level, ProgramCost};
 
 fn manifest() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

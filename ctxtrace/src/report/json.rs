@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 use crate::error::{Error, Result};
-use crate::printable::is_harmful;
+use ctxtrace_format::printable::is_harmful;
 
 /// Renders a result as indented JSON with a newline at the end.
 ///

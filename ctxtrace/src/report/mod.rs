@@ -38,8 +38,8 @@ pub mod pprof;
 pub mod suite;
 pub mod table;
 
-pub(crate) use crate::printable::printable;
-use crate::printable::printable_lines;
+pub(crate) use ctxtrace_format::printable::printable;
+use ctxtrace_format::printable::printable_lines;
 
 /// The quantity that the widths in a flamegraph show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

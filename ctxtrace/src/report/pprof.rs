@@ -23,10 +23,10 @@ use super::printable;
 use crate::correlate::ledger::{LedgerEntry, entry_of, overflowed};
 use crate::correlate::tasks;
 use crate::symbolize::stacks::{switched, task_types};
-use crate::trace::name_of;
-use crate::trace::run::{Info, Run};
-use crate::trace::symbols::{Frame, FrameKind};
-use crate::tracee::locate;
+use ctxtrace_format::executable::reason_in_words;
+use ctxtrace_format::name_of;
+use ctxtrace_format::run::{Info, Run};
+use ctxtrace_format::symbols::{Frame, FrameKind};
 
 #[derive(Clone, PartialEq, Message)]
 struct Profile {
@@ -216,7 +216,7 @@ impl Builder {
         }
         label("class", entry.class.in_words());
         if entry.reason != Reason::None {
-            label("reason", locate::in_words(entry.reason));
+            label("reason", reason_in_words(entry.reason));
         }
         if !thread.is_empty() {
             label("thread", thread);
@@ -358,8 +358,8 @@ mod tests {
     use crate::correlate::ledger::ledger;
     use crate::report::decode::pprof::Profile as Decoded;
     use crate::report::golden::golden;
-    use crate::trace::build;
-    use crate::workload::Mode;
+    use ctxtrace_format::build;
+    use ctxtrace_format::workload::Mode;
 
     const IMAGE: Image = Image { tgid: 100, number: 0 };
 

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, status};
 use crate::terminal::data_output;
+use crate::workload;
 use crate::workload::progress::Progress;
-use crate::workload::{self, Outcome, Spec};
+use ctxtrace_format::workload::{Outcome, Spec};
 
 /// How a workload ended, as it reports itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,11 +19,11 @@ use crate::error::{Error, Result, status};
 use crate::report::output::OutputAccess;
 use crate::report::place::DeviceInode;
 use crate::report::{compare as report, differential, json, table};
-use crate::trace::events::EventSink;
-use crate::trace::file::{self, Saved};
-use crate::trace::samples::Samples;
-use crate::trace::{Level, run::Run};
 use crate::tracee::user::invoker;
+use ctxtrace_format::events::EventSink;
+use ctxtrace_format::file::{self, Saved};
+use ctxtrace_format::samples::Samples;
+use ctxtrace_format::{Level, run::Run};
 
 /// Reads both captures, and writes every output.
 ///

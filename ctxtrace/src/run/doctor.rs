@@ -5,15 +5,15 @@ use std::path::Path;
 use super::outputs;
 
 use crate::analyze::doctor::{self, Diagnosis};
+use crate::capture::machine::this_machine;
 use crate::error::{Result, status};
 use crate::reader::{FileReader, open_regular_file};
 use crate::report::doctor::render;
 use crate::report::json;
 use crate::report::output::{Destination, Output, OutputAccess};
 use crate::report::place::DeviceInode;
-use crate::trace::machine::Machine;
-use crate::tracee::locate::{Found, Look};
 use crate::tracee::user::invoker;
+use ctxtrace_format::executable::{Found, Look};
 
 /// Inspects the machine and the program, writes the outputs, and returns the status: 0 if tracing works for this user.
 ///
@@ -27,7 +27,7 @@ pub fn run(program: Option<&Path>, json: Option<&Destination>) -> Result<u8> {
         let (look, found) = read(path);
         doctor::program(path, &look, &found)
     });
-    let diagnosis = Diagnosis::new(doctor::machine(&Machine::this()?), program);
+    let diagnosis = Diagnosis::new(doctor::machine(&this_machine()?), program);
     if let Some(output) = output {
         output.commit(&json::render(&diagnosis)?)?;
     }

@@ -6,19 +6,18 @@ use ctxtrace_common::event::Event;
 use super::interrupt::{Interrupt, Interrupts};
 use super::save::Saver;
 use super::spool::Spool;
-use super::watch::{Observer, Underway};
+use super::watch::{Observer, RecordedRun, Underway};
 use crate::capture::Settings;
 use crate::correlate::lanes;
 use crate::correlate::polls::PollReplay;
 use crate::correlate::timeline::Replay;
-use crate::symbolize::symbols;
 use crate::terminal::write_notice;
-use crate::trace::Level;
-use crate::trace::events::EventSink;
-use crate::trace::lanes::Lanes;
-use crate::trace::polls::PollBatch;
-use crate::trace::run::Run;
-use crate::trace::samples::Samples;
+use ctxtrace_format::Level;
+use ctxtrace_format::events::EventSink;
+use ctxtrace_format::lanes::Lanes;
+use ctxtrace_format::polls::PollBatch;
+use ctxtrace_format::run::Run;
+use ctxtrace_format::samples::Samples;
 
 /// An observer that processes events, and calls `tick` at every tick.
 pub(super) struct RecordingObserver<'a, F> {
@@ -73,13 +72,17 @@ pub(super) fn taken(mut replay: Replay<(Samples, Option<lanes::LanesBuilder>)>) 
 impl ObservedRun<'_> {
     /// Completes a run that has ended with the results of its events and the names of its stacks, and saves it. The first signal
     /// ends the lookup of names, and the next one ends this process.
-    pub(super) fn finish(self, mut run: Run, interrupts: Option<&Interrupts>) -> Run {
+    pub(super) fn finish(self, mut recorded: RecordedRun, interrupts: Option<&Interrupts>) -> Run {
+        let run = &mut recorded.run;
         if let Some(replay) = self.replay {
             run.timeline = Some(replay.conclude(&run.aggregates, true));
             (run.samples, run.lanes) = taken(replay);
         }
         run.polls = self.polls.map(|polls| polls.conclude().0);
-        run.symbols = symbols::resolve_until(&run.aggregates, &run.samples, interrupts.map(Interrupts::fd));
+        let samples = std::mem::take(&mut run.samples);
+        recorded.name_stacks(&samples, interrupts.map(Interrupts::fd));
+        let mut run = recorded.run;
+        run.samples = samples;
         if let Some(interrupts) = interrupts
             && let Some(Interrupt { signal, .. }) = interrupts.take()
         {

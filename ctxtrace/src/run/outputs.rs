@@ -16,12 +16,12 @@ use crate::report::output::{Output, OutputAccess};
 use crate::report::place::OutputFolder;
 use crate::report::table::{self, Style};
 use crate::report::{Weight, folded, html, json, perfetto, pprof};
-use crate::sums::SaturatingSum as _;
 use crate::symbolize::stacks;
 use crate::terminal::{Stream, Styles, write_text};
-use crate::trace::Level;
-use crate::trace::events::EventSource;
-use crate::trace::run::{Info, Run};
+use ctxtrace_format::Level;
+use ctxtrace_format::events::EventSource;
+use ctxtrace_format::run::{Info, Run};
+use ctxtrace_format::sums::SaturatingSum as _;
 
 /// The requested output files, which are open and writable.
 pub(super) struct Outputs {

@@ -8,8 +8,9 @@ use crate::error::{Error, Result};
 use crate::tracee::environment::Environment;
 use crate::tracee::toolchain::{self, Compiler, Source};
 use crate::tracee::user::Invoker;
-use crate::workload::pin::{Pin, Pinning};
-use crate::workload::{Allocator, Language, PING_PONG_IN_GO, PROCESS_IN_C, Protocol, Spec};
+use crate::workload::pin::Pinning;
+use crate::workload::{PING_PONG_IN_GO, PROCESS_IN_C};
+use ctxtrace_format::workload::{Allocator, Language, Pin, Protocol, Spec};
 
 /// The executable with the same workloads and jemalloc.
 const WITH_JEMALLOC: &str = "ctxtrace-workload-jemalloc";

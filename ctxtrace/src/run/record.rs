@@ -9,7 +9,7 @@ use super::interrupt::Interrupts;
 use super::observe::RecordingObserver;
 use super::outputs::{OutputData, Outputs};
 use super::save::Saver;
-use super::watch::{Cut, OnInterrupt, RecordedRun, Recorder, Underway};
+use super::watch::{Cut, OnInterrupt, Recorder, Underway};
 use super::{info, verdict};
 use crate::analyze::summarize::summarize;
 use crate::capture::{RunningKernel, preflight};
@@ -20,12 +20,12 @@ use crate::report::output::OutputAccess;
 use crate::report::place::DeviceInode;
 use crate::report::printable;
 use crate::terminal::write_notice;
-use crate::trace::run::{Exit, Subject};
 use crate::tracee::attach::{Attached, descendants, may_be_traced};
 use crate::tracee::environment::Environment;
 use crate::tracee::launch::Command;
 use crate::tracee::search::find_program;
 use crate::tracee::user::{Invoker, invoker};
+use ctxtrace_format::run::{Exit, Subject};
 
 /// Records a command or a process, writes every output, and returns the exit status, which is the command's if there is a
 /// command.
@@ -53,7 +53,7 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
     let drawn = settings.outputs.html.is_some().then_some(Limits::ONE);
     let mut spool = outputs.spool(settings.capture.level);
     let mut keeper = RecordingObserver::new(&settings.capture, drawn, &mut saver, &mut spool, |_: &Underway<'_>| {});
-    let RecordedRun { run, cut } = match &target {
+    let recorded = match &target {
         Found::Command { words, program, env } => {
             let args: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();
             let command = Command {
@@ -79,10 +79,11 @@ pub fn record(settings: &RecordSettings) -> Result<u8> {
             recorder.process(attached, *children, began, &mut keeper)?
         }
     };
+    let cut = recorded.cut;
     if cut.killed && !settings.outputs.quiet {
         say("ctxtrace: processes that had not ended two seconds after SIGTERM were killed (SIGKILL)");
     }
-    let runs = [keeper.stop().finish(run, recorder.interrupts)];
+    let runs = [keeper.stop().finish(recorded, recorder.interrupts)];
     let report = summarize(&info, &runs);
     let data = OutputData {
         info: &info,

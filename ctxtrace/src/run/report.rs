@@ -15,12 +15,12 @@ use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
 use crate::report::output::OutputAccess;
 use crate::report::place::DeviceInode;
-use crate::trace::Level;
-use crate::trace::events::{EventSink, EventSource};
-use crate::trace::file::{self, Saved};
-use crate::trace::run::Dropped;
-use crate::trace::samples::Samples;
 use crate::tracee::user::invoker;
+use ctxtrace_format::Level;
+use ctxtrace_format::events::{EventSink, EventSource};
+use ctxtrace_format::file::{self, Saved};
+use ctxtrace_format::run::Dropped;
+use ctxtrace_format::samples::Samples;
 
 /// Reads the events of a capture again, for outputs that need them after the first reading.
 struct CaptureEvents<'a> {
@@ -200,11 +200,11 @@ mod tests {
     use ctxtrace_common::event::Event;
 
     use super::*;
-    use crate::trace::build;
-    use crate::trace::file::Writer;
-    use crate::trace::run::{Run, Timeline};
-    use crate::trace::samples::SamplePlace;
     use ctxtrace_common::process::Image;
+    use ctxtrace_format::build;
+    use ctxtrace_format::file::Writer;
+    use ctxtrace_format::run::{Run, Timeline};
+    use ctxtrace_format::samples::SamplePlace;
 
     /// Whether the sums in a capture are sufficient for a report. The capture has one run with one event.
     fn is_enough(run: &Run, level: Level, alter: impl FnOnce(&mut Vec<u8>)) -> bool {

@@ -14,10 +14,10 @@ use crate::cli::settings::SaveSettings;
 use crate::error::{Error, Result};
 use crate::report::output::{OutputAccess, place_of_capture};
 use crate::report::place::{NamelessFile, OutputPlace, Replace, UserFile};
-use crate::trace::file::{CapturePath, Writer};
-use crate::trace::polls::PollBatch;
-use crate::trace::run::{Info, Run};
 use crate::units::thousands;
+use ctxtrace_format::file::{CapturePath, Writer};
+use ctxtrace_format::polls::PollBatch;
+use ctxtrace_format::run::{Info, Run};
 
 /// Time from the start of a run to its first checkpoint. Each further interval is twice as long as the one before.
 const FIRST_CHECKPOINT: Duration = Duration::from_secs(1);

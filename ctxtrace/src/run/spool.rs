@@ -10,8 +10,8 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
 use ctxtrace_common::event::{EVENT_BYTES, Event};
 
 use crate::report::place::{OutputFolder, UserFile};
-use crate::trace::events::{EventSink, EventSource};
-use crate::trace::polls::PollBatch;
+use ctxtrace_format::events::{EventSink, EventSource};
+use ctxtrace_format::polls::PollBatch;
 
 /// Flag in the word before a batch of polls; the other bits are the length in bytes.
 const POLLS: u64 = 1 << 63;

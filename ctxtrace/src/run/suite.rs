@@ -18,9 +18,9 @@ use crate::error::{Error, Result, status};
 use crate::report::output::{Output, OutputAccess};
 use crate::report::{json, suite as report};
 use crate::terminal::Stream;
-use crate::trace::Level;
-use crate::trace::run::Subject;
 use crate::tracee::user::{Invoker, invoker};
+use ctxtrace_format::Level;
+use ctxtrace_format::run::Subject;
 
 /// Measures every case, writes every output, and returns the exit status. A case that cannot be run becomes a row with the
 /// reason.
@@ -151,10 +151,10 @@ impl SuiteCase {
             }
         }
         match workload::observed(program, recorder, user, &mut ()) {
-            Ok(run) if run.cut_short.is_some() => self.measured.cut_short = run.cut_short,
-            Ok(run) => {
+            Ok(recorded) if recorded.run.cut_short.is_some() => self.measured.cut_short = recorded.run.cut_short,
+            Ok(recorded) => {
                 let info = info(Subject::Workload(self.measured.spec.clone()), &recorder.settings)?;
-                self.measured.traced.push(summarize(&info, &[run]));
+                self.measured.traced.push(summarize(&info, &[recorded.run]));
             }
             Err(error) => self.measured.cut_short = Some(error.to_string()),
         }

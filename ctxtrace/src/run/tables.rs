@@ -13,8 +13,8 @@ mod with {
     use crate::report::output::OutputAccess;
     use crate::report::parquet::{self, Folder};
     use crate::report::place::OutputFolder;
-    use crate::trace::events::EventSource;
-    use crate::trace::run::{Info, Run};
+    use ctxtrace_format::events::EventSource;
+    use ctxtrace_format::run::{Info, Run};
 
     /// The folder of the tables, which is writable.
     pub(in crate::run) struct Tables {
@@ -55,8 +55,8 @@ mod without {
     use crate::error::{Error, Result};
     use crate::report::output::OutputAccess;
     use crate::report::place::OutputFolder;
-    use crate::trace::events::EventSource;
-    use crate::trace::run::{Info, Run};
+    use ctxtrace_format::events::EventSource;
+    use ctxtrace_format::run::{Info, Run};
 
     /// A type without values, because this build cannot write tables.
     pub(in crate::run) enum Tables {}

@@ -17,14 +17,16 @@ use crate::capture::{RunningKernel, Session, Settings};
 use crate::correlate::intervals::IntervalSink;
 use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result};
-use crate::trace::events::EventSink;
-use crate::trace::run::{Launched, Run};
-use crate::trace::samples::Samples;
-use crate::trace::symbols::Symbols;
+use crate::symbolize::symbols;
 use crate::tracee::attach::{Attached, descendants, may_be_traced};
+use crate::tracee::held::HeldFiles;
 use crate::tracee::launch::{Child, Command, Ended};
 use crate::tracee::mappings::Tracker;
 use crate::tracee::silent::FirstReading;
+use ctxtrace_format::events::EventSink;
+use ctxtrace_format::run::{Launched, Run};
+use ctxtrace_format::samples::Samples;
+use ctxtrace_format::symbols::Symbols;
 
 /// How often the tracer wakes up while the target runs. This is seldom, because each time it takes a CPU for some microseconds.
 /// The rings have room for the events of a much longer time.
@@ -71,8 +73,17 @@ pub struct Cut {
 pub struct RecordedRun {
     /// The recorded data.
     pub run: Run,
+    /// The files in which the names of functions are looked up.
+    pub held: HeldFiles,
     /// What happened before the target's end, if anything.
     pub cut: Cut,
+}
+
+impl RecordedRun {
+    /// Looks up the names of all stacks, also of those in the samples, until `interrupt` is readable.
+    pub fn name_stacks(&mut self, samples: &Samples, interrupt: Option<BorrowedFd<'_>>) {
+        self.run.symbols = symbols::resolve(&self.run.aggregates, samples, &self.held, interrupt);
+    }
 }
 
 /// A recording in progress.
@@ -108,7 +119,7 @@ impl Underway<'_> {
     }
 }
 
-/// Receives the events of a recording in progress, with [`crate::trace::Level::Timeline`], and can inspect its state at each
+/// Receives the events of a recording in progress, with [`ctxtrace_format::Level::Timeline`], and can inspect its state at each
 /// tick.
 pub trait Observer: EventSink {
     /// Called every 50 ms.
@@ -260,7 +271,7 @@ impl Recorder<'_> {
         launched: Option<(Launched, Option<Ended>)>,
         cut: Cut,
     ) -> Result<RecordedRun> {
-        let aggregates = session.finish(tracker, sink)?;
+        let (aggregates, held) = session.finish(tracker, sink)?;
         Ok(RecordedRun {
             run: Run {
                 aggregates,
@@ -276,6 +287,7 @@ impl Recorder<'_> {
                 samples: Samples::default(),
                 lanes: None,
             },
+            held,
             cut,
         })
     }

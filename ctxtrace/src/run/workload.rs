@@ -20,11 +20,11 @@ use super::watch::{Observer, RecordedRun, Recorder, Underway};
 use crate::cli::settings::RunSettings;
 use crate::correlate::lanes::Limits;
 use crate::error::{Error, Result};
-use crate::trace::run::{Exit, Run};
 use crate::tracee::launch::{Child, Command, Suspended};
 use crate::tracee::user::Invoker;
-use crate::workload::Outcome;
 use crate::workload::progress::Progress;
+use ctxtrace_format::run::{Exit, Run};
+use ctxtrace_format::workload::Outcome;
 
 /// One start of a workload: the pipe for its report, and its progress counter.
 struct Start<'a> {
@@ -126,25 +126,26 @@ pub(super) fn recorded(
     Ok(kept.finish(finished(recorded, start)?, recorder.interrupts))
 }
 
-/// Runs the workload once under tracing. The observer gets the events.
+/// Runs the workload once under tracing. The observer gets the events. The stacks have no names yet.
 pub(super) fn observed(
     program: &WorkloadProgram,
     recorder: &Recorder<'_>,
     user: Option<&Invoker>,
     observer: &mut dyn Observer,
-) -> Result<Run> {
+) -> Result<RecordedRun> {
     let start = Start::new(program, user)?;
     let recorded = start.with_command(|command| recorder.command(command, observer))?;
     finished(recorded, start)
 }
 
-fn finished(recorded: RecordedRun, start: Start<'_>) -> Result<Run> {
-    let RecordedRun { mut run, cut } = recorded;
-    let reported = start.finish(cut.interrupted, run.exit.unwrap_or_default())?;
+/// Adds to a recording what the workload has reported.
+fn finished(mut recorded: RecordedRun, start: Start<'_>) -> Result<RecordedRun> {
+    let run = &mut recorded.run;
+    let reported = start.finish(recorded.cut.interrupted, run.exit.unwrap_or_default())?;
     run.messages_seen = reported.messages_seen;
     run.outcome = reported.outcome;
     run.cut_short = reported.cut_short;
-    Ok(run)
+    Ok(recorded)
 }
 
 /// Runs the workload once, untraced.

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::trace::symbols::{Frame, FrameKind};
+use ctxtrace_format::symbols::{Frame, FrameKind};
 
 /// What code is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]

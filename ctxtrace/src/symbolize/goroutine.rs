@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use ctxtrace_common::locator::start_of_go_others;
 use ctxtrace_common::process::TaskKey;
 
-use crate::trace::Aggregates;
+use ctxtrace_format::Aggregates;
 
 /// The address of the start function of each goroutine of a capture.
 pub(super) fn starts(aggregates: &Aggregates) -> BTreeMap<TaskKey, u64> {
@@ -33,11 +33,11 @@ pub(super) fn plain_name(symbol: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::build;
     use ctxtrace_common::ledger::Class;
     use ctxtrace_common::locator::{GO_TASK, go_others};
     use ctxtrace_common::process::Image;
     use ctxtrace_common::stack::SwitchSum;
+    use ctxtrace_format::build;
 
     #[test]
     fn goroutines_that_share_an_id_have_their_function_in_it() {

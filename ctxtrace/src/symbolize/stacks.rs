@@ -1,7 +1,7 @@
 //! The stacks of a run by their names, below frames that say what the threads were doing. Pure functions: the names come from
 //! [`Symbols`].
 
-use crate::sums::{SaturatingSum, add};
+use ctxtrace_format::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, HashMap};
 
 use ctxtrace_common::ledger::Class;
@@ -14,11 +14,11 @@ use super::{ENTRY_POINTS, future};
 use crate::correlate::ledger::{LedgerEntry, entry_of};
 use crate::correlate::tasks;
 use crate::correlate::wakeups::ThreadNames;
-use crate::trace::run::Run;
-use crate::trace::samples::SamplePlace;
-use crate::trace::symbols::{Frame, FrameKind, Symbols};
-use crate::trace::{Aggregates, name_of};
-use crate::tracee::locate;
+use ctxtrace_format::executable::reason_in_words;
+use ctxtrace_format::run::Run;
+use ctxtrace_format::samples::SamplePlace;
+use ctxtrace_format::symbols::{Frame, FrameKind, Symbols};
+use ctxtrace_format::{Aggregates, name_of};
 
 /// Switch-outs, wakeups or samples with the same resolved stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ fn doing(entry: &LedgerEntry, aggregates: &Aggregates) -> Vec<Frame> {
             frame(class.trim_start_matches("task ").to_owned()),
         ],
         None if entry.class == Class::Unattributed => {
-            vec![frame(class.to_owned()), Frame::reason(locate::in_words(entry.reason))]
+            vec![frame(class.to_owned()), Frame::reason(reason_in_words(entry.reason))]
         }
         None => vec![frame(class.to_owned())],
     }
@@ -278,10 +278,9 @@ fn is_complete(user: &[Frame]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::symbolize::symbols;
-    use crate::trace::build;
-    use crate::tracee::mappings::Mapping;
     use ctxtrace_common::stack::SwitchSum;
+    use ctxtrace_format::build;
+    use ctxtrace_format::mappings::Mapping;
 
     fn frame(kind: FrameKind, name: &str) -> Frame {
         Frame {
@@ -291,9 +290,7 @@ mod tests {
     }
 
     fn resolve(aggregates: Aggregates) -> Resolved {
-        let mut run = build::run(aggregates);
-        run.symbols = symbols::resolve(&run.aggregates, &run.samples);
-        switches(&run)
+        switches(&build::run(aggregates))
     }
 
     #[test]
@@ -395,7 +392,7 @@ mod tests {
             path: "/usr/bin/server".into(),
             file: None,
         };
-        aggregates.mappings.add(image_of(&key), [mapping]);
+        aggregates.mappings.add(image_of(&key), &mapping);
         aggregates.switch_sums = vec![(
             key,
             SwitchSum {

@@ -18,11 +18,11 @@ use ctxtrace_common::process::Image;
 
 use super::goroutine;
 use crate::reader::{FileReader, Places, ReadFailure, symbolized_frames};
-use crate::trace::Aggregates;
-use crate::trace::samples::Samples;
-use crate::trace::symbols::{Frame, FrameKind, Symbols};
-use crate::tracee::held::FileIdentity;
-use crate::tracee::mappings::{Mapping, Mappings};
+use crate::tracee::held::HeldFiles;
+use ctxtrace_format::Aggregates;
+use ctxtrace_format::mappings::{FileIdentity, Mapping, Mappings};
+use ctxtrace_format::samples::Samples;
+use ctxtrace_format::symbols::{Frame, FrameKind, Symbols};
 
 /// The kernel functions that raise the tracepoints. Frames further in belong to ctxtrace.
 const TRACED_FUNCTIONS: [&str; 3] = ["__schedule", "try_to_wake_up", "wake_up_new_task"];
@@ -30,17 +30,16 @@ const TRACED_FUNCTIONS: [&str; 3] = ["__schedule", "try_to_wake_up", "wake_up_ne
 /// Maximum time to look up the names of all files together.
 const NAMES_TIME: Duration = Duration::from_secs(60);
 
-/// Resolves every stack of a run, and the functions that goroutines were started with.
+/// Resolves every stack of a run, and the functions that goroutines were started with. Names are looked up in the held files, until
+/// `interrupt` is readable. Frames without a name then have the reason.
 #[must_use]
-pub fn resolve(aggregates: &Aggregates, samples: &Samples) -> Symbols {
-    resolve_until(aggregates, samples, None)
-}
-
-/// Like [`resolve`], but stops looking up names in files once `interrupt` is readable. Frames without a name then have the
-/// reason.
-#[must_use]
-pub fn resolve_until(aggregates: &Aggregates, samples: &Samples, interrupt: Option<BorrowedFd<'_>>) -> Symbols {
-    let mut resolver = Resolver::new(&aggregates.mappings);
+pub fn resolve(
+    aggregates: &Aggregates,
+    samples: &Samples,
+    held: &HeldFiles,
+    interrupt: Option<BorrowedFd<'_>>,
+) -> Symbols {
+    let mut resolver = Resolver::new(&aggregates.mappings, held);
     let mut symbols = Symbols::default();
     let switches = aggregates.switch_sums.iter().map(|(key, _)| {
         let image = Image {
@@ -88,6 +87,7 @@ pub fn resolve_until(aggregates: &Aggregates, samples: &Samples, interrupt: Opti
 struct Resolver<'a> {
     symbolizer: Symbolizer,
     mappings: &'a Mappings,
+    held: &'a HeldFiles,
     kernel: HashMap<u64, Vec<Frame>>,
     /// The functions that were looked up, by file and offset.
     files: HashMap<FileIdentity, HashMap<u64, Vec<Frame>>>,
@@ -96,10 +96,11 @@ struct Resolver<'a> {
 }
 
 impl<'a> Resolver<'a> {
-    fn new(mappings: &'a Mappings) -> Self {
+    fn new(mappings: &'a Mappings, held: &'a HeldFiles) -> Self {
         Self {
             symbolizer: Symbolizer::new(),
             mappings,
+            held,
             kernel: HashMap::new(),
             files: HashMap::new(),
             starts: HashMap::new(),
@@ -177,7 +178,7 @@ impl<'a> Resolver<'a> {
             }
             let shown = mapping.file_name();
             let all_unknown = |why: &str| vec![vec![Frame::reason(&format!("unknown: {why}"))]; places.len()];
-            let functions = match (&stopped, self.mappings.file(mapping)) {
+            let functions = match (&stopped, self.held.of_mapping(mapping)) {
                 (Some(failure), _) => all_unknown(&failure.in_words(&shown)),
                 (None, Err(why)) => all_unknown(&format!("{shown} {}", why.in_words())),
                 (None, Ok(held)) => {
@@ -244,6 +245,7 @@ fn kernel_function(symbolizer: &Symbolizer, address: u64) -> Vec<Frame> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tracee::mappings::FollowedMappings;
     use std::os::fd::AsFd;
 
     #[test]
@@ -257,7 +259,7 @@ mod tests {
     fn a_function_of_this_program_is_named() {
         let address = a_function_of_this_program_is_named as *const () as u64;
         let (mappings, image) = this_process();
-        let mapping = mappings.find(image, address).expect("the address is mapped");
+        let mapping = mappings.recorded().find(image, address).expect("the address is mapped");
         assert_eq!(
             mapping.path,
             std::env::current_exe().expect("the executable has a path")
@@ -304,16 +306,21 @@ mod tests {
         );
     }
 
-    fn this_process() -> (Mappings, Image) {
+    fn this_process() -> (FollowedMappings, Image) {
         let image = Image {
             tgid: std::process::id(),
             number: 0,
         };
-        (Mappings::of_process(image.tgid), image)
+        (FollowedMappings::of_process(image.tgid), image)
     }
 
-    fn frames_at(mappings: &Mappings, image: Image, address: u64, interrupt: Option<BorrowedFd<'_>>) -> Vec<Frame> {
-        let mut resolver = Resolver::new(mappings);
+    fn frames_at(
+        mappings: &FollowedMappings,
+        image: Image,
+        address: u64,
+        interrupt: Option<BorrowedFd<'_>>,
+    ) -> Vec<Frame> {
+        let mut resolver = Resolver::new(mappings.recorded(), mappings.held());
         resolver.look_up_files(std::iter::once((image, address)), std::iter::empty(), interrupt);
         resolver.user_stack(image, &[address])
     }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::trace::cgroups::{Cgroups, Quota};
+use ctxtrace_format::cgroups::{Cgroups, Quota};
 
 /// The number of processes that are examined per tick. If a round would then take more than [`ROUND_TICKS`] ticks, more processes
 /// are examined per tick.

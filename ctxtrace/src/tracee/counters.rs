@@ -6,64 +6,22 @@
 use nix::unistd::Pid;
 use perf_event::events::{Event, Hardware, Software};
 use perf_event::{Builder, Counter, ReadFormat};
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use ctxtrace_format::counted::Counted;
 
-/// An event that is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Counted {
-    /// Clock cycles of the processor
-    Cycles,
-    /// Instructions
-    Instructions,
-    /// Misses of the last-level cache
-    CacheMisses,
-    /// Mispredicted branches
-    BranchMisses,
-    /// Page faults
-    PageFaults,
-    /// Migrations of a thread to another CPU
-    CpuMigrations,
-}
-
-impl Counted {
-    /// All events, in the order of their variants.
-    pub const ALL: [Self; 6] = [
-        Self::Cycles,
-        Self::Instructions,
-        Self::CacheMisses,
-        Self::BranchMisses,
-        Self::PageFaults,
-        Self::CpuMigrations,
-    ];
-
-    /// The name of the event in tables.
-    #[must_use]
-    pub fn in_words(self) -> &'static str {
-        match self {
-            Self::Cycles => "cycles",
-            Self::Instructions => "instructions",
-            Self::CacheMisses => "last-level cache misses",
-            Self::BranchMisses => "mispredicted branches",
-            Self::PageFaults => "page faults",
-            Self::CpuMigrations => "CPU migrations",
-        }
+/// Returns the builder of a counter of an event.
+fn builder(counted: Counted) -> Builder<'static> {
+    fn builder(event: impl Event) -> Builder<'static> {
+        Builder::new(event)
     }
-
-    fn builder(self) -> Builder<'static> {
-        fn of(event: impl Event) -> Builder<'static> {
-            Builder::new(event)
-        }
-        match self {
-            Self::Cycles => of(Hardware::CPU_CYCLES),
-            Self::Instructions => of(Hardware::INSTRUCTIONS),
-            Self::CacheMisses => of(Hardware::CACHE_MISSES),
-            Self::BranchMisses => of(Hardware::BRANCH_MISSES),
-            Self::PageFaults => of(Software::PAGE_FAULTS),
-            Self::CpuMigrations => of(Software::CPU_MIGRATIONS),
-        }
+    match counted {
+        Counted::Cycles => builder(Hardware::CPU_CYCLES),
+        Counted::Instructions => builder(Hardware::INSTRUCTIONS),
+        Counted::CacheMisses => builder(Hardware::CACHE_MISSES),
+        Counted::BranchMisses => builder(Hardware::BRANCH_MISSES),
+        Counted::PageFaults => builder(Software::PAGE_FAULTS),
+        Counted::CpuMigrations => builder(Software::CPU_MIGRATIONS),
     }
 }
 
@@ -73,7 +31,7 @@ pub fn available() -> (Vec<Counted>, Vec<(Counted, String)>) {
     let mut there = Vec::new();
     let mut missing = Vec::new();
     for counted in Counted::ALL {
-        match counted.builder().observe_self().any_cpu().build() {
+        match builder(counted).observe_self().any_cpu().build() {
             Ok(_) => there.push(counted),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
                 missing.push((
@@ -98,8 +56,8 @@ impl Counters {
     /// If `perf_event_open` fails.
     pub fn from_exec(pid: Pid, counted: &[Counted]) -> Result<Self> {
         let counter = |&counted: &Counted| {
-            let mut builder = counted.builder();
-            builder
+            let mut counter = builder(counted);
+            counter
                 .observe_pid(pid.as_raw())
                 .any_cpu()
                 .include_kernel()
@@ -107,7 +65,7 @@ impl Counters {
                 .enabled(false)
                 .enable_on_exec(true)
                 .read_format(ReadFormat::TOTAL_TIME_ENABLED | ReadFormat::TOTAL_TIME_RUNNING);
-            builder.build().map(|counter| (counted, counter))
+            counter.build().map(|counter| (counted, counter))
         };
         let counters: std::io::Result<_> = counted.iter().map(counter).collect();
         Ok(Self(counters.map_err(Error::system("perf_event_open"))?))

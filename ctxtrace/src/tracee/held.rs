@@ -23,9 +23,9 @@ use nix::sys::resource::{Resource, getrlimit};
 use perf_event::Builder;
 use perf_event::data::Record;
 use perf_event::events::Software;
-use serde::{Deserialize, Serialize};
 
 use super::proc_maps::{self, ProcMapping};
+use ctxtrace_format::mappings::{FileIdentity, Mapping};
 
 /// The maximum number of files that are held, whatever the limit of descriptors is. Further files are not held.
 const MOST_FILES: usize = 4_096;
@@ -35,33 +35,6 @@ const MOST_ATTEMPTS: u32 = 16;
 const RING_BYTES: usize = 16 << 10;
 /// The number of bytes of a file that are mapped, but never read, to determine its identity.
 const MAPPED_BYTES: usize = 4_096;
-
-/// A file as the kernel names it in a mapping (`PERF_RECORD_MMAP2`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct FileIdentity {
-    /// The major number of the device.
-    pub major: u32,
-    /// The minor number of the device.
-    pub minor: u32,
-    /// The inode number.
-    pub inode: u64,
-    /// The generation of the inode, which distinguishes two files that had the same inode number one after the other. `None` if
-    /// it is unknown, because `/proc/PID/maps` does not show it.
-    pub generation: Option<u64>,
-}
-
-impl FileIdentity {
-    /// Whether both identities are of the same file. The generations are compared only if both are known.
-    #[must_use]
-    pub fn is_same(&self, other: &Self) -> bool {
-        let place = |identity: &Self| (identity.major, identity.minor, identity.inode);
-        let generations_agree = match (self.generation, other.generation) {
-            (Some(ours), Some(theirs)) => ours == theirs,
-            _ => true,
-        };
-        place(self) == place(other) && generations_agree
-    }
-}
 
 /// The reason why a mapped file is not held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -232,6 +205,15 @@ pub struct HeldFiles {
 }
 
 impl HeldFiles {
+    /// Returns the held file of a mapping.
+    ///
+    /// # Errors
+    ///
+    /// If the file is not held; the error is the reason.
+    pub fn of_mapping(&self, mapping: &Mapping) -> Result<&Arc<HeldFile>, MissingFile> {
+        self.get(mapping.file.as_ref().ok_or(MissingFile::OutOfReach)?)
+    }
+
     /// Returns the held file with this identity.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ use super::environment::Environment;
 use super::user::{self, Invoker};
 use super::{descriptors, pidfd, procfs};
 use crate::error::{Error, Result};
-use crate::trace::run::Exit;
+use ctxtrace_format::run::Exit;
 
 /// The time that a child may take until it sleeps at the go pipe; usually it needs microseconds. After this time the start fails.
 const SUSPEND_TIMEOUT: Duration = Duration::from_secs(10);

@@ -11,7 +11,6 @@
 //! The records of all CPUs are sorted by their `CLOCK_MONOTONIC` time stamps before they are applied. Records that are newer than
 //! the beginning of a reading are kept for the next reading, because an older record of another CPU may not have been read yet.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::io;
@@ -24,11 +23,11 @@ use nix::time::{ClockId, clock_gettime};
 use perf_event::data::Record;
 use perf_event::events::Software;
 use perf_event::{Builder, SampleFlag, Sampler};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::attach::has_own_root;
-use super::held::{FileIdentity, HeldFile, HeldFiles, MissingFile, NamedBy, SoughtFile, identity_in, without_deleted};
+use super::held::{HeldFile, HeldFiles, MissingFile, NamedBy, SoughtFile, identity_in, without_deleted};
 use super::proc_maps;
+use ctxtrace_format::mappings::{FileIdentity, Mapping, Mappings};
 
 /// The size in bytes of the ring buffer of each CPU for reports of mappings: about 2,500 reports between two readings. Any
 /// program on the machine can fill it. Lost reports are read back from `/proc/PID/maps`.
@@ -41,9 +40,6 @@ const REPORT_HEADER_BYTES: usize = 8;
 /// The size of the longest report in bytes: a path of 4,096 bytes, and the fields before and after it. If a ring buffer has less
 /// space left, reports may have been lost.
 const LONGEST_REPORT_BYTES: usize = (4 << 10) + 128;
-/// The maximum number of mappings kept of one image. If an image has more mappings that do not touch each other, none is kept and
-/// its code has no names.
-const MOST_MAPPINGS: usize = 8_192;
 /// The number of the newest images of ended processes whose mappings are kept when older ones are forgotten. Between two such
 /// times there are up to twice as many.
 pub const MOST_ENDED_IMAGES: usize = 16_384;
@@ -52,206 +48,57 @@ const MOST_READ_AGAIN: usize = 64;
 /// The flag `PERF_RECORD_MISC_COMM_EXEC` (kernel: `include/uapi/linux/perf_event.h`): the name was changed by an `execve`.
 const MISC_COMM_EXEC: u16 = 1 << 13;
 
-/// An executable mapping.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mapping {
-    /// The first address.
-    pub start: u64,
-    /// The first address after the mapping.
-    pub end: u64,
-    /// The offset in the file at which the mapping begins, in bytes.
-    pub file_offset: u64,
-    /// The path of the file as the process saw it, or the name that the kernel shows instead, such as `[vdso]` or `//anon`.
-    #[serde(with = "super::stored_path")]
-    pub path: PathBuf,
-    /// The identity of the file. `None` if the mapping is not backed by a file, and in captures of releases that did not record
-    /// it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub file: Option<FileIdentity>,
-}
-
-impl Mapping {
-    /// Formats an address in the mapping as a place in its file: `redis-server+0x1a2b`.
-    #[must_use]
-    pub fn place(&self, address: u64) -> String {
-        format!("{}+{:#x}", self.file_name(), self.offset_of(address))
-    }
-
-    /// The last part of the path.
-    #[must_use]
-    pub fn file_name(&self) -> String {
-        let name = self.path.file_name().unwrap_or(self.path.as_os_str());
-        name.to_string_lossy().into_owned()
-    }
-
-    /// The offset in the file of an address in the mapping, in bytes.
-    #[must_use]
-    pub fn offset_of(&self, address: u64) -> u64 {
-        address.wrapping_sub(self.start).wrapping_add(self.file_offset)
-    }
-
-    /// Whether both mappings map the same file such that each address has the same file offset in both.
-    fn agrees(&self, other: &Self) -> bool {
-        match (&self.file, &other.file) {
-            (Some(ours), Some(theirs)) => ours.is_same(theirs) && self.offset_of(0) == other.offset_of(0),
-            (None, None) if self.path.is_absolute() && !self.path.starts_with("//anon") => {
-                self.path == other.path && self.offset_of(0) == other.offset_of(0)
-            }
-            (None, None) => self.path == other.path,
-            _ => false,
-        }
-    }
-
-    fn touches(&self, other: &Self) -> bool {
-        self.start <= other.end && other.start <= self.end
-    }
-
-    /// Extends the mapping by another one that agrees with it and touches it.
-    fn extend_over(&mut self, other: &Self) {
-        if other.start < self.start {
-            self.file_offset = other.file_offset;
-            self.start = other.start;
-        }
-        self.end = self.end.max(other.end);
-    }
-}
-
-/// The reason why no mapping is known for an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoMapping {
-    /// The process was not followed, so nothing is known about it.
-    NotFollowed,
-    /// No file was mapped at the address.
-    InNoFile,
-    /// Several files were mapped at the address one after the other, and it is unknown which one the stack belongs to.
-    SeveralFiles,
-    /// The image had more mappings than are kept of one image (`MOST_MAPPINGS`).
-    TooMany,
-    /// The process has ended, and its mappings were dropped because too many images began after it.
-    Forgotten,
-    /// The report of the mapping may have been lost.
-    Lost,
-}
-
-impl NoMapping {
-    /// The text of the frame that is shown for the address.
-    #[must_use]
-    pub fn in_words(self) -> &'static str {
-        match self {
-            Self::NotFollowed => "unknown: the process was not followed",
-            Self::InNoFile => "unknown: not in any file",
-            Self::SeveralFiles => "unknown: several files were mapped there one after the other",
-            Self::TooMany => "unknown: the program has more code mappings than ctxtrace keeps",
-            Self::Forgotten => "unknown: the process has ended, and its mappings were dropped to limit memory",
-            Self::Lost => "unknown: the kernel's report of the mapping was lost",
-        }
-    }
-}
-
-/// The mappings of one image. A forked process shares the list of its parent until one of them adds a mapping.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct ImageMappings {
-    mapped: Arc<Vec<Mapping>>,
-    /// The executed file as read from `/proc/PID/exe`; `None` if it is only known from the first mapping.
-    executable: Option<FileIdentity>,
-    /// Whether there were more than [`MOST_MAPPINGS`] mappings, so that none is kept.
-    overflowed: bool,
-    /// Whether reports may have been lost while the image ran and its maps have not been read since.
-    is_stale: bool,
-}
-
-impl Serialize for ImageMappings {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.mapped.as_slice().serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for ImageMappings {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self {
-            mapped: Arc::new(Vec::deserialize(deserializer)?),
-            ..Self::default()
-        })
-    }
-}
-
-impl ImageMappings {
-    /// Whether reports were lost and no mapped file is known.
-    fn knows_no_file(&self) -> bool {
-        self.is_stale && self.mapped.iter().all(|mapping| mapping.file.is_none())
-    }
-
-    /// Adds a mapping, unless the image already has the same mapping there. Returns whether there were too many mappings, so that
-    /// all of them were dropped.
-    fn add(&mut self, mapping: &Mapping) -> bool {
-        if self.overflowed {
-            return false;
-        }
-        let known = self
-            .mapped
-            .iter()
-            .position(|known| known.agrees(mapping) && known.touches(mapping));
-        if let Some(index) = known {
-            let known = &self.mapped[index];
-            if mapping.start < known.start || mapping.end > known.end {
-                Arc::make_mut(&mut self.mapped)[index].extend_over(mapping);
-            }
-        } else if self.mapped.len() < MOST_MAPPINGS {
-            Arc::make_mut(&mut self.mapped).push(mapping.clone());
-        } else {
-            self.overflowed = true;
-            self.mapped = Arc::default();
-        }
-        self.overflowed
-    }
-}
-
-/// All recorded mappings, by image.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Mappings {
-    by_image: HashMap<Image, ImageMappings>,
+/// The mappings of the followed processes, with the files that are held and the processes that run.
+#[derive(Clone, Debug, Default)]
+pub struct FollowedMappings {
+    recorded: Mappings,
     /// The number of the image that each process is running, by process id.
-    #[serde(skip)]
     current: HashMap<u32, u32>,
-    /// The kept images in the order in which they began.
-    #[serde(skip)]
+    /// The kept images in the order in which they began. Before them came the forgotten images, and only those.
     begun: Vec<Image>,
-    /// The number of forgotten images. In the order of all images they come before those in `begun`.
-    #[serde(default)]
-    forgotten: usize,
     /// When `begun` reaches this length, ended images are forgotten. Values below twice [`MOST_ENDED_IMAGES`] mean that number.
-    #[serde(skip)]
     look_at: usize,
     /// The mapped files that could be opened in time.
-    #[serde(skip)]
     held: HeldFiles,
     /// The image from which each image was made by a fork or an `execve`.
-    #[serde(skip)]
     made_from: HashMap<Image, Image>,
     /// The images of programs that may not be traced. Nothing is kept of them.
-    #[serde(skip)]
     refused: HashSet<Image>,
-    /// The number of calls of [`Mappings::refuse`].
-    #[serde(skip)]
+    /// The number of calls of [`FollowedMappings::refuse`].
     refusals: u64,
     /// Whether mappings were dropped, so that files may be held that no image needs.
-    #[serde(skip)]
     dropped: bool,
-    /// The number of images of the target whose mappings were lost.
-    pub lost: u64,
 }
 
-impl Mappings {
+impl FollowedMappings {
     /// Adds an image whose mappings are known.
     #[cfg(test)]
     pub(crate) fn add(&mut self, image: Image, mappings: impl IntoIterator<Item = Mapping>) {
-        if !self.by_image.contains_key(&image) {
+        if !self.recorded.has(image) {
             self.begin(image);
         }
-        let of_image = self.by_image.entry(image).or_default();
+        self.recorded.begin(image);
         for mapping in mappings {
-            of_image.add(&mapping);
+            self.recorded.add(image, &mapping);
         }
+    }
+
+    /// The mappings recorded so far.
+    #[must_use]
+    pub fn recorded(&self) -> &Mappings {
+        &self.recorded
+    }
+
+    /// The held files.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> &HeldFiles {
+        &self.held
+    }
+
+    /// Returns the held files, and drops everything else.
+    #[must_use]
+    pub fn into_held(self) -> HeldFiles {
+        self.held
     }
 
     /// Opens and holds a file that will be executed.
@@ -268,77 +115,22 @@ impl Mappings {
         self.held.hold_path(path, shown)
     }
 
-    /// Returns the mapping of an image that contains an address.
-    ///
-    /// # Errors
-    ///
-    /// If no such mapping is known, or if several mappings contradict each other: stacks are summed over the whole run, so it is
-    /// unknown which mapping was in effect when a stack was taken.
-    pub fn find(&self, image: Image, address: u64) -> Result<&Mapping, NoMapping> {
-        let unknown = || match self.forgotten {
-            0 => NoMapping::NotFollowed,
-            _ => NoMapping::Forgotten,
-        };
-        let of_image = self.by_image.get(&image).ok_or_else(unknown)?;
-        if of_image.overflowed {
-            return Err(NoMapping::TooMany);
-        }
-        let mut there = of_image
-            .mapped
-            .iter()
-            .filter(|mapping| (mapping.start..mapping.end).contains(&address));
-        let first = there.next().ok_or(if of_image.is_stale {
-            NoMapping::Lost
-        } else {
-            NoMapping::InNoFile
-        })?;
-        if there.all(|other| first.agrees(other)) {
-            Ok(first)
-        } else {
-            Err(NoMapping::SeveralFiles)
-        }
-    }
-
     /// Returns the held file of a mapping.
     ///
     /// # Errors
     ///
     /// If the file is not held; the error is the reason.
     pub fn file(&self, mapping: &Mapping) -> Result<&Arc<HeldFile>, MissingFile> {
-        let identity = mapping.file.as_ref().ok_or(MissingFile::OutOfReach)?;
-        self.held.get(identity)
-    }
-
-    /// Returns all images with their mappings.
-    pub fn images(&self) -> impl Iterator<Item = (Image, &[Mapping])> {
-        self.by_image
-            .iter()
-            .map(|(&image, mappings)| (image, mappings.mapped.as_slice()))
-    }
-
-    /// Returns the mappings of an image that are backed by files. A mapping of the executed file comes first, if it is known.
-    pub fn files_of(&self, image: Image) -> impl Iterator<Item = &Mapping> {
-        let of_image = self.by_image.get(&image);
-        let mapped = of_image.map_or(&[][..], |mappings| &mappings.mapped);
-        let executable = of_image.and_then(|mappings| mappings.executable);
-        let files = move || mapped.iter().filter(|mapping| mapping.file.is_some());
-        let is_executed = move |mapping: &&Mapping| mapping.file.is_some_and(|file| executable == Some(file));
-        let others = files().filter(move |mapping| !is_executed(mapping));
-        files().find(is_executed).into_iter().chain(others)
+        self.held.of_mapping(mapping)
     }
 
     /// Returns the images that began after the first `number` images, in the order in which they began, and the number of all
     /// images that have begun so far, for the next call.
     #[must_use]
     pub fn begun_since(&self, number: usize) -> (&[Image], usize) {
-        let begun = self.begun.get(number.saturating_sub(self.forgotten)..);
-        (begun.unwrap_or_default(), self.forgotten + self.begun.len())
-    }
-
-    /// Whether the mappings of an image are kept.
-    #[must_use]
-    pub fn has(&self, image: Image) -> bool {
-        self.by_image.contains_key(&image)
+        let forgotten = self.recorded.forgotten();
+        let begun = self.begun.get(number.saturating_sub(forgotten)..);
+        (begun.unwrap_or_default(), forgotten + self.begun.len())
     }
 
     /// Forgets the oldest images that no process runs any more, if there are at least twice [`MOST_ENDED_IMAGES`] images. Returns
@@ -355,13 +147,13 @@ impl Mappings {
                 kept.push(image);
                 continue;
             }
-            self.by_image.remove(&image);
+            self.recorded.remove(image);
             if is_last {
                 self.current.remove(&image.tgid);
                 ended.push(image.tgid);
             }
         }
-        self.forgotten += surplus - kept.len();
+        self.recorded.count_forgotten(surplus - kept.len());
         self.begun.splice(..0, kept);
         self.look_at = self.begun.len() + MOST_ENDED_IMAGES;
         self.dropped = true;
@@ -390,22 +182,22 @@ impl Mappings {
             }
         }
         let Self {
-            by_image,
+            recorded,
             current,
             refused,
             ..
         } = self;
-        by_image.retain(|image, _| !refused.contains(image));
+        recorded.retain(|image| !refused.contains(&image));
         current.retain(|&tgid, &mut number| !refused.contains(&Image { tgid, number }));
     }
 
-    /// The number of calls of [`Mappings::refuse`]. As long as this number stays the same, no image was refused.
+    /// The number of calls of [`FollowedMappings::refuse`]. As long as this number stays the same, no image was refused.
     #[must_use]
     pub fn refusals(&self) -> u64 {
         self.refusals
     }
 
-    /// Whether [`Mappings::refuse`] has forgotten this image.
+    /// Whether [`FollowedMappings::refuse`] has forgotten this image.
     #[must_use]
     pub fn is_refused(&self, image: Image) -> bool {
         self.refused.contains(&image)
@@ -415,7 +207,7 @@ impl Mappings {
     fn begin_from(&mut self, from: Image, image: Image) {
         if self.refused.contains(&image) {
             self.current.remove(&image.tgid);
-            self.by_image.remove(&image);
+            self.recorded.remove(image);
             return;
         }
         self.made_from.insert(image, from);
@@ -436,7 +228,7 @@ impl Mappings {
         match change {
             Change::Mapped { tgid, mapping } => {
                 if let Some(image) = self.current_image(*tgid) {
-                    self.dropped |= self.by_image.entry(image).or_default().add(mapping);
+                    self.dropped |= self.recorded.add(image, mapping);
                 }
             }
             Change::Executed { tgid } => {
@@ -445,7 +237,7 @@ impl Mappings {
                         tgid: before.tgid,
                         number: before.number + 1,
                     };
-                    self.by_image.entry(image).or_default();
+                    self.recorded.begin(image);
                     self.begin_from(before, image);
                 }
             }
@@ -457,16 +249,7 @@ impl Mappings {
                     };
                     // If an image with this id was refused, it belonged to an earlier process.
                     self.refused.remove(&image);
-                    let inherited = self.by_image.get(&parent).cloned().unwrap_or_default();
-                    match self.by_image.entry(image) {
-                        Entry::Vacant(entry) => drop(entry.insert(inherited)),
-                        // The entry belongs to an earlier process with the same id.
-                        Entry::Occupied(mut entry) => {
-                            for mapping in inherited.mapped.iter() {
-                                self.dropped |= entry.get_mut().add(mapping);
-                            }
-                        }
-                    }
+                    self.dropped |= self.recorded.inherit(parent, image);
                     self.begin_from(parent, image);
                 }
                 // The id now belongs to a process that is not followed.
@@ -497,12 +280,7 @@ impl Mappings {
             is_elsewhere,
         };
         if self.held.is_full() && std::mem::take(&mut self.dropped) {
-            let files = |image: &ImageMappings| -> Vec<FileIdentity> {
-                let mapped = image.mapped.iter().filter_map(|mapping| mapping.file);
-                mapped.chain(image.executable).collect()
-            };
-            let needed = self.by_image.values().flat_map(files).collect();
-            self.held.keep_only(&needed);
+            self.held.keep_only(&self.recorded.files());
         }
         self.held.hold(&sought)
     }
@@ -555,33 +333,10 @@ impl Mappings {
         let Some(image) = self.current_image(tgid) else {
             return;
         };
-        let of_image = self.by_image.entry(image).or_default();
         for mapping in &read.mapped {
-            self.dropped |= of_image.add(mapping);
+            self.dropped |= self.recorded.add(image, mapping);
         }
-        if read.executable.is_some() {
-            of_image.executable = read.executable;
-        }
-        of_image.is_stale = false;
-    }
-
-    /// Counts the images whose mappings are lost permanently: reports were lost, and no mapped file is known.
-    fn count_losses(&mut self) {
-        self.lost += self.by_image.values().filter(|image| image.knows_no_file()).count() as u64;
-    }
-
-    /// Counts further images whose mappings were lost: those with an address in `stacks` whose mapping is unknown because its
-    /// report may have been lost. An image with a known file may lack another file, and only its stacks show that. Images
-    /// without any known file are counted elsewhere.
-    pub fn count_lost_code<'a>(&mut self, stacks: impl IntoIterator<Item = (Image, &'a [u64])>) {
-        let mut lacking = HashSet::new();
-        for (image, addresses) in stacks {
-            let is_lost = |&address: &u64| self.find(image, address).err() == Some(NoMapping::Lost);
-            if !self.by_image.get(&image).is_some_and(ImageMappings::knows_no_file) && addresses.iter().any(is_lost) {
-                lacking.insert(image);
-            }
-        }
-        self.lost += lacking.len() as u64;
+        self.recorded.note_reading(image, read.executable);
     }
 }
 
@@ -619,7 +374,7 @@ pub struct Tracker {
     processes_rings: Vec<Sampler>,
     /// Changes, with their times, that were read but are newer than the last horizon.
     held_back: Vec<(u64, Change)>,
-    mappings: Mappings,
+    mappings: FollowedMappings,
     /// Processes whose maps must be read, because reports may have been lost.
     to_read: VecDeque<u32>,
     /// Whether the last reading lost reports. They may be newer than its horizon, so all maps are read again after the next
@@ -661,7 +416,7 @@ impl Tracker {
                 MAPPINGS_RING_BYTES,
             )?,
             held_back: Vec::new(),
-            mappings: Mappings::default(),
+            mappings: FollowedMappings::default(),
             to_read: VecDeque::new(),
             lost_lately: false,
             lost_processes: false,
@@ -673,7 +428,7 @@ impl Tracker {
     /// Starts to follow a process and the children that it creates from now on.
     pub fn follow(&mut self, tgid: u32) {
         let image = Image { tgid, number: 0 };
-        self.mappings.by_image.entry(image).or_default();
+        self.mappings.recorded.begin(image);
         self.mappings.begin(image);
         if has_own_root(tgid) {
             self.elsewhere.insert(tgid);
@@ -738,8 +493,9 @@ impl Tracker {
                 Some(&known) => number.saturating_sub(known).saturating_sub(1),
                 None => 0,
             };
-            self.mappings.lost += u64::from(missed);
-            self.mappings.by_image.entry(image).or_default().is_stale = true;
+            self.mappings.recorded.lost += u64::from(missed);
+            self.mappings.recorded.begin(image);
+            self.mappings.recorded.mark_stale(image);
             self.mappings.begin(image);
             self.to_read.push_back(tgid);
         }
@@ -754,18 +510,18 @@ impl Tracker {
 
     /// The mappings recorded so far.
     #[must_use]
-    pub fn mappings(&self) -> &Mappings {
+    pub fn mappings(&self) -> &FollowedMappings {
         &self.mappings
     }
 
     /// Reads the remaining reports, stops, and returns all mappings.
     #[must_use]
-    pub fn finish(mut self) -> Mappings {
+    pub fn finish(mut self) -> FollowedMappings {
         self.read_until(u64::MAX);
         for _ in 0..=self.to_read.len() / MOST_READ_AGAIN {
             self.read_again();
         }
-        self.mappings.count_losses();
+        self.mappings.recorded.count_losses();
         self.mappings
     }
 
@@ -828,9 +584,7 @@ impl Tracker {
     fn read_all_again(&mut self) {
         let waiting: HashSet<u32> = self.to_read.iter().copied().collect();
         for (&tgid, &number) in &self.mappings.current {
-            if let Some(image) = self.mappings.by_image.get_mut(&Image { tgid, number }) {
-                image.is_stale = true;
-            }
+            self.mappings.recorded.mark_stale(Image { tgid, number });
             if !waiting.contains(&tgid) && !self.ended.contains(&tgid) {
                 self.to_read.push_back(tgid);
             }
@@ -964,6 +718,7 @@ fn change_of(record: &Record<'_>, misc: u16) -> Option<Change> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ctxtrace_format::mappings::{MOST_MAPPINGS, NoMapping};
 
     const IMAGE: Image = Image { tgid: 7, number: 0 };
 
@@ -999,8 +754,8 @@ mod tests {
         Change::Mapped { tgid, mapping }
     }
 
-    fn mappings(changes: &[Change]) -> Mappings {
-        let mut mappings = Mappings::default();
+    fn mappings(changes: &[Change]) -> FollowedMappings {
+        let mut mappings = FollowedMappings::default();
         mappings.current.insert(7, 0);
         for change in changes {
             mappings.apply(change);
@@ -1008,8 +763,8 @@ mod tests {
         mappings
     }
 
-    fn path(mappings: &Mappings, tgid: u32, number: u32, address: u64) -> Result<&str, NoMapping> {
-        let found = mappings.find(Image { tgid, number }, address)?;
+    fn path(mappings: &FollowedMappings, tgid: u32, number: u32, address: u64) -> Result<&str, NoMapping> {
+        let found = mappings.recorded.find(Image { tgid, number }, address)?;
         Ok(found.path.to_str().expect("text"))
     }
 
@@ -1027,7 +782,7 @@ mod tests {
             seen += begun.len() as u32;
             number = next;
             mappings.forget_ended(|tgid| tgid != 7 && tgid != 101);
-            assert!(mappings.by_image.len() <= 2 * MOST_ENDED_IMAGES + 2);
+            assert!(mappings.recorded.images().count() <= 2 * MOST_ENDED_IMAGES + 2);
             assert!(mappings.current.len() <= 2 * MOST_ENDED_IMAGES + 2);
         }
         assert_eq!(seen, 1 + 2 * count, "each image is returned once");
@@ -1115,7 +870,7 @@ mod tests {
             changes.extend([mapped(7, mapping(0x1000, "/plugin")), mapped(7, anonymous(0x9000))]);
         }
         let mappings = mappings(&changes);
-        assert_eq!(mappings.by_image[&IMAGE].mapped.len(), 2);
+        assert_eq!(mappings.recorded.of_image(IMAGE).len(), 2);
         assert_eq!(path(&mappings, 7, 0, 0x1000), Ok("/plugin"));
     }
 
@@ -1131,7 +886,7 @@ mod tests {
             mapped(7, anonymous(0x5000)),
             mapped(7, anonymous(0x6000)),
         ]);
-        let known = &mappings.by_image[&IMAGE].mapped;
+        let known = mappings.recorded.of_image(IMAGE);
         assert_eq!(known.len(), 2);
         assert_eq!(known[0].offset_of(0x2010), next.offset_of(0x2010));
         assert_eq!((known[1].start, known[1].end), (0x5000, 0x7000));
@@ -1142,36 +897,36 @@ mod tests {
         let mut mappings = mappings(&[
             mapped(7, mapping(0x1000, "/program")),
             Change::Forked { parent: 7, child: 8 },
-        ]);
+        ])
+        .recorded;
         let other = Image { tgid: 8, number: 0 };
         let (known, unknown) = ([0x1800], [0x1800, 0x9000]);
         // No report was lost, so the code is in no file.
         mappings.count_lost_code([(IMAGE, &unknown[..])]);
         assert_eq!(mappings.lost, 0);
         // Reports were lost because of another program, and the processes ended before their maps could be read again.
-        for image in mappings.by_image.values_mut() {
-            image.is_stale = true;
-        }
+        mappings.mark_stale(IMAGE);
+        mappings.mark_stale(other);
         mappings.count_losses();
         mappings.count_lost_code([(IMAGE, &unknown[..]), (IMAGE, &unknown[1..]), (other, &known[..])]);
         assert_eq!(mappings.lost, 1);
-        assert_eq!(path(&mappings, 7, 0, 0x9000), Err(NoMapping::Lost));
+        assert_eq!(mappings.find(IMAGE, 0x9000), Err(NoMapping::Lost));
         // An image without any known file was already counted.
-        mappings.by_image.insert(
-            other,
-            ImageMappings {
-                is_stale: true,
-                ..ImageMappings::default()
-            },
-        );
+        mappings.remove(other);
+        mappings.begin(other);
+        mappings.mark_stale(other);
         mappings.count_lost_code([(other, &unknown[..])]);
         assert_eq!(mappings.lost, 1);
     }
 
     #[test]
     fn a_refused_program_and_what_it_starts_are_not_kept() {
-        let is_known =
-            |mappings: &Mappings, tgid, number| mappings.images().any(|(image, _)| image == Image { tgid, number });
+        let is_known = |mappings: &FollowedMappings, tgid, number| {
+            mappings
+                .recorded
+                .images()
+                .any(|(image, _)| image == Image { tgid, number })
+        };
         let changes = [
             mapped(7, mapping(0x1000, "/shell")),
             Change::Executed { tgid: 7 },
@@ -1203,7 +958,7 @@ mod tests {
             .collect();
         let mappings = mappings(&changes);
         assert_eq!(path(&mappings, 7, 0, 0x2000), Err(NoMapping::TooMany));
-        assert!(mappings.by_image[&IMAGE].mapped.is_empty());
+        assert!(mappings.recorded.of_image(IMAGE).is_empty());
         assert!(mappings.dropped);
     }
 
@@ -1214,7 +969,7 @@ mod tests {
             Change::Forked { parent: 99, child: 100 },
             Change::Executed { tgid: 100 },
         ]);
-        assert!(mappings.by_image.is_empty());
+        assert!(mappings.recorded.images().next().is_none());
     }
 
     #[test]
@@ -1246,7 +1001,11 @@ mod tests {
             executable: Some(identity("/program")),
         };
         mappings.refresh(7, &read);
-        let files: Vec<&Path> = mappings.files_of(IMAGE).map(|mapping| mapping.path.as_path()).collect();
+        let files: Vec<&Path> = mappings
+            .recorded
+            .files_of(IMAGE)
+            .map(|mapping| mapping.path.as_path())
+            .collect();
         assert_eq!(files, [Path::new("/program"), Path::new("/lib")]);
     }
 
@@ -1259,26 +1018,12 @@ mod tests {
             Change::Forked { parent: 7, child: 9 },
             Change::Executed { tgid: 9 },
         ]);
-        for (&image, of_image) in &mut mappings.by_image {
-            of_image.is_stale = image.tgid != 9;
+        for (tgid, number) in [(7, 0), (8, 0), (8, 1)] {
+            mappings.recorded.mark_stale(Image { tgid, number });
         }
-        mappings.count_losses();
-        assert_eq!(mappings.lost, 1);
+        mappings.recorded.count_losses();
+        assert_eq!(mappings.recorded.lost, 1);
         assert_eq!(path(&mappings, 8, 1, 0x1000), Err(NoMapping::Lost));
         assert_eq!(path(&mappings, 9, 1, 0x1000), Err(NoMapping::InNoFile));
-    }
-
-    #[test]
-    fn an_old_capture_is_read_as_it_was() {
-        let old = |start| Mapping {
-            file: None,
-            ..mapping(start, "/usr/bin/server")
-        };
-        let stored = serde_json::to_string(&old(0x1000)).expect("JSON");
-        assert!(!stored.contains("generation"), "{stored}");
-        let read: Mapping = serde_json::from_str(&stored).expect("a mapping");
-        assert_eq!(read, old(0x1000));
-        assert!(read.agrees(&old(0x1000)));
-        assert!(!read.agrees(&old(0x2000)), "another place in the file");
     }
 }

@@ -36,18 +36,3 @@ pub mod search;
 pub mod silent;
 pub mod toolchain;
 pub mod user;
-
-/// Serializes paths as text. Bytes that are not UTF-8 are replaced.
-mod stored_path {
-    use std::path::{Path, PathBuf};
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-        path.to_string_lossy().serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
-        String::deserialize(deserializer).map(PathBuf::from)
-    }
-}

@@ -7,18 +7,20 @@
 //! others when they are executed, while they start. A program that ended before it could be examined is examined after the run.
 //! If it turns out to have no tasks, its switches are reclassified then; if it has tasks, its switches stay unattributed.
 
-use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Locator, Reason};
 use ctxtrace_common::process::Image;
-use serde::{Deserialize, Serialize};
 
-use super::held::{FileIdentity, HeldFile};
-use super::locate::{Found, LinkRole, is_of_go, is_of_tokio, link_role};
-use super::mappings::{MOST_ENDED_IMAGES, Mapping, Mappings};
+use super::held::HeldFile;
+use super::locate::{LinkRole, link_role, missing};
+use super::mappings::{FollowedMappings, MOST_ENDED_IMAGES};
+use ctxtrace_format::executable::{Found, concerns_go, concerns_tokio};
+use ctxtrace_format::mappings::{FileIdentity, Mapping};
+use ctxtrace_format::programs::{LocatorChoice, Program, Programs};
 
 /// The maximum time for reading all files after the run. Files that are not read in this time are reported as not read.
 const COMPLETION_TIME: Duration = Duration::from_secs(10);
@@ -86,64 +88,33 @@ pub struct Runtimes {
     pub go: bool,
 }
 
-/// The locators to use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum LocatorChoice {
-    /// Every locator that the program supports
-    #[default]
-    Auto,
-    /// The slot of `ctxtrace-probe`
-    Probe,
-    /// The thread-locals of an unmodified tokio
-    Tokio,
-    /// The goroutines of an unmodified Go program
-    Go,
-    /// No locator; only threads are traced
-    None,
-}
-
-/// An executable that a process of the target has run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Program {
-    /// The path of the executable, as the kernel shows it.
-    #[serde(with = "super::stored_path")]
-    pub path: PathBuf,
-    /// The result of the examination.
-    pub found: Found,
-    /// The identity of the file; `None` in captures of releases that did not record it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub file: Option<FileIdentity>,
-}
-
-/// All programs that the target has run.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Programs {
-    choice: LocatorChoice,
-    programs: Vec<Program>,
-    /// The index of each image's program; `None` for an image that has not executed a program.
-    by_image: HashMap<Image, Option<usize>>,
-    /// The number of begun images that were already added to `waiting`; see [`Mappings::begun_since`].
-    #[serde(skip)]
+/// Determines the program of each image while and after the target runs.
+#[derive(Clone, Debug, Default)]
+pub struct ProgramSearch {
+    programs: Programs,
+    /// The number of begun images that were already added to `waiting`; see [`FollowedMappings::begun_since`].
     begun: usize,
     /// The images whose program is not known yet.
-    #[serde(skip)]
     waiting: Vec<Image>,
-    #[serde(skip)]
     roles: HashMap<FileIdentity, LinkRole>,
-    /// The value of [`Mappings::refusals`] when refused images were last removed.
-    #[serde(skip)]
+    /// The value of [`FollowedMappings::refusals`] when refused images were last removed.
     refusals: u64,
 }
 
-impl Programs {
-    /// Creates an empty list of programs.
+impl ProgramSearch {
+    /// Creates a search that has found no program yet.
     #[must_use]
     pub fn new(choice: LocatorChoice) -> Self {
         Self {
-            choice,
+            programs: Programs::new(choice),
             ..Self::default()
         }
+    }
+
+    /// The programs that are known so far.
+    #[must_use]
+    pub fn programs(&self) -> &Programs {
+        &self.programs
     }
 
     /// Records that an image runs this file, and returns how its tasks are found. Returns `None` for the dynamic loader, because
@@ -157,38 +128,33 @@ impl Programs {
 
     /// Assigns a file to an image. `found` examines the file and is called only if the file is new.
     fn assign(&mut self, image: Image, path: &Path, file: FileIdentity, found: impl FnOnce() -> Found) -> Locator {
-        let index = self.index_of(file).unwrap_or_else(|| {
+        let index = self.programs.index_of(file).unwrap_or_else(|| {
             let mut found = found();
-            restrict(&mut found.locator, self.choice);
+            restrict(&mut found.locator, self.programs.choice());
             self.programs.push(Program {
                 path: path.to_owned(),
                 found,
                 file: Some(file),
-            });
-            self.programs.len() - 1
+            })
         });
-        self.by_image.insert(image, Some(index));
-        self.programs[index].found.locator
-    }
-
-    fn index_of(&self, file: FileIdentity) -> Option<usize> {
-        self.programs.iter().position(|program| program.file == Some(file))
+        self.programs.assign(image, Some(index));
+        self.programs.all()[index].found.locator
     }
 
     /// Records that an image has no tasks and must not be examined, because it is a child that has not executed its program yet.
     pub fn assign_none(&mut self, image: Image) -> Locator {
-        self.by_image.insert(image, None);
+        self.programs.assign(image, None);
         Locator::default()
     }
 
     /// Examines the programs that were executed since the last call, and returns the images whose program is known now, each with
     /// how its tasks are found. If an examination takes long, a later call returns its result.
-    pub fn examine_new(&mut self, mappings: &Mappings, reader: &mut impl Examiner) -> Vec<(Image, Locator)> {
+    pub fn examine_new(&mut self, mappings: &FollowedMappings, reader: &mut impl Examiner) -> Vec<(Image, Locator)> {
         self.forget_refused(mappings);
         let (begun, next) = mappings.begun_since(self.begun);
         self.begun = next;
-        if self.by_image.len() >= MOST_IMAGES {
-            self.by_image.retain(|&image, _| mappings.has(image));
+        if self.programs.assigned() >= MOST_IMAGES {
+            self.programs.retain_images(|image| mappings.recorded().has(image));
         }
         let mut waiting = std::mem::take(&mut self.waiting);
         waiting.extend(begun);
@@ -205,28 +171,18 @@ impl Programs {
     }
 
     /// Removes the images that may not be traced, and the programs that no other image runs.
-    fn forget_refused(&mut self, mappings: &Mappings) {
+    fn forget_refused(&mut self, mappings: &FollowedMappings) {
         if std::mem::replace(&mut self.refusals, mappings.refusals()) == mappings.refusals() {
             return;
         }
-        let before = self.by_image.len();
-        self.by_image.retain(|&image, _| !mappings.is_refused(image));
-        if self.by_image.len() == before {
-            return;
+        let before = self.programs.assigned();
+        self.programs.retain_images(|image| !mappings.is_refused(image));
+        if self.programs.assigned() < before {
+            self.programs.remove_unused();
         }
-        let used: BTreeSet<usize> = self.by_image.values().copied().flatten().collect();
-        let places: HashMap<usize, usize> = used.iter().enumerate().map(|(place, &index)| (index, place)).collect();
-        for index in self.by_image.values_mut().flatten() {
-            *index = places[index];
-        }
-        let all = std::mem::take(&mut self.programs).into_iter().enumerate();
-        self.programs = all
-            .filter(|(index, _)| used.contains(index))
-            .map(|(_, program)| program)
-            .collect();
     }
 
-    fn next_step(&mut self, image: Image, mappings: &Mappings, reader: &mut impl Examiner) -> AssignStep {
+    fn next_step(&mut self, image: Image, mappings: &FollowedMappings, reader: &mut impl Examiner) -> AssignStep {
         let executed = self.executed(image, mappings);
         let Some((mapping, file)) = executed.and_then(|mapping| Some((mapping, mapping.file?))) else {
             return AssignStep::Wait;
@@ -234,7 +190,7 @@ impl Programs {
         if self.is_assigned(image, file) {
             return AssignStep::Known;
         }
-        if self.index_of(file).is_some() {
+        if self.programs.index_of(file).is_some() {
             return AssignStep::Assigned(self.assign(image, &mapping.path, file, Found::default));
         }
         // If the file is not held, it may still be opened through another process later.
@@ -247,17 +203,16 @@ impl Programs {
 
     /// Whether this file is already assigned to the image, or the image is recorded as running no program.
     fn is_assigned(&self, image: Image, file: FileIdentity) -> bool {
-        match self.by_image.get(&image) {
-            Some(Some(index)) => self.programs[*index].file == Some(file),
-            Some(None) => true,
-            None => false,
+        match self.programs.get(image) {
+            Some(program) => program.file == Some(file),
+            None => self.programs.has_none(image),
         }
     }
 
     /// Returns the mapping of the program that an image runs. This is the mapping of the executed file or, if that is the dynamic
     /// loader, of the program that the loader has mapped. Returns `None` if the program is not mapped yet.
-    fn executed<'m>(&mut self, image: Image, mappings: &'m Mappings) -> Option<&'m Mapping> {
-        let mut files = mappings.files_of(image);
+    fn executed<'m>(&mut self, image: Image, mappings: &'m FollowedMappings) -> Option<&'m Mapping> {
+        let mut files = mappings.recorded().files_of(image);
         let first = files.next()?;
         if self.role(first, mappings) != LinkRole::Loader {
             return Some(first);
@@ -265,57 +220,51 @@ impl Programs {
         files.find(|mapping| self.role(mapping, mappings) == LinkRole::Program)
     }
 
-    fn role(&mut self, mapping: &Mapping, mappings: &Mappings) -> LinkRole {
+    fn role(&mut self, mapping: &Mapping, mappings: &FollowedMappings) -> LinkRole {
         match (mapping.file, mappings.file(mapping)) {
             (Some(identity), Ok(held)) => *self.roles.entry(identity).or_insert_with(|| link_role(held.file())),
             _ => LinkRole::Other,
         }
     }
 
-    /// The locators that were requested.
-    #[must_use]
-    pub fn choice(&self) -> LocatorChoice {
-        self.choice
-    }
-
     /// Assigns the remaining images after the run, and searches shared objects for tokio and Go. All of this may take 10 s at
     /// most. If not all shared objects of a program were searched in this time, its detail gives the reason.
-    pub fn complete(&mut self, mappings: &Mappings, reader: &mut impl Examiner) {
+    pub fn complete(&mut self, mappings: &FollowedMappings, reader: &mut impl Examiner) {
         self.complete_within(COMPLETION_TIME, mappings, reader);
     }
 
     /// Like [`Programs::complete`], with another total time for all files.
-    fn complete_within(&mut self, limit: Duration, mappings: &Mappings, reader: &mut impl Examiner) {
+    fn complete_within(&mut self, limit: Duration, mappings: &FollowedMappings, reader: &mut impl Examiner) {
         self.forget_refused(mappings);
         let deadline = CommonDeadline::after(limit);
         let unassigned: Vec<Image> = mappings
+            .recorded()
             .images()
             .map(|(image, _)| image)
-            .filter(|image| !self.by_image.contains_key(image))
+            .filter(|&image| !self.programs.is_assigned(image))
             .collect();
         for image in unassigned {
             // If the loader has mapped no program, the loader itself is the program.
             let mapping = self
                 .executed(image, mappings)
-                .or_else(|| mappings.files_of(image).next());
+                .or_else(|| mappings.recorded().files_of(image).next());
             if let Some((mapping, file)) = mapping.and_then(|mapping| Some((mapping, mapping.file?))) {
                 self.assign(image, &mapping.path, file, || match mappings.file(mapping) {
                     Ok(held) => reader.examine_until(held, deadline),
-                    Err(why) => Found::missing(&mapping.path, why),
+                    Err(why) => missing(&mapping.path, why),
                 });
             }
         }
         let runtimes = |tokio, go| Runtimes { tokio, go };
-        let runtimes = match self.choice {
+        let runtimes = match self.programs.choice() {
             LocatorChoice::Auto => runtimes(true, true),
             LocatorChoice::Tokio => runtimes(true, false),
             LocatorChoice::Go => runtimes(false, true),
             LocatorChoice::Probe | LocatorChoice::None => return,
         };
         let mut objects: HashMap<FileIdentity, Searched> = HashMap::new();
-        for (image, _) in mappings.images() {
-            let index = self.by_image.get(&image).copied().flatten();
-            let Some(program) = index.map(|index| &mut self.programs[index]) else {
+        for (image, _) in mappings.recorded().images() {
+            let Some(program) = self.programs.get_mut(image) else {
                 continue;
             };
             let locator = &mut program.found.locator;
@@ -323,7 +272,11 @@ impl Programs {
                 continue;
             }
             let mut not_searched = None;
-            for mapping in mappings.files_of(image).filter(|mapping| mapping.file != program.file) {
+            for mapping in mappings
+                .recorded()
+                .files_of(image)
+                .filter(|mapping| mapping.file != program.file)
+            {
                 let (Some(identity), shown) = (mapping.file, mapping.file_name()) else {
                     continue;
                 };
@@ -352,48 +305,6 @@ impl Programs {
             {
                 program.found.detail = Some(format!("not every shared object was searched for a runtime: {why}"));
             }
-        }
-    }
-
-    /// The program that an image runs, if it is known.
-    #[must_use]
-    pub fn get(&self, image: Image) -> Option<&Program> {
-        let index = self.by_image.get(&image).copied().flatten()?;
-        self.programs.get(index)
-    }
-
-    /// The known program that a process ran last.
-    #[must_use]
-    pub fn of_process(&self, tgid: u32) -> Option<&Program> {
-        let images = self.by_image.iter().filter(|(image, _)| image.tgid == tgid);
-        let known = images.filter_map(|(image, index)| Some((image.number, (*index)?)));
-        let (_, index) = known.max_by_key(|&(number, _)| number)?;
-        self.programs.get(index)
-    }
-
-    /// All programs, each once.
-    #[must_use]
-    pub fn all(&self) -> &[Program] {
-        &self.programs
-    }
-
-    /// Returns the reason that applies after the run to switches that were recorded with the reason `noted`.
-    ///
-    /// [`Reason::NotExamined`] is replaced by the program's own reason if the program has no locator; this is [`Reason::None`] if
-    /// it has no tasks. [`Reason::None`] is replaced by [`Reason::SharedObject`] if a runtime was found in a shared object. All
-    /// other reasons stay.
-    #[must_use]
-    pub fn settle(&self, image: Image, noted: Reason) -> Reason {
-        let Some(program) = self.get(image) else {
-            return noted;
-        };
-        let locator = &program.found.locator;
-        let own = Reason::from_number(locator.reason);
-        match noted {
-            // This reason is found only after the run. During the run the program was treated as one without tasks.
-            Reason::None if own == Reason::SharedObject => own,
-            Reason::NotExamined if locator.flags == 0 => own,
-            noted => noted,
         }
     }
 }
@@ -430,8 +341,8 @@ fn restrict(locator: &mut Locator, choice: LocatorChoice) {
     let unasked = match choice {
         LocatorChoice::Auto => false,
         LocatorChoice::Probe | LocatorChoice::None => true,
-        LocatorChoice::Tokio => is_of_go(reason),
-        LocatorChoice::Go => is_of_tokio(reason),
+        LocatorChoice::Tokio => concerns_go(reason),
+        LocatorChoice::Go => concerns_tokio(reason),
     };
     if unasked {
         locator.reason = Reason::None as u32;
@@ -440,16 +351,17 @@ fn restrict(locator: &mut Locator, choice: LocatorChoice) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
     use crate::reader::FileReader;
     use crate::tracee::held::MissingFile;
-    use crate::tracee::mappings::Mapping;
 
     const IMAGE: Image = Image { tgid: 7, number: 1 };
 
     /// Returns mappings of one image, which has mapped these files of this machine in this order.
-    fn mapped(paths: &[&Path]) -> Mappings {
-        let mut mappings = Mappings::default();
+    fn mapped(paths: &[&Path]) -> FollowedMappings {
+        let mut mappings = FollowedMappings::default();
         let files: Vec<Mapping> = paths
             .iter()
             .enumerate()
@@ -477,11 +389,11 @@ mod tests {
         std::fs::canonicalize("/lib64/ld-linux-x86-64.so.2").expect("a loader")
     }
 
-    fn program_of(mappings: &Mappings) -> PathBuf {
-        let (mut programs, mut reader) = (Programs::new(LocatorChoice::Auto), FileReader::new());
+    fn program_of(mappings: &FollowedMappings) -> PathBuf {
+        let (mut programs, mut reader) = (ProgramSearch::new(LocatorChoice::Auto), FileReader::new());
         programs.examine_new(mappings, &mut reader);
         programs.complete(mappings, &mut reader);
-        programs.get(IMAGE).expect("assigned").path.clone()
+        programs.programs.get(IMAGE).expect("assigned").path.clone()
     }
 
     /// A file that does not exist.
@@ -517,13 +429,13 @@ mod tests {
 
     #[test]
     fn an_image_waits_for_its_program_and_no_longer() {
-        let (mut programs, mut reader) = (Programs::new(LocatorChoice::Auto), FileReader::new());
+        let (mut programs, mut reader) = (ProgramSearch::new(LocatorChoice::Auto), FileReader::new());
         let mut mappings = mapped(&[&loader()]);
         assert_eq!(programs.examine_new(&mappings, &mut reader), []);
         assert_eq!(programs.waiting, [IMAGE]);
         let held = mappings.hold(&own()).expect("held");
         mappings.add(IMAGE, [mapping_of(own(), held.identity())]);
-        while programs.get(IMAGE).is_none() {
+        while programs.programs.get(IMAGE).is_none() {
             programs.examine_new(&mappings, &mut reader);
         }
         assert_eq!(programs.waiting, []);
@@ -534,7 +446,7 @@ mod tests {
     fn two_files_at_one_path_are_two_programs() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("server");
-        let mut programs = Programs::new(LocatorChoice::Auto);
+        let mut programs = ProgramSearch::new(LocatorChoice::Auto);
         std::fs::copy(sh(), &path).expect("copied");
         let first = HeldFile::open(&path).expect("opened");
         std::fs::remove_file(&path).expect("removed");
@@ -551,39 +463,45 @@ mod tests {
             .expect(other, &second, &mut FileReader::new())
             .expect("a program");
         assert_ne!(locator.flags & HAS_TOKIO, 0);
-        assert_eq!(programs.all().len(), 2);
+        assert_eq!(programs.programs.all().len(), 2);
     }
 
     #[test]
     fn a_replaced_file_is_reported() {
-        let mut programs = Programs::new(LocatorChoice::Auto);
+        let mut programs = ProgramSearch::new(LocatorChoice::Auto);
         programs.assign(IMAGE, Path::new("/srv/server"), GONE, || {
-            Found::missing(Path::new("/srv/server"), MissingFile::Replaced)
+            missing(Path::new("/srv/server"), MissingFile::Replaced)
         });
-        let found = &programs.get(IMAGE).expect("assigned").found;
+        let found = &programs.programs.get(IMAGE).expect("assigned").found;
         assert_eq!(found.reason(), Reason::Replaced);
         assert_eq!(found.detail.as_deref(), Some("server was replaced while it ran"));
-        assert_eq!(programs.settle(IMAGE, Reason::NotExamined), Reason::Replaced);
+        assert_eq!(programs.programs.settle(IMAGE, Reason::NotExamined), Reason::Replaced);
     }
 
     #[test]
     fn what_was_not_examined_in_time_is_settled_afterwards() {
-        let mut programs = Programs::new(LocatorChoice::Auto);
-        assert_eq!(programs.settle(IMAGE, Reason::NotExamined), Reason::NotExamined);
+        let mut programs = ProgramSearch::new(LocatorChoice::Auto);
+        assert_eq!(
+            programs.programs.settle(IMAGE, Reason::NotExamined),
+            Reason::NotExamined
+        );
         programs.expect(IMAGE, &HeldFile::open(&sh()).expect("opened"), &mut FileReader::new());
         assert_eq!(
-            programs.settle(IMAGE, Reason::NotExamined),
+            programs.programs.settle(IMAGE, Reason::NotExamined),
             Reason::None,
             "a program without tasks"
         );
-        assert_eq!(programs.settle(IMAGE, Reason::ReadFailed), Reason::ReadFailed);
+        assert_eq!(programs.programs.settle(IMAGE, Reason::ReadFailed), Reason::ReadFailed);
         let with_tasks = Image { tgid: 8, number: 0 };
         programs.expect(
             with_tasks,
             &HeldFile::open(&own()).expect("opened"),
             &mut FileReader::new(),
         );
-        assert_eq!(programs.settle(with_tasks, Reason::NotExamined), Reason::NotExamined);
+        assert_eq!(
+            programs.programs.settle(with_tasks, Reason::NotExamined),
+            Reason::NotExamined
+        );
     }
 
     /// Uses this test's own executable as a library, because it contains tokio.
@@ -591,23 +509,23 @@ mod tests {
     fn tokio_in_a_shared_object_is_noticed_afterwards() {
         let library = own();
         let mappings = mapped(&[&sh(), &library]);
-        let mut programs = Programs::new(LocatorChoice::Auto);
+        let mut programs = ProgramSearch::new(LocatorChoice::Auto);
         programs.complete(&mappings, &mut FileReader::new());
-        assert_eq!(programs.settle(IMAGE, Reason::None), Reason::SharedObject);
-        let detail = programs.get(IMAGE).expect("assigned").found.detail.as_deref();
+        assert_eq!(programs.programs.settle(IMAGE, Reason::None), Reason::SharedObject);
+        let detail = programs.programs.get(IMAGE).expect("assigned").found.detail.as_deref();
         assert_eq!(detail, library.to_str());
-        let mut unasked = Programs::new(LocatorChoice::None);
+        let mut unasked = ProgramSearch::new(LocatorChoice::None);
         unasked.complete(&mappings, &mut FileReader::new());
-        assert_eq!(unasked.settle(IMAGE, Reason::None), Reason::None);
+        assert_eq!(unasked.programs.settle(IMAGE, Reason::None), Reason::None);
     }
 
     #[test]
     fn an_unsearched_shared_object_is_reported() {
         let mut mappings = mapped(&[&sh()]);
         mappings.add(IMAGE, [mapping_of("/srv/libgone.so".into(), GONE)]);
-        let mut programs = Programs::new(LocatorChoice::Auto);
+        let mut programs = ProgramSearch::new(LocatorChoice::Auto);
         programs.complete(&mappings, &mut FileReader::new());
-        let found = &programs.get(IMAGE).expect("assigned").found;
+        let found = &programs.programs.get(IMAGE).expect("assigned").found;
         assert_eq!(found.reason(), Reason::None);
         let detail = found.detail.as_deref().expect("a detail");
         assert!(
@@ -673,7 +591,7 @@ mod tests {
             .map(PathBuf::as_path)
             .collect();
         let mappings = mapped(&files);
-        let (mut programs, mut slow) = (Programs::new(LocatorChoice::Auto), SlowExaminer::default());
+        let (mut programs, mut slow) = (ProgramSearch::new(LocatorChoice::Auto), SlowExaminer::default());
         programs.complete_within(LIMIT, &mappings, &mut slow);
         // The program and each library are requested once, all with the same deadline.
         assert_eq!(slow.deadlines.len(), 1 + FILES);
@@ -684,7 +602,7 @@ mod tests {
             "{:?}",
             slow.deadlines
         );
-        let detail = programs.get(IMAGE).expect("assigned").found.detail.as_deref();
+        let detail = programs.programs.get(IMAGE).expect("assigned").found.detail.as_deref();
         assert_eq!(
             detail,
             Some("not every shared object was searched for a runtime: lib0.so takes long")
@@ -695,12 +613,12 @@ mod tests {
     #[test]
     fn what_is_left_at_the_deadline_is_not_read() {
         let mappings = mapped(&[&sh(), &own()]);
-        let mut programs = Programs::new(LocatorChoice::Auto);
+        let mut programs = ProgramSearch::new(LocatorChoice::Auto);
         let held = HeldFile::open(&sh()).expect("opened");
         programs.expect(IMAGE, &held, &mut FileReader::new());
         let mut reader = FileReader::new();
         programs.complete_within(Duration::ZERO, &mappings, &mut reader);
-        let found = &programs.get(IMAGE).expect("assigned").found;
+        let found = &programs.programs.get(IMAGE).expect("assigned").found;
         let detail = found.detail.as_deref().expect("said");
         assert!(detail.contains("reading all files took longer than 0 s"), "{detail}");
         assert!(!reader.has_process());
@@ -709,17 +627,25 @@ mod tests {
     #[test]
     fn a_program_that_only_refused_images_run_is_forgotten() {
         let mut mappings = mapped(&[&sh()]);
-        let (mut programs, mut reader) = (Programs::new(LocatorChoice::Auto), FileReader::new());
+        let (mut programs, mut reader) = (ProgramSearch::new(LocatorChoice::Auto), FileReader::new());
         let other = Image { tgid: 8, number: 1 };
         programs.expect(other, &HeldFile::open(&own()).expect("opened"), &mut reader);
         programs.complete(&mappings, &mut reader);
-        assert_eq!(programs.all().len(), 2);
+        assert_eq!(programs.programs.all().len(), 2);
         mappings.refuse(other);
         programs.complete(&mappings, &mut reader);
-        let paths: Vec<&Path> = programs.all().iter().map(|program| program.path.as_path()).collect();
+        let paths: Vec<&Path> = programs
+            .programs
+            .all()
+            .iter()
+            .map(|program| program.path.as_path())
+            .collect();
         assert_eq!(paths, [sh()]);
-        assert_eq!(programs.get(IMAGE).map(|program| program.path.clone()), Some(sh()));
-        assert_eq!(programs.get(other), None);
+        assert_eq!(
+            programs.programs.get(IMAGE).map(|program| program.path.clone()),
+            Some(sh())
+        );
+        assert_eq!(programs.programs.get(other), None);
     }
 
     #[test]

@@ -5,24 +5,9 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use ctxtrace_common::thread::KernelCount;
-use serde::{Deserialize, Serialize};
 
 use super::procfs::{self, Status};
-
-/// A thread that has made no switch during the recording.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SilentThread {
-    /// The thread id.
-    pub tid: u32,
-    /// The process id.
-    pub tgid: u32,
-    /// The name of the thread; not necessarily printable.
-    pub name: String,
-    /// The letter of the thread's state at the end, as in `ps`.
-    pub state: char,
-    /// The time between the two readings, in nanoseconds.
-    pub ns: u64,
-}
+use ctxtrace_format::SilentThread;
 
 /// The reading of `/proc` at the beginning of a recording.
 #[derive(Debug)]

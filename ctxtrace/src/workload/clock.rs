@@ -2,7 +2,7 @@
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::Outcome;
+use ctxtrace_format::workload::Outcome;
 
 /// A stopwatch that starts at the beginning of the measured section. It uses the same clock as the tracer's events, so that their
 /// times can be compared.

@@ -2,33 +2,9 @@
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-
-/// How the participants of a workload are distributed to CPUs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Pin {
-    /// Not pinned; the scheduler decides
-    None,
-    /// All on the same CPU
-    SameCpu,
-    /// Each on a different CPU
-    SplitCpus,
-}
-
-impl Pin {
-    /// The name used on the command line and in JSON.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::SameCpu => "same-cpu",
-            Self::SplitCpus => "split-cpus",
-        }
-    }
-}
+use ctxtrace_format::workload::Pin;
 
 /// Returns the CPUs that this process may use, in ascending order.
 ///

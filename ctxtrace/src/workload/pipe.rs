@@ -15,8 +15,9 @@ use super::clock::Stopwatch;
 use super::idle::IdleThreads;
 use super::pin::Pinning;
 use super::progress::Progress;
-use super::{MESSAGE, Outcome, Spec, altered};
+use super::{MESSAGE, altered};
 use crate::error::{Error, Result};
+use ctxtrace_format::workload::{Outcome, Spec};
 
 /// The two pipe ends of one side.
 struct PipePair {

@@ -1,11 +1,11 @@
 //! The figures of a report: counts reconcile with the kernel's, parts add up to totals, and known programs have the expected
 //! figures.
 
-use ctxtrace::trace::name_of;
-use ctxtrace::trace::run::Run;
 use ctxtrace_common::histogram::{Latency, lower_bound};
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::thread::ThreadSummary;
+use ctxtrace_format::name_of;
+use ctxtrace_format::run::Run;
 use serde_json::Value;
 
 use crate::programs;

@@ -7,14 +7,15 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ctxtrace::tracee::programs::LocatorChoice;
 use ctxtrace_common::locator::HAS_TOKIO;
 use ctxtrace_common::process::Image;
+use ctxtrace_format::programs::LocatorChoice;
 use tempfile::TempDir;
 
 use crate::harness::{require_program, skip};
 use crate::programs;
 use crate::support::trace;
+use ctxtrace::run::watch::RecordedRun;
 
 pub(crate) const KERNEL_TESTS: &[(&str, fn())] = &[(
     "files_of_both_layers_of_an_overlay_are_known",
@@ -87,7 +88,7 @@ fn assert_files_are_known(folder: &Path) {
     let (program, library) = (folder.join(PROGRAM), folder.join(LIBRARY));
     let libraries = folder.to_str().expect("a path in UTF-8");
     let environment = [(programs::VARIABLE, "sleeper"), ("LD_LIBRARY_PATH", libraries)];
-    let run = trace(&program, &environment, LocatorChoice::Auto);
+    let RecordedRun { run, held, .. } = trace(&program, &environment, LocatorChoice::Auto);
     assert_eq!(run.exit.expect("the exit status is known").status, Some(0));
     let aggregates = &run.aggregates;
     let image = Image {
@@ -102,8 +103,8 @@ fn assert_files_are_known(folder: &Path) {
         let mapping = mappings
             .find(|mapping| mapping.path == *path)
             .unwrap_or_else(|| panic!("no mapping of {}", path.display()));
-        let held = aggregates.mappings.file(mapping);
-        assert!(held.is_ok(), "{}: {:?}", path.display(), held.map(|_| ()));
+        let file = held.of_mapping(mapping);
+        assert!(file.is_ok(), "{}: {:?}", path.display(), file.map(|_| ()));
     }
     let stacks: Vec<String> = aggregates
         .stacks

@@ -7,13 +7,13 @@ use std::process::{Child, Command, Stdio};
 use ctxtrace::correlate::tasks;
 use ctxtrace::correlate::wakeups::wakeups;
 use ctxtrace::symbolize::stacks::task_types;
-use ctxtrace::trace::name_of;
-use ctxtrace::trace::run::Run;
-use ctxtrace::tracee::locate::Found;
-use ctxtrace::tracee::programs::LocatorChoice;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{HAS_GO, Reason};
 use ctxtrace_common::wakeup::WakeupOrigin;
+use ctxtrace_format::executable::Found;
+use ctxtrace_format::name_of;
+use ctxtrace_format::programs::LocatorChoice;
+use ctxtrace_format::run::Run;
 use procfs::process::Process;
 use tempfile::TempDir;
 
@@ -103,7 +103,7 @@ fn build(name: &str, cgo: bool, options: &[&str]) -> (TempDir, PathBuf) {
 
 /// Traces a Go program. Panics if the program fails or its switches do not reconcile.
 fn trace_go(program: &Path, locator: LocatorChoice) -> Run {
-    let traced = trace(program, &[], locator);
+    let traced = trace(program, &[], locator).run;
     assert_eq!(traced.exit.and_then(|exit| exit.status), Some(0));
     let reconciliation = reconciled(&traced);
     assert!(reconciliation.holds(), "{reconciliation:#?}");

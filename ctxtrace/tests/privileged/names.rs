@@ -115,7 +115,9 @@ impl EscapingTarget {
         for name in printed {
             let text = fs::read(self.path(name)).expect("the file is written");
             let text = String::from_utf8(text).expect("text");
-            let harmful = text.chars().find(|&c| c != '\n' && ctxtrace::printable::is_harmful(c));
+            let harmful = text
+                .chars()
+                .find(|&c| c != '\n' && ctxtrace_format::printable::is_harmful(c));
             assert_eq!(harmful, None, "{name}: {text:?}");
             all += &text;
         }

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::BufReader;
 
 use ctxtrace::correlate::polls::{PollReplay, PollSlice};
-use ctxtrace::trace::events::EventSink;
-use ctxtrace::trace::file::{CapturePart, read_with_polls};
 use ctxtrace_common::event::Decoded;
+use ctxtrace_format::events::EventSink;
+use ctxtrace_format::file::{CapturePart, read_with_polls};
 use serde_json::Value;
 
 use crate::programs::tasks::FORKED_POLLS;

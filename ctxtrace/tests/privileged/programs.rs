@@ -10,7 +10,8 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ctxtrace::workload::pin::{Pin, Pinning};
+use ctxtrace::workload::pin::Pinning;
+use ctxtrace_format::workload::Pin;
 
 /// The name of an environment variable. If it is set to the name of a program, this executable runs that program instead of the
 /// tests.

@@ -5,9 +5,8 @@ use std::path::Path;
 use ctxtrace::analyze::profile::{Profile, places};
 use ctxtrace::correlate::timeline::Replay;
 use ctxtrace::symbolize::category::Category;
-use ctxtrace::symbolize::symbols;
-use ctxtrace::trace::run::Run;
-use ctxtrace::trace::samples::Samples;
+use ctxtrace_format::run::Run;
+use ctxtrace_format::samples::Samples;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -37,11 +36,12 @@ const HZ: u32 = 997;
 
 fn sampled(program: &str) -> Run {
     let mut replay = Replay::with_sink(Samples::default());
-    let mut run = trace_samples(program, HZ, &mut replay);
-    reconciled(&run);
-    run.samples = replay.into_intervals();
-    run.symbols = symbols::resolve(&run.aggregates, &run.samples);
-    run
+    let mut recorded = trace_samples(program, HZ, &mut replay);
+    reconciled(&recorded.run);
+    let samples = replay.into_intervals();
+    recorded.name_stacks(&samples, None);
+    recorded.run.samples = samples;
+    recorded.run
 }
 
 fn on_cpu_seconds(run: &Run) -> f64 {

@@ -11,14 +11,14 @@ use ctxtrace::capture::{RunningKernel, Settings};
 use ctxtrace::correlate::ledger::{Ledger, ledger};
 use ctxtrace::correlate::reconcile::{Reconciliation, reconcile};
 use ctxtrace::correlate::tasks;
-use ctxtrace::run::watch::{Observer, OnInterrupt, Recorder};
-use ctxtrace::symbolize::symbols;
-use ctxtrace::trace::Level;
-use ctxtrace::trace::run::Run;
+use ctxtrace::run::watch::{Observer, OnInterrupt, RecordedRun, Recorder};
 use ctxtrace::tracee::environment::Environment;
 use ctxtrace::tracee::launch;
-use ctxtrace::tracee::programs::LocatorChoice;
 use ctxtrace_common::ledger::Class;
+use ctxtrace_format::Level;
+use ctxtrace_format::programs::LocatorChoice;
+use ctxtrace_format::run::Run;
+use ctxtrace_format::samples::Samples;
 use procfs::process::Process;
 use serde_json::Value;
 
@@ -80,7 +80,7 @@ pub(crate) fn trace_program(name: &str) -> Run {
 /// Traces one of [`crate::programs`] with this choice of locators.
 pub(crate) fn trace_program_by(name: &str, locator: LocatorChoice) -> Run {
     let executable = std::env::current_exe().expect("the path of this executable");
-    let traced = trace(&executable, &[(crate::programs::VARIABLE, name)], locator);
+    let traced = trace(&executable, &[(crate::programs::VARIABLE, name)], locator).run;
     assert_eq!(
         traced.exit.expect("the exit status is known").status,
         Some(0),
@@ -95,11 +95,12 @@ pub(crate) fn trace_events(name: &str, observer: &mut dyn Observer) -> Run {
         level: Level::Timeline,
         ..Settings::default()
     };
-    trace_program_at(settings, name, observer)
+    trace_program_at(settings, name, observer).run
 }
 
-/// Traces one of [`crate::programs`] at level `timeline` with `hz` CPU samples per second and passes all events to `observer`.
-pub(crate) fn trace_samples(name: &str, hz: u32, observer: &mut dyn Observer) -> Run {
+/// Traces one of [`crate::programs`] at level `timeline` with `hz` CPU samples per second and passes all events to `observer`. The
+/// names of stacks in samples are not looked up.
+pub(crate) fn trace_samples(name: &str, hz: u32, observer: &mut dyn Observer) -> RecordedRun {
     let settings = Settings {
         level: Level::Timeline,
         sample_hz: Some(hz),
@@ -108,11 +109,11 @@ pub(crate) fn trace_samples(name: &str, hz: u32, observer: &mut dyn Observer) ->
     trace_program_at(settings, name, observer)
 }
 
-fn trace_program_at(settings: Settings, name: &str, observer: &mut dyn Observer) -> Run {
+fn trace_program_at(settings: Settings, name: &str, observer: &mut dyn Observer) -> RecordedRun {
     let executable = std::env::current_exe().expect("the path of this executable");
     let traced = trace_at(settings, &executable, &[(crate::programs::VARIABLE, name)], observer);
     assert_eq!(
-        traced.exit.expect("the exit status is known").status,
+        traced.run.exit.expect("the exit status is known").status,
         Some(0),
         "the program {name} failed"
     );
@@ -120,7 +121,7 @@ fn trace_program_at(settings: Settings, name: &str, observer: &mut dyn Observer)
 }
 
 /// Traces an executable with these environment variables and this choice of locators.
-pub(crate) fn trace(executable: &Path, env: &[(&str, &str)], locator: LocatorChoice) -> Run {
+pub(crate) fn trace(executable: &Path, env: &[(&str, &str)], locator: LocatorChoice) -> RecordedRun {
     let settings = Settings {
         locator,
         ..Settings::default()
@@ -128,7 +129,7 @@ pub(crate) fn trace(executable: &Path, env: &[(&str, &str)], locator: LocatorCho
     trace_at(settings, executable, env, &mut ())
 }
 
-fn trace_at(settings: Settings, executable: &Path, env: &[(&str, &str)], observer: &mut dyn Observer) -> Run {
+fn trace_at(settings: Settings, executable: &Path, env: &[(&str, &str)], observer: &mut dyn Observer) -> RecordedRun {
     let mut environment = Environment::for_user(None);
     for &(name, value) in env {
         environment = environment.with(name, value);
@@ -136,9 +137,9 @@ fn trace_at(settings: Settings, executable: &Path, env: &[(&str, &str)], observe
     let words = [executable.as_os_str()];
     let command = launch_command(executable, &words, &environment);
     let traced = with_recorder(settings, None, |recorder| recorder.command(&command, observer));
-    let mut run = traced.expect("the program is traced").run;
-    run.symbols = symbols::resolve(&run.aggregates, &run.samples);
-    run
+    let mut recorded = traced.expect("the program is traced");
+    recorded.name_stacks(&Samples::default(), None);
+    recorded
 }
 
 /// Returns the description of a program that a [`Recorder`] starts as the user of the tests. `words` are its name and its arguments.

@@ -6,13 +6,13 @@ use std::process::Command;
 
 use ctxtrace::correlate::tasks;
 use ctxtrace::correlate::wakeups::wakeups;
-use ctxtrace::trace::name_of;
-use ctxtrace::trace::run::Run;
-use ctxtrace::tracee::programs::LocatorChoice;
 use ctxtrace_abi::NAMED_TASKS;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{OTHER_TASKS, Reason};
 use ctxtrace_common::wakeup::WakeupOrigin;
+use ctxtrace_format::name_of;
+use ctxtrace_format::programs::LocatorChoice;
+use ctxtrace_format::run::Run;
 
 use crate::harness::{require_program, require_variable};
 use crate::programs;
@@ -314,7 +314,7 @@ fn a_stripped_program_is_unattributed() {
         .arg(std::env::current_exe().expect("the path of this executable"))
         .status();
     assert!(strip.expect("strip starts").success());
-    let traced = trace(&stripped, &[(programs::VARIABLE, "blocker")], LocatorChoice::Auto);
+    let traced = trace(&stripped, &[(programs::VARIABLE, "blocker")], LocatorChoice::Auto).run;
     assert_eq!(traced.exit.expect("the exit status is known").status, Some(0));
     reconciled(&traced);
     let ledger = ledger_of(&traced);
@@ -329,7 +329,7 @@ fn a_stripped_program_is_unattributed() {
             .all(|entry| entry.class != Class::Unattributed || entry.reason == Reason::Stripped)
     );
     // The switches of a program without tasks are never unattributed, even if it is stripped.
-    let traced = trace(Path::new("/bin/true"), &[], LocatorChoice::Auto);
+    let traced = trace(Path::new("/bin/true"), &[], LocatorChoice::Auto).run;
     let ledger = ledger_of(&traced);
     assert_eq!(ledger.of(Class::Unattributed).count, 0, "{ledger:#?}");
 }
@@ -374,7 +374,7 @@ fn unmodified_programs_of_many_tokio_releases_are_attributed() {
     assert!(programs.len() >= 8, "{programs:?}");
     for program in programs {
         let name = program.file_name().expect("a name").to_string_lossy().into_owned();
-        let traced = trace(&program, &[], LocatorChoice::Auto);
+        let traced = trace(&program, &[], LocatorChoice::Auto).run;
         assert_eq!(traced.exit.expect("the exit status is known").status, Some(0), "{name}");
         reconciled(&traced);
         let ledger = ledger_of(&traced);

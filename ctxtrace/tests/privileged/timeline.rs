@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use ctxtrace::correlate::timeline::{Replay, disagreements};
 use ctxtrace::run::watch::Observer;
-use ctxtrace::trace::events::EventSink;
-use ctxtrace::trace::name_of;
 use ctxtrace_common::event::{Decoded, EVENT_BYTES, Event};
+use ctxtrace_format::events::EventSink;
+use ctxtrace_format::name_of;
 use serde_json::Value;
 
 use crate::programs;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::process::Command;
 
-use ctxtrace::trace::file;
+use ctxtrace_format::file;
 use serde_json::{Value, json};
 
 use crate::explain::planted;

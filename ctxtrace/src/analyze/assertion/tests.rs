@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::analyze::summarize::summarize;
 use crate::analyze::summarize::tests::{info, run};
-use crate::workload::Mode;
+use ctxtrace_format::workload::Mode;
 
 fn refused(expression: &str) -> String {
     match expression.parse::<Assertion>() {

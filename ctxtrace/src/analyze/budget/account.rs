@@ -16,7 +16,7 @@
 //!
 //! If the CPU quota of its cgroup took a thread off its CPU, the wait is attributed to the quota, whatever the CPU did.
 
-use crate::sums::{SaturatingSum, add};
+use ctxtrace_format::sums::{SaturatingSum, add};
 use std::collections::BTreeMap;
 
 use ctxtrace_common::ledger::Class;
@@ -30,8 +30,8 @@ use crate::correlate::intervals::{Before, State};
 use crate::correlate::ledger::{entry_of, ledger};
 use crate::symbolize::category::{Belongs, Category, calls_from, off_cpu, on_cpu};
 use crate::symbolize::stacks;
-use crate::trace::run::Run;
-use crate::trace::symbols::Frame;
+use ctxtrace_format::run::Run;
+use ctxtrace_format::symbols::Frame;
 
 /// How a thread spent a part of its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]

@@ -1,7 +1,7 @@
 //! The lines about a machine.
 
 use super::{CheckLine, Standing};
-use crate::trace::machine::{Answer, Machine, Wanted};
+use ctxtrace_format::machine::{Answer, Machine, Wanted};
 
 const CAP_SYS_PTRACE: u64 = 1 << 19;
 const CAP_SYS_ADMIN: u64 = 1 << 21;

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{CheckLine, Standing};
-use crate::tracee::locate::{Found, Frames, Look, Parts, in_words, is_of_go, is_of_tokio};
+use ctxtrace_format::executable::{Found, Frames, Look, Parts, concerns_go, concerns_tokio, reason_in_words};
 
 /// A program is reported as keeping frame pointers if at least this share of its functions does, 0 to 1.
 const MOST: f64 = 0.9;
@@ -96,7 +96,7 @@ fn tasks(found: &Found) -> CheckLine {
             "tasks",
             "the program has no tasks of a known runtime: switches are reported by thread",
         ),
-        None => CheckLine::new("tasks", Standing::Missing, in_words(found.reason())),
+        None => CheckLine::new("tasks", Standing::Missing, reason_in_words(found.reason())),
     }
 }
 
@@ -109,7 +109,7 @@ fn probe(found: &Found) -> CheckLine {
     }
     let detail = found.detail.as_deref().filter(|detail| detail.contains("probe"));
     // Without tokio there are no polls, so the missing probe is not a loss.
-    if detail.is_none() && !has(found, HAS_TOKIO) && !is_of_tokio(found.reason()) {
+    if detail.is_none() && !has(found, HAS_TOKIO) && !concerns_tokio(found.reason()) {
         return CheckLine::ok(
             "probe",
             "ctxtrace-probe is not linked, and the program has no tokio whose tasks it would name",
@@ -131,7 +131,7 @@ fn tokio(found: &Found) -> CheckLine {
             format!("{version}: tasks are found in its thread-local CONTEXT"),
         );
     }
-    if is_of_tokio(found.reason()) {
+    if concerns_tokio(found.reason()) {
         let detail = found
             .detail
             .as_ref()
@@ -139,7 +139,7 @@ fn tokio(found: &Found) -> CheckLine {
         let line = CheckLine::new(
             "tokio",
             Standing::Missing,
-            format!("{version}: {}{detail}", in_words(found.reason())),
+            format!("{version}: {}{detail}", reason_in_words(found.reason())),
         );
         return match found.reason() {
             Reason::Stripped | Reason::NoTypeInfo => {
@@ -159,11 +159,11 @@ fn go(found: &Found) -> CheckLine {
     if has(found, HAS_GO) {
         return CheckLine::ok("Go", format!("{version}: goroutines are found in its thread-local g"));
     }
-    if is_of_go(found.reason()) {
+    if concerns_go(found.reason()) {
         let line = CheckLine::new(
             "Go",
             Standing::Missing,
-            format!("{version}: {}", in_words(found.reason())),
+            format!("{version}: {}", reason_in_words(found.reason())),
         );
         return match found.reason() {
             Reason::GoVersion | Reason::GoStripped => {

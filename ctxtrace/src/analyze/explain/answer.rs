@@ -10,7 +10,7 @@ use crate::analyze::result::{Host, Unavailable};
 use crate::analyze::statistics::estimate::{centre, share};
 use crate::analyze::statistics::family;
 use crate::analyze::statistics::groups::groups;
-use crate::tracee::counters::Counted;
+use ctxtrace_format::counted::Counted;
 
 /// Confidence of all claims together. For a hundred pairs of cases without a difference, a difference is claimed for about one
 /// pair.

@@ -5,8 +5,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::workload::pin::Pin;
-use crate::workload::{Allocator, Channel, Language, Mode, Protocol, Root, Spec};
+use ctxtrace_format::workload::Pin;
+use ctxtrace_format::workload::{Allocator, Channel, Language, Mode, Protocol, Root, Spec};
 
 /// What an intervention shows if it closes the gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -11,8 +11,8 @@ use crate::analyze::budget::{Budget, Unit};
 use crate::analyze::result::{Host, Unavailable};
 use crate::analyze::statistics::estimate::Estimate;
 use crate::analyze::statistics::groups::Group;
-use crate::tracee::counters::Counted;
 use crate::units::Scale;
+use ctxtrace_format::counted::Counted;
 
 /// Name and version of the format.
 pub const SCHEMA: &str = "ctxtrace.explain/1";

@@ -1,13 +1,13 @@
 //! Stacks as a tree of bounded size, for a flamegraph that can be zoomed.
 
-use crate::sums::add;
+use ctxtrace_format::sums::add;
 use std::collections::HashMap;
 
 use serde::Serialize;
 
 use crate::report::printable;
 use crate::symbolize::stacks::Resolved;
-use crate::trace::symbols::FrameKind;
+use ctxtrace_format::symbols::FrameKind;
 
 /// Maximum number of frames of a flamegraph: more than the eye can distinguish, and few enough to be drawn at once. The smallest
 /// frames beyond it are left out and counted.
@@ -136,7 +136,7 @@ fn kind(kind: FrameKind) -> u8 {
 mod tests {
     use super::*;
     use crate::symbolize::stacks::ResolvedStack;
-    use crate::trace::symbols::Frame;
+    use ctxtrace_format::symbols::Frame;
 
     /// Parses stacks: `a;b;c 3 90` is a stack that was recorded three times, with 90 ns in total.
     fn resolved(lines: &[&str]) -> Resolved {

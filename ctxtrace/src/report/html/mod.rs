@@ -24,8 +24,8 @@ use sha2::{Digest, Sha256};
 
 use crate::analyze::result::Report;
 use crate::error::{Error, Result};
-use crate::printable::is_harmful;
-use crate::trace::run::Run;
+use ctxtrace_format::printable::is_harmful;
+use ctxtrace_format::run::Run;
 use page::Page;
 
 /// The template of the page, with placeholders `{{…}}`.

@@ -2,8 +2,8 @@
 //! number if the page sorts or draws by it. A part that was not recorded is replaced by a sentence that says why, and which
 //! option records it.
 
-use crate::sums::SaturatingSum;
 use ctxtrace_common::histogram::{Histogram, Latency as Kind, SUB_BUCKETS, lower_bound, upper_bound};
+use ctxtrace_format::sums::SaturatingSum;
 use serde::Serialize;
 
 use super::flame::Tree;
@@ -13,9 +13,9 @@ use crate::analyze::result::{Class, Distribution, Report, WakeupOrigin};
 use crate::report::printable;
 use crate::report::table;
 use crate::symbolize::stacks::{self, Resolved};
-use crate::trace::run::Run;
-use crate::trace::{Latencies, Level};
 use crate::units::{duration, signed_thousands, significant, thousands};
+use ctxtrace_format::run::Run;
+use ctxtrace_format::{Latencies, Level};
 
 /// Maximum number of rows of a table. Further rows are left out, and a note gives their number.
 const MOST_ROWS: usize = 1_000;

@@ -13,10 +13,10 @@ use serde::Serialize;
 use crate::analyze::result::Report;
 use crate::correlate::tasks;
 use crate::report::{printable, table};
-use crate::trace::lanes::{Cell, Lane, LaneWakeup, Lanes, Moment, MomentKind, Shown, Span};
-use crate::trace::run::Run;
-use crate::trace::{Aggregates, name_of};
 use crate::units::{duration, thousands};
+use ctxtrace_format::lanes::{Cell, Lane, LaneWakeup, Lanes, Moment, MomentKind, Shown, Span};
+use ctxtrace_format::run::Run;
+use ctxtrace_format::{Aggregates, name_of};
 
 /// The timeline as the page's script reads it. The documentation of this module defines the encoding.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -29,9 +29,9 @@ pub use folder::Folder;
 
 use crate::analyze::summarize::summarize;
 use crate::error::Result;
-use crate::trace::Level;
-use crate::trace::events::EventSource;
-use crate::trace::run::{Info, Run};
+use ctxtrace_format::Level;
+use ctxtrace_format::events::EventSource;
+use ctxtrace_format::run::{Info, Run};
 
 /// The run that the rows of a file belong to.
 struct Identity {

@@ -12,7 +12,7 @@ use parquet_derive::ParquetRecordWriter;
 pub(super) struct Host<'a> {
     /// The machine: `uname -n`.
     pub(super) host: &'a str,
-    /// Id of the run; see [`crate::trace::run::Info::run_id`].
+    /// Id of the run; see [`ctxtrace_format::run::Info::run_id`].
     pub(super) run: &'a str,
     /// Id of the capture, which all its runs share.
     pub(super) capture: &'a str,

@@ -13,7 +13,7 @@ use super::{Identity, signed, small};
 use crate::analyze::result::{Distribution, Lost, Report};
 use crate::analyze::summarize::summarize;
 use crate::report::table::subject_in_words;
-use crate::trace::run::{Info, Run};
+use ctxtrace_format::run::{Info, Run};
 
 /// The distributions, by their names in the JSON report.
 const KINDS: [(&str, Kind); 5] = [

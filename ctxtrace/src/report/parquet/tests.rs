@@ -18,11 +18,11 @@ use super::{Folder, rows, write};
 use crate::analyze::summarize::tests::{info, run};
 use crate::report::golden::golden;
 use crate::report::output::OutputAccess;
-use crate::trace::Level;
-use crate::trace::build;
-use crate::trace::events::{EventSink, EventSource};
-use crate::trace::run::{ClockAnchor, Info, Run};
-use crate::workload::Mode;
+use ctxtrace_format::Level;
+use ctxtrace_format::build;
+use ctxtrace_format::events::{EventSink, EventSource};
+use ctxtrace_format::run::{ClockAnchor, Info, Run};
+use ctxtrace_format::workload::Mode;
 
 /// Columns, their types, and whether they can be null are a contract, because users write queries against them.
 #[test]

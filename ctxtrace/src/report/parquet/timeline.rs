@@ -28,11 +28,11 @@ use crate::correlate::polls::{PollReplay, PollSink, PollSlice};
 use crate::correlate::tasks;
 use crate::correlate::timeline::Replay;
 use crate::correlate::wakeups::ThreadNames as WakerNames;
-use crate::trace::events::{EventSink, EventSource};
-use crate::trace::polls::PollBatch;
-use crate::trace::run::{Info, Run};
-use crate::trace::{Aggregates, name_of};
-use crate::tracee::locate;
+use ctxtrace_format::events::{EventSink, EventSource};
+use ctxtrace_format::executable::reason_in_words;
+use ctxtrace_format::polls::PollBatch;
+use ctxtrace_format::run::{Info, Run};
+use ctxtrace_format::{Aggregates, name_of};
 
 /// Rows in a full row group. The rows that are kept in memory take some tens of megabytes.
 const ROWS_IN_GROUP: usize = 1 << 16;
@@ -441,7 +441,7 @@ impl<'a> RowNames<'a> {
             let entry = entry_of(&key, self.aggregates);
             Doing {
                 class: entry.class.name(),
-                reason: (entry.reason != Reason::None).then(|| locate::in_words(entry.reason)),
+                reason: (entry.reason != Reason::None).then(|| reason_in_words(entry.reason)),
                 task: entry.task.map(|key| named(self.aggregates, key)),
             }
         })

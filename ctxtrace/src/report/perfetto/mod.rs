@@ -51,10 +51,10 @@ use crate::correlate::timeline::Replay;
 use crate::correlate::wakes::{EffectiveWakeup, Wakes};
 use crate::correlate::wakeups::outsider_name;
 use crate::symbolize::stacks::task_types;
-use crate::trace::events::EventSink;
-use crate::trace::name_of;
-use crate::trace::polls::PollBatch;
-use crate::trace::run::{Info, Run};
+use ctxtrace_format::events::EventSink;
+use ctxtrace_format::name_of;
+use ctxtrace_format::polls::PollBatch;
+use ctxtrace_format::run::{Info, Run};
 
 /// The name of thread 0, which stands for every thread outside of the target.
 const OUTSIDE_THREAD_NAME: &str = "not recorded";

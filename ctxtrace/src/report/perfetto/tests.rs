@@ -14,10 +14,10 @@ use super::*;
 use crate::analyze::summarize::tests::info;
 use crate::report::decode::perfetto::{self as decoded, DecodedSwitch, Slice, TrackEventKind};
 use crate::report::golden::golden;
-use crate::trace::polls::{PollClock, PollInfo, Stamp, ThreadStamps};
-use crate::trace::run::ClockAnchor;
-use crate::trace::{CpuLosses, build};
-use crate::workload::{Mode, Outcome};
+use ctxtrace_format::polls::{PollClock, PollInfo, Stamp, ThreadStamps};
+use ctxtrace_format::run::ClockAnchor;
+use ctxtrace_format::workload::{Mode, Outcome};
+use ctxtrace_format::{CpuLosses, build};
 
 const IMAGE: Image = Image { tgid: 100, number: 0 };
 

@@ -6,9 +6,9 @@ use super::layout::{labelled, plainly, plural};
 use super::{Style, agrees};
 use crate::analyze::result::{Locator, Report, Thread, Timeline};
 use crate::report::printable;
-use crate::sums::SaturatingSum as _;
-use crate::tracee::programs::LocatorChoice;
 use crate::units::{bytes, duration, signed_thousands, thousands};
+use ctxtrace_format::programs::LocatorChoice;
+use ctxtrace_format::sums::SaturatingSum as _;
 
 /// Maximum number of programs named for each way of finding tasks; the others are counted.
 const PROGRAMS_SHOWN: usize = 3;

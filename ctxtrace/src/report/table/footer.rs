@@ -3,9 +3,9 @@
 use super::Style;
 use super::layout::{labelled, plainly};
 use crate::analyze::result::{CpuLosses, Report};
-use crate::sums::SaturatingSum as _;
-use crate::trace::Level;
 use crate::units::{duration, significant, thousands};
+use ctxtrace_format::Level;
+use ctxtrace_format::sums::SaturatingSum as _;
 
 pub(super) fn footer(report: &Report, style: Style) -> String {
     let red = |line: &str| style.red(line);

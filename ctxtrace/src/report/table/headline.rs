@@ -9,9 +9,9 @@ use super::switches::by_class;
 use super::{Style, painted, percent};
 use crate::analyze::result::{Report, Target, Thread, ThreadState, Workload};
 use crate::report::printable;
-use crate::sums::SaturatingSum as _;
 use crate::units::{duration, significant, thousands};
-use crate::workload::{Allocator, Channel, Language};
+use ctxtrace_format::sums::SaturatingSum as _;
+use ctxtrace_format::workload::{Allocator, Channel, Language};
 
 /// Describes in one line what was recorded.
 #[must_use]
@@ -109,10 +109,10 @@ pub fn workload_in_words(workload: &Workload) -> String {
         words.push(format!("{workers} worker{}", plural(workers)));
     }
     words.push(match workload.pin {
-        crate::workload::pin::Pin::None => "not pinned".to_owned(),
+        ctxtrace_format::workload::Pin::None => "not pinned".to_owned(),
         pin => format!("pinned: {}", pin.name()),
     });
-    if workload.root == Some(crate::workload::Root::BlockOn) {
+    if workload.root == Some(ctxtrace_format::workload::Root::BlockOn) {
         words.push("receiver is the block_on root".to_owned());
     }
     if workload.allocator == Some(Allocator::Jemalloc) {

@@ -6,8 +6,8 @@
 use comfy_table::{CellAlignment, Table, presets};
 use textwrap::{Options, WordSplitter, wrap};
 
-use crate::printable::{printable, printable_lines};
 pub(super) use crate::report::WIDTH as COLUMNS;
+use ctxtrace_format::printable::{printable, printable_lines};
 
 /// Width of the column of labels; the labelled text begins after it.
 const LABEL: usize = 18;

@@ -21,8 +21,8 @@ pub(super) use layout::{plain_table, shortened, without_trailing_spaces, wrapped
 pub(super) use switches::{by_class, is_number};
 
 use crate::analyze::result::Report;
-use crate::printable::printable;
 use crate::terminal::{BOLD, DIM, RED, RESET};
+use ctxtrace_format::printable::printable;
 
 /// How text for a terminal is styled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,9 +129,9 @@ mod tests {
     };
     use crate::analyze::summarize::summarize;
     use crate::analyze::summarize::tests::{about, command, info, run};
-    use crate::trace::polls::PollClock;
-    use crate::trace::run::{Exit, Subject};
-    use crate::workload::{Allocator, Channel, Mode, Protocol, Spec};
+    use ctxtrace_format::polls::PollClock;
+    use ctxtrace_format::run::{Exit, Subject};
+    use ctxtrace_format::workload::{Allocator, Channel, Mode, Protocol, Spec};
 
     use ctxtrace_common::histogram::Latency;
 
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn events_that_agree_with_the_counts_say_so() {
         let mut run = run(670_000);
-        run.timeline = Some(crate::trace::run::Timeline {
+        run.timeline = Some(ctxtrace_format::run::Timeline {
             disagreements: Some(Vec::new()),
             ..Default::default()
         });
@@ -402,7 +402,9 @@ mod tests {
     fn many_threads_are_summed_up() {
         let mut run = run(670_000);
         for tid in 200..300 {
-            run.aggregates.threads.push(crate::trace::build::thread(tid, "x", 1, 0));
+            run.aggregates
+                .threads
+                .push(ctxtrace_format::build::thread(tid, "x", 1, 0));
         }
         let text = render(&summarize(&info(Mode::Task), &[run]), PLAIN);
         assert!(text.contains("89 more"), "{text}");

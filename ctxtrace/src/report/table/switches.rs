@@ -1,6 +1,6 @@
 //! The sections about kernel switches: the ledger, the tasks, and the wakeups.
 
-use crate::sums::{SaturatingSum, add};
+use ctxtrace_format::sums::{SaturatingSum, add};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 

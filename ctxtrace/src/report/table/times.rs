@@ -3,8 +3,8 @@
 use super::layout::{Columns, bar, labelled, plainly, sparkline, wrapped};
 use crate::analyze::result::{Distribution, OnCpu, Report, Thread, Throttling};
 use crate::report::printable;
-use crate::sums::{SaturatingSum, add};
 use crate::units::{duration, significant, thousands};
+use ctxtrace_format::sums::{SaturatingSum, add};
 
 /// Maximum number of threads that have a row; the others are added up in one row.
 const THREADS_SHOWN: usize = 12;

@@ -22,13 +22,12 @@ use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result};
 use crate::run::suite::bar;
 use crate::run::watch::Observer;
-use crate::symbolize::symbols;
-use crate::trace::Level;
-use crate::trace::events::EventSink;
-use crate::trace::samples::Samples;
 use crate::tracee::counters;
 use crate::tracee::load::CpuTimes;
-use crate::workload::Outcome;
+use ctxtrace_format::Level;
+use ctxtrace_format::events::EventSink;
+use ctxtrace_format::samples::Samples;
+use ctxtrace_format::workload::Outcome;
 
 /// Samples per second. This number does not divide the rate of any timer.
 const SAMPLE_HZ: u32 = 1_999;
@@ -289,15 +288,15 @@ impl Bench<'_> {
         ];
         let mut asleep = Vec::new();
         for arm in &arms {
-            let (mut run, outcome) = arm.trace(&self.place, Settings::default(), &mut ())?;
+            let (mut recorded, outcome) = arm.trace(&self.place, Settings::default(), &mut ())?;
             if self.place.interrupts.any_seen() {
                 return Ok(Go::Interrupted);
             }
-            run.symbols = symbols::resolve_until(&run.aggregates, &run.samples, Some(self.place.interrupts.fd()));
+            recorded.name_stacks(&Samples::default(), Some(self.place.interrupts.fd()));
             if self.place.interrupts.take().is_some() {
                 return Ok(Go::Interrupted);
             }
-            asleep.push(SleepCauses::from_run(&run, messages(outcome)));
+            asleep.push(SleepCauses::from_run(&recorded.run, messages(outcome)));
         }
         let stage = self.effort.budget.begin();
         let needed = family::blocks_needed(family::each(CONFIDENCE, CAUSES));
@@ -334,7 +333,7 @@ impl Bench<'_> {
             ..Settings::default()
         };
         let mut collected = EventCollector::default();
-        let (mut run, outcome) = arm.trace(&self.place, settings, &mut collected)?;
+        let (mut recorded, outcome) = arm.trace(&self.place, settings, &mut collected)?;
         let events = &collected.0;
         let window = match outcome {
             Some(outcome) => Window::measured(&outcome).ok_or_else(|| {
@@ -348,9 +347,10 @@ impl Bench<'_> {
         let mut replay = Replay::with_sink((ThreadTimeBudget::new(window), Samples::default()));
         replay.events(events);
         let (budget, samples) = replay.into_intervals();
-        run.symbols = symbols::resolve_until(&run.aggregates, &samples, Some(self.place.interrupts.fd()));
+        recorded.name_stacks(&samples, Some(self.place.interrupts.fd()));
         // The caller checks whether a signal was seen.
         let _ = self.place.interrupts.take();
+        let mut run = recorded.run;
         run.samples = samples;
         Ok(Account::from_timeline(&run, &budget, window, messages(outcome), asleep))
     }

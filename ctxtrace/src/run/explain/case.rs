@@ -14,16 +14,16 @@ use crate::capture::{RunningKernel, Settings};
 use crate::error::{Error, Result};
 use crate::run::interrupt::Interrupts;
 use crate::run::program::WorkloadProgram;
-use crate::run::watch::{Observer, OnInterrupt, Recorder};
+use crate::run::watch::{Observer, OnInterrupt, RecordedRun, Recorder};
 use crate::run::workload;
 use crate::terminal::data_output;
-use crate::trace::run::Run;
-use crate::tracee::counters::{Counted, Counters};
+use crate::tracee::counters::Counters;
 use crate::tracee::environment::Environment;
 use crate::tracee::launch::{Command, Suspended};
 use crate::tracee::search::find_program;
 use crate::tracee::user::Invoker;
-use crate::workload::{Outcome, Spec};
+use ctxtrace_format::counted::Counted;
+use ctxtrace_format::workload::{Outcome, Spec};
 
 /// The shared environment of all runs.
 #[derive(Clone, Copy)]
@@ -221,13 +221,13 @@ impl Arm {
         })
     }
 
-    /// Runs the case once, traced.
+    /// Runs the case once, traced. The stacks have no names yet.
     pub(super) fn trace(
         &self,
         place: &CaseEnvironment<'_>,
         settings: Settings,
         observer: &mut dyn Observer,
-    ) -> Result<(Run, Option<Outcome>)> {
+    ) -> Result<(RecordedRun, Option<Outcome>)> {
         let recorder = Recorder {
             kernel: place.kernel,
             settings,
@@ -237,14 +237,15 @@ impl Arm {
         };
         match &self.0 {
             Start::Workload(program) => {
-                let run = workload::observed(program, &recorder, place.user, observer)?;
-                let outcome = run.outcome;
-                Ok((run, outcome))
+                let recorded = workload::observed(program, &recorder, place.user, observer)?;
+                let outcome = recorded.run.outcome;
+                Ok((recorded, outcome))
             }
             Start::Command { .. } => self.with_command(place.user, |command| {
-                let run = recorder.command(command, observer)?.run;
-                if place.interrupts.any_seen() || run.exit.and_then(|exit| exit.status) == Some(0) {
-                    return Ok((run, None));
+                let recorded = recorder.command(command, observer)?;
+                let exit = recorded.run.exit;
+                if place.interrupts.any_seen() || exit.and_then(|exit| exit.status) == Some(0) {
+                    return Ok((recorded, None));
                 }
                 Err(failed(command))
             }),

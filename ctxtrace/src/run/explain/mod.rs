@@ -29,8 +29,8 @@ use crate::error::{Error, Result, status};
 use crate::report::output::OutputAccess;
 use crate::report::{differential, explain as report, json};
 use crate::tracee::user::invoker;
-use crate::workload::Spec;
 use crate::workload::pin::allowed_cpus;
+use ctxtrace_format::workload::Spec;
 
 /// Makes the measurements, writes every output, and returns the exit status.
 ///

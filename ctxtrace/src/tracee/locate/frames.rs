@@ -9,22 +9,14 @@
 //! Go does not write this section, and keeps frame pointers in all functions that it compiles.
 
 use gimli::{BaseAddresses, CallFrameInstruction, CieOrFde, EhFrame, LittleEndian, UnwindSection, X86_64};
-use serde::{Deserialize, Serialize};
+
+use ctxtrace_format::executable::Frames;
 
 /// The minimum size in bytes of a function that is counted. Smaller functions are stubs or call no other function.
 const LEAST_BYTES: u64 = 32;
 
 /// The maximum number of functions that are examined; the rest is not counted.
 const MOST: u64 = 200_000;
-
-/// The number of examined functions, and how many of them keep a frame pointer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Frames {
-    /// The number of examined functions.
-    pub functions: u64,
-    /// The number of examined functions that keep a frame pointer.
-    pub with_pointer: u64,
-}
 
 /// Counts the functions in the bytes of `.eh_frame`. An invalid entry ends the count.
 pub(super) fn count(section: &[u8], address: u64) -> Frames {

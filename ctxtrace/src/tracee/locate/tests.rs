@@ -3,11 +3,14 @@
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use ctxtrace_common::locator::{Doing, Field, GoLayout, MAX_CONTEXT_BYTES, ROOT_TASK, TOKIO_TASK, TokioLayout};
+use ctxtrace_common::locator::{
+    Doing, Field, GoLayout, Locator, MAX_CONTEXT_BYTES, ROOT_TASK, TOKIO_TASK, TokioLayout,
+};
 
 use super::buildinfo::tests::{inline, pointers};
 use super::synthetic::{CONTEXT, CONTEXT_BYTES, Info, Program, SLOT, Tls};
 use super::*;
+use ctxtrace_format::executable::reason_in_words;
 
 fn own() -> Vec<u8> {
     std::fs::read("/proc/self/exe").expect("a test has an executable")
@@ -422,6 +425,6 @@ fn spoil(whole: &[u8]) {
 #[test]
 fn every_reason_is_a_sentence() {
     for number in 0..=12 {
-        assert!(in_words(Reason::from_number(number)).len() > 20);
+        assert!(reason_in_words(Reason::from_number(number)).len() > 20);
     }
 }

@@ -28,11 +28,12 @@ use futures::TryFutureExt;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
+use super::altered;
 use super::clock::Stopwatch;
-use super::pin::{Pin, Pinning};
+use super::pin::Pinning;
 use super::progress::Progress;
-use super::{Channel, Outcome, Plant, Protocol, Root, Spec, altered};
 use crate::error::{Error, Result};
+use ctxtrace_format::workload::{Channel, Outcome, Pin, Plant, Protocol, Root, Spec};
 use plants::{Dozing, Hoarding, Locking};
 use script::{InFlight, Plain, Script};
 

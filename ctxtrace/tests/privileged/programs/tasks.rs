@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ctxtrace::tracee::locate::examine_bytes;
-use ctxtrace::workload::pin::{Pin, Pinning};
+use ctxtrace::workload::pin::Pinning;
+use ctxtrace_format::workload::Pin;
 use ctxtrace_probe::{runtime_thread, traced};
 use tokio::runtime::{Builder, Runtime};
 

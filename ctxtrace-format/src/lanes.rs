@@ -145,3 +145,86 @@ pub struct Lanes {
     /// The tasks that cells, spans, wakeups and moments refer to.
     pub tasks: Vec<TaskKey>,
 }
+
+impl Moment {
+    /// Duration in nanoseconds.
+    #[must_use]
+    pub fn ns(&self) -> u64 {
+        self.end_ns.saturating_sub(self.start_ns)
+    }
+}
+
+impl Lane {
+    /// Number of cells of 2^`shift` ns that must be added for this interval.
+    #[must_use]
+    pub fn missing(&self, span: &Span, shift: u32) -> usize {
+        let (first, last) = (span.start_ns >> shift, (span.end_ns - 1) >> shift);
+        let begun = if self.cells.is_empty() { first } else { self.first_cell };
+        ((last + 1).saturating_sub(begun + self.cells.len() as u64)) as usize
+    }
+
+    /// Adds the cells that are missing for this interval.
+    pub fn extend(&mut self, span: &Span, shift: u32) {
+        if self.cells.is_empty() {
+            self.first_cell = span.start_ns >> shift;
+        }
+        let missing = self.missing(span, shift);
+        self.cells.resize(self.cells.len() + missing, Cell::default());
+    }
+
+    /// Makes the cells twice as long.
+    pub fn coarsen(&mut self) {
+        if self.cells.is_empty() {
+            return;
+        }
+        let odd = self.first_cell % 2 == 1;
+        let mut coarse = Vec::with_capacity(self.cells.len() / 2 + 1);
+        let mut rest = self.cells.as_slice();
+        if odd {
+            coarse.push(rest[0]);
+            rest = &rest[1..];
+        }
+        for pair in rest.chunks(2) {
+            let mut sum = pair[0];
+            if let Some(second) = pair.get(1) {
+                sum.add(second);
+            }
+            coarse.push(sum);
+        }
+        self.first_cell /= 2;
+        self.cells = coarse;
+    }
+
+    /// The time on a CPU and in a run queue, nanoseconds.
+    #[must_use]
+    pub fn busy_ns(&self) -> u64 {
+        let busy = |cell: &Cell| cell.ns[Shown::OnCpu as usize].saturating_add(cell.ns[Shown::RunQueue as usize]);
+        self.cells.iter().map(busy).fold(0, u64::saturating_add)
+    }
+}
+
+impl Cell {
+    /// Adds another cell.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.ns.iter_mut().zip(&other.ns) {
+            *mine = mine.saturating_add(*theirs);
+        }
+        self.switches = self.switches.saturating_add(other.switches);
+        if other.task != 0 {
+            self.vote(other.task, other.lead_ns);
+        }
+    }
+
+    /// Counts time of a task for the majority vote that chooses the task of the cell: the algorithm of Boyer and Moore,
+    /// weighted by time.
+    pub fn vote(&mut self, task: u32, ns: u64) {
+        if self.task == task {
+            self.lead_ns = self.lead_ns.saturating_add(ns);
+        } else if self.task == 0 || ns > self.lead_ns {
+            self.lead_ns = if self.task == 0 { ns } else { ns - self.lead_ns };
+            self.task = task;
+        } else {
+            self.lead_ns -= ns;
+        }
+    }
+}

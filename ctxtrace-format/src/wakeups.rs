@@ -23,7 +23,7 @@ pub struct EdgeSums {
     /// The longest wake-to-run time, nanoseconds.
     pub max_ns: u64,
     /// Histogram of the wake-to-run times in log-linear buckets: index and count of each non-empty bucket, ordered by index.
-    pub(crate) buckets: Vec<(u16, u64)>,
+    pub buckets: Vec<(u16, u64)>,
 }
 
 impl EdgeSums {

@@ -25,8 +25,8 @@ use serde::Serialize;
 
 use super::block::{self, BlockKind};
 use super::{MAGIC, THREADS_PER_BLOCK, VERSION, VERSION_WITHOUT_DROPS};
-use crate::trace::polls::PollBatch;
-use crate::trace::run::{Dropped, Info, Played, Run};
+use crate::polls::PollBatch;
+use crate::run::{Dropped, Info, Played, Run};
 
 /// The limits of a capture. Beyond a limit the oldest events and stamps are dropped; counts are never dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

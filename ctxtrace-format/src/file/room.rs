@@ -22,8 +22,8 @@ use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::block::BlockKind;
+use crate::polls::PollBatch;
 use crate::printable::{cut_name, printable};
-use crate::trace::polls::PollBatch;
 
 /// Memory that the contents of any file may take, in bytes. A file that needs more is rejected as damaged.
 const FOR_ANY_FILE: u64 = 1 << 30;
@@ -280,9 +280,7 @@ fn cost(mut bytes: &[u8]) -> u64 {
 }
 
 /// Decodes a list whose values are much larger in memory than in the file. Fails if the list exceeds the memory limit.
-pub(in crate::trace) fn rows<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Vec<T>, D::Error> {
+pub(crate) fn rows<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
     struct RowBound<T>(PhantomData<T>);
 
     impl<'de, T: Deserialize<'de>> Visitor<'de> for RowBound<T> {
@@ -308,7 +306,7 @@ pub(in crate::trace) fn rows<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
 }
 
 /// Decodes a list like [`rows`], for a field that may be missing. serde calls this function only if the field is present.
-pub(in crate::trace) fn some_rows<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+pub(crate) fn some_rows<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Vec<T>>, D::Error> {
     rows(deserializer).map(Some)

@@ -37,7 +37,7 @@ pub fn printable_lines(text: &str) -> String {
 }
 
 /// Cuts a name to at most `most` bytes. A name that was cut ends with `…`.
-pub(crate) fn cut_name(mut name: String, most: usize) -> String {
+pub fn cut_name(mut name: String, most: usize) -> String {
     const MARK: char = '…';
     if name.len() > most {
         let mut end = most - MARK.len_utf8();

@@ -280,7 +280,7 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::build;
+    use crate::build;
 
     fn info(name: &str, realtime_ns: u64) -> Info {
         Info {

@@ -8,11 +8,11 @@ use ctxtrace_common::process::Image;
 use super::block::{self, BlockKind, Next};
 use super::room::{MOST_RUNS, Room, too_much};
 use super::{MAGIC, VERSION, VERSION_WITHOUT_DROPS};
-use crate::trace::polls::PollBatch;
-use crate::trace::run::{Dropped, Info, Played, Run};
-use crate::trace::samples::Samples;
-use crate::trace::symbols::Symbols;
-use crate::trace::{Aggregates, ThreadRecord};
+use crate::polls::PollBatch;
+use crate::run::{Dropped, Info, Played, Run};
+use crate::samples::Samples;
+use crate::symbols::Symbols;
+use crate::{Aggregates, ThreadRecord};
 
 /// Maximum number of events in one batch for the consumer; a longer block of events is passed on in several batches.
 const EVENTS_AT_A_TIME: usize = 16_384;

@@ -1,30 +1,5 @@
-//! Recorded data, decoded but not interpreted: the boundary between recording and analysis.
-//!
-//! * [`Aggregates`]: the sums that the kernel side had made when a run ended. It does not depend on BPF maps, and everything
-//!   that is computed from it is a pure function.
-//! * [`threads`]: the threads that have ended; a limited number of them is kept as individual threads.
-//! * [`wakeups`]: the wakeups along one edge, from a waker to a woken thread.
-//! * [`run`]: one recording: the aggregates, and the other data about the recorded program.
-//! * [`samples`]: samples of what the target did on its CPUs (`--sample`).
-//! * [`lanes`]: the timeline, reduced to a size that can be drawn.
-//! * [`polls`]: when tasks were polled and woken (`--polls`).
-//! * [`symbols`]: the function names of the stacks.
-//! * [`cgroups`]: what CPU quotas and freezers did during the recording.
-//! * [`machine`]: what `ctxtrace doctor` inspects.
-//! * [`mod@file`]: recordings in a file.
-
-pub mod cgroups;
-pub mod file;
-pub mod lanes;
-pub mod machine;
-pub mod polls;
-pub mod run;
-pub mod samples;
-pub mod symbols;
-pub mod threads;
-pub mod wakeups;
-
-pub mod events;
+//! The sums that the kernel side had made when a run ended. They do not depend on BPF maps, and everything that is computed from
+//! them is a pure function.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,20 +13,20 @@ use ctxtrace_common::thread::ThreadSummary;
 use ctxtrace_common::wakeup::{EdgeKey, WakerStackKey};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use self::cgroups::Cgroups;
-use self::file::room::{rows, some_rows};
-use self::wakeups::EdgeSums;
+use crate::cgroups::Cgroups;
+use crate::file::room::{rows, some_rows};
+use crate::mappings::Mappings;
 use crate::printable::cut_name;
-use crate::tracee::mappings::Mappings;
-use crate::tracee::programs::Programs;
-use crate::tracee::silent::SilentThread;
+use crate::programs::Programs;
+use crate::wakeups::EdgeSums;
 
 /// Maximum length of a task's name in bytes; longer names in a file are cut. A program stores at most
 /// [`ctxtrace_abi::NAME_BYTES`] bytes, and each byte that is not valid UTF-8 becomes a replacement character of three bytes.
 const LONGEST_TASK_NAME: usize = 3 * ctxtrace_abi::NAME_BYTES;
 
 /// The level of detail of a recording.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
     /// Counts and latencies
@@ -158,7 +133,7 @@ pub enum Fate {
 }
 
 /// The record of one thread with its state at the end of the capture, or the sums of several threads that have ended (see
-/// [`threads`]).
+/// [`crate::threads`]).
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct ThreadRecord {
     /// The record. For several threads it contains their sums and the thread id 0, and the process id 0 if the threads belonged
@@ -193,6 +168,21 @@ impl ThreadRecord {
             threads: 1,
         }
     }
+}
+
+/// A thread that has made no switch during the recording.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SilentThread {
+    /// The thread id.
+    pub tid: u32,
+    /// The process id.
+    pub tgid: u32,
+    /// The name of the thread; not necessarily printable.
+    pub name: String,
+    /// The letter of the thread's state at the end, as in `ps`.
+    pub state: char,
+    /// The time between the two readings, in nanoseconds.
+    pub ns: u64,
 }
 
 /// The cost of one of our BPF programs, measured by the kernel while `kernel.bpf_stats_enabled` was on.
@@ -321,120 +311,6 @@ impl Aggregates {
             .chain(woke)
             .filter_map(|(image, key)| Some((image, &**stacks.get(&key)?)));
         self.mappings.count_lost_code(known);
-    }
-}
-
-#[cfg(test)]
-pub(crate) mod build {
-    //! Builds captures for tests, so that everything that uses them can be tested without root.
-
-    use super::*;
-    use ctxtrace_common::ledger::Class;
-    use ctxtrace_common::thread::KernelCount;
-
-    use super::run::{ClockAnchor, Host, Info, Run, Subject};
-    use super::samples::Samples;
-    use super::symbols::Symbols;
-
-    /// A thread that was switched out `voluntary` + `involuntary` times and has ended; all of its switches were recorded.
-    pub(crate) fn thread(tid: u32, name: &str, voluntary: u64, involuntary: u64) -> ThreadRecord {
-        let mut thread: ThreadSummary = bytemuck::Zeroable::zeroed();
-        thread.tid = tid;
-        thread.tgid = 100;
-        thread.comm[..name.len()].copy_from_slice(name.as_bytes());
-        thread.traced_voluntary = voluntary;
-        thread.traced_involuntary = involuntary;
-        thread.kernel = KernelCount { voluntary, involuntary };
-        ThreadRecord::new(thread, Fate::Ended)
-    }
-
-    /// The key of switch-outs of process 100 in this class, while it polled the task with this id.
-    pub(crate) fn sum_key(class: Class, task: u64) -> SumKey {
-        let mut key = SumKey::EMPTY;
-        key.class = class as u8;
-        key.task = task;
-        key.tgid = 100;
-        key
-    }
-
-    /// The metadata of a capture with stacks.
-    pub(crate) fn info() -> Info {
-        Info {
-            ctxtrace_version: "0.0.0".to_owned(),
-            host: Host {
-                name: "host".to_owned(),
-                kernel: "6.18.0".to_owned(),
-                cpus: 2,
-            },
-            subject: Subject::Command {
-                words: vec!["make".to_owned()],
-            },
-            level: Level::Stacks,
-            started: ClockAnchor {
-                monotonic_ns: 1,
-                realtime_ns: 2,
-                boottime_ns: 3,
-            },
-            polls: None,
-        }
-    }
-
-    /// A recording with these aggregates and no other data.
-    pub(crate) fn run(aggregates: Aggregates) -> Run {
-        Run {
-            aggregates,
-            timeline: None,
-            polls: None,
-            samples: Samples::default(),
-            lanes: None,
-            symbols: Symbols::default(),
-            launched: None,
-            recorded_ns: 2_000_000,
-            exit: None,
-            outcome: None,
-            messages_seen: 0,
-            cut_short: None,
-        }
-    }
-
-    /// A capture of these threads without losses. All of their switches are in the class `thread-blocked`.
-    pub(crate) fn aggregates(threads: Vec<ThreadRecord>) -> Aggregates {
-        let counters = Counters {
-            switches: threads.iter().map(|record| record.thread.traced()).sum(),
-            ..Counters::default()
-        };
-        let blocked = SwitchSum {
-            count: counters.switches,
-            off_cpu_ns: 0,
-        };
-        Aggregates {
-            level: Level::Counts,
-            threads,
-            counters,
-            lost_by_cpu: Vec::new(),
-            latencies: Latencies::default(),
-            stacks: HashMap::new(),
-            switch_sums: vec![(sum_key(Class::ThreadBlocked, 0), blocked)],
-            open: Some(Vec::new()),
-            silent: Vec::new(),
-            overflow_sums: Vec::new(),
-            handovers: Vec::new(),
-            names: HashMap::new(),
-            goroutines: Vec::new(),
-            hits: Vec::new(),
-            edges: Vec::new(),
-            outsiders: HashMap::new(),
-            lost_programs: 0,
-            waker_sums: Vec::new(),
-            programs: Programs::default(),
-            mappings: Mappings::default(),
-            recursion_misses: 0,
-            cost: TracerCost::default(),
-            cgroups: Some(Cgroups {
-                threads_known: true,
-                ..Cgroups::default()
-            }),
-        }
     }
 }
 

@@ -28,7 +28,7 @@
 
 mod block;
 mod read;
-pub(in crate::trace) mod room;
+pub(crate) mod room;
 mod write;
 
 pub use read::{CapturePart, Saved, read, read_sums, read_with_polls};

@@ -109,12 +109,7 @@ impl EndedThreads {
 
 /// Keeps the `most` items of greatest weight, in their order. `fold` is called for each of the others and returns whether to
 /// remove that item.
-pub(crate) fn keep_most<T>(
-    items: &mut Vec<T>,
-    most: usize,
-    weight: impl Fn(&T) -> u64,
-    mut fold: impl FnMut(&T) -> bool,
-) {
+pub fn keep_most<T>(items: &mut Vec<T>, most: usize, weight: impl Fn(&T) -> u64, mut fold: impl FnMut(&T) -> bool) {
     let Some(surplus) = items.len().checked_sub(most).filter(|&surplus| surplus > 0) else {
         return;
     };
@@ -203,7 +198,7 @@ fn add(sum: &mut ThreadRecord, record: &ThreadRecord) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::build;
+    use crate::build;
 
     fn ended(count: u64, of: impl Fn(u64) -> ThreadSummary) -> Vec<ThreadRecord> {
         let mut ended = EndedThreads::default();

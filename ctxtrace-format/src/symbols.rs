@@ -13,7 +13,7 @@ use crate::printable::cut_name;
 
 /// Maximum length of a function name in bytes; a longer name in a capture is cut. Names of nested futures have a few thousand
 /// bytes.
-pub(in crate::trace) const LONGEST_NAME: usize = 16 << 10;
+pub(crate) const LONGEST_NAME: usize = 16 << 10;
 
 /// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
