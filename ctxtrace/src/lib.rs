@@ -5,11 +5,11 @@
 //! 1. [`workload`]: the built-in programs under test.
 //! 2. [`tracee`]: starts a target suspended or attaches to a running one, and examines its process and its files.
 //! 3. [`capture`]: loads and attaches the BPF programs and drains their maps and rings. The only module that uses aya.
-//! 4. [`ctxtrace_format`]: the recorded data, decoded but not interpreted, and the capture file.
-//! 5. [`correlate`]: pure functions that compare the traced data with the kernel's own counts and replay events.
-//! 6. [`symbolize`]: translates addresses to names.
-//! 7. [`analyze`]: pure functions that compute percentiles and the result of a run.
-//! 8. [`report`]: renders a result in every output format.
+//! 4. [`symbols`]: looks up the names of the functions in all stacks.
+//! 5. [`report`]: renders a result in every output format.
+//!
+//! [`ctxtrace_format`] has the recorded data and the capture file, and [`ctxtrace_analysis`] computes the result of a run from the
+//! recorded data.
 //!
 //! [`reader`] reads the executables of targets in a separate process without privileges; the modules from `tracee` on use it.
 //!
@@ -18,16 +18,13 @@
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
-pub mod analyze;
 pub mod capture;
 pub mod cli;
-pub mod correlate;
 pub mod error;
 pub mod reader;
 pub mod report;
 pub mod run;
-pub mod symbolize;
+pub mod symbols;
 pub mod terminal;
 pub mod tracee;
-pub mod units;
 pub mod workload;

@@ -68,6 +68,7 @@ const ROOTS: &[&str] = &[
     "bench",
     "ctxtrace",
     "ctxtrace-abi",
+    "ctxtrace-analysis",
     "ctxtrace-common",
     "ctxtrace-ebpf",
     "ctxtrace-format",

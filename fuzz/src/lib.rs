@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use clap::Parser as _;
-use ctxtrace::analyze::summarize::summarize;
+use ctxtrace_analysis::summarize::summarize;
 use ctxtrace::cli::comparison::CompareSettings;
 use ctxtrace::cli::settings::ReportSettings;
 use ctxtrace::cli::{Cli, Command as CliCommand};
@@ -14,7 +14,7 @@ use ctxtrace_format::printable::is_harmful;
 use ctxtrace::report::flamegraph::{self, Labels, Subject};
 use ctxtrace::report::{Weight, folded, table};
 use ctxtrace::run;
-use ctxtrace::symbolize::stacks::Resolved;
+use ctxtrace_analysis::symbolize::stacks::Resolved;
 use ctxtrace_format::file;
 
 /// Output options of `report`, grouped by the data that a capture must have for them.

@@ -13,8 +13,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 
-use crate::analyze::assertion::Assertion;
 use crate::report::Weight;
+use ctxtrace_analysis::assertion::Assertion;
 use ctxtrace_format::Level;
 use ctxtrace_format::programs::LocatorChoice;
 use ctxtrace_format::workload::Pin;

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use crate::analyze::assertion::Assertion;
 use crate::capture::Settings;
 use crate::cli::{CaseArgs, OutputArgs, RecordArgs, RecordingArgs, ReportArgs, RunArgs, SuiteArgs};
 use crate::error::{Error, Result};
 use crate::report::Weight;
 use crate::report::output::Destination;
+use ctxtrace_analysis::assertion::Assertion;
 use ctxtrace_format::Level;
 use ctxtrace_format::file::Limits;
 use ctxtrace_format::programs::LocatorChoice;

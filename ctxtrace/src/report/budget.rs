@@ -4,9 +4,9 @@ use comfy_table::Table;
 
 use super::table::plain_table;
 use super::{printable, wrapped};
-use crate::analyze::budget::{Budget, Sums, Unit};
-use crate::analyze::statistics::estimate::Estimate;
-use crate::units::{Scale, thousands};
+use ctxtrace_analysis::budget::{Budget, Sums, Unit};
+use ctxtrace_analysis::statistics::estimate::Estimate;
+use ctxtrace_analysis::units::{Scale, thousands};
 
 /// Maximum number of functions in the table; the others are left out.
 const FUNCTIONS: usize = 10;

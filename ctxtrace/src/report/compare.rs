@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::table::{Style, plain_table};
 use super::{budget, fenced, markdown_text, printable, wrapped};
-use crate::analyze::compare::{Compared, Figure, Side};
-use crate::units::{Scale, duration, significant};
+use ctxtrace_analysis::compare::{Compared, Figure, Side};
+use ctxtrace_analysis::units::{Scale, duration, significant};
 
 /// A note about what the figures can show.
 const NOTE: &str = "Percentiles are of single intervals. One recording of each side cannot show whether a difference is due \

@@ -7,9 +7,9 @@ use inferno::differential;
 use inferno::flamegraph::{self, Options};
 
 use super::{folded, printable};
-use crate::analyze::budget::Unit;
-use crate::analyze::budget::account::Stacks;
 use crate::error::{Error, Result};
+use ctxtrace_analysis::budget::Unit;
+use ctxtrace_analysis::budget::account::Stacks;
 
 /// Picoseconds per nanosecond. Widths must be whole numbers, so they are picoseconds per message, run or second.
 const PS: f64 = 1e3;

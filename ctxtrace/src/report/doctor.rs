@@ -2,7 +2,7 @@
 
 use super::table::Style;
 use super::{printable, wrapped};
-use crate::analyze::doctor::{CheckLine, Diagnosis, Standing};
+use ctxtrace_analysis::doctor::{CheckLine, Diagnosis, Standing};
 
 /// Indent of continuation lines: the width of the first two columns.
 const INDENT: &str = "                           ";

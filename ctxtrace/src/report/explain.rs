@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::table::{Style, plain_table};
 use super::{budget, fenced, markdown_text, printable, wrapped};
-use crate::analyze::explain::result::{Claim, Explanation, Others, Says, Side};
-use crate::units::{significant, thousands};
+use ctxtrace_analysis::explain::result::{Claim, Explanation, Others, Says, Side};
+use ctxtrace_analysis::units::{significant, thousands};
 
 /// Renders the answer for a terminal.
 #[must_use]

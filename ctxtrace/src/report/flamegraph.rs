@@ -12,7 +12,7 @@ use inferno::flamegraph::{self, Options};
 
 use super::{Weight, folded, printable};
 use crate::error::{Error, Result};
-use crate::symbolize::stacks::Resolved;
+use ctxtrace_analysis::symbolize::stacks::Resolved;
 use ctxtrace_format::symbols::FrameKind;
 
 /// Text of the subtitle.
@@ -166,7 +166,7 @@ mod tests {
         assert!(error.to_string().contains("too large to be drawn"), "{error}");
         render(&resolved, Subject::Switches, Weight::Count, &labels).expect("two switches can be drawn");
     }
-    use crate::symbolize::stacks::ResolvedStack;
+    use ctxtrace_analysis::symbolize::stacks::ResolvedStack;
     use ctxtrace_format::symbols::Frame;
 
     fn resolved() -> Resolved {

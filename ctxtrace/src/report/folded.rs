@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use super::{Weight, printable};
-use crate::symbolize::stacks::ResolvedStack;
+use ctxtrace_analysis::symbolize::stacks::ResolvedStack;
 use ctxtrace_format::symbols::{Frame, FrameKind};
 
 /// Renders the stacks as lines, each ended by a newline. The value is nanoseconds for [`Weight::Time`], and the number of

@@ -7,21 +7,19 @@ use std::path::{Path, PathBuf};
 use super::flamegraph::{Labels, Subject};
 use super::table::Style;
 use super::{Weight, explain, flamegraph, folded, html, json, suite, table};
-use crate::analyze::compare::tests as compare_tests;
-use crate::analyze::doctor::tests::{machine as doctor_tests, program as program_tests};
-use crate::analyze::doctor::{self, Diagnosis};
-use crate::analyze::explain::answer::tests as explain_tests;
-use crate::analyze::result::Report;
-use crate::analyze::suite::{Suite, tests as suite_tests};
-use crate::analyze::summarize::summarize;
-use crate::analyze::summarize::tests::{info, run};
-use crate::correlate::intervals::{Interval, IntervalSink, State, ThreadId};
-use crate::correlate::lanes::tests::woken;
-use crate::correlate::lanes::{LanesBuilder, Limits};
-use crate::correlate::polls::PollReplay;
-use crate::correlate::timeline::Replay;
-use crate::symbolize::stacks::{Resolved, ResolvedStack};
 use ctxtrace_abi::rings;
+use ctxtrace_analysis::correlate::intervals::{Interval, IntervalSink, State, ThreadId};
+use ctxtrace_analysis::correlate::lanes::{LanesBuilder, Limits};
+use ctxtrace_analysis::correlate::polls::PollReplay;
+use ctxtrace_analysis::correlate::timeline::Replay;
+use ctxtrace_analysis::doctor::{self, Diagnosis};
+use ctxtrace_analysis::fixtures::woken;
+use ctxtrace_analysis::fixtures::{self, explanations, machines};
+use ctxtrace_analysis::fixtures::{info, run};
+use ctxtrace_analysis::result::Report;
+use ctxtrace_analysis::suite::Suite;
+use ctxtrace_analysis::summarize::summarize;
+use ctxtrace_analysis::symbolize::stacks::{Resolved, ResolvedStack};
 use ctxtrace_common::clock::{Leave, NotedWakeup};
 use ctxtrace_common::event::Event;
 use ctxtrace_common::handover::Handover;
@@ -455,7 +453,7 @@ fn golden_stacks() {
 
 #[test]
 fn golden_suite() {
-    let drawn = suite_tests::drawn();
+    let drawn = fixtures::suite();
     golden("suite.table", suite::render(&drawn, Style { color: false }));
     golden("suite.md", suite::markdown(&drawn));
     let json = json::render(&drawn).expect("valid JSON");
@@ -491,8 +489,8 @@ fn golden_comparison<T: serde::Serialize + schemars::JsonSchema>(name: &str, dra
 #[test]
 fn golden_explanations() {
     for (name, drawn) in [
-        ("explain-gap", explain_tests::with_a_gap()),
-        ("explain-none", explain_tests::without_a_gap()),
+        ("explain-gap", explanations::with_a_gap()),
+        ("explain-none", explanations::without_a_gap()),
     ] {
         let table = explain::render(&drawn, Style { color: false });
         let widest = table.lines().map(|line| line.trim_end().chars().count()).max();
@@ -503,7 +501,7 @@ fn golden_explanations() {
 
 #[test]
 fn golden_compared() {
-    let drawn = compare_tests::drawn();
+    let drawn = fixtures::compared();
     golden_comparison(
         "compare-two",
         &drawn,
@@ -543,7 +541,7 @@ fn assert_no_link(markdown: &str) {
 #[test]
 fn names_make_no_links_in_markdown() {
     let links = || LINKS.to_owned();
-    let mut compared = compare_tests::drawn();
+    let mut compared = fixtures::compared();
     compared.ctxtrace_version = links();
     for side in [&mut compared.base, &mut compared.subject] {
         (side.name, side.host.name, side.host.kernel) = (links(), links(), links());
@@ -553,7 +551,7 @@ fn names_make_no_links_in_markdown() {
         figure.name = format!("```\n{LINKS}");
     }
     assert_no_link(&super::compare::markdown(&compared));
-    for mut answer in [explain_tests::with_a_gap(), explain_tests::without_a_gap()] {
+    for mut answer in [explanations::with_a_gap(), explanations::without_a_gap()] {
         (answer.ctxtrace_version, answer.host.kernel) = (links(), links());
         (answer.base.name, answer.subject.name) = (links(), links());
         for claim in &mut answer.verdict {
@@ -562,7 +560,7 @@ fn names_make_no_links_in_markdown() {
         answer.not_explained = vec![links()];
         assert_no_link(&explain::markdown(&answer));
     }
-    let mut suite = suite_tests::drawn();
+    let mut suite = fixtures::suite();
     (suite.host.name, suite.host.kernel) = (links(), links());
     for row in &mut suite.rows {
         row.name = links();
@@ -574,8 +572,8 @@ fn names_make_no_links_in_markdown() {
 /// A machine on which everything works, and one on which little works, with a program that lacks what tracing of tasks needs.
 #[test]
 fn golden_diagnoses() {
-    let good = Diagnosis::new(doctor::machine(&doctor_tests::good()), None);
-    let bad = Diagnosis::new(doctor::machine(&doctor_tests::bad()), Some(program_tests::server()));
+    let good = Diagnosis::new(doctor::machine(&machines::good()), None);
+    let bad = Diagnosis::new(doctor::machine(&machines::bad()), Some(machines::server()));
     for (name, drawn) in [("doctor-good", &good), ("doctor-bad", &bad)] {
         golden(
             &format!("{name}.table"),

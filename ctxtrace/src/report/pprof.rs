@@ -20,9 +20,9 @@ use prost::Message;
 
 use super::flamegraph::Labels;
 use super::printable;
-use crate::correlate::ledger::{LedgerEntry, entry_of, overflowed};
-use crate::correlate::tasks;
-use crate::symbolize::stacks::{switched, task_types};
+use ctxtrace_analysis::correlate::ledger::{LedgerEntry, entry_of, overflowed};
+use ctxtrace_analysis::correlate::tasks;
+use ctxtrace_analysis::symbolize::stacks::{switched, task_types};
 use ctxtrace_format::executable::reason_in_words;
 use ctxtrace_format::name_of;
 use ctxtrace_format::run::{Info, Run};
@@ -354,10 +354,10 @@ mod tests {
     use std::fmt::Write as _;
 
     use super::*;
-    use crate::analyze::summarize::tests::info;
-    use crate::correlate::ledger::ledger;
     use crate::report::decode::pprof::Profile as Decoded;
     use crate::report::golden::golden;
+    use ctxtrace_analysis::correlate::ledger::ledger;
+    use ctxtrace_analysis::fixtures::info;
     use ctxtrace_format::build;
     use ctxtrace_format::workload::Mode;
 

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::table::{Style, plain_table, shortened, without_trailing_spaces, wrapped};
-use crate::analyze::suite::{Suite, SuiteRow};
-use crate::units::{significant, thousands};
+use ctxtrace_analysis::suite::{Suite, SuiteRow};
+use ctxtrace_analysis::units::{significant, thousands};
 
 /// Maximum length of a case's name in the terminal table, in characters. A longer name is shortened in its middle.
 const LONGEST_NAME: usize = 24;

@@ -1,11 +1,11 @@
 //! Evaluates `--assert` after the run, and reports the assertions that do not hold on standard error.
 
-use crate::analyze::assertion::Assertion;
-use crate::analyze::result::Report;
 use crate::error::{Error, Result};
 use crate::report::printable;
 use crate::terminal::write_notice;
-use crate::units::thousands;
+use ctxtrace_analysis::assertion::Assertion;
+use ctxtrace_analysis::result::Report;
+use ctxtrace_analysis::units::thousands;
 
 /// Evaluates all assertions and prints each one that does not hold. If all hold, prints one line, unless `quiet`. Returns whether
 /// all hold.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::terminal::Stream;
-use crate::units::thousands;
+use ctxtrace_analysis::units::thousands;
 
 /// A run that ends within this time gets no progress bar.
 const PATIENCE: Duration = Duration::from_millis(700);

@@ -9,17 +9,17 @@ use std::path::Path;
 
 use super::comparison::{Comparison, Outputs};
 use super::outputs;
-use crate::analyze::budget::account::{Account, SleepCauses};
-use crate::analyze::compare::{self, Captured, units};
-use crate::analyze::summarize::summarize;
 use crate::cli::comparison::CompareSettings;
-use crate::correlate::budget::{ThreadTimeBudget, Window};
-use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result, status};
 use crate::report::output::OutputAccess;
 use crate::report::place::DeviceInode;
 use crate::report::{compare as report, differential, json, table};
 use crate::tracee::user::invoker;
+use ctxtrace_analysis::budget::account::{Account, SleepCauses};
+use ctxtrace_analysis::compare::{self, Captured, units};
+use ctxtrace_analysis::correlate::budget::{ThreadTimeBudget, Window};
+use ctxtrace_analysis::correlate::timeline::Replay;
+use ctxtrace_analysis::summarize::summarize;
 use ctxtrace_format::events::EventSink;
 use ctxtrace_format::file::{self, Saved};
 use ctxtrace_format::samples::Samples;
@@ -70,7 +70,7 @@ struct Read<'a> {
     saved: Saved,
     /// The period from the first event of each run to its last.
     events: Vec<Window>,
-    report: crate::analyze::result::Report,
+    report: ctxtrace_analysis::result::Report,
 }
 
 impl<'a> Read<'a> {
@@ -111,7 +111,7 @@ impl<'a> Read<'a> {
     }
 
     /// How the time of the median run was spent.
-    fn captured(mut self, unit: crate::analyze::budget::Unit) -> Result<Captured> {
+    fn captured(mut self, unit: ctxtrace_analysis::budget::Unit) -> Result<Captured> {
         let median = self.median();
         let units = units(&self.report, unit);
         let window = self.saved.runs[median]

@@ -1,11 +1,11 @@
 //! The outputs of commands that compare two cases. They are opened before anything is measured and written afterwards.
 
 use super::written::{Opened, WrittenFiles};
-use crate::analyze::budget::account::Stacks;
 use crate::cli::comparison::ComparisonOutputs;
 use crate::error::{Error, Result};
 use crate::report::differential;
 use crate::report::output::{Output, OutputAccess};
+use ctxtrace_analysis::budget::account::Stacks;
 
 /// The requested output files, which are open and writable.
 pub(super) struct Outputs {

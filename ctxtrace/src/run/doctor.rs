@@ -4,7 +4,6 @@ use std::path::Path;
 
 use super::outputs;
 
-use crate::analyze::doctor::{self, Diagnosis};
 use crate::capture::machine::this_machine;
 use crate::error::{Result, status};
 use crate::reader::{FileReader, open_regular_file};
@@ -13,6 +12,7 @@ use crate::report::json;
 use crate::report::output::{Destination, Output, OutputAccess};
 use crate::report::place::DeviceInode;
 use crate::tracee::user::invoker;
+use ctxtrace_analysis::doctor::{self, Diagnosis};
 use ctxtrace_format::executable::{Found, Look};
 
 /// Inspects the machine and the program, writes the outputs, and returns the status: 0 if tracing works for this user.

@@ -35,8 +35,6 @@ pub use compare::compare;
 pub use record::record;
 pub use report::report;
 
-use crate::analyze::result::Report;
-use crate::analyze::summarize::summarize;
 use crate::capture::{RunningKernel, Settings, polls, preflight};
 use crate::cli::settings::{OutputSettings, RunSettings};
 use crate::error::{Error, Result, status};
@@ -44,6 +42,8 @@ use crate::report::output::OutputAccess;
 use crate::report::table;
 use crate::tracee::user::invoker;
 use crate::workload::pin::allowed_cpus;
+use ctxtrace_analysis::result::Report;
+use ctxtrace_analysis::summarize::summarize;
 use ctxtrace_format::run::{ClockAnchor, Host, Info, Run, Subject};
 use interrupt::Interrupts;
 use outputs::{OutputData, Outputs};

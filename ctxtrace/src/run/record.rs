@@ -11,10 +11,8 @@ use super::outputs::{OutputData, Outputs};
 use super::save::Saver;
 use super::watch::{Cut, OnInterrupt, Recorder, Underway};
 use super::{info, verdict};
-use crate::analyze::summarize::summarize;
 use crate::capture::{RunningKernel, preflight};
 use crate::cli::settings::{RecordSettings, RecordTarget};
-use crate::correlate::lanes::Limits;
 use crate::error::{Result, status};
 use crate::report::output::OutputAccess;
 use crate::report::place::DeviceInode;
@@ -25,6 +23,8 @@ use crate::tracee::environment::Environment;
 use crate::tracee::launch::Command;
 use crate::tracee::search::find_program;
 use crate::tracee::user::{Invoker, invoker};
+use ctxtrace_analysis::correlate::lanes::Limits;
+use ctxtrace_analysis::summarize::summarize;
 use ctxtrace_format::run::{Exit, Subject};
 
 /// Records a command or a process, writes every output, and returns the exit status, which is the command's if there is a

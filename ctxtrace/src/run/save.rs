@@ -14,7 +14,7 @@ use crate::cli::settings::SaveSettings;
 use crate::error::{Error, Result};
 use crate::report::output::{OutputAccess, place_of_capture};
 use crate::report::place::{NamelessFile, OutputPlace, Replace, UserFile};
-use crate::units::thousands;
+use ctxtrace_analysis::units::thousands;
 use ctxtrace_format::file::{CapturePath, Writer};
 use ctxtrace_format::polls::PollBatch;
 use ctxtrace_format::run::{Info, Run};

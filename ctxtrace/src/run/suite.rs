@@ -10,8 +10,6 @@ use super::program::WorkloadProgram;
 use super::watch::{OnInterrupt, Recorder};
 use super::written::{Opened, WrittenFiles};
 use super::{host, info, outputs, workload};
-use crate::analyze::suite::{MeasuredCase, cases, name, suite};
-use crate::analyze::summarize::summarize;
 use crate::capture::{RunningKernel, Settings, preflight};
 use crate::cli::settings::SuiteSettings;
 use crate::error::{Error, Result, status};
@@ -19,6 +17,8 @@ use crate::report::output::{Output, OutputAccess};
 use crate::report::{json, suite as report};
 use crate::terminal::Stream;
 use crate::tracee::user::{Invoker, invoker};
+use ctxtrace_analysis::suite::{MeasuredCase, cases, name, suite};
+use ctxtrace_analysis::summarize::summarize;
 use ctxtrace_format::Level;
 use ctxtrace_format::run::Subject;
 

@@ -18,11 +18,11 @@ use super::save::Saver;
 use super::spool::Spool;
 use super::watch::{Observer, RecordedRun, Recorder, Underway};
 use crate::cli::settings::RunSettings;
-use crate::correlate::lanes::Limits;
 use crate::error::{Error, Result};
 use crate::tracee::launch::{Child, Command, Suspended};
 use crate::tracee::user::Invoker;
 use crate::workload::progress::Progress;
+use ctxtrace_analysis::correlate::lanes::Limits;
 use ctxtrace_format::run::{Exit, Run};
 use ctxtrace_format::workload::Outcome;
 

@@ -277,8 +277,8 @@ fn stack_sums_hold_every_switch_once() {
     assert_eq!(count + counters.lost_stack_sums, counters.switches);
     assert_eq!(off_cpu_ns, traced.aggregates.latencies.get(Latency::OffCpu).sum_ns);
     assert_eq!(counters.lost_stacks, 0);
-    let resolved = ctxtrace::symbolize::stacks::switches(&traced);
-    let names = |stack: &ctxtrace::symbolize::stacks::ResolvedStack| {
+    let resolved = ctxtrace_analysis::symbolize::stacks::switches(&traced);
+    let names = |stack: &ctxtrace_analysis::symbolize::stacks::ResolvedStack| {
         stack.frames.iter().map(|frame| frame.name.clone()).collect::<Vec<_>>()
     };
     let yielding: u64 = resolved

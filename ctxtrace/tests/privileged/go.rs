@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use ctxtrace::correlate::tasks;
-use ctxtrace::correlate::wakeups::wakeups;
-use ctxtrace::symbolize::stacks::task_types;
+use ctxtrace_analysis::correlate::tasks;
+use ctxtrace_analysis::correlate::wakeups::wakeups;
+use ctxtrace_analysis::symbolize::stacks::task_types;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{HAS_GO, Reason};
 use ctxtrace_common::wakeup::WakeupOrigin;

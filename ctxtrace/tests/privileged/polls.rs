@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufReader;
 
-use ctxtrace::correlate::polls::{PollReplay, PollSlice};
+use ctxtrace_analysis::correlate::polls::{PollReplay, PollSlice};
 use ctxtrace_common::event::Decoded;
 use ctxtrace_format::events::EventSink;
 use ctxtrace_format::file::{CapturePart, read_with_polls};

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use ctxtrace::analyze::profile::{Profile, places};
-use ctxtrace::correlate::timeline::Replay;
-use ctxtrace::symbolize::category::Category;
+use ctxtrace_analysis::correlate::timeline::Replay;
+use ctxtrace_analysis::profile::{Profile, places};
+use ctxtrace_analysis::symbolize::category::Category;
 use ctxtrace_format::run::Run;
 use ctxtrace_format::samples::Samples;
 use nix::sys::signal::{Signal, kill};

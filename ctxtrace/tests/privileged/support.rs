@@ -8,12 +8,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use ctxtrace::capture::{RunningKernel, Settings};
-use ctxtrace::correlate::ledger::{Ledger, ledger};
-use ctxtrace::correlate::reconcile::{Reconciliation, reconcile};
-use ctxtrace::correlate::tasks;
 use ctxtrace::run::watch::{Observer, OnInterrupt, RecordedRun, Recorder};
 use ctxtrace::tracee::environment::Environment;
 use ctxtrace::tracee::launch;
+use ctxtrace_analysis::correlate::ledger::{Ledger, ledger};
+use ctxtrace_analysis::correlate::reconcile::{Reconciliation, reconcile};
+use ctxtrace_analysis::correlate::tasks;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_format::Level;
 use ctxtrace_format::programs::LocatorChoice;

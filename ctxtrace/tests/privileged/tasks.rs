@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use ctxtrace::correlate::tasks;
-use ctxtrace::correlate::wakeups::wakeups;
 use ctxtrace_abi::NAMED_TASKS;
+use ctxtrace_analysis::correlate::tasks;
+use ctxtrace_analysis::correlate::wakeups::wakeups;
 use ctxtrace_common::ledger::Class;
 use ctxtrace_common::locator::{OTHER_TASKS, Reason};
 use ctxtrace_common::wakeup::WakeupOrigin;
@@ -408,7 +408,7 @@ fn unmodified_programs_of_many_tokio_releases_are_attributed() {
             "{name}"
         );
         // Both tasks are futures of `async fn blocking`.
-        let types = ctxtrace::symbolize::stacks::task_types(&traced.aggregates, &traced.symbols);
+        let types = ctxtrace_analysis::symbolize::stacks::task_types(&traced.aggregates, &traced.symbols);
         let of_blocking = types.values().filter(|name| *name == "unmodified::blocking").count();
         assert!(of_blocking >= 2, "{name}: {types:?}");
     }

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use ctxtrace::correlate::timeline::{Replay, disagreements};
 use ctxtrace::run::watch::Observer;
+use ctxtrace_analysis::correlate::timeline::{Replay, disagreements};
 use ctxtrace_common::event::{Decoded, EVENT_BYTES, Event};
 use ctxtrace_format::events::EventSink;
 use ctxtrace_format::name_of;

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use crate::report::printable;
-use crate::symbolize::stacks::Resolved;
+use ctxtrace_analysis::symbolize::stacks::Resolved;
 use ctxtrace_format::symbols::FrameKind;
 
 /// Maximum number of frames of a flamegraph: more than the eye can distinguish, and few enough to be drawn at once. The smallest
@@ -135,7 +135,7 @@ fn kind(kind: FrameKind) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::symbolize::stacks::ResolvedStack;
+    use ctxtrace_analysis::symbolize::stacks::ResolvedStack;
     use ctxtrace_format::symbols::Frame;
 
     /// Parses stacks: `a;b;c 3 90` is a stack that was recorded three times, with 90 ns in total.

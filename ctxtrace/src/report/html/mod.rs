@@ -22,8 +22,8 @@ use data_encoding::BASE64;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::analyze::result::Report;
 use crate::error::{Error, Result};
+use ctxtrace_analysis::result::Report;
 use ctxtrace_format::printable::is_harmful;
 use ctxtrace_format::run::Run;
 use page::Page;

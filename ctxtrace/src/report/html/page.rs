@@ -8,12 +8,12 @@ use serde::Serialize;
 
 use super::flame::Tree;
 use super::timeline::PageTimeline;
-use crate::analyze::profile;
-use crate::analyze::result::{Class, Distribution, Report, WakeupOrigin};
 use crate::report::printable;
 use crate::report::table;
-use crate::symbolize::stacks::{self, Resolved};
-use crate::units::{duration, signed_thousands, significant, thousands};
+use ctxtrace_analysis::profile;
+use ctxtrace_analysis::result::{Class, Distribution, Report, WakeupOrigin};
+use ctxtrace_analysis::symbolize::stacks::{self, Resolved};
+use ctxtrace_analysis::units::{duration, signed_thousands, significant, thousands};
 use ctxtrace_format::run::Run;
 use ctxtrace_format::{Latencies, Level};
 

@@ -10,10 +10,10 @@ use ctxtrace_common::process::TaskKey;
 use data_encoding::BASE64;
 use serde::Serialize;
 
-use crate::analyze::result::Report;
-use crate::correlate::tasks;
 use crate::report::{printable, table};
-use crate::units::{duration, thousands};
+use ctxtrace_analysis::correlate::tasks;
+use ctxtrace_analysis::result::Report;
+use ctxtrace_analysis::units::{duration, thousands};
 use ctxtrace_format::lanes::{Cell, Lane, LaneWakeup, Lanes, Moment, MomentKind, Shown, Span};
 use ctxtrace_format::run::Run;
 use ctxtrace_format::{Aggregates, name_of};

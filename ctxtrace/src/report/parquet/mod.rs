@@ -27,8 +27,8 @@ use std::io;
 
 pub use folder::Folder;
 
-use crate::analyze::summarize::summarize;
 use crate::error::Result;
+use ctxtrace_analysis::summarize::summarize;
 use ctxtrace_format::Level;
 use ctxtrace_format::events::EventSource;
 use ctxtrace_format::run::{Info, Run};

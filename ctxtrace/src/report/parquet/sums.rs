@@ -10,9 +10,9 @@ use super::file::TableFile;
 use super::folder::Folder;
 use super::rows::{Host, LatencyBucket, LatencyRow, LedgerRecord, ProgramRow, TaskRow, ThreadRow, WakeupPairRow};
 use super::{Identity, signed, small};
-use crate::analyze::result::{Distribution, Lost, Report};
-use crate::analyze::summarize::summarize;
 use crate::report::table::subject_in_words;
+use ctxtrace_analysis::result::{Distribution, Lost, Report};
+use ctxtrace_analysis::summarize::summarize;
 use ctxtrace_format::run::{Info, Run};
 
 /// The distributions, by their names in the JSON report.

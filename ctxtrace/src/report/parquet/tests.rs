@@ -15,9 +15,9 @@ use parquet::schema::printer::print_schema;
 
 use super::file::schema;
 use super::{Folder, rows, write};
-use crate::analyze::summarize::tests::{info, run};
 use crate::report::golden::golden;
 use crate::report::output::OutputAccess;
+use ctxtrace_analysis::fixtures::{info, run};
 use ctxtrace_format::Level;
 use ctxtrace_format::build;
 use ctxtrace_format::events::{EventSink, EventSource};

@@ -5,8 +5,8 @@
 //!   and disappears with `sched_process_free`. The events do not identify threads outside of the target. They are thread 0, like
 //!   the idle thread.
 //! * **Each thread that polled tasks has a track of slices.** A slice is a time in which the thread is known to have polled a
-//!   task ([`crate::correlate::slices`]) or, if the thread's polls were recorded, a poll ([`crate::correlate::polls`]).
-//! * **Flows** are arrows from a wakeup to the switch-in that it caused ([`crate::correlate::wakes`]). A flow ends at the slice
+//!   task ([`ctxtrace_analysis::correlate::slices`]) or, if the thread's polls were recorded, a poll ([`ctxtrace_analysis::correlate::polls`]).
+//! * **Flows** are arrows from a wakeup to the switch-in that it caused ([`ctxtrace_analysis::correlate::wakes`]). A flow ends at the slice
 //!   that begins with the switch-in. If there is no such slice, it leads to an event `woken`, and from there to the next slice
 //!   before the thread is switched out, if there is one. Every flow has both ends.
 //! * **Counters**, **a clock snapshot**, and a track that shows what was recorded and what was lost.
@@ -42,15 +42,15 @@ use self::proto::{
 use self::sched::{Bundles, CLONE_THREAD, PRIORITY};
 use super::flamegraph::Labels;
 use super::printable;
-use crate::correlate::intervals::ThreadId;
-use crate::correlate::ledger::entry_of;
-use crate::correlate::polls::{PollReplay, PollSlice};
-use crate::correlate::slices::{AtSwitches, TaskSlice};
-use crate::correlate::tasks;
-use crate::correlate::timeline::Replay;
-use crate::correlate::wakes::{EffectiveWakeup, Wakes};
-use crate::correlate::wakeups::outsider_name;
-use crate::symbolize::stacks::task_types;
+use ctxtrace_analysis::correlate::intervals::ThreadId;
+use ctxtrace_analysis::correlate::ledger::entry_of;
+use ctxtrace_analysis::correlate::polls::{PollReplay, PollSlice};
+use ctxtrace_analysis::correlate::slices::{AtSwitches, TaskSlice};
+use ctxtrace_analysis::correlate::tasks;
+use ctxtrace_analysis::correlate::timeline::Replay;
+use ctxtrace_analysis::correlate::wakes::{EffectiveWakeup, Wakes};
+use ctxtrace_analysis::correlate::wakeups::outsider_name;
+use ctxtrace_analysis::symbolize::stacks::task_types;
 use ctxtrace_format::events::EventSink;
 use ctxtrace_format::name_of;
 use ctxtrace_format::polls::PollBatch;

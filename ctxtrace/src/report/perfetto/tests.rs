@@ -11,9 +11,9 @@ use ctxtrace_common::wakeup::{Waker, WakeupOrigin};
 use proptest::prelude::*;
 
 use super::*;
-use crate::analyze::summarize::tests::info;
 use crate::report::decode::perfetto::{self as decoded, DecodedSwitch, Slice, TrackEventKind};
 use crate::report::golden::golden;
+use ctxtrace_analysis::fixtures::info;
 use ctxtrace_format::polls::{PollClock, PollInfo, Stamp, ThreadStamps};
 use ctxtrace_format::run::ClockAnchor;
 use ctxtrace_format::workload::{Mode, Outcome};

@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use super::layout::{labelled, plainly, plural};
 use super::{Style, agrees};
-use crate::analyze::result::{Locator, Report, Thread, Timeline};
 use crate::report::printable;
-use crate::units::{bytes, duration, signed_thousands, thousands};
+use ctxtrace_analysis::result::{Locator, Report, Thread, Timeline};
+use ctxtrace_analysis::units::{bytes, duration, signed_thousands, thousands};
 use ctxtrace_format::programs::LocatorChoice;
 use ctxtrace_format::sums::SaturatingSum as _;
 

@@ -2,8 +2,8 @@
 
 use super::Style;
 use super::layout::{labelled, plainly};
-use crate::analyze::result::{CpuLosses, Report};
-use crate::units::{duration, significant, thousands};
+use ctxtrace_analysis::result::{CpuLosses, Report};
+use ctxtrace_analysis::units::{duration, significant, thousands};
 use ctxtrace_format::Level;
 use ctxtrace_format::sums::SaturatingSum as _;
 

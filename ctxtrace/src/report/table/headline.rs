@@ -7,9 +7,9 @@ use nix::sys::signal::Signal;
 use super::layout::{COLUMNS, plural, shortened, wrapped};
 use super::switches::by_class;
 use super::{Style, painted, percent};
-use crate::analyze::result::{Report, Target, Thread, ThreadState, Workload};
 use crate::report::printable;
-use crate::units::{duration, significant, thousands};
+use ctxtrace_analysis::result::{Report, Target, Thread, ThreadState, Workload};
+use ctxtrace_analysis::units::{duration, significant, thousands};
 use ctxtrace_format::sums::SaturatingSum as _;
 use ctxtrace_format::workload::{Allocator, Channel, Language};
 

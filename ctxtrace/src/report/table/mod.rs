@@ -20,8 +20,8 @@ pub use layout::in_ascii;
 pub(super) use layout::{plain_table, shortened, without_trailing_spaces, wrapped};
 pub(super) use switches::{by_class, is_number};
 
-use crate::analyze::result::Report;
 use crate::terminal::{BOLD, DIM, RED, RESET};
+use ctxtrace_analysis::result::Report;
 use ctxtrace_format::printable::printable;
 
 /// How text for a terminal is styled.
@@ -124,11 +124,11 @@ pub fn agrees(report: &Report) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::analyze::result::{
+    use ctxtrace_analysis::fixtures::{about, command, info, run};
+    use ctxtrace_analysis::result::{
         Leg, Path, PollLeg, PollPath, PolledTask, Polls, Spread, Task, WakeupOrigin, Wakeups,
     };
-    use crate::analyze::summarize::summarize;
-    use crate::analyze::summarize::tests::{about, command, info, run};
+    use ctxtrace_analysis::summarize::summarize;
     use ctxtrace_format::polls::PollClock;
     use ctxtrace_format::run::{Exit, Subject};
     use ctxtrace_format::workload::{Allocator, Channel, Mode, Protocol, Spec};

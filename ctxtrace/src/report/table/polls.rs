@@ -3,9 +3,9 @@
 use super::Style;
 use super::layout::{Columns, wrapped};
 use super::switches::TASKS_SHOWN;
-use crate::analyze::result::{Leg, Path, Polls, Spread};
 use crate::report::printable;
-use crate::units::{duration, significant, thousands};
+use ctxtrace_analysis::result::{Leg, Path, Polls, Spread};
+use ctxtrace_analysis::units::{duration, significant, thousands};
 use ctxtrace_format::polls::PollClock;
 
 /// Renders the delays of all tasks by their parts, then a table of the tasks, then a line about the stamps.

@@ -6,9 +6,9 @@ use std::fmt::Write;
 
 use super::layout::{Columns, bar, plural, wrapped};
 use super::{Style, painted, percent};
-use crate::analyze::result::{Class, Report, Task, WakeupOrigin};
 use crate::report::printable;
-use crate::units::{duration, thousands};
+use ctxtrace_analysis::result::{Class, Report, Task, WakeupOrigin};
+use ctxtrace_analysis::units::{duration, thousands};
 
 /// Maximum number of tasks that have a row; the others are added up in one row.
 pub(super) const TASKS_SHOWN: usize = 8;

@@ -1,9 +1,9 @@
 //! The sections about time: on the CPU, off the CPU, and by thread.
 
 use super::layout::{Columns, bar, labelled, plainly, sparkline, wrapped};
-use crate::analyze::result::{Distribution, OnCpu, Report, Thread, Throttling};
 use crate::report::printable;
-use crate::units::{duration, significant, thousands};
+use ctxtrace_analysis::result::{Distribution, OnCpu, Report, Thread, Throttling};
+use ctxtrace_analysis::units::{duration, significant, thousands};
 use ctxtrace_format::sums::{SaturatingSum, add};
 
 /// Maximum number of threads that have a row; the others are added up in one row.

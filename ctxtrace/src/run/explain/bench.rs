@@ -8,22 +8,22 @@ use indicatif::ProgressBar;
 
 use super::case::{Arm, CaseEnvironment, PreparedCase, Took};
 use super::effort::Effort;
-use crate::analyze::budget::account::{Account, SleepCauses};
-use crate::analyze::explain::answer::{
-    self, CONFIDENCE, Measurements, Pair, Runs, Trial, are_narrow, blocks_for, gap_of, is_enough,
-};
-use crate::analyze::explain::intervention::Intervention;
-use crate::analyze::explain::result::{NotTried, Others};
-use crate::analyze::statistics::family;
-use crate::analyze::statistics::order::Order;
+use super::order::Order;
 use crate::capture::Settings;
-use crate::correlate::budget::{ThreadTimeBudget, Window};
-use crate::correlate::timeline::Replay;
 use crate::error::{Error, Result};
 use crate::run::suite::bar;
 use crate::run::watch::Observer;
 use crate::tracee::counters;
 use crate::tracee::load::CpuTimes;
+use ctxtrace_analysis::budget::account::{Account, SleepCauses};
+use ctxtrace_analysis::correlate::budget::{ThreadTimeBudget, Window};
+use ctxtrace_analysis::correlate::timeline::Replay;
+use ctxtrace_analysis::explain::answer::{
+    self, CONFIDENCE, Measurements, Pair, Runs, Trial, are_narrow, blocks_for, gap_of, is_enough,
+};
+use ctxtrace_analysis::explain::intervention::Intervention;
+use ctxtrace_analysis::explain::result::{NotTried, Others};
+use ctxtrace_analysis::statistics::family;
 use ctxtrace_format::Level;
 use ctxtrace_format::events::EventSink;
 use ctxtrace_format::samples::Samples;

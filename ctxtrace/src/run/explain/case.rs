@@ -8,8 +8,6 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
 
-use crate::analyze::budget::Unit;
-use crate::analyze::explain::intervention::CommandCase;
 use crate::capture::{RunningKernel, Settings};
 use crate::error::{Error, Result};
 use crate::run::interrupt::Interrupts;
@@ -22,6 +20,8 @@ use crate::tracee::environment::Environment;
 use crate::tracee::launch::{Command, Suspended};
 use crate::tracee::search::find_program;
 use crate::tracee::user::Invoker;
+use ctxtrace_analysis::budget::Unit;
+use ctxtrace_analysis::explain::intervention::CommandCase;
 use ctxtrace_format::counted::Counted;
 use ctxtrace_format::workload::{Outcome, Spec};
 

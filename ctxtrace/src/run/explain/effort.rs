@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::analyze::budget::Unit;
+use ctxtrace_analysis::budget::Unit;
 
 /// Maximum number of blocks of a stage. With more blocks the result would mainly show the machine's drift.
 const MOST_BLOCKS: usize = 60;

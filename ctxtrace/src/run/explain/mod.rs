@@ -1,4 +1,4 @@
-//! `ctxtrace explain`: makes the runs and passes them to [`crate::analyze::explain`].
+//! `ctxtrace explain`: makes the runs and passes them to [`ctxtrace_analysis::explain`].
 //!
 //! ```text
 //!   gap: base and subject, untraced ─▶ is there one? ─▶ budget: both, traced ─▶ interventions, untraced ─▶ answer
@@ -11,6 +11,7 @@
 mod bench;
 mod case;
 mod effort;
+mod order;
 
 use bench::{Chosen, measure};
 use case::{CaseEnvironment, PreparedCase};
@@ -19,10 +20,6 @@ use effort::Effort;
 use super::comparison::{self, Comparison};
 use super::interrupt::Interrupts;
 use super::{host, outputs};
-use crate::analyze::budget::account::{Account, Stacks};
-use crate::analyze::explain::answer::{Measurements, explain};
-use crate::analyze::explain::intervention::{CommandCase, Intervention, of_commands, of_workloads};
-use crate::analyze::explain::result::NotTried;
 use crate::capture::{RunningKernel, preflight};
 use crate::cli::comparison::{Cases, ExplainSettings};
 use crate::error::{Error, Result, status};
@@ -30,6 +27,10 @@ use crate::report::output::OutputAccess;
 use crate::report::{differential, explain as report, json};
 use crate::tracee::user::invoker;
 use crate::workload::pin::allowed_cpus;
+use ctxtrace_analysis::budget::account::{Account, Stacks};
+use ctxtrace_analysis::explain::answer::{Measurements, explain};
+use ctxtrace_analysis::explain::intervention::{CommandCase, Intervention, of_commands, of_workloads};
+use ctxtrace_analysis::explain::result::NotTried;
 use ctxtrace_format::workload::Spec;
 
 /// Makes the measurements, writes every output, and returns the exit status.
