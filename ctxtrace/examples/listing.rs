@@ -4,8 +4,8 @@
 
 use std::error::Error;
 
-use ctxtrace::report::table::Style;
-use ctxtrace::report::{explain, suite};
+use ctxtrace_report::table::Style;
+use ctxtrace_report::{explain, suite};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use ctxtrace_report::RenderError;
+
 /// The documented exit statuses.
 pub mod status {
     /// The command failed.
@@ -153,13 +155,8 @@ pub enum Error {
     Workload(String),
 
     /// A report cannot be rendered.
-    #[error("cannot render the {what}: {reason}")]
-    Render {
-        /// The output format.
-        what: &'static str,
-        /// Why the format cannot be rendered.
-        reason: String,
-    },
+    #[error(transparent)]
+    Render(#[from] RenderError),
 }
 
 /// The advice for a program that root can access and the invoking user cannot.

@@ -6,10 +6,10 @@
 //! 2. [`tracee`]: starts a target suspended or attaches to a running one, and examines its process and its files.
 //! 3. [`capture`]: loads and attaches the BPF programs and drains their maps and rings. The only module that uses aya.
 //! 4. [`symbols`]: looks up the names of the functions in all stacks.
-//! 5. [`report`]: renders a result in every output format.
+//! 5. [`files`]: the files that outputs are written to, with the rights of the invoking user.
 //!
 //! [`ctxtrace_format`] has the recorded data and the capture file, and [`ctxtrace_analysis`] computes the result of a run from the
-//! recorded data.
+//! recorded data. [`ctxtrace_report`] renders it in every output format.
 //!
 //! [`reader`] reads the executables of targets in a separate process without privileges; the modules from `tracee` on use it.
 //!
@@ -21,8 +21,8 @@
 pub mod capture;
 pub mod cli;
 pub mod error;
+pub mod files;
 pub mod reader;
-pub mod report;
 pub mod run;
 pub mod symbols;
 pub mod terminal;

@@ -9,17 +9,7 @@ use std::borrow::Cow;
 use std::io::{self, IsTerminal, StdoutLock, Write};
 
 use ctxtrace_format::printable::{is_harmful, printable_lines};
-
-/// The escape sequence for bold text.
-pub const BOLD: &str = "\x1b[1m";
-/// The escape sequence for dim text.
-pub const DIM: &str = "\x1b[2m";
-/// The escape sequence for bold red text.
-pub const RED: &str = "\x1b[1;31m";
-/// The escape sequence that ends a style.
-pub const RESET: &str = "\x1b[0m";
-
-const STYLES: [&str; 4] = [BOLD, DIM, RED, RESET];
+use ctxtrace_report::style::STYLES;
 
 /// A standard stream of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +31,7 @@ impl Stream {
     }
 }
 
-/// Whether a text may contain the tool's own style sequences ([`BOLD`], [`DIM`], [`RED`], [`RESET`]).
+/// Whether a text may contain the tool's own style sequences ([`ctxtrace_report::style`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Styles {
     /// The tool's own style sequences are written unchanged.

@@ -73,6 +73,7 @@ const ROOTS: &[&str] = &[
     "ctxtrace-ebpf",
     "ctxtrace-format",
     "ctxtrace-probe",
+    "ctxtrace-report",
     "deny.toml",
     "docs",
     "fuzz",

@@ -311,16 +311,22 @@ fn add_module(root: &Path, package: &Path, name: &str) -> Result<()> {
 /// Returns the guest's init script, which runs the tests and powers the guest off.
 fn script(privileged: &Path, tests: &[&str]) -> String {
     let program = privileged.display();
+    // A file system on `/tmp` would hide the executables of a clone that is below it.
+    let temporary = if privileged.starts_with("/tmp") {
+        ""
+    } else {
+        "mount -t tmpfs none /tmp; "
+    };
     let mut script = format!(
         "#!/bin/sh\n\
-         mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev; mount -t tmpfs none /tmp\n\
+         mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev\n\
          mount -t tracefs none /sys/kernel/tracing; mount -t debugfs none /sys/kernel/debug; ip link set lo up\n\
          export PATH=/bin HOME=/root CTXTRACE_REQUIRE_PRIVILEGED=1 RUST_BACKTRACE=0\n\
          for module in /lib/modules/*.ko; do insmod $module; done\n\
          cat /proc/version; failed=0\n\
          for word in $(cat /proc/cmdline); do case $word in preempt=*) \
          grep -qF \"(${{word#preempt=}})\" /sys/kernel/debug/sched/preempt || {{ echo this kernel does not support $word; failed=1; }};; esac; done\n\
-         cd {}\n",
+         {temporary}cd {}\n",
         privileged.parent().unwrap_or(Path::new("/")).display()
     );
     // Without a hierarchy its tests would be skipped, so a missing one is a failure.
@@ -454,12 +460,18 @@ mod tests {
         for test in tests {
             assert!(script.contains(&format!("--exact {test} || failed=1")), "{test}");
         }
-        assert!(script.contains("cd /x/deps\n"));
+        assert!(script.contains("mount -t tmpfs none /tmp; cd /x/deps\n"));
         for (folder, options) in CGROUPS {
             let mounts = format!("mount {options} none /sys/fs/cgroup/{folder}");
             assert!(script.contains(&mounts), "{folder}");
         }
         assert!(script.trim_end().ends_with("poweroff -f") && script.contains(MARK));
+    }
+
+    #[test]
+    fn the_guest_does_not_hide_a_clone_below_tmp() {
+        let script = script(Path::new("/tmp/x/deps/privileged-1"), &["one_test"]);
+        assert!(!script.contains("none /tmp") && script.contains("cd /tmp/x/deps\n"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `cargo xtask test-web`: tests HTML reports in a headless browser.
 //!
 //! The reports are made from the captures in `ctxtrace/tests/captures`, and by a test that makes a report with everything in it,
-//! including hostile names, and a report of five million events. `ctxtrace/web/test/test.mjs` opens and tests them.
+//! including hostile names, and a report of five million events. `ctxtrace-report/web/test/test.mjs` opens and tests them.
 
 use std::fs;
 
@@ -26,7 +26,7 @@ pub(crate) fn main() -> Result<()> {
         );
     }
     let root = process::root();
-    let test = root.join("ctxtrace/web/test");
+    let test = root.join("ctxtrace-report/web/test");
     if !test.join("node_modules/axe-core").is_dir() || !test.join("node_modules/playwright-core").is_dir() {
         bail!(
             "the browser test needs the npm packages axe-core and playwright-core (no browser is downloaded): run `npm ci --ignore-scripts` in {}",
@@ -57,13 +57,13 @@ pub(crate) fn main() -> Result<()> {
         "test",
         "--locked",
         "-p",
-        "ctxtrace",
+        "ctxtrace-report",
         "--lib",
         "--",
         "--ignored",
         "--exact",
     ])
-    .arg("report::golden::reports_for_the_browser")
+    .arg("golden::reports_for_the_browser")
     .env("CTXTRACE_WEB_TEST", &reports)
     .current_dir(&root);
     process::run(&mut draw)?;

@@ -1,4 +1,4 @@
-//! `cargo xtask vendor-web`: builds the JavaScript libraries of the HTML report from the npm packages that `ctxtrace/web/vendor`
+//! `cargo xtask vendor-web`: builds the JavaScript libraries of the HTML report from the npm packages that `ctxtrace-report/web/vendor`
 //! pins.
 //!
 //! The libraries are committed with their licences and checksums, so that building ctxtrace needs neither node nor a network. npm
@@ -34,7 +34,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     if process::programs("npm").is_empty() {
         bail!("npm is not on PATH: install Node.js and npm (Debian: apt install nodejs npm)");
     }
-    let folder = process::root().join("ctxtrace/web/vendor");
+    let folder = process::root().join("ctxtrace-report/web/vendor");
     let work = process::root().join("target/vendor-web");
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
     for name in SOURCES {

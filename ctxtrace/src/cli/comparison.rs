@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::settings::{same_place, spec};
 use super::{CaseArgs, CompareArgs, ComparisonOutputArgs, ExplainArgs};
 use crate::error::{Error, Result};
-use crate::report::output::Destination;
+use crate::files::output::Destination;
 use ctxtrace_format::workload::Pin;
 use ctxtrace_format::workload::{Mode, Spec};
 

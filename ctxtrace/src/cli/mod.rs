@@ -13,12 +13,12 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 
-use crate::report::Weight;
 use ctxtrace_analysis::assertion::Assertion;
 use ctxtrace_format::Level;
 use ctxtrace_format::programs::LocatorChoice;
 use ctxtrace_format::workload::Pin;
 use ctxtrace_format::workload::{Allocator, Channel, Language, Mode, Plant, Protocol, Root};
+use ctxtrace_report::Weight;
 
 /// Shows which task switches of an async program hit the kernel, and what that costs
 #[derive(Debug, Parser)]

@@ -11,14 +11,14 @@ use bytesize::ByteSize;
 use crate::capture::Settings;
 use crate::cli::{CaseArgs, OutputArgs, RecordArgs, RecordingArgs, ReportArgs, RunArgs, SuiteArgs};
 use crate::error::{Error, Result};
-use crate::report::Weight;
-use crate::report::output::Destination;
+use crate::files::output::Destination;
 use ctxtrace_analysis::assertion::Assertion;
 use ctxtrace_format::Level;
 use ctxtrace_format::file::Limits;
 use ctxtrace_format::programs::LocatorChoice;
 use ctxtrace_format::workload::Pin;
 use ctxtrace_format::workload::{Channel, Language, Mode, Spec};
+use ctxtrace_report::Weight;
 
 /// `ctxtrace run`, every option resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]

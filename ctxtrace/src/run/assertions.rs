@@ -1,11 +1,12 @@
 //! Evaluates `--assert` after the run, and reports the assertions that do not hold on standard error.
 
-use crate::error::{Error, Result};
-use crate::report::printable;
+use crate::error::Result;
 use crate::terminal::write_notice;
 use ctxtrace_analysis::assertion::Assertion;
 use ctxtrace_analysis::result::Report;
 use ctxtrace_analysis::units::thousands;
+use ctxtrace_format::printable::printable;
+use ctxtrace_report::RenderError;
 
 /// Evaluates all assertions and prints each one that does not hold. If all hold, prints one line, unless `quiet`. Returns whether
 /// all hold.
@@ -17,7 +18,7 @@ pub(super) fn all_hold(assertions: &[Assertion], report: &Report, quiet: bool) -
     if assertions.is_empty() {
         return Ok(true);
     }
-    let report = serde_json::to_value(report).map_err(|error| Error::Render {
+    let report = serde_json::to_value(report).map_err(|error| RenderError {
         what: "JSON",
         reason: error.to_string(),
     })?;

@@ -11,9 +11,8 @@ use super::comparison::{Comparison, Outputs};
 use super::outputs;
 use crate::cli::comparison::CompareSettings;
 use crate::error::{Error, Result, status};
-use crate::report::output::OutputAccess;
-use crate::report::place::DeviceInode;
-use crate::report::{compare as report, differential, json, table};
+use crate::files::output::OutputAccess;
+use crate::files::place::DeviceInode;
 use crate::tracee::user::invoker;
 use ctxtrace_analysis::budget::account::{Account, SleepCauses};
 use ctxtrace_analysis::compare::{self, Captured, units};
@@ -24,6 +23,7 @@ use ctxtrace_format::events::EventSink;
 use ctxtrace_format::file::{self, Saved};
 use ctxtrace_format::samples::Samples;
 use ctxtrace_format::{Level, run::Run};
+use ctxtrace_report::{compare as report, differential, json, table};
 
 /// Reads both captures, and writes every output.
 ///

@@ -3,9 +3,9 @@
 use super::written::{Opened, WrittenFiles};
 use crate::cli::comparison::ComparisonOutputs;
 use crate::error::{Error, Result};
-use crate::report::differential;
-use crate::report::output::{Output, OutputAccess};
+use crate::files::output::{Output, OutputAccess};
 use ctxtrace_analysis::budget::account::Stacks;
+use ctxtrace_report::differential;
 
 /// The requested output files, which are open and writable.
 pub(super) struct Outputs {
@@ -60,7 +60,10 @@ impl Outputs {
                 ..comparison.labels
             };
             let made = differential::render(base, subject, &labels);
-            note(made.and_then(|svg| written.commit(output, &svg, "differential flamegraph", Opened::Browser)));
+            note(
+                made.map_err(Error::from)
+                    .and_then(|svg| written.commit(output, &svg, "differential flamegraph", Opened::Browser)),
+            );
         }
         (written, failed)
     }

@@ -6,14 +6,14 @@ use super::outputs;
 
 use crate::capture::machine::this_machine;
 use crate::error::{Result, status};
+use crate::files::output::{Destination, Output, OutputAccess};
+use crate::files::place::DeviceInode;
 use crate::reader::{FileReader, open_regular_file};
-use crate::report::doctor::render;
-use crate::report::json;
-use crate::report::output::{Destination, Output, OutputAccess};
-use crate::report::place::DeviceInode;
 use crate::tracee::user::invoker;
 use ctxtrace_analysis::doctor::{self, Diagnosis};
 use ctxtrace_format::executable::{Found, Look};
+use ctxtrace_report::doctor::render;
+use ctxtrace_report::json;
 
 /// Inspects the machine and the program, writes the outputs, and returns the status: 0 if tracing works for this user.
 ///

@@ -9,11 +9,8 @@ use super::tables::Tables;
 use super::written::{Opened, WrittenFiles};
 use crate::cli::settings::OutputSettings;
 use crate::error::{Error, Result};
-use crate::report::flamegraph::{self, Labels, Subject};
-use crate::report::output::{Output, OutputAccess};
-use crate::report::place::OutputFolder;
-use crate::report::table::{self, Style};
-use crate::report::{Weight, folded, html, json, perfetto, pprof};
+use crate::files::output::{Output, OutputAccess};
+use crate::files::place::OutputFolder;
 use crate::terminal::{Stream, Styles, write_text};
 use ctxtrace_analysis::profile;
 use ctxtrace_analysis::result::Report;
@@ -22,6 +19,9 @@ use ctxtrace_format::Level;
 use ctxtrace_format::events::EventSource;
 use ctxtrace_format::run::{Info, Run};
 use ctxtrace_format::sums::SaturatingSum as _;
+use ctxtrace_report::flamegraph::{self, Labels, Subject};
+use ctxtrace_report::table::{self, Style};
+use ctxtrace_report::{RenderError, Weight, folded, html, json, perfetto, pprof};
 
 /// The requested output files, which are open and writable.
 pub(super) struct Outputs {
@@ -106,7 +106,10 @@ impl Outputs {
         let mut note = |made: Result<()>| failed.extend(made.err());
         if let Some(output) = self.json {
             let made = json::render(report);
-            note(made.and_then(|json| written.commit(output, &json, "result", Opened::With("jq ."))));
+            note(
+                made.map_err(Error::from)
+                    .and_then(|json| written.commit(output, &json, "result", Opened::With("jq ."))),
+            );
         }
         let workload = report.workload.as_ref();
         let median = workload.and_then(|workload| workload.runs.iter().position(|run| run.median));
@@ -115,7 +118,10 @@ impl Outputs {
         if let Some(output) = self.html {
             let made = html::render(report, run, runs);
             let how = Opened::By("any web browser");
-            note(made.and_then(|page| written.commit(output, &page, "report as a page", how)));
+            note(
+                made.map_err(Error::from)
+                    .and_then(|page| written.commit(output, &page, "report as a page", how)),
+            );
         }
         let labels = Labels {
             subject: table::subject_in_words(report),
@@ -130,7 +136,10 @@ impl Outputs {
             }
             if let Some(output) = self.flamegraph {
                 let made = flamegraph::render(&resolved, Subject::Switches, self.weight, &labels);
-                note(made.and_then(|svg| written.commit(output, &svg, "off-CPU flamegraph", Opened::Browser)));
+                note(
+                    made.map_err(Error::from)
+                        .and_then(|svg| written.commit(output, &svg, "off-CPU flamegraph", Opened::Browser)),
+                );
             }
         }
         if let Some(output) = self.on_cpu_flamegraph {
@@ -138,20 +147,29 @@ impl Outputs {
             let on_cpu_ns = threads.map(|record| record.thread.on_cpu_ns).saturating_sum();
             let resolved = stacks::samples(run, &profile::places(run, |_| true), on_cpu_ns);
             let made = flamegraph::render(&resolved, Subject::Samples, self.weight, &labels);
-            note(made.and_then(|svg| written.commit(output, &svg, "on-CPU flamegraph", Opened::Browser)));
+            note(
+                made.map_err(Error::from)
+                    .and_then(|svg| written.commit(output, &svg, "on-CPU flamegraph", Opened::Browser)),
+            );
         }
         if let Some(output) = self.wakeups_flamegraph {
             let resolved = stacks::wakers(run);
             let made = flamegraph::render(&resolved, Subject::Wakeups, self.weight, &labels);
-            note(made.and_then(|svg| written.commit(output, &svg, "flamegraph of wakers", Opened::Browser)));
+            note(
+                made.map_err(Error::from)
+                    .and_then(|svg| written.commit(output, &svg, "flamegraph of wakers", Opened::Browser)),
+            );
         }
         if let Some(output) = self.pprof {
-            let made = pprof::render(info, run, &labels).map_err(|error| Error::Render {
+            let made = pprof::render(info, run, &labels).map_err(|error| RenderError {
                 what: "pprof profile",
                 reason: error.to_string(),
             });
             let how = Opened::With("go tool pprof -http=:");
-            note(made.and_then(|profile| written.commit(output, &profile, "profile", how)));
+            note(
+                made.map_err(Error::from)
+                    .and_then(|profile| written.commit(output, &profile, "profile", how)),
+            );
         }
         if let Some(output) = self.perfetto {
             let how = Opened::Page("https://ui.perfetto.dev");

@@ -14,9 +14,8 @@ use super::{info, verdict};
 use crate::capture::{RunningKernel, preflight};
 use crate::cli::settings::{RecordSettings, RecordTarget};
 use crate::error::{Result, status};
-use crate::report::output::OutputAccess;
-use crate::report::place::DeviceInode;
-use crate::report::printable;
+use crate::files::output::OutputAccess;
+use crate::files::place::DeviceInode;
 use crate::terminal::write_notice;
 use crate::tracee::attach::{Attached, descendants, may_be_traced};
 use crate::tracee::environment::Environment;
@@ -25,6 +24,7 @@ use crate::tracee::search::find_program;
 use crate::tracee::user::{Invoker, invoker};
 use ctxtrace_analysis::correlate::lanes::Limits;
 use ctxtrace_analysis::summarize::summarize;
+use ctxtrace_format::printable::printable;
 use ctxtrace_format::run::{Exit, Subject};
 
 /// Records a command or a process, writes every output, and returns the exit status, which is the command's if there is a

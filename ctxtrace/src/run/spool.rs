@@ -9,7 +9,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
 
 use ctxtrace_common::event::{EVENT_BYTES, Event};
 
-use crate::report::place::{OutputFolder, UserFile};
+use crate::files::place::{OutputFolder, UserFile};
 use ctxtrace_format::events::{EventSink, EventSource};
 use ctxtrace_format::polls::PollBatch;
 

@@ -13,14 +13,14 @@ use super::{host, info, outputs, workload};
 use crate::capture::{RunningKernel, Settings, preflight};
 use crate::cli::settings::SuiteSettings;
 use crate::error::{Error, Result, status};
-use crate::report::output::{Output, OutputAccess};
-use crate::report::{json, suite as report};
+use crate::files::output::{Output, OutputAccess};
 use crate::terminal::Stream;
 use crate::tracee::user::{Invoker, invoker};
 use ctxtrace_analysis::suite::{MeasuredCase, cases, name, suite};
 use ctxtrace_analysis::summarize::summarize;
 use ctxtrace_format::Level;
 use ctxtrace_format::run::Subject;
+use ctxtrace_report::{json, suite as report};
 
 /// Measures every case, writes every output, and returns the exit status. A case that cannot be run becomes a row with the
 /// reason.
@@ -72,7 +72,9 @@ pub fn run(settings: &SuiteSettings) -> Result<u8> {
     let mut failed = Vec::new();
     if let Some(output) = json {
         let made = json::render(&table);
-        let made = made.and_then(|json| written.commit(output, &json, "table", Opened::With("jq .")));
+        let made = made
+            .map_err(Error::from)
+            .and_then(|json| written.commit(output, &json, "table", Opened::With("jq .")));
         failed.extend(made.err());
     }
     if let Some(output) = markdown {

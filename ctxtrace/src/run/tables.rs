@@ -10,23 +10,24 @@ mod with {
     use std::path::{Path, PathBuf};
 
     use crate::error::Result;
-    use crate::report::output::OutputAccess;
-    use crate::report::parquet::{self, Folder};
-    use crate::report::place::OutputFolder;
+    use crate::files::output::OutputAccess;
+    use crate::files::place::OutputFolder;
+    use crate::files::tables::ParquetFolder;
     use ctxtrace_format::events::EventSource;
     use ctxtrace_format::run::{Info, Run};
+    use ctxtrace_report::parquet;
 
     /// The folder of the tables, which is writable.
     pub(in crate::run) struct Tables {
         path: PathBuf,
-        folder: Folder,
+        folder: ParquetFolder,
     }
 
     impl Tables {
         pub(in crate::run) fn open(path: &Path, access: &OutputAccess) -> Result<Self> {
             Ok(Self {
                 path: path.to_owned(),
-                folder: Folder::open(path, access)?,
+                folder: ParquetFolder::open(path, access)?,
             })
         }
 
@@ -42,7 +43,9 @@ mod with {
             damage: Option<&str>,
             events: &mut dyn EventSource,
         ) -> Result<PathBuf> {
-            parquet::write(&mut self.folder, info, runs, damage, events)?;
+            let written = parquet::write(&mut self.folder, info, runs, damage, events);
+            written.map_err(|source| self.folder.error(source))?;
+            self.folder.commit()?;
             Ok(self.path)
         }
     }
@@ -53,8 +56,8 @@ mod without {
     use std::path::{Path, PathBuf};
 
     use crate::error::{Error, Result};
-    use crate::report::output::OutputAccess;
-    use crate::report::place::OutputFolder;
+    use crate::files::output::OutputAccess;
+    use crate::files::place::OutputFolder;
     use ctxtrace_format::events::EventSource;
     use ctxtrace_format::run::{Info, Run};
 

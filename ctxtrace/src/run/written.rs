@@ -5,9 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::Result;
-use crate::report::output::Output;
-use crate::report::printable;
+use crate::files::output::Output;
 use crate::terminal::{Stream, Styles, write_text};
+use ctxtrace_format::printable::printable;
 
 /// Maximum number of characters of a path with the rest of the text on the same line. For a longer path the rest is on the next
 /// line.

@@ -11,7 +11,7 @@ mod captures;
 mod cgroups;
 mod cli;
 mod counts;
-#[path = "../decode/mod.rs"]
+#[path = "../../../ctxtrace-report/tests/decode/mod.rs"]
 mod decode;
 mod explain;
 mod faults;

@@ -23,8 +23,7 @@ use super::{host, outputs};
 use crate::capture::{RunningKernel, preflight};
 use crate::cli::comparison::{Cases, ExplainSettings};
 use crate::error::{Error, Result, status};
-use crate::report::output::OutputAccess;
-use crate::report::{differential, explain as report, json};
+use crate::files::output::OutputAccess;
 use crate::tracee::user::invoker;
 use crate::workload::pin::allowed_cpus;
 use ctxtrace_analysis::budget::account::{Account, Stacks};
@@ -32,6 +31,7 @@ use ctxtrace_analysis::explain::answer::{Measurements, explain};
 use ctxtrace_analysis::explain::intervention::{CommandCase, Intervention, of_commands, of_workloads};
 use ctxtrace_analysis::explain::result::NotTried;
 use ctxtrace_format::workload::Spec;
+use ctxtrace_report::{differential, explain as report, json};
 
 /// Makes the measurements, writes every output, and returns the exit status.
 ///
