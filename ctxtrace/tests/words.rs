@@ -69,6 +69,7 @@ const ROOTS: &[&str] = &[
     "ctxtrace",
     "ctxtrace-abi",
     "ctxtrace-analysis",
+    "ctxtrace-bench",
     "ctxtrace-common",
     "ctxtrace-ebpf",
     "ctxtrace-format",
@@ -78,6 +79,7 @@ const ROOTS: &[&str] = &[
     "docs",
     "fuzz",
     "xtask",
+    "xtask-process",
 ];
 
 /// Folders that hold other people's text, generated text or test data.

@@ -9,6 +9,7 @@ use crate::ebpf;
 use crate::process;
 use crate::stamp::{self, OBJECT, STAMP, Stamp, Tools};
 use crate::toolchain::Toolchain;
+use crate::workspace;
 
 /// The options of `build-ebpf`.
 #[derive(Debug, clap::Args)]
@@ -25,7 +26,7 @@ pub(crate) struct Args {
 pub(crate) fn main(args: &Args) -> Result<()> {
     let toolchain = Toolchain::find()?;
     eprintln!("using {}", toolchain.compiler);
-    let target = process::workspace()?.target_directory.into_std_path_buf();
+    let target = workspace::metadata()?.target_directory.into_std_path_buf();
     if args.check {
         check(&toolchain, &target.join("bpf-check"))
     } else {

@@ -5,8 +5,8 @@
 use anyhow::{Result, bail};
 
 use crate::ebpf;
-use crate::process;
 use crate::toolchain::Compiler;
+use crate::workspace;
 
 /// Runs clippy. Every warning is an error.
 pub(crate) fn main() -> Result<()> {
@@ -16,6 +16,6 @@ pub(crate) fn main() -> Result<()> {
         bail!("there is no clippy in {folder}; run `cargo xtask setup` to install it");
     }
     eprintln!("using {compiler}");
-    let target = process::workspace()?.target_directory;
+    let target = workspace::metadata()?.target_directory;
     ebpf::clippy(&compiler, target.join("bpf").as_std_path())
 }

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use flate2::{Compression, GzBuilder};
 use sha2::{Digest as _, Sha256};
 
-use crate::{process, sbom};
+use crate::{process, sbom, workspace};
 
 /// The released executables, which are those that the default features build.
 const PROGRAMS: [&str; 2] = ["ctxtrace", "ctxtrace-workload-jemalloc"];
@@ -36,7 +36,7 @@ struct ArchiveEntry {
 /// Builds the executables, the man pages and the completions, and packs the archive.
 pub(crate) fn main() -> Result<()> {
     let root = process::root();
-    let metadata = process::workspace()?;
+    let metadata = workspace::metadata()?;
     let target = metadata.target_directory.as_std_path();
     let version = &metadata
         .packages

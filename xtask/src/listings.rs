@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::process;
+use crate::{process, workspace};
 
 /// The documents that may have listings.
 const DOCUMENTS: [&str; 3] = ["README.md", "docs/GUIDE.md", "docs/CASE-STUDY.md"];
@@ -143,7 +143,7 @@ impl Programs {
             "--example",
             "listing",
         ]))?;
-        let folder = Path::new(process::workspace()?.target_directory.as_std_path()).join("release");
+        let folder = Path::new(workspace::metadata()?.target_directory.as_std_path()).join("release");
         Ok(Self {
             ctxtrace: folder.join("ctxtrace"),
             listing: folder.join("examples").join("listing"),

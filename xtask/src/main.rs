@@ -1,23 +1,24 @@
 //! The development tasks of this repository, as `cargo xtask CHORE`.
 //!
-//! Each chore has its own file. They share [`toolchain`] (finds a compiler and a linker for BPF), [`ebpf`] (runs them),
-//! [`process`] (runs commands) and [`stamp`] (records what the committed BPF object was built from).
+//! Each chore has its own file, or is a crate of its own that [`forward`] runs. They share [`toolchain`] (finds a compiler and a
+//! linker for BPF), [`ebpf`] (runs them), [`process`] (runs commands) and [`stamp`] (records what the committed BPF object was built
+//! from).
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use nix::sys::signal::{SigHandler, Signal, signal};
+use xtask_process as process;
 
-mod bench;
 mod build_ebpf;
 mod clippy_ebpf;
 mod dist;
 mod ebpf;
+mod forward;
 mod fuzz;
 mod kernels;
 mod listings;
 mod msrv;
-mod process;
 mod run;
 mod sbom;
 mod setup;
@@ -29,6 +30,7 @@ mod test_web;
 mod tokio_releases;
 mod toolchain;
 mod vendor_web;
+mod workspace;
 
 /// Development tasks of ctxtrace's repository.
 #[derive(Debug, Parser)]
@@ -65,13 +67,14 @@ enum Chore {
     /// Rebuild the JavaScript libraries of the HTML report from npm packages
     VendorWeb(vendor_web::Args),
     /// Measure the cost of ctxtrace
-    Bench(bench::Args),
+    #[command(disable_help_flag = true)]
+    Bench(forward::Args),
 }
 
 fn main() -> ExitCode {
     stop_ignoring_interrupts();
     let done = match Args::parse().chore {
-        Chore::Test(args) => return exit_code(test::main(&args)),
+        Chore::Test(args) => return process::exit_code(test::main(&args)),
         Chore::BuildEbpf(args) => build_ebpf::main(&args),
         Chore::ClippyEbpf => clippy_ebpf::main(),
         Chore::Setup(args) => setup::main(&args),
@@ -82,9 +85,9 @@ fn main() -> ExitCode {
         Chore::Dist => dist::main(),
         Chore::TestWeb => test_web::main(),
         Chore::VendorWeb(args) => vendor_web::main(&args),
-        Chore::Bench(args) => bench::main(&args),
+        Chore::Bench(args) => forward::main("ctxtrace-bench", &args.args),
     };
-    exit_code(done.map(|()| ExitCode::SUCCESS))
+    process::exit_code(done.map(|()| ExitCode::SUCCESS))
 }
 
 /// Restores the default action of the keyboard's signals. The programs that a chore starts inherit it, among them tools that are
@@ -96,12 +99,18 @@ fn stop_ignoring_interrupts() {
     }
 }
 
-fn exit_code(done: anyhow::Result<ExitCode>) -> ExitCode {
-    match done {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("xtask: {error:#}");
-            ExitCode::FAILURE
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_benchmarks_get_all_their_options() {
+        for options in [&[][..], &["-h"], &["report", "--json", "a.json", "--help"]] {
+            let words = ["cargo xtask", "bench"].iter().chain(options);
+            let Chore::Bench(forwarded) = Args::parse_from(words).chore else {
+                panic!("another chore than `bench` was parsed");
+            };
+            assert_eq!(forwarded.args, options);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 
 use anyhow::{Context as _, Result};
 
-use crate::process;
+use crate::{process, workspace};
 
 /// The options of `run`.
 #[derive(Debug, clap::Args)]
@@ -28,7 +28,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     process::run(&mut build)?;
 
     let profile = if args.debug { "debug" } else { "release" };
-    let target = process::workspace()?.target_directory;
+    let target = workspace::metadata()?.target_directory;
     let mut ctxtrace = process::as_root(target.join(profile).join("ctxtrace"));
     ctxtrace.args(&args.args);
     process::announce(&ctxtrace);

@@ -7,12 +7,12 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 #[cfg(doc)]
-use super::child;
-use super::child::Finished;
+use crate::child;
+use crate::child::Finished;
 use crate::process;
 
 /// Builds ctxtrace and its examples, among them the minimal programs that do the same as the built-in workloads.
-pub(super) fn build() -> Result<()> {
+pub(crate) fn build() -> Result<()> {
     process::run(process::cargo().current_dir(process::root()).args([
         "build",
         "--release",
@@ -24,24 +24,24 @@ pub(super) fn build() -> Result<()> {
 }
 
 /// Returns the path of the ctxtrace executable.
-pub(super) fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     process::root().join("target/release/ctxtrace")
 }
 
 /// Returns the path of the executable of `ctxtrace/examples/plain.rs`.
-pub(super) fn plain() -> PathBuf {
+pub(crate) fn plain() -> PathBuf {
     process::root().join("target/release/examples/plain")
 }
 
 /// The result of `ctxtrace record` of a command.
-pub(super) struct RecordedSwitches {
-    pub(super) finished: Finished,
+pub(crate) struct RecordedSwitches {
+    pub(crate) finished: Finished,
     /// The JSON report.
-    pub(super) report: Value,
+    pub(crate) report: Value,
 }
 
 /// Records a command. `run` is [`child::run`] or [`child::run_and_watch`].
-pub(super) fn record(
+pub(crate) fn record(
     options: &[&str],
     words: &[&str],
     run: fn(&mut Command) -> Result<Finished>,
@@ -64,13 +64,13 @@ pub(super) fn record(
 }
 
 /// Reads a report.
-pub(super) fn read(json: &Path) -> Result<Value> {
+pub(crate) fn read(json: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(json).context("cannot read the report of ctxtrace")?;
     serde_json::from_str(&text).context("the report of ctxtrace is not valid JSON")
 }
 
 /// Returns the number at a JSON pointer in a report.
-pub(super) fn number(report: &Value, pointer: &str) -> Result<f64> {
+pub(crate) fn number(report: &Value, pointer: &str) -> Result<f64> {
     let number = report.pointer(pointer).and_then(Value::as_f64);
     number.with_context(|| format!("the report has no number at {pointer}"))
 }

@@ -17,10 +17,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use super::figures::{ValueSpread, megabytes, ratios, thousands};
-use super::losses::Losses;
-use super::{child, ctxtrace, perf, switches};
+use crate::figures::{ValueSpread, megabytes, ratios, thousands};
+use crate::losses::Losses;
 use crate::process;
+use crate::{child, ctxtrace, perf, switches};
 
 /// The goal: how many times as fast as perf `ctxtrace report` should be, per event.
 const GOAL: f64 = 20.0;
@@ -69,7 +69,7 @@ impl Tool {
 
 /// Makes the recordings, measures the reports, prints the table, and writes the JSON file, if there is one. `millions` are the
 /// sizes of the captures.
-pub(super) fn main(rounds: usize, millions: &[u64], json: Option<&Path>) -> Result<()> {
+pub(crate) fn main(rounds: usize, millions: &[u64], json: Option<&Path>) -> Result<()> {
     if !process::is_root() {
         bail!("recording needs root: sudo cargo xtask bench report");
     }
@@ -100,7 +100,7 @@ pub(super) fn main(rounds: usize, millions: &[u64], json: Option<&Path>) -> Resu
     }
     let ratios = compare(&recordings);
     print(&recordings, &ratios, rounds, without_perf.as_deref());
-    super::write(json, &to_json(&recordings, &ratios, without_perf.as_deref()))
+    crate::write(json, &to_json(&recordings, &ratios, without_perf.as_deref()))
 }
 
 /// Makes recordings until one has about this many million events. The number of events per round trip differs from run to run,

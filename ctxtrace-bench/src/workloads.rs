@@ -6,18 +6,18 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use super::ctxtrace;
-use super::figures::{ValueSpread, quantile, ratios};
+use crate::ctxtrace;
+use crate::figures::{ValueSpread, quantile, ratios};
 use crate::process;
 
 /// A case: the specification of a workload, and the arguments of the plain program that does the same.
-pub(super) struct WorkloadCase {
-    pub(super) name: &'static str,
-    pub(super) iterations: u64,
+pub(crate) struct WorkloadCase {
+    pub(crate) name: &'static str,
+    pub(crate) iterations: u64,
     /// The specification of the workload, in which `ITERATIONS` stands for the number.
     spec: &'static str,
     /// The mode and, for tasks, the buffer of the plain program.
-    pub(super) plain: &'static [&'static str],
+    pub(crate) plain: &'static [&'static str],
 }
 
 /// All cases. Those without tasks come first.
@@ -64,12 +64,12 @@ const CASES: [WorkloadCase; 6] = [
 const FIRST_OF_TASKS: usize = 2;
 
 /// Returns the cases with tasks.
-pub(super) fn of_tasks() -> &'static [WorkloadCase] {
+pub(crate) fn of_tasks() -> &'static [WorkloadCase] {
     &CASES[FIRST_OF_TASKS..]
 }
 
 /// Compares the workloads with the plain programs and prints the table.
-pub(super) fn against_plain(pairs: usize) -> Result<()> {
+pub(crate) fn against_plain(pairs: usize) -> Result<()> {
     compare(
         pairs,
         &CASES,
@@ -80,7 +80,7 @@ pub(super) fn against_plain(pairs: usize) -> Result<()> {
 }
 
 /// Compares traced workloads with untraced ones and prints the table.
-pub(super) fn against_untraced(pairs: usize, level: &str, polls: bool) -> Result<()> {
+pub(crate) fn against_untraced(pairs: usize, level: &str, polls: bool) -> Result<()> {
     let traced = |options: &'static [&'static str]| move |case: &WorkloadCase| Ok(case.traced(options)?.0);
     if polls {
         let names = ["with polls", "untraced"];
@@ -135,7 +135,7 @@ fn compare(
 impl WorkloadCase {
     /// Runs the traced workload, and returns the nanoseconds per message and the report. `level` is a level, which may be followed
     /// by more options.
-    pub(super) fn traced(&self, level: &[&str]) -> Result<(f64, Value)> {
+    pub(crate) fn traced(&self, level: &[&str]) -> Result<(f64, Value)> {
         let mut command = process::as_root(ctxtrace::program());
         let iterations = self.iterations.to_string();
         let (mode, buffer) = self.plain.split_at(1);
@@ -152,7 +152,7 @@ impl WorkloadCase {
     }
 
     /// Runs the untraced workload, and returns the nanoseconds per message.
-    pub(super) fn untraced(&self) -> Result<f64> {
+    pub(crate) fn untraced(&self) -> Result<f64> {
         let spec = self.spec.replace("ITERATIONS", &self.iterations.to_string());
         let text = process::output(Command::new(ctxtrace::program()).args(["workload", "--spec", &spec]))?;
         let outcome: Value = serde_json::from_str(&text).context("the output of the workload is not valid JSON")?;

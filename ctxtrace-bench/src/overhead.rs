@@ -1,18 +1,18 @@
-//! `cargo xtask bench overhead`: the cost of tracing for a kernel switch ([`super::switches`]) and for a message
-//! ([`super::messages`]).
+//! `cargo xtask bench overhead`: the cost of tracing for a kernel switch ([`crate::switches`]) and for a message
+//! ([`crate::messages`]).
 
 use std::path::Path;
 
 use anyhow::{Result, bail};
 use serde_json::{Map, Value};
 
-use super::messages::Messages;
-use super::switches::{Placing, Switches};
+use crate::messages::Messages;
 use crate::process;
+use crate::switches::{Placing, Switches};
 
 /// The parts of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum ReportedPart {
+pub(crate) enum ReportedPart {
     /// A switch of the ping-pong, pinned to one CPU
     Pinned,
     /// A switch of the ping-pong, not pinned
@@ -26,7 +26,7 @@ const PARTS: [ReportedPart; 3] = [ReportedPart::Pinned, ReportedPart::Unpinned, 
 
 /// Measures and prints one part after the other. `only` selects parts, all if it is empty. `iterations` is the number of round
 /// trips of a run.
-pub(super) fn main(only: &[ReportedPart], rounds: usize, iterations: u64, json: Option<&Path>) -> Result<()> {
+pub(crate) fn main(only: &[ReportedPart], rounds: usize, iterations: u64, json: Option<&Path>) -> Result<()> {
     if !process::is_root() {
         bail!("the tools trace the whole system, which needs root: sudo cargo xtask bench overhead");
     }
@@ -43,7 +43,7 @@ pub(super) fn main(only: &[ReportedPart], rounds: usize, iterations: u64, json: 
         };
         figures.insert(name.to_owned(), of_part);
         // Write the file after each part, so that no figures are lost if the next part fails.
-        super::write(json, &Value::Object(figures.clone()))?;
+        crate::write(json, &Value::Object(figures.clone()))?;
     }
     Ok(())
 }

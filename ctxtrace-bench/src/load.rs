@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use super::child::{self, Finished};
-use super::figures::{megabytes, thousands};
-use super::losses::Losses;
-use super::{ctxtrace, tools};
+use crate::child::{self, Finished};
+use crate::figures::{megabytes, thousands};
+use crate::losses::Losses;
 use crate::process;
+use crate::{ctxtrace, tools};
 
 /// The levels that are measured, after an untraced run.
 const LEVELS: [&str; 3] = ["counts", "stacks", "timeline"];
@@ -131,7 +131,7 @@ struct Traced {
 }
 
 /// Measures all loads, prints the table, and writes the JSON file, if there is one.
-pub(super) fn main(seconds: u64, json: Option<&Path>) -> Result<()> {
+pub(crate) fn main(seconds: u64, json: Option<&Path>) -> Result<()> {
     if !process::is_root() {
         bail!("recording needs root: sudo cargo xtask bench load");
     }
@@ -143,7 +143,7 @@ pub(super) fn main(seconds: u64, json: Option<&Path>) -> Result<()> {
         }
     }
     print(&rows, &failures, seconds);
-    super::write(json, &to_json(&rows, &failures, seconds))
+    crate::write(json, &to_json(&rows, &failures, seconds))
 }
 
 /// Measures a load untraced and at each level, and appends the rows.

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::losses::Losses;
+use crate::losses::Losses;
 use crate::process;
 
 /// The maximum time until a tool prints that it traces. Some tools compile their program first. After this time the run fails.
@@ -24,10 +24,10 @@ const BEGINNING: Duration = Duration::from_millis(1_500);
 const ENDING: Duration = Duration::from_secs(30);
 
 /// The Debian package that contains `perf`.
-pub(super) const OF_PERF: &str = "linux-perf";
+pub(crate) const OF_PERF: &str = "linux-perf";
 
 /// Returns the path of a program. The error names the Debian package that contains it.
-pub(super) fn find(program: &str, package: &str) -> Result<PathBuf> {
+pub(crate) fn find(program: &str, package: &str) -> Result<PathBuf> {
     let in_sbin = PathBuf::from("/usr/sbin").join(program);
     let found = process::programs(program).into_iter().next();
     found
@@ -36,19 +36,19 @@ pub(super) fn find(program: &str, package: &str) -> Result<PathBuf> {
 }
 
 /// A tool that traces the whole system until it is interrupted.
-pub(super) struct Tool {
-    pub(super) words: &'static [&'static str],
+pub(crate) struct Tool {
+    pub(crate) words: &'static [&'static str],
     /// The Debian package that contains the tool.
-    pub(super) package: &'static str,
+    pub(crate) package: &'static str,
     /// A text that the tool prints when it traces, if there is one.
-    pub(super) says: Option<&'static str>,
+    pub(crate) says: Option<&'static str>,
     /// A text that is in each line about lost data, and the name of what is lost. `None` if the tool does not report losses.
-    pub(super) loses: Option<(&'static str, &'static str)>,
+    pub(crate) loses: Option<(&'static str, &'static str)>,
 }
 
 impl Tool {
     /// Calls a function while the tool traces, and returns its result and the losses that the tool reports.
-    pub(super) fn beside<T>(&self, function: impl FnOnce() -> Result<T>) -> Result<(T, Losses)> {
+    pub(crate) fn beside<T>(&self, function: impl FnOnce() -> Result<T>) -> Result<(T, Losses)> {
         let mut command = Command::new(find(self.words[0], self.package)?);
         let mut running = Running::start(command.args(&self.words[1..]))?;
         running.wait_for(self.says)?;
@@ -65,7 +65,7 @@ impl Tool {
 }
 
 /// A program that runs in the background. When the value is dropped, the program is interrupted (SIGINT) and waited for.
-pub(super) struct Running {
+pub(crate) struct Running {
     child: Child,
     said: Arc<Mutex<String>>,
     readers: Vec<JoinHandle<()>>,
@@ -73,7 +73,7 @@ pub(super) struct Running {
 
 impl Running {
     /// Starts a program.
-    pub(super) fn start(command: &mut Command) -> Result<Self> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -98,7 +98,7 @@ impl Running {
 
     /// Waits until the program has printed `says`, or for [`BEGINNING`] if there is no such text. Fails if the program has ended
     /// by then.
-    pub(super) fn wait_for(&mut self, says: Option<&str>) -> Result<()> {
+    pub(crate) fn wait_for(&mut self, says: Option<&str>) -> Result<()> {
         let since = Instant::now();
         match says {
             None => thread::sleep(BEGINNING),
@@ -117,12 +117,12 @@ impl Running {
     }
 
     /// Returns the process id of the program.
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Interrupts the program, waits until it has ended, and returns everything that it has printed.
-    pub(super) fn end(mut self) -> String {
+    pub(crate) fn end(mut self) -> String {
         self.interrupt();
         self.said()
     }

@@ -5,25 +5,25 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::child;
-use super::losses::Losses;
-use super::tools;
+use crate::child;
+use crate::losses::Losses;
+use crate::tools;
 
 /// Returns perf with the arguments of one of its commands.
-pub(super) fn command(words: &[&str]) -> Result<Command> {
+pub(crate) fn command(words: &[&str]) -> Result<Command> {
     let mut command = Command::new(tools::find("perf", tools::OF_PERF)?);
     command.args(words);
     Ok(command)
 }
 
 /// Reads from a recording of perf what was lost.
-pub(super) fn losses(data: &Path) -> Result<Losses> {
+pub(crate) fn losses(data: &Path) -> Result<Losses> {
     let mut command = command(&["report", "--stats", "-i"])?;
     Ok(losses_in(&child::run(command.arg(data))?.stdout))
 }
 
 /// Records a command with perf, and returns the number of events.
-pub(super) fn record(data: &Path, words: &[String]) -> Result<u64> {
+pub(crate) fn record(data: &Path, words: &[String]) -> Result<u64> {
     let mut command = command(&["sched", "record", "-o"])?;
     let finished = child::run(command.arg(data).arg("--").args(words))?;
     samples_in(&finished.stderr).context("perf did not print the number of recorded events")

@@ -9,12 +9,12 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::figures::{ValueSpread, differences, ratios};
-use super::losses::Losses;
-use super::rounds::{self, MeasuredRow, RoundSample, UnmeasuredRow};
-use super::tools::{self, Running, Tool};
-use super::{child, ctxtrace};
+use crate::figures::{ValueSpread, differences, ratios};
+use crate::losses::Losses;
 use crate::process;
+use crate::rounds::{self, MeasuredRow, RoundSample, UnmeasuredRow};
+use crate::tools::{self, Running, Tool};
+use crate::{child, ctxtrace};
 
 /// The tracer of a row.
 enum Tracer {
@@ -132,7 +132,7 @@ const GOALS: [(&str, &str, f64); 4] = [
 
 /// The placement of the target's processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Placing {
+pub(crate) enum Placing {
     /// Both processes are pinned to the last CPU.
     Pinned,
     /// The scheduler places the processes.
@@ -148,7 +148,7 @@ impl Placing {
     }
 
     /// Returns the command line of the target.
-    pub(super) fn target(self, iterations: u64) -> Vec<String> {
+    pub(crate) fn target(self, iterations: u64) -> Vec<String> {
         let placing = (self == Self::Free).then(|| "free".to_owned());
         let words = [
             ctxtrace::plain().display().to_string(),
@@ -160,7 +160,7 @@ impl Placing {
 }
 
 /// A table.
-pub(super) struct Switches {
+pub(crate) struct Switches {
     placing: Placing,
     rounds: usize,
     rows: Vec<MeasuredRow>,
@@ -170,7 +170,7 @@ pub(super) struct Switches {
 
 impl Switches {
     /// Measures all rows. `iterations` is the number of round trips of a run.
-    pub(super) fn measure(placing: Placing, rounds: usize, iterations: u64) -> Result<Self> {
+    pub(crate) fn measure(placing: Placing, rounds: usize, iterations: u64) -> Result<Self> {
         let rows: Vec<UnmeasuredRow<'_>> = TRACERS
             .iter()
             .map(|(name, tracer)| UnmeasuredRow {
@@ -202,7 +202,7 @@ impl Switches {
 
     /// Prints the table and the ratios.
     #[expect(clippy::print_stdout, reason = "the table is the output of the command")]
-    pub(super) fn print(&self) {
+    pub(crate) fn print(&self) {
         println!(
             "{:34} {:>8} {:>8}  (quartiles of {} rounds)  lost",
             format!("ns/switch, {}", self.placing.name()),
@@ -242,7 +242,7 @@ impl Switches {
     }
 
     /// Returns all figures as JSON.
-    pub(super) fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let rows: Vec<Value> = self
             .rows
             .iter()
@@ -264,7 +264,7 @@ impl Switches {
 }
 
 /// Returns whether a goal is reached, as text for the table.
-pub(super) fn verdict(ratio: f64, at_most: f64) -> &'static str {
+pub(crate) fn verdict(ratio: f64, at_most: f64) -> &'static str {
     if ratio <= at_most { "reached" } else { "not reached" }
 }
 
@@ -332,7 +332,7 @@ fn lost_by_perf(placing: Placing, iterations: u64) -> Result<Losses> {
     running.wait_for(None)?;
     target(placing, iterations)?;
     running.end();
-    super::perf::losses(&data)
+    crate::perf::losses(&data)
 }
 
 #[cfg(test)]

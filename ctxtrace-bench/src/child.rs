@@ -11,22 +11,22 @@ use anyhow::{Context as _, Result, bail};
 const ASKED: Duration = Duration::from_millis(20);
 
 /// A program that has ended.
-pub(super) struct Finished {
-    pub(super) stdout: String,
-    pub(super) stderr: String,
-    pub(super) wall: Duration,
+pub(crate) struct Finished {
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) wall: Duration,
     /// The maximum resident memory of the program, in bytes.
-    pub(super) peak_bytes: u64,
+    pub(crate) peak_bytes: u64,
 }
 
 /// Runs a program. The memory is that of the program or of one of its children, whichever is larger.
-pub(super) fn run(command: &mut Command) -> Result<Finished> {
+pub(crate) fn run(command: &mut Command) -> Result<Finished> {
     finish(command, |_| 0)
 }
 
 /// Runs a program and measures its own memory only, not that of its children. The memory is read while the program runs, so an
 /// increase in its last milliseconds may be missed.
-pub(super) fn run_and_watch(command: &mut Command) -> Result<Finished> {
+pub(crate) fn run_and_watch(command: &mut Command) -> Result<Finished> {
     finish(command, |pid| {
         let mut peak_bytes = 0;
         // A program that has ended but was not waited for has no memory, so `VmHWM` is missing and the loop ends.
@@ -75,7 +75,7 @@ fn finish(command: &mut Command, watch: impl FnOnce(u32) -> u64) -> Result<Finis
 }
 
 /// Reads a stream to its end in a thread, so that the program never blocks on a full pipe.
-pub(super) fn read_all(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
+pub(crate) fn read_all(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(mut stream) = stream {

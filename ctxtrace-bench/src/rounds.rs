@@ -4,18 +4,18 @@
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
-use super::losses::Losses;
+use crate::losses::Losses;
 
 /// The result of one run.
-pub(super) struct RoundSample {
+pub(crate) struct RoundSample {
     /// Nanoseconds per switch or per message.
-    pub(super) ns: f64,
-    pub(super) lost: Losses,
+    pub(crate) ns: f64,
+    pub(crate) lost: Losses,
 }
 
 impl RoundSample {
     /// Returns the result of an untraced run, which loses nothing.
-    pub(super) fn untraced(ns: f64) -> Self {
+    pub(crate) fn untraced(ns: f64) -> Self {
         Self {
             ns,
             lost: Losses::default(),
@@ -24,21 +24,21 @@ impl RoundSample {
 }
 
 /// A row of the table before it is measured.
-pub(super) struct UnmeasuredRow<'a> {
-    pub(super) name: &'a str,
+pub(crate) struct UnmeasuredRow<'a> {
+    pub(crate) name: &'a str,
     /// Runs the row once.
-    pub(super) run: Box<dyn Fn() -> Result<RoundSample> + 'a>,
+    pub(crate) run: Box<dyn Fn() -> Result<RoundSample> + 'a>,
 }
 
 /// A row of the table after it was measured.
-pub(super) struct MeasuredRow {
-    pub(super) name: String,
+pub(crate) struct MeasuredRow {
+    pub(crate) name: String,
     /// Nanoseconds per switch or per message, round by round. Empty if one of the runs failed.
-    pub(super) ns: Vec<f64>,
+    pub(crate) ns: Vec<f64>,
     /// The losses in all rounds.
-    pub(super) lost: Losses,
+    pub(crate) lost: Losses,
     /// The error of the run that failed.
-    pub(super) failure: Option<String>,
+    pub(crate) failure: Option<String>,
 }
 
 impl MeasuredRow {
@@ -69,13 +69,13 @@ impl MeasuredRow {
     }
 
     /// Returns the figures of the row as JSON.
-    pub(super) fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         json!({"name": self.name, "ns": self.ns, "lost": self.lost.to_json(), "failure": self.failure})
     }
 }
 
 /// Measures all rows. Fails if the first row fails, because the others are compared with it.
-pub(super) fn measure(what: &str, rounds: usize, rows: &[UnmeasuredRow<'_>]) -> Result<Vec<MeasuredRow>> {
+pub(crate) fn measure(what: &str, rounds: usize, rows: &[UnmeasuredRow<'_>]) -> Result<Vec<MeasuredRow>> {
     let mut measured: Vec<MeasuredRow> = rows.iter().map(|row| MeasuredRow::new(row.name)).collect();
     for round in 0..rounds {
         for place in 0..rows.len() {

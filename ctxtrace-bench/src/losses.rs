@@ -6,18 +6,18 @@ use std::ops::AddAssign;
 
 use serde_json::{Value, json};
 
-use super::figures::thousands;
+use crate::figures::thousands;
 
 /// The numbers of lost items by name, as far as the tracer reports them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Losses {
+pub(crate) struct Losses {
     counts: BTreeMap<String, u64>,
     is_unreported: bool,
 }
 
 impl Losses {
     /// Returns the losses of a tracer that does not report them.
-    pub(super) fn unreported() -> Self {
+    pub(crate) fn unreported() -> Self {
         Self {
             is_unreported: true,
             ..Self::default()
@@ -25,12 +25,12 @@ impl Losses {
     }
 
     /// Returns losses of one name.
-    pub(super) fn single(name: &str, count: u64) -> Self {
+    pub(crate) fn single(name: &str, count: u64) -> Self {
         Self::from_iter([(name.to_owned(), count)])
     }
 
     /// Returns the losses in `lost` of a JSON report of ctxtrace.
-    pub(super) fn in_report(report: &Value) -> Self {
+    pub(crate) fn in_report(report: &Value) -> Self {
         let Some(lost) = report["lost"].as_object() else {
             return Self::unreported();
         };
@@ -41,7 +41,7 @@ impl Losses {
     }
 
     /// Returns the JSON object, or null if the tracer does not report its losses.
-    pub(super) fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         if self.is_unreported {
             Value::Null
         } else {

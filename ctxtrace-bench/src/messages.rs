@@ -6,12 +6,12 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::dial9;
-use super::figures::{ValueSpread, ratios};
-use super::losses::Losses;
-use super::rounds::{self, MeasuredRow, RoundSample, UnmeasuredRow};
-use super::switches::verdict;
-use super::workloads::{WorkloadCase, of_tasks};
+use crate::dial9;
+use crate::figures::{ValueSpread, ratios};
+use crate::losses::Losses;
+use crate::rounds::{self, MeasuredRow, RoundSample, UnmeasuredRow};
+use crate::switches::verdict;
+use crate::workloads::{WorkloadCase, of_tasks};
 
 /// The tracer of a row.
 enum Onlooker {
@@ -91,14 +91,14 @@ struct OfCase {
 }
 
 /// The tables of all cases.
-pub(super) struct Messages {
+pub(crate) struct Messages {
     rounds: usize,
     cases: Vec<OfCase>,
 }
 
 impl Messages {
     /// Measures all rows of all cases. If the program under dial9 does not build, its rows have the error instead of figures.
-    pub(super) fn measure(rounds: usize) -> Result<Self> {
+    pub(crate) fn measure(rounds: usize) -> Result<Self> {
         let without_dial9 = dial9::build().err().map(|error| format!("{error:#}"));
         let measure = |case: &'static WorkloadCase| {
             let rows: Vec<UnmeasuredRow<'_>> = ROWS
@@ -117,7 +117,7 @@ impl Messages {
 
     /// Prints the tables.
     #[expect(clippy::print_stdout, reason = "the table is the output of the command")]
-    pub(super) fn print(&self) {
+    pub(crate) fn print(&self) {
         for case in &self.cases {
             println!(
                 "{:32} {:>8}  ratio (quartiles of {} rounds)  goal                lost",
@@ -152,7 +152,7 @@ impl Messages {
     }
 
     /// Returns all figures as JSON.
-    pub(super) fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let cases: Vec<Value> = self.cases.iter().map(OfCase::to_json).collect();
         json!({"unit": "ns a message", "cases": cases})
     }

@@ -1,12 +1,12 @@
-//! Runs other programs. Commands are printed before they run, and can be run without the variables that cargo has set for xtask.
+//! Runs other programs, for xtask and for the chores that are crates of their own. Commands are printed before they run, and can be
+//! run without the variables that cargo has set for xtask.
 
 use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail};
-use cargo_metadata::{Metadata, MetadataCommand};
 use nix::unistd::Uid;
 
 /// Variables that choose a toolchain or change what it builds. cargo and rustup set some of them for xtask, and another toolchain
@@ -29,7 +29,7 @@ const TOOLCHAIN_VARIABLES: [&str; 11] = [
 const PACKAGE_PREFIXES: [&str; 3] = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_PROFILE_"];
 
 /// Returns a command without the variables of the toolchain that built and runs xtask.
-pub(crate) fn clean(program: impl AsRef<OsStr>) -> Command {
+pub fn clean(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in env::vars_os().filter(|(name, _)| is_toolchain_variable(name)) {
         command.env_remove(name);
@@ -45,40 +45,31 @@ fn is_toolchain_variable(name: &OsStr) -> bool {
 }
 
 /// Returns a command for the cargo that runs xtask, which is the user's choice.
-pub(crate) fn cargo() -> Command {
+pub fn cargo() -> Command {
     Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
 /// Returns the folder in which cargo keeps what it downloads and installs.
-pub(crate) fn cargo_home() -> Option<PathBuf> {
+pub fn cargo_home() -> Option<PathBuf> {
     let default = || env::home_dir().map(|home| home.join(".cargo"));
     env::var_os("CARGO_HOME").map(PathBuf::from).or_else(default)
 }
 
-/// Returns cargo's metadata of this workspace, without dependencies.
-pub(crate) fn workspace() -> Result<Metadata> {
-    let metadata = MetadataCommand::new()
-        .manifest_path(root().join("Cargo.toml"))
-        .no_deps()
-        .exec();
-    metadata.context("cargo cannot read the workspace")
-}
-
-/// Returns the folder of the workspace. Cargo's variable is preferred, because it is right even if the folder was moved after the
-/// build.
-pub(crate) fn root() -> PathBuf {
+/// Returns the folder of the workspace, which is the parent of the folder of the crate that runs and of this crate. Cargo's variable
+/// is preferred, because it is right even if the folder was moved after the build.
+pub fn root() -> PathBuf {
     let crate_folder =
         env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     crate_folder.parent().map_or_else(PathBuf::new, Path::to_owned)
 }
 
 /// Returns whether this process runs as root.
-pub(crate) fn is_root() -> bool {
+pub fn is_root() -> bool {
     Uid::effective().is_root()
 }
 
 /// Returns a command that runs `program` as root: directly if this process is root, and otherwise with sudo.
-pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Command {
+pub fn as_root(program: impl AsRef<OsStr>) -> Command {
     if is_root() {
         return Command::new(program);
     }
@@ -88,7 +79,7 @@ pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Command {
 }
 
 /// Prints a command with its arguments to standard error.
-pub(crate) fn announce(command: &Command) {
+pub fn announce(command: &Command) {
     let words: Vec<_> = [command.get_program()]
         .into_iter()
         .chain(command.get_args())
@@ -98,7 +89,7 @@ pub(crate) fn announce(command: &Command) {
 }
 
 /// Prints a command and runs it. Fails if the command fails.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
+pub fn run(command: &mut Command) -> Result<()> {
     announce(command);
     let status = command.status().with_context(|| failed_to_start(command))?;
     if !status.success() {
@@ -108,7 +99,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 }
 
 /// Runs a command without printing it, and returns its standard output. Fails if the command fails.
-pub(crate) fn output(command: &mut Command) -> Result<String> {
+pub fn output(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
         .output()
@@ -121,13 +112,24 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 }
 
 /// Returns every file called `name` on `PATH`, and then in the `bin` folder of cargo's home.
-pub(crate) fn programs(name: &str) -> Vec<PathBuf> {
+pub fn programs(name: &str) -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(cargo_home().map(|home| home.join("bin")))
         .map(|folder| folder.join(name))
         .filter(|program| program.is_file())
         .collect()
+}
+
+/// Returns the exit status of a chore. Prints the error if the chore failed.
+pub fn exit_code(done: Result<ExitCode>) -> ExitCode {
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Returns the error message for a program that cannot be started.

@@ -5,7 +5,7 @@ use std::fmt;
 use serde_json::{Value, json};
 
 /// Returns the quantile `q` (0 to 1) of some values, which is one of the values. Returns NaN if there are none.
-pub(super) fn quantile(values: &[f64], q: f64) -> f64 {
+pub(crate) fn quantile(values: &[f64], q: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let last = sorted.len().saturating_sub(1);
@@ -17,15 +17,15 @@ pub(super) fn quantile(values: &[f64], q: f64) -> f64 {
 
 /// The median and the quartiles of some measurements.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct ValueSpread {
-    pub(super) median: f64,
-    pub(super) lower: f64,
-    pub(super) upper: f64,
+pub(crate) struct ValueSpread {
+    pub(crate) median: f64,
+    pub(crate) lower: f64,
+    pub(crate) upper: f64,
 }
 
 impl ValueSpread {
     /// Computes the spread of some values, or `None` if there are none.
-    pub(super) fn from_values(values: &[f64]) -> Option<Self> {
+    pub(crate) fn from_values(values: &[f64]) -> Option<Self> {
         (!values.is_empty()).then(|| Self {
             median: quantile(values, 0.5),
             lower: quantile(values, 0.25),
@@ -34,7 +34,7 @@ impl ValueSpread {
     }
 
     /// Returns the JSON object. A value that is not finite is null.
-    pub(super) fn to_json(self) -> Value {
+    pub(crate) fn to_json(self) -> Value {
         json!({"median": self.median, "lower_quartile": self.lower, "upper_quartile": self.upper})
     }
 }
@@ -49,19 +49,19 @@ impl fmt::Display for ValueSpread {
 }
 
 /// Returns the differences of two rows, `subject` minus `base`, round by round.
-pub(super) fn differences(subject: &[f64], base: &[f64]) -> Vec<f64> {
+pub(crate) fn differences(subject: &[f64], base: &[f64]) -> Vec<f64> {
     subject.iter().zip(base).map(|(subject, base)| subject - base).collect()
 }
 
 /// Returns the ratios of two rows, `subject` divided by `base`, round by round. If the base of a round is not above zero, because
 /// its noise exceeds its cost, the ratio is infinite, so that the round counts against the subject.
-pub(super) fn ratios(subject: &[f64], base: &[f64]) -> Vec<f64> {
+pub(crate) fn ratios(subject: &[f64], base: &[f64]) -> Vec<f64> {
     let ratio = |(subject, base): (&f64, &f64)| if *base > 0.0 { subject / base } else { f64::INFINITY };
     subject.iter().zip(base).map(ratio).collect()
 }
 
 /// Formats a number as `12,345`.
-pub(super) fn thousands(number: u64) -> String {
+pub(crate) fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -74,7 +74,7 @@ pub(super) fn thousands(number: u64) -> String {
 }
 
 /// Formats a size as `9.6 MB`.
-pub(super) fn megabytes(bytes: u64) -> String {
+pub(crate) fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 

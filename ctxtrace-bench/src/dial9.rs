@@ -5,14 +5,14 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::losses::Losses;
-use super::rounds::RoundSample;
-use super::workloads::WorkloadCase;
+use crate::losses::Losses;
 use crate::process;
+use crate::rounds::RoundSample;
+use crate::workloads::WorkloadCase;
 
 /// Builds the program, which is a separate workspace with its own lock file and flags. Fails if it does not build on this machine,
 /// for example without network access.
-pub(super) fn build() -> Result<()> {
+pub(crate) fn build() -> Result<()> {
     let mut command = process::cargo();
     command
         .current_dir(process::root().join("bench/dial9"))
@@ -22,7 +22,7 @@ pub(super) fn build() -> Result<()> {
 }
 
 /// Runs a case once. `sees` selects what dial9 records: `off`, `polls` or `wakes`.
-pub(super) fn run(sees: &str, case: &WorkloadCase) -> Result<RoundSample> {
+pub(crate) fn run(sees: &str, case: &WorkloadCase) -> Result<RoundSample> {
     let (mode, buffer) = case.plain.split_at(1);
     let mut command = Command::new(folder().join("release/ping-pong-under-dial9"));
     let text = process::output(

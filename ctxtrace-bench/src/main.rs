@@ -9,9 +9,12 @@
 //! * `load`: as many switches as the machine can make, at each level: what is lost, and the CPU time and memory of ctxtrace itself.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use clap::Parser;
 use serde_json::Value;
+use xtask_process as process;
 
 mod child;
 mod ctxtrace;
@@ -28,9 +31,10 @@ mod switches;
 mod tools;
 mod workloads;
 
-/// The options of `bench`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+/// Measure the cost of ctxtrace
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
+struct Args {
     /// What to measure
     #[command(subcommand)]
     what: Benchmark,
@@ -95,10 +99,14 @@ enum Benchmark {
     },
 }
 
-/// Builds ctxtrace and runs the selected benchmark.
-pub(crate) fn main(args: &Args) -> Result<()> {
+fn main() -> ExitCode {
+    process::exit_code(measure(&Args::parse().what).map(|()| ExitCode::SUCCESS))
+}
+
+/// Builds ctxtrace and runs a benchmark.
+fn measure(what: &Benchmark) -> Result<()> {
     ctxtrace::build()?;
-    match &args.what {
+    match what {
         Benchmark::Workloads { pairs } => workloads::against_plain(*pairs),
         Benchmark::Tracing { pairs, level, polls } => {
             let level = if *polls { "timeline" } else { level };
