@@ -71,6 +71,7 @@ const ROOTS: &[&str] = &[
     "ctxtrace-analysis",
     "ctxtrace-bench",
     "ctxtrace-common",
+    "ctxtrace-dist",
     "ctxtrace-ebpf",
     "ctxtrace-format",
     "ctxtrace-probe",

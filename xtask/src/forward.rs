@@ -15,13 +15,14 @@ pub(crate) struct Args {
     pub(crate) args: Vec<OsString>,
 }
 
-/// Builds the crate of a chore and runs its program. Returns only on failure: otherwise this process becomes cargo and then the
-/// program, so that the program receives the signals and its exit status is passed on.
-pub(crate) fn main(package: &str, args: &[OsString]) -> Result<()> {
+/// Builds the crate of a chore with these options of cargo, and runs its program. Returns only on failure: otherwise this process
+/// becomes cargo and then the program, so that the program receives the signals and its exit status is passed on.
+pub(crate) fn main(options: &[&str], args: &[OsString]) -> Result<()> {
     let mut run = process::cargo();
-    // The working folder stays, because options may contain relative paths.
-    run.args(["run", "--release", "--package", package, "--manifest-path"])
+    // The working folder stays, because arguments may be relative paths.
+    run.args(["run", "--manifest-path"])
         .arg(process::root().join("Cargo.toml"))
+        .args(options)
         .arg("--")
         .args(args);
     process::announce(&run);

@@ -12,7 +12,6 @@ use xtask_process as process;
 
 mod build_ebpf;
 mod clippy_ebpf;
-mod dist;
 mod ebpf;
 mod forward;
 mod fuzz;
@@ -20,7 +19,6 @@ mod kernels;
 mod listings;
 mod msrv;
 mod run;
-mod sbom;
 mod setup;
 #[path = "../../ctxtrace/build/stamp.rs"]
 mod stamp;
@@ -82,10 +80,10 @@ fn main() -> ExitCode {
         Chore::Fuzz(args) => fuzz::main(&args),
         Chore::Msrv => msrv::main(),
         Chore::Listings(args) => listings::main(&args),
-        Chore::Dist => dist::main(),
+        Chore::Dist => forward::main(&["--package", "ctxtrace-dist"], &[]),
         Chore::TestWeb => test_web::main(),
         Chore::VendorWeb(args) => vendor_web::main(&args),
-        Chore::Bench(args) => forward::main("ctxtrace-bench", &args.args),
+        Chore::Bench(args) => forward::main(&["--release", "--package", "ctxtrace-bench"], &args.args),
     };
     process::exit_code(done.map(|()| ExitCode::SUCCESS))
 }

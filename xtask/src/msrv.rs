@@ -51,6 +51,7 @@ fn build_with(stated: &Version) -> Result<()> {
         &toolchain,
         "cargo",
         "check",
+        "--workspace",
         "--locked",
         "--target-dir",
         "target/msrv",

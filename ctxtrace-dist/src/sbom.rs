@@ -3,28 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
-use cargo_metadata::{DependencyKind, MetadataCommand, Node, Package, PackageId};
+use cargo_metadata::{DependencyKind, Metadata, Node, Package, PackageId};
 use cyclonedx_bom::external_models::spdx::SpdxExpression;
 use cyclonedx_bom::models::bom::{Bom, SpecVersion};
 use cyclonedx_bom::models::component::{Classification, Component, Components};
 use cyclonedx_bom::models::dependency::{Dependencies, Dependency};
 use cyclonedx_bom::models::license::{LicenseChoice, Licenses};
-use cyclonedx_bom::models::metadata::Metadata;
+use cyclonedx_bom::models::metadata::Metadata as BomMetadata;
 use cyclonedx_bom::prelude::Purl;
 
-use crate::process;
-
 /// Returns the bill of materials of a workspace package as JSON. It depends only on the manifests and `Cargo.lock`.
-pub(crate) fn render(name: &str) -> Result<Vec<u8>> {
-    let metadata = MetadataCommand::new()
-        .manifest_path(process::root().join("Cargo.toml"))
-        .other_options(
-            ["--locked", "--filter-platform", "x86_64-unknown-linux-gnu"]
-                .map(str::to_owned)
-                .to_vec(),
-        )
-        .exec()
-        .context("cargo cannot read the workspace")?;
+pub(crate) fn render(metadata: &Metadata, root: &Package) -> Result<Vec<u8>> {
     let resolve = metadata
         .resolve
         .as_ref()
@@ -32,11 +21,6 @@ pub(crate) fn render(name: &str) -> Result<Vec<u8>> {
     let nodes: BTreeMap<&PackageId, &Node> = resolve.nodes.iter().map(|node| (&node.id, node)).collect();
     let packages: BTreeMap<&PackageId, &Package> =
         metadata.packages.iter().map(|package| (&package.id, package)).collect();
-    let root = metadata
-        .workspace_packages()
-        .into_iter()
-        .find(|package| package.name.as_str() == name)
-        .with_context(|| format!("there is no package {name}"))?;
 
     // Only normal dependencies are linked; those for building and testing are not in the program.
     let linked = |id: &PackageId| -> Vec<&PackageId> {
@@ -65,9 +49,9 @@ pub(crate) fn render(name: &str) -> Result<Vec<u8>> {
     let mut bom = Bom {
         // A serial number would be different in each build, and the bill would not be reproducible.
         serial_number: None,
-        metadata: Some(Metadata {
+        metadata: Some(BomMetadata {
             component: Some(component(Classification::Application, root)?),
-            ..Metadata::default()
+            ..BomMetadata::default()
         }),
         ..Bom::default()
     };
@@ -119,9 +103,14 @@ mod tests {
 
     #[test]
     fn a_bill_lists_what_is_linked_and_is_the_same_every_time() {
-        let bill = render("ctxtrace").expect("the bill is made");
-        assert_eq!(bill, render("ctxtrace").expect("the bill is made"));
-        let text = String::from_utf8(bill).expect("valid UTF-8");
+        let bill = || {
+            let metadata = crate::metadata().expect("cargo reads the workspace");
+            let root = crate::package(&metadata).expect("a package");
+            render(&metadata, root).expect("the bill is made")
+        };
+        let once = bill();
+        assert_eq!(once, bill());
+        let text = String::from_utf8(once).expect("valid UTF-8");
         assert!(text.contains("\"pkg:cargo/aya@"), "a dependency is missing");
         assert!(text.contains("Apache-2.0"), "a licence is missing");
         assert!(

@@ -7,13 +7,15 @@ use std::env;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
+use cargo_metadata::{Metadata, MetadataCommand, Package};
 use flate2::{Compression, GzBuilder};
 use sha2::{Digest as _, Sha256};
+use xtask_process as process;
 
-use crate::{process, sbom, workspace};
+mod sbom;
 
 /// The released executables, which are those that the default features build.
 const PROGRAMS: [&str; 2] = ["ctxtrace", "ctxtrace-workload-jemalloc"];
@@ -33,18 +35,17 @@ struct ArchiveEntry {
     bytes: Vec<u8>,
 }
 
+fn main() -> ExitCode {
+    process::exit_code(make().map(|()| ExitCode::SUCCESS))
+}
+
 /// Builds the executables, the man pages and the completions, and packs the archive.
-pub(crate) fn main() -> Result<()> {
+fn make() -> Result<()> {
     let root = process::root();
-    let metadata = workspace::metadata()?;
+    let metadata = metadata()?;
     let target = metadata.target_directory.as_std_path();
-    let version = &metadata
-        .packages
-        .iter()
-        .find(|package| package.name.as_str() == "ctxtrace")
-        .context("there is no package ctxtrace")?
-        .version;
-    let name = format!("ctxtrace-{version}-x86_64-linux");
+    let package = package(&metadata)?;
+    let name = format!("ctxtrace-{}-x86_64-linux", package.version);
     let folder = target.join("dist");
     let epoch = epoch()?;
 
@@ -78,7 +79,7 @@ pub(crate) fn main() -> Result<()> {
             entries.push(entry(&format!("{part}/{of_file}"), 0o644, &path)?);
         }
     }
-    let bill = sbom::render("ctxtrace")?;
+    let bill = sbom::render(&metadata, package)?;
     entries.push(ArchiveEntry {
         name: "sbom.cdx.json".to_owned(),
         mode: 0o644,
@@ -94,6 +95,24 @@ pub(crate) fn main() -> Result<()> {
     fs::write(folder.join("SHA256SUMS"), &sums)?;
     eprintln!("{sums}in {}", folder.display());
     Ok(())
+}
+
+/// Returns cargo's metadata of this workspace, with the dependencies on the platform of the archive.
+fn metadata() -> Result<Metadata> {
+    MetadataCommand::new()
+        .manifest_path(process::root().join("Cargo.toml"))
+        .other_options(["--locked", "--filter-platform", "x86_64-unknown-linux-gnu"].map(str::to_owned))
+        .exec()
+        .context("cargo cannot read the workspace")
+}
+
+/// Returns the package that is released.
+fn package(metadata: &Metadata) -> Result<&Package> {
+    metadata
+        .workspace_packages()
+        .into_iter()
+        .find(|package| package.name.as_str() == "ctxtrace")
+        .context("there is no package ctxtrace")
 }
 
 /// Returns the time of all files in the archive, in seconds since 1970: `SOURCE_DATE_EPOCH`, or the time of the commit.
