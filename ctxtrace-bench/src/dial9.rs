@@ -1,4 +1,4 @@
-//! Runs the same workload under dial9, with a program outside the workspace (`bench/dial9`) that nothing else builds.
+//! Runs the same workload under dial9, with a program outside the workspace (`ctxtrace-bench/dial9`) that nothing else builds.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,10 +15,10 @@ use crate::workloads::WorkloadCase;
 pub(crate) fn build() -> Result<()> {
     let mut command = process::cargo();
     command
-        .current_dir(process::root().join("bench/dial9"))
+        .current_dir(process::root().join("ctxtrace-bench/dial9"))
         .args(["build", "--release", "--locked", "--target-dir"])
         .arg(folder());
-    process::run(&mut command).context("bench/dial9 does not build on this machine")
+    process::run(&mut command).context("ctxtrace-bench/dial9 does not build on this machine")
 }
 
 /// Runs a case once. `sees` selects what dial9 records: `off`, `polls` or `wakes`.

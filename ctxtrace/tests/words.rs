@@ -65,7 +65,6 @@ const ROOTS: &[&str] = &[
     "Cargo.toml",
     "README.md",
     "SECURITY.md",
-    "bench",
     "ctxtrace",
     "ctxtrace-abi",
     "ctxtrace-analysis",
