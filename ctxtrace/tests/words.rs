@@ -60,6 +60,7 @@ const NAMES: &[&str] = &[
 /// What is searched: the repository's own text. Generated files are made from it, except the schemas, which are published.
 const ROOTS: &[&str] = &[
     ".ci",
+    ".github",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "Cargo.toml",
@@ -98,7 +99,7 @@ fn files_below(path: &Path, found: &mut Vec<PathBuf>) {
     if path.is_file() {
         let is_text = path.extension().is_none_or(|extension| {
             [
-                "c", "css", "go", "html", "js", "json", "md", "mjs", "py", "rs", "sh", "toml",
+                "c", "css", "go", "html", "js", "json", "md", "mjs", "py", "rs", "sh", "toml", "yml",
             ]
             .iter()
             .any(|known| extension == *known)
