@@ -131,17 +131,17 @@ struct Programs {
 }
 
 impl Programs {
+    /// Builds the whole workspace, as `cargo xtask test` does: for a single package cargo would choose other features, and compile
+    /// all dependencies a second time.
     fn build() -> Result<Self> {
         process::run(process::cargo().current_dir(process::root()).args([
             "build",
             "--quiet",
             "--locked",
             "--release",
-            "--package",
-            "ctxtrace",
+            "--workspace",
             "--bins",
-            "--example",
-            "listing",
+            "--examples",
         ]))?;
         let folder = Path::new(workspace::metadata()?.target_directory.as_std_path()).join("release");
         Ok(Self {

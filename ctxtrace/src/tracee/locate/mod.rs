@@ -1,5 +1,5 @@
 //! Determines where an executable keeps the current tasks of its threads: the input is the bytes of the executable, the output is
-//! a [`Locator`].
+//! a [`Locator`](ctxtrace_common::locator::Locator).
 //!
 //! * `budget`: limits the bytes, entries and time of an examination.
 //! * `elf`: reads the thread-locals of an executable, their distance below the thread pointer, and its sections.
