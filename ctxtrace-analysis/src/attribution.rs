@@ -8,9 +8,9 @@ use ctxtrace_common::locator::{HAS_GO, HAS_PROBE, HAS_TOKIO, Reason};
 use ctxtrace_common::polls::Gap;
 use ctxtrace_common::process::TaskKey;
 
+use super::nulls::Nulls;
 use super::percentile::of_buckets;
 use super::result::{Hits, LedgerRow, Locator, MessagesPerPoll, Task, TaskSwitches, TaskType, Wakeups};
-use super::summarize::Nulls;
 use super::unseen;
 use crate::correlate::ledger::Ledger;
 use crate::correlate::tasks;

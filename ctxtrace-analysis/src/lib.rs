@@ -29,6 +29,7 @@ pub mod doctor;
 pub mod explain;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
+mod nulls;
 pub mod percentile;
 mod polls;
 pub mod profile;

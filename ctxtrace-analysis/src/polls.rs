@@ -4,9 +4,9 @@ use ctxtrace_common::histogram::Histogram;
 use ctxtrace_common::locator::OTHER_TASKS;
 use ctxtrace_common::process::TaskKey;
 
+use super::nulls::Nulls;
 use super::percentile::percentile;
 use super::result::{PollLeg, PollPath, PolledTask, Polls, Spread, TaskWakes};
-use super::summarize::Nulls;
 use crate::correlate::tasks;
 use ctxtrace_format::Aggregates;
 use ctxtrace_format::polls::{Leg, Path, PollInfo, PollWaker, TaskPolls, WakeEdge};

@@ -7,9 +7,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::nulls::Nulls;
 use super::percentile::median;
 use super::result::{Host, Report, Unavailable};
-use super::summarize::Nulls;
 use crate::units::thousands;
 use ctxtrace_format::workload::{Language, Mode, Outcome, Spec};
 

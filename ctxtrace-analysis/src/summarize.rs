@@ -8,13 +8,14 @@ use ctxtrace_common::thread::REFUSED;
 use ctxtrace_format::sums::SaturatingSum;
 
 use super::attribution;
+use super::nulls::Nulls;
 use super::percentile::percentile;
 use super::polls::polls;
 use super::profile::{Profile, Share, places};
 use super::result::{
     CgroupThrottling, CpuLosses, Distribution, KernelSwitches, Latency, Lost, OnCpu, OnCpuCategory, OnCpuFunction,
     Overhead, ProgramOverhead, Reconciliation, Report, Run as RunRow, Rusage, SCHEMA, Target, ThreadReconciliation,
-    Throttling, Timeline, Unavailable, Workload,
+    Throttling, Timeline, Workload,
 };
 use super::unseen;
 use crate::correlate::ledger::ledger;
@@ -34,31 +35,6 @@ fn reconciled(run: &Run) -> reconcile::Reconciliation {
 /// Whether every kernel switch is in the ledger exactly once.
 fn ledger_adds_up(run: &Run) -> bool {
     ledger(&run.aggregates).count() == run.switches()
-}
-
-/// Collects the nulls and their reasons while the result is built.
-#[derive(Default)]
-pub(super) struct Nulls(Vec<Unavailable>);
-
-impl Nulls {
-    pub(super) fn note(&mut self, path: &str, reason: &str) {
-        self.0.push(Unavailable {
-            path: path.to_owned(),
-            reason: reason.to_owned(),
-        });
-    }
-
-    pub(super) fn into_entries(self) -> Vec<Unavailable> {
-        self.0
-    }
-
-    /// Returns `value` unchanged. If it is `None`, records `path` and `reason`.
-    pub(super) fn or<T>(&mut self, value: Option<T>, path: &str, reason: &str) -> Option<T> {
-        if value.is_none() {
-            self.note(path, reason);
-        }
-        value
-    }
 }
 
 /// Returns why figures per message are null.
@@ -142,7 +118,7 @@ pub fn summarize(info: &Info, runs: &[Run]) -> Report {
         open_intervals: nulls.or(unseen::open_intervals(run), "open_intervals", unseen::OPEN_NOT_RECORDED),
         lost,
         overhead: overhead(&run.aggregates, &mut nulls),
-        unavailable: nulls.0,
+        unavailable: nulls.into_entries(),
     }
 }
 

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use ctxtrace_common::clock::Phase;
 use ctxtrace_common::ledger::Class;
 
+use super::nulls::Nulls;
 use super::result::{LedgerRow, OpenInterval, RunningProcess, Thread, ThreadState};
-use super::summarize::Nulls;
 use crate::correlate::ledger::{Ledger, LedgerEntry, entry_of};
 use crate::correlate::tasks;
 use crate::symbolize::stacks;

@@ -15,8 +15,7 @@ use ctxtrace_common::thread::{INHERITED, KERNEL_WORKER, Thread};
 
 use crate::hits::observe;
 use crate::locate::locator_of;
-use crate::maps::{HANDOVERS, NAMES, PROCESSES, count};
-use crate::switch::BPF_RB_NO_WAKEUP;
+use crate::maps::{BPF_RB_NO_WAKEUP, HANDOVERS, NAMES, PROCESSES, count};
 
 /// Reads the final counts of the thread that is `current`, has this thread pointer, and is about to end.
 #[inline(always)]

@@ -20,6 +20,13 @@ use ctxtrace_common::table::{Table, TableState};
 use ctxtrace_common::thread::Thread;
 use ctxtrace_common::wakeup::{Edge, EdgeAddition, EdgeKey, Waker, WakerStackKey};
 
+/// Flag of a ring buffer: submit without a wakeup of the reader. The reader polls, and a wakeup would be a scheduler
+/// event within a scheduler event.
+pub(crate) const BPF_RB_NO_WAKEUP: u64 = 1;
+
+/// The error for an element that exists already.
+pub(crate) const EEXIST: i32 = -17;
+
 /// Live threads of the target, by the address of their `task_struct`.
 #[map]
 pub(crate) static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(16_384, 0);

@@ -8,9 +8,8 @@ use ctxtrace_common::memo::{MEMO_WORDS, StackMemo, Window};
 use ctxtrace_common::table::Table;
 use ctxtrace_common::thread::Thread;
 
-use crate::maps::{STACKS, Scratch, count};
+use crate::maps::{EEXIST, STACKS, Scratch, count};
 use crate::tables::made_one;
-use crate::target::EEXIST;
 use crate::task::Task;
 
 /// Selects one of a thread's stacks.

@@ -10,9 +10,9 @@ use ctxtrace_common::wakeup::{Edge, EdgeAddition, WakerAddition};
 
 use crate::atomic;
 use crate::maps::{
-    ADDITIONS, EDGES, HITS, OVERFLOW_SUMS, SWITCH_SUMS, Scratch, WAKER_SUMS, add as add_to_counter, count,
+    ADDITIONS, BPF_RB_NO_WAKEUP, EDGES, HITS, OVERFLOW_SUMS, SWITCH_SUMS, Scratch, WAKER_SUMS, add as add_to_counter,
+    count,
 };
-use crate::switch::BPF_RB_NO_WAKEUP;
 use crate::tables::{generation, made_one};
 
 const NOTHING: SwitchSum = SwitchSum {

@@ -32,10 +32,6 @@ use crate::sums::{add_switch, add_waker, edge};
 use crate::target::{FirstSeen, find, may_be_target, report_and_remove, stop_recording, thread_ended};
 use crate::task::{TASK_DEAD, Task};
 
-/// Flag of a ring buffer: submit without wakeup the reader. The reader polls, and a wakeup here would be a scheduler
-/// event within a scheduler event.
-pub(crate) const BPF_RB_NO_WAKEUP: u64 = 1;
-
 /// Entry point.
 #[btf_tracepoint(function = "sched_switch")]
 pub(crate) fn sched_switch(ctx: BtfTracePointContext) -> i32 {

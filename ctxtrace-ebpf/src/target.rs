@@ -11,10 +11,9 @@ use ctxtrace_common::process::{Image, Process, filter_place};
 use ctxtrace_common::thread::{KERNEL_WORKER, KernelCount, PENDING_SUM, REFUSED, Thread, ThreadSummary};
 
 use crate::atomic;
-use crate::maps::{EXITED, FILTER, IMAGES, Lane, PROCESSES, THREADS, count};
+use crate::maps::{BPF_RB_NO_WAKEUP, EEXIST, EXITED, FILTER, IMAGES, Lane, PROCESSES, THREADS, count};
 use crate::rights::may_trace;
 use crate::sums::{add_switch, bring_in};
-use crate::switch::BPF_RB_NO_WAKEUP;
 use crate::tables::thread_was_reported;
 use crate::task::Task;
 
@@ -138,9 +137,6 @@ pub(crate) enum Begin {
     /// Keep it. Another CPU has just made it (`BPF_NOEXIST`).
     IfUnknown = 1,
 }
-
-/// The error for an element that exists already.
-pub(crate) const EEXIST: i32 = -17;
 
 /// Adds a new record to the thread table, and counts the thread as alive. Returns whether there is a record now.
 #[inline(always)]

@@ -65,6 +65,7 @@
 //! ctxtrace reads programs for Linux on x86-64. On other platforms this crate does the same work, but nothing reads the
 //! result.
 
+mod expose;
 pub mod hook;
 mod registry;
 mod rings;

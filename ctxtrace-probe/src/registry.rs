@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use ctxtrace_abi::{NAME_BYTES, NAMED_TASKS, Registry};
 
-use crate::slot::expose;
+use crate::expose::expose;
 
 /// The program's registry. Its symbol contains no crate name or version, so a program that contains two copies of this
 /// crate does not link. If it did, each copy would number tasks on its own.

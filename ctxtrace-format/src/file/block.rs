@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use super::kind::BlockKind;
 use super::room::Room;
 
 /// The first bytes of a block's header.
@@ -12,40 +13,6 @@ const HEADER: usize = 24;
 const LONGEST: usize = 256 << 20;
 /// The zstd level: fast enough to keep up with the events.
 const COMPRESSION: i32 = 1;
-
-/// The kind of a block's contents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub(super) enum BlockKind {
-    Info = 1,
-    Threads = 2,
-    State = 3,
-    Names = 4,
-    Events = 5,
-    EndOfRun = 6,
-    End = 7,
-    Dropped = 8,
-    Polls = 9,
-    Played = 10,
-}
-
-impl BlockKind {
-    fn from_number(number: u32) -> Option<Self> {
-        let kinds = [
-            Self::Info,
-            Self::Threads,
-            Self::State,
-            Self::Names,
-            Self::Events,
-            Self::EndOfRun,
-            Self::End,
-            Self::Dropped,
-            Self::Polls,
-            Self::Played,
-        ];
-        kinds.into_iter().find(|&kind| kind as u32 == number)
-    }
-}
 
 /// Size in the file of an empty block of this kind, in bytes.
 pub(super) fn empty_bytes(kind: BlockKind) -> io::Result<u64> {

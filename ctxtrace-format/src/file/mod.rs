@@ -27,6 +27,7 @@
 //! only if an older reader would misinterpret the file.
 
 mod block;
+mod kind;
 mod read;
 pub(crate) mod room;
 mod write;

@@ -5,7 +5,8 @@ use std::io::Read;
 use ctxtrace_common::event::{EVENT_BYTES, Event};
 use ctxtrace_common::process::Image;
 
-use super::block::{self, BlockKind, Next};
+use super::block::{self, Next};
+use super::kind::BlockKind;
 use super::room::{MOST_RUNS, Room, too_much};
 use super::{MAGIC, VERSION, VERSION_WITHOUT_DROPS};
 use crate::polls::PollBatch;

@@ -21,7 +21,7 @@ use ctxtrace_common::event::{Decoded, Event};
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::block::BlockKind;
+use super::kind::BlockKind;
 use crate::polls::PollBatch;
 use crate::printable::{cut_name, printable};
 

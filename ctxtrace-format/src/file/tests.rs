@@ -453,7 +453,7 @@ fn counts_that_have_no_room_are_an_error_and_leave_what_was_there() {
 fn half_an_event_is_damage() {
     let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
     writer.checkpoint(&run()).expect("written");
-    writer.raw(block::BlockKind::Events, &[0; 50]);
+    writer.raw(kind::BlockKind::Events, &[0; 50]);
     let saved = read(writer.to_bytes().as_slice(), |_, _| panic!("no whole event")).expect("a capture");
     assert!(saved.damage.expect("damaged").contains("middle"));
     assert!(!saved.is_whole);
@@ -507,7 +507,7 @@ fn a_damaged_block_ends_the_readable_part() {
 }
 
 /// A capture with forged contents.
-fn hostile(blocks: impl IntoIterator<Item = (block::BlockKind, Vec<u8>)>) -> Vec<u8> {
+fn hostile(blocks: impl IntoIterator<Item = (kind::BlockKind, Vec<u8>)>) -> Vec<u8> {
     let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
     writer.checkpoint(&small_run()).expect("written");
     for (kind, bytes) in blocks {
@@ -532,7 +532,7 @@ fn encoded(value: &impl serde::Serialize) -> Vec<u8> {
 #[test]
 fn a_file_that_unpacks_to_far_more_than_it_has_is_refused() {
     let zeroes = vec![0; 40 << 20];
-    let bytes = hostile((0..7).map(|_| (block::BlockKind::Events, zeroes.clone())));
+    let bytes = hostile((0..7).map(|_| (kind::BlockKind::Events, zeroes.clone())));
     assert!(bytes.len() < 1 << 20);
     let mut events = 0;
     let saved = read(bytes.as_slice(), |_, batch| events += batch.len()).expect("the state before");
@@ -544,7 +544,7 @@ fn a_file_that_unpacks_to_far_more_than_it_has_is_refused() {
 #[test]
 fn a_file_that_takes_far_more_memory_than_it_has_bytes_is_refused() {
     let names = std::collections::HashMap::from([("names", vec![""; 16 << 20])]);
-    let damage = damage_of(&hostile([(block::BlockKind::Names, encoded(&names))]));
+    let damage = damage_of(&hostile([(kind::BlockKind::Names, encoded(&names))]));
     assert_eq!(
         damage,
         "it claims to contain more than a recording of its size can contain"
@@ -553,7 +553,7 @@ fn a_file_that_takes_far_more_memory_than_it_has_bytes_is_refused() {
     let mut state = small_run();
     let image = Image { tgid: 100, number: 0 };
     state.aggregates.names.insert(image, vec![String::new(); 16 << 20]);
-    let damage = damage_of(&hostile([(block::BlockKind::State, encoded(&state))]));
+    let damage = damage_of(&hostile([(kind::BlockKind::State, encoded(&state))]));
     assert!(damage.contains("more than a recording of its size can"), "{damage}");
 }
 
@@ -627,8 +627,8 @@ proptest! {
             }
         }
         let mut writer = Writer::begin(Vec::new(), &info()).expect("written");
-        writer.raw(block::BlockKind::Threads, &threads);
-        writer.raw(block::BlockKind::State, &state);
+        writer.raw(kind::BlockKind::Threads, &threads);
+        writer.raw(kind::BlockKind::State, &state);
         let bytes = writer.end().expect("written");
         if let Ok(saved) = read(bytes.as_slice(), |_, _| {}) {
             let _ = seen(&saved);

@@ -23,7 +23,8 @@ use ctxtrace_common::event::{Decoded, Event};
 use ctxtrace_common::process::Image;
 use serde::Serialize;
 
-use super::block::{self, BlockKind};
+use super::block::{self};
+use super::kind::BlockKind;
 use super::{MAGIC, THREADS_PER_BLOCK, VERSION, VERSION_WITHOUT_DROPS};
 use crate::polls::PollBatch;
 use crate::run::{Dropped, Info, Played, Run};

@@ -13,7 +13,7 @@
 use object::LittleEndian;
 use object::read::elf::{ElfFile64, SectionHeader as _};
 
-use super::go_module::GoModule;
+use super::go_module::{GoModule, RepeatedParts};
 use super::loaded::Loaded;
 
 /// Sections that contain the table, in ordinary and in position-independent programs.
@@ -108,7 +108,7 @@ impl<'a> GoFunctions<'a> {
         let places = beginnings.flat_map(|beginning| loaded.places_of(beginning));
         places.into_iter().find_map(|address| {
             let mut functions = Self::header(loaded.at(address, usize::MAX)?, address)?;
-            functions.text = GoModule::find(&functions, loaded)?.text;
+            functions.text = GoModule::find(&functions.repeated()?, loaded)?.text;
             Some(functions)
         })
     }
@@ -118,7 +118,7 @@ impl<'a> GoFunctions<'a> {
         let mut functions = Self::header(table, address)?;
         // The field is 0 if the loader fills it in, and from Go 1.26 on, where it is not used.
         if functions.text == 0 {
-            functions.text = GoModule::find(&functions, loaded)?.text;
+            functions.text = GoModule::find(&functions.repeated()?, loaded)?.text;
         }
         Some(functions)
     }
@@ -149,20 +149,15 @@ impl<'a> GoFunctions<'a> {
         self.address
     }
 
-    /// Address of `functab`.
-    pub(super) fn functab(&self) -> Option<u64> {
-        self.address.checked_add(self.functab_at as u64)
-    }
-
-    /// The number of functions.
-    pub(super) fn count(&self) -> usize {
-        self.functions
-    }
-
-    /// The beginning of the first function and the end of the last one, as offsets from the beginning of the text.
-    pub(super) fn extent(&self) -> Option<(u32, u32)> {
-        let first = self.word(self.entry_at(0)?)?;
-        Some((first, self.word(self.entry_at(self.functions)?)?))
+    /// The parts that the module record repeats.
+    pub(super) fn repeated(&self) -> Option<RepeatedParts> {
+        Some(RepeatedParts {
+            address: self.address,
+            functab: self.address.checked_add(self.functab_at as u64),
+            entries: self.functions as u64 + 1,
+            first: self.word(self.entry_at(0)?)?,
+            end: self.word(self.entry_at(self.functions)?)?,
+        })
     }
 
     /// The name of the function that has code at an address.

@@ -6,7 +6,6 @@
 //! table (Go: `src/runtime/symtab.go`, `moduledata`). These words are the same from Go 1.18 to Go 1.27; the words after them
 //! differ.
 
-use super::go_functions::GoFunctions;
 use super::loaded::Loaded;
 
 /// Index of the word with the address of `functab`; its length is the next word.
@@ -23,6 +22,21 @@ const LIST_IS_BEFORE: u64 = 56;
 /// Maximum number of sections of the text. A longer list is not taken for the list of sections.
 const MAX_TEXT_SECTIONS: u64 = 1 << 16;
 
+/// The parts of a table of functions that the module record repeats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RepeatedParts {
+    /// Address of the table.
+    pub(super) address: u64,
+    /// Address of `functab`, if it does not overflow.
+    pub(super) functab: Option<u64>,
+    /// Number of entries of `functab`, one more than there are functions.
+    pub(super) entries: u64,
+    /// Beginning of the first function, as an offset from the beginning of the text.
+    pub(super) first: u32,
+    /// End of the last function, as an offset from the beginning of the text.
+    pub(super) end: u32,
+}
+
 /// The module record of a program.
 pub(super) struct GoModule {
     /// Address of the record.
@@ -33,19 +47,16 @@ pub(super) struct GoModule {
 
 impl GoModule {
     /// Finds the record that matches a table of functions.
-    pub(super) fn find(functions: &GoFunctions<'_>, loaded: &Loaded<'_>) -> Option<Self> {
-        let (first, end) = functions.extent()?;
-        // The table has one more entry after the last function.
-        let entries = functions.count() as u64 + 1;
-        loaded.places_of(functions.address()).into_iter().find_map(|address| {
+    pub(super) fn find(table: &RepeatedParts, loaded: &Loaded<'_>) -> Option<Self> {
+        loaded.places_of(table.address).into_iter().find_map(|address| {
             let module = Self { address, text: 0 };
             let word = |index| module.word(loaded, index);
             let text = word(TEXT)?;
             let repeated = [
-                (word(FUNCTAB), functions.functab()),
-                (word(FUNCTAB + 1), Some(entries)),
-                (word(FIRST_AND_END), text.checked_add(u64::from(first))),
-                (word(FIRST_AND_END + 1), text.checked_add(u64::from(end))),
+                (word(FUNCTAB), table.functab),
+                (word(FUNCTAB + 1), Some(table.entries)),
+                (word(FIRST_AND_END), text.checked_add(u64::from(table.first))),
+                (word(FIRST_AND_END + 1), text.checked_add(u64::from(table.end))),
             ];
             let agrees = text != 0
                 && repeated
@@ -55,11 +66,11 @@ impl GoModule {
         })
     }
 
-    /// The address from which the offsets of funcdata are counted.
+    /// The address from which the offsets of funcdata are counted; `table` is the address of the table of functions.
     ///
     /// Up to Go 1.25 it is the word right before the list of the text's sections, and points to constants before the table of
     /// functions. In later versions the funcdata are part of the table, and the word after the address is their end.
-    pub(super) fn funcdata(&self, functions: &GoFunctions<'_>, loaded: &Loaded<'_>) -> Option<u64> {
+    pub(super) fn funcdata(&self, table: u64, loaded: &Loaded<'_>) -> Option<u64> {
         let word = |index| self.word(loaded, index);
         // A list is its address, its length and its capacity.
         let is_list = |&index: &u64| {
@@ -68,7 +79,7 @@ impl GoModule {
         };
         let list = (LIST_IS_BEHIND + 1..LIST_IS_BEFORE).find(is_list)?;
         let (second, last) = (word(list - 2)?, word(list - 1)?);
-        let has_end = functions.address() < second && second < last;
+        let has_end = table < second && second < last;
         Some(if has_end { second } else { last })
     }
 
@@ -79,6 +90,7 @@ impl GoModule {
 
 #[cfg(test)]
 mod tests {
+    use super::super::go_functions::GoFunctions;
     use super::super::go_synthetic::{CODE, GoProgram, MODULE, TABLE, Version};
     use super::*;
     use std::collections::HashMap;
@@ -95,10 +107,11 @@ mod tests {
                 Some("runtime.deferreturn"),
                 "{version:?}"
             );
-            let module = GoModule::find(&functions, &loaded).expect("the module record is found");
+            let module = GoModule::find(&functions.repeated().expect("the table is complete"), &loaded)
+                .expect("the module record is found");
             assert_eq!((module.address, module.text), (MODULE, CODE), "{version:?}");
             assert_eq!(
-                module.funcdata(&functions, &loaded),
+                module.funcdata(functions.address(), &loaded),
                 Some(program.funcdata()),
                 "{version:?}"
             );

@@ -61,12 +61,12 @@ impl<'a> Wrappers<'a> {
     /// `None` if the mark of wrappers cannot be found in the program.
     pub(super) fn find(functions: &'a GoFunctions<'a>, loaded: &'a Loaded<'a>) -> Option<Self> {
         let mark = functions.kind(&functions.called("runtime.deferreturn")?)?;
-        let module = || GoModule::find(functions, loaded);
+        let module = || GoModule::find(&functions.repeated()?, loaded);
         (mark != 0).then(|| Self {
             functions,
             loaded,
             mark,
-            funcdata: module().and_then(|module| module.funcdata(functions, loaded)),
+            funcdata: module().and_then(|module| module.funcdata(functions.address(), loaded)),
         })
     }
 

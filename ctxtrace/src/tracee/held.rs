@@ -24,7 +24,7 @@ use perf_event::Builder;
 use perf_event::data::Record;
 use perf_event::events::Software;
 
-use super::proc_maps::{self, ProcMapping};
+use super::proc_maps::{self, PlaceInMaps, ProcMapping};
 use ctxtrace_format::mappings::{FileIdentity, Mapping};
 
 /// The maximum number of files that are held, whatever the limit of descriptors is. Further files are not held.
@@ -162,10 +162,6 @@ pub(super) fn without_deleted(path: &Path, is_deleted: bool) -> PathBuf {
         _ => path.to_owned(),
     }
 }
-
-/// The device (major, minor) and the inode as `/proc/PID/maps` shows them. On overlayfs some kernels show other values there than
-/// in their reports of mappings.
-pub(super) type PlaceInMaps = (u32, u32, u64);
 
 /// The source that named the file of a mapping, with the file's identity or place.
 #[derive(Clone, Copy, Debug)]

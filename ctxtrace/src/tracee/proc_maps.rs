@@ -5,10 +5,12 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::held::PlaceInMaps;
-
 /// The maximum number of bytes that are read of one process; the rest is ignored. By default the kernel allows 65,530 mappings.
 const MOST_BYTES: u64 = 64 << 20;
+
+/// The device (major, minor) and the inode as `/proc/PID/maps` shows them. On overlayfs some kernels show other values there than
+/// in their reports of mappings.
+pub(super) type PlaceInMaps = (u32, u32, u64);
 
 /// A mapping as one line of the file describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
