@@ -62,6 +62,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         a_process_with_odd_names_in_its_maps_is_attached_to,
     ),
     (
+        "a_program_named_like_shared_memory_is_attached_to",
+        a_program_named_like_shared_memory_is_attached_to,
+    ),
+    (
         "a_pipe_in_place_of_the_program_is_not_opened",
         a_pipe_in_place_of_the_program_is_not_opened,
     ),
@@ -508,8 +512,13 @@ fn a_process_with_odd_names_in_its_maps_is_attached_to() {
         let mut process = waiting(Command::new(&path).arg("wait"));
         FileRecording::attached(&mut process, "").assert_naps("alpha", "omega");
     }
-    // The process has its own root, in which the path of the executable is `/SYSV`. In `maps`, names of System V shared memory
-    // begin with this text.
+}
+
+/// The process has its own root, in which the path of the executable is `/SYSV`. In `maps`, names of System V shared memory begin
+/// with this text.
+fn a_program_named_like_shared_memory_is_attached_to() {
+    let builds = Builds::new();
+    let alpha = builds.build("alpha", NAPPER, &["-DNAME=alpha_nap", "-static"]);
     let root = builds.path("root");
     std::fs::create_dir_all(root.join("old")).expect("the folder is created");
     let line = format!(

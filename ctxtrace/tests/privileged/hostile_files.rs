@@ -17,6 +17,7 @@ use object::LittleEndian;
 use object::read::elf::{ElfFile64, FileHeader, SectionHeader};
 use procfs::process::Process;
 
+use crate::files::Builds;
 use crate::support::{CTXTRACE, SpawnPiped, stderr, wait_until};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -186,26 +187,48 @@ fn sleep_in_own_code() {
     }
 }
 
-/// The program `maps-large-files`: maps the large files in its folder as code, and then does the same as [`replaced`].
-pub(crate) fn maps_large_files() {
-    let executable = std::env::current_exe().expect("the path of this executable");
-    for number in 0..LARGE_FILES {
-        let file = File::open(large_file(&executable, number)).expect("the file exists");
-        let length = std::num::NonZeroUsize::new(4_096).expect("4,096 is not 0");
-        let (protection, flags) = (
-            nix::sys::mman::ProtFlags::PROT_READ | nix::sys::mman::ProtFlags::PROT_EXEC,
-            nix::sys::mman::MapFlags::MAP_PRIVATE,
-        );
-        // SAFETY: the kernel chooses the address of the new mapping, and nothing reads the mapping.
-        unsafe { nix::sys::mman::mmap(None, length, protection, flags, &file, 0) }.expect("the file is mapped");
+/// A program without a runtime that maps the files of its arguments as code, so that they are searched for one after it has ended.
+const MAPPER: &str = r#"
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+int main(int argc, char **argv) {
+    for (int number = 1; number < argc; number++) {
+        int file = open(argv[number], O_RDONLY);
+        if (file < 0 || mmap(0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, file, 0) == MAP_FAILED)
+            return 1;
     }
-    replaced();
+    return 0;
 }
+"#;
 
-const LARGE_FILES: usize = 4;
+/// Size in bytes of the files that [`MAPPER`] maps.
+const LARGE_BYTES: u64 = 1 << 30;
 
-fn large_file(executable: &Path, number: usize) -> PathBuf {
-    executable.with_file_name(format!("large-{number}.so"))
+/// Creates a library for x86-64 with one segment that spans the whole file (System V ABI, "ELF Header", "Program Header").
+fn create_large_library(path: &Path) {
+    let file = File::create(path).expect("the file is created");
+    let mut header = [0_u8; 120];
+    header[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    for (at, value) in [
+        (16, 3_u64),
+        (18, 62),
+        (20, 1),
+        (32, 64),
+        (52, 64),
+        (54, 56),
+        (56, 1),
+        (64, 1),
+        (68, 5),
+    ] {
+        header[at..at + 2].copy_from_slice(&(value as u16).to_le_bytes());
+    }
+    for at in [96, 104] {
+        header[at..at + 8].copy_from_slice(&LARGE_BYTES.to_le_bytes());
+    }
+    (&file).write_all(&header).expect("the file is written");
+    file.set_len(LARGE_BYTES).expect("the size of the file is set");
 }
 
 fn an_executable_replaced_by_a_fifo_is_not_waited_for() {
@@ -301,49 +324,44 @@ fn a_debug_link_to_a_fifo_is_not_followed() {
     );
 }
 
+/// The tracer searches the mapped libraries for a runtime after the program has ended. Meanwhile they are truncated behind their
+/// headers and extended again: reading a mapping beyond the end of its file ends a process with SIGBUS.
 fn files_that_are_truncated_at_the_end_are_survived() {
-    let target = HostileTarget::new("maps-large-files");
-    for number in 0..LARGE_FILES {
-        let file = File::create(large_file(&target.path(), number)).expect("the file is created");
-        let mut header = [0_u8; 120];
-        header[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-        // A library for x86-64 with one segment that spans the whole file (System V ABI, "ELF Header", "Program Header").
-        for (at, value) in [
-            (16, 3_u64),
-            (18, 62),
-            (20, 1),
-            (32, 64),
-            (52, 64),
-            (54, 56),
-            (56, 1),
-            (64, 1),
-            (68, 5),
-        ] {
-            header[at..at + 2].copy_from_slice(&(value as u16).to_le_bytes());
-        }
-        for at in [96, 104] {
-            header[at..at + 8].copy_from_slice(&(1_u64 << 30).to_le_bytes());
-        }
-        (&file).write_all(&header).expect("the file is written");
-        file.set_len(1 << 30).expect("the size of the file is set");
+    let builds = Builds::new();
+    let mapper = builds.build("mapper", MAPPER, &[]);
+    let libraries: Vec<PathBuf> = (0..8)
+        .map(|number| builds.path(&format!("large-{number}.so")))
+        .collect();
+    for library in &libraries {
+        create_large_library(library);
     }
-    let recording = target.record().spawn_piped();
-    // The files are truncated and extended repeatedly until the recording ends.
+    let recording = Command::new(CTXTRACE)
+        .args(["record", "--json", "-", "--"])
+        .arg(&mapper)
+        .args(&libraries)
+        .spawn_piped();
     let pid = Pid::from_raw(recording.id() as i32);
-    let mut length = 1 << 30;
-    while kill(pid, None).is_ok() && !is_zombie(pid) {
-        length = if length == 0 { 1 << 30 } else { 0 };
-        for number in 0..LARGE_FILES {
-            let file = fs::OpenOptions::new()
-                .write(true)
-                .open(large_file(&target.path(), number));
+    for length in [4_096, LARGE_BYTES].into_iter().cycle() {
+        if kill(pid, None).is_err() || is_zombie(pid) {
+            break;
+        }
+        for library in &libraries {
+            let file = fs::OpenOptions::new().write(true).open(library);
             file.and_then(|file| file.set_len(length))
                 .expect("the size of the file is set");
         }
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
     let output = recording.wait_with_output().expect("the program ends");
-    target.stacks_of(&output);
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{:?}: {}",
+        output.status,
+        stderr(&output)
+    );
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("valid JSON");
+    assert_eq!(json["reconciliation"]["difference"], 0);
 }
 
 fn is_zombie(pid: Pid) -> bool {

@@ -51,7 +51,6 @@ pub(crate) fn run(name: &OsStr) -> ExitCode {
         Some("half-and-half") => half_and_half(),
         Some("server") => server(),
         Some("replaced") => crate::hostile_files::replaced(),
-        Some("maps-large-files") => crate::hostile_files::maps_large_files(),
         Some(name) if tasks::run(name) || unseen::run(name) => {}
         Some(name) if crate::locators::run(name) || crate::names::run(name) => {}
         _ => return ExitCode::FAILURE,
