@@ -324,6 +324,9 @@ fn a_debug_link_to_a_fifo_is_not_followed() {
     );
 }
 
+/// Number of recordings. A file is truncated by chance while it is read, which happens in most recordings.
+const TRUNCATED_RECORDINGS: usize = 4;
+
 /// The tracer searches the mapped libraries for a runtime after the program has ended. Meanwhile they are truncated behind their
 /// headers and extended again: reading a mapping beyond the end of its file ends a process with SIGBUS.
 fn files_that_are_truncated_at_the_end_are_survived() {
@@ -335,17 +338,23 @@ fn files_that_are_truncated_at_the_end_are_survived() {
     for library in &libraries {
         create_large_library(library);
     }
+    for _ in 0..TRUNCATED_RECORDINGS {
+        record_while_truncated(&mapper, &libraries);
+    }
+}
+
+fn record_while_truncated(mapper: &Path, libraries: &[PathBuf]) {
     let recording = Command::new(CTXTRACE)
         .args(["record", "--json", "-", "--"])
-        .arg(&mapper)
-        .args(&libraries)
+        .arg(mapper)
+        .args(libraries)
         .spawn_piped();
     let pid = Pid::from_raw(recording.id() as i32);
     for length in [4_096, LARGE_BYTES].into_iter().cycle() {
         if kill(pid, None).is_err() || is_zombie(pid) {
             break;
         }
-        for library in &libraries {
+        for library in libraries {
             let file = fs::OpenOptions::new().write(true).open(library);
             file.and_then(|file| file.set_len(length))
                 .expect("the size of the file is set");
