@@ -16,6 +16,7 @@
 //! * [`statistics`]: whether two cases differ, by how much, and how much of the difference a change removes.
 //! * [`summarize`]: makes the result of one or several runs.
 //! * [`suite`]: the table of the article's cases.
+//! * [`verdict`]: whether the figures of a result can be trusted.
 //! * `unseen`: the part of the result about what was not seen to begin or to end.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -40,3 +41,4 @@ pub mod summarize;
 pub mod symbolize;
 pub mod units;
 mod unseen;
+pub mod verdict;

@@ -5,6 +5,7 @@
 //! * [`explain`]: the answer of `explain`, as text and as Markdown.
 //! * [`compare`]: two captures side by side, as text and as Markdown.
 //! * [`doctor`]: the findings of `doctor`, as text.
+//! * [`words`]: words and quantities that several formats share.
 //! * [`style`]: the escape sequences of the texts for a terminal.
 //! * [`json`]: results for programs. The schema is a contract with its readers.
 //! * [`folded`]: stacks as lines of text, the input format of flamegraph tools.
@@ -38,6 +39,7 @@ pub mod pprof;
 pub mod style;
 pub mod suite;
 pub mod table;
+pub mod words;
 
 use ctxtrace_format::printable::{printable, printable_lines};
 

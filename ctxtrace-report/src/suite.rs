@@ -219,9 +219,3 @@ fn problems(suite: &Suite) -> Vec<String> {
     }
     problems
 }
-
-/// Whether all traced counts agree with the kernel's, and all ledgers add up.
-#[must_use]
-pub fn agrees(suite: &Suite) -> bool {
-    suite.rows.iter().all(|row| row.difference == 0 && row.ledger_adds_up)
-}

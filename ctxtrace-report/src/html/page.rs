@@ -9,11 +9,12 @@ use serde::Serialize;
 use super::flame::Tree;
 use super::timeline::PageTimeline;
 use crate::printable;
-use crate::table;
+use crate::words;
 use ctxtrace_analysis::profile;
 use ctxtrace_analysis::result::{Class, Distribution, Report, WakeupOrigin};
 use ctxtrace_analysis::symbolize::stacks::{self, Resolved};
 use ctxtrace_analysis::units::{duration, signed_thousands, significant, thousands};
+use ctxtrace_analysis::verdict::counts_agree;
 use ctxtrace_format::run::Run;
 use ctxtrace_format::{Latencies, Level};
 
@@ -142,9 +143,9 @@ impl Page {
             latencies.merge(&run.aggregates.latencies);
         }
         Self {
-            subject: printable(&table::subject_in_words(report)),
+            subject: printable(&words::subject_in_words(report)),
             setting: setting(report),
-            verdict: table::verdict_in_words(report),
+            verdict: words::verdict_in_words(report),
             facts: facts(report),
             alerts: alerts(report),
             ledger: ledger(report),
@@ -232,7 +233,7 @@ fn facts(report: &Report) -> Vec<Fact> {
             "How often a thread of the runtime began to poll a task.",
         );
         fact(
-            Some(table::percent(switches.stayed_in_user, switches.total)),
+            Some(words::percent(switches.stayed_in_user, switches.total)),
             "stayed in user space",
             "Task switches that did not go through the kernel: the thread was not switched out since its previous poll.",
         );
@@ -263,7 +264,7 @@ fn alerts(report: &Report) -> Vec<Alert> {
             true,
         );
     }
-    if !table::agrees(report) {
+    if !counts_agree(report) {
         let difference = signed_thousands(report.reconciliation.difference);
         alert(
             format!(
@@ -292,7 +293,7 @@ fn alerts(report: &Report) -> Vec<Alert> {
     if let Some(lost) = report.lost.in_words() {
         alert(format!("Lost: {lost}{}.", room(report)), report.lost.events > 0);
     }
-    if let Some(running) = report.target.as_ref().and_then(table::still_running_in_words) {
+    if let Some(running) = report.target.as_ref().and_then(words::still_running_in_words) {
         alert(
             format!("Some processes did not end with the recording: {running}."),
             false,
@@ -320,7 +321,7 @@ fn meaning(class: Class) -> &'static str {
 
 fn ledger(report: &Report) -> PageLedger {
     let total = report.kernel_switches.total;
-    let classes = table::by_class(report);
+    let classes = words::by_class(report);
     let total_ns: u64 = classes.iter().map(|(_, _, ns)| ns).saturating_sum();
     let row = |&(class, count, off_cpu_ns): &(Class, u64, u64)| LedgerRow {
         class: class.in_words(),
@@ -329,9 +330,9 @@ fn ledger(report: &Report) -> PageLedger {
         off_cpu_ns,
         texts: [
             thousands(count),
-            table::percent(count, total),
+            words::percent(count, total),
             duration(off_cpu_ns),
-            table::percent(off_cpu_ns, total_ns),
+            words::percent(off_cpu_ns, total_ns),
         ],
     };
     let mut notes: Vec<String> = Vec::new();
@@ -774,7 +775,7 @@ fn trust(report: &Report) -> Vec<Statement> {
     let reconciliation = &report.reconciliation;
     let mut statements = Vec::new();
     let mut state = |label, text: String, is_bad| statements.push(Statement { label, text, is_bad });
-    let agrees = table::agrees(report);
+    let agrees = counts_agree(report);
     state(
         "Are the counts complete?",
         format!(
@@ -804,9 +805,9 @@ fn trust(report: &Report) -> Vec<Statement> {
         },
         lost.is_some(),
     );
-    let cost = table::tracing_cost(report);
+    let cost = words::tracing_cost(report);
     state("What did tracing cost?", cost.join("; ") + ".", false);
-    for line in table::locators_in_words(report) {
+    for line in words::locators_in_words(report) {
         state("How tasks were found", line, false);
     }
     statements
@@ -814,10 +815,10 @@ fn trust(report: &Report) -> Vec<Statement> {
 
 /// Hints about what was lost and which options avoid that, each after a space; empty if there are none.
 fn room(report: &Report) -> String {
-    let hints = table::refusal(report)
+    let hints = words::refusal(report)
         .map(str::to_owned)
         .into_iter()
-        .chain(table::room(report));
+        .chain(words::room(report));
     hints.map(|hint| format!(" {hint}")).collect()
 }
 

@@ -10,7 +10,7 @@ use super::TableFolder;
 use super::file::TableFile;
 use super::rows::{Host, LatencyBucket, LatencyRow, LedgerRecord, ProgramRow, TaskRow, ThreadRow, WakeupPairRow};
 use super::{Identity, signed, small};
-use crate::table::subject_in_words;
+use crate::words::subject_in_words;
 use ctxtrace_analysis::result::{Distribution, Lost, Report};
 use ctxtrace_analysis::summarize::summarize;
 use ctxtrace_format::run::{Info, Run};

@@ -2,16 +2,14 @@
 
 use std::fmt::Write;
 
-use super::layout::{labelled, plainly, plural};
-use super::{Style, agrees};
+use super::Style;
+use super::layout::{labelled, plainly};
 use crate::printable;
-use ctxtrace_analysis::result::{Locator, Report, Thread, Timeline};
+use crate::words::{locators_in_words, plural};
+use ctxtrace_analysis::result::{Report, Thread, Timeline};
 use ctxtrace_analysis::units::{bytes, duration, signed_thousands, thousands};
-use ctxtrace_format::programs::LocatorChoice;
+use ctxtrace_analysis::verdict::counts_agree;
 use ctxtrace_format::sums::SaturatingSum as _;
-
-/// Maximum number of programs named for each way of finding tasks; the others are counted.
-const PROGRAMS_SHOWN: usize = 3;
 
 pub(super) fn counts(report: &Report, style: Style) -> String {
     let switches = &report.kernel_switches;
@@ -49,7 +47,7 @@ pub(super) fn counts(report: &Report, style: Style) -> String {
         signed_thousands(reconciliation.difference)
     );
     let red = |line: &str| style.red(line);
-    let agree = agrees(report);
+    let agree = counts_agree(report);
     let line = if agree {
         labelled("Reconciliation", &counted, plainly)
     } else {
@@ -105,62 +103,6 @@ pub(super) fn counts(report: &Report, style: Style) -> String {
     text
 }
 
-/// How tasks were found in each program, and what is known of them. Programs with the same sentence share a line.
-pub(crate) fn locators_in_words(report: &Report) -> Vec<String> {
-    let mut kinds: Vec<(String, Vec<String>)> = Vec::new();
-    for locator in &report.locators {
-        let kind = locator_in_words(locator, report.locator);
-        let file = locator.program.rsplit('/').next().unwrap_or_default();
-        let name = printable(file);
-        match kinds.iter_mut().find(|(known, _)| *known == kind) {
-            Some((_, names)) if names.contains(&name) => {}
-            Some((_, names)) => names.push(name),
-            None => kinds.push((kind, vec![name])),
-        }
-    }
-    let lines = kinds.into_iter().map(|(kind, names)| {
-        let more = names.len().saturating_sub(PROGRAMS_SHOWN);
-        let mut shown = names[..names.len() - more].join(", ");
-        if more > 0 {
-            let _ = write!(shown, " and {more} more");
-        }
-        format!("{kind} ({shown})")
-    });
-    lines.collect()
-}
-
-fn locator_in_words(locator: &Locator, choice: LocatorChoice) -> String {
-    let found = found_in_words(locator, choice);
-    match &locator.note {
-        Some(note) => format!("{found}; {}", printable(note)),
-        None => found,
-    }
-}
-
-fn found_in_words(locator: &Locator, choice: LocatorChoice) -> String {
-    let version = |version: &Option<String>| version.as_ref().map_or(String::new(), |version| format!(" {version}"));
-    let version = |text: &Option<String>| printable(&version(text));
-    let tokio = version(&locator.tokio_version);
-    let go = version(&locator.go_version);
-    match (locator.locator.as_str(), &locator.reason) {
-        ("probe", _) => "probe: tasks by name, every poll counted".to_owned(),
-        ("tokio", _) => format!("tokio{tokio}: tasks by number and type, polls not counted"),
-        ("probe+tokio", _) => {
-            format!("probe: tasks by name, every poll counted; tokio{tokio}: the other tasks by number")
-        }
-        ("go", _) => format!("go{go}: goroutines by number and function, their switches not counted"),
-        ("none", Some(_)) => "nothing: its tasks cannot be found, see \"unattributed\" below".to_owned(),
-        ("none", None) => match choice {
-            LocatorChoice::Auto => "nothing: no tokio, no Go and no ctxtrace-probe in it".to_owned(),
-            LocatorChoice::None => "nothing: turned off by --locator none".to_owned(),
-            LocatorChoice::Probe => "nothing: no ctxtrace-probe in it".to_owned(),
-            LocatorChoice::Tokio => "nothing: no tokio in it".to_owned(),
-            LocatorChoice::Go => "nothing: no Go in it".to_owned(),
-        },
-        (several, _) => printable(several).replace('+', " and "),
-    }
-}
-
 fn timeline_line(timeline: &Timeline, style: Style) -> String {
     let text = format!("{} events, {}", thousands(timeline.events), bytes(timeline.bytes));
     let red = |line: &str| style.red(line);
@@ -187,33 +129,5 @@ fn timeline_line(timeline: &Timeline, style: Style) -> String {
             lines.extend(differences.map(|difference| labelled("", &printable(difference), red)));
             lines.join("\n")
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_not_found_out_stands_beside_what_was_found() {
-        let locator = Locator {
-            program: "/srv/server".to_owned(),
-            locator: "none".to_owned(),
-            tokio_version: None,
-            go_version: None,
-            build_id: None,
-            reason: None,
-            note: Some(
-                "not every shared object was searched for a runtime: libx.so was replaced while it ran".to_owned(),
-            ),
-        };
-        let words = locator_in_words(&locator, LocatorChoice::Auto);
-        assert!(words.starts_with("nothing: no tokio"), "{words}");
-        assert!(
-            words.ends_with("; not every shared object was searched for a runtime: libx.so was replaced while it ran"),
-            "{words}"
-        );
-        let found = Locator { note: None, ..locator };
-        assert!(!locator_in_words(&found, LocatorChoice::Auto).contains("shared object"));
     }
 }

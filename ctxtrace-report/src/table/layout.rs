@@ -186,10 +186,6 @@ pub(crate) fn plain_table(header: &[&str]) -> Table {
     table
 }
 
-pub(super) fn plural(count: u64) -> &'static str {
-    if count == 1 { "" } else { "s" }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

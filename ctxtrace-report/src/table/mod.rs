@@ -12,13 +12,8 @@ mod polls;
 mod switches;
 mod times;
 
-pub(super) use counts::locators_in_words;
-pub(super) use footer::{refusal, room, tracing_cost};
-pub(super) use headline::{still_running_in_words, verdict_in_words};
-pub use headline::{subject_in_words, workload_in_words};
 pub use layout::in_ascii;
 pub(super) use layout::{plain_table, shortened, without_trailing_spaces, wrapped};
-pub(super) use switches::{by_class, is_number};
 
 use crate::style::{BOLD, DIM, RED, RESET};
 use ctxtrace_analysis::result::Report;
@@ -92,35 +87,6 @@ pub fn render(report: &Report, style: Style) -> String {
     sections.join("\n\n") + "\n"
 }
 
-/// A share in percent. "0 %" and "100 %" are printed only if the share is exactly 0 or 1.
-pub(super) fn percent(part: u64, whole: u64) -> String {
-    if whole == 0 {
-        return "0 %".to_owned();
-    }
-    let share = 100.0 * part as f64 / whole as f64;
-    if part == 0 || part == whole {
-        format!("{share:.0} %")
-    } else if share < 0.01 {
-        "under 0.01 %".to_owned()
-    } else if share > 99.99 {
-        "over 99.99 %".to_owned()
-    } else if (1.0..99.0).contains(&share) {
-        format!("{share:.1} %")
-    } else {
-        format!("{share:.2} %")
-    }
-}
-
-/// Whether the counts of every run agree with the kernel's counts.
-#[must_use]
-pub fn agrees(report: &Report) -> bool {
-    let runs_agree = report
-        .workload
-        .as_ref()
-        .is_none_or(|workload| workload.runs.iter().all(|run| run.difference == 0));
-    runs_agree && report.reconciliation.difference == 0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,17 +103,6 @@ mod tests {
 
     const PLAIN: Style = Style { color: false };
     const COLOR: Style = Style { color: true };
-
-    #[test]
-    fn a_share_is_never_rounded_to_all_or_nothing() {
-        assert_eq!(percent(0, 5), "0 %");
-        assert_eq!(percent(5, 5), "100 %");
-        assert_eq!(percent(999_999, 1_000_000), "over 99.99 %");
-        assert_eq!(percent(99_960, 100_000), "99.96 %");
-        assert_eq!(percent(1, 1_000_000), "under 0.01 %");
-        assert_eq!(percent(1, 3), "33.3 %");
-        assert_eq!(percent(0, 0), "0 %");
-    }
 
     #[test]
     fn a_ledger_that_does_not_add_up_is_reported() {
@@ -340,7 +295,6 @@ mod tests {
         let mut run = run(670_000);
         run.aggregates.threads[0].thread.traced_voluntary -= 2;
         let report = summarize(&info(Mode::Task), &[run]);
-        assert!(!agrees(&report));
         let text = render(&report, COLOR);
         assert!(
             text.contains("\x1b[1;31mthread 101 (tokio-rt-worker): traced 3, kernel 5: -2\x1b[0m"),

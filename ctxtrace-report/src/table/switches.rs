@@ -1,35 +1,20 @@
 //! The sections about kernel switches: the ledger, the tasks, and the wakeups.
 
-use ctxtrace_format::sums::{SaturatingSum, add};
-use std::collections::{BTreeMap, BTreeSet};
+use ctxtrace_format::sums::SaturatingSum;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::layout::{Columns, bar, plural, wrapped};
-use super::{Style, painted, percent};
+use super::layout::{Columns, bar, wrapped};
+use super::{Style, painted};
 use crate::printable;
-use ctxtrace_analysis::result::{Class, Report, Task, WakeupOrigin};
+use crate::words::{by_class, is_number, percent, plural};
+use ctxtrace_analysis::result::{Report, Task, WakeupOrigin};
 use ctxtrace_analysis::units::{duration, thousands};
 
 /// Maximum number of tasks that have a row; the others are added up in one row.
 pub(super) const TASKS_SHOWN: usize = 8;
 /// Maximum number of pairs of waker and woken thread that have a row; the others are added up in one row.
 const WAKEUPS_SHOWN: usize = 6;
-
-/// Kernel switches and off-CPU time by class, most switches first.
-pub(crate) fn by_class(report: &Report) -> Vec<(Class, u64, u64)> {
-    let mut classes: BTreeMap<Class, (u64, u64)> = BTreeMap::new();
-    for row in &report.ledger {
-        let sum = classes.entry(row.class).or_default();
-        add(&mut sum.0, row.count);
-        add(&mut sum.1, row.off_cpu_ns);
-    }
-    let mut classes: Vec<_> = classes
-        .into_iter()
-        .map(|(class, (count, ns))| (class, count, ns))
-        .collect();
-    classes.sort_by_key(|&(class, count, _)| (std::cmp::Reverse(count), class));
-    classes
-}
 
 pub(super) fn ledger(report: &Report, style: Style) -> String {
     let mut table = Columns::new(&["Ledger", "switches", "share", "off-CPU", ""]).with_picture();
@@ -118,11 +103,6 @@ pub(super) fn tasks(report: &Report) -> Option<String> {
         ]);
     }
     Some(table.render())
-}
-
-/// Whether the name of a task is only a number, or `other`, the name that tasks without a name of their own share.
-pub(crate) fn is_number(name: &str) -> bool {
-    name == "other" || name.starts_with('#') || name.starts_with("goroutine ")
 }
 
 pub(super) fn wakeups(report: &Report) -> Option<String> {

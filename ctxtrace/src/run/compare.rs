@@ -23,7 +23,7 @@ use ctxtrace_format::events::EventSink;
 use ctxtrace_format::file::{self, Saved};
 use ctxtrace_format::samples::Samples;
 use ctxtrace_format::{Level, run::Run};
-use ctxtrace_report::{compare as report, differential, json, table};
+use ctxtrace_report::{compare as report, differential, json, words};
 
 /// Reads both captures, and writes every output.
 ///
@@ -143,7 +143,7 @@ impl<'a> Read<'a> {
             }
         };
         Ok(Captured {
-            name: table::subject_in_words(&self.report),
+            name: words::subject_in_words(&self.report),
             report: self.report,
             account,
             asleep,

@@ -43,8 +43,8 @@ use crate::tracee::user::invoker;
 use crate::workload::pin::allowed_cpus;
 use ctxtrace_analysis::result::Report;
 use ctxtrace_analysis::summarize::summarize;
+use ctxtrace_analysis::verdict::sums_agree;
 use ctxtrace_format::run::{ClockAnchor, Host, Info, Run, Subject};
-use ctxtrace_report::table;
 use interrupt::Interrupts;
 use outputs::{OutputData, Outputs};
 use program::WorkloadProgram;
@@ -116,23 +116,13 @@ pub fn run(settings: &RunSettings) -> Result<u8> {
 /// Returns the exit status for a complete report, and prints the assertions that do not hold.
 fn verdict(outputs: &OutputSettings, report: &Report) -> Result<u8> {
     let assertions_hold = assertions::all_hold(&outputs.assertions, report, outputs.quiet)?;
-    Ok(
-        if !table::agrees(report) || !report.ledger_adds_up || timeline_differs(report) {
-            status::MISMATCH
-        } else if !assertions_hold {
-            status::ASSERTION
-        } else {
-            0
-        },
-    )
-}
-
-/// Whether a complete timeline gives counts that differ from the aggregated ones.
-fn timeline_differs(report: &Report) -> bool {
-    report
-        .timeline
-        .as_ref()
-        .is_some_and(|timeline| timeline.agrees == Some(false))
+    Ok(if !sums_agree(report) {
+        status::MISMATCH
+    } else if !assertions_hold {
+        status::ASSERTION
+    } else {
+        0
+    })
 }
 
 /// The metadata of a recording that begins now.

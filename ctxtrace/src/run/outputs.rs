@@ -21,7 +21,7 @@ use ctxtrace_format::run::{Info, Run};
 use ctxtrace_format::sums::SaturatingSum as _;
 use ctxtrace_report::flamegraph::{self, Labels, Subject};
 use ctxtrace_report::table::{self, Style};
-use ctxtrace_report::{RenderError, Weight, folded, html, json, perfetto, pprof};
+use ctxtrace_report::{RenderError, Weight, folded, html, json, perfetto, pprof, words};
 
 /// The requested output files, which are open and writable.
 pub(super) struct Outputs {
@@ -124,7 +124,7 @@ impl Outputs {
             );
         }
         let labels = Labels {
-            subject: table::subject_in_words(report),
+            subject: words::subject_in_words(report),
             lost: report.lost.in_words(),
         };
         if self.flamegraph.is_some() || self.folded.is_some() {

@@ -18,6 +18,7 @@ use crate::terminal::Stream;
 use crate::tracee::user::{Invoker, invoker};
 use ctxtrace_analysis::suite::{MeasuredCase, cases, name, suite};
 use ctxtrace_analysis::summarize::summarize;
+use ctxtrace_analysis::verdict::suite_agrees;
 use ctxtrace_format::Level;
 use ctxtrace_format::run::Subject;
 use ctxtrace_report::{json, suite as report};
@@ -91,7 +92,7 @@ pub fn run(settings: &SuiteSettings) -> Result<u8> {
         status::INTERRUPTED
     } else if !table.complete {
         status::FAILURE
-    } else if !report::agrees(&table) {
+    } else if !suite_agrees(&table) {
         status::MISMATCH
     } else {
         0
