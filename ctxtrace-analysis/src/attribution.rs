@@ -115,6 +115,7 @@ pub(super) fn task_rows(
         rows.push(Task {
             id: tasks::number(key.task),
             name: tasks::name(aggregates, key),
+            is_number: tasks::task_name(aggregates, key).is_number(),
             pid: key.image.tgid,
             future_type: types.get(&key).cloned(),
             task_switches: nulls.or(task.task_switches, &path("task_switches"), why_not),

@@ -318,6 +318,9 @@ pub struct Task {
     /// The name that the program gave the task, or its number if it has none. `root` is the future given to `block_on`. `other`
     /// is all tasks that did not fit the tables (for goroutines, one such row for each type).
     pub name: String,
+    /// Whether the name is only a number, or `other`.
+    #[serde(skip)]
+    pub is_number: bool,
     /// Process id of the task's process.
     pub pid: u32,
     /// Type of the task's future, or the `async fn` that it comes from. For a goroutine, the function that it was started with.

@@ -238,11 +238,6 @@ pub(crate) fn by_class(report: &Report) -> Vec<(Class, u64, u64)> {
     classes
 }
 
-/// Whether the name of a task is only a number, or `other`, the name that tasks without a name of their own share.
-pub(crate) fn is_number(name: &str) -> bool {
-    name == "other" || name.starts_with('#') || name.starts_with("goroutine ")
-}
-
 /// How tasks were found in each program, and what is known of them. Programs with the same sentence share a line.
 pub(crate) fn locators_in_words(report: &Report) -> Vec<String> {
     let mut kinds: Vec<(String, Vec<String>)> = Vec::new();

@@ -5,6 +5,7 @@
 
 use ctxtrace_format::sums::{SaturatingSum, add};
 use std::collections::BTreeMap;
+use std::fmt;
 
 use ctxtrace_abi::{HOOKED, MESSAGE_BUCKETS, NAMED_TASKS, TASK_INDICES};
 use ctxtrace_common::locator::{GO_TASK, OTHER_TASKS, ROOT_TASK, TOKIO_TASK, start_of_go_others};
@@ -152,22 +153,63 @@ fn of_index(image: Image, index: usize) -> TaskKey {
     TaskKey { task, image }
 }
 
-/// The name of a task: the name that the program gave it, `root`, `other`, `goroutine` with its number, or `#` with its number.
+/// What a task is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskName<'a> {
+    /// The name that the program gave the task.
+    Given(&'a str),
+    /// The future given to `block_on`.
+    Root,
+    /// The number of a task without a name.
+    Number(u64),
+    /// The number of a goroutine.
+    Goroutine(u64),
+    /// Several tasks, because a table had no room for each of them.
+    Shared,
+}
+
+impl TaskName<'_> {
+    /// Whether the name does not say what the task is: it is a number, or the name of several tasks.
+    #[must_use]
+    pub fn is_number(self) -> bool {
+        matches!(self, Self::Number(_) | Self::Goroutine(_) | Self::Shared)
+    }
+}
+
+impl fmt::Display for TaskName<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Given(name) => formatter.write_str(name),
+            Self::Root => formatter.write_str("root"),
+            Self::Number(number) => write!(formatter, "#{number}"),
+            Self::Goroutine(number) => write!(formatter, "goroutine {number}"),
+            Self::Shared => formatter.write_str("other"),
+        }
+    }
+}
+
+/// Returns what a task is called.
 #[must_use]
-pub fn name(aggregates: &Aggregates, key: TaskKey) -> String {
+pub fn task_name(aggregates: &Aggregates, key: TaskKey) -> TaskName<'_> {
     match key.task {
-        ROOT_TASK => "root".to_owned(),
-        id if is_shared(id) => "other".to_owned(),
-        id if is_of_go(id) => format!("goroutine {}", number(id)),
+        ROOT_TASK => TaskName::Root,
+        id if is_shared(id) => TaskName::Shared,
+        id if is_of_go(id) => TaskName::Goroutine(number(id)),
         id => {
             let names = aggregates.names.get(&key.image);
             let name = names.and_then(|names| names.get(usize::try_from(id).ok()?));
             match name {
-                Some(name) if !name.is_empty() => name.clone(),
-                _ => format!("#{}", number(id)),
+                Some(name) if !name.is_empty() => TaskName::Given(name),
+                _ => TaskName::Number(number(id)),
             }
         }
     }
+}
+
+/// Returns what a task is called, as text.
+#[must_use]
+pub fn name(aggregates: &Aggregates, key: TaskKey) -> String {
+    task_name(aggregates, key).to_string()
 }
 
 /// The number that the program or its runtime gave a task; 0 for the root future and for ids that several tasks share.
@@ -261,6 +303,21 @@ mod tests {
         );
         assert_eq!(tasks[&key(OTHER_TASKS)].task_switches, Some(1));
         assert_eq!(name(&aggregates, key(2)), "repeater");
+    }
+
+    #[test]
+    fn a_name_that_looks_like_a_number_is_a_name() {
+        let mut aggregates = build::aggregates(vec![]);
+        let names = ["", "goroutine pool", "#1", "other"].map(str::to_owned);
+        aggregates.names.insert(IMAGE, names.to_vec());
+        for id in 1..4 {
+            let name = task_name(&aggregates, key(id));
+            assert!(!name.is_number(), "{name}");
+        }
+        for id in [GO_TASK | 7, TOKIO_TASK | 7, OTHER_TASKS, 4] {
+            let name = task_name(&aggregates, key(id));
+            assert!(name.is_number(), "{name}");
+        }
     }
 
     #[test]

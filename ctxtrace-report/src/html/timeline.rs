@@ -10,7 +10,7 @@ use ctxtrace_common::process::TaskKey;
 use data_encoding::BASE64;
 use serde::Serialize;
 
-use crate::{printable, words};
+use crate::printable;
 use ctxtrace_analysis::correlate::tasks;
 use ctxtrace_analysis::result::Report;
 use ctxtrace_analysis::units::{duration, thousands};
@@ -195,7 +195,7 @@ impl<'a> PageNames<'a> {
         let key = |thread: &ctxtrace_common::thread::ThreadSummary| (thread.tid, thread.start_boottime_ns);
         let typed = report.tasks.iter().filter_map(|task| {
             let future_type = task.future_type.as_deref()?;
-            words::is_number(&task.name).then_some(((task.id, task.pid), future_type))
+            task.is_number.then_some(((task.id, task.pid), future_type))
         });
         Self {
             threads: threads.map(|thread| (key(thread), name_of(&thread.comm))).collect(),
@@ -211,11 +211,11 @@ impl<'a> PageNames<'a> {
 
     /// The name of a task. If it is only a number, the type of the task's future follows.
     fn of_task(&self, key: TaskKey) -> String {
-        let name = tasks::name(self.aggregates, key);
+        let name = tasks::task_name(self.aggregates, key);
         let future_type = self.types.get(&(tasks::number(key.task), key.image.tgid));
         printable(&match future_type {
-            Some(future_type) if words::is_number(&name) => format!("{name} {future_type}"),
-            _ => name,
+            Some(future_type) if name.is_number() => format!("{name} {future_type}"),
+            _ => name.to_string(),
         })
     }
 }

@@ -260,6 +260,7 @@ mod tests {
             report.tasks = vec![Task {
                 id: MANY,
                 name: "a task with a name that is far too long for one line of the table ".repeat(3),
+                is_number: false,
                 pid: 1,
                 future_type: None,
                 task_switches: Some(MANY),

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use super::layout::{Columns, bar, wrapped};
 use super::{Style, painted};
 use crate::printable;
-use crate::words::{by_class, is_number, percent, plural};
+use crate::words::{by_class, percent, plural};
 use ctxtrace_analysis::result::{Report, Task, WakeupOrigin};
 use ctxtrace_analysis::units::{duration, thousands};
 
@@ -73,7 +73,7 @@ pub(super) fn tasks(report: &Report) -> Option<String> {
     for task in shown {
         // A number does not say what the task is, so the type of its future, or the function it was started with, follows.
         let name = match &task.future_type {
-            Some(future_type) if is_number(&task.name) => format!("{} {future_type}", task.name),
+            Some(future_type) if task.is_number => format!("{} {future_type}", task.name),
             _ => task.name.clone(),
         };
         let name = if task.pid == own {
