@@ -271,26 +271,41 @@ fn locator_in_words(locator: &Locator, choice: LocatorChoice) -> String {
 }
 
 fn found_in_words(locator: &Locator, choice: LocatorChoice) -> String {
-    let version = |version: &Option<String>| version.as_ref().map_or(String::new(), |version| format!(" {version}"));
-    let version = |text: &Option<String>| printable(&version(text));
-    let tokio = version(&locator.tokio_version);
-    let go = version(&locator.go_version);
-    match (locator.locator.as_str(), &locator.reason) {
-        ("probe", _) => "probe: tasks by name, every poll counted".to_owned(),
-        ("tokio", _) => format!("tokio{tokio}: tasks by number and type, polls not counted"),
-        ("probe+tokio", _) => {
-            format!("probe: tasks by name, every poll counted; tokio{tokio}: the other tasks by number")
-        }
-        ("go", _) => format!("go{go}: goroutines by number and function, their switches not counted"),
-        ("none", Some(_)) => "nothing: its tasks cannot be found, see \"unattributed\" below".to_owned(),
-        ("none", None) => match choice {
-            LocatorChoice::Auto => "nothing: no tokio, no Go and no ctxtrace-probe in it".to_owned(),
-            LocatorChoice::None => "nothing: turned off by --locator none".to_owned(),
-            LocatorChoice::Probe => "nothing: no ctxtrace-probe in it".to_owned(),
-            LocatorChoice::Tokio => "nothing: no tokio in it".to_owned(),
-            LocatorChoice::Go => "nothing: no Go in it".to_owned(),
-        },
-        (several, _) => printable(several).replace('+', " and "),
+    if locator.locator == "none" {
+        return not_found_in_words(locator.reason.is_some(), choice).to_owned();
+    }
+    let version = |version: &Option<String>| {
+        let version = version.as_ref().map_or(String::new(), |version| format!(" {version}"));
+        printable(&version)
+    };
+    let with_probe = locator.locator.split('+').any(|one| one == "probe");
+    let found = locator.locator.split('+').map(|one| match one {
+        "probe" => "probe: tasks by name, every poll counted".to_owned(),
+        "tokio" if with_probe => format!("tokio{}: the other tasks by number", version(&locator.tokio_version)),
+        "tokio" => format!(
+            "tokio{}: tasks by number and type, polls not counted",
+            version(&locator.tokio_version)
+        ),
+        "go" => format!(
+            "go{}: goroutines by number and function, their switches not counted",
+            version(&locator.go_version)
+        ),
+        newer => printable(newer),
+    });
+    found.collect::<Vec<_>>().join("; ")
+}
+
+/// Why no tasks were found in a program.
+fn not_found_in_words(has_reason: bool, choice: LocatorChoice) -> &'static str {
+    if has_reason {
+        return "nothing: its tasks cannot be found, see \"unattributed\" below";
+    }
+    match choice {
+        LocatorChoice::Auto => "nothing: no tokio, no Go and no ctxtrace-probe in it",
+        LocatorChoice::None => "nothing: turned off by --locator none",
+        LocatorChoice::Probe => "nothing: no ctxtrace-probe in it",
+        LocatorChoice::Tokio => "nothing: no tokio in it",
+        LocatorChoice::Go => "nothing: no Go in it",
     }
 }
 
@@ -406,5 +421,14 @@ mod tests {
         );
         let found = Locator { note: None, ..locator };
         assert!(!locator_in_words(&found, LocatorChoice::Auto).contains("shared object"));
+        let both = Locator {
+            locator: "probe+go".to_owned(),
+            go_version: Some("1.26.1".to_owned()),
+            ..found
+        };
+        assert_eq!(
+            locator_in_words(&both, LocatorChoice::Auto),
+            "probe: tasks by name, every poll counted; go 1.26.1: goroutines by number and function, their switches not counted"
+        );
     }
 }
