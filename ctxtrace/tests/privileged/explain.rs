@@ -31,25 +31,15 @@ pub(crate) const LONG_TESTS: &[(&str, fn())] = &[
         "a_contended_mutex_is_found_in_a_workload",
         a_contended_mutex_is_found_in_a_workload,
     ),
-    (
-        "a_contended_mutex_is_found_in_a_command",
-        a_contended_mutex_is_found_in_a_command,
-    ),
     ("a_sleep_is_found_in_a_workload", a_sleep_is_found_in_a_workload),
-    ("a_sleep_is_found_in_a_command", a_sleep_is_found_in_a_command),
     (
         "an_allocation_storm_is_found_in_a_workload",
         an_allocation_storm_is_found_in_a_workload,
     ),
     (
-        "an_allocation_storm_is_found_in_a_command",
-        an_allocation_storm_is_found_in_a_command,
-    ),
-    (
         "a_competitor_is_found_in_a_workload",
         a_competitor_is_found_in_a_workload,
     ),
-    ("a_competitor_is_found_in_a_command", a_competitor_is_found_in_a_command),
     (
         "a_quota_is_not_taken_for_other_programs",
         a_quota_is_not_taken_for_other_programs,
@@ -67,6 +57,20 @@ pub(crate) const LONG_TESTS: &[(&str, fn())] = &[
         the_articles_second_question_is_answered,
     ),
     ("an_answer_holds_what_was_measured", an_answer_holds_what_was_measured),
+];
+
+/// The same verdicts for commands. They take two minutes, so a single round of the long tests leaves them out.
+pub(crate) const REPEATED_TESTS: &[(&str, fn())] = &[
+    (
+        "a_contended_mutex_is_found_in_a_command",
+        a_contended_mutex_is_found_in_a_command,
+    ),
+    ("a_sleep_is_found_in_a_command", a_sleep_is_found_in_a_command),
+    (
+        "an_allocation_storm_is_found_in_a_command",
+        an_allocation_storm_is_found_in_a_command,
+    ),
+    ("a_competitor_is_found_in_a_command", a_competitor_is_found_in_a_command),
 ];
 
 /// Runs `ctxtrace explain` with these arguments, checks the answer with its schema and [`adds_up`], and returns it.

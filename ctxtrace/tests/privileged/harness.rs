@@ -25,6 +25,9 @@ pub(crate) enum TestKind {
     PreemptibleKernel,
     /// The test takes long, or repeats a measurement: `cargo xtask test --long` runs it and no other command does.
     Long,
+    /// The test is a [`TestKind::Long`] test that only `cargo xtask test --long --repeat` runs, because another long test takes the
+    /// same measurement of a similar program.
+    LongRepeated,
 }
 
 impl TestKind {
@@ -36,6 +39,7 @@ impl TestKind {
             Self::Kernel => "kernel",
             Self::PreemptibleKernel => "kernel preemptible",
             Self::Long => "long",
+            Self::LongRepeated => "long repeated",
         }
     }
 }
@@ -101,7 +105,7 @@ pub(crate) fn run(tables: &[(TestKind, TestTable)]) -> ExitCode {
         .map(|(kind, &(name, function))| {
             Trial::ignorable_test(name, move || run_test(function, is_root))
                 .with_kind(kind.name())
-                .with_ignored_flag(kind == TestKind::Long)
+                .with_ignored_flag(matches!(kind, TestKind::Long | TestKind::LongRepeated))
         })
         .collect();
     if let Some(filter) = filter_without_match(&arguments, &trials) {

@@ -48,7 +48,7 @@ mod viewers;
 
 use std::process::ExitCode;
 
-use crate::harness::TestKind::{Kernel, Long, Ordinary, PreemptibleKernel};
+use crate::harness::TestKind::{Kernel, Long, LongRepeated, Ordinary, PreemptibleKernel};
 use crate::harness::{TestKind, TestTable};
 
 const TABLES: &[(TestKind, TestTable)] = &[
@@ -76,6 +76,7 @@ const TABLES: &[(TestKind, TestTable)] = &[
     (Long, variants::LONG_TESTS),
     (Ordinary, explain::TESTS),
     (Long, explain::LONG_TESTS),
+    (LongRepeated, explain::REPEATED_TESTS),
     (Ordinary, viewers::TESTS),
     (Ordinary, cli::TESTS),
     (Ordinary, privileges::TESTS),

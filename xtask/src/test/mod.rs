@@ -31,8 +31,11 @@ const PRIVILEGED: &str = "privileged";
 /// that cannot run fails instead of being skipped.
 const PASSED_ON: [&str; 2] = ["CTXTRACE_REQUIRE_PRIVILEGED", "RUST_BACKTRACE"];
 
-/// The kind of the tests that only `--long` runs, in the notation of the harness of the privileged tests.
-const LONG: &str = "[long]";
+/// The beginning of the kinds of tests that only `--long` runs, in the notation of the harness of the privileged tests.
+const LONG: &str = "[long";
+
+/// The kind of the tests that only `--long --repeat` runs.
+const LONG_REPEATED: &str = "[long repeated]";
 
 /// The options of `test`.
 #[derive(Debug, clap::Args)]
@@ -205,8 +208,11 @@ fn documentation() -> Result<Outcome> {
 
 /// Runs the privileged tests that the options select.
 fn run_privileged(args: &Args, program: &TestProgram) -> Result<Outcome> {
-    let (long, ordinary): (Vec<String>, Vec<String>) =
+    let (mut long, ordinary): (Vec<String>, Vec<String>) =
         program.list()?.into_iter().partition(|test| test.starts_with(LONG));
+    if args.repeat.is_none() {
+        long.retain(|test| !test.starts_with(LONG_REPEATED));
+    }
     let selected = if args.long { &long } else { &ordinary };
     let missing = if args.without_privileged {
         Some("--without-privileged")
@@ -228,7 +234,11 @@ fn run_privileged(args: &Args, program: &TestProgram) -> Result<Outcome> {
     }
     let programs = tokio_releases::build()?;
     let Some(rounds) = args.repeat else {
-        let options: &[&str] = if args.long { &["--ignored"] } else { &["--skip", LONG] };
+        let options: &[&str] = if args.long {
+            &["--ignored", "--skip", LONG_REPEATED]
+        } else {
+            &["--skip", LONG]
+        };
         return program.run_as_root(&programs, options);
     };
     let names = selected.iter().map(|test| name_of_test(test).to_owned()).collect();
