@@ -5,6 +5,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 use textwrap::{Options, WordSplitter, wrap};
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr};
 
 pub(super) use crate::WIDTH as COLUMNS;
 use ctxtrace_format::printable::{printable, printable_lines};
@@ -52,17 +53,28 @@ pub(super) fn plainly(line: &str) -> String {
     line.to_owned()
 }
 
-/// Shortens a text to at most `most` characters. Characters are removed from the middle, because both ends of a name matter.
+/// Shortens a text to at most `most` columns of a terminal; a character takes up to two. Characters are removed from the middle,
+/// because both ends of a name matter.
 pub(crate) fn shortened(text: &str, most: usize) -> String {
-    let length = text.chars().count();
-    if length <= most {
+    if text.width() <= most {
         return text.to_owned();
     }
     let left = most.saturating_sub(1);
-    let (head, tail) = (left.div_ceil(2), left / 2);
-    let start: String = text.chars().take(head).collect();
-    let end: String = text.chars().skip(length - tail).collect();
+    let start: String = fitting(text.chars(), left.div_ceil(2)).collect();
+    let end: Vec<char> = fitting(text.chars().rev(), left / 2).collect();
+    let end: String = end.into_iter().rev().collect();
     format!("{start}…{end}")
+}
+
+/// Returns the first characters, as many as fit in `most` columns.
+fn fitting(characters: impl Iterator<Item = char>, most: usize) -> impl Iterator<Item = char> {
+    characters
+        .scan(0, |taken, character| {
+            *taken += character.width().unwrap_or(0);
+            Some((*taken, character))
+        })
+        .take_while(move |&(taken, _)| taken <= most)
+        .map(|(_, character)| character)
 }
 
 /// A table whose first column holds names. The names are shortened to the width that the other columns leave.
@@ -96,7 +108,7 @@ impl Columns {
     pub(super) fn render(mut self) -> String {
         let widest = |column: usize| {
             let cells = std::iter::once(&self.header).chain(&self.rows);
-            let widths = cells.filter_map(|cells| Some(cells.get(column)?.chars().count()));
+            let widths = cells.filter_map(|cells| Some(cells.get(column)?.width()));
             widths.max().unwrap_or(0)
         };
         let mut columns = self.header.len();
@@ -195,6 +207,10 @@ mod tests {
         assert_eq!(shortened("tokio-rt-worker", 15), "tokio-rt-worker");
         assert_eq!(shortened("tokio-rt-worker", 14), "tokio-r…worker");
         assert_eq!(shortened("Füße-und-Hände", 5), "Fü…de");
+        // Each of these characters takes two columns.
+        assert_eq!(shortened("任务调度器", 10), "任务调度器");
+        assert_eq!(shortened("任务调度器", 9), "任务…度器");
+        assert_eq!(shortened("任务调度器", 6), "任…器");
     }
 
     #[test]
@@ -206,6 +222,20 @@ mod tests {
         let widths: Vec<usize> = text.lines().map(|line| line.chars().count()).collect();
         assert_eq!(widths.iter().max(), Some(&80), "{text}");
         assert!(text.contains("x…x"), "{text}");
+    }
+
+    #[test]
+    fn wide_characters_do_not_move_the_columns() {
+        let mut table = Columns::new(&["Tasks", "polls"]);
+        for name in ["任务".repeat(40), "short".to_owned()] {
+            table.row([name, "7".to_owned()]);
+        }
+        let text = table.render();
+        let widths: Vec<usize> = text.lines().map(UnicodeWidthStr::width).collect();
+        assert!(
+            widths.iter().all(|&width| width == widths[0] && width <= 80),
+            "{widths:?}\n{text}"
+        );
     }
 
     #[test]
