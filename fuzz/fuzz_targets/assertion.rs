@@ -1,7 +1,7 @@
 //! Any text as the expression of `--assert`.
 #![no_main]
 
-use ctxtrace::analyze::assertion::Assertion;
+use ctxtrace_analysis::assertion::Assertion;
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
     if let Err(sentence) = text.parse::<Assertion>() {

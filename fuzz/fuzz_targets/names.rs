@@ -4,8 +4,8 @@
 //! begins another stack.
 #![no_main]
 
-use ctxtrace::symbolize::stacks::{Resolved, ResolvedStack};
-use ctxtrace::trace::symbols::{Frame, FrameKind};
+use ctxtrace_analysis::symbolize::stacks::{Resolved, ResolvedStack};
+use ctxtrace_format::symbols::{Frame, FrameKind};
 
 const KINDS: [FrameKind; 6] = [
     FrameKind::Doing,
