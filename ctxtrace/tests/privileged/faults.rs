@@ -97,8 +97,8 @@ fn long_run(extra: &str) -> (Child, Pid) {
     ))
     .spawn_piped();
     let workload = wait_for_workload(&child);
-    // This many switches mean that the workload has exchanged messages.
-    wait_for_switches(workload.pid, 1_000);
+    // Each message makes about one switch of this process, and the workload reports its progress every 1,024 messages.
+    wait_for_switches(workload.pid, 10_000);
     (child, Pid::from_raw(workload.pid))
 }
 
