@@ -6,7 +6,7 @@
 //!   the whole timeline if that is short, otherwise a number of evenly spaced windows, and one window around each of
 //!   [`Lanes::moments`].
 //!
-//! `correlate::lanes` builds this data while the events arrive.
+//! `ctxtrace_analysis::correlate::lanes` builds this data while the events arrive.
 
 use ctxtrace_common::process::TaskKey;
 

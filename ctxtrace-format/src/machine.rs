@@ -1,4 +1,4 @@
-//! The properties of a machine that tracing depends on. This module only describes them; `analyze::doctor` evaluates them.
+//! The properties of a machine that tracing depends on. This module only describes them; `ctxtrace_analysis::doctor` evaluates them.
 
 use std::path::PathBuf;
 
