@@ -422,13 +422,10 @@ fn golden_polls() {
     let lossy = report(lossy);
     assert_eq!(lossy.lost.poll_stamps, 1_000);
     assert_eq!(lossy.polls.as_ref().and_then(|polls| polls.agrees), None);
-    let schema = serde_json::from_slice(&json::schema::<Report>().expect("valid JSON")).expect("valid JSON");
-    let validator = jsonschema::validator_for(&schema).expect("valid schema");
-    for report in [differs, lossy] {
-        let report = serde_json::to_value(report).expect("valid JSON");
-        let errors: Vec<String> = validator.iter_errors(&report).map(|error| error.to_string()).collect();
-        assert!(errors.is_empty(), "{errors:?}");
-    }
+    golden_schema_of::<Report>(
+        "report",
+        &[differs, lossy].map(|report| serde_json::to_value(report).expect("valid JSON")),
+    );
 }
 
 #[test]
@@ -467,23 +464,31 @@ fn golden_suite() {
     assert!(errors.is_empty(), "{errors:?}");
 }
 
+/// Compares the schema of a type with the one in the documentation, and asserts that these values are valid under it. Returns its
+/// validator.
+fn golden_schema_of<T: schemars::JsonSchema>(kind: &str, values: &[serde_json::Value]) -> jsonschema::Validator {
+    let schema = json::schema::<T>().expect("valid JSON");
+    compare(
+        &manifest().join(format!("../docs/schema/ctxtrace.{kind}-1.schema.json")),
+        &schema,
+    );
+    let schema = serde_json::from_slice(&schema).expect("valid JSON");
+    let validator = jsonschema::validator_for(&schema).expect("valid schema");
+    for value in values {
+        let errors: Vec<String> = validator.iter_errors(value).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:?}");
+    }
+    validator
+}
+
 /// Compares every format of a result about two cases with its golden file, and validates the JSON against its schema.
 fn golden_comparison<T: serde::Serialize + schemars::JsonSchema>(name: &str, drawn: &T, table: &str, markdown: &str) {
     golden(&format!("{name}.table"), table);
     golden(&format!("{name}.md"), markdown);
     let json = json::render(drawn).expect("valid JSON");
     golden(&format!("{name}.json"), &json);
-    let schema = json::schema::<T>().expect("valid JSON");
-    let kind = name.split('-').next().unwrap_or(name);
-    compare(
-        &manifest().join(format!("../docs/schema/ctxtrace.{kind}-1.schema.json")),
-        &schema,
-    );
-    let validator =
-        jsonschema::validator_for(&serde_json::from_slice(&schema).expect("valid JSON")).expect("valid schema");
     let json = serde_json::from_slice(&json).expect("valid JSON");
-    let errors: Vec<String> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
-    assert!(errors.is_empty(), "{errors:?}");
+    golden_schema_of::<T>(name.split('-').next().unwrap_or(name), &[json]);
 }
 
 #[test]
@@ -582,33 +587,16 @@ fn golden_diagnoses() {
     }
     let json = json::render(&bad).expect("valid JSON");
     golden("doctor-bad.json", &json);
-    let schema = json::schema::<Diagnosis>().expect("valid JSON");
-    compare(
-        &manifest().join("../docs/schema/ctxtrace.doctor-1.schema.json"),
-        &schema,
-    );
-    let validator =
-        jsonschema::validator_for(&serde_json::from_slice(&schema).expect("valid JSON")).expect("valid schema");
     let json = serde_json::from_slice(&json).expect("valid JSON");
-    let errors: Vec<String> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
-    assert!(errors.is_empty(), "{errors:?}");
+    golden_schema_of::<Diagnosis>("doctor", &[json]);
 }
 
 /// The schema in the documentation equals the schema of the types, and the reports are valid under it.
 #[test]
 fn golden_schema() {
-    let schema = json::schema::<Report>().expect("valid JSON");
-    compare(
-        &manifest().join("../docs/schema/ctxtrace.report-1.schema.json"),
-        &schema,
-    );
-    let schema = serde_json::from_slice(&schema).expect("valid JSON");
-    let validator = jsonschema::validator_for(&schema).expect("valid schema");
-    for run in [full_run(), run_with_events()] {
-        let report = serde_json::to_value(report(Mode::Process, &[run])).expect("valid JSON");
-        let errors: Vec<String> = validator.iter_errors(&report).map(|error| error.to_string()).collect();
-        assert!(errors.is_empty(), "{errors:?}");
-    }
+    let reports = [full_run(), run_with_events()]
+        .map(|run| serde_json::to_value(report(Mode::Process, &[run])).expect("valid JSON"));
+    let validator = golden_schema_of::<Report>("report", &reports);
     // The schema rejects a report with a wrong type.
     let mut wrong = serde_json::to_value(report(Mode::Process, &[full_run()])).expect("valid JSON");
     wrong["kernel_switches"]["total"] = serde_json::Value::from("many");
