@@ -112,10 +112,11 @@ pub(super) fn task_rows(
         } else {
             NOT_COUNTED
         };
+        let name = tasks::task_name(aggregates, key);
         rows.push(Task {
             id: tasks::number(key.task),
-            name: tasks::name(aggregates, key),
-            is_number: tasks::task_name(aggregates, key).is_number(),
+            name: name.to_string(),
+            is_number: name.is_number(),
             pid: key.image.tgid,
             future_type: types.get(&key).cloned(),
             task_switches: nulls.or(task.task_switches, &path("task_switches"), why_not),

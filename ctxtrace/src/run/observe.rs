@@ -79,10 +79,8 @@ impl ObservedRun<'_> {
             (run.samples, run.lanes) = taken(replay);
         }
         run.polls = self.polls.map(|polls| polls.conclude().0);
-        let samples = std::mem::take(&mut run.samples);
-        recorded.name_stacks(&samples, interrupts.map(Interrupts::fd));
-        let mut run = recorded.run;
-        run.samples = samples;
+        recorded.name_stacks(interrupts.map(Interrupts::fd));
+        let run = recorded.run;
         if let Some(interrupts) = interrupts
             && let Some(Interrupt { signal, .. }) = interrupts.take()
         {

@@ -80,9 +80,12 @@ pub struct RecordedRun {
 }
 
 impl RecordedRun {
-    /// Looks up the names of all stacks, also of those in the samples, until `interrupt` is readable.
-    pub fn name_stacks(&mut self, samples: &Samples, interrupt: Option<BorrowedFd<'_>>) {
-        self.run.symbols = symbols::resolve(&self.run.aggregates, samples, &self.held, interrupt);
+    /// Looks up the names of all stacks of the run, also of those in its samples, until `interrupt` is readable.
+    pub fn name_stacks(&mut self, interrupt: Option<BorrowedFd<'_>>) {
+        let Run {
+            aggregates, samples, ..
+        } = &self.run;
+        self.run.symbols = symbols::resolve(aggregates, samples, &self.held, interrupt);
     }
 }
 

@@ -38,9 +38,8 @@ fn sampled(program: &str) -> Run {
     let mut replay = Replay::with_sink(Samples::default());
     let mut recorded = trace_samples(program, HZ, &mut replay);
     reconciled(&recorded.run);
-    let samples = replay.into_intervals();
-    recorded.name_stacks(&samples, None);
-    recorded.run.samples = samples;
+    recorded.run.samples = replay.into_intervals();
+    recorded.name_stacks(None);
     recorded.run
 }
 

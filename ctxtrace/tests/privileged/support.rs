@@ -18,7 +18,6 @@ use ctxtrace_common::ledger::Class;
 use ctxtrace_format::Level;
 use ctxtrace_format::programs::LocatorChoice;
 use ctxtrace_format::run::Run;
-use ctxtrace_format::samples::Samples;
 use procfs::process::Process;
 use serde_json::Value;
 
@@ -138,7 +137,7 @@ fn trace_at(settings: Settings, executable: &Path, env: &[(&str, &str)], observe
     let command = launch_command(executable, &words, &environment);
     let traced = with_recorder(settings, None, |recorder| recorder.command(&command, observer));
     let mut recorded = traced.expect("the program is traced");
-    recorded.name_stacks(&Samples::default(), None);
+    recorded.name_stacks(None);
     recorded
 }
 

@@ -292,7 +292,7 @@ impl Bench<'_> {
             if self.place.interrupts.any_seen() {
                 return Ok(Go::Interrupted);
             }
-            recorded.name_stacks(&Samples::default(), Some(self.place.interrupts.fd()));
+            recorded.name_stacks(Some(self.place.interrupts.fd()));
             if self.place.interrupts.take().is_some() {
                 return Ok(Go::Interrupted);
             }
@@ -347,12 +347,17 @@ impl Bench<'_> {
         let mut replay = Replay::with_sink((ThreadTimeBudget::new(window), Samples::default()));
         replay.events(events);
         let (budget, samples) = replay.into_intervals();
-        recorded.name_stacks(&samples, Some(self.place.interrupts.fd()));
+        recorded.run.samples = samples;
+        recorded.name_stacks(Some(self.place.interrupts.fd()));
         // The caller checks whether a signal was seen.
         let _ = self.place.interrupts.take();
-        let mut run = recorded.run;
-        run.samples = samples;
-        Ok(Account::from_timeline(&run, &budget, window, messages(outcome), asleep))
+        Ok(Account::from_timeline(
+            &recorded.run,
+            &budget,
+            window,
+            messages(outcome),
+            asleep,
+        ))
     }
 }
 
